@@ -1,0 +1,145 @@
+"""Every prompt that the model sees is written here, once, for training, inference, evaluation and demo alike.
+
+`render` turns a sample into chat messages. Media stand at the very start of the user message as one placeholder a
+modality (`<audio><frames><motion>`); the processor repeats each placeholder once per soft token. Whatever follows is plain
+text: a placeholder inside a subtitle is text, never media.
+
+A task says what is asked for:
+
+- ``description``: an explanation in prose, with the visual, acoustic and lexical clues;
+- ``labels``: open-vocabulary emotion words only, comma-separated;
+- ``both``: the explanation, then a last line with the labels (the default);
+- ``fixed``: one label out of given candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from affectgpt.schema import Sample
+
+MODALITIES = ("audio", "frames", "motion")
+"""Soft-token branches, in the order in which their placeholders stand in the prompt."""
+
+PLACEHOLDERS = {name: f"<{name}>" for name in MODALITIES}
+
+TASKS = ("description", "labels", "both", "fixed")
+LANGUAGES = ("en", "zh")
+PROMPT_VERSION = "1"
+"""Changes whenever a word below changes, and travels with every prediction and checkpoint."""
+
+
+class Message(NamedTuple):
+    """One chat turn: `role` is ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+_QUESTION = {
+    "en": {
+        "description": "Watch and listen, then explain what the person feels and which clues show it.",
+        "labels": "Which emotions does the person feel? Answer with emotion words only, separated by commas.",
+        "both": "Watch and listen, then explain what the person feels and which clues show it. "
+        "End with a line that lists the emotions.",
+        "fixed": "Which one of these emotions fits the person best: {candidates}? Answer with that word only.",
+    },
+    "zh": {
+        "description": "请观看并聆听，说明这个人的感受以及有哪些线索。",
+        "labels": "这个人有哪些情绪？只回答情绪词，用逗号分隔。",
+        "both": "请观看并聆听，说明这个人的感受以及有哪些线索。最后一行列出情绪词。",
+        "fixed": "下列情绪中哪一个最符合这个人：{candidates}？只回答这个词。",
+    },
+}
+_SUBTITLE = {"en": 'The person says: "{subtitle}"', "zh": "这个人说：“{subtitle}”"}
+LABEL_LINE = {"en": "Emotions: ", "zh": "情绪："}
+"""How the last line of a ``both`` answer begins; `affectgpt.metrics.extract` looks for it."""
+LABEL_SEPARATOR = {"en": ", ", "zh": "，"}
+
+
+def question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
+    """The instruction of `task` in `lang`, without media and subtitle."""
+    if lang not in LANGUAGES:
+        raise ValueError(f"unknown language {lang!r}; expected one of {list(LANGUAGES)}")
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; expected one of {list(TASKS)}")
+    if (task == "fixed") != bool(candidates):
+        raise ValueError(
+            f"task {task!r} got {len(candidates)} candidates; pass candidates with task 'fixed', and only with it"
+        )
+    return _QUESTION[lang][task].format(candidates=LABEL_SEPARATOR[lang].join(candidates))
+
+
+def answer(sample: Sample, task: str, lang: str = "en") -> str:
+    """The text that a model should write for `sample`; raises ValueError naming what the sample lacks for `task`."""
+    localized = sample.in_language(lang)
+    if task in ("description", "both") and not localized.description:
+        raise ValueError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
+    if task in ("labels", "both") and not localized.labels:
+        raise ValueError(f"sample {sample.id!r} has no labels in {lang!r}, which task {task!r} needs")
+    if task == "fixed":
+        if not localized.label:
+            raise ValueError(f"sample {sample.id!r} has no single `label`, which task 'fixed' needs")
+        return localized.label
+    words = LABEL_SEPARATOR[lang].join(localized.labels or ())
+    if task == "labels":
+        return words
+    description = (localized.description or "").strip()
+    return description if task == "description" else f"{description}\n{LABEL_LINE[lang]}{words}"
+
+
+def render(
+    sample: Sample,
+    *,
+    task: str = "both",
+    lang: str = "en",
+    candidates: Sequence[str] = (),
+    modalities: Sequence[str] | None = None,
+    with_subtitle: bool = True,
+    with_answer: bool = False,
+) -> list[Message]:
+    """The chat messages of one sample: the user turn, and the assistant turn if `with_answer`.
+
+    Args:
+        sample: its `modalities` say which media it has; `subtitle` may be None.
+        task, lang, candidates: see the module's head.
+        modalities: media to show, None = all that the sample has. Asking for one that it lacks is an error.
+        with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
+
+    >>> from affectgpt.schema import Sample
+    >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="labels")[0].content
+    '<audio>\\nThe person says: "Fine."\\nWhich emotions does the person feel? Answer with emotion words only, ...'
+    """
+    has = sample.modalities or ()
+    wanted = has if modalities is None else modalities
+    if unknown := [name for name in wanted if name not in MODALITIES]:
+        raise ValueError(f"sample {sample.id!r}: unknown modalities {unknown}; expected some of {list(MODALITIES)}")
+    if lacking := [name for name in wanted if name not in has]:
+        raise ValueError(f"sample {sample.id!r} has no {lacking}; it has {list(has)}")
+    lines = []
+    if slots := "".join(PLACEHOLDERS[name] for name in MODALITIES if name in wanted):
+        lines.append(slots)
+    subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
+    if subtitle:
+        lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
+    lines.append(question(task, lang, candidates))
+    messages = [Message("user", "\n".join(lines))]
+    if with_answer:
+        messages.append(Message("assistant", answer(sample, task, lang)))
+    return messages
+
+
+def media_of(content: str) -> tuple[tuple[str, ...], str]:
+    """Split a user message into the modalities whose placeholders open it and the plain text behind them.
+
+    >>> media_of('<audio><motion>\\nWho says <frames>?')
+    (('audio', 'motion'), '\\nWho says <frames>?')
+    """
+    found = []
+    for name in MODALITIES:
+        if content.startswith(PLACEHOLDERS[name]):
+            found.append(name)
+            content = content[len(PLACEHOLDERS[name]) :]
+    return tuple(found), content

@@ -1,0 +1,298 @@
+"""What a sample and a prediction are, and how they are read from and written to JSONL and CSV.
+
+A manifest has one row a sample. Every error says file:line, the id, what was found, what was expected and what to do;
+rows are never repaired or replaced. Columns and their meaning: docs/data-format.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from affectgpt.prompts import LANGUAGES, MODALITIES
+
+HELP = "see docs/data-format.md"
+_TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # what a translation may hold
+_BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+
+class ManifestError(ValueError):
+    """A manifest, or rows of it, cannot be read; the message lists file:line and what to do."""
+
+
+def check_id(value: object) -> str:
+    """Return `value` if it is a usable sample id, else raise ValueError.
+
+    An id is a short text without slashes or control characters: it names rows and log lines, and where a file must be
+    named after it, nothing in it can lead out of the folder.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"id must be a non-empty text, found {value!r}")
+    if _BAD_ID.search(value) or value in (".", "..") or len(value) > 200 or value != value.strip():
+        raise ValueError(
+            f"id {value!r} is not allowed: at most 200 characters, no slash, backslash, control character or outer space"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip with what is known of it.
+
+    `video` and `audio` are paths (absolute once read from a manifest, relative entries resolve against its folder);
+    `audio` is a sound file of its own and takes precedence over the video's track. `labels` are open-vocabulary words,
+    `label` is one word of a fixed set. Texts are in `lang`; other languages stand in `translations`. `modalities` is what
+    the media really contain, filled by probing; None = not probed yet.
+    """
+
+    id: str
+    video: str | None = None
+    audio: str | None = None
+    subtitle: str | None = None
+    description: str | None = None
+    labels: tuple[str, ...] | None = None
+    label: str | None = None
+    valence: float | None = None
+    lang: str = "en"
+    split: str | None = None
+    translations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    modalities: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+
+    def in_language(self, lang: str, strict: bool = True) -> Sample:
+        """The same sample with its texts in `lang`.
+
+        Where there is no translation: with `strict`, ValueError; else only the subtitle is kept (it is what was
+        said, in whatever language), and description and labels are dropped.
+        """
+        if lang == self.lang:
+            return self
+        texts = dict.fromkeys(_TEXT_FIELDS) | dict(self.translations.get(lang, {}))
+        if strict and lang not in self.translations:
+            have = sorted({self.lang, *self.translations})
+            raise ValueError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {HELP}")
+        texts["subtitle"] = texts["subtitle"] or self.subtitle
+        return replace(self, lang=lang, translations={}, **texts)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model wrote about one sample: a row of predictions.jsonl.
+
+    `labels` None = not parsed yet. `modalities` lists what was really used (soft-token branches, and "text" for the
+    subtitle); `media` holds facts such as frame times and seconds heard. `finish` is "eos" or "length".
+    """
+
+    id: str
+    text: str
+    labels: tuple[str, ...] | None = None
+    task: str = "both"
+    lang: str = "en"
+    modalities: tuple[str, ...] = ()
+    subtitle: str | None = None
+    media: Mapping[str, Any] = field(default_factory=dict)
+    n_tokens: int | None = None
+    finish: str | None = None
+    model: str | None = None
+    prompt_version: str | None = None
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A row or a file that could not be used, and why; written to bad_samples.jsonl, never replaced by another sample."""
+
+    id: str
+    where: str
+    reason: str
+
+
+def parse_label_list(value: object) -> tuple[str, ...] | None:
+    """Read a label cell: a list, `['a', 'b']` as text, `[a, b]`, `a, b`, `a; b` or `开心，自豪`; empty and NaN give None.
+
+    >>> parse_label_list('["don\\'t know", "sad"]'), parse_label_list("[happy, calm]"), parse_label_list("")
+    (("don't know", 'sad'), ('happy', 'calm'), None)
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        if not text or text.lower() in ("nan", "none", "[]"):
+            return None
+        try:
+            parsed = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed = None
+        if isinstance(parsed, (list, tuple)):
+            value = list(parsed)
+        else:
+            inner = text[1:-1] if text[0] == "[" and text[-1] == "]" else text
+            value = [part.strip().strip("\"'") for part in re.split(r"[,;，、；]", inner)]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        raise ValueError(f"labels must be a list of words, found {value!r}")
+    words = tuple(dict.fromkeys(word.strip() for word in value if word.strip()))
+    return words or None
+
+
+def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sample:
+    """Build a Sample from one JSON object or CSV row; relative media paths resolve against `folder`.
+
+    `name` is accepted for `id`, and `<field>_zh` / `<field>_en` columns become translations. Unknown columns are an
+    error, because a misspelt `subtitel` would otherwise vanish.
+    """
+    row = {key: value for key, value in row.items() if value is not None and value != ""}
+    if "name" in row and "id" not in row:
+        row["id"] = row.pop("name")
+    sample_id = check_id(row.get("id"))
+    lang = row.get("lang", "en")
+    if lang not in LANGUAGES:
+        raise ValueError(f"lang {lang!r} is not one of {list(LANGUAGES)}")
+    if not isinstance(row.get("translations", {}), Mapping):
+        raise ValueError(f"translations must map a language to texts, found {row['translations']!r}")
+    translations = {key: dict(texts) for key, texts in row.pop("translations", {}).items()}
+    for other in LANGUAGES:
+        for name in _TEXT_FIELDS:
+            if (key := f"{name}_{other}") in row:
+                value = row.pop(key)
+                if other == lang:
+                    row.setdefault(name, value)
+                else:
+                    translations.setdefault(other, {})[name] = value
+    allowed = {item.name for item in fields(Sample)}
+    if unknown := sorted(set(row) - allowed):
+        raise ValueError(f"unknown columns {unknown}; expected some of {sorted(allowed)}")
+    for texts in (row, *translations.values()):
+        for name in _TEXT_FIELDS:
+            if name == "labels":
+                texts[name] = parse_label_list(texts.get(name))
+            elif (text := texts.get(name)) is not None and not isinstance(text, str):
+                raise ValueError(f"{name} must be a text, found {text!r}")
+    for language, texts in translations.items():
+        if language not in LANGUAGES or (extra := set(texts) - set(_TEXT_FIELDS)):
+            raise ValueError(f"translations: {language!r} with {sorted(texts)}; expected {list(_TEXT_FIELDS)} by language")
+    if "valence" in row:
+        try:
+            row["valence"] = float(row["valence"])
+        except (TypeError, ValueError):
+            raise ValueError(f"valence must be a number, found {row['valence']!r}") from None
+    for key in ("video", "audio"):
+        if (entry := row.get(key)) is not None:
+            if not isinstance(entry, str):
+                raise ValueError(f"{key} must be a path, found {entry!r}")
+            row[key] = str(folder / entry) if folder is not None else entry
+    if "modalities" in row:
+        row["modalities"] = tuple(parse_label_list(row["modalities"]) or ())
+        if odd := set(row["modalities"]) - set(MODALITIES):
+            raise ValueError(f"modalities {sorted(odd)} unknown; expected some of {list(MODALITIES)}")
+    if not (row.get("video") or row.get("audio") or row.get("subtitle")):
+        raise ValueError("no video, audio or subtitle: there is nothing to look at; give at least one")
+    return Sample(**{**row, "id": sample_id, "lang": lang, "translations": translations})
+
+
+def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tuple[list[Sample], list[BadSample]]:
+    """Read a manifest (.jsonl or .csv) into samples, in file order.
+
+    Args:
+        on_bad: "raise" stops with one ManifestError that lists every bad row (20 at most); "skip" returns them.
+
+    Returns:
+        the samples and the rows that were left out (always empty under "raise").
+    """
+    path = Path(path)
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad is {on_bad!r}; expected 'raise' or 'skip'")
+    samples: list[Sample] = []
+    bad: list[BadSample] = []
+    first_line: dict[str, int] = {}
+    for line_no, row in _rows(path):
+        sample_id = str(row.get("id", row.get("name", "?"))) if isinstance(row, Mapping) else "?"
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            sample = sample_from_row(row, path.parent)
+            if sample.id in first_line:
+                raise ValueError(f"the id stands already in line {first_line[sample.id]}; ids must be unique")
+        except ValueError as error:
+            bad.append(BadSample(sample_id, f"{path}:{line_no}", str(error)))
+            continue
+        first_line[sample.id] = line_no
+        samples.append(sample)
+    if bad and on_bad == "raise":
+        listed = "\n".join(f"{item.where}: sample {item.id!r}: {item.reason}" for item in bad[:20])
+        more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise ManifestError(f"{listed}{more}\n{len(bad)} bad rows; mend them or pass on_bad=skip; {HELP}")
+    if not samples:
+        raise ManifestError(f"{path}: no usable sample ({len(bad)} bad rows); {HELP}")
+    return samples, bad
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, row); a row that is no JSON object comes as the ValueError that says so."""
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest file; {HELP}")
+    if path.suffix not in (".jsonl", ".csv"):
+        raise ManifestError(f"{path}: a manifest ends in .jsonl or .csv, found {path.suffix!r}; {HELP}")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        line_no = 2
+        for row in reader:
+            if None in row:
+                yield line_no, ValueError(f"{len(row[None])} more cells than the header; quote cells that hold commas")
+            else:
+                yield line_no, row
+            line_no = reader.line_num + 1
+        return
+    for line_no, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            row = ValueError(f"not JSON: {error}")
+        if not isinstance(row, (dict, ValueError)):
+            row = ValueError(f"expected a JSON object, found {type(row).__name__}")
+        yield line_no, row
+
+
+def to_json(item: Sample | Prediction | BadSample) -> str:
+    """One JSON line without the fields that are unset."""
+    row = {key: value for key, value in asdict(item).items() if value not in (None, {}, ())}
+    return json.dumps(row, ensure_ascii=False)
+
+
+def write_jsonl(path: str | os.PathLike[str], items: Iterable[Sample | Prediction | BadSample]) -> None:
+    """Write one line an item; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(to_json(item) + "\n" for item in items)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
+    """Build a Prediction from one JSON object; unknown keys are ignored, since other systems write more."""
+    known = {item.name for item in fields(Prediction)}
+    values = {key: value for key, value in row.items() if key in known and value is not None}
+    if not isinstance(values.get("text"), str):
+        raise ValueError(f"prediction {row.get('id', '?')!r}: text must be a text, found {row.get('text')!r}")
+    for key in ("labels", "modalities"):
+        if key in values:
+            values[key] = tuple(values[key])
+    return Prediction(**values)
