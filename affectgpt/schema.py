@@ -39,7 +39,7 @@ def check_id(value: object) -> str:
         raise ValueError(f"id must be a non-empty text, found {value!r}")
     if _BAD_ID.search(value) or value in (".", "..") or len(value) > 200 or value != value.strip():
         raise ValueError(
-            f"id {value!r} is not allowed: at most 200 characters, no slash, backslash, control character or outer space"
+            f"id {value!r} is not allowed: at most 200 characters, no slash, backslash, control or outer space"
         )
     return value
 
@@ -50,8 +50,8 @@ class Sample:
 
     `video` and `audio` are paths (absolute once read from a manifest, relative entries resolve against its folder);
     `audio` is a sound file of its own and takes precedence over the video's track. `labels` are open-vocabulary words,
-    `label` is one word of a fixed set. Texts are in `lang`; other languages stand in `translations`. `modalities` is what
-    the media really contain, filled by probing; None = not probed yet.
+    `label` is one word of a fixed set. Texts are in `lang`; other languages stand in `translations`. `modalities` is
+    what the media really contain, filled by probing; None = not probed yet.
     """
 
     id: str
@@ -113,7 +113,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class BadSample:
-    """A row or a file that could not be used, and why; written to bad_samples.jsonl, never replaced by another sample."""
+    """A row or a file that could not be used, and why; written to bad_samples.jsonl, never replaced by another."""
 
     id: str
     where: str
@@ -121,7 +121,7 @@ class BadSample:
 
 
 def parse_label_list(value: object) -> tuple[str, ...] | None:
-    """Read a label cell: a list, `['a', 'b']` as text, `[a, b]`, `a, b`, `a; b` or `开心，自豪`; empty and NaN give None.
+    """Read a label cell: a list, `['a', 'b']` as text, `[a, b]`, `a, b`, `a; b`, `开心，自豪`; empty and NaN give None.
 
     >>> parse_label_list('["don\\'t know", "sad"]'), parse_label_list("[happy, calm]"), parse_label_list("")
     (("don't know", 'sad'), ('happy', 'calm'), None)
@@ -181,8 +181,8 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
             elif (text := texts.get(name)) is not None and not isinstance(text, str):
                 raise ValueError(f"{name} must be a text, found {text!r}")
     for language, texts in translations.items():
-        if language not in LANGUAGES or (extra := set(texts) - set(_TEXT_FIELDS)):
-            raise ValueError(f"translations: {language!r} with {sorted(texts)}; expected {list(_TEXT_FIELDS)} by language")
+        if language not in LANGUAGES or set(texts) - set(_TEXT_FIELDS):
+            raise ValueError(f"translations: {language!r} with {sorted(texts)}; expected {_TEXT_FIELDS} by language")
     if "valence" in row:
         try:
             row["valence"] = float(row["valence"])

@@ -1,0 +1,219 @@
+"""The shape of every configuration: dataclasses that mirror conf/, with types, defaults and one comment a field.
+
+The YAML files hold values; this file says what may stand in them. docs/configuration.md is generated from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class PathsConfig:
+    """Where things are kept."""
+
+    cache: str = "~/.cache/affectgpt"  # embedded corpus, small base models and encoder states; env AFFECTGPT_CACHE
+    runs: str = "runs"  # one folder a run: checkpoints, config, metrics, predictions
+
+
+@dataclass
+class EncoderConfig:
+    """One frozen encoder."""
+
+    path: str = "???"  # hub id or folder of a pretrained encoder that transformers' AutoModel builds
+    revision: str | None = None  # hub revision; pinned into every checkpoint
+    layers: str = "last"  # hidden states handed over: last, penultimate, an index such as -2, or last4_mean
+    pool: str = "tokens"  # tokens (all), frame (mean per frame), window (mean per sound window), cls, mean
+    dtype: str = "float32"  # float32 or bfloat16
+
+
+@dataclass
+class ProjectorConfig:
+    """One trained projection from encoder states to soft tokens of the LLM."""
+
+    kind: str = "qformer"  # qformer, linear or attention (learned weighted sum)
+    n_queries: int = 32  # soft tokens that the LLM sees (qformer; attention gives one a query)
+    n_layers: int = 2  # Q-Former blocks, each with cross-attention
+    hidden_size: int = 768  # Q-Former width
+    n_heads: int = 12  # Q-Former attention heads
+    max_positions: int = 64  # temporal positions (frames, windows) that have an embedding of their own
+    dropout: float = 0.1  # inside the Q-Former, while training
+
+
+@dataclass
+class LLMConfig:
+    """The frozen language model."""
+
+    path: str = "???"  # hub id or folder of any causal LM
+    revision: str | None = None  # hub revision; pinned into every checkpoint
+    dtype: str = "float32"  # float32 or bfloat16
+    prompt_format: str = "auto"  # auto = the tokenizer's chat template, else vicuna
+    lora: dict[str, Any] | None = (
+        None  # peft LoraConfig values (r, lora_alpha, target_modules ...); null = frozen whole
+    )
+
+
+@dataclass
+class SamplingConfig:
+    """What of a clip reaches the encoders."""
+
+    n_frames: int = 8  # frames for the image encoder, at floor(i * n / n_frames)
+    n_motion_frames: int = 16  # frames for the motion encoder
+    rate_hz: int = 16000  # sampling rate of the sound
+    window_s: float = 10.0  # sound up to this long is one window
+    max_windows: int = 3  # longer sound: at most this many windows
+    spacing: str = "cover"  # cover = windows spread from start to end; fixed = always max_windows, padded
+
+
+@dataclass
+class ModelConfig:
+    """A model out of pretrained parts."""
+
+    name: str = "???"  # short name, for tables and records
+    llm: LLMConfig = field(default_factory=LLMConfig)  # the frozen language model
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # by modality: audio, frames, motion; any subset
+    projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and sound windows
+
+
+@dataclass
+class SourceConfig:
+    """One manifest, or a part of it."""
+
+    manifest: str = "???"  # path of a .jsonl or .csv manifest; demo:coarse and demo:fine name the embedded corpus
+    split: str | None = None  # only rows with this split; null = all
+    weight: float = 1.0  # share of the draws relative to other sources
+
+
+@dataclass
+class DataConfig:
+    """Which samples each part of the work takes."""
+
+    name: str = "???"  # short name, for tables and records
+    coarse: list[SourceConfig] = field(default_factory=list)  # training data of stage coarse
+    fine: list[SourceConfig] = field(default_factory=list)  # training data of stage fine
+    test: list[SourceConfig] = field(default_factory=list)  # scored by eval.py; never used to choose anything
+    on_bad: str = "raise"  # bad samples: raise stops, skip leaves them out, lists them and counts them
+    backend: str = "pyav"  # video decoder: pyav, decord or torchcodec
+    cache_features: bool = True  # keep the frozen encoders' states on disk and never compute them twice
+
+
+@dataclass
+class StageConfig:
+    """One training stage."""
+
+    name: str = "???"  # coarse or fine: which training data, and the run's name
+    init_from: str | None = None  # a run name (its last complete run), a checkpoint folder, or null = new projections
+    trainable: list[str] = field(default_factory=lambda: ["projectors"])  # projectors, projectors.audio ..., lora
+    epochs: int = 100  # passes of `iterations_per_epoch` steps
+    iterations_per_epoch: int = 1000  # optimizer steps that are called an epoch
+    batch_size: int = 3  # samples a step and process
+    accumulation: int = 1  # batches added up before an optimizer step
+    learning_rate: float = 3e-5  # peak, reached at the end of the warm-up
+    warmup_learning_rate: float = 1e-6  # at the first step
+    min_learning_rate: float = 1e-5  # at the last step, end of the cosine
+    warmup_steps: int = 1000  # linear from warmup_learning_rate to learning_rate
+    weight_decay: float = 0.05  # none on biases, norms and other vectors
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
+    max_grad_norm: float = 1.0  # gradient clipping
+    gradient_checkpointing: bool = False  # trade compute for memory in the LLM
+    tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights of description, labels, both
+    langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages
+    modality_dropout: float = 0.0  # chance that a medium is hidden from an example; at least one stays
+    subtitle_dropout: float = 0.0  # chance that the subtitle is hidden
+    n_validation: int = 64  # training samples held out to validate by generating and scoring; 0 = none
+    validate_every: int = 1000  # steps between validations
+    save_every: int = 1000  # steps between checkpoints
+    keep_last: int = 2  # checkpoints kept besides the best one
+    log_every: int = 10  # steps between log lines
+    n_workers: int = 2  # loader processes
+
+
+@dataclass
+class GenerateConfig:
+    """How answers are written."""
+
+    batch_size: int = 8  # samples generated together
+    max_new_tokens: int = 256  # longest answer
+    do_sample: bool = False  # false = greedy, repeatable
+    temperature: float = 1.0  # only with do_sample
+    top_p: float = 1.0  # only with do_sample
+    num_beams: int = 1  # 1 = no beam search
+
+
+@dataclass
+class LoggingConfig:
+    """Where a run can be watched; metrics.jsonl is always written."""
+
+    wandb: str = "disabled"  # online, offline (needs no account) or disabled
+    project: str = "affectgpt"  # wandb project
+    tensorboard: bool = False  # needs the tensorboard extra
+    n_sample_generations: int = 4  # validation samples shown with frames, media and text
+
+
+@dataclass
+class TrainConfig:
+    """python train.py"""
+
+    stage: StageConfig = field(default_factory=StageConfig)  # stage=coarse or stage=fine
+    model: ModelConfig = field(default_factory=ModelConfig)  # model=demo, or a preset of conf/model
+    data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
+    generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation during validation
+    logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard
+    paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
+    name: str | None = None  # run name; null = the stage's name
+    resume: bool = False  # go on with the last unfinished run of this name
+    seed: int = 42  # initialisation, data order, dropout
+    device: str = "auto"  # auto, cpu or cuda
+
+
+@dataclass
+class InferConfig:
+    """python infer.py"""
+
+    input: list[str] = field(
+        default_factory=list
+    )  # media files, folders or one manifest; also given as plain arguments
+    checkpoint: str | None = None  # run or checkpoint folder; null = the last complete fine (else coarse) run
+    task: str = "both"  # description, labels, both or fixed
+    lang: str = "en"  # en or zh
+    candidates: list[str] = field(default_factory=list)  # task=fixed: the labels to choose from
+    subtitle: str | None = None  # what is said, for media files without a manifest
+    use_subtitle: bool = True  # false = strategy S0: the model does not see the subtitle
+    modalities: list[str] | None = None  # soft-token branches to use; null = all that the clip and the model have
+    split: str | None = None  # rows of a manifest with this split
+    out: str | None = None  # predictions.jsonl to append to; done ids are skipped, so a killed run goes on
+    json: bool = False  # print JSON lines instead of text
+    on_bad: str = "raise"  # bad samples: raise or skip
+    backend: str = "pyav"  # video decoder
+    cache_features: bool = False  # keep encoder states on disk
+    dtype: str | None = None  # LLM precision; null = as trained
+    generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
+    paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
+    seed: int = 42  # only matters with do_sample
+    device: str = "auto"  # auto, cpu or cuda
+
+
+@dataclass
+class EvalConfig:
+    """python eval.py"""
+
+    checkpoint: str | None = (
+        None  # run or checkpoint folder; null = the last complete fine run, unless predictions is set
+    )
+    predictions: str | None = None  # score this file and load no model
+    references: str | None = None  # manifest with the true labels; null = the test sources of `data`
+    data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
+    split: str | None = None  # rows of `references` with this split
+    task: str = "both"  # what a checkpoint is asked for
+    lang: str = "en"  # language of the answers
+    use_subtitle: bool = True  # false = strategy S0
+    modalities: list[str] | None = None  # soft-token branches to use; null = all
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion-wheel tables
+    n_bootstrap: int = 1000  # resamples of the 95 % interval
+    out: str | None = None  # folder for predictions.jsonl and report.json; null = beside the checkpoint or predictions
+    generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
+    paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
+    seed: int = 42  # bootstrap
+    device: str = "auto"  # auto, cpu or cuda

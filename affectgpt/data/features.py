@@ -1,0 +1,175 @@
+"""The cache of frozen encoder states: one small safetensors file a clip and modality, addressed by content.
+
+A frozen encoder is a pure function of the file, so its states are computed once and shared by all runs and processes. The
+address holds the sha256 of the media, the encoder's fingerprint and the sampling; a change of any of them is another
+address, never a stale hit. Files appear whole (written aside, then renamed), so several processes may fill one cache.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from affectgpt.data.clips import Clip, Sampling, load_clip
+from affectgpt.data.sources import check_each
+from affectgpt.runtime import sha256_of_file, stable_hash
+from affectgpt.schema import BadSample, Sample
+
+log = logging.getLogger("affectgpt")
+
+FORMAT = 1
+"""Raise when decoding, preprocessing or the file layout changes: old entries are then simply not found."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the processor takes of one sample: decoded arrays, or encoder states [T,E], by modality; and the facts."""
+
+    media: dict[str, Any]
+    facts: dict[str, Any]
+
+
+class FeatureCache:
+    """States by (media sha256, modality).
+
+    Args:
+        folder: shared by all runs.
+        fingerprints: identity of each modality's encoder (weights, layers, pooling, precision).
+        sampling: how clips are cut; part of the address.
+    """
+
+    def __init__(self, folder: Path, fingerprints: Mapping[str, str], sampling: Sampling) -> None:
+        self._folders = {
+            name: folder / name / stable_hash([FORMAT, fingerprint, asdict(sampling)])[:16]
+            for name, fingerprint in fingerprints.items()
+        }
+
+    def path(self, modality: str, sha256: str) -> Path:
+        return self._folders[modality] / sha256[:2] / f"{sha256}.safetensors"
+
+    def read(self, modality: str, sha256: str) -> tuple[Tensor, dict[str, Any]] | None:
+        """States [T,E] and facts, or None; a damaged file is deleted with a warning and counts as absent."""
+        path = self.path(modality, sha256)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("states"), json.loads(file.metadata()["facts"])
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            log.warning("feature cache: %s is damaged (%s), it will be made again", path, error)
+            path.unlink(missing_ok=True)
+            return None
+
+    def write(self, modality: str, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> None:
+        path = self.path(modality, sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file({"states": states.detach().cpu().contiguous()}, temporary, metadata={"facts": json.dumps(facts)})
+        os.replace(temporary, path)
+
+
+class ClipReader:
+    """Gives the media of a sample to training and inference alike: from the cache if there is one, else decoded.
+
+    Args:
+        sampling: how clips are cut.
+        encode: turns decoded media into encoder states, one sample at a time; needed with a cache only.
+        cache: None = always decode, and let the model run its encoders in the batch.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        backend: str = "pyav",
+        cache: FeatureCache | None = None,
+        encode: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        if cache is not None and encode is None:
+            raise ValueError("a feature cache needs `encode`, to fill what it lacks")
+        self._sampling = sampling
+        self._backend = backend
+        self._cache = cache
+        self._encode = encode
+        self._hashes: dict[tuple[str, int, int], str] = {}
+
+    def __call__(self, sample: Sample, modalities: Sequence[str]) -> Features:
+        """Media of `sample` for `modalities`; raises MediaError if they cannot be decoded whole."""
+        if self._cache is None:
+            clip = load_clip(sample, modalities, self._sampling, backend=self._backend)
+            return Features(clip.arrays, clip.facts)
+        media: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
+        missing = []
+        for name in modalities:
+            if (found := self._cache.read(name, self._sha256(sample, name))) is None:
+                missing.append(name)
+            else:
+                media[name], facts[name] = found
+        if missing:
+            clip = load_clip(sample, missing, self._sampling, backend=self._backend)
+            self.store(sample, clip)
+            for name in missing:
+                found = self._cache.read(name, self._sha256(sample, name))
+                assert found is not None
+                media[name], facts[name] = found
+        return Features({name: media[name] for name in modalities}, {name: facts[name] for name in modalities})
+
+    def store(self, sample: Sample, clip: Clip) -> None:
+        """Encode a decoded clip and write its states."""
+        assert self._cache is not None
+        assert self._encode is not None
+        for name, states in self._encode(clip.arrays).items():
+            self._cache.write(name, self._sha256(sample, name), states, clip.facts[name])
+
+    def prepare(
+        self, samples: Sequence[Sample], modalities: Sequence[str], *, on_bad: str, what: str = "reading clips"
+    ) -> tuple[list[Sample], list[BadSample]]:
+        """Go once over all samples before training: fill the cache, or only decode, so that bad media show up now.
+
+        Without a cache and with `on_bad="raise"` nothing is done: a bad clip stops the run when it comes up.
+
+        Returns:
+            the usable samples and the bad ones; see `check_each` for the policy.
+        """
+        if self._cache is None and on_bad == "raise":
+            return list(samples), []
+
+        def check(sample: Sample) -> Sample:
+            wanted = [name for name in sample.modalities or () if name in modalities]
+            if self._cache is None:
+                load_clip(sample, wanted, self._sampling, backend=self._backend)
+            else:
+                wanted = [name for name in wanted if not self._cache.path(name, self._sha256(sample, name)).exists()]
+                if wanted:
+                    self.store(sample, load_clip(sample, wanted, self._sampling, backend=self._backend))
+            return sample
+
+        # Decoding releases the interpreter lock, so two threads overlap one clip's decoding with another's encoding.
+        return check_each(
+            samples,
+            check,
+            name=lambda sample: sample.id,
+            where=lambda sample: str(sample.video or sample.audio),
+            on_bad=on_bad,
+            what=what,
+            n_threads=2,
+        )
+
+    def _sha256(self, sample: Sample, modality: str) -> str:
+        path = sample.audio if modality == "audio" and sample.audio is not None else sample.video
+        assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
+        status = os.stat(path)
+        key = (path, status.st_size, status.st_mtime_ns)
+        if key not in self._hashes:
+            self._hashes[key] = sha256_of_file(path)
+        return self._hashes[key]
