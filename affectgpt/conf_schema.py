@@ -23,8 +23,8 @@ class EncoderConfig:
 
     path: str = "???"  # hub id or folder of a pretrained encoder that transformers' AutoModel builds
     revision: str | None = None  # hub revision; pinned into every checkpoint
-    layers: str = "last"  # hidden states handed over: last, penultimate, an index such as -2, or last4_mean
-    pool: str = "tokens"  # tokens (all), frame (mean per frame), window (mean per sound window), cls, mean
+    layers: Any = -1  # hidden state handed over: -1 = last, another index, or last4_mean (mean of the last four)
+    pool: str = "tokens"  # tokens (all), frame or window (mean of each), cls, pooled (the model's own vector), mean
     dtype: str = "float32"  # float32 or bfloat16
 
 
@@ -49,9 +49,7 @@ class LLMConfig:
     revision: str | None = None  # hub revision; pinned into every checkpoint
     dtype: str = "float32"  # float32 or bfloat16
     prompt_format: str = "auto"  # auto = the tokenizer's chat template, else vicuna
-    lora: dict[str, Any] | None = (
-        None  # peft LoraConfig values (r, lora_alpha, target_modules ...); null = frozen whole
-    )
+    lora: dict[str, Any] | None = None  # peft LoraConfig values (r, lora_alpha, ...); null = frozen whole
 
 
 @dataclass
@@ -172,9 +170,7 @@ class TrainConfig:
 class InferConfig:
     """python infer.py"""
 
-    input: list[str] = field(
-        default_factory=list
-    )  # media files, folders or one manifest; also given as plain arguments
+    input: list[str] = field(default_factory=list)  # media files, folders or one manifest; plain arguments work too
     checkpoint: str | None = None  # run or checkpoint folder; null = the last complete fine (else coarse) run
     task: str = "both"  # description, labels, both or fixed
     lang: str = "en"  # en or zh
@@ -199,9 +195,7 @@ class InferConfig:
 class EvalConfig:
     """python eval.py"""
 
-    checkpoint: str | None = (
-        None  # run or checkpoint folder; null = the last complete fine run, unless predictions is set
-    )
+    checkpoint: str | None = None  # run or checkpoint; null = last complete fine run, if predictions is null
     predictions: str | None = None  # score this file and load no model
     references: str | None = None  # manifest with the true labels; null = the test sources of `data`
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data

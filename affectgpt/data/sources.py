@@ -127,6 +127,7 @@ def check_each(
     on_bad: str,
     what: str,
     n_threads: int = 4,
+    progress: bool = True,
 ) -> tuple[list[Item], list[BadSample]]:
     """Run `check` over `items` in threads, in order, with a progress bar.
 
@@ -148,7 +149,8 @@ def check_each(
     bad: list[BadSample] = []
     with ThreadPoolExecutor(n_threads) as pool:
         try:
-            for item, result in zip(items, tqdm(pool.map(attempt, items), what, len(items), leave=False), strict=True):
+            bar = tqdm(pool.map(attempt, items), what, len(items), leave=False, disable=not progress)
+            for item, result in zip(items, bar, strict=True):
                 if isinstance(result, Exception):
                     bad.append(BadSample(name(item), where(item), str(result)))
                 else:

@@ -1,0 +1,328 @@
+"""One training stage from its configuration to a finished run folder.
+
+A run folder holds `config.yaml`, `run.json`, `metrics.jsonl`, `generations/`, `best/` and the last checkpoints. The stage
+itself is data: what it trains on, what is trainable, where it starts and how long it runs stand in conf/stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from affectgpt.conf_schema import DataConfig, SourceConfig, StageConfig, TrainConfig
+from affectgpt.data.features import ClipReader
+from affectgpt.data.sources import hold_out, probe_samples, read_manifest, report_bad
+from affectgpt.data.stream import Draw, Recipe, TrainingStream
+from affectgpt.inference import Asking, Decoding, predict
+from affectgpt.loading import build_model, clip_reader, last_complete_run, resolve_checkpoint
+from affectgpt.metrics import evaluate
+from affectgpt.models.checkpoint import load_trained_tensors
+from affectgpt.models.modeling_affectgpt import trainable_table
+from affectgpt.prompts import render
+from affectgpt.runtime import (
+    RunRecord,
+    UserError,
+    new_run_folder,
+    runs_named,
+    seed_everything,
+    write_text_atomic,
+)
+from affectgpt.schema import BadSample, Prediction, Sample, write_jsonl
+from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
+from affectgpt.training.schedule import Schedule
+from affectgpt.training.trainer import BEST, StageTrainer, complete_checkpoints
+
+log = logging.getLogger("affectgpt")
+
+# What may differ between a run and its continuation, since it does not decide the weights.
+_FREE_ON_RESUME = ("resume", "logging", "paths", "device", "stage.n_workers", "stage.keep_last")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended: its run folder, and the exit code for the shell (0, or 143 after SIGTERM)."""
+
+    run: Path
+    exit_code: int
+
+
+class EncodeDraw:
+    """Makes model inputs out of a draw; a class of its own so that loader processes can take it along."""
+
+    def __init__(self, processor: Any, reader: ClipReader) -> None:
+        self._processor = processor
+        self._reader = reader
+
+    def __call__(self, draw: Draw) -> dict[str, torch.Tensor]:
+        question, answer = render(
+            draw.sample,
+            task=draw.task,
+            lang=draw.lang,
+            modalities=draw.modalities,
+            with_subtitle=draw.with_subtitle,
+            with_answer=True,
+        )
+        media = self._reader(draw.sample, draw.modalities).media
+        return self._processor.encode([question], media, answer=answer.content)
+
+
+def run_stage(config: TrainConfig) -> StageResult:
+    """Train one stage, or go on with an unfinished one; every choice that was made for the user is printed."""
+    stage = config.stage
+    sources = {"coarse": config.data.coarse, "fine": config.data.fine}.get(stage.name, [])
+    if not sources:
+        raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
+    run, resume_from = _run_folder(config)
+    record = RunRecord.read(run)
+    if record is None:
+        init_from = resolve_checkpoint(Path(config.paths.runs), stage.init_from) if stage.init_from else None
+        record = RunRecord.start(
+            run,
+            kind=f"train {stage.name}",
+            config=asdict(config),
+            inputs=[source.manifest for source in sources],
+        )
+        record.values["init_from"] = None if init_from is None else str(init_from)
+        write_text_atomic(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+    else:
+        record.resume()
+        init_from = Path(record.values["init_from"]) if record.values["init_from"] else None
+    log.info("run %s: stage %s, model %s, data %s", run, stage.name, config.model.name, config.data.name)
+    if resume_from is not None:
+        log.info("going on from %s", resume_from)
+    elif init_from is not None:
+        log.info("projections start from %s", init_from)
+    else:
+        log.info("projections start from random values (seed %d)", config.seed)
+    try:
+        with StopOnSignal() as stop:
+            _train(config, run, sources, init_from, resume_from, stop, record)
+    except BaseException:
+        record.finish("failed")
+        raise
+    if stop.stopped:
+        record.finish("stopped")
+        log.info("stopped by SIGTERM; the same command with resume=true goes on")
+        return StageResult(run, StopOnSignal.EXIT_CODE)
+    return StageResult(run, 0)
+
+
+def _train(
+    config: TrainConfig,
+    run: Path,
+    sources: Sequence[SourceConfig],
+    init_from: Path | None,
+    resume_from: Path | None,
+    stop: StopOnSignal,
+    record: RunRecord,
+) -> None:
+    stage = config.stage
+    seed_everything(config.seed)
+    model, processor = build_model(config.model, seed=config.seed)
+    if init_from is not None:
+        load_trained_tensors(model, init_from)
+    model.set_trainable(stage.trainable)
+    log.info("%s", trainable_table(model))
+
+    device = torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    model.to(device)
+    reader = clip_reader(model, processor, config.model.sampling, config.data, config.paths)
+    training, validation, bad = training_sources(sources, stage, config.data, config.seed, reader, model.modalities)
+    record.values["n_bad_samples"] = report_bad(bad, run)
+    total_steps = stage.epochs * stage.iterations_per_epoch
+    schedule = Schedule(
+        total_steps, stage.warmup_steps, stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
+    )
+    arguments = training_arguments(config, run, total_steps, has_validation=bool(validation), use_cpu=device.type == "cpu")
+    stream = TrainingStream(
+        training,
+        Recipe(stage.tasks, stage.langs, stage.modality_dropout, stage.subtitle_dropout),
+        modalities=model.modalities,
+        length=total_steps * stage.batch_size * stage.accumulation * arguments.world_size,
+        seed=config.seed,
+        encode=EncodeDraw(processor, reader),
+    )
+    log.info(
+        "%d training samples, %d held out for validation, %d bad; %d steps of %d samples",
+        sum(len(samples) for samples, _ in training),
+        len(validation),
+        len(bad),
+        total_steps,
+        stage.batch_size * stage.accumulation * arguments.world_size,
+    )
+    callbacks: list[Any] = [ProgressBar(f"{stage.name}"), MetricsFile(run / "metrics.jsonl"), stop]
+    wandb_log = None
+    if config.logging.wandb != "disabled":
+        wandb_log = WandbLog(config.logging.wandb, config.logging.project, run, asdict(config))
+        callbacks.append(wandb_log)
+    if config.logging.tensorboard:
+        callbacks.append(TensorBoardLog(run / "tensorboard"))
+
+    def validate(model: Any, step: int) -> Mapping[str, float]:
+        asking = Asking(task="both" if "both" in stage.tasks else "labels", lang=max(stage.langs, key=stage.langs.get))
+        decoding = Decoding(config.generate.batch_size, config.generate.max_new_tokens)
+        rows = list(predict(model, processor, validation, reader, asking=asking, decoding=decoding))
+        write_jsonl(run / "generations" / f"step-{step:06d}.jsonl", rows)
+        if wandb_log is not None:
+            wandb_log.show_generations(step, _with_frames(validation, rows, config.logging.n_sample_generations))
+        return validation_scores(rows, validation)
+
+    trainer = StageTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=stream,
+        eval_dataset=validation or None,
+        data_collator=processor.collate,
+        callbacks=callbacks,
+        processor=processor,
+        schedule=schedule,
+        validate=validate if validation else None,
+        keep_last=stage.keep_last,
+    )
+    for standard in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == "PrinterCallback"]:
+        trainer.remove_callback(standard)
+    output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if not stop.stopped:
+        best = trainer.state.best_metric
+        record.finish("finished", loss=output.training_loss, best_validation_f_s=best, steps=trainer.state.global_step)
+        last = complete_checkpoints(run)[-1]
+        log.info("finished: %s%s", last, f", best by validation (F_S {best:.3f}): {run / BEST}" if best else "")
+
+
+def training_sources(
+    sources: Sequence[SourceConfig],
+    stage: StageConfig,
+    data: DataConfig,
+    seed: int,
+    reader: ClipReader,
+    modalities: Sequence[str],
+) -> tuple[list[tuple[list[Sample], float]], list[Sample], list[BadSample]]:
+    """Read, probe and (with a cache) encode the training data, and hold out the validation samples.
+
+    Returns:
+        [(training samples, weight)], validation samples (out of the training data, never the test split), bad samples.
+    """
+    parts: list[tuple[list[Sample], float]] = []
+    bad: list[BadSample] = []
+    for source in sources:
+        samples, bad_rows = read_manifest(source.manifest, split=source.split, on_bad=data.on_bad)
+        samples, bad_media = probe_samples(samples, on_bad=data.on_bad)
+        samples, bad_clips = reader.prepare(samples, modalities, on_bad=data.on_bad, what="encoding clips")
+        bad += bad_rows + bad_media + bad_clips
+        if not samples:
+            raise UserError(f"{source.manifest}: no usable sample is left of {len(bad)}")
+        parts.append((samples, source.weight))
+    n_all = sum(len(samples) for samples, _ in parts)
+    validation: list[Sample] = []
+    training = []
+    for samples, weight in parts:
+        share = round(stage.n_validation * len(samples) / n_all)
+        rest, held = hold_out(samples, n=share, seed=seed)
+        training.append((rest, weight))
+        validation += held
+    return training, validation, bad
+
+
+def training_arguments(
+    config: TrainConfig, run: Path, total_steps: int, *, has_validation: bool, use_cpu: bool
+) -> TrainingArguments:
+    """What the Trainer must know; data order, schedule and checkpoints are ours."""
+    stage = config.stage
+    return TrainingArguments(
+        output_dir=str(run),
+        max_steps=total_steps,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.accumulation,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        adam_beta1=stage.betas[0],
+        adam_beta2=stage.betas[1],
+        max_grad_norm=stage.max_grad_norm,
+        gradient_checkpointing=stage.gradient_checkpointing,
+        logging_steps=stage.log_every,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=stage.validate_every if has_validation else None,
+        metric_for_best_model="f_s" if has_validation else None,
+        greater_is_better=True if has_validation else None,
+        save_strategy="steps",
+        save_steps=stage.save_every,
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential",  # the stream is already in order
+        dataloader_num_workers=stage.n_workers,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        use_cpu=use_cpu,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def validation_scores(predictions: Sequence[Prediction], references: Sequence[Sample]) -> dict[str, float]:
+    """F_S, precision and recall (level-1 mean over the five wheels) with their denominators."""
+    report = evaluate(predictions, references, n_bootstrap=0)
+    return {
+        "f_s": report.f_s,
+        "precision": report.precision,
+        "recall": report.recall,
+        "n": float(report.n),
+        "unparsed": float(report.unparsed),
+    }
+
+
+def _with_frames(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], n: int
+) -> list[tuple[Sample, Prediction, Any]]:
+    """The first `n` samples with their prediction and decoded frames."""
+    from affectgpt.media import read_frames
+
+    by_id = {prediction.id: prediction for prediction in predictions}
+    rows = []
+    for sample in samples[:n]:
+        frames = None
+        if sample.video is not None and "frames" in (sample.modalities or ()):
+            frames = read_frames(sample.video, 3).images
+        rows.append((sample, by_id[sample.id], frames))
+    return rows
+
+
+def _run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
+    """The run's folder, and with `resume` the checkpoint to go on from (None = it has none yet)."""
+    runs, name = Path(config.paths.runs), config.name or config.stage.name
+    if not config.resume:
+        return new_run_folder(runs, name), None
+    named = runs_named(runs, name)
+    if not named:
+        raise UserError(f"resume=true, but {runs} holds no run named {name!r}; leave resume out to start one")
+    run = named[-1]
+    record = RunRecord.read(run)
+    assert record is not None
+    if record.values["status"] == "finished":
+        raise UserError(f"resume=true, but {run} is finished; leave resume out to start another run")
+    if differing := _differences(record.values["config"], asdict(config)):
+        listed = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
+        raise UserError(f"{run} was started with other settings, so it cannot go on:\n{listed}")
+    checkpoints = complete_checkpoints(run)
+    return run, checkpoints[-1] if checkpoints else None
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if prefix in _FREE_ON_RESUME:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted({*before, *now}):
+            found += _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if before == now else [(prefix, before, now)]
+
+
+__all__ = ["StageResult", "run_stage", "last_complete_run"]

@@ -1,0 +1,178 @@
+"""transformers' Trainer with what these models need: trained-only checkpoints with a completeness marker, our schedule,
+validation by generating, counted padding."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from affectgpt.models.checkpoint import load_trained_tensors, save_trained
+from affectgpt.runtime import write_text_atomic
+from affectgpt.training.schedule import Schedule
+
+log = logging.getLogger("affectgpt")
+
+COMPLETE = "COMPLETE"
+BEST = "best"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run whose marker was written, oldest first. Files are written in place, so a folder without
+    the marker is what a killed run left behind."""
+    found = {}
+    for folder in run.glob("checkpoint-*"):
+        if (match := _CHECKPOINT.fullmatch(folder.name)) and (folder / COMPLETE).exists():
+            found[int(match.group(1))] = folder
+    return [found[step] for step in sorted(found)]
+
+
+class StageTrainer(Trainer):
+    """Trains what `requires_grad` says, on a `TrainingStream`.
+
+    Args:
+        processor: saved beside the trained tensors.
+        schedule: the learning rate.
+        validate: called as validate(model, step) every `eval_steps`; returns scores with the key "f_s", by which the
+            best checkpoint is kept. None = no validation.
+        keep_last: complete checkpoints kept besides the best one.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        processor: Any,
+        schedule: Schedule,
+        validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+        keep_last: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._processor = processor
+        self._schedule = schedule
+        self._validate = validate
+        self._keep_last = keep_last
+        self._seen = _Counts()
+
+    # Optimizer and schedule
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices decay; biases, norms and other vectors do not (reference recipe)."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            schedule = self._schedule
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: schedule.at(step) / schedule.peak
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Counting what goes through
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._seen.add(inputs["attention_mask"])
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}; lower learning_rate or max_grad_norm, "
+                "or train in float32"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._seen.rates(self.args.world_size)
+        super().log(logs, start_time)
+
+    # Validation
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        assert self._validate is not None, "evaluation is only scheduled with `validate`"
+        model = self.accelerator.unwrap_model(self.model)
+        scores = {f"{metric_key_prefix}_{key}": value for key, value in self._validate(model, self.state.global_step).items()}
+        model.train()
+        if scores[f"{metric_key_prefix}_f_s"] > (self.state.best_metric if self.state.best_metric is not None else -1.0):
+            self._save_best(scores)
+        self.log(dict(scores))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        self._seen.restart_clock()
+        return scores
+
+    def _save_best(self, scores: Mapping[str, float]) -> None:
+        if not self.args.should_save:
+            return
+        best = Path(self.args.output_dir) / BEST
+        new = best.with_name(f".{BEST}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        save_trained(self.accelerator.unwrap_model(self.model), self._processor, new)
+        (new / COMPLETE).write_text(f"step {self.state.global_step}: {dict(scores)}\n", encoding="utf-8")
+        shutil.rmtree(best, ignore_errors=True)
+        os.replace(new, best)
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            save_trained(self.accelerator.unwrap_model(self.model), self._processor, folder, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained_tensors(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        run = Path(self.args.output_dir)
+        folder = run / f"checkpoint-{self.state.global_step}"
+        write_text_atomic(folder / COMPLETE, f"step {self.state.global_step}\n")
+        for old in complete_checkpoints(run)[: -self._keep_last]:
+            # The marker goes first: a kill in the middle of the removal must not leave a folder that looks whole.
+            (old / COMPLETE).unlink()
+            shutil.rmtree(old)
+
+
+class _Counts:
+    """Samples, tokens and padding since the last log line."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._masks: list[tuple[int, int, torch.Tensor]] = []
+        self._since = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Forget what was counted, so that a pause does not count as slow training."""
+        self._reset()
+
+    def add(self, attention_mask: torch.Tensor) -> None:
+        # The sum stays on the device: reading it here would wait for the GPU at every step.
+        self._masks.append((attention_mask.shape[0], attention_mask.numel(), attention_mask.sum()))
+
+    def rates(self, world_size: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self._since
+        samples = sum(count for count, _, _ in self._masks)
+        positions = sum(count for _, count, _ in self._masks)
+        tokens = sum(int(count) for _, _, count in self._masks)
+        self._reset()
+        if not samples:
+            return {}
+        return {
+            "samples_per_s": world_size * samples / seconds,
+            "tokens_per_s": world_size * tokens / seconds,
+            "padding_share": 1 - tokens / positions,
+        }
