@@ -1,6 +1,6 @@
 """What one clip shows and sounds like, as numbers: action units, gaze, head and voice.
 
-The renderers of face and voice both take the timing of the syllables from here, so the mouth opens when the voice speaks.
+The renderers of face and voice both take the timing of the syllables from here: the mouth opens when the voice speaks.
 """
 
 from __future__ import annotations
