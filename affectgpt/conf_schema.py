@@ -37,8 +37,18 @@ class ProjectorConfig:
     n_layers: int = 2  # Q-Former blocks, each with cross-attention
     hidden_size: int = 768  # Q-Former width
     n_heads: int = 12  # Q-Former attention heads
-    max_positions: int = 64  # temporal positions (frames, windows) that have an embedding of their own
+    max_positions: int | None = None  # temporal positions with an embedding; null = as many as the sampling gives
     dropout: float = 0.1  # inside the Q-Former, while training
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters of the LLM (peft); add lora to stage.trainable to train them."""
+
+    r: int = 16  # rank
+    alpha: int = 32  # scale is alpha / r
+    dropout: float = 0.05  # on the adapters' input, while training
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])  # adapted layers
 
 
 @dataclass
@@ -49,7 +59,7 @@ class LLMConfig:
     revision: str | None = None  # hub revision; pinned into every checkpoint
     dtype: str = "float32"  # float32 or bfloat16
     prompt_format: str = "auto"  # auto = the tokenizer's chat template, else vicuna
-    lora: dict[str, Any] | None = None  # peft LoraConfig values (r, lora_alpha, ...); null = frozen whole
+    lora: LoraConfig | None = None  # low-rank adapters; null = frozen whole
 
 
 @dataclass
@@ -61,7 +71,7 @@ class SamplingConfig:
     rate_hz: int = 16000  # sampling rate of the sound
     window_s: float = 10.0  # sound up to this long is one window
     max_windows: int = 3  # longer sound: at most this many windows
-    spacing: str = "cover"  # cover = windows spread from start to end; fixed = always max_windows, padded
+    window_mode: str = "cover"  # cover = windows spread from start to end; fixed = always max_windows, padded
 
 
 @dataclass

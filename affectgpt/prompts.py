@@ -109,9 +109,10 @@ def render(
         with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
 
     >>> from affectgpt.schema import Sample
-    >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="labels")[0].content
-    '<audio>\\nThe person says: "Fine."\\nWhich emotions does the person feel? Answer with emotion words only, ...'
+    >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="description")[0].content
+    '<audio>\\nThe person says: "Fine."\\nWatch and listen, then explain what the person feels and which clues show it.'
     """
+    asked = question(task, lang, candidates)
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
     if unknown := [name for name in wanted if name not in MODALITIES]:
@@ -124,7 +125,7 @@ def render(
     subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
     if subtitle:
         lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
-    lines.append(question(task, lang, candidates))
+    lines.append(asked)
     messages = [Message("user", "\n".join(lines))]
     if with_answer:
         messages.append(Message("assistant", answer(sample, task, lang)))

@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from affectgpt.media import audio_windows, read_audio, read_frame_sets
 from affectgpt.schema import Sample
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a clip is sampled; part of every cache key and checkpoint.
+    """How a clip is sampled.
 
     Attributes:
         n_frames: frames for the image encoder, at floor(i * n / n_frames).
         n_motion_frames: frames for the motion encoder, spread likewise.
         rate_hz: sampling rate of the sound.
         window_s, max_windows: sound up to `window_s` is one window; longer sound gives up to `max_windows` windows.
-        spacing: "cover" spreads windows from start to end; "fixed" always gives `max_windows` (padded with zeros).
+        window_mode: "cover" spreads windows from start to end; "fixed" always gives `max_windows` (padded with zeros).
     """
 
     n_frames: int = 8
@@ -29,7 +27,7 @@ class Sampling:
     rate_hz: int = 16000
     window_s: float = 10.0
     max_windows: int = 3
-    spacing: str = "cover"
+    window_mode: str = "cover"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Clip:
     """Decoded media of one sample.
 
     Attributes:
-        arrays: "frames" and "motion" uint8 [T,H,W,3]; "audio" a list of float32 [S] windows.
+        arrays: "frames" and "motion" uint8 [T,H,W,3]; "audio" the whole sound as a `Waveform`.
         facts: JSON-like: frame times, seconds heard out of seconds there are.
     """
 
@@ -57,28 +55,24 @@ def load_clip(sample: Sample, modalities: Sequence[str], sampling: Sampling, *, 
             facts[name] = {"times_s": [round(float(time), 3) for time in frames.times_s]}
     if "audio" in modalities:
         sound = read_audio(sample.audio or sample.video, sampling.rate_hz)
-        arrays["audio"], facts["audio"] = cut_windows(sound.samples, sampling)
+        arrays["audio"] = sound
+        heard_s, duration_s = _heard_s(len(sound.samples), sampling), len(sound.samples) / sampling.rate_hz
+        facts["audio"] = {"heard_s": round(heard_s, 3), "duration_s": round(duration_s, 3)}
     return Clip(arrays, facts)
 
 
-def cut_windows(samples: np.ndarray, sampling: Sampling) -> tuple[list[np.ndarray], dict[str, float]]:
-    """Cut sound [S] into the windows of `sampling`; also how many seconds of how many are heard (overlap counted once)."""
-    ranges = audio_windows(
-        len(samples),
+def _heard_s(n_samples: int, sampling: Sampling) -> float:
+    """Seconds of the sound that lie in at least one window."""
+    windows = audio_windows(
+        n_samples,
         sampling.rate_hz,
         window_s=sampling.window_s,
         max_windows=sampling.max_windows,
-        mode=sampling.spacing,
+        mode=sampling.window_mode,
     )
-    windows = []
-    heard = np.zeros(len(samples), dtype=bool)
-    for start, stop in ranges:
-        heard[start:stop] = True
-        window = samples[start:stop]
-        if missing := (stop - start) - len(window):
-            window = np.pad(window, (0, missing))
-        windows.append(window)
-    return windows, {
-        "heard_s": round(float(heard.sum()) / sampling.rate_hz, 3),
-        "duration_s": round(len(samples) / sampling.rate_hz, 3),
-    }
+    heard, reached = 0, 0
+    for start, stop in windows:  # in order of their start
+        stop = min(stop, n_samples)
+        heard += max(0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return heard / sampling.rate_hz

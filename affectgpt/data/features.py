@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,13 @@ class FeatureCache:
 
     Args:
         folder: shared by all runs.
-        fingerprints: identity of each modality's encoder (weights, layers, pooling, precision).
-        sampling: how clips are cut; part of the address.
+        fingerprints: what decides each modality's states beside the file: the encoder (weights, layers, pooling,
+            precision), sampling and preprocessing.
     """
 
-    def __init__(self, folder: Path, fingerprints: Mapping[str, str], sampling: Sampling) -> None:
+    def __init__(self, folder: Path, fingerprints: Mapping[str, Any]) -> None:
         self._folders = {
-            name: folder / name / stable_hash([FORMAT, fingerprint, asdict(sampling)])[:16]
-            for name, fingerprint in fingerprints.items()
+            name: folder / name / stable_hash([FORMAT, fingerprint])[:16] for name, fingerprint in fingerprints.items()
         }
 
     def path(self, modality: str, sha256: str) -> Path:

@@ -21,10 +21,10 @@ from affectgpt.data.features import ClipReader
 from affectgpt.data.sources import hold_out, probe_samples, read_manifest, report_bad
 from affectgpt.data.stream import Draw, Recipe, TrainingStream
 from affectgpt.inference import Asking, Decoding, predict
-from affectgpt.loading import build_model, clip_reader, last_complete_run, resolve_checkpoint
+from affectgpt.loading import clip_reader, model_spec, torch_device
 from affectgpt.metrics import evaluate
+from affectgpt.models import build, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors
-from affectgpt.models.modeling_affectgpt import trainable_table
 from affectgpt.prompts import render
 from affectgpt.runtime import (
     RunRecord,
@@ -36,8 +36,9 @@ from affectgpt.runtime import (
 )
 from affectgpt.schema import BadSample, Prediction, Sample, write_jsonl
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
+from affectgpt.training.checkpoints import BEST, checkpoint_to_start_from, complete_checkpoints
 from affectgpt.training.schedule import Schedule
-from affectgpt.training.trainer import BEST, StageTrainer, complete_checkpoints
+from affectgpt.training.trainer import StageTrainer
 
 log = logging.getLogger("affectgpt")
 
@@ -82,7 +83,7 @@ def run_stage(config: TrainConfig) -> StageResult:
     run, resume_from = _run_folder(config)
     record = RunRecord.read(run)
     if record is None:
-        init_from = resolve_checkpoint(Path(config.paths.runs), stage.init_from) if stage.init_from else None
+        init_from = checkpoint_to_start_from(Path(config.paths.runs), stage.init_from) if stage.init_from else None
         record = RunRecord.start(
             run,
             kind=f"train {stage.name}",
@@ -125,15 +126,16 @@ def _train(
 ) -> None:
     stage = config.stage
     seed_everything(config.seed)
-    model, processor = build_model(config.model, seed=config.seed)
+    model, processor = build(model_spec(config.model, config.seed))
     if init_from is not None:
         load_trained_tensors(model, init_from)
     model.set_trainable(stage.trainable)
     log.info("%s", trainable_table(model))
 
-    device = torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    device = torch_device(config.device)
     model.to(device)
-    reader = clip_reader(model, processor, config.model.sampling, config.data, config.paths)
+    cache_folder = Path(config.paths.cache) if config.data.cache_features else None
+    reader = clip_reader(model, processor, backend=config.data.backend, cache_folder=cache_folder)
     training, validation, bad = training_sources(sources, stage, config.data, config.seed, reader, model.modalities)
     record.values["n_bad_samples"] = report_bad(bad, run)
     total_steps = stage.epochs * stage.iterations_per_epoch
@@ -324,5 +326,3 @@ def _differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any
         return found
     return [] if before == now else [(prefix, before, now)]
 
-
-__all__ = ["StageResult", "run_stage", "last_complete_run"]

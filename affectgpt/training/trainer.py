@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,24 +17,10 @@ from transformers import Trainer
 
 from affectgpt.models.checkpoint import load_trained_tensors, save_trained
 from affectgpt.runtime import write_text_atomic
+from affectgpt.training.checkpoints import BEST, COMPLETE, complete_checkpoints
 from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
-
-COMPLETE = "COMPLETE"
-BEST = "best"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run whose marker was written, oldest first. Files are written in place, so a folder without
-    the marker is what a killed run left behind."""
-    found = {}
-    for folder in run.glob("checkpoint-*"):
-        if (match := _CHECKPOINT.fullmatch(folder.name)) and (folder / COMPLETE).exists():
-            found[int(match.group(1))] = folder
-    return [found[step] for step in sorted(found)]
-
 
 class StageTrainer(Trainer):
     """Trains what `requires_grad` says, on a `TrainingStream`.
@@ -86,8 +71,8 @@ class StageTrainer(Trainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}; lower learning_rate or max_grad_norm, "
-                "or train in float32"
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}; lower learning_rate or "
+                "max_grad_norm, or train in float32"
             )
         return loss
 
@@ -101,9 +86,10 @@ class StageTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         assert self._validate is not None, "evaluation is only scheduled with `validate`"
         model = self.accelerator.unwrap_model(self.model)
-        scores = {f"{metric_key_prefix}_{key}": value for key, value in self._validate(model, self.state.global_step).items()}
+        found = self._validate(model, self.state.global_step)
+        scores = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         model.train()
-        if scores[f"{metric_key_prefix}_f_s"] > (self.state.best_metric if self.state.best_metric is not None else -1.0):
+        if self.state.best_metric is None or found["f_s"] > self.state.best_metric:
             self._save_best(scores)
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)

@@ -1,0 +1,225 @@
+"""What infer.py and eval.py do once their configuration is read; returns exit codes, prints for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from affectgpt.conf_schema import DataConfig, EvalConfig, GenerateConfig, InferConfig, SourceConfig
+from affectgpt.prompts import LABEL_SEPARATOR
+from affectgpt.runtime import RunRecord, UserError, write_json_atomic
+from affectgpt.schema import BadSample, Prediction, Sample, to_json
+
+if TYPE_CHECKING:
+    from affectgpt.loading import LoadedModel
+
+log = logging.getLogger("affectgpt")
+
+
+def run_inference(config: InferConfig) -> int:
+    """Explain every input; print, or append to `out`. Exit code 0, or 3 if samples were left out."""
+    from affectgpt.data.sources import probe_samples, read_manifest, report_bad, samples_from_paths
+
+    if not config.input:
+        raise UserError("nothing to look at: python infer.py video.mp4 (or a folder, or a manifest); --help shows more")
+    manifests = [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
+    if manifests and len(config.input) > 1:
+        raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
+    bad: list[BadSample] = []
+    if manifests:
+        if config.subtitle is not None:
+            raise UserError("subtitle= is for media files; a manifest has its own subtitle column")
+        samples, bad = read_manifest(manifests[0], split=config.split, on_bad=config.on_bad)
+    else:
+        samples = samples_from_paths(config.input, config.subtitle)
+    samples, bad_media = probe_samples(samples, on_bad=config.on_bad)
+    bad += bad_media
+
+    loaded = _load(config.checkpoint, config.paths.runs, config.device, config.dtype)
+    rows = _predict(loaded, samples, config, bad, backend=config.backend, cache=config.cache_features)
+    if config.out is None:
+        by_id = {sample.id: sample for sample in samples}
+        for prediction in rows:
+            print(to_json(prediction) if config.json else human(prediction, by_id[prediction.id]))
+            if not config.json:
+                print()
+    else:
+        out = Path(config.out)
+        settings = _settings(loaded, config)
+        done = _predict_to_file(loaded, samples, out, config, bad, settings, config.backend, config.cache_features)
+        log.info("%d predictions in %s", len(done), out)
+    n_bad = report_bad(bad, Path(config.out).parent if config.out else Path("."))
+    return 3 if n_bad else 0
+
+
+def human(prediction: Prediction, sample: Sample) -> str:
+    """A prediction for the terminal: what was seen and heard, the explanation, the labels."""
+    width = 100
+    lines = [sample.video or sample.audio or sample.id]
+    media = prediction.media
+    if frames := media.get("frames"):
+        times = frames["times_s"]
+        lines.append(f"  saw    {len(times)} frames from {times[0]:.2f} to {times[-1]:.2f} s")
+    if motion := media.get("motion"):
+        lines.append(f"  saw    the motion of {len(motion['times_s'])} frames")
+    if sound := media.get("audio"):
+        lines.append(f"  heard  {sound['heard_s']:.1f} of {sound['duration_s']:.1f} s of sound")
+    if prediction.subtitle and "text" in prediction.modalities:
+        lines.append(f"  read   {prediction.subtitle!r}")
+    unused = [name for name in sample.modalities or () if name not in prediction.modalities]
+    if unused:
+        lines.append(f"  left out {', '.join(unused)}")
+    lines.append("")
+    for paragraph in prediction.text.splitlines() or [""]:
+        lines += textwrap.wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ") or [""]
+    if prediction.task == "both" and prediction.labels:
+        lines += ["", f"  labels: {LABEL_SEPARATOR[prediction.lang].join(prediction.labels)}"]
+    if prediction.finish == "length":
+        lines.append(f"  (cut after {prediction.n_tokens} tokens; raise generate.max_new_tokens)")
+    return "\n".join(lines)
+
+
+def run_evaluation(config: EvalConfig) -> int:
+    """Score a predictions file, or a checkpoint after letting it predict; writes report.json and prints the table."""
+    if config.predictions is not None:
+        if config.checkpoint is not None:
+            raise UserError("give checkpoint= or predictions=, not both")
+        out = Path(config.out) if config.out else Path(config.predictions).parent
+        references = _references(config)
+        return _score(config, Path(config.predictions), references, out, inputs=[config.predictions])
+
+    from affectgpt.data.sources import probe_samples, report_bad
+
+    loaded = _load(config.checkpoint, config.paths.runs, config.device, None)
+    references = _references(config)
+    bad: list[BadSample] = []
+    samples, bad_media = probe_samples(references, on_bad=config.data.on_bad)
+    bad += bad_media
+    out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
+    settings = _settings(loaded, config)
+    file = out / "predictions.jsonl"
+    _predict_to_file(loaded, samples, file, config, bad, settings, config.data.backend, config.data.cache_features)
+    report_bad(bad, out)
+    return _score(config, file, references, out, inputs=[])
+
+
+def _score(config: EvalConfig, predictions: Path, references: Sequence[Sample], out: Path, inputs: list[str]) -> int:
+    from affectgpt.metrics import evaluate, load_lexicon, read_predictions
+
+    record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[str(predictions), *inputs[1:]])
+    report = evaluate(
+        read_predictions(predictions),
+        references,
+        lexicon=load_lexicon(config.lexicon),
+        n_bootstrap=config.n_bootstrap,
+        seed=config.seed,
+    )
+    write_json_atomic(out / "report.json", report.to_json())
+    record.finish("finished", f_s=report.f_s, n=report.n)
+    print(report.table())
+    log.info("report: %s", out / "report.json")
+    return 0
+
+
+def _references(config: EvalConfig) -> list[Sample]:
+    """The true labels: a file of the user's, else the test sources of `data`."""
+    if config.references is not None:
+        sources = [SourceConfig(manifest=config.references, split=config.split)]
+    else:
+        sources = config.data.test
+    if not sources:
+        raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with references=")
+    return _read_sources(sources, config.data)
+
+
+def _read_sources(sources: Sequence[SourceConfig], data: DataConfig) -> list[Sample]:
+    from affectgpt.metrics import read_references
+
+    samples: list[Sample] = []
+    for source in sources:
+        samples += read_references(source.manifest, split=source.split)
+    return samples
+
+
+def _load(checkpoint: str | None, runs: str, device: str, dtype: str | None) -> LoadedModel:
+    from affectgpt.loading import load
+
+    return load(checkpoint, Path(runs), device=device, dtype=dtype)
+
+
+def _asking_and_decoding(config: InferConfig | EvalConfig) -> tuple[Any, Any]:
+    from affectgpt.inference import Asking, Decoding
+
+    generate: GenerateConfig = config.generate
+    asking = Asking(
+        config.task,
+        config.lang,
+        tuple(getattr(config, "candidates", ())),
+        None if config.modalities is None else tuple(config.modalities),
+        config.use_subtitle,
+    )
+    return asking, Decoding(**asdict(generate))
+
+
+def _settings(loaded: LoadedModel, config: InferConfig | EvalConfig) -> dict[str, Any]:
+    from affectgpt.inference import settings_of
+
+    asking, decoding = _asking_and_decoding(config)
+    return settings_of(asking, decoding, model=loaded.name, weights=loaded.weights_sha256, seed=config.seed)
+
+
+def _predict(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    config: InferConfig | EvalConfig,
+    bad: list[BadSample],
+    *,
+    backend: str,
+    cache: bool,
+) -> Iterator[Prediction]:
+    from affectgpt.inference import predict
+    from affectgpt.runtime import seed_everything
+
+    seed_everything(config.seed)
+    asking, decoding = _asking_and_decoding(config)
+    return predict(
+        loaded.model,
+        loaded.processor,
+        samples,
+        loaded.reader(backend=backend, cache_folder=Path(config.paths.cache) if cache else None),
+        asking=asking,
+        decoding=decoding,
+        name=loaded.name,
+        on_bad=config.data.on_bad if isinstance(config, EvalConfig) else config.on_bad,
+        bad=bad,
+    )
+
+
+def _predict_to_file(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    out: Path,
+    config: InferConfig | EvalConfig,
+    bad: list[BadSample],
+    settings: dict[str, Any],
+    backend: str,
+    cache: bool,
+) -> list[Prediction]:
+    from affectgpt.inference import predict_to_file
+
+    return predict_to_file(
+        lambda todo: _predict(loaded, todo, config, bad, backend=backend, cache=cache),
+        samples,
+        out,
+        settings=settings,
+        progress=lambda rows, done, total: tqdm(rows, "predicting", total, initial=done, file=sys.stderr),
+    )
+
+

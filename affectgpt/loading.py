@@ -1,0 +1,113 @@
+"""From configuration values and checkpoint folders to models that can be trained or asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from affectgpt.conf_schema import ModelConfig
+from affectgpt.data.clips import Sampling
+from affectgpt.data.features import ClipReader, FeatureCache
+from affectgpt.models import EncoderSpec, LoraSpec, ModelSpec, ProjectorSpec, SamplingSpec
+from affectgpt.models.checkpoint import load_trained
+from affectgpt.runtime import UserError, sha256_of_file
+from affectgpt.training.checkpoints import checkpoint_to_use
+
+log = logging.getLogger("affectgpt")
+
+
+def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
+    """The model's description for `affectgpt.models.build`, out of conf/model."""
+    encoders = {}
+    for name, encoder in config.encoders.items():
+        values = asdict(encoder)
+        encoders[name] = EncoderSpec(values.pop("path"), **values)
+    lora = config.llm.lora
+    return ModelSpec(
+        llm=config.llm.path,
+        llm_revision=config.llm.revision,
+        llm_dtype=config.llm.dtype,
+        encoders=encoders,
+        projectors={name: ProjectorSpec(**asdict(projector)) for name, projector in config.projectors.items()},
+        sampling=SamplingSpec(**asdict(config.sampling)),
+        lora=None if lora is None else LoraSpec(lora.r, lora.alpha, lora.dropout, tuple(lora.target_modules)),
+        prompt_format=config.llm.prompt_format,
+        seed=seed,
+    )
+
+
+def torch_device(name: str) -> torch.device:
+    """"auto" takes a GPU if there is one; asking for a GPU that is not there is an error."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {name!r}; expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` says why")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_folder: Path | None = None) -> ClipReader:
+    """The way from a sample's files to what `processor.encode` takes; with a cache folder, through encoder states."""
+    sampling = _sampling(processor)
+    if cache_folder is None:
+        return ClipReader(sampling, backend=backend)
+
+    def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, value in media.items():
+            tensors |= processor.media(name, value)
+        return model.encode(tensors)
+
+    # Branch settings hold sizes, normalisation and sound windows: whatever decides what the encoder is fed.
+    fingerprints = {
+        name: [model.encoder_fingerprint(name), processor.branches[name] | {"n_tokens": None}, backend]
+        for name in model.modalities
+    }
+    return ClipReader(sampling, backend=backend, cache=FeatureCache(cache_folder / "features", fingerprints), encode=encode)
+
+
+def _sampling(processor: Any) -> Sampling:
+    values: dict[str, Any] = {}
+    if "frames" in processor.branches:
+        values["n_frames"] = processor.branches["frames"]["n_frames"]
+    if "motion" in processor.branches:
+        values["n_motion_frames"] = processor.branches["motion"]["n_frames"]
+    if sound := processor.branches.get("audio"):
+        values |= {key: sound[key] for key in ("rate_hz", "window_s", "max_windows", "window_mode")}
+    return Sampling(**values)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint that is ready to answer.
+
+    Attributes:
+        name: what stands in predictions as the model: the checkpoint's run and folder.
+        weights_sha256: identity of the trained tensors.
+    """
+
+    folder: Path
+    name: str
+    model: Any
+    processor: Any
+    weights_sha256: str
+
+    def reader(self, *, backend: str, cache_folder: Path | None) -> ClipReader:
+        return clip_reader(self.model, self.processor, backend=backend, cache_folder=cache_folder)
+
+
+def load(checkpoint: str | None, runs: Path, *, device: str = "auto", dtype: str | None = None) -> LoadedModel:
+    """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None)."""
+    folder = checkpoint_to_use(runs, checkpoint)
+    log.info("checkpoint %s", folder)
+    model, processor = load_trained(folder) if dtype is None else load_trained(folder, llm_dtype=dtype)
+    model.to(torch_device(device))
+    model.eval()
+    weights = next(iter(sorted(folder.glob("*.safetensors"))))
+    name = f"{folder.resolve().parent.name}/{folder.name}"
+    return LoadedModel(folder, name, model, processor, sha256_of_file(weights))

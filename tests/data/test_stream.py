@@ -1,0 +1,67 @@
+from collections import Counter
+
+import pytest
+
+from affectgpt.data.stream import Draw, Recipe, TrainingStream
+from affectgpt.prompts import MODALITIES
+from affectgpt.schema import Sample
+
+RECIPE = Recipe(tasks={"both": 0.5, "labels": 0.5}, langs={"en": 1.0}, modality_dropout=0.3, subtitle_dropout=0.5)
+
+
+def samples(n, prefix="s", **values):
+    texts = {"description": "d", "labels": ("sad",), "subtitle": "x", "modalities": MODALITIES, **values}
+    return [Sample(id=f"{prefix}{number}", **texts) for number in range(n)]
+
+
+def stream(sources, *, length=60, seed=1, recipe=RECIPE, modalities=MODALITIES):
+    return TrainingStream(
+        sources, recipe, modalities=modalities, length=length, seed=seed, encode=lambda draw: draw
+    )
+
+
+def test_draw_n_depends_on_seed_and_n_alone():
+    once, again = stream([(samples(7), 1.0)]), stream([(samples(7), 1.0)])
+    assert [once[n] for n in range(60)] == [again[n] for n in reversed(range(60))][::-1]
+    assert [once[n] for n in range(60)] != [stream([(samples(7), 1.0)], seed=2)[n] for n in range(60)]
+
+
+def test_each_pass_shows_every_sample_once_and_passes_differ():
+    shown = [stream([(samples(10), 1.0)])[n].sample.id for n in range(60)]
+    passes = [tuple(shown[start : start + 10]) for start in range(0, 60, 10)]
+    assert all(len(set(one)) == 10 for one in passes)
+    assert len(set(passes)) > 1
+
+
+def test_sources_are_drawn_by_weight():
+    mixed = stream([(samples(5, "a"), 3.0), (samples(50, "b"), 1.0)], length=4000)
+    share = Counter(mixed[n].sample.id[0] for n in range(4000))["a"] / 4000
+    assert share == pytest.approx(0.75, abs=0.03)
+
+
+def test_dropout_hides_media_at_its_rate_but_never_all_of_them():
+    draws = [stream([(samples(5), 1.0)], length=3000)[n] for n in range(3000)]
+    assert all(draw.modalities for draw in draws)
+    hidden = 1 - sum(len(draw.modalities) for draw in draws) / (3 * 3000)
+    assert hidden == pytest.approx(0.3 - 0.3**3 / 3, abs=0.02)
+    assert sum(draw.with_subtitle for draw in draws) / 3000 == pytest.approx(0.5, abs=0.03)
+
+
+def test_only_media_that_sample_and_model_have_are_shown():
+    draws = stream([(samples(5, modalities=("audio", "frames")), 1.0)], modalities=("frames", "motion"))
+    assert {draws[n].modalities for n in range(60)} == {("frames",)}
+
+
+def test_a_sample_of_text_alone_keeps_its_subtitle():
+    draws = stream([(samples(5, modalities=()), 1.0)])
+    assert all(draws[n] == Draw(draws[n].sample, draws[n].task, "en", (), True) for n in range(60))
+
+
+def test_lacking_texts_are_refused_before_training_with_the_count():
+    with pytest.raises(ValueError, match=r"'s0' has no description in 'en'.*3 samples lack texts"):
+        stream([(samples(3, description=None), 1.0)])
+
+
+def test_a_weight_below_zero_is_refused():
+    with pytest.raises(ValueError, match="weights must be"):
+        stream([(samples(3), 1.0)], recipe=Recipe(tasks={"both": -1.0}, langs={"en": 1.0}))

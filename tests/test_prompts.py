@@ -1,0 +1,98 @@
+import pytest
+
+from affectgpt.prompts import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, media_of, render
+from affectgpt.schema import Sample
+
+FULL = Sample(
+    id="v1",
+    subtitle="I'm fine.",
+    description="The voice trembles.",
+    labels=("sad", "nervous"),
+    label="sad",
+    translations={"zh": {"subtitle": "我没事。", "description": "声音颤抖。", "labels": ("难过", "紧张"), "label": "难过"}},
+    modalities=MODALITIES,
+)
+
+
+def user(**kwargs):
+    return render(FULL, **kwargs)[0].content
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_question_of_training_is_the_question_of_inference(task, lang):
+    candidates = ("happy", "sad") if task == "fixed" else ()
+    asked = render(FULL, task=task, lang=lang, candidates=candidates)
+    taught = render(FULL, task=task, lang=lang, candidates=candidates, with_answer=True)
+    assert asked == taught[:1]
+    assert taught[1].role == "assistant"
+
+
+def test_all_tasks_ask_different_questions():
+    texts = {user(task=task, candidates=("a",) if task == "fixed" else ()) for task in TASKS}
+    assert len(texts) == len(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("task", "lang", "answer"),
+    [
+        ("both", "en", "The voice trembles.\nEmotions: sad, nervous"),
+        ("both", "zh", "声音颤抖。\n情绪：难过，紧张"),
+        ("labels", "en", "sad, nervous"),
+        ("description", "en", "The voice trembles."),
+        ("fixed", "zh", "难过"),
+    ],
+)
+def test_answers_hold_what_the_task_asks_for(task, lang, answer):
+    candidates = ("a",) if task == "fixed" else ()
+    assert render(FULL, task=task, lang=lang, candidates=candidates, with_answer=True)[1].content == answer
+
+
+def test_media_stand_first_in_one_order_whatever_order_is_asked():
+    content = user(modalities=("motion", "audio"))
+    assert content.startswith(PLACEHOLDERS["audio"] + PLACEHOLDERS["motion"] + "\n")
+    assert media_of(content)[0] == ("audio", "motion")
+
+
+def test_without_subtitle_nothing_of_it_is_left():
+    assert "fine" in user()
+    assert "fine" not in user(with_subtitle=False)
+    assert user(with_subtitle=False) == render(Sample(id="v1", modalities=MODALITIES))[0].content
+
+
+def test_a_placeholder_inside_a_subtitle_is_text():
+    sample = Sample(id="v1", subtitle="say <audio> now", modalities=("frames",))
+    assert media_of(render(sample)[0].content)[0] == ("frames",)
+
+
+def test_a_subtitle_cannot_open_a_line_of_its_own():
+    sample = Sample(id="v1", subtitle="fine.\nWhich emotions?\n\nEnd", modalities=())
+    assert '"fine. Which emotions? End"' in render(sample)[0].content
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"task": "poem"}, "unknown task 'poem'"),
+        ({"lang": "fr"}, "unknown language 'fr'"),
+        ({"task": "fixed"}, "0 candidates"),
+        ({"candidates": ("a",)}, "1 candidates"),
+        ({"modalities": ("smell",)}, r"unknown modalities \['smell'\]"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        render(FULL, **kwargs)
+
+
+def test_a_modality_that_the_sample_lacks_cannot_be_shown():
+    with pytest.raises(ValueError, match=r"'v2' has no \['audio'\]; it has \['frames'\]"):
+        render(Sample(id="v2", modalities=("frames",)), modalities=("audio",))
+
+
+@pytest.mark.parametrize(("task", "lacks"), [("both", "description"), ("labels", "labels"), ("fixed", "label")])
+def test_an_answer_that_the_sample_lacks_is_named(task, lacks):
+    with pytest.raises(ValueError, match=f"'v3' has no .*{lacks}"):
+        render(
+            Sample(id="v3", modalities=()), task=task, candidates=("a",) if task == "fixed" else (), with_answer=True
+        )

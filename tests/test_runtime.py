@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from affectgpt.runtime import (
+    RunRecord,
+    UserError,
+    append_jsonl_records,
+    new_run_folder,
+    runs_named,
+    stable_hash,
+    write_text_atomic,
+)
+
+
+def test_a_second_run_of_the_same_name_gets_a_number_and_overwrites_nothing(tmp_path):
+    first, second, third = (new_run_folder(tmp_path, "fine") for _ in range(3))
+    assert [path.name for path in (first, second, third)] == ["fine", "fine-2", "fine-3"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
+def test_a_run_name_that_is_no_folder_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="run name"):
+        new_run_folder(tmp_path, name)
+
+
+def test_runs_are_found_by_exact_name_in_the_order_of_their_numbers(tmp_path):
+    for name in ("fine", "fine-2", "fine-10", "fine-only", "finer"):
+        RunRecord.start(tmp_path / name, kind="train", config={})
+    (tmp_path / "fine-3").mkdir()  # no record: not a run
+    assert [path.name for path in runs_named(tmp_path, "fine")] == ["fine", "fine-2", "fine-10"]
+
+
+def test_a_record_tells_status_inputs_and_versions(tmp_path):
+    source = tmp_path / "m.jsonl"
+    source.write_text("x")
+    record = RunRecord.start(tmp_path / "run", kind="train fine", config={"seed": 1}, inputs=[source])
+    assert RunRecord.read(tmp_path / "run").values["status"] == "running"
+    record.finish("finished", f_s=0.5)
+    values = RunRecord.read(tmp_path / "run").values
+    assert (values["status"], values["f_s"], values["config"]) == ("finished", 0.5, {"seed": 1})
+    assert values["inputs"][str(source)].startswith("2d711642b726b044")  # sha256 of "x"
+    assert {"python", "torch", "transformers"} <= values["versions"].keys()
+
+
+def test_a_half_written_last_line_is_cut_off_and_only_that(tmp_path, caplog):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c", "te')
+    assert [row["id"] for row in append_jsonl_records(path)] == ["a", "b"]
+    assert path.read_text() == '{"id": "a"}\n{"id": "b"}\n'
+    assert "half-written" in caplog.text
+
+
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a"}\n{oops\n{"id": "c"}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:2: not JSON"):
+        append_jsonl_records(path)
+
+
+def test_stable_hash_ignores_key_order_and_sees_values():
+    assert stable_hash({"a": 1, "b": 2}) == stable_hash({"b": 2, "a": 1}) != stable_hash({"a": 2, "b": 1})
+
+
+def test_atomic_write_leaves_no_temporary_file(tmp_path):
+    write_text_atomic(tmp_path / "a" / "x.json", json.dumps(1))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]

@@ -1,0 +1,153 @@
+import json
+
+import pytest
+
+from affectgpt.schema import (
+    ManifestError,
+    Prediction,
+    Sample,
+    check_id,
+    parse_label_list,
+    prediction_from_row,
+    read_samples,
+    to_json,
+    write_jsonl,
+)
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("bad", ["../x", "a/b", "a\\b", "", " a", ".", "..", "a\nb", "x" * 201, 7, None])
+def test_an_id_that_could_leave_a_folder_or_break_a_line_is_refused(bad):
+    with pytest.raises(ValueError, match="id"):
+        check_id(bad)
+
+
+def test_jsonl_and_csv_of_the_same_rows_give_the_same_samples(tmp_path):
+    row = {"id": "v1", "video": "clips/a.mp4", "subtitle": "Well, fine.", "description": "d", "labels": ["sad", "tired"]}
+    jsonl = write(tmp_path / "m.jsonl", json.dumps(row) + "\n")
+    csv = write(
+        tmp_path / "m.csv", "id,video,subtitle,description,labels\nv1,clips/a.mp4,\"Well, fine.\",d,\"['sad', 'tired']\"\n"
+    )
+    assert read_samples(jsonl) == read_samples(csv)
+    assert read_samples(jsonl)[0][0].video == str(tmp_path / "clips/a.mp4")
+
+
+def test_a_written_manifest_reads_back_as_it_was(tmp_path):
+    samples = [
+        Sample(
+            id="v1",
+            video=str(tmp_path / "a.mp4"),
+            labels=("sad",),
+            translations={"zh": {"description": "难过", "labels": ("难过",), "subtitle": None, "label": None}},
+            modalities=("audio", "frames"),
+        )
+    ]
+    write_jsonl(tmp_path / "m.jsonl", samples)
+    assert read_samples(tmp_path / "m.jsonl")[0] == samples
+
+
+def test_language_columns_become_translations(tmp_path):
+    path = write(tmp_path / "m.csv", "name,video,subtitle_en,subtitle_zh,labels_zh\nv1,a.mp4,Hello,你好,难过，疲惫\n")
+    (sample,), _ = read_samples(path)
+    assert (sample.id, sample.subtitle) == ("v1", "Hello")
+    assert sample.in_language("zh").labels == ("难过", "疲惫")
+    assert sample.in_language("zh").subtitle == "你好"
+
+
+def test_a_missing_translation_names_the_sample_and_the_languages_there_are():
+    with pytest.raises(ValueError, match=r"'v1' has no texts in 'zh', only in \['en'\]"):
+        Sample(id="v1", description="x").in_language("zh")
+
+
+def test_every_bad_row_is_listed_with_line_id_found_and_expected(tmp_path):
+    rows = ['{"id": "ok", "video": "a.mp4"}', '{"id": "v1", "subtitel": "x", "video": "a.mp4"}', "{oops", '{"id": "v2"}']
+    path = write(tmp_path / "m.jsonl", "\n".join(rows))
+    with pytest.raises(ManifestError) as error:
+        read_samples(path)
+    text = str(error.value)
+    assert f"{path}:2: sample 'v1': unknown columns ['subtitel']; expected some of" in text
+    assert f"{path}:3: sample '?': not JSON" in text
+    assert f"{path}:4: sample 'v2': no video, audio or subtitle" in text
+    assert "3 bad rows" in text
+    assert "'ok'" not in text
+
+
+def test_skip_leaves_bad_rows_out_and_returns_them_without_a_substitute(tmp_path):
+    path = write(tmp_path / "m.jsonl", '{"id": "a", "video": "a.mp4"}\n{"id": "a", "video": "b.mp4"}\n{"id": "b"}\n')
+    samples, bad = read_samples(path, on_bad="skip")
+    assert [sample.id for sample in samples] == ["a"]
+    assert [(item.id, item.where) for item in bad] == [("a", f"{path}:2"), ("b", f"{path}:3")]
+    assert "stands already in line 1" in bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found"),
+    [
+        ("valence", "high", "'high'"),
+        ("labels", 3, "3"),
+        ("lang", "fr", "'fr'"),
+        ("video", 5, "5"),
+        ("modalities", ["smell"], "smell"),
+        ("translations", "x", "'x'"),
+        ("translations", {"zh": {"labls": "x"}}, "labls"),
+        ("description", 7, "7"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_names_field_and_value(tmp_path, field, value, found):
+    path = write(tmp_path / "m.jsonl", json.dumps({"id": "v1", "video": "a.mp4", field: value}))
+    with pytest.raises(ManifestError, match=field) as error:
+        read_samples(path)
+    assert found in str(error.value)
+
+
+def test_missing_file_wrong_suffix_and_empty_manifest_say_so(tmp_path):
+    for path, words in [
+        (tmp_path / "none.jsonl", "no such manifest"),
+        (write(tmp_path / "m.txt", "x"), "ends in .jsonl or .csv"),
+        (write(tmp_path / "e.jsonl", ""), "no usable sample"),
+    ]:
+        with pytest.raises(ManifestError, match=words):
+            read_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("['a', 'b']", ("a", "b")),
+        ("[a, b]", ("a", "b")),
+        ('["don\'t know", "sad"]', ("don't know", "sad")),
+        ("[don't know, sad]", ("don't know", "sad")),
+        ("a; b", ("a", "b")),
+        ("开心，自豪、平静", ("开心", "自豪", "平静")),
+        (["a", "a", " b "], ("a", "b")),
+        ("", None),
+        ("nan", None),
+        (float("nan"), None),
+        (None, None),
+        ("[]", None),
+    ],
+)
+def test_label_cells_of_every_known_writing_are_read(cell, words):
+    assert parse_label_list(cell) == words
+
+
+def test_a_prediction_survives_its_file_and_foreign_keys_are_ignored():
+    prediction = Prediction(id="v1", text="He is sad.", labels=("sad",), modalities=("audio", "text"), n_tokens=4)
+    assert prediction_from_row({**json.loads(to_json(prediction)), "other": 1}) == prediction
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "m.jsonl"
+    write_jsonl(path, [Sample(id="old")])
+
+    def items():
+        yield Sample(id="new")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_jsonl(path, items())
+    assert "old" in path.read_text()
