@@ -5,15 +5,16 @@ Only this module knows Hydra. It imports nothing heavy before a command really s
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from affectgpt import conf_schema
 
-Config = TypeVar("Config")
+_SCHEMAS = {"train": conf_schema.TrainConfig, "infer": conf_schema.InferConfig, "eval": conf_schema.EvalConfig}
 
 _USAGE = {
     "train": """Train one stage.
@@ -41,18 +42,18 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
 
 def train() -> None:
     """Entry point of train.py."""
-    _run("train", conf_schema.TrainConfig, _train)
+    _run("train", _train)
 
 
 def infer() -> None:
     """Entry point of infer.py; arguments without `=` are inputs."""
     sys.argv[1:] = positional_to_overrides(sys.argv[1:], "input")
-    _run("infer", conf_schema.InferConfig, _infer)
+    _run("infer", _infer)
 
 
 def evaluate() -> None:
     """Entry point of eval.py."""
-    _run("eval", conf_schema.EvalConfig, _evaluate)
+    _run("eval", _evaluate)
 
 
 def _train(config: conf_schema.TrainConfig) -> int:
@@ -100,23 +101,68 @@ def help_text(command: str, schema: type) -> str:
     return "\n".join(lines)
 
 
-def _run(command: str, schema: type[Config], task: Callable[[Config], int]) -> None:
-    """Compose the configuration, check it against `schema`, run `task` and exit with its code."""
+def compose(command: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration object that `python <command>.py <overrides>` would run with, for use from Python."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    _register()
+    with initialize_config_dir(str(_conf_folder()), version_base="1.3"):
+        return _resolved(OmegaConf.to_object(hydra_compose(command, overrides=list(overrides))))
+
+
+def _register() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    for command, schema in _SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+
+
+def _resolved(config: Any) -> Any:
+    """`config` with its cache folder expanded and names of the embedded default (demo:...) replaced by paths."""
+    config.paths.cache = str(Path(config.paths.cache).expanduser())
+    return replace_strings(config, _embedded, Path(config.paths.cache))
+
+
+def _embedded(text: str, cache: Path) -> str:
+    if not text.startswith("demo:"):
+        return text
+    from affectgpt.demo.embedded import path_of
+
+    return str(path_of(text.removeprefix("demo:"), cache))
+
+
+def replace_strings(value: Any, replace: Callable[..., str], *arguments: Any) -> Any:
+    """Apply `replace(text, *arguments)` to every string in dataclasses, lists and dictionaries."""
+    if isinstance(value, str):
+        return replace(value, *arguments)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            setattr(value, field.name, replace_strings(getattr(value, field.name), replace, *arguments))
+        return value
+    if isinstance(value, list):
+        return [replace_strings(item, replace, *arguments) for item in value]
+    if isinstance(value, dict):
+        return {key: replace_strings(item, replace, *arguments) for key, item in value.items()}
+    return value
+
+
+def _run(command: str, task: Callable[[Any], int]) -> None:
+    """Compose the configuration, check it against its schema, run `task` and exit with its code."""
     if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
-        print(help_text(command, schema))
+        print(help_text(command, _SCHEMAS[command]))
         sys.exit(0)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     import hydra
-    from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig, OmegaConf
 
-    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    _register()
 
     @hydra.main(version_base="1.3", config_path=str(_conf_folder()), config_name=command)
     def main(composed: DictConfig) -> None:
-        config: Any = OmegaConf.to_object(composed)
-        sys.exit(_guarded(task, config))
+        sys.exit(_guarded(task, OmegaConf.to_object(composed)))
 
     main()
 
@@ -130,8 +176,7 @@ def _guarded(task: Callable[[Any], int], config: Any) -> int:
     for finding in known_mismatches():
         print(finding, file=sys.stderr)
     try:
-        config.paths.cache = str(Path(config.paths.cache).expanduser())
-        return task(config)
+        return task(_resolved(config))
     except (UserError, ValueError, FileNotFoundError) as error:
         if os.environ.get("AFFECTGPT_TRACEBACK"):
             raise

@@ -1,0 +1,30 @@
+"""The names that conf/ uses for the embedded default (`demo:coarse`, `demo:llm` ...), and what builds it on first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from affectgpt.demo.corpus import build_corpus, corpus_folder
+
+MANIFESTS = ("coarse", "fine", "pretrain")
+MODELS = ("hubert", "eva", "videomae", "llm")
+
+
+def path_of(name: str, cache: Path) -> Path:
+    """The manifest or base-model folder called `name`, built below `cache` if it is not there yet.
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    corpus = corpus_folder(cache / "demo")
+    if name in MANIFESTS:
+        build_corpus(corpus)
+        return corpus / f"{name}.jsonl"
+    if name in MODELS:
+        from affectgpt.demo.models import build_base_models, models_folder
+
+        build_corpus(corpus)
+        models = models_folder(corpus)
+        build_base_models(models, corpus)
+        return models / name
+    raise ValueError(f"demo:{name} is not part of the embedded default; expected one of {[*MANIFESTS, *MODELS]}")
