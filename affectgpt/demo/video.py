@@ -15,7 +15,7 @@ _X264 = {
     "preset": "veryfast",
     "crf": "20",
     "threads": "1",
-    # Without it the same frames gave different bytes from call to call (x264 in PyAV 18.1: macroblock-tree rate control).
+    # Otherwise the macroblock-tree rate control gives other bytes from call to call (measured with PyAV 18.1).
     "x264-params": "cpu-independent=1",
 }
 _AAC_BIT_RATE = 64_000
