@@ -1,0 +1,38 @@
+"""The model, its processor and its checkpoints."""
+
+from transformers import AutoConfig, AutoProcessor
+
+from affectgpt.models.build import EncoderSpec, LoraSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+from affectgpt.models.checkpoint import (
+    CheckpointError,
+    load_trained,
+    load_trained_into,
+    read_spec,
+    save_trained,
+    trained_tensors,
+)
+from affectgpt.models.configuration_affectgpt import AffectGPTConfig
+from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration, trainable_table
+from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+
+AutoConfig.register("affectgpt", AffectGPTConfig, exist_ok=True)
+AutoProcessor.register(AffectGPTConfig, AffectGPTProcessor, exist_ok=True)
+
+__all__ = [
+    "AffectGPTConfig",
+    "AffectGPTForConditionalGeneration",
+    "AffectGPTProcessor",
+    "CheckpointError",
+    "EncoderSpec",
+    "LoraSpec",
+    "ModelSpec",
+    "ProjectorSpec",
+    "SamplingSpec",
+    "build",
+    "load_trained",
+    "load_trained_into",
+    "read_spec",
+    "save_trained",
+    "trainable_table",
+    "trained_tensors",
+]

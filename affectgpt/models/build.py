@@ -1,0 +1,274 @@
+"""Base models + a plain description -> model and processor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from affectgpt.models import bases, encoders
+from affectgpt.models.configuration_affectgpt import AffectGPTConfig, EncoderConfig, ProjectorConfig
+from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+from affectgpt.prompts import MODALITIES
+
+# CLIP's normalisation, which EVA-CLIP shares; used where a base model has no preprocessor_config.json.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A frozen encoder: hub id, folder or `timm:<name>`; `layers` and `pool` as in `EncoderConfig`."""
+
+    name: str
+    revision: str | None = None
+    layers: int | str = -1
+    pool: str = "tokens"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ProjectorSpec:
+    """A trained projector; sizes follow from the encoder. `max_positions` None = as many as the sampling gives."""
+
+    kind: str = "qformer"
+    n_queries: int = 32
+    hidden_size: int = 768
+    n_layers: int = 2
+    n_heads: int = 12
+    dropout: float = 0.1
+    max_positions: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """What is taken from a clip: frames, motion frames, and windows of sound ("cover" or "fixed", see affectgpt.media)."""
+
+    n_frames: int = 8
+    n_motion_frames: int = 16
+    rate_hz: int = 16000
+    window_s: float = 2.0
+    max_windows: int = 8
+    window_mode: str = "cover"
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters of the LLM (peft)."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build the model from base models; values only, so that it travels as JSON.
+
+    Attributes:
+        llm, llm_revision, llm_dtype: hub id or folder of any causal LM, and its precision ("float32", "bfloat16").
+        encoders, projectors: modality -> spec; both name the same modalities.
+        prompt_format: "auto", "chat" or "vicuna".
+        seed: of the projectors' and LoRA's first weights.
+    """
+
+    llm: str
+    encoders: Mapping[str, EncoderSpec]
+    projectors: Mapping[str, ProjectorSpec]
+    llm_revision: str | None = None
+    llm_dtype: str = "float32"
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    lora: LoraSpec | None = None
+    prompt_format: str = "auto"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if set(self.encoders) != set(self.projectors):
+            raise ValueError(
+                f"encoders name {sorted(self.encoders)} and projectors {sorted(self.projectors)}; each modality needs both"
+            )
+        if unknown := sorted(set(self.encoders) - set(MODALITIES)):
+            raise ValueError(f"modalities {unknown} are unknown; expected some of {list(MODALITIES)}")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(name for name in MODALITIES if name in self.encoders)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `dataclasses.asdict` (after a trip through JSON)."""
+        values = dict(values)
+        values["encoders"] = {name: EncoderSpec(**fields) for name, fields in values["encoders"].items()}
+        values["projectors"] = {name: ProjectorSpec(**fields) for name, fields in values["projectors"].items()}
+        values["sampling"] = SamplingSpec(**values.get("sampling", {}))
+        if values.get("lora"):
+            lora = dict(values["lora"])
+            values["lora"] = LoraSpec(**{**lora, "target_modules": tuple(lora["target_modules"])})
+        return cls(**values)
+
+
+def build(
+    spec: ModelSpec, *, load_encoders: bool = True
+) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
+    """Assemble model and processor from their base models.
+
+    Args:
+        load_encoders: False leaves the encoders' weights on disk, for training from cached states.
+
+    Raises:
+        FileNotFoundError: a base model is not there; names which.
+        ValueError: a base model does not fit what the spec asks of it.
+    """
+    spec, fingerprints = _pin(spec)
+    text_config = AutoConfig.from_pretrained(spec.llm, revision=spec.llm_revision)
+    branches, settings, loaded = {}, {}, {}
+    for name in spec.modalities:
+        branches[name], settings[name] = _branch(name, spec)
+        if load_encoders:
+            encoder = spec.encoders[name]
+            loaded[name] = encoders.load(encoder.name, encoder.revision, encoder.dtype)
+    processor = AffectGPTProcessor(
+        AutoTokenizer.from_pretrained(spec.llm, revision=spec.llm_revision),
+        branches=settings,
+        prompt_format=spec.prompt_format,
+        max_tokens=getattr(text_config, "max_position_embeddings", None),
+    )
+    dtype = getattr(torch, spec.llm_dtype)
+    config = AffectGPTConfig(
+        text_config=text_config,
+        branches=branches,
+        placeholder_token_ids=processor.placeholder_token_ids,
+        lora=spec.lora and {
+            "r": spec.lora.r,
+            "lora_alpha": spec.lora.alpha,
+            "lora_dropout": spec.lora.dropout,
+            "target_modules": list(spec.lora.target_modules),
+        },
+        seed=spec.seed,
+        spec=asdict(spec),
+        base_fingerprints=fingerprints,
+        dtype=dtype,
+    )
+    language_model = AutoModelForCausalLM.from_pretrained(spec.llm, revision=spec.llm_revision, dtype=dtype)
+    model = AffectGPTForConditionalGeneration(config, language_model=language_model, encoders=loaded)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    inside = [token for token in processor.placeholder_token_ids.values() if token < vocabulary]
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=processor.stop_token_ids,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=processor.tokenizer.bos_token_id,
+        suppress_tokens=inside or None,  # vocabularies padded on disk have rows at these ids; they are no words
+    )
+    return model, processor
+
+
+def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
+    """(spec with absolute folders and hub commits instead of branches, fingerprint of each base model)."""
+
+    def pin(name: str, what: str, revision: str | None) -> tuple[str, str | None]:
+        fingerprints[what] = bases.fingerprint(name, what, revision)
+        if bases.is_local(name):
+            return str(Path(name).expanduser().resolve()), None
+        commit = fingerprints[what].partition("commit:")[2]
+        return name, commit or revision
+
+    fingerprints: dict[str, str] = {}
+    llm, llm_revision = pin(spec.llm, "llm", spec.llm_revision)
+    pinned = {}
+    for modality in spec.modalities:
+        name, revision = pin(spec.encoders[modality].name, modality, spec.encoders[modality].revision)
+        pinned[modality] = replace(spec.encoders[modality], name=name, revision=revision)
+    return replace(spec, llm=llm, llm_revision=llm_revision, encoders=pinned), fingerprints
+
+
+def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config of encoder and projector, processor settings) of one modality."""
+    encoder, projector, sampling = spec.encoders[name], spec.projectors[name], spec.sampling
+    base = encoders.load_config(encoder.name, encoder.revision)
+    encoder_config = EncoderConfig(base=base, layers=encoder.layers, pool=encoder.pool, dtype=encoder.dtype)
+    preprocessing = _preprocessor_config(encoder.name, encoder.revision)
+    if name == "audio":
+        settings = {
+            "rate_hz": sampling.rate_hz,
+            "window_s": sampling.window_s,
+            "max_windows": sampling.max_windows,
+            "window_mode": sampling.window_mode,
+            "normalize": preprocessing.get("do_normalize", True),
+            "min_samples": 400,
+        }
+        rate_hz = preprocessing.get("sampling_rate", sampling.rate_hz)
+        if rate_hz != sampling.rate_hz:
+            raise ValueError(f"audio: {encoder.name!r} hears {rate_hz} Hz, sampling.rate_hz is {sampling.rate_hz}")
+        n_steps, probe = sampling.max_windows, torch.zeros(1, round(sampling.window_s * sampling.rate_hz))
+    else:
+        height, width = _image_size(preprocessing, base)
+        n_frames = sampling.n_frames if name == "frames" else sampling.n_motion_frames
+        settings = {
+            "n_frames": n_frames,
+            "height": height,
+            "width": width,
+            "mean": list(preprocessing.get("image_mean") or CLIP_MEAN),
+            "std": list(preprocessing.get("image_std") or CLIP_STD),
+        }
+        n_steps, probe = n_frames, torch.zeros(1, 3, height, width)
+        if name == "motion":
+            n_steps, probe = n_frames // encoders.tubelet_size(base), torch.zeros(n_frames, 3, height, width)
+            wanted = getattr(encoders.base_config(base), "num_frames", n_frames)
+            if wanted != n_frames:
+                raise ValueError(f"motion: {encoder.name!r} takes {wanted} frames, sampling.n_motion_frames is {n_frames}")
+    # The width and number of states, from a run without memory or arithmetic.
+    with torch.device("meta"):
+        states = encoders.FrozenEncoder(name, encoder_config).to("meta")(probe.to("meta"))
+    tokens_per_position = len(states) // n_steps if name == "motion" and encoder.pool == "tokens" else len(states)
+    n_states = len(states) if name == "motion" or encoder.pool == "mean" else len(states) * n_steps
+    one_step = encoder.pool == "mean" or (name == "motion" and encoder.pool == "pooled")
+    settings["n_tokens"] = projector.n_queries
+    projector_config = ProjectorConfig(
+        kind=projector.kind,
+        input_size=states.shape[-1],
+        n_queries=projector.n_queries,
+        hidden_size=projector.hidden_size,
+        n_layers=projector.n_layers,
+        n_heads=projector.n_heads,
+        dropout=projector.dropout,
+        max_positions=(0 if one_step else n_steps) if projector.max_positions is None else projector.max_positions,
+        tokens_per_position=1 if encoder.pool != "tokens" else tokens_per_position,
+    )
+    if projector.kind == "linear" and (n_states != projector.n_queries or (name == "audio" and not one_step)):
+        raise ValueError(
+            f"{name}: a linear projector makes one token a state; pool {encoder.pool!r} gives "
+            f"{'up to ' if name == 'audio' else ''}{n_states} states and n_queries is {projector.n_queries}; "
+            "set n_queries to the number of states, or pool to 'mean' and 1"
+        )
+    return {"encoder": encoder_config, "projector": projector_config}, settings
+
+
+def _preprocessor_config(name: str, revision: str | None) -> dict[str, Any]:
+    """The base model's preprocessor_config.json, empty if it has none."""
+    if name.startswith("timm:"):
+        return {}
+    from transformers.utils import cached_file
+
+    path = cached_file(name, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(path).read_text()) if path else {}
+
+
+def _image_size(preprocessing: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width): what the preprocessor ends at, else what the encoder was built for."""
+    for key in ("crop_size", "size"):
+        size = preprocessing.get(key)
+        if isinstance(size, int):
+            return size, size
+        if size and "height" in size:
+            return size["height"], size["width"]
+        if size and "shortest_edge" in size:
+            return size["shortest_edge"], size["shortest_edge"]
+    return encoders.image_size(base)

@@ -1,0 +1,215 @@
+"""Training checkpoints: the trained tensors, and the base models that they belong to.
+
+A checkpoint folder holds `trained.safetensors` (projectors and LoRA) and `affectgpt.json`, the manifest: the
+`ModelSpec`, a fingerprint of each base model, and the name, shape and dtype of every tensor. Loading builds the base
+models from the spec, refuses those that changed, and requires exactly the tensors that the model has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import affectgpt
+from affectgpt.models import bases
+from affectgpt.models.build import ModelSpec, build
+from affectgpt.models.modeling_affectgpt import MANIFEST_NAME, AffectGPTForConditionalGeneration
+from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+from affectgpt.prompts import PROMPT_VERSION
+
+TENSORS_NAME = "trained.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not fit the model or its base models; the message names what differs."""
+
+
+def trained_tensors(model: AffectGPTForConditionalGeneration, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Name -> tensor of all that is not a base model (projectors and LoRA), frozen or not; or of `parts` of it."""
+    own = {part: t for part, t in model.parts().items() if part == "lora" or part.startswith("projectors.")}
+    if parts is None:
+        chosen = set(own)
+    else:
+        parts = list(parts)
+        chosen = {part for part in own if part in parts or part.split(".")[0] in parts}
+        if unknown := [part for part in parts if part not in own and part != "projectors"]:
+            raise CheckpointError(f"parts {unknown} are unknown; this model has {['projectors', *own]}")
+    return {name: tensor.detach() for part in own if part in chosen for name, tensor in own[part].items()}
+
+
+def save_trained(
+    model: AffectGPTForConditionalGeneration, processor: AffectGPTProcessor, folder: str | os.PathLike[str]
+) -> None:
+    """Write the trained tensors of a built model and the manifest to `folder`, the manifest last.
+
+    The processor is not written: it is rebuilt from the spec. It is asked for so that a model is never saved beside
+    another model's processor.
+    """
+    if model.config.spec is None:
+        raise CheckpointError("the model has no spec, since `affectgpt.models.build` did not make it; use save_pretrained")
+    if processor.placeholder_token_ids != {**processor.placeholder_token_ids, **model.config.placeholder_token_ids}:
+        raise CheckpointError("the processor's placeholder ids are not the model's; pass the processor that came with it")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained_tensors(model).items()}
+    manifest = {
+        "format": 1,
+        "affectgpt": affectgpt.__version__,
+        "prompts": PROMPT_VERSION,
+        "spec": model.config.spec,
+        "base_fingerprints": model.config.base_fingerprints,
+        "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in sorted(tensors.items())},
+    }
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    _replace(folder / TENSORS_NAME, lambda path: save_file(tensors, path))
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    _replace(folder / MANIFEST_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a trained-only folder."""
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST_NAME}: it is no complete training checkpoint; "
+            "a full model folder is loaded with AffectGPTForConditionalGeneration.from_pretrained"
+        )
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != 1:
+        raise CheckpointError(f"{path}: format {manifest.get('format')!r} is unknown; expected 1")
+    return manifest
+
+
+def read_spec(folder: str | os.PathLike[str]) -> ModelSpec:
+    """What the checkpoint's model is built from."""
+    return ModelSpec.from_dict(read_manifest(folder)["spec"])
+
+
+def load_trained(
+    folder: str | os.PathLike[str],
+    *,
+    base_models: Mapping[str, str] | None = None,
+    load_encoders: bool = True,
+    llm_dtype: str | None = None,
+) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
+    """Build the model of a trained-only folder and load its trained tensors; returns it in eval mode.
+
+    Args:
+        base_models: where base models lie now, "llm" or modality -> folder or id, for those that moved.
+        load_encoders: False for work from cached states.
+        llm_dtype: another precision for the frozen LLM than in training.
+
+    Raises:
+        CheckpointError: a base model changed, or a tensor is missing, surplus or of another shape.
+        FileNotFoundError: a base model is not there.
+    """
+    manifest = read_manifest(folder)
+    spec = ModelSpec.from_dict(manifest["spec"])
+    if unknown := sorted(set(base_models or {}) - {"llm", *spec.modalities}):
+        raise CheckpointError(f"base_models {unknown} are no part of this model; expected some of "
+                              f"{['llm', *spec.modalities]}")
+    for part, name in (base_models or {}).items():
+        if part == "llm":
+            spec = replace(spec, llm=name, llm_revision=None)
+        else:
+            moved = replace(spec.encoders[part], name=name, revision=None)
+            spec = replace(spec, encoders={**spec.encoders, part: moved})
+    if llm_dtype is not None:
+        spec = replace(spec, llm_dtype=llm_dtype)
+    for part in ("llm", *spec.modalities):
+        name, revision = (
+            (spec.llm, spec.llm_revision) if part == "llm" else (spec.encoders[part].name, spec.encoders[part].revision)
+        )
+        expected, found = manifest["base_fingerprints"][part], bases.fingerprint(name, part, revision)
+        if found != expected:
+            raise CheckpointError(
+                f"{folder}: base model {part} at {name!r} is not the one of training (found {found[:20]}, expected "
+                f"{expected[:20]}); restore it, or name its place with base_models={{{part!r}: ...}}"
+            )
+    model, processor = build(spec, load_encoders=load_encoders)
+    load_trained_into(model, folder)
+    return model.eval(), processor
+
+
+def load_trained_into(
+    model: AffectGPTForConditionalGeneration, folder: str | os.PathLike[str], *, parts: Iterable[str] | None = None
+) -> None:
+    """Copy a checkpoint's tensors into a built model, all or none.
+
+    Args:
+        parts: None requires exactly the model's trained tensors; ["projectors"] requires exactly those of the
+            projectors and leaves others, such as LoRA that this stage adds, as they are.
+
+    Raises:
+        CheckpointError: lists every missing, surplus or misshapen tensor, or the difference of base models.
+    """
+    manifest = read_manifest(folder)
+    for part, found in model.config.base_fingerprints.items():
+        expected = manifest["base_fingerprints"].get(part, found)
+        if found != expected:
+            raise CheckpointError(
+                f"{folder}: it was trained on another base model {part} (found {found[:20]}, expected {expected[:20]})"
+            )
+    own = trained_tensors(model, parts)
+    stored = _read_tensors(Path(folder) / TENSORS_NAME)
+    if set(stored) != set(manifest["tensors"]):
+        raise CheckpointError(
+            f"{folder}: {TENSORS_NAME} holds other tensors than {MANIFEST_NAME} lists "
+            f"({sorted(set(stored) ^ set(manifest['tensors']))[:5]}); the folder mixes two checkpoints"
+        )
+    if parts is not None:
+        everything = trained_tensors(model)
+        stored = {name: t for name, t in stored.items() if name in own or name not in everything}
+        stored = {name: t for name, t in stored.items() if _part(name) in {_part(key) for key in own}}
+    missing, surplus = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
+    shapes = [
+        f"{name} {list(stored[name].shape)} instead of {list(own[name].shape)}"
+        for name in sorted(set(own) & set(stored))
+        if stored[name].shape != own[name].shape
+    ]
+    if missing or surplus or shapes:
+        raise CheckpointError(
+            f"{folder} does not fit this model: "
+            + "; ".join(
+                f"{len(names)} {kind}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+                for kind, names in (("missing", missing), ("not in the model", surplus), ("of another shape", shapes))
+                if names
+            )
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(stored[name])
+
+
+def _part(name: str) -> str:
+    return "lora" if ".lora_" in name else ".".join(name.split(".")[:2])
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); take another checkpoint") from error
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

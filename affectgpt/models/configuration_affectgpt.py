@@ -1,0 +1,160 @@
+"""The configuration of the assembled model: one text config, and for each modality an encoder and a projector.
+
+A modality that is absent from `branches` exists nowhere: no encoder, no projector, no placeholder in the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from affectgpt.prompts import MODALITIES
+
+POOLS = {
+    "audio": ("tokens", "window", "mean"),
+    "frames": ("tokens", "frame", "cls", "pooled", "mean"),
+    "motion": ("tokens", "frame", "cls", "pooled", "mean"),
+}
+"""What an encoder can hand over. A *step* is one window of sound, one frame, or one tubelet of a video encoder.
+
+tokens: all tokens of all steps; window / frame: the mean of each step's tokens (class token left out); cls: the class
+token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector.
+"""
+PROJECTORS = ("qformer", "linear", "attention")
+_LAYERS = re.compile(r"last([1-9]\d*)_mean")
+
+
+def layers_to_average(layers: int | str) -> int | None:
+    """How many last layers `layers` averages ("last4_mean" -> 4); None for one layer given by index."""
+    if isinstance(layers, int):
+        return None
+    if match := _LAYERS.fullmatch(layers):
+        return int(match[1])
+    raise ValueError(f"layers is {layers!r}; expected a layer index such as -1 or 12, or 'last4_mean'")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One frozen encoder and what it hands over.
+
+    Attributes:
+        base: the base model's own configuration as a dictionary with `model_type`, or `{"timm": name}`.
+        layers: -1 = the model's last hidden state (with its final norm); another integer = that entry of
+            `hidden_states` (0 is the embedding); "last4_mean" = the mean of the last four entries.
+        pool: see `POOLS`.
+        dtype: precision of the encoder's weights and states.
+    """
+
+    base: Mapping[str, Any]
+    layers: int | str = -1
+    pool: str = "tokens"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        layers_to_average(self.layers)
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """One trained projector: states [B, T, E] -> soft tokens [B, Q, D].
+
+    Attributes:
+        kind: "qformer" (learned queries attend to the states), "linear" (one soft token a state) or "attention"
+            (learned weighted sums of the states).
+        input_size: E, width of the encoder's states.
+        n_queries: Q, soft tokens a sample. For "linear" it is the number of states that a sample must have.
+        hidden_size, n_layers, n_heads, dropout: shape of the Q-Former; feed-forward width is 4 * hidden_size.
+        max_positions: size of the table of temporal positions; 0 = no position embedding.
+        tokens_per_position: consecutive states that share a position (the patches of one frame).
+    """
+
+    kind: str
+    input_size: int
+    n_queries: int
+    hidden_size: int = 768
+    n_layers: int = 2
+    n_heads: int = 12
+    dropout: float = 0.1
+    max_positions: int = 0
+    tokens_per_position: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROJECTORS:
+            raise ValueError(f"projector kind {self.kind!r} is unknown; expected one of {list(PROJECTORS)}")
+
+
+class AffectGPTConfig(PreTrainedConfig):
+    """Configuration of `AffectGPTForConditionalGeneration`.
+
+    Args:
+        text_config: the LLM's configuration (any causal LM), as an object or a dictionary.
+        branches: modality -> {"encoder": fields of EncoderConfig, "projector": fields of ProjectorConfig}.
+        placeholder_token_ids: modality -> id of its placeholder in the tokenizer. The ids may lie beyond the LLM's
+            vocabulary: they are replaced before the embedding is looked up, and the frozen embedding never grows.
+        lora: fields of peft's LoraConfig (r, lora_alpha, lora_dropout, target_modules), or None.
+        seed: draws the first weights of projectors and LoRA.
+        spec, base_fingerprints: what the model was built from (`affectgpt.models.ModelSpec` as a dictionary; "llm" or
+            modality -> content of the base model). Checkpoints and feature caches are bound to them.
+    """
+
+    model_type = "affectgpt"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (transformers reads it from the class)
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | Mapping[str, Any] | None = None,
+        branches: Mapping[str, Any] | None = None,
+        placeholder_token_ids: Mapping[str, int] | None = None,
+        lora: Mapping[str, Any] | None = None,
+        seed: int = 42,
+        spec: Mapping[str, Any] | None = None,
+        base_fingerprints: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if text_config is None:
+            text_config = {"model_type": "llama"}  # transformers builds a bare config to find out what differs from it
+        if isinstance(text_config, Mapping):
+            fields = dict(text_config)
+            text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        branches = branches or {}
+        if unknown := sorted(set(branches) - set(MODALITIES)):
+            raise ValueError(f"branches {unknown} are unknown; expected some of {list(MODALITIES)}")
+        self.text_config = text_config
+        self.branches = {
+            name: {part: _fields(branches[name][part]) for part in ("encoder", "projector")}
+            for name in MODALITIES
+            if name in branches
+        }
+        self.placeholder_token_ids = dict(placeholder_token_ids or {})
+        self.lora = dict(lora) if lora else None
+        self.seed = seed
+        self.spec = dict(spec) if spec else None
+        self.base_fingerprints = dict(base_fingerprints or {})
+        for name in self.modalities:
+            pool = self.encoder(name).pool
+            if pool not in POOLS[name]:
+                raise ValueError(f"{name}: pool {pool!r} is not one of {list(POOLS[name])}")
+            if name not in self.placeholder_token_ids:
+                raise ValueError(f"{name}: placeholder_token_ids has no id for it, only {self.placeholder_token_ids}")
+            self.projector(name)
+        kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The branches that exist, in prompt order."""
+        return tuple(self.branches)
+
+    def encoder(self, modality: str) -> EncoderConfig:
+        return EncoderConfig(**self.branches[modality]["encoder"])
+
+    def projector(self, modality: str) -> ProjectorConfig:
+        return ProjectorConfig(**self.branches[modality]["projector"])
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    return dict(part) if isinstance(part, Mapping) else asdict(part)

@@ -1,0 +1,361 @@
+"""The model: frozen encoders -> trained projectors -> soft tokens among the words of a frozen LLM (with LoRA if asked).
+
+    media or cached states --encoders--> states [N, T, E] --projectors--> soft tokens [N, Q, D]
+    input_ids [B, L] --embedding--> [B, L, D], placeholders replaced by the soft tokens --LLM--> logits, loss
+
+Inputs are the batch dictionary that `processing_affectgpt` documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from affectgpt.models.configuration_affectgpt import AffectGPTConfig
+from affectgpt.models.encoders import FrozenEncoder
+from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
+from affectgpt.models.projectors import Projector
+from affectgpt.prompts import MODALITIES
+
+MANIFEST_NAME = "affectgpt.json"
+"""The file that marks a folder of trained tensors only; see `checkpoint.py`."""
+
+
+class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Encoders, projectors and LLM under one roof.
+
+    Args:
+        config: see `AffectGPTConfig`.
+        language_model: a loaded LLM; None builds an untrained one from `config.text_config`.
+        encoders: modality -> loaded base encoder; None builds untrained ones. A modality that is missing here gets no
+            encoder: then its states must come from a cache.
+
+    `affectgpt.models.build` makes one from base models, `affectgpt.models.load_trained` from a training checkpoint and
+    `from_pretrained` from a full folder.
+    """
+
+    config: AffectGPTConfig
+    config_class = AffectGPTConfig
+    base_model_prefix = "affectgpt"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "image", "video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # What trains stays in fp32 beside a bf16 LLM: 3e-5 steps vanish in bf16 weights.
+    _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        config: AffectGPTConfig,
+        language_model: PreTrainedModel | None = None,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__(config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model
+        self.encoders = nn.ModuleDict(
+            {
+                name: FrozenEncoder(name, config.encoder(name), encoders[name] if encoders is not None else None)
+                for name in config.modalities
+                if encoders is None or name in encoders
+            }
+        )
+        self.projectors = nn.ModuleDict()
+        width = config.text_config.hidden_size
+        for index, name in enumerate(MODALITIES):
+            if name in config.modalities:
+                # Each projector draws from its own seed: leaving a branch out changes no other branch's weights.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(config.seed + index)
+                    self.projectors[name] = Projector(config.projector(name), width).float()
+        if config.lora:
+            _inject_lora(self.language_model, config.lora, config.seed + len(MODALITIES))
+        for name, module in self.named_modules():  # post_init would draw these again
+            if name.startswith("projectors.") or ".lora_" in name:
+                module._is_hf_initialized = True
+        self.set_trainable(["projectors", "lora"] if config.lora else ["projectors"])
+        self.post_init()
+
+    # ---------------------------------------------------------------- parts
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The branches that exist, in prompt order."""
+        return self.config.modalities
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Part ("language_model", "lora", "encoders.audio", "projectors.audio" ...) -> its parameters by name."""
+        parts: dict[str, dict[str, nn.Parameter]] = {"language_model": {}}
+        for name, parameter in self.named_parameters():
+            top = name.split(".")[0]
+            part = "lora" if ".lora_" in name else top if top == "language_model" else ".".join(name.split(".")[:2])
+            parts.setdefault(part, {})[name] = parameter
+        return parts
+
+    def set_trainable(self, parts: Iterable[str]) -> int:
+        """Freeze everything but `parts` ("projectors", "projectors.audio", "lora"); return how many parameters train."""
+        parts = list(parts)
+        own = {name: tensors for name, tensors in self.parts().items() if name.startswith("projectors.") or name == "lora"}
+        known = ["projectors", *own]
+        if unknown := [part for part in parts if part not in known]:
+            raise ValueError(
+                f"trainable parts {unknown} are unknown; expected some of {known} "
+                "(encoders and LLM are frozen; LoRA needs `lora` in the model's config)"
+            )
+        self.requires_grad_(False)
+        for name, tensors in own.items():
+            if name in parts or name.split(".")[0] in parts:
+                for tensor in tensors.values():
+                    tensor.requires_grad_(True)
+        return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad)
+
+    # ---------------------------------------------------------------- media -> soft tokens
+
+    def encoder_fingerprint(self, modality: str) -> str:
+        """Identity of what `encode` gives for `modality`: base model, layers, pool, precision and sampling.
+
+        The key of cached states, beside the identity of the medium; equal across machines and folders.
+        """
+        encoder, spec = self.config.encoder(modality), self.config.spec
+        if spec is None or modality not in self.config.base_fingerprints:
+            raise ValueError(f"{modality}: no fingerprint, since the model was not made by affectgpt.models.build")
+        used = {
+            "audio": ("rate_hz", "window_s", "max_windows", "window_mode"),
+            "frames": ("n_frames",),
+            "motion": ("n_motion_frames",),
+        }[modality]
+        identity = {
+            "base": self.config.base_fingerprints[modality],
+            **{key: getattr(encoder, key) for key in ("layers", "pool", "dtype")},
+            **{key: spec["sampling"][key] for key in used},
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encoder states of one sample, modality -> [T, E], from the unbatched result of the processor's `encode`."""
+        return {
+            name: self._encoder(name)(features[key], features.get("input_lengths") if name == "audio" else None)
+            for name, key in MEDIA_KEYS.items()
+            if key in features
+        }
+
+    def _encoder(self, modality: str) -> FrozenEncoder:
+        if modality not in self.encoders:
+            reason = "was built without encoders" if modality in self.modalities else "has no such branch"
+            raise ValueError(
+                f"{modality}: the batch holds media, but this model {reason} (it encodes {list(self.encoders)}); "
+                f"pass cached {modality}_states, or build it with its encoders"
+            )
+        return self.encoders[modality]
+
+    def soft_tokens(self, modality: str, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Projected tokens [N, Q, D] of the samples that have `modality`; None if no sample of the batch has it."""
+        states, mask = batch.get(f"{modality}_states"), batch.get(f"{modality}_states_mask")
+        media = batch.get(MEDIA_KEYS[modality])
+        if states is None and media is None:
+            return None
+        if states is None:
+            lengths = batch.get("input_lengths") if modality == "audio" else None
+            encoder = self._encoder(modality)
+            # One sample at a time: a sample's states never depend on its neighbours in the batch, as in the cache.
+            each = [encoder(row, None if lengths is None else lengths[i]) for i, row in enumerate(media)]
+            states, mask = pad_states(each)                                 # [N, T, E], [N, T]
+        if modality not in self.projectors:
+            raise ValueError(f"{modality}: the batch holds it, but this model has only {list(self.modalities)}")
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return self.projectors[modality](states, mask)
+
+    def embed(self, input_ids: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Word embeddings with the soft tokens in the placeholders' positions.  [B, L] -> [B, L, D]"""
+        slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
+        embeds = self.get_input_embeddings()(_without_placeholders(input_ids, slots))
+        for name in MODALITIES:
+            tokens = self.soft_tokens(name, batch)
+            n_slots = int(slots[name].sum()) if name in slots else 0
+            n_tokens = 0 if tokens is None else tokens.shape[0] * tokens.shape[1]
+            if n_slots != n_tokens:
+                shape = "no sample" if tokens is None else f"{tokens.shape[0]} samples x {tokens.shape[1]} tokens"
+                raise ValueError(
+                    f"{name}: the text has {n_slots} placeholder tokens, the media give {n_tokens} ({shape}); "
+                    "make both with the processor of this model"
+                )
+            if tokens is not None:
+                embeds = embeds.masked_scatter(slots[name][..., None], tokens.to(embeds.dtype))
+        return embeds
+
+    # ---------------------------------------------------------------- LLM
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss if there are labels.
+
+        Args:
+            logits_to_keep: 0 = logits of all positions; n = of the last n; a tensor = of these positions. None = all
+                without labels, and with labels only the positions that predict one [B, K, V], which saves most of the
+                vocabulary matrix.
+            kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the whole optimizer
+                step; the loss is then a sum divided by it, so that accumulating equals one large batch), and what
+                the LLM takes.
+        """
+        batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, batch)
+        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # left padding shifts nothing
+        shifted = None
+        if labels is not None:
+            shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # position t predicts token t + 1
+            if logits_to_keep is None:
+                logits_to_keep = (shifted != -100).any(dim=0).nonzero()[:, 0]
+                shifted = shifted[:, logits_to_keep]
+        if use_cache is None and (self.training or labels is not None):
+            use_cache = False  # nothing is continued, and with a cache the LLM would not see that a batch is packed
+        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=0 if logits_to_keep is None else logits_to_keep,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=output.logits,
+                labels=None,
+                shift_labels=shifted.contiguous(),
+                vocab_size=output.logits.shape[-1],
+                **loss_kwargs,
+            )
+            if self.training and torch.is_grad_enabled():
+                loss = loss + self._untouched(batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=output.logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def _untouched(self, batch: Mapping[str, Tensor]) -> Tensor | float:
+        """Zero, connected to the trained projectors that this batch does not use.
+
+        Their gradient is then zero instead of absent: a batch of text alone can be differentiated, and distributed
+        training finds every parameter in every step.
+        """
+        idle = [name for name in self.modalities if not {f"{name}_states", MEDIA_KEYS[name]} & batch.keys()]
+        weights = [w for name in idle for w in self.projectors[name].parameters() if w.requires_grad]
+        return sum((weight.sum() * 0.0 for weight in weights), start=0.0)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        """Generate from a batch of `processor.collate(rows, for_generation=True)`; returns prompts + new tokens.
+
+        Encoders and projectors run once, before beams multiply. Greedy unless asked otherwise.
+        """
+        batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
+        if input_ids is None:
+            return super().generate(**kwargs)
+        slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
+        # Logits processors index the vocabulary with the prompt's ids, so placeholders beyond it must not reach them.
+        output = super().generate(
+            _without_placeholders(input_ids, slots), inputs_embeds=self.embed(input_ids, batch), **kwargs
+        )
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        n_copies = len(sequences) // len(input_ids)
+        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(n_copies, dim=0)
+        return output
+
+    # ---------------------------------------------------------------- disk
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a full folder written by `save_pretrained`; every weight must be in it."""
+        folder = str(pretrained_model_name_or_path)
+        if os.path.isfile(os.path.join(folder, MANIFEST_NAME)):
+            raise ValueError(
+                f"{folder} holds trained tensors only, not a full model; "
+                f"load it with affectgpt.models.load_trained({folder!r}), which adds the base models"
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        if any(wrong.values()):
+            raise ValueError(f"{folder} does not fit its config: " + ", ".join(f"{k}: {v[:5]}" for k, v in wrong.items()))
+        return (model, info) if wants_info else model
+
+
+def _without_placeholders(input_ids: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+    """`input_ids` with id 0 in the place of placeholders, which may lie beyond the LLM's vocabulary."""
+    for slot in slots.values():
+        input_ids = input_ids.masked_fill(slot, 0)
+    return input_ids
+
+
+def _inject_lora(language_model: PreTrainedModel, fields: Mapping[str, Any], seed: int) -> None:
+    """Add LoRA to the LLM in place, drawn from `seed`, in fp32."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **fields), language_model)
+    for name, parameter in language_model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
+    """What trains: part, kind, parameters in all and trainable, as aligned text."""
+    rows = [("part", "kind", "parameters", "trainable")]
+    totals = [0, 0]
+    for part, tensors in model.parts().items():
+        if part.startswith("projectors."):
+            kind = model.config.projector(part.split(".")[1]).kind
+        elif part == "lora":
+            kind = f"r {model.config.lora['r']}"
+        else:
+            kind = type(model.get_submodule(f"{part}.model" if part.startswith("encoders.") else part)).__name__
+        counts = [sum(t.numel() for t in tensors.values()), sum(t.numel() for t in tensors.values() if t.requires_grad)]
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        rows.append((part, kind, f"{counts[0]:,}", f"{counts[1]:,}"))
+    rows.append(("all", "", f"{totals[0]:,}", f"{totals[1]:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{part:<{widths[0]}}  {kind:<{widths[1]}}  {count:>{widths[2]}}  {trains:>{widths[3]}}"
+        for part, kind, count, trains in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,323 @@
+"""Text and media of a sample -> the tensors that the model reads, and batches of them.
+
+All preprocessing is written here once, for training, caching and inference alike: chat format, placeholders, image size
+and normalisation, sound windows and normalisation.
+
+The batch dictionary. B = samples in the batch; N_m = samples that have modality m: those rows stand in batch order, a
+sample without the modality has no row. W windows of sound of S samples, T frames, L text tokens:
+
+    input_ids            [B, L]  int64    placeholders repeated once per soft token
+    attention_mask       [B, L]  int64    1 = real, also for a real end-of-turn token that equals the padding token
+    labels               [B, L]  int64    -100 except on the answer and its end-of-turn token
+    input_values         [N_audio, W, S]  float32    normalised sound at 16 kHz
+    input_lengths        [N_audio, W]     int64      true samples of each window, 0 = no such window
+    pixel_values         [N_frames, T, 3, H, W]   float32
+    pixel_values_videos  [N_motion, T, 3, H, W]   float32
+    <m>_states, <m>_states_mask    [N_m, T, E], [N_m, T] bool    cached encoder states instead of that modality's media
+
+A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each sample, and no attention_mask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from affectgpt.media import audio_windows
+from PIL import Image
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from affectgpt.prompts import MODALITIES, PLACEHOLDERS, Message, media_of
+
+MEDIA_KEYS = {"audio": "input_values", "frames": "pixel_values", "motion": "pixel_values_videos"}
+BATCH_MEDIA_KEYS = ("input_lengths", *MEDIA_KEYS.values()) + tuple(
+    f"{name}_states{suffix}" for name in MODALITIES for suffix in ("", "_mask")
+)
+
+PROMPT_FORMATS = ("auto", "chat", "vicuna")
+VICUNA_SYSTEM = "A chat between a person with a question about a video and an assistant who watches, listens and explains."
+# Llama 3's templates write today's date into the prompt unless they are given one; a prompt must not change overnight.
+_TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+_SENTINEL = "AffectGPTAnswer"
+
+
+class AffectGPTProcessor(ProcessorMixin):
+    """Turns messages and media into model inputs.
+
+    Args:
+        tokenizer: the LLM's tokenizer. Placeholders are added to it as special tokens; the LLM's embedding is left alone.
+        branches: modality -> settings. All have `n_tokens` (soft tokens a sample). audio: `rate_hz`, `window_s`,
+            `max_windows`, `window_mode` ("cover" or "fixed"), `normalize` (zero mean, unit variance), `min_samples`.
+            frames and motion: `n_frames`, `height`, `width`, `mean`, `std`.
+        prompt_format: "chat" = the tokenizer's chat template, "vicuna" = Vicuna's USER / ASSISTANT text, "auto" = chat
+            if the tokenizer has a template.
+        max_tokens: longest text that the LLM takes; None = unlimited.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        branches: Mapping[str, Mapping[str, Any]] | None = None,
+        prompt_format: str = "auto",
+        max_tokens: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        if prompt_format not in PROMPT_FORMATS:
+            raise ValueError(f"prompt_format is {prompt_format!r}; expected one of {list(PROMPT_FORMATS)}")
+        if prompt_format == "auto":
+            prompt_format = "chat" if tokenizer.chat_template else "vicuna"
+        if prompt_format == "chat" and not tokenizer.chat_template:
+            raise ValueError("prompt_format is 'chat', but the tokenizer has no chat template; use 'vicuna' or 'auto'")
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.branches = {name: dict(branches[name]) for name in MODALITIES if name in (branches or {})}
+        self.prompt_format = prompt_format
+        self.max_tokens = max_tokens
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": [PLACEHOLDERS[name] for name in MODALITIES]}, replace_extra_special_tokens=False
+        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # padding is known by position, so the two may share an id
+        self.placeholder_token_ids = {
+            name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in MODALITIES
+        }
+        added = sorted((str(token) for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(token) for token in added))
+        self.end_ids = self._end_of_turn()
+
+    # ---------------------------------------------------------------- text
+
+    def plain(self, text: str) -> str:
+        """`text` such that the tokenizer finds no control token or placeholder in it: `<audio>` becomes `< audio>`."""
+        return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text up to where the answer begins, placeholders repeated once per soft token."""
+        turns = []
+        for role, content in messages:
+            shown, rest = media_of(content) if role == "user" else ((), content)
+            slots = "".join(PLACEHOLDERS[name] * self._branch(name)["n_tokens"] for name in shown)
+            turns.append((role, slots + self.plain(rest)))
+        return self._format(turns)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt's token ids; training and inference both start with exactly these."""
+        return self._ids(self.prompt_text(messages))
+
+    def _format(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
+        """The chat text; `answered` = the last turn is the assistant's and nothing is to be continued."""
+        if self.prompt_format == "chat":
+            return self.tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns],
+                tokenize=False,
+                add_generation_prompt=not answered,
+                **_TEMPLATE_VALUES,
+            )
+        speaker = {"user": "USER: {} ", "assistant": f"ASSISTANT: {{}}{self.tokenizer.eos_token}", "system": "{} "}
+        opening = "" if turns[0][0] == "system" else f"{VICUNA_SYSTEM} "
+        text = opening + "".join(speaker[role].format(content) for role, content in turns)
+        return text if answered else f"{text}ASSISTANT:"
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a formatted text. Chat templates write the beginning-of-sequence token themselves."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.prompt_format == "vicuna" and self.tokenizer.bos_token_id is not None:
+            ids = [self.tokenizer.bos_token_id, *ids]
+        return ids
+
+    def _end_of_turn(self) -> list[int]:
+        """Ids that close an answer: what the template writes behind one if those are control tokens, else eos."""
+        text = self._format([("user", _SENTINEL), ("assistant", _SENTINEL)], answered=True)
+        end = text.rpartition(_SENTINEL)[2].strip()
+        ids = self.tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
+        if ids and all(token in self.tokenizer.added_tokens_decoder for token in ids):
+            return ids
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token, and its chat template closes no turn with one")
+        return [self.tokenizer.eos_token_id]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Generation ends on any of these."""
+        stops = [self.end_ids[0], self.tokenizer.eos_token_id]
+        return sorted({token for token in stops if token is not None})
+
+    def _answer_ids(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
+        """Ids of the answer and its end-of-turn token, as they follow this prompt."""
+        text = self.plain(answer.strip())
+        gap = "" if prompt[-1:].isspace() else " "
+        whole = self._ids(prompt + gap + text)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            ids = whole[len(prompt_ids) :]
+        else:  # the tokenizer would merge the answer's beginning into the prompt
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids + self.end_ids
+
+    # ---------------------------------------------------------------- media
+
+    def _branch(self, modality: str) -> dict[str, Any]:
+        if modality not in self.branches:
+            raise ValueError(
+                f"the prompt shows {modality!r}, but this model has only {list(self.branches)}; "
+                "render the prompt with those modalities"
+            )
+        return self.branches[modality]
+
+    def sound(self, samples: np.ndarray, rate_hz: int) -> dict[str, Tensor]:
+        """Mono samples [S] -> `input_values` [W, S'] and `input_lengths` [W].
+
+        The whole sound is normalised before it is cut, so that a quiet window stays quiet beside a loud one.
+        """
+        branch = self._branch("audio")
+        samples = np.asarray(samples, dtype=np.float32)
+        if samples.ndim != 1 or rate_hz != branch["rate_hz"]:
+            raise ValueError(
+                f"audio: found {rate_hz} Hz with shape {samples.shape}; expected mono samples [S] at "
+                f"{branch['rate_hz']} Hz, as affectgpt.media.read_audio gives"
+            )
+        if len(samples) < branch["min_samples"]:
+            raise ValueError(
+                f"audio: {len(samples)} samples ({len(samples) / rate_hz:.4f} s) are too short for the encoder, which "
+                f"needs {branch['min_samples']}; leave audio out of this sample's modalities"
+            )
+        if branch["normalize"]:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        window_s, fixed = branch["window_s"], branch["window_mode"] == "fixed"
+        if fixed:
+            samples = np.pad(samples, (0, max(0, round(window_s * rate_hz) - len(samples))))
+        ranges = audio_windows(
+            len(samples), rate_hz, window_s=window_s, max_windows=branch["max_windows"], mode=branch["window_mode"]
+        )
+        windows = [torch.from_numpy(np.ascontiguousarray(samples[start:stop])) for start, stop in ranges]
+        return {
+            "input_values": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),  # [W, S']
+            "input_lengths": torch.tensor([len(window) for window in windows]),          # [W]
+        }
+
+    def images(self, modality: str, images: np.ndarray) -> Tensor:
+        """RGB frames uint8 [T, H, W, 3] of any size -> [T, 3, H', W'], stretched bicubically and normalised."""
+        branch = self._branch(modality)
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
+        if len(images) != branch["n_frames"]:
+            raise ValueError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
+        size = (branch["width"], branch["height"])
+        resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+        scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255      # [T, 3, H', W']
+        mean, std = (torch.tensor(branch[key]).view(3, 1, 1) for key in ("mean", "std"))
+        return ((scaled - mean) / std).contiguous()
+
+    def media(self, modality: str, value: Any) -> dict[str, Tensor]:
+        """Tensors of one medium: decoded sound or frames, or cached encoder states [T, E]."""
+        if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point():
+            return {f"{modality}_states": value}
+        if modality == "audio":
+            return self.sound(value.samples, value.rate_hz)
+        return {MEDIA_KEYS[modality]: self.images(modality, value)}
+
+    # ---------------------------------------------------------------- samples and batches
+
+    def encode(
+        self, messages: Sequence[Message], media: Mapping[str, Any] | None = None, answer: str | None = None
+    ) -> dict[str, Tensor]:
+        """One sample's tensors, without batch dimension (`collate` batches them).
+
+        Args:
+            messages: from `affectgpt.prompts.render`; a last assistant message is the answer.
+            media: modality -> waveform (with `samples` and `rate_hz`), frames uint8 [T, H, W, 3], or cached encoder
+                states [T, E]; exactly the modalities whose placeholders the messages show.
+            answer: the text to learn; None and no assistant message = a prompt for generation, without labels.
+        """
+        messages, media = list(messages), dict(media or {})
+        if answer is None and messages[-1][0] == "assistant":
+            answer = messages.pop()[1]
+        shown = [name for role, content in messages if role == "user" for name in media_of(content)[0]]
+        for name in sorted({*shown, *media}):
+            if shown.count(name) != (name in media):
+                raise ValueError(
+                    f"{name}: the prompt shows it {shown.count(name)} times, the media hold {sorted(media)}; "
+                    "each modality shown needs its medium, and each medium its placeholder, once"
+                )
+        prompt = self.prompt_text(messages)
+        ids = self._ids(prompt)
+        features: dict[str, Tensor] = {}
+        if answer is not None:
+            answer_ids = self._answer_ids(prompt, ids, answer)
+            features["labels"] = torch.tensor([-100] * len(ids) + answer_ids)
+            ids = ids + answer_ids
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            raise ValueError(
+                f"the text has {len(ids)} tokens, the LLM takes {self.max_tokens}; shorten the subtitle or the answer"
+            )
+        features["input_ids"] = torch.tensor(ids)
+        for name in shown:
+            features.update(self.media(name, media[name]))
+        return features
+
+    def collate(
+        self, rows: Iterable[Mapping[str, Tensor]], *, for_generation: bool = False, packed: bool = False
+    ) -> dict[str, Tensor]:
+        """Batch the results of `encode`; see the head of this module for keys and shapes.
+
+        Args:
+            for_generation: pad on the left, so that every prompt ends where its answer begins; labels are dropped.
+            packed: put all samples into one row without padding, told apart by `position_ids`.
+        """
+        rows = list(rows)
+        if for_generation:
+            rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+        if len({"labels" in row for row in rows}) != 1:
+            raise ValueError("some samples of the batch have an answer and some have none; batch them apart")
+        text = {"input_ids": self.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0, "position_ids": 0}
+        batch: dict[str, Tensor] = {}
+        for key, padding in text.items():
+            if key == "position_ids" and packed:
+                values = [torch.arange(len(row["input_ids"])) for row in rows]
+            elif key == "attention_mask" and not packed:
+                values = [torch.ones_like(row["input_ids"]) for row in rows]
+            elif key in rows[0]:
+                values = [row[key] for row in rows]
+            else:
+                continue
+            if packed:
+                batch[key] = torch.cat(values)[None]
+            else:
+                side = "left" if for_generation else "right"
+                batch[key] = torch.nn.utils.rnn.pad_sequence(
+                    values, batch_first=True, padding_value=padding, padding_side=side
+                )
+        for name in MODALITIES:
+            states = [row[f"{name}_states"] for row in rows if f"{name}_states" in row]
+            raw = [row for row in rows if MEDIA_KEYS[name] in row]
+            if states and raw:
+                raise ValueError(f"{name}: {len(states)} samples come with cached states and {len(raw)} with media")
+            if states:
+                batch[f"{name}_states"], batch[f"{name}_states_mask"] = pad_states(states)
+            elif raw and name == "audio":
+                batch["input_values"], batch["input_lengths"] = _pad_windows(raw)
+            elif raw:
+                batch[MEDIA_KEYS[name]] = torch.stack([row[MEDIA_KEYS[name]] for row in raw])
+        return batch
+
+
+def pad_states(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """States of several samples, each [T_i, E] -> ([N, T, E] padded with zeros, mask [N, T] True = real)."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+    lengths = torch.tensor([len(state) for state in states], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
+
+
+def _pad_windows(rows: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Sound windows of several samples, each [W_i, S_i] -> ([N, W, S], true lengths [N, W])."""
+    n_windows, n_samples = (max(row["input_values"].shape[axis] for row in rows) for axis in (0, 1))
+    values = torch.zeros(len(rows), n_windows, n_samples)
+    lengths = torch.zeros(len(rows), n_windows, dtype=torch.int64)
+    for row, into, length in zip(rows, values, lengths, strict=True):
+        w, s = row["input_values"].shape
+        into[:w, :s] = row["input_values"]
+        length[:w] = row["input_lengths"]
+    return values, lengths
