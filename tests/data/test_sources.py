@@ -1,0 +1,119 @@
+import pytest
+
+from affectgpt.data.sources import (
+    hold_out,
+    probe_sample,
+    probe_samples,
+    read_manifest,
+    report_bad,
+    samples_from_paths,
+    split_by_hash,
+)
+from affectgpt.schema import BadSample, Sample
+
+from .conftest import write_clip
+
+
+def test_a_folder_gives_its_media_files_sorted_with_their_names_as_ids(tmp_path):
+    for name in ("b.mp4", "a.webm", "notes.txt", "c.wav"):
+        (tmp_path / name).touch()
+    samples = samples_from_paths([tmp_path], subtitle="Hi.")
+    assert [(sample.id, sample.subtitle) for sample in samples] == [("a", "Hi."), ("b", "Hi."), ("c", "Hi.")]
+    assert samples[2].audio == str(tmp_path / "c.wav")
+    assert samples[2].video is None
+
+
+def test_files_that_share_a_stem_keep_their_suffix(tmp_path):
+    for name in ("a.mp4", "a.wav"):
+        (tmp_path / name).touch()
+    assert [sample.id for sample in samples_from_paths([tmp_path])] == ["a.mp4", "a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [("gone.mp4", FileNotFoundError, "no such file"), ("x.txt", ValueError, "expected a media file")],
+)
+def test_what_is_no_media_file_is_named(tmp_path, name, error, words):
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(error, match=words) as caught:
+        samples_from_paths([tmp_path / name])
+    assert name in str(caught.value)
+
+
+def test_an_empty_folder_says_what_it_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no media file in this folder.*\.mp4"):
+        samples_from_paths([tmp_path])
+
+
+def test_two_files_of_one_name_in_two_folders_need_a_manifest(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.mp4").touch()
+    with pytest.raises(ValueError, match="several files are named 'a.mp4'"):
+        samples_from_paths([tmp_path / "x", tmp_path / "y"])
+
+
+def test_the_hash_split_never_moves_a_sample_and_has_its_share():
+    ids = [f"clip{number}" for number in range(4000)]
+    test = {name for name in ids if split_by_hash(name, seed=1, share=0.2)}
+    assert test == {name for name in reversed(ids) if split_by_hash(name, seed=1, share=0.2)}
+    assert len(test) / 4000 == pytest.approx(0.2, abs=0.02)
+
+
+def test_holding_out_takes_exactly_n_whatever_the_order():
+    samples = [Sample(id=f"s{number}") for number in range(20)]
+    rest, held = hold_out(samples, n=5, seed=3)
+    assert len(held) == 5
+    assert {s.id for s in rest + held} == {s.id for s in samples}
+    assert {s.id for s in hold_out(samples[::-1], n=5, seed=3)[1]} == {s.id for s in held}
+
+
+def test_holding_out_everything_is_refused():
+    with pytest.raises(ValueError, match="cannot hold out 2 of 2"):
+        hold_out([Sample(id="a"), Sample(id="b")], n=2, seed=0)
+
+
+def test_modalities_are_what_the_file_holds(tmp_path, clip):
+    silent = write_clip(tmp_path / "silent.mp4", sound=False)
+    assert probe_sample(Sample(id="a", video=str(clip))).modalities == ("audio", "frames", "motion")
+    assert probe_sample(Sample(id="b", video=str(silent))).modalities == ("frames", "motion")
+    assert probe_sample(Sample(id="c", subtitle="hi")).modalities == ()
+
+
+def test_sound_of_its_own_completes_a_silent_video(tmp_path, clip):
+    silent = write_clip(tmp_path / "silent.mp4", sound=False)
+    assert "audio" in probe_sample(Sample(id="a", video=str(silent), audio=str(clip))).modalities
+
+
+def test_a_listed_subset_is_respected_and_a_listed_lack_is_an_error(tmp_path, clip):
+    assert probe_sample(Sample(id="a", video=str(clip), modalities=("motion",))).modalities == ("motion",)
+    silent = write_clip(tmp_path / "silent.mp4", sound=False)
+    with pytest.raises(ValueError, match=r"lists \['audio'\], but the media hold only \['frames', 'motion'\]"):
+        probe_sample(Sample(id="b", video=str(silent), modalities=("audio",)))
+
+
+def test_raise_names_the_sample_and_skip_counts_it_without_a_substitute(tmp_path, clip):
+    broken = tmp_path / "broken.mp4"
+    broken.touch()
+    samples = [Sample(id="good", video=str(clip)), Sample(id="bad", video=str(broken))]
+    with pytest.raises(ValueError, match=r"sample 'bad'.*broken\.mp4.*on_bad=skip"):
+        probe_samples(samples)
+    good, bad = probe_samples(samples, on_bad="skip")
+    assert [sample.id for sample in good] == ["good"]
+    assert [(item.id, item.where) for item in bad] == [("bad", str(broken))]
+
+
+def test_left_out_samples_are_written_with_their_reason(tmp_path, caplog):
+    assert report_bad([BadSample("v1", "m.csv:2", "zero bytes")], tmp_path) == 1
+    assert "zero bytes" in (tmp_path / "bad_samples.jsonl").read_text()
+    assert "left out 1 bad samples" in caplog.text
+    assert report_bad([], tmp_path / "none") == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("id,video,split\na,a.mp4,train\nb,b.mp4,test\n")
+    assert [sample.id for sample in read_manifest(path, split="test")[0]] == ["b"]
+    with pytest.raises(ValueError, match=r"no sample has split 'dev'; the manifest holds \{'train': 1, 'test': 1\}"):
+        read_manifest(path, split="dev")
