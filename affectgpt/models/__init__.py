@@ -6,7 +6,7 @@ from affectgpt.models.build import EncoderSpec, LoraSpec, ModelSpec, ProjectorSp
 from affectgpt.models.checkpoint import (
     CheckpointError,
     load_trained,
-    load_trained_into,
+    load_trained_tensors,
     read_spec,
     save_trained,
     trained_tensors,
@@ -30,7 +30,7 @@ __all__ = [
     "SamplingSpec",
     "build",
     "load_trained",
-    "load_trained_into",
+    "load_trained_tensors",
     "read_spec",
     "save_trained",
     "trainable_table",

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from affectgpt.models import bases, encoders
-from affectgpt.models.configuration_affectgpt import AffectGPTConfig, EncoderConfig, ProjectorConfig
+from affectgpt.models.configuration_affectgpt import AffectGPTConfig, EncoderConfig, ProjectorConfig, check_pool
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.prompts import MODALITIES
@@ -48,7 +48,7 @@ class ProjectorSpec:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """What is taken from a clip: frames, motion frames, and windows of sound ("cover" or "fixed", see affectgpt.media)."""
+    """What is taken from a clip: frames, motion frames, windows of sound (modes: see affectgpt.media.audio_windows)."""
 
     n_frames: int = 8
     n_motion_frames: int = 16
@@ -92,7 +92,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if set(self.encoders) != set(self.projectors):
             raise ValueError(
-                f"encoders name {sorted(self.encoders)} and projectors {sorted(self.projectors)}; each modality needs both"
+                f"encoders name {sorted(self.encoders)}, projectors {sorted(self.projectors)}; a modality needs both"
             )
         if unknown := sorted(set(self.encoders) - set(MODALITIES)):
             raise ValueError(f"modalities {unknown} are unknown; expected some of {list(MODALITIES)}")
@@ -192,63 +192,68 @@ def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
 def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config of encoder and projector, processor settings) of one modality."""
     encoder, projector, sampling = spec.encoders[name], spec.projectors[name], spec.sampling
-    base = encoders.load_config(encoder.name, encoder.revision)
-    encoder_config = EncoderConfig(base=base, layers=encoder.layers, pool=encoder.pool, dtype=encoder.dtype)
+    config = EncoderConfig(
+        base=encoders.load_config(encoder.name, encoder.revision),
+        layers=encoder.layers,
+        pool=encoder.pool,
+        dtype=encoder.dtype,
+    )
+    check_pool(name, encoder.pool)
     preprocessing = _preprocessor_config(encoder.name, encoder.revision)
+    # A copy without memory or arithmetic tells how many states of what width one window, frame or clip gives.
+    with torch.device("meta"):
+        hollow = encoders.FrozenEncoder(name, config).to("meta")
+    settings: dict[str, Any] = {"n_tokens": projector.n_queries}
     if name == "audio":
-        settings = {
-            "rate_hz": sampling.rate_hz,
-            "window_s": sampling.window_s,
-            "max_windows": sampling.max_windows,
-            "window_mode": sampling.window_mode,
+        settings |= {key: getattr(sampling, key) for key in ("rate_hz", "window_s", "max_windows", "window_mode")}
+        settings |= {
             "normalize": preprocessing.get("do_normalize", True),
-            "min_samples": 400,
+            "min_samples": encoders.min_samples(hollow.model.config),
         }
-        rate_hz = preprocessing.get("sampling_rate", sampling.rate_hz)
-        if rate_hz != sampling.rate_hz:
-            raise ValueError(f"audio: {encoder.name!r} hears {rate_hz} Hz, sampling.rate_hz is {sampling.rate_hz}")
-        n_steps, probe = sampling.max_windows, torch.zeros(1, round(sampling.window_s * sampling.rate_hz))
+        if (hears := preprocessing.get("sampling_rate", sampling.rate_hz)) != sampling.rate_hz:
+            raise ValueError(f"audio: {encoder.name!r} hears {hears} Hz, sampling.rate_hz is {sampling.rate_hz}")
+        n_steps, n_runs = sampling.max_windows, sampling.max_windows
+        probe = torch.zeros(1, round(sampling.window_s * sampling.rate_hz), device="meta")
     else:
-        height, width = _image_size(preprocessing, base)
+        height, width = _image_size(preprocessing, hollow.model.config.image_size)
         n_frames = sampling.n_frames if name == "frames" else sampling.n_motion_frames
-        settings = {
+        settings |= {
             "n_frames": n_frames,
             "height": height,
             "width": width,
             "mean": list(preprocessing.get("image_mean") or CLIP_MEAN),
             "std": list(preprocessing.get("image_std") or CLIP_STD),
         }
-        n_steps, probe = n_frames, torch.zeros(1, 3, height, width)
-        if name == "motion":
-            n_steps, probe = n_frames // encoders.tubelet_size(base), torch.zeros(n_frames, 3, height, width)
-            wanted = getattr(encoders.base_config(base), "num_frames", n_frames)
-            if wanted != n_frames:
-                raise ValueError(f"motion: {encoder.name!r} takes {wanted} frames, sampling.n_motion_frames is {n_frames}")
-    # The width and number of states, from a run without memory or arithmetic.
-    with torch.device("meta"):
-        states = encoders.FrozenEncoder(name, encoder_config).to("meta")(probe.to("meta"))
-    tokens_per_position = len(states) // n_steps if name == "motion" and encoder.pool == "tokens" else len(states)
-    n_states = len(states) if name == "motion" or encoder.pool == "mean" else len(states) * n_steps
-    one_step = encoder.pool == "mean" or (name == "motion" and encoder.pool == "pooled")
-    settings["n_tokens"] = projector.n_queries
+        n_steps, n_runs = (n_frames, n_frames) if name == "frames" else (hollow.n_tubelets(n_frames), 1)
+        probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")
+    n_states, width_of_states = hollow(probe).shape                         # of one run of the encoder
+    if encoder.pool == "mean":
+        n_runs = n_steps = 1
+    if name == "motion" and encoder.pool == "pooled":
+        n_steps = 1
+    if projector.kind == "linear" and projector.n_queries != n_states * n_runs:
+        raise ValueError(
+            f"{name}: a linear projector makes one token a state; pool {encoder.pool!r} gives {n_states * n_runs} "
+            f"states, n_queries is {projector.n_queries}: set it to that number, or pool to 'mean' and it to 1"
+        )
+    if projector.kind == "linear" and name == "audio" and sampling.window_mode != "fixed" and n_steps > 1:
+        raise ValueError(
+            "audio: a linear projector needs the same number of states from every sound; "
+            "set sampling.window_mode to 'fixed' or pool to 'mean'"
+        )
+    default_positions = n_steps if n_steps > 1 else 0
     projector_config = ProjectorConfig(
         kind=projector.kind,
-        input_size=states.shape[-1],
+        input_size=width_of_states,
         n_queries=projector.n_queries,
         hidden_size=projector.hidden_size,
         n_layers=projector.n_layers,
         n_heads=projector.n_heads,
         dropout=projector.dropout,
-        max_positions=(0 if one_step else n_steps) if projector.max_positions is None else projector.max_positions,
-        tokens_per_position=1 if encoder.pool != "tokens" else tokens_per_position,
+        max_positions=default_positions if projector.max_positions is None else projector.max_positions,
+        tokens_per_position=n_states * n_runs // n_steps,
     )
-    if projector.kind == "linear" and (n_states != projector.n_queries or (name == "audio" and not one_step)):
-        raise ValueError(
-            f"{name}: a linear projector makes one token a state; pool {encoder.pool!r} gives "
-            f"{'up to ' if name == 'audio' else ''}{n_states} states and n_queries is {projector.n_queries}; "
-            "set n_queries to the number of states, or pool to 'mean' and 1"
-        )
-    return {"encoder": encoder_config, "projector": projector_config}, settings
+    return {"encoder": config, "projector": projector_config}, settings
 
 
 def _preprocessor_config(name: str, revision: str | None) -> dict[str, Any]:
@@ -261,14 +266,15 @@ def _preprocessor_config(name: str, revision: str | None) -> dict[str, Any]:
     return json.loads(Path(path).read_text()) if path else {}
 
 
-def _image_size(preprocessing: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width): what the preprocessor ends at, else what the encoder was built for."""
-    for key in ("crop_size", "size"):
-        size = preprocessing.get(key)
+def _image_size(preprocessing: Mapping[str, Any], built_for: Any) -> tuple[int, int]:
+    """(height, width): what the base model's preprocessor ends at, else what the encoder was built for."""
+    for size in (preprocessing.get("crop_size"), preprocessing.get("size"), built_for):
+        if isinstance(size, Mapping) and "height" in size:
+            return size["height"], size["width"]
+        if isinstance(size, Mapping) and "shortest_edge" in size:
+            return size["shortest_edge"], size["shortest_edge"]
         if isinstance(size, int):
             return size, size
-        if size and "height" in size:
-            return size["height"], size["width"]
-        if size and "shortest_edge" in size:
-            return size["shortest_edge"], size["shortest_edge"]
-    return encoders.image_size(base)
+        if isinstance(size, (list, tuple)):
+            return size[0], size[1]
+    raise ValueError(f"no image size in preprocessor_config.json ({dict(preprocessing)}) nor in the encoder's config")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,33 @@ def trained_tensors(model: AffectGPTForConditionalGeneration, parts: Iterable[st
 
 
 def save_trained(
-    model: AffectGPTForConditionalGeneration, processor: AffectGPTProcessor, folder: str | os.PathLike[str]
+    model: AffectGPTForConditionalGeneration,
+    processor: AffectGPTProcessor,
+    folder: str | os.PathLike[str],
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the trained tensors of a built model and the manifest to `folder`, the manifest last.
 
-    The processor is not written: it is rebuilt from the spec. It is asked for so that a model is never saved beside
-    another model's processor.
+    Args:
+        processor: the one built with the model. It is checked, not written: loading rebuilds it from the spec.
+        state_dict: where the values are, if the model's own parameters are partitioned (ZeRO-3, FSDP).
     """
     if model.config.spec is None:
-        raise CheckpointError("the model has no spec, since `affectgpt.models.build` did not make it; use save_pretrained")
-    if processor.placeholder_token_ids != {**processor.placeholder_token_ids, **model.config.placeholder_token_ids}:
-        raise CheckpointError("the processor's placeholder ids are not the model's; pass the processor that came with it")
+        raise CheckpointError("the model has no spec, as affectgpt.models.build did not make it; use save_pretrained")
+    if processor.placeholder_token_ids != model.config.placeholder_token_ids:
+        raise CheckpointError(
+            f"the processor's placeholder ids {processor.placeholder_token_ids} are not the model's "
+            f"{model.config.placeholder_token_ids}; pass the processor that was built with the model"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained_tensors(model).items()}
+    own = trained_tensors(model)
+    if state_dict is not None:
+        if absent := sorted(set(own) - set(state_dict)):
+            raise CheckpointError(f"the state dict lacks {len(absent)} trained tensors: {', '.join(absent[:5])}")
+        own = {name: state_dict[name] for name in own}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
     manifest = {
         "format": 1,
         "affectgpt": affectgpt.__version__,
@@ -115,8 +128,7 @@ def load_trained(
     manifest = read_manifest(folder)
     spec = ModelSpec.from_dict(manifest["spec"])
     if unknown := sorted(set(base_models or {}) - {"llm", *spec.modalities}):
-        raise CheckpointError(f"base_models {unknown} are no part of this model; expected some of "
-                              f"{['llm', *spec.modalities]}")
+        raise CheckpointError(f"base_models {unknown} are unknown; expected some of {['llm', *spec.modalities]}")
     for part, name in (base_models or {}).items():
         if part == "llm":
             spec = replace(spec, llm=name, llm_revision=None)
@@ -136,11 +148,11 @@ def load_trained(
                 f"{expected[:20]}); restore it, or name its place with base_models={{{part!r}: ...}}"
             )
     model, processor = build(spec, load_encoders=load_encoders)
-    load_trained_into(model, folder)
+    load_trained_tensors(model, folder)
     return model.eval(), processor
 
 
-def load_trained_into(
+def load_trained_tensors(
     model: AffectGPTForConditionalGeneration, folder: str | os.PathLike[str], *, parts: Iterable[str] | None = None
 ) -> None:
     """Copy a checkpoint's tensors into a built model, all or none.
@@ -167,9 +179,8 @@ def load_trained_into(
             f"({sorted(set(stored) ^ set(manifest['tensors']))[:5]}); the folder mixes two checkpoints"
         )
     if parts is not None:
-        everything = trained_tensors(model)
-        stored = {name: t for name, t in stored.items() if name in own or name not in everything}
-        stored = {name: t for name, t in stored.items() if _part(name) in {_part(key) for key in own}}
+        chosen = {_part(name) for name in own}
+        stored = {name: tensor for name, tensor in stored.items() if _part(name) in chosen}
     missing, surplus = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
     shapes = [
         f"{name} {list(stored[name].shape)} instead of {list(own[name].shape)}"

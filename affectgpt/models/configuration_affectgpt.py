@@ -28,6 +28,11 @@ PROJECTORS = ("qformer", "linear", "attention")
 _LAYERS = re.compile(r"last([1-9]\d*)_mean")
 
 
+def check_pool(modality: str, pool: str) -> None:
+    if pool not in POOLS[modality]:
+        raise ValueError(f"{modality}: pool {pool!r} is not one of {list(POOLS[modality])}")
+
+
 def layers_to_average(layers: int | str) -> int | None:
     """How many last layers `layers` averages ("last4_mean" -> 4); None for one layer given by index."""
     if isinstance(layers, int):
@@ -135,9 +140,7 @@ class AffectGPTConfig(PreTrainedConfig):
         self.spec = dict(spec) if spec else None
         self.base_fingerprints = dict(base_fingerprints or {})
         for name in self.modalities:
-            pool = self.encoder(name).pool
-            if pool not in POOLS[name]:
-                raise ValueError(f"{name}: pool {pool!r} is not one of {list(POOLS[name])}")
+            check_pool(name, self.encoder(name).pool)
             if name not in self.placeholder_token_ids:
                 raise ValueError(f"{name}: placeholder_token_ids has no id for it, only {self.placeholder_token_ids}")
             self.projector(name)

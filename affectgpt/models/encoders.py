@@ -2,14 +2,15 @@
 
 An encoder is whatever `AutoModel` builds for sound (HuBERT, WavLM, wav2vec2 ...), images (CLIP, SigLIP, DINOv2, and
 `Blip2VisionModel`, which has the layout of EVA-CLIP ViT-g) or short videos (VideoMAE), or a timm model named
-`timm:<name>`. It runs one sample at a time, in eval mode, without gradients and outside autocast, so that its states are
-a pure function of that sample: a batch, a cache and a single file give the same bits.
+`timm:<name>`. It runs one sample at a time, in eval mode, without gradients and outside autocast, so that its states
+are a pure function of that sample: a batch, a cache and a single file give the same bits.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,8 +77,20 @@ class FrozenEncoder(nn.Module):
             else:
                 steps = self._run(inputs[None])                             # [1, T'*P, E]
                 if self.config.pool != "pooled":
-                    steps = steps[0].unflatten(0, (len(inputs) // tubelet_size(self.config.base), -1))  # [T', P, E]
+                    steps = steps[0].unflatten(0, (self.n_tubelets(len(inputs)), -1))  # [T', P, E]
             return self._pool(steps, inputs.shape[-2:])
+
+    def n_tubelets(self, n_frames: int) -> int:
+        """Time steps that a video encoder makes of `n_frames`; raises ValueError if it is no such encoder."""
+        tubelet, takes = (getattr(self.model.config, key, None) for key in ("tubelet_size", "num_frames"))
+        if not isinstance(tubelet, int):
+            raise ValueError(
+                f"motion: {type(self.model).__name__} is no video encoder; use one such as VideoMAE, "
+                "or name this one under frames"
+            )
+        if takes != n_frames:
+            raise ValueError(f"motion: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
+        return n_frames // tubelet
 
     def _sound(self, windows: Tensor, lengths: Tensor | None) -> list[Tensor]:
         """Windows [W, S] -> a list of [F, E]; each window at its true length, so padding never enters the encoder."""
@@ -113,7 +126,9 @@ class FrozenEncoder(nn.Module):
             return torch.cat(list(steps))                                   # [n*P, E]
         n_class = 0
         if self.modality != "audio" and pool != "pooled":
-            n_class = max(0, len(steps[0]) - n_patches(self.config.base, *frame_size))
+            patch = self.model.config.patch_size
+            rows, columns = (patch, patch) if isinstance(patch, int) else patch
+            n_class = max(0, len(steps[0]) - (frame_size[0] // rows) * (frame_size[1] // columns))
         if pool == "cls":
             if not n_class:
                 raise ValueError(f"{self.modality}: this encoder has no class token; use pool 'frame' or 'mean'")
@@ -139,6 +154,8 @@ class TimmEncoder(nn.Module):
                 "with a torchvision that matches torch, or use the same weights as a Blip2VisionModel"
             ) from error
         self.model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        patches = self.model.patch_embed
+        self.config = SimpleNamespace(image_size=patches.img_size, patch_size=patches.patch_size)
 
     def forward(self, images: Tensor, output_hidden_states: bool = False) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -177,9 +194,11 @@ def load_config(name: str, revision: str | None = None) -> dict[str, Any]:
         config = config.vision_config
     if config.model_type == "blip-2":
         raise ValueError(
-            f"{name!r} is a whole BLIP-2 model; give a folder with its vision model only (Blip2VisionModel.save_pretrained)"
+            f"{name!r} is a whole BLIP-2 model; save its vision model alone with Blip2VisionModel.save_pretrained "
+            "and name that folder"
         )
-    return {"model_type": config.model_type, **config.to_diff_dict()}
+    fields = config.to_diff_dict()
+    return {"model_type": config.model_type, **{key: fields[key] for key in fields if key != "_name_or_path"}}
 
 
 def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.Module:
@@ -199,25 +218,9 @@ def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.M
     return model
 
 
-def image_size(base: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) that the encoder was built for."""
-    size = base_config(base).image_size if "timm" not in base else TimmEncoder(base["timm"]).model.patch_embed.img_size
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def tubelet_size(base: Mapping[str, Any]) -> int:
-    """Frames that a video encoder merges into one time step."""
-    size = getattr(base_config(base), "tubelet_size", None) if "timm" not in base else None
-    if size is None:
-        raise ValueError(
-            f"motion: {base.get('model_type', 'a timm model')!r} is no video encoder; use one such as VideoMAE, "
-            "or put this model under frames"
-        )
-    return size if isinstance(size, int) else size[0]
-
-
-def n_patches(base: Mapping[str, Any], height: int, width: int) -> int:
-    """Patches of one frame of that size; what a step holds beyond them are class and register tokens."""
-    size = TimmEncoder(base["timm"]).model.patch_embed.patch_size if "timm" in base else base_config(base).patch_size
-    rows, columns = (size, size) if isinstance(size, int) else size[-2:]
-    return (height // rows) * (width // columns)
+def min_samples(config: Any) -> int:
+    """Samples of sound that give one state: the receptive field of the convolutions that begin HuBERT and its kin."""
+    n = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        n = (n - 1) * stride + kernel
+    return n

@@ -53,8 +53,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # What trains stays in fp32 beside a bf16 LLM: 3e-5 steps vanish in bf16 weights.
-    _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B"]  # noqa: RUF012
+    # What trains stays in fp32 beside a bf16 LLM: steps of 3e-5 vanish in bf16 weights. Encoders have their own dtype.
+    _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B", "encoders"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return parts
 
     def set_trainable(self, parts: Iterable[str]) -> int:
-        """Freeze everything but `parts` ("projectors", "projectors.audio", "lora"); return how many parameters train."""
+        """Freeze all but `parts` ("projectors", "projectors.audio", "lora"); return how many parameters train."""
         parts = list(parts)
-        own = {name: tensors for name, tensors in self.parts().items() if name.startswith("projectors.") or name == "lora"}
+        own = {part: t for part, t in self.parts().items() if part == "lora" or part.startswith("projectors.")}
         known = ["projectors", *own]
         if unknown := [part for part in parts if part not in known]:
             raise ValueError(
@@ -230,9 +230,12 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
+        continued = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if inputs_embeds is None and continued and not batch:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # words only, spares the count of placeholders
+        elif inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, batch)
-        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+        if position_ids is None and not continued and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # left padding shifts nothing
         shifted = None
         if labels is not None:
@@ -313,9 +316,14 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-        if any(wrong.values()):
-            raise ValueError(f"{folder} does not fit its config: " + ", ".join(f"{k}: {v[:5]}" for k, v in wrong.items()))
+        kinds = {"missing": "missing_keys", "surplus": "unexpected_keys", "of another shape": "mismatched_keys"}
+        if wrong := {kind: sorted(map(str, info[key])) for kind, key in kinds.items() if info[key]}:
+            raise ValueError(
+                f"{folder} does not hold this model's weights: "
+                + "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
+            )
+        for name, encoder in model.encoders.items():
+            encoder.to(getattr(torch, model.config.encoder(name).dtype))
         return (model, info) if wants_info else model
 
 

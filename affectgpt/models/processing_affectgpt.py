@@ -26,20 +26,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from affectgpt.media import audio_windows
 from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from affectgpt.media import audio_windows
 from affectgpt.prompts import MODALITIES, PLACEHOLDERS, Message, media_of
 
 MEDIA_KEYS = {"audio": "input_values", "frames": "pixel_values", "motion": "pixel_values_videos"}
-BATCH_MEDIA_KEYS = ("input_lengths", *MEDIA_KEYS.values()) + tuple(
-    f"{name}_states{suffix}" for name in MODALITIES for suffix in ("", "_mask")
+BATCH_MEDIA_KEYS = (
+    "input_lengths",
+    *MEDIA_KEYS.values(),
+    *(f"{name}_states{suffix}" for name in MODALITIES for suffix in ("", "_mask")),
 )
 
 PROMPT_FORMATS = ("auto", "chat", "vicuna")
-VICUNA_SYSTEM = "A chat between a person with a question about a video and an assistant who watches, listens and explains."
+VICUNA_SYSTEM = "A chat between a person with a question and an assistant who watches, listens and explains with care."
 # Llama 3's templates write today's date into the prompt unless they are given one; a prompt must not change overnight.
 _TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _SENTINEL = "AffectGPTAnswer"
@@ -49,7 +51,7 @@ class AffectGPTProcessor(ProcessorMixin):
     """Turns messages and media into model inputs.
 
     Args:
-        tokenizer: the LLM's tokenizer. Placeholders are added to it as special tokens; the LLM's embedding is left alone.
+        tokenizer: the LLM's tokenizer. Placeholders are added to it as special tokens; the LLM's embedding stays as is.
         branches: modality -> settings. All have `n_tokens` (soft tokens a sample). audio: `rate_hz`, `window_s`,
             `max_windows`, `window_mode` ("cover" or "fixed"), `normalize` (zero mean, unit variance), `min_samples`.
             frames and motion: `n_frames`, `height`, `width`, `mean`, `std`.
@@ -81,9 +83,7 @@ class AffectGPTProcessor(ProcessorMixin):
         )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # padding is known by position, so the two may share an id
-        self.placeholder_token_ids = {
-            name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in MODALITIES
-        }
+        self.placeholder_token_ids = {name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in MODALITIES}
         added = sorted((str(token) for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in added))
         self.end_ids = self._end_of_turn()
@@ -96,7 +96,9 @@ class AffectGPTProcessor(ProcessorMixin):
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text up to where the answer begins, placeholders repeated once per soft token."""
-        turns = []
+        messages, turns = list(messages), []
+        if messages[-1][0] == "assistant":
+            messages.pop()
         for role, content in messages:
             shown, rest = media_of(content) if role == "user" else ((), content)
             slots = "".join(PLACEHOLDERS[name] * self._branch(name)["n_tokens"] for name in shown)
@@ -136,7 +138,7 @@ class AffectGPTProcessor(ProcessorMixin):
         if ids and all(token in self.tokenizer.added_tokens_decoder for token in ids):
             return ids
         if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token, and its chat template closes no turn with one")
+            raise ValueError("the tokenizer has no end-of-sequence token, and its chat template ends no turn with one")
         return [self.tokenizer.eos_token_id]
 
     @property
@@ -205,8 +207,8 @@ class AffectGPTProcessor(ProcessorMixin):
             raise ValueError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
         if len(images) != branch["n_frames"]:
             raise ValueError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
-        size = (branch["width"], branch["height"])
-        resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+        size, bicubic = (branch["width"], branch["height"]), Image.Resampling.BICUBIC
+        resized = np.stack([np.asarray(Image.fromarray(image).resize(size, bicubic)) for image in images])
         scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255      # [T, 3, H', W']
         mean, std = (torch.tensor(branch[key]).view(3, 1, 1) for key in ("mean", "std"))
         return ((scaled - mean) / std).contiguous()

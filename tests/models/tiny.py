@@ -63,7 +63,8 @@ QWEN2_TEMPLATE = (
 )
 QWEN3_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
@@ -158,13 +159,13 @@ def write_llama(folder: Path, seed: int = 0, chat_template: str | None = None, v
     return _save(LlamaForCausalLM, config, folder, seed)
 
 
-def write_bpe_tokenizer(folder: Path, special: list[str], plain: list[str] = (), vocab_size: int = 400, **settings) -> int:
+def write_bpe_tokenizer(folder: Path, special: list[str], plain: list[str] = (), **settings) -> int:
     """A byte-level BPE tokenizer as Qwen and LLaMA-3 have; returns its length."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.add_special_tokens(special)
@@ -229,7 +230,7 @@ def write_base_models(folder: Path, llm=write_llama, modalities=("audio", "frame
 
 
 def tiny_spec(paths: dict[str, Path], modalities=("audio", "frames", "motion"), **changes) -> ModelSpec:
-    """The spec of a model over `write_base_models`: Q-Formers with 3 queries, 2 frames, 4 motion frames, 0.1-s windows."""
+    """A model over `write_base_models`: Q-Formers with 3 queries, 2 frames, 4 motion frames, windows of 0.1 s."""
     projector = ProjectorSpec(n_queries=3, hidden_size=16, n_layers=2, n_heads=2, dropout=0.0)
     fields = {
         "llm": str(paths["llm"]),
