@@ -1,0 +1,36 @@
+"""Media files to arrays: frames with their times, and sound. numpy and PyAV only; no torch, no models."""
+
+from affectgpt.media.audio import Waveform, audio_windows, read_audio
+from affectgpt.media.container import (
+    DamagedMedia,
+    EmptyMedia,
+    MediaError,
+    MediaInfo,
+    MissingMedia,
+    NoAudioStream,
+    NoVideoStream,
+    TruncatedMedia,
+    probe,
+)
+from affectgpt.media.faces import read_faces
+from affectgpt.media.video import Frames, read_frame_sets, read_frames, uniform_indices
+
+__all__ = [
+    "DamagedMedia",
+    "EmptyMedia",
+    "Frames",
+    "MediaError",
+    "MediaInfo",
+    "MissingMedia",
+    "NoAudioStream",
+    "NoVideoStream",
+    "TruncatedMedia",
+    "Waveform",
+    "audio_windows",
+    "probe",
+    "read_audio",
+    "read_faces",
+    "read_frame_sets",
+    "read_frames",
+    "uniform_indices",
+]

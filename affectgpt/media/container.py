@@ -1,0 +1,294 @@
+"""Opening a media file, what its headers say, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import av
+from av.stream import Disposition
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+log = logging.getLogger("affectgpt")
+
+PathLike = str | os.PathLike[str]
+
+# Some writers get a RIFF length wrong by a header's size; a cut worth an error is longer.
+_LENGTH_SLACK_BYTES = 64
+
+
+class MediaError(ValueError):
+    """A media file cannot give what was asked of it; the message names the file, what is wrong and what to do."""
+
+
+class MissingMedia(MediaError, FileNotFoundError):
+    """There is no such file."""
+
+
+class EmptyMedia(MediaError):
+    """The file has no bytes, or a stream of it no picture or sample."""
+
+
+class TruncatedMedia(MediaError):
+    """The file, or a stream of it, ends before the length that its container states."""
+
+
+class DamagedMedia(MediaError):
+    """Parts in the middle of the file cannot be decoded."""
+
+
+class NoVideoStream(MediaError):
+    """The file holds no moving pictures (cover art is none)."""
+
+
+class NoAudioStream(MediaError):
+    """The file holds no sound; that is a fact about the sample, not silence."""
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What the headers of a file say; they may err, decoding does not.
+
+    `None` = not stated. `width` and `height` are as stored, before any rotation. `n_frames` is 0 where the header has
+    no count, and is wrong in many avi files. Cover art does not count as video.
+    """
+
+    path: str
+    has_video: bool
+    has_audio: bool
+    duration_s: float | None
+    video_duration_s: float | None = None
+    audio_duration_s: float | None = None
+    n_frames: int = 0
+    frame_rate_hz: float | None = None
+    width: int | None = None
+    height: int | None = None
+    sample_rate_hz: int | None = None
+    n_channels: int | None = None
+    video_codec: str | None = None
+    audio_codec: str | None = None
+
+
+def probe(path: PathLike) -> MediaInfo:
+    """Read the headers of `path`; nothing is decoded (about 5 ms).
+
+    Raises:
+        MissingMedia, EmptyMedia, TruncatedMedia: no file, no bytes, or fewer bytes than the container states.
+        MediaError: not a media file.
+    """
+    with open_media(path) as container:
+        facts: dict[str, Any] = {}
+        if video := video_stream(container):
+            facts |= {
+                "video_duration_s": stated_duration_s(video),
+                "n_frames": video.frames,
+                "frame_rate_hz": float(video.average_rate) if video.average_rate else None,
+                "video_codec": video.codec_context and video.codec_context.name,
+                "width": video.codec_context and video.codec_context.width,
+                "height": video.codec_context and video.codec_context.height,
+            }
+        if audio := audio_stream(container):
+            facts |= {
+                "audio_duration_s": stated_duration_s(audio),
+                "sample_rate_hz": (audio.codec_context and audio.codec_context.sample_rate) or None,
+                "n_channels": (audio.codec_context and audio.codec_context.layout.nb_channels) or None,
+                "audio_codec": audio.codec_context and audio.codec_context.name,
+            }
+        duration_s = container.duration / av.time_base if container.duration is not None else None
+        return MediaInfo(str(path), video is not None, audio is not None, duration_s, **facts)
+
+
+def stated_duration_s(stream: Any) -> float | None:
+    return float(stream.duration * stream.time_base) if stream.duration is not None else None
+
+
+def video_stream(container: InputContainer) -> Any | None:
+    """The first stream of moving pictures."""
+    return next((stream for stream in container.streams.video if not _is_cover(stream)), None)
+
+
+def audio_stream(container: InputContainer) -> Any | None:
+    """The stream a player would choose, else the first."""
+    return container.streams.best("audio") or next(iter(container.streams.audio), None)
+
+
+def stream_kinds(container: InputContainer) -> str:
+    """For messages: what the file holds."""
+    kinds = ["cover art" if _is_cover(stream) else stream.type for stream in container.streams]
+    return ", ".join(kinds) or "no stream at all"
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
+
+
+@contextmanager
+def open_media(path: PathLike) -> Iterator[InputContainer]:
+    """Open `path` after checking that it exists, has bytes and is as long as it states; see `probe` for the errors."""
+    file = Path(path).absolute()
+    if not file.exists():
+        raise MissingMedia(f"{path}: no such file; check the path in the manifest or on the command line")
+    if not file.is_file():
+        raise MediaError(f"{path}: expected a media file, found a folder or device")
+    n_bytes = file.stat().st_size
+    if n_bytes == 0:
+        raise EmptyMedia(f"{path}: the file has 0 bytes; copy or download it again")
+    _check_length(path, file, n_bytes)
+    try:
+        # "file:" keeps a colon in a name from being read as a protocol, and the list keeps playlists inside a file
+        # from opening addresses. Metadata of old avi files is often not UTF-8, and nobody reads it here.
+        container = av.open(f"file:{file}", options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{path}: cannot be read as media ({error.strerror}); expected mp4, mov, avi, webm, mkv, wav, flac, mp3 …; "
+            "try to play it, then convert it (ffmpeg -i IN OUT.mp4) or leave it out"
+        ) from error
+    with container:
+        yield container
+
+
+def _check_length(path: PathLike, file: Path, n_bytes: int) -> None:
+    """Raise TruncatedMedia if the outermost structure of the file states more bytes than there are.
+
+    The demuxers of avi and wav shorten the stated duration to what is there, and the others stop without an error, so
+    that a file cut in the middle decodes as a shorter one. The byte counts tell.
+    """
+    with file.open("rb") as stream:
+        stated, has_index = _stated_length(stream)
+    if stated is not None and stated > n_bytes + _LENGTH_SLACK_BYTES:
+        raise TruncatedMedia(
+            f"{path}: the file is cut off: {n_bytes} bytes found, its container states at least {stated}; "
+            "copy or download it again, or leave it out"
+        )
+    if not has_index:
+        raise TruncatedMedia(
+            f"{path}: the file has no index (no moov box in {n_bytes} bytes): it was cut off, or its recording never "
+            "finished; copy or download it again, or leave it out"
+        )
+
+
+def _stated_length(stream: BinaryIO) -> tuple[int | None, bool]:
+    """(length in bytes that the container states or None, False if an mp4 lacks its index)."""
+    head = stream.read(12)
+    if head[:4] == b"RIFF":
+        return _riff_length(stream), True
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return _mp4_length(stream)
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return _matroska_length(stream), True
+    return None, True
+
+
+def _riff_length(stream: BinaryIO) -> int | None:
+    """wav and avi: 'RIFF', length; long avi files have several such chunks."""
+    end = 0
+    while True:
+        stream.seek(end)
+        head = stream.read(8)
+        length = int.from_bytes(head[4:], "little")
+        # A stream written to a pipe never learns its length and keeps 0, or a value near 2^31 or 2^32.
+        if head[:4] != b"RIFF" or length == 0 or length % 2**31 >= 0x7FFF0000:
+            return end or None
+        end += 8 + length + length % 2
+
+
+def _mp4_length(stream: BinaryIO) -> tuple[int | None, bool]:
+    """mp4 and mov: a row of boxes (length, kind), ISO/IEC 14496-12 section 4.2."""
+    end, kinds = 0, set()
+    while True:
+        stream.seek(end)
+        head = stream.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if len(kind) == 4 and all(32 <= letter < 127 for letter in kind):
+            kinds.add(kind)
+            if length >= 8:
+                end += length
+                continue
+        return end or None, not kinds.isdisjoint({b"moov", b"moof"})  # length 0 = up to the end of the file
+
+
+def _matroska_length(stream: BinaryIO) -> int | None:
+    """mkv and webm: an EBML header element, then one Segment; lengths are RFC 8794 variable-size integers."""
+
+    def read_length() -> int | None:
+        first = stream.read(1)
+        if not first or not first[0]:
+            return None
+        n_more = 8 - first[0].bit_length()
+        bits = 7 * (n_more + 1)
+        value = int.from_bytes(first + stream.read(n_more), "big") & ((1 << bits) - 1)
+        return None if value == (1 << bits) - 1 else value  # all ones: unknown, a live recording
+
+    stream.seek(4)
+    header = read_length()
+    if header is None:
+        return None
+    stream.seek(header, os.SEEK_CUR)
+    if stream.read(4) != b"\x18\x53\x80\x67":
+        return None
+    length = read_length()
+    return None if length is None else stream.tell() + length
+
+
+def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[Any]:
+    """All frames of `stream` in presentation order.
+
+    A packet that cannot be decoded is left out with a warning (mp3 files often begin or end with other data), and
+    more than 1 % of them are an error.
+
+    Raises:
+        MediaError: no decoder for this codec. DamagedMedia: too many packets fail, or reading does.
+    """
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: no decoder for its {stream.type} stream; convert it (ffmpeg -i IN OUT.mp4)")
+    n_packets = n_lost = 0
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:  # avi has empty packets, and to the decoder an empty packet means the end
+                continue
+            n_packets += 1
+            try:
+                frames = stream.decode(packet)
+            except av.InvalidDataError:
+                n_lost += 1
+                continue
+            yield from frames
+        try:
+            yield from stream.decode(None)
+        except av.InvalidDataError:
+            n_lost += 1
+    except av.FFmpegError as error:
+        raise DamagedMedia(
+            f"{path}: reading its {stream.type} stream failed ({error.strerror}); "
+            "copy or download it again, or leave it out"
+        ) from error
+    if n_lost > max(1, n_packets // 100):
+        raise DamagedMedia(
+            f"{path}: {n_lost} of {n_packets} packets of its {stream.type} stream cannot be decoded; "
+            "copy or download it again, or leave it out"
+        )
+    if n_lost:
+        log.warning("%s: left out %d of %d packets that cannot be decoded (%s)", path, n_lost, n_packets, stream.type)
+
+
+def check_end(path: PathLike, stream: Any, decoded_s: float) -> None:
+    """Raise TruncatedMedia if `stream` ends, `decoded_s` after its first frame, before the length its header states."""
+    # Only these state an exact length a stream; mp3 and ogg estimate it, mkv and avi state one for the whole file.
+    if stream.container.format.name not in ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "wav"):
+        return
+    stated_s = stated_duration_s(stream)
+    # Codec delay and padding are up to 0.1 s.
+    if stated_s is not None and decoded_s < stated_s - 0.25:
+        raise TruncatedMedia(
+            f"{path}: its {stream.type} stream ends after {decoded_s:.2f} s, the container states {stated_s:.2f} s; "
+            "copy or download it again, or leave it out"
+        )

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from media_files import numbered_clip, sine, write_media
+
+from affectgpt.media import EmptyMedia, NoAudioStream, audio_windows, probe, read_audio
+
+
+def amplitude_of(samples: np.ndarray, frequency_hz: float, rate_hz: int = 16000) -> float:
+    """Amplitude of one frequency, by correlation over the middle of the sound (codecs fade at the ends)."""
+    middle = samples[len(samples) // 4 : len(samples) // 4 + rate_hz]  # whole seconds hold whole periods
+    turns = np.exp(-2j * np.pi * frequency_hz * np.arange(len(middle)) / rate_hz)
+    return float(2 * np.abs((middle * turns).mean()))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.wav", "pcm_s16le"),
+        ("a.flac", "flac"),
+        ("a.mp3", "libmp3lame"),
+        ("a.mp4", "aac"),
+        ("a.mkv", "ac3"),
+        ("a.avi", "pcm_s16le"),
+    ],
+)
+def test_equal_stereo_channels_keep_their_amplitude(tmp_path, name, codec):
+    """ffmpeg's own downmix of floating-point sound gives 0.707 instead of 0.5."""
+    path = write_media(tmp_path / name, sound=np.stack([sine(3)] * 2), audio_codec=codec)
+    sound = read_audio(path)
+    assert (sound.rate_hz, sound.source_rate_hz, sound.n_channels) == (16000, 44100, 2)
+    assert sound.samples.dtype == np.float32
+    assert sound.samples.ndim == 1
+    expected = 0.475 if codec == "libmp3lame" else 0.5  # LAME scales by 0.95 before it encodes
+    assert amplitude_of(sound.samples, 440) == pytest.approx(expected, rel=0.02)
+
+
+def test_opus_in_webm_is_read(tmp_path):
+    path = write_media(tmp_path / "a.webm", sound=sine(3, rate_hz=48000), sound_rate_hz=48000, audio_codec="libopus")
+    assert amplitude_of(read_audio(path).samples, 440) == pytest.approx(0.5, rel=0.05)
+
+
+def test_mono_is_the_average_of_the_channels(tmp_path):
+    left, right = sine(3, amplitude=0.6, frequency_hz=440), sine(3, amplitude=0.3, frequency_hz=1000)
+    path = write_media(tmp_path / "a.wav", sound=np.stack([left, right]), audio_codec="pcm_s16le")
+    samples = read_audio(path).samples
+    assert amplitude_of(samples, 440) == pytest.approx(0.3, rel=0.01)
+    assert amplitude_of(samples, 1000) == pytest.approx(0.15, rel=0.01)
+
+
+def test_six_channels_are_averaged_like_two(tmp_path):
+    path = write_media(tmp_path / "a.wav", sound=np.stack([sine(3)] * 6), audio_codec="pcm_s16le")
+    sound = read_audio(path)
+    assert sound.n_channels == 6
+    assert amplitude_of(sound.samples, 440) == pytest.approx(0.5, rel=0.01)
+
+
+def test_resampling_equals_the_same_sine_sampled_at_the_new_rate(tmp_path):
+    path = write_media(tmp_path / "a.wav", sound=sine(2), audio_codec="pcm_s16le")
+    samples = read_audio(path).samples
+    inner = slice(200, 2 * 16000 - 200)
+    np.testing.assert_allclose(samples[inner], sine(2, rate_hz=16000)[inner], atol=2e-3)
+
+
+def test_frequencies_above_half_the_new_rate_do_not_fold_back(tmp_path):
+    path = write_media(tmp_path / "a.wav", sound=sine(3, frequency_hz=12000), audio_codec="pcm_s16le")
+    assert amplitude_of(read_audio(path).samples, 4000) < 1e-3
+
+
+def test_sound_at_the_right_rate_comes_back_unchanged(tmp_path):
+    samples = sine(1, rate_hz=16000)
+    path = write_media(tmp_path / "a.wav", sound=samples, sound_rate_hz=16000, audio_codec="pcm_f32le")
+    np.testing.assert_array_equal(read_audio(path).samples, samples)
+
+
+@pytest.mark.parametrize("duration_s", [0.01, 0.3, 2.0])
+def test_duration_is_what_was_decoded(tmp_path, duration_s):
+    path = write_media(tmp_path / "a.wav", sound=sine(duration_s), audio_codec="pcm_s16le")
+    sound = read_audio(path)
+    assert sound.duration_s == len(sound.samples) / 16000
+    assert sound.duration_s == pytest.approx(duration_s, abs=1e-3)
+
+
+def test_no_audio_stream_is_a_fact_and_reading_it_an_error(tmp_path):
+    path = write_media(tmp_path / "mute.mp4", numbered_clip(10))
+    assert not probe(path).has_audio
+    with pytest.raises(NoAudioStream, match=r"mute\.mp4: no audio stream, found video; leave the audio modality out"):
+        read_audio(path)
+
+
+def test_silence_is_sound(tmp_path):
+    path = write_media(tmp_path / "quiet.mp4", numbered_clip(10), sound=np.zeros(44100, dtype=np.float32))
+    assert probe(path).has_audio
+    assert np.abs(read_audio(path).samples).max() < 1e-4
+
+
+def test_a_track_shorter_than_the_picture_is_no_error(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", numbered_clip(75), sound=sine(1))
+    assert read_audio(path).duration_s == pytest.approx(1, abs=0.1)
+
+
+def test_a_header_without_samples_is_empty(tmp_path):
+    path = write_media(tmp_path / "a.wav", sound=sine(0.5), audio_codec="pcm_s16le")
+    data = path.read_bytes()
+    head = data[: data.index(b"data")] + b"data" + bytes(4)
+    path.write_bytes(head[:4] + (len(head) - 8).to_bytes(4, "little") + head[8:])
+    with pytest.raises(EmptyMedia, match=r"a\.wav: its audio stream holds no sample"):
+        read_audio(path)
+
+
+def test_short_sound_is_one_window_of_its_own_length():
+    assert audio_windows(1600, 16000, window_s=10, max_windows=3) == [(0, 1600)]
+    assert audio_windows(160000, 16000, window_s=10, max_windows=3) == [(0, 160000)]
+
+
+def test_windows_cover_longer_sound_from_start_to_end():
+    assert audio_windows(16000 * 12, 16000, window_s=10, max_windows=3) == [(0, 160000), (32000, 192000)]
+    ranges = audio_windows(16000 * 600, 16000, window_s=10, max_windows=3)
+    assert ranges == [(0, 160000), (4720000, 4880000), (9440000, 9600000)]
+
+
+def test_the_only_window_of_long_sound_is_its_middle():
+    assert audio_windows(60, 10, window_s=2, max_windows=1) == [(20, 40)]
+
+
+def test_fixed_windows_start_at_i_times_spare_over_count():
+    assert audio_windows(16000 * 10, 16000, window_s=2, max_windows=8, mode="fixed") == [
+        (i * 16000, i * 16000 + 32000) for i in range(8)
+    ]
+
+
+def test_fixed_windows_of_short_sound_reach_past_its_end_for_padding():
+    assert audio_windows(16000, 16000, window_s=2, max_windows=8, mode="fixed") == [(0, 32000)] * 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"n_samples": 0}, "all must be at least 1"), ({"mode": "random"}, "unknown mode 'random'")],
+)
+def test_impossible_windows_are_an_error(changed, message):
+    values = {"n_samples": 100, "rate_hz": 10, "window_s": 2, "max_windows": 3, "mode": "cover"} | changed
+    with pytest.raises(ValueError, match=message):
+        audio_windows(values.pop("n_samples"), values.pop("rate_hz"), **values)
