@@ -34,6 +34,7 @@ IMAGE_SIDE = {
     "clip": CLIPVisionModelWithProjection,
     "clip_vision_model": CLIPVisionModelWithProjection,
     "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
 }
 # Weights that frozen inference never reads; checkpoints in the wild lack them.
 UNUSED_WEIGHTS = re.compile(r"masked_spec_embed|mask_token|^visual_projection\.|^pooler\.|\.head\.")
@@ -191,7 +192,8 @@ def load_config(name: str, revision: str | None = None) -> dict[str, Any]:
         return {"timm": name.removeprefix("timm:")}
     config = AutoConfig.from_pretrained(name, revision=revision)
     if config.model_type in IMAGE_SIDE and hasattr(config, "vision_config"):
-        config = config.vision_config
+        whole, config = config, config.vision_config
+        config.projection_dim = getattr(whole, "projection_dim", None)
     if config.model_type == "blip-2":
         raise ValueError(
             f"{name!r} is a whole BLIP-2 model; save its vision model alone with Blip2VisionModel.save_pretrained "
@@ -205,9 +207,9 @@ def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.M
     """Load a base encoder; raises ValueError naming every weight that the checkpoint lacks."""
     if name.startswith("timm:"):
         return TimmEncoder(name.removeprefix("timm:"), pretrained=True).to(getattr(torch, dtype))
-    kind = AutoConfig.from_pretrained(name, revision=revision).model_type
-    model, info = IMAGE_SIDE.get(kind, AutoModel).from_pretrained(
-        name, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+    config = base_config(load_config(name, revision))
+    model, info = IMAGE_SIDE.get(config.model_type, AutoModel).from_pretrained(
+        name, config=config, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
     )
     missing = sorted(key for key in info["missing_keys"] if not UNUSED_WEIGHTS.search(key))
     if missing or info["mismatched_keys"]:

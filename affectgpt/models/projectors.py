@@ -54,6 +54,8 @@ class QFormer(nn.Module):
                 attention_probs_dropout_prob=config.dropout,
                 cross_attention_frequency=1,
                 encoder_hidden_size=config.input_size,
+                # BERT's 0.02 belongs to its width of 768; a narrow Q-Former would hardly see its input with it.
+                initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
             )
         )
         self.output = nn.Linear(config.hidden_size, output_size)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import sentencepiece
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,6 +37,7 @@ from transformers import (
 )
 
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
+from affectgpt.prompts import PLACEHOLDERS, Message
 
 WIDTH = 32
 TEXT = (
@@ -239,3 +243,28 @@ def tiny_spec(paths: dict[str, Path], modalities=("audio", "frames", "motion"), 
         "sampling": SAMPLING,
     }
     return ModelSpec(**{**fields, **changes})
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What `affectgpt.media.read_audio` gives, as far as the processor reads it."""
+
+    samples: np.ndarray
+    rate_hz: int = 16000
+
+
+def media(*modalities: str, seed: int = 0, duration_s: float = 0.25) -> dict[str, Any]:
+    """Random media as the decoders give them: sound at 16 kHz, 2 frames and 4 motion frames of 20 x 30 px."""
+    rng = np.random.default_rng(seed)
+    every = {
+        "audio": Sound(rng.normal(size=round(16000 * duration_s)).astype(np.float32)),
+        "frames": rng.integers(0, 256, (SAMPLING.n_frames, 20, 30, 3), dtype=np.uint8),
+        "motion": rng.integers(0, 256, (SAMPLING.n_motion_frames, 20, 30, 3), dtype=np.uint8),
+    }
+    return {name: every[name] for name in modalities}
+
+
+def question(*modalities: str, text: str = "What does the person feel?") -> list[Message]:
+    """A user message that shows `modalities`."""
+    slots = "".join(PLACEHOLDERS[name] for name in modalities)
+    return [Message("user", f"{slots}\n{text}" if slots else text)]

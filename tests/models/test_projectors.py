@@ -1,0 +1,95 @@
+"""Projectors: shape, mask, time and precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.models.projectors import Projector
+
+KINDS = ("qformer", "linear", "attention")
+
+
+def projector(kind: str, n_queries: int = 6, **options) -> Projector:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "n_layers": 2, "n_heads": 2, "dropout": 0.0} | options
+    return Projector(ProjectorConfig(kind, input_size=10, n_queries=n_queries, **shape), output_size=12).eval()
+
+
+def states(n: int = 2, t: int = 6) -> torch.Tensor:
+    return torch.randn(n, t, 10, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kinds_share_one_signature(kind):
+    tokens = projector(kind)(states(), torch.ones(2, 6, dtype=torch.bool))
+    assert tokens.shape == (2, 6, 12)
+    assert tokens.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["qformer", "attention"])
+def test_states_behind_the_mask_change_nothing(kind):
+    model = projector(kind, max_positions=6)
+    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    clean, dirty = states(), states()
+    dirty[0, 4:] = float("nan")
+    assert torch.equal(model(clean, mask), model(dirty, mask))
+    alone = model(clean[:1, :4], mask[:1, :4])
+    torch.testing.assert_close(model(clean, mask)[:1], alone)
+
+
+@pytest.mark.parametrize("kind", ["qformer", "attention"])
+def test_positions_make_order_matter_and_count_time_steps(kind):
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    swapped = states(1)[:, [2, 3, 0, 1, 4, 5]]  # two time steps of two tokens exchanged
+    blind = projector(kind)
+    torch.testing.assert_close(blind(states(1), mask), blind(swapped, mask))
+    seeing = projector(kind, max_positions=3, tokens_per_position=2)
+    torch.nn.init.normal_(seeing.positions.embedding.weight)
+    assert not torch.allclose(seeing(states(1), mask), seeing(swapped, mask), atol=1e-4)
+    within = states(1)[:, [1, 0, 2, 3, 4, 5]]
+    torch.testing.assert_close(seeing(states(1), mask), seeing(within, mask))
+
+
+def test_more_time_steps_than_the_table_holds_are_an_error_with_both_numbers():
+    with pytest.raises(ValueError, match="span 6 time steps, the position table holds 4"):
+        projector("qformer", max_positions=4)(states(), torch.ones(2, 6, dtype=torch.bool))
+
+
+def test_a_linear_projector_refuses_another_number_of_states():
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    with pytest.raises(ValueError, match=r"exactly 6 states a sample, found \[6, 4\]"):
+        projector("linear")(states(), mask)
+
+
+def test_states_of_another_encoder_and_empty_samples_are_errors():
+    with pytest.raises(ValueError, match="7 wide, the projector was built for 10"):
+        projector("attention")(torch.zeros(1, 2, 7), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="no state at all"):
+        projector("attention")(states(), torch.zeros(2, 6))
+
+
+def test_half_precision_states_are_projected_in_full_precision():
+    model = projector("qformer")
+    half = states().bfloat16()
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    assert torch.equal(model(half, mask), model(half.float(), mask))
+
+
+def test_the_qformer_has_the_size_of_the_paper():
+    """AffectGPT (2024): a video Q-Former of two layers, 18,905,088 parameters, and a projection of 3,149,824."""
+    config = ProjectorConfig("qformer", input_size=768, n_queries=32, max_positions=32)
+    with torch.device("meta"):
+        model = Projector(config, output_size=4096)
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert count(model.project.qformer) == 18_905_088
+    assert count(model.project.output) == 3_149_824
+
+
+def test_all_trainable_parameters_of_the_paper():
+    """Video branch (32 queries, 32 positions) and audio branch (8 queries, 8 positions of width 1024): 44,959,744."""
+    with torch.device("meta"):
+        video = Projector(ProjectorConfig("qformer", input_size=768, n_queries=32, max_positions=32), 4096)
+        audio = Projector(ProjectorConfig("qformer", input_size=1024, n_queries=8, max_positions=8), 4096)
+    assert sum(p.numel() for model in (video, audio) for p in model.parameters()) == 44_959_744
