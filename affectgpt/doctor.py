@@ -1,0 +1,421 @@
+"""Says what this installation can do, what is wrong with it, and what to do: `python -m affectgpt.doctor`.
+
+Exit code 0 = usable, 1 = at least one problem. Each check is a function that returns findings, one line each. Nothing
+heavy is imported here: `known_mismatches` takes milliseconds, so that every command can name a broken installation
+before transformers fails on it with another library's message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# name: (first version that works, first one that may not); never looser than pyproject.toml, which a test holds.
+CORE: Mapping[str, tuple[str, str | None]] = {
+    "torch": ("2.6", "2.14"),
+    "transformers": ("5.10", "6"),
+    "accelerate": ("1.10", None),
+    "peft": ("0.18", None),
+    "safetensors": ("0.5", None),
+    "sentencepiece": ("0.2", None),
+    "protobuf": ("5", None),
+    "hydra-core": ("1.3.2", "1.4"),
+    "omegaconf": ("2.3", "2.4"),
+    "av": ("15", None),
+    "openai": ("1.60", None),
+    "wandb": ("0.19", None),
+    "numpy": ("1.26", None),
+    "pillow": ("10.3", None),
+    "tqdm": ("4.66", None),
+}
+OPTIONAL: Mapping[str, str] = {
+    "torchvision": "timm encoders",
+    "timm": "timm encoders",
+    "torchaudio": "torchaudio encoders",
+    "decord": "video backend decord",
+    "torchcodec": "video backend torchcodec",
+    "deepspeed": "ZeRO-2 and ZeRO-3 training",
+    "tensorboard": "TensorBoard logs",
+    "sacrebleu": "text metrics",
+    "rouge-score": "text metrics",
+    "jieba": "text metrics in Chinese",
+    "nltk": "WordNet synonyms",
+    "openpyxl": "Excel tables",
+    "matplotlib": "plots",
+}
+_PYTHON = ("3.10", "3.14")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `do` says how to mend a "warn" or "problem"."""
+
+    level: Literal["ok", "warn", "problem"]
+    topic: str
+    found: str
+    do: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:8} {self.topic:14} {self.found}" + (f" -> {self.do}" if self.do else "")
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """
+    >>> _parts("2.13.0+cpu"), _parts("5.0rc1")
+    ((2, 13), (5,))
+    """
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    parts = [int(number) for number in numbers.group().split(".")] if numbers else []
+    while parts and parts[-1] == 0 and len(parts) > 1:  # so that 2.14 and 2.14.0 are equal
+        parts.pop()
+    return tuple(parts)
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor, *_ = (*_parts(version), 0, 0)
+    return major, minor
+
+
+def _build(version: str) -> str:
+    """What a torch library was built for: "cpu", "cuda 13", "rocm 6" …, or "" if its version does not tell.
+
+    >>> _build("2.13.0+cu130"), _build("2.13.0+cpu"), _build("2.13.0")
+    ('cuda 13', 'cpu', '')
+    """
+    local = version.partition("+")[2]
+    if cuda := re.match(r"cu(\d+)\d", local):
+        return f"cuda {cuda.group(1)}"
+    if rocm := re.match(r"rocm(\d+)", local):
+        return f"rocm {rocm.group(1)}"
+    return "cpu" if local.startswith("cpu") else ""
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of python and of the packages that matter, without importing any; absent ones are left out.
+
+    PyPI's metadata say "2.13.0" for CPU and CUDA builds alike, so those of the torch family come from `version.py`.
+    """
+    found = {"python": platform.python_version()}
+    for name in (*CORE, *OPTIONAL):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if name in ("torch", "torchvision", "torchaudio"):
+            found[name] = _version_with_build(name) or found[name]
+    return found
+
+
+def _version_with_build(package: str) -> str | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    values = dict(re.findall(r"^(\w+)(?::[^=]*)?\s*=\s*['\"]([^'\"]+)['\"]", text, flags=re.MULTILINE))
+    version = values.get("__version__")
+    if version and "+" not in version and package == "torch":
+        version += f"+cu{values['cuda'].replace('.', '')}" if "cuda" in values else "" if "hip" in values else "+cpu"
+    return version
+
+
+def known_mismatches(versions: Mapping[str, str] | None = None) -> list[Finding]:
+    """Combinations that are known to break, each with its mend; takes milliseconds and imports nothing.
+
+    Args:
+        versions: as `installed_versions` gives them (also its default); tests hand in others.
+    """
+    versions = installed_versions() if versions is None else versions
+    findings = list(_out_of_bounds(versions))
+    if "transformers" in versions:
+        findings += [
+            Finding("problem", name, "not installed, and transformers' tokenizers need it", f"pip install {name}")
+            for name in ("sentencepiece", "protobuf")
+            if name not in versions
+        ]
+    if torch := versions.get("torch"):
+        for name in ("torchvision", "torchaudio"):
+            if (version := versions.get(name)) and (why := _why_not_beside(torch, name, version)):
+                wanted = _matching(name, torch)
+                index = " --index-url https://download.pytorch.org/whl/cpu" if _build(torch) == "cpu" else ""
+                findings.append(
+                    Finding(
+                        "problem",
+                        name,
+                        f"{version} beside torch {torch}: {why}; imports of transformers, peft or timm may fail",
+                        f"pip uninstall -y {name} (the core does not need it), or pip install '{wanted}'{index}",
+                    )
+                )
+    if "timm" in versions and "torchvision" not in versions:
+        findings.append(
+            Finding(
+                "warn", "timm", "installed without torchvision, which it imports", "pip install 'affectgpt[vision]'"
+            )
+        )
+    return findings
+
+
+def _out_of_bounds(versions: Mapping[str, str]) -> Iterator[Finding]:
+    for name, (low, high) in {"python": _PYTHON, **CORE}.items():
+        version = versions.get(name)
+        if version is None:
+            continue
+        if _parts(version) < _parts(low) or (high and _parts(version) >= _parts(high)):
+            wanted = f">={low}" + (f",<{high}" if high else "")
+            do = f"use Python {wanted}" if name == "python" else f"pip install '{name}{wanted}'"
+            yield Finding("problem", name, f"{version} is outside {wanted}", do)
+
+
+def _why_not_beside(torch: str, name: str, version: str) -> str | None:
+    """Why this torchvision or torchaudio does not go with this torch; None if it does, as far as versions tell."""
+    ours, theirs = _build(torch), _build(version)
+    if ours and theirs and ours != theirs:
+        return f"a {theirs} build does not load beside a {ours} torch"
+    if name == "torchaudio" and _minor(version) >= (2, 11):
+        # From 2.11 on it is built against torch's stable interface: docs.pytorch.org/audio/2.11.0/installation.html
+        return None if _minor(torch) >= (2, 11) else "it needs torch 2.11 or newer"
+    wanted = _matching(name, torch)
+    return None if _minor(version) == _minor(wanted.partition("==")[2]) else f"this torch needs {wanted}"
+
+
+def _matching(name: str, torch: str) -> str:
+    """
+    >>> _matching("torchvision", "2.13.0"), _matching("torchaudio", "2.9.1")
+    ('torchvision==0.28.*', 'torchaudio==2.9.*')
+    """
+    major, minor = _minor(torch)
+    if name == "torchvision":
+        return f"torchvision==0.{minor + 15}.*"
+    return f"torchaudio=={major}.{min(minor, 11)}.*"
+
+
+def check_packages(versions: Mapping[str, str]) -> list[Finding]:
+    """Versions of everything, and the core packages that are missing."""
+    findings = [Finding("ok", "python", f"{versions['python']} at {sys.executable}")]
+    for name in CORE:
+        if name in versions:
+            findings.append(Finding("ok", name, versions[name]))
+        else:
+            findings.append(Finding("problem", name, "not installed", "pip install affectgpt, or pip install -e ."))
+    findings += [Finding("ok", name, versions[name]) for name in OPTIONAL if name in versions]
+    if absent := [f"{name} ({use})" for name, use in OPTIONAL.items() if name not in versions]:
+        findings.append(Finding("ok", "optional", f"not installed: {', '.join(absent)}"))
+    if "deepspeed" in versions and not shutil.which("g++"):
+        findings.append(
+            Finding("warn", "deepspeed", "no g++, which it needs at its first run", "install a C++ compiler")
+        )
+    return findings
+
+
+def check_imports(timeout_s: float = 300) -> list[Finding]:
+    """Import what training needs, in another process, so that a broken library cannot take the doctor down."""
+    code = "import torch, numpy, accelerate, peft, transformers; from transformers import Trainer, LlamaForCausalLM"
+    try:
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return [Finding("problem", "imports", f"took over {timeout_s:.0f} s", "look for a slow or hanging file system")]
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+        return [
+            Finding("problem", "imports", f"importing transformers' models fails: {last}", f"run: python -c '{code}'")
+        ]
+    return [Finding("ok", "imports", "torch, transformers, accelerate and peft import together")]
+
+
+def check_devices() -> list[Finding]:
+    """Cores, memory and GPUs."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    findings = [Finding("ok", "cpu", f"{usable} cores usable of {os.cpu_count()}, OMP_NUM_THREADS {threads}")]
+    if (total_gb := _memory_gb()) is not None:
+        findings.append(
+            Finding("ok", "memory", f"{total_gb:.1f} GB")
+            if total_gb >= 4
+            else Finding("warn", "memory", f"{total_gb:.1f} GB", "the embedded default needs about 4 GB")
+        )
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (shared_gb := shutil.disk_usage(shared).total / 1e9) < 1:
+        findings.append(
+            Finding("warn", "/dev/shm", f"{shared_gb:.2f} GB", "docker run --shm-size=8g, or no data loader workers")
+        )
+    try:
+        import torch
+    except (ImportError, OSError, RuntimeError) as error:
+        return [*findings, Finding("problem", "torch", f"cannot be imported: {_first_line(error)}", "reinstall torch")]
+    findings.append(Finding("ok", "torch threads", str(torch.get_num_threads())))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            bf16 = "bf16" if card.major >= 8 else "no bf16"
+            facts = f"{card.name}, {card.total_memory / 1e9:.0f} GB, compute {card.major}.{card.minor}, {bf16}"
+            findings.append(Finding("ok", f"cuda:{index}", facts))
+    elif shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
+        findings.append(
+            Finding(
+                "warn",
+                "cuda",
+                f"an NVIDIA driver is here, but torch {torch.__version__} finds no GPU",
+                "install a CUDA build of torch (pytorch.org/get-started), or check nvidia-smi and CUDA_VISIBLE_DEVICES",
+            )
+        )
+    else:
+        findings.append(Finding("ok", "cuda", "no GPU: fine for the embedded default, too slow for a 7B model"))
+    return findings
+
+
+def _memory_gb() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError, OSError):  # no such name on Windows
+        return None
+
+
+def check_media() -> list[Finding]:
+    """Write a short clip, and read its frames and sound back with every backend."""
+    try:
+        import av
+        import numpy as np
+
+        from affectgpt.media import MediaError, read_audio, read_frames
+    except (ImportError, OSError) as error:
+        return [Finding("problem", "media", f"cannot be imported: {_first_line(error)}", "pip install av numpy")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        try:
+            _write_clip(path)
+        except (av.FFmpegError, ValueError) as error:
+            do = "reinstall av from PyPI: pip install --force-reinstall av"
+            return [Finding("problem", "media", f"PyAV cannot write h264 and aac: {_first_line(error)}", do)]
+        findings = []
+        for backend in ("pyav", "decord", "torchcodec"):
+            try:
+                frames = read_frames(path, 4, backend=backend)
+            except ImportError as error:
+                if importlib.util.find_spec(backend):
+                    findings.append(Finding("warn", backend, _first_line(error), "use backend pyav"))
+                continue
+            except MediaError as error:
+                level: Literal["warn", "problem"] = "problem" if backend == "pyav" else "warn"
+                findings.append(Finding(level, backend, _first_line(error), f"pip install --force-reinstall {backend}"))
+                continue
+            right = np.abs(frames.images[:, 0, 0].mean(axis=-1) - [40, 80, 120, 160]).max() < 10
+            findings.append(
+                Finding("ok", backend, f"decodes {frames.n_source_frames} frames of a test clip")
+                if right
+                else Finding("problem", backend, "decodes wrong pictures of a test clip", "use another backend")
+            )
+        try:
+            sound = read_audio(path)
+            findings.append(Finding("ok", "sound", f"decodes {sound.duration_s:.2f} s at {sound.rate_hz} Hz"))
+        except MediaError as error:
+            findings.append(Finding("problem", "sound", _first_line(error), "pip install --force-reinstall av"))
+    return findings
+
+
+def _write_clip(path: Path) -> None:
+    """4 grey frames of rising brightness at 4 Hz, and 1 s of sound, as h264 and aac."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=4)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = container.add_stream("aac", rate=16000)
+        for brightness in (40, 80, 120, 160):
+            picture = np.full((64, 64, 3), brightness, dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        tone = np.sin(np.arange(16000, dtype=np.float32) * 0.2)[None]
+        sound = av.AudioFrame.from_ndarray(0.5 * tone, format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        container.mux(audio.encode(sound))
+        container.mux(audio.encode(None))
+
+
+def check_caches(environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Where base models and the project's own files are kept, how much is there, and whether there is room."""
+    home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    hub = Path(environment.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    own = Path(environment.get("AFFECTGPT_CACHE") or "~/.cache/affectgpt").expanduser()
+    offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    n_models = len(list(hub.glob("models--*")))
+    network = "offline (HF_HUB_OFFLINE), only these can be used" if offline else "others are downloaded when named"
+    findings = [Finding("ok", "model cache", f"{hub}: {n_models} models, {_size_gb(hub):.2f} GB; {network}")]
+    findings.append(Finding("ok", "cache", f"{own}: {_size_gb(own):.2f} GB (AFFECTGPT_CACHE)"))
+    for name, variable, folder in (("model cache", "HF_HOME", hub), ("cache", "AFFECTGPT_CACHE", own)):
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not os.access(there, os.W_OK):
+            findings.append(Finding("problem", name, f"{there} cannot be written to", f"set {variable} to another"))
+        elif (free_gb := shutil.disk_usage(there).free / 1e9) < 2:
+            findings.append(
+                Finding("warn", name, f"only {free_gb:.1f} GB free at {there}", f"make room, or set {variable}")
+            )
+    return findings
+
+
+def _size_gb(folder: Path) -> float:
+    """Size of all files; the links of the model cache count once, where they point."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            status = os.lstat(os.path.join(place, name))
+            total += status.st_size
+    return total / 1e9
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def examine() -> list[Finding]:
+    """All checks."""
+    versions = installed_versions()
+    mismatches = known_mismatches(versions)
+    findings = check_packages(versions)
+    # A package that is named with its trouble needs no second line that calls it fine.
+    troubled = {finding.topic for finding in mismatches}
+    findings = [finding for finding in findings if finding.topic not in troubled] + mismatches
+    return [*findings, *check_imports(), *check_devices(), *check_media(), *check_caches()]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    n_problems = sum(finding.level == "problem" for finding in findings)
+    n_warnings = sum(finding.level == "warn" for finding in findings)
+    verdict = "not usable until the problems are mended" if n_problems else "usable"
+    return f"{verdict} (problems: {n_problems}, warnings: {n_warnings})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; returns 1 if there is a problem, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m affectgpt.doctor", description="Check this installation: packages, devices, media, caches."
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    options = parser.parse_args(arguments)
+    findings = examine()
+    usable = all(finding.level != "problem" for finding in findings)
+    if options.json:
+        report: dict[str, Any] = {"usable": usable, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2))
+    else:
+        print(*findings, summary(findings), sep="\n")
+    return 0 if usable else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
