@@ -364,11 +364,15 @@ def _draw_nose(sketch: _Sketch, looks: Looks, units: Units) -> None:
     wrinkle = units["AU09"]
     lift = 0.055 * wrinkle + 0.02 * units["AU10"]
     w = looks.nose * (1 + 0.14 * wrinkle)
-    flank = [(0.045, 0.2, 0.76), (0.06, 0.0, 0.8), (0.1 * looks.nose, -0.17 + lift, 0.8), (0.06, -0.24 + lift, 0.86),
-             (0.015, -0.16, 0.88), (0.02, 0.05, 0.82)]  # fmt: skip
+    flank: list[Point] = [
+        (0.045, 0.2, 0.76), (0.06, 0.0, 0.8), (0.1 * looks.nose, -0.17 + lift, 0.8), (0.06, -0.24 + lift, 0.86),
+        (0.015, -0.16, 0.88), (0.02, 0.05, 0.82),
+    ]  # fmt: skip
+    wing: list[Point] = [
+        (0.13 * w, -0.19 + lift, 0.76), (0.1 * w, -0.255 + lift, 0.78), (0.03, -0.25 + 0.6 * lift, 0.86),
+        (0.0, -0.275 + 0.6 * lift, 0.88),
+    ]  # fmt: skip
     sketch.fill(flank, looks.shade, 0.45)
-    wing = [(0.13 * w, -0.19 + lift, 0.76), (0.1 * w, -0.255 + lift, 0.78), (0.03, -0.25 + 0.6 * lift, 0.86),
-            (0.0, -0.275 + 0.6 * lift, 0.88)]  # fmt: skip
     sketch.fold([*wing, *[(-x, *rest) for x, *rest in wing[-2::-1]]], 0.026, 0.7)
     sketch.fold([(0.035, -0.237 + lift, 0.84), (0.085 * w, -0.232 + lift, 0.8)], 0.03, 0.9, pair=True)
     for y in (0.13, 0.06, -0.01):  # from the bridge down along its sides

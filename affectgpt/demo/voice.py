@@ -71,9 +71,10 @@ def _amplitudes(spoken: tuple[Syllable, ...], times: np.ndarray) -> tuple[np.nda
         low = 0.0 if onset == "stop" else 0.1 if onset else 0.25
         rise_s, fall_s = min(0.03, 0.2 * length_s), min(0.05, 0.25 * length_s)
         voiced += [(start_s, low), (vowel_s, low), (vowel_s + rise_s, 1.0), (stop_s - fall_s, 0.9), (stop_s, 0.25)]
-        if onset:  # a stop is a silence and a burst, a fricative hisses all the time
-            peak_s = vowel_s - 0.012 if onset == "stop" else (start_s + vowel_s) / 2
-            noisy += [(start_s, 0.0), (peak_s, 1.0), (vowel_s + 0.015, 0.0)]
+        if onset == "stop":  # silence and a burst
+            noisy += [(vowel_s - 0.03, 0.0), (vowel_s - 0.012, 1.0), (vowel_s + 0.015, 0.0)]
+        elif onset == "fricative":
+            noisy += [(start_s, 0.0), ((start_s + vowel_s) / 2, 1.0), (vowel_s + 0.015, 0.0)]
     voiced.append((voiced[-1][0] + 0.015, 0.0))
     return sample_curve(tuple(voiced), times), sample_curve(tuple(noisy), times)
 
