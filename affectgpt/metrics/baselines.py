@@ -1,0 +1,33 @@
+"""Heuristic baselines of the papers: Empty ("unable to judge") and Random (one basic emotion)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+MER2023_EMOTIONS = ("worried", "happy", "neutral", "angry", "surprised", "sad")
+"""The candidate set from which the papers' Random draws (EMER paper, section 4)."""
+
+
+def empty(ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """No label for anybody: the floor of every set score."""
+    return dict.fromkeys(ids, ())
+
+
+def random_labels(
+    ids: Iterable[str], vocabulary: Sequence[str] = MER2023_EMOTIONS, *, n_labels: int = 1, seed: int = 42
+) -> dict[str, tuple[str, ...]]:
+    """`n_labels` different labels drawn uniformly for each id, in sorted order of the ids.
+
+    Args:
+        vocabulary: labels to draw from; give a label several times to draw it more often.
+    """
+    names = list(vocabulary)
+    if not 1 <= n_labels <= len(names):
+        raise ValueError(f"n_labels is {n_labels}; expected 1 to {len(names)}, the size of the vocabulary")
+    rng = np.random.default_rng(seed)
+    return {
+        sample_id: tuple(dict.fromkeys(names[i] for i in rng.choice(len(names), size=n_labels, replace=False)))
+        for sample_id in sorted(ids)
+    }

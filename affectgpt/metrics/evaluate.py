@@ -1,0 +1,166 @@
+"""Score predictions against references: one call, one report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from affectgpt.metrics.extract import read_labels
+from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
+from affectgpt.metrics.report import PRIMARY, Counts, Report, Score
+from affectgpt.metrics.stats import averaged, mean_f_statistic, percentile_interval, resampled_means
+from affectgpt.metrics.wheel import GROUPINGS, LEVEL1, LEVEL2, WheelGrouping, mean_f, score_samples
+from affectgpt.schema import Prediction
+
+Predictions = Mapping[str, "str | Sequence[str]"] | Iterable[Prediction]
+_MEANS = {PRIMARY: LEVEL1, "level 2 mean": LEVEL2, "level 1+2 mean": LEVEL1 + LEVEL2}
+
+
+def evaluate(
+    predictions: Predictions,
+    references: Mapping[str, Sequence[str]],
+    *,
+    lexicon: str | Path | Lexicon = "builtin",
+    groupings: Sequence[str] = GROUPINGS,
+    seed: int = 42,
+    n_bootstrap: int = 1000,
+) -> Report:
+    """Set-based scores of open-vocabulary labels under the emotion-wheel groupings.
+
+    Args:
+        predictions: id -> labels or text, or Prediction rows; text (and a Prediction whose labels are None) is read by
+            `affectgpt.metrics.extract`.
+        references: id -> true labels. A reference without labels is counted and not scored.
+        lexicon: "builtin", a folder with the published tables, or a Lexicon.
+        groupings: some of GROUPINGS; a mean is reported where all its groupings are asked for.
+        seed, n_bootstrap: of the 95 % interval of F_S; n_bootstrap=0 leaves it out.
+
+    Returns:
+        A Report. A reference without a prediction counts as an empty prediction (0), a prediction without a reference
+        is left out; both are counted.
+
+    Raises:
+        ValueError: no references, an unknown grouping, or no prediction that has a reference.
+
+    >>> references = {"a": ["angry"], "b": ["sad", "happy"]}
+    >>> report = evaluate({"a": ["furious"], "b": "calm, happy"}, references, n_bootstrap=0)
+    >>> round(report.primary.precision, 3), round(report.primary.recall, 3), report.primary.n
+    (0.9, 0.75, 2)
+    """
+    if unknown := [name for name in groupings if name not in GROUPINGS]:
+        raise ValueError(f"unknown groupings {unknown}; expected some of {list(GROUPINGS)}")
+    if not references:
+        raise ValueError("no references: there is nothing to score against")
+    tables = load_lexicon(lexicon)
+    predicted, readings = _labels_by_id(predictions, tables)
+    if predicted and not set(predicted) & set(references):
+        raise ValueError(
+            f"no prediction has a reference: predictions are like {next(iter(predicted))!r}, "
+            f"references like {next(iter(references))!r}; are these files of the same data set?"
+        )
+    ids = list(references)
+    truths = [_as_the_lexicon_reads(references[sample_id], tables) for sample_id in ids]
+    answers = [predicted.get(sample_id, ()) for sample_id in ids]
+    scores = score_samples(truths, answers, WheelGrouping(tables), groupings)
+    return Report(
+        scores=_score_rows(scores, list(groupings), n_bootstrap, seed),
+        m_avg=_m_avg(scores) if tuple(groupings) == GROUPINGS else None,
+        counts=_count(ids, truths, predicted, readings, tables),
+        lexicon=f"{tables.name} {tables.version}",
+        lexicon_checksum=tables.checksum,
+        seed=seed,
+        n_bootstrap=n_bootstrap,
+        label_reading=tables.label_splitting,
+    )
+
+
+def _labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """id -> labels, and id -> how they were read."""
+    labels: dict[str, tuple[str, ...]] = {}
+    readings: dict[str, str] = {}
+    items: Iterable[tuple[str, str | Sequence[str] | None, str, str]]
+    if isinstance(predictions, Mapping):
+        items = (
+            (sample_id, None if isinstance(value, str) else value, value if isinstance(value, str) else "", "both")
+            for sample_id, value in predictions.items()
+        )
+    else:
+        items = ((item.id, item.labels, item.text, item.task) for item in predictions)
+    for sample_id, given, text, task in items:
+        if sample_id in labels:
+            raise ValueError(f"two predictions for sample {sample_id!r}; each sample has one")
+        if given is not None:
+            labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(given, tables), "given"
+        elif tables.label_splitting == "published" and task == "labels":
+            labels[sample_id], readings[sample_id] = tuple(split_published(text)), "published list"
+        else:
+            reading = read_labels(text)
+            labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(reading.labels, tables), reading.how
+    return labels, readings
+
+
+def _as_the_lexicon_reads(labels: Sequence[str], tables: Lexicon) -> tuple[str, ...]:
+    if tables.label_splitting == "published":
+        return tuple(split_published(", ".join(labels)))
+    return tuple(labels)
+
+
+def _score_rows(scores: np.ndarray, names: list[str], n_bootstrap: int, seed: int) -> dict[str, Score]:
+    means = averaged(scores, np.ones((1, len(scores))))[0]                # [G, 2]
+    n_scored = (~np.isnan(scores[:, :, 0])).sum(axis=0)                   # [G]
+    resamples = resampled_means(scores, n_bootstrap=n_bootstrap, seed=seed) if n_bootstrap else None  # [K, G, 2]
+    rows: dict[str, Score] = {}
+    parts = {title: members for title, members in _MEANS.items() if set(members) <= set(names)}
+    for title, members in {**parts, **{name: (name,) for name in names}}.items():
+        columns = [names.index(name) for name in members]
+        precision, recall = means[columns].mean(axis=0)
+        n_low, n_high = int(n_scored[columns].min()), int(n_scored[columns].max())
+        rows[title] = Score(
+            f_score=mean_f(map(tuple, means[columns])),
+            precision=float(precision),
+            recall=float(recall),
+            n=n_low,
+            n_max=n_high if len(columns) > 1 else None,
+            interval=None if resamples is None else percentile_interval(mean_f_statistic(resamples[:, columns]), seed),
+        )
+    return rows
+
+
+def _m_avg(scores: np.ndarray) -> float:
+    return mean_f(map(tuple, averaged(scores, np.ones((1, len(scores))))[0]))
+
+
+def _count(
+    ids: list[str], truths: list[tuple[str, ...]], predicted: dict[str, tuple[str, ...]], readings: dict[str, str],
+    tables: Lexicon,
+) -> Counts:  # fmt: skip
+    known = set(ids)
+    answers = [labels for sample_id, labels in predicted.items() if sample_id in known]
+    kinds: dict[str, str] = {}
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for side, labelled in (("truth", truths), ("prediction", answers)):
+        words = Counter(word.lower().strip() for labels in labelled for word in labels)
+        found[side] = {kind: Counter() for kind in ("known", "unknown", "neutral", "negated")}
+        for word, n in words.most_common():
+            kinds.setdefault(word, tables.kind(word))
+            found[side][kinds[word]][word] = n
+    return Counts(
+        references=len(ids),
+        without_labels=sum(not labels for labels in truths),
+        predictions=len(predicted),
+        extra=len(predicted) - len(answers),
+        missing=len(known - set(predicted)),
+        unparsed=sum(not labels for labels in answers),
+        readings=dict(Counter(readings[sample_id] for sample_id in predicted if sample_id in known).most_common()),
+        tokens_truth=sum(map(len, truths)),
+        tokens_prediction=sum(map(len, answers)),
+        unknown_truth=dict(found["truth"]["unknown"]),
+        unknown_prediction=dict(found["prediction"]["unknown"]),
+        neutral_truth=found["truth"]["neutral"].total(),
+        neutral_prediction=found["prediction"]["neutral"].total(),
+        negated_truth=found["truth"]["negated"].total(),
+        negated_prediction=found["prediction"]["negated"].total(),
+    )

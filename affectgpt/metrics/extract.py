@@ -1,0 +1,209 @@
+"""From text to labels: read the emotion words out of what a model wrote, without any model.
+
+The readings are tried in a fixed order, the most explicit first; the one that succeeded travels along as `how`:
+
+1. ``empty``      nothing was written;
+2. ``label line`` "Emotions: happy, relieved" / "情绪：开心，自豪" (as `affectgpt.prompts` asks for); the last counts;
+3. ``list``       a bracketed list, `['a', 'b']` or `[a, b]`; the last counts;
+4. ``refusal``    "I cannot determine ...", "unable to judge the emotional state";
+5. ``numbered``   lines that start with a number or a bullet;
+6. ``words``      the whole text is a short list of words;
+7. ``sentence``   "The emotional state is happy and proud", "她感到委屈";
+8. ``nothing``    text without any of these: counted as unparsed, never guessed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+
+from affectgpt.prompts import LABEL_LINE
+
+READINGS = ("empty", "label line", "list", "refusal", "numbered", "words", "sentence", "nothing")
+UNPARSED = ("empty", "refusal", "nothing")
+"""Readings that give no label."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Labels, lower case and without doubles, in the order of the text, and how they were read."""
+
+    labels: tuple[str, ...]
+    how: str
+
+
+_HEADS = "|".join(re.escape(head.strip().rstrip(":：")) for head in LABEL_LINE.values())
+_LABEL_LINE = re.compile(
+    rf"(?:^|\n|[.!?。！？]\s*|\*\*)[\s>*#\-–•]*(?:the\s+|final\s+|overall\s+|predicted\s+|main\s+|open-vocabulary\s+|最终|主要|所以|因此)*"
+    rf"(?:{_HEADS}|emotions?(?:al)?\s*(?:labels?|words?|states?|categor(?:y|ies)|list)?|labels?|answer|"
+    r"情绪状态|情绪标签|情绪词|情感标签|情感状态|情感词|情感|标签|答案)"
+    r"[\s*]*[:：][\s*]*([^\n]*(?:\n[ \t]*(?:[-*•]|\d+[.)、])[^\n]*)*)",
+    re.IGNORECASE,
+)
+_LABEL_HEAD_ALONE = re.compile(r"[:：][\s*]*\n")
+_BRACKETS = re.compile(r"[\[【［](.*?)[\]】］]", re.DOTALL)
+_ITEM = re.compile(r"^[ \t]*(?:\(?\d+[.)、:：]|[-*•–·])[ \t]*(.+)$", re.MULTILINE)
+_REFUSAL = re.compile(
+    r"\b(?:i'?m sorry|i am sorry|i apologi[sz]e)\b.*\b(?:can'?t|cannot|can not|unable|not able|won'?t|don'?t)\b|"
+    r"\b(?:cannot|can not|can'?t|unable to|not able to|impossible to|not possible to|difficult to|hard to|"
+    r"could not|couldn'?t)\s+(?:\w+ly\s+)?(?:be\s+)?(?:judge|determine|identify|infer|tell|assist|provide|analy[sz]e|"
+    r"assess|recogni[sz]e|help|ascertain|say|see|watch|view|access|answer|detect|conclude)|\bas an ai\b|"
+    r"\b(?:there is|there's) (?:not enough|insufficient|no) (?:information|evidence|clue)|\bnot enough information\b|"
+    r"(?:无法|不能|难以|没法|没有办法)(?:从\S{0,12})?(?:准确|直接|明确)?(?:判断|确定|识别|推断|得知|回答|分析|看出|提供)|(?:抱歉|对不起)[，,].*(?:无法|不能)|作为(?:一个|一名)?(?:人工智能|AI)",
+    re.IGNORECASE | re.DOTALL,
+)
+_SENTENCES = (
+    r"\bemotion(?:al|s)?(?: \w+){0,6}? (?:is|are|was|were|be|as|include|includes|including|seems? to be|appears? to be|"
+    r"could be|can be|might be|may be|would be|becomes?)(?: likely| probably| possibly| described as|"
+    r" characteri[sz]ed (?:as|by)| summari[sz]ed as| inferred (?:as|to be)| a (?:mix|mixture|combination|blend) of|"
+    r" one of| of)*[: ]+(.+)",
+    r"\bemotions? (?:such as|like|of) (.+)",
+    r"\b(?:feels?|feeling|felt)(?: that (?:he|she|they) (?:is|are))? (?!that\b|like\b|the\b|as\b)(.+)",
+    r"\b(?:seems?|appears?|looks?)(?: to be)? (?!to\b|that\b|like\b|as\b|at\b)(.+)",
+    r"\b(?:he|she|they|person|man|woman|speaker|character|individual|i) (?:is|are|am|was|were) (?:\w+ly )?"
+    r"((?:(?!\b(?:a|an|the|in|at|on|wearing|talking|speaking|saying|looking|trying)\b)[\w'-]+)"
+    r"(?:(?:,? and |, )[\w' -]+)*)$",
+    r"(?:情绪|情感|心情)(?:状态|表现)?(?:可能|应该|主要|大概|似乎)?(?:是|为|包括|有|包含|属于|可以总结为|可以概括为)[:：]?(.+)",
+    r"(?:感到|感觉到?|觉得|显得|流露出|表现出|透露出|表达了?)(?:了|有些|有点|一丝|一种|非常|十分|很|比较|出)*(.+)",
+)
+_SENTENCE_PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in _SENTENCES)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]|(?<!\d)[.](?=\s|$)")
+# What follows the emotion words of a sentence: reasons, times, circumstances.
+_TAIL = re.compile(
+    r"\s+(?:because|since|as|due|when|while|but|which|who|that|about|with|at|in|on|to|from|by|for|"
+    r"towards?|after|before|during|though|although|given|based|so|rather|than|instead|judging|through|throughout|over)\b.*|"
+    r"(?<!bit)(?<!sense)(?<!hint)(?<!hints)(?<!touch)(?<!feeling)(?<!feelings)\s+of\b.*|[（(].*|"
+    r"[，,]\s*(?:因为|由于|但|并且|从而|而|这|她|他|"
+    r"(?:which|but|because|as|with|since|although|possibly due|likely due|indicat\w*|suggest\w*|express\w*|"
+    r"show\w*)\b).*|因为.*|由于.*",
+    re.IGNORECASE | re.DOTALL,
+)
+# 和 and 与 also occur inside words (平和, 温和, 和善, 参与).
+_SEPARATORS = re.compile(
+    r"\s*(?:[,，、;；|\n/]|\s&\s|\s\+\s|\band/or\b|\band\b|\bor\b|\bas well as\b|\bmixed with\b|\balong with\b|"
+    r"以及|并且|还有|或者|或|且|(?<![平温缓柔祥亲随])和(?![平善蔼气睦缓谐])|(?<![参])与|及)\s*",
+    re.IGNORECASE,
+)
+_LEADING = re.compile(
+    r"^(?:(?:is|are|an?|the|and|or|also|both|some|feelings? of|a sense of|sense of|a feeling of|a mix(?:ture)? of|"
+    r"a combination of|emotions? (?:of|such as|like)|feeling|feels|emotions?\s*[:：]|possibly|probably|likely|"
+    r"perhaps|maybe|bit of|hints? of|touch of|including|include|such as|mainly|primarily|"
+    r"mostly)\s+(?=\S)|(?:以及|还有|一种|一些|一丝|有些|有点)(?=.))+",
+    re.IGNORECASE,
+)
+_TRAILING = re.compile(
+    r"(?:的情绪|之情|的情感|的心情|等情绪|等情感|等|\s+(?:emotions?|feelings?|etc\.?|overall|respectively|too|now|state))+$",
+    re.IGNORECASE,
+)
+_NOT_A_LABEL = frozenset(
+    ("", "none", "n/a", "na", "nan", "null", "unknown", "etc", "无", "未知", "emotion", "emotions", "label", "labels")
+)
+_MAX_WORDS = 4  # longer than that is prose, not a label
+_MAX_CHINESE = 8
+
+
+def read_labels(text: str) -> Reading:
+    """Read the labels of one answer.
+
+    >>> read_labels("She smiles while her voice breaks.\\nEmotions: touched, don't know, Touched")
+    Reading(labels=('touched', "don't know"), how='label line')
+    >>> read_labels("The emotional state is angry and a bit of shame, because he shouts.")
+    Reading(labels=('angry', 'shame'), how='sentence')
+    >>> read_labels("I am unable to judge the emotional state.")
+    Reading(labels=(), how='refusal')
+    """
+    text = _clean_text(text)
+    if not text:
+        return Reading((), "empty")
+    lines = [match.group(1) for match in _LABEL_LINE.finditer(text)]
+    for line in reversed(lines):
+        if _REFUSAL.search(line):
+            return Reading((), "refusal")
+        if labels := _from_label_line(line):
+            return Reading(labels, "label line")
+    for inner in reversed(_BRACKETS.findall(text)):
+        if labels := _short_only(_split_list(inner)):
+            return Reading(labels, "list")
+    if _REFUSAL.search(text):
+        return Reading((), "refusal")
+    items = _ITEM.findall(text)
+    if labels := _short_only([_head_of_item(item) for item in items]):
+        return Reading(labels, "numbered")
+    if labels := _whole_text(text):
+        return Reading(labels, "words")
+    for sentence in reversed([part for part in _SENTENCE_END.split(text) if part and part.strip()]):
+        for pattern in _SENTENCE_PATTERNS:
+            if (match := pattern.search(sentence)) and (labels := _short_only(_split(_TAIL.sub("", match.group(1))))):
+                return Reading(labels, "sentence")
+    return Reading((), "nothing")
+
+
+def _clean_text(text: str) -> str:
+    """Without thinking, code fences and chat markers, with straight apostrophes."""
+    text = re.sub(r"<think>.*?(?:</think>|$)", "", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(r"```\w*|</?s>|<\|[a-z_]+\|>", "", text)
+    return text.replace("’", "'").replace("‘", "'").replace("\r", "").strip()
+
+
+def _from_label_line(line: str) -> tuple[str, ...]:
+    if items := _ITEM.findall(line):
+        return _short_only([_head_of_item(item) for item in items])
+    if brackets := _BRACKETS.findall(line):
+        return _short_only(_split_list(brackets[-1]))
+    first = re.split(r"(?<=\w)[.。!！](?:\s|$)", line, maxsplit=1)[0]
+    return _short_only(_split(first))
+
+
+def _split_list(inner: str) -> list[str]:
+    """The inside of brackets; quoted items keep their commas and apostrophes."""
+    try:
+        parsed = ast.literal_eval(f"[{inner}]")
+    except (ValueError, SyntaxError):
+        parsed = None
+    if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
+        return parsed
+    return re.split(r"\s*[,，、;；\n]\s*", inner)
+
+
+def _split(text: str) -> list[str]:
+    return [part for part in _SEPARATORS.split(text) if part and part.strip()]
+
+
+def _head_of_item(item: str) -> str:
+    """`Happy: she smiles` and `**Happy** - she smiles` are the label `Happy`."""
+    return re.split(r"\s*[:：]\s*|\s+[-–—]+\s+|\s*[（(]", item.strip(), maxsplit=1)[0]
+
+
+def _clean_label(part: str) -> str:
+    label = part.strip().strip("\"'“”`*_.,;:。，；：!！?？()（）[]{}<>#").strip()
+    label = re.sub(r"\s*[（(].*$", "", label.lower())
+    while (shorter := _TRAILING.sub("", _LEADING.sub("", label))) != label:
+        label = shorter
+    return " ".join(label.split())
+
+
+def _is_short(label: str) -> bool:
+    n_chinese = len(re.findall(r"[\u4e00-\u9fff]", label))
+    return n_chinese <= _MAX_CHINESE if n_chinese else len(label.split()) <= _MAX_WORDS
+
+
+def _short_only(parts: list[str]) -> tuple[str, ...]:
+    """Cleaned labels without doubles; () if any part is too long to be one, because then the text is prose."""
+    labels = [label for part in parts if (label := _clean_label(part)) not in _NOT_A_LABEL]
+    if not labels or not all(_is_short(label) for label in labels):
+        return ()
+    return tuple(dict.fromkeys(labels))
+
+
+_PROSE = re.compile(
+    r"\b(?:is|are|was|were|has|have|the|he|she|his|her|they|this|that|person|man|woman|video|audio|speaks?|says|we)\b|[的了在是她他它]|感到|觉得|显得|情绪状态",
+    re.IGNORECASE,
+)
+
+
+def _whole_text(text: str) -> tuple[str, ...]:
+    """Labels if the text is nothing but a short list of words; () otherwise."""
+    if _PROSE.search(text) or len(text) > 300:
+        return ()
+    return _short_only(_split(text.rstrip(".。")))

@@ -1,0 +1,175 @@
+"""Read predictions and references in the formats that people have: JSONL, CSV, npz. Nothing is unpickled.
+
+- Predictions: our predictions.jsonl; `name,openset` CSV; the challenge's npz (`filenames`, `fileitems`).
+- References: JSONL or CSV manifests (`id` or `name`; `labels` or `openset`), such as track2_train_ovmerd.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affectgpt.schema import Prediction, parse_label_list, prediction_from_row
+
+HELP = "see docs/metrics.md, section 'Files'"
+_ID_COLUMNS = ("id", "name", "names")
+_LABEL_COLUMNS = ("labels", "openset")
+_TEXT_COLUMNS = ("text", "reason", "description", "english")
+
+
+class ScoreFileError(ValueError):
+    """A file of predictions or references cannot be read; the message names file, line and what was expected."""
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read predictions; label cells become labels, texts stay texts (the parser reads them when they are scored).
+
+    Raises:
+        ScoreFileError: unknown format, missing columns, an id twice.
+    """
+    path = Path(path)
+    predictions: dict[str, Prediction] = {}
+    for where, row in _rows(path):
+        sample_id = _id_of(row, where)
+        if sample_id in predictions:
+            raise ScoreFileError(f"{where}: id {sample_id!r} stands twice; each sample has one prediction")
+        try:
+            predictions[sample_id] = _prediction(sample_id, row)
+        except ValueError as error:
+            raise ScoreFileError(f"{where}: {error}; {HELP}") from None
+    if not predictions:
+        raise ScoreFileError(f"{path}: no predictions; {HELP}")
+    return list(predictions.values())
+
+
+def _prediction(sample_id: str, row: Mapping[str, Any]) -> Prediction:
+    if isinstance(row.get("text"), str):
+        return prediction_from_row({**row, "id": sample_id, "labels": _labels_cell(row)})
+    for column in _LABEL_COLUMNS:
+        if column in row:  # a list as text, "['sad', 'tired']", stays text so that the report says how it was read
+            value = row[column]
+            if value is None or isinstance(value, str):
+                return Prediction(sample_id, _text_of(value), task="labels")
+            return Prediction(sample_id, "", labels=parse_label_list(value) or (), task="labels")
+    for column in _TEXT_COLUMNS:
+        if column in row:
+            return Prediction(sample_id, _text_of(row[column]), task="description")
+    raise ValueError(f"sample {sample_id!r}: no column of {[*_LABEL_COLUMNS, *_TEXT_COLUMNS]}, found {sorted(row)}")
+
+
+def _labels_cell(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Labels of a row that also has its text: None = not given, so that the text is read."""
+    if row.get("labels") is None:
+        return None
+    return parse_label_list(row["labels"]) or ()
+
+
+def _text_of(value: object) -> str:
+    text = "" if value is None else str(value)
+    return "" if text.strip().lower() == "nan" else text
+
+
+def read_references(
+    path: str | Path, *, split: str | None = None, lang: str | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Read true labels: id -> labels; an empty cell gives (), which the score counts and leaves out.
+
+    Args:
+        split: keep rows of this split only (column `split`).
+        lang: take `labels_<lang>` or the translation where the row has one; None = the row's own labels.
+
+    Raises:
+        ScoreFileError: unknown format, missing columns, an id twice, no row of that split.
+    """
+    path = Path(path)
+    references: dict[str, tuple[str, ...]] = {}
+    splits: set[str] = set()
+    for where, row in _rows(path):
+        sample_id = _id_of(row, where)
+        splits.add(str(row.get("split") or ""))
+        if split is not None and row.get("split") != split:
+            continue
+        if sample_id in references:
+            raise ScoreFileError(f"{where}: id {sample_id!r} stands twice; ids must be unique")
+        columns = [name for name in _LABEL_COLUMNS if name in row]
+        translated = (row.get("translations") or {}).get(lang, {}) if lang else {}
+        if lang and f"labels_{lang}" in row:
+            value = row[f"labels_{lang}"]
+        elif lang and row.get("lang", lang) != lang and "labels" in translated:
+            value = translated["labels"]
+        elif columns:
+            value = row[columns[0]]
+        else:
+            value = None
+            if path.suffix != ".jsonl":  # JSONL rows simply leave out what they lack
+                raise ScoreFileError(
+                    f"{where}: no column of {list(_LABEL_COLUMNS)}, found {sorted(row)}; true labels are needed; {HELP}"
+                )
+        try:
+            references[sample_id] = parse_label_list(value) or ()
+        except ValueError as error:
+            raise ScoreFileError(f"{where}: sample {sample_id!r}: {error}; {HELP}") from None
+    if not references:
+        found = f"its splits are {sorted(splits)}" if splits else "the file is empty"
+        raise ScoreFileError(f"{path}: no references{f' of split {split!r}' if split else ''}; {found}")
+    return references
+
+
+def write_predictions_npz(path: str | Path, labels: Mapping[str, Iterable[str]]) -> None:
+    """Write the npz that the challenge's server accepts: `filenames` and `fileitems` as plain text arrays."""
+    names = sorted(labels)
+    items = ["[" + ", ".join(labels[name]) + "]" for name in names]
+    np.savez_compressed(path, filenames=np.array(names, dtype=str), fileitems=np.array(items, dtype=str))
+
+
+def _id_of(row: Mapping[str, Any], where: str) -> str:
+    for column in _ID_COLUMNS:
+        if row.get(column) not in (None, ""):
+            return str(row[column])
+    raise ScoreFileError(f"{where}: no column of {list(_ID_COLUMNS)}, found {sorted(map(str, row))}; {HELP}")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file:line, row) of a .jsonl, .csv or .npz file."""
+    if not path.is_file():
+        raise ScoreFileError(f"{path}: no such file; {HELP}")
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                yield f"{path}:{reader.line_num}", {key: value for key, value in row.items() if key is not None}
+    elif path.suffix == ".npz":
+        yield from _npz_rows(path)
+    elif path.suffix == ".jsonl":
+        for line_no, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ScoreFileError(f"{path}:{line_no}: not JSON ({error}); {HELP}") from None
+            if not isinstance(row, dict):
+                raise ScoreFileError(f"{path}:{line_no}: expected a JSON object, found {type(row).__name__}; {HELP}")
+            yield f"{path}:{line_no}", row
+    else:
+        raise ScoreFileError(f"{path}: expected .jsonl, .csv or .npz, found {path.suffix!r}; {HELP}")
+
+
+def _npz_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with np.load(path, allow_pickle=False) as data:
+        if not {"filenames", "fileitems"} <= set(data.files):
+            raise ScoreFileError(f"{path}: expected arrays filenames and fileitems, found {sorted(data.files)}; {HELP}")
+        try:
+            names, items = data["filenames"], data["fileitems"]
+        except ValueError:
+            raise ScoreFileError(
+                f"{path}: holds pickled objects, which are not loaded because they can run code; "
+                "save the labels as text arrays or as a CSV with name,openset"
+            ) from None
+    for number, (name, item) in enumerate(zip(names.tolist(), items.tolist(), strict=True)):
+        yield f"{path}[{number}]", {"name": name, "openset": item}

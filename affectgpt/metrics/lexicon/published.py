@@ -1,0 +1,119 @@
+"""Read the emotion-wheel tables that the MER2025 and MER2026 challenges publish, from a folder of the user's.
+
+Files: `wheel1..5.xlsx` or `.csv` (level1, level2, level3, forward-filled), `synonym.xlsx` or `.csv` (pairs of columns
+`word_run<k>`, `synonym_run<k>`), `format.csv` (name, format: comma-separated forms). MER2026's table of forms has the
+same columns under another name: give its path instead of the folder's.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from affectgpt.metrics.lexicon.tables import Lexicon, Row, Wheel
+
+FORMS_FILE = "format.csv"
+HELP = "see docs/metrics.md, section 'The published tables'"
+
+
+def load_published(path: str | Path) -> Lexicon:
+    """Build a Lexicon from published tables.
+
+    Args:
+        path: the folder, or the table of forms inside it (`emotion_wheel/format-2026.csv`) to choose a year.
+
+    Raises:
+        ValueError: a file is missing, or a table lacks columns or keys; the message names it.
+    """
+    path = Path(path)
+    folder, forms_path = (path, path / FORMS_FILE) if path.is_dir() else (path.parent, path)
+    if not forms_path.is_file():
+        raise ValueError(f"lexicon {str(path)!r}: no table of forms {str(forms_path)!r}; {HELP}")
+    digest = hashlib.sha256()
+    wheels = [Wheel.from_rows(_wheel_rows(_find(folder, f"wheel{number}", digest))) for number in range(1, 6)]
+
+    synonyms: dict[str, set[str]] = {}
+    table_path = _find(folder, "synonym", digest)
+    header, *rows = _read_table(table_path)
+    words_at = [i for i, name in enumerate(header) if str(name).startswith("word_run")]
+    if not words_at:
+        raise ValueError(f"{table_path}: no columns word_run1, synonym_run1 ...; found {header}; {HELP}")
+    for row in rows:
+        for column in words_at:
+            word = str(row[column] or "").strip().lower()
+            if not word:
+                continue
+            synonyms.setdefault(word, set()).add(word)
+            for synonym in split_published(str(row[column + 1] or "")):
+                synonyms.setdefault(synonym.lower(), set()).add(word)
+
+    digest.update(forms_path.read_bytes())
+    keys: dict[str, set[str]] = {}
+    header, *rows = _read_table(forms_path)
+    if header[:2] != ["name", "format"]:
+        raise ValueError(f"{forms_path}: expected the columns name, format; found {header}; {HELP}")
+    for key, forms, *_ in rows:
+        if key not in synonyms:
+            raise ValueError(f"{forms_path}: {key!r} is no key of {table_path.name}; {HELP}")
+        for form in (*split_published(forms), key):
+            keys.setdefault(form, set()).add(key)
+    return Lexicon(
+        name=f"published:{forms_path.name}",
+        version="as published",
+        checksum=digest.hexdigest(),
+        wheels=tuple(wheels),
+        wheel_words={key: tuple(sorted(words)) for key, words in synonyms.items()},
+        keys={form: tuple(sorted(found)) for form, found in keys.items()},
+        label_splitting="published",
+    )
+
+
+def split_published(text: str) -> list[str]:
+    """Label text to labels as the published implementation does it: at every quote and comma.
+
+    >>> split_published("['sad', \\"don't know\\"]")
+    ['sad', 'don', 't know']
+    """
+    text = text.removeprefix("[").removesuffix("]")
+    return [part.strip() for part in re.split(r"['\",]", text) if part.strip()]
+
+
+def _find(folder: Path, stem: str, digest: Any) -> Path:
+    for suffix in (".xlsx", ".csv"):
+        if (path := folder / (stem + suffix)).is_file():
+            digest.update(path.read_bytes())
+            return path
+    raise ValueError(f"lexicon folder {str(folder)!r} has no {stem}.xlsx or {stem}.csv; {HELP}")
+
+
+def _read_table(path: Path) -> list[list[Any]]:
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [list(row) for row in csv.reader(file) if row]
+    try:
+        import openpyxl
+    except ImportError:
+        raise ValueError(
+            f"{path} needs openpyxl: pip install 'affectgpt[evaluation]', or save the table as {path.stem}.csv"
+        ) from None
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+    book.close()
+    return rows
+
+
+def _wheel_rows(path: Path) -> list[Row]:
+    header, *rows = _read_table(path)
+    if header[:3] != ["level1", "level2", "level3"]:
+        raise ValueError(f"{path}: expected the columns level1, level2, level3; found {header}; {HELP}")
+    filled: list[Row] = []
+    current: Sequence[str] = ("", "", "")
+    for row in rows:
+        if any(row[:3]):
+            current = [str(cell).lower().strip() if cell else last for cell, last in zip(row[:3], current, strict=True)]
+            filled.append((current[0], current[1], current[2]))
+    return filled

@@ -1,0 +1,89 @@
+"""Intervals and tests: seeded, honest about n, and right on cases with a known answer."""
+
+import numpy as np
+import pytest
+
+from affectgpt.metrics.stats import (
+    averaged,
+    bootstrap_interval,
+    mean_f_statistic,
+    paired_test,
+    resampled_means,
+)
+
+
+def draws(n, p, seed=0):
+    """n samples, one grouping; each sample is right (1, 1) with probability p."""
+    hits = (np.random.default_rng(seed).random(n) < p).astype(float)
+    return np.repeat(hits[:, None, None], 2, axis=2)
+
+
+def test_averages_leave_unscored_samples_out():
+    scores = np.array([[[1.0, 0.5]], [[np.nan, np.nan]], [[0.0, 0.0]]])
+    np.testing.assert_allclose(averaged(scores, np.ones((1, 3)))[0], [[0.5, 0.25]])
+    np.testing.assert_allclose(averaged(scores, np.array([[0.0, 1.0, 0.0]]))[0], [[0.0, 0.0]])
+
+
+def test_f_of_nothing_is_zero_not_nan():
+    assert mean_f_statistic(np.zeros((1, 2))) == 0.0
+
+
+def test_interval_has_about_the_binomial_width():
+    interval = bootstrap_interval(draws(400, 0.5), n_bootstrap=2000, seed=1)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 400), rel=0.1)
+
+
+def test_interval_is_narrower_with_more_samples_and_a_point_without_spread():
+    small, large = (bootstrap_interval(draws(n, 0.5), n_bootstrap=500) for n in (50, 2000))
+    assert large.high - large.low < small.high - small.low
+    assert bootstrap_interval(np.ones((9, 2, 2)), n_bootstrap=50).low == 1.0
+
+
+def test_no_samples_or_no_resamples_give_no_interval():
+    assert bootstrap_interval(np.empty((0, 1, 2))) is None
+    assert bootstrap_interval(draws(5, 0.5), n_bootstrap=0) is None
+
+
+def test_resampling_is_a_function_of_the_seed_alone():
+    scores = draws(30, 0.4)
+    one, same, other = (resampled_means(scores, n_bootstrap=200, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_resampled_corpus_f_equals_recomputing_it_on_the_drawn_samples():
+    rng = np.random.default_rng(0)
+    scores = rng.random((20, 3, 2))
+    scores[3, 1] = np.nan
+    drawn = np.random.default_rng(9).integers(20, size=(4, 20))
+    expected = [mean_f_statistic(np.nanmean(scores[rows], axis=0)) for rows in drawn]
+    ours = mean_f_statistic(resampled_means(scores, n_bootstrap=4, seed=9))
+    np.testing.assert_allclose(ours, expected)
+
+
+def test_a_system_against_itself_is_no_difference():
+    scores = draws(60, 0.5)
+    result = paired_test(scores, scores, n_resamples=200)
+    assert (result.difference, result.p_value) == (0.0, 1.0)
+    assert (result.interval.low, result.interval.high) == (0.0, 0.0)
+
+
+def test_a_clear_difference_is_found_and_its_sign_flips_with_the_order():
+    better, worse = draws(200, 0.8, seed=1), draws(200, 0.4, seed=2)
+    result, flipped = paired_test(better, worse, n_resamples=500), paired_test(worse, better, n_resamples=500)
+    assert result.p_value < 0.01
+    assert result.interval.low > 0
+    assert flipped.difference == pytest.approx(-result.difference)
+
+
+def test_p_values_under_no_difference_are_not_small_too_often():
+    p_values = [
+        paired_test(draws(40, 0.5, seed=2 * i), draws(40, 0.5, seed=2 * i + 1), n_resamples=99).p_value
+        for i in range(60)
+    ]
+    assert np.mean(np.array(p_values) <= 0.1) < 0.25
+
+
+def test_different_samples_cannot_be_compared():
+    with pytest.raises(ValueError, match="must cover the same samples"):
+        paired_test(draws(4, 0.5), draws(5, 0.5))
