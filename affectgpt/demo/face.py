@@ -469,7 +469,7 @@ def _draw_mouth(sketch: _Sketch, looks: Looks, units: Units, opening: np.ndarray
     bow = (1 - np.abs(u) ** 1.6) * (1 - 0.22 * np.exp(-((u / 0.16) ** 2)))
     line = middle[:, None] * (1 - u**2) + corner[:, None] * u**2
     inner_top = line + up[:, None] * arch
-    inner_low = line - low[:, None] * (1 - np.abs(u) ** 3)
+    inner_low = line - low[:, None] * (1 - u**4)
     outer_top = inner_top + upper_lip[:, None] * bow + 0.05 * raiser[:, None] * np.exp(-((u / 0.5) ** 4))
     outer_low = inner_low - lower_lip[:, None] * arch
     teeth_low = np.maximum(inner_low, inner_top - (0.065 + 0.03 * smile + 0.05 * raiser)[:, None] * arch)
