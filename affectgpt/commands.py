@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from affectgpt.conf_schema import DataConfig, EvalConfig, GenerateConfig, InferConfig, SourceConfig
+from affectgpt.conf_schema import EvalConfig, GenerateConfig, InferConfig, SourceConfig
 from affectgpt.prompts import LABEL_SEPARATOR
-from affectgpt.runtime import RunRecord, UserError, write_json_atomic
+from affectgpt.runtime import RunRecord, UserError
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
 
 if TYPE_CHECKING:
     from affectgpt.loading import LoadedModel
+    from affectgpt.metrics import Report
 
 log = logging.getLogger("affectgpt")
 
@@ -42,7 +43,7 @@ def run_inference(config: InferConfig) -> int:
     samples, bad_media = probe_samples(samples, on_bad=config.on_bad)
     bad += bad_media
 
-    loaded = _load(config.checkpoint, config.paths.runs, config.device, config.dtype)
+    loaded = _load(config, config.dtype)
     rows = _predict(loaded, samples, config, bad, backend=config.backend, cache=config.cache_features)
     if config.out is None:
         by_id = {sample.id: sample for sample in samples}
@@ -88,70 +89,79 @@ def human(prediction: Prediction, sample: Sample) -> str:
 
 def run_evaluation(config: EvalConfig) -> int:
     """Score a predictions file, or a checkpoint after letting it predict; writes report.json and prints the table."""
-    if config.predictions is not None:
-        if config.checkpoint is not None:
-            raise UserError("give checkpoint= or predictions=, not both")
-        out = Path(config.out) if config.out else Path(config.predictions).parent
-        references = _references(config)
-        return _score(config, Path(config.predictions), references, out, inputs=[config.predictions])
-
-    from affectgpt.data.sources import probe_samples, report_bad
-
-    loaded = _load(config.checkpoint, config.paths.runs, config.device, None)
-    references = _references(config)
-    bad: list[BadSample] = []
-    samples, bad_media = probe_samples(references, on_bad=config.data.on_bad)
-    bad += bad_media
-    out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
-    settings = _settings(loaded, config)
-    file = out / "predictions.jsonl"
-    _predict_to_file(loaded, samples, file, config, bad, settings, config.data.backend, config.data.cache_features)
-    report_bad(bad, out)
-    return _score(config, file, references, out, inputs=[])
-
-
-def _score(config: EvalConfig, predictions: Path, references: Sequence[Sample], out: Path, inputs: list[str]) -> int:
-    from affectgpt.metrics import evaluate, load_lexicon, read_predictions
-
-    record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[str(predictions), *inputs[1:]])
-    report = evaluate(
-        read_predictions(predictions),
-        references,
-        lexicon=load_lexicon(config.lexicon),
-        n_bootstrap=config.n_bootstrap,
-        seed=config.seed,
-    )
-    write_json_atomic(out / "report.json", report.to_json())
-    record.finish("finished", f_s=report.f_s, n=report.n)
+    report, out = evaluate_config(config)
     print(report.table())
     log.info("report: %s", out / "report.json")
     return 0
 
 
-def _references(config: EvalConfig) -> list[Sample]:
-    """The true labels: a file of the user's, else the test sources of `data`."""
-    if config.references is not None:
-        sources = [SourceConfig(manifest=config.references, split=config.split)]
-    else:
-        sources = config.data.test
-    if not sources:
-        raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with references=")
-    return _read_sources(sources, config.data)
+def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
+    """The report of `config` and the folder that holds it."""
+    if config.predictions is not None:
+        if config.checkpoint is not None:
+            raise UserError("give checkpoint= or predictions=, not both")
+        file = Path(config.predictions)
+        return _score(config, file, Path(config.out) if config.out else file.parent)
 
+    from affectgpt.data.sources import probe_samples, read_manifest, report_bad
 
-def _read_sources(sources: Sequence[SourceConfig], data: DataConfig) -> list[Sample]:
-    from affectgpt.metrics import read_references
-
+    loaded = _load(config, None)
     samples: list[Sample] = []
+    bad: list[BadSample] = []
+    for source in _reference_sources(config):
+        found, bad_rows = read_manifest(source.manifest, split=source.split, on_bad=config.data.on_bad)
+        usable, bad_media = probe_samples(found, on_bad=config.data.on_bad)
+        samples += usable
+        bad += bad_rows + bad_media
+    out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
+    file = out / "predictions.jsonl"
+    settings = _settings(loaded, config)
+    _predict_to_file(loaded, samples, file, config, bad, settings, config.data.backend, config.data.cache_features)
+    report_bad(bad, out)
+    return _score(config, file, out)
+
+
+def _score(config: EvalConfig, predictions: Path, out: Path) -> tuple[Report, Path]:
+    """Score a predictions file against the references of `config`; needs no torch."""
+    from affectgpt.metrics import evaluate, read_predictions, read_references
+
+    sources = _reference_sources(config)
+    files = [predictions, *(Path(source.manifest) for source in sources)]
+    record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=files)
+    references: dict[str, tuple[str, ...]] = {}
     for source in sources:
-        samples += read_references(source.manifest, split=source.split)
-    return samples
+        references |= read_references(source.manifest, split=source.split, lang=config.lang)
+    report = evaluate(
+        read_predictions(predictions),
+        references,
+        lexicon=config.lexicon,
+        seed=config.seed,
+        n_bootstrap=config.n_bootstrap,
+    )
+    report.write(out / "report.json")
+    record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
+    return report, out
 
 
-def _load(checkpoint: str | None, runs: str, device: str, dtype: str | None) -> LoadedModel:
+def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
+    """Where the true labels are: a file of the user's, else the test sources of `data`."""
+    if config.references is not None:
+        return [SourceConfig(manifest=config.references, split=config.split)]
+    if not config.data.test:
+        raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with references=")
+    return config.data.test
+
+
+def _load(config: InferConfig | EvalConfig, dtype: str | None) -> LoadedModel:
     from affectgpt.loading import load
 
-    return load(checkpoint, Path(runs), device=device, dtype=dtype)
+    return load(
+        config.checkpoint,
+        Path(config.paths.runs),
+        device=config.device,
+        dtype=dtype,
+        base_models=config.base_models,
+    )
 
 
 def _asking_and_decoding(config: InferConfig | EvalConfig) -> tuple[Any, Any]:
@@ -221,5 +231,3 @@ def _predict_to_file(
         settings=settings,
         progress=lambda rows, done, total: tqdm(rows, "predicting", total, initial=done, file=sys.stderr),
     )
-
-

@@ -48,7 +48,9 @@ class LoraConfig:
     r: int = 16  # rank
     alpha: int = 32  # scale is alpha / r
     dropout: float = 0.05  # on the adapters' input, while training
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])  # adapted layers
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )  # adapted layers
 
 
 @dataclass
@@ -195,6 +197,7 @@ class InferConfig:
     backend: str = "pyav"  # video decoder
     cache_features: bool = False  # keep encoder states on disk
     dtype: str | None = None  # LLM precision; null = as trained
+    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
     seed: int = 42  # only matters with do_sample
@@ -217,6 +220,7 @@ class EvalConfig:
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion-wheel tables
     n_bootstrap: int = 1000  # resamples of the 95 % interval
     out: str | None = None  # folder for predictions.jsonl and report.json; null = beside the checkpoint or predictions
+    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
     seed: int = 42  # bootstrap

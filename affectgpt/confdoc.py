@@ -1,6 +1,6 @@
 """Writes docs/configuration.md and the --help texts from the dataclasses of `conf_schema` and their comments.
 
-    python -m affectgpt.confdoc > docs/configuration.md
+python -m affectgpt.confdoc > docs/configuration.md
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 
 from affectgpt.data.features import ClipReader
 from affectgpt.data.sources import check_each
-from affectgpt.metrics.extract import extract_labels
+from affectgpt.metrics.extract import read_labels
 from affectgpt.prompts import MODALITIES, PROMPT_VERSION, render
 from affectgpt.runtime import UserError, append_jsonl_records, stable_hash, write_json_atomic
 from affectgpt.schema import BadSample, Prediction, Sample, prediction_from_row, to_json
@@ -131,7 +131,7 @@ def predict(
             yield Prediction(
                 id=sample.id,
                 text=text,
-                labels=None if asking.task == "description" else tuple(extract_labels(text).labels),
+                labels=None if asking.task == "description" else read_labels(text).labels,
                 task=asking.task,
                 lang=asking.lang,
                 modalities=shown + (("text",) if subtitle else ()),

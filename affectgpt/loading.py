@@ -14,12 +14,28 @@ from torch import Tensor
 from affectgpt.conf_schema import ModelConfig
 from affectgpt.data.clips import Sampling
 from affectgpt.data.features import ClipReader, FeatureCache
-from affectgpt.models import EncoderSpec, LoraSpec, ModelSpec, ProjectorSpec, SamplingSpec
+from affectgpt.models import (
+    AffectGPTForConditionalGeneration,
+    AffectGPTProcessor,
+    EncoderSpec,
+    LoraSpec,
+    ModelSpec,
+    ProjectorSpec,
+    SamplingSpec,
+)
 from affectgpt.models.checkpoint import load_trained
 from affectgpt.runtime import UserError, sha256_of_file
-from affectgpt.training.checkpoints import checkpoint_to_use
+from affectgpt.training.checkpoints import TRAINED_MANIFEST, checkpoint_to_use
 
 log = logging.getLogger("affectgpt")
+
+
+def quiet_libraries() -> None:
+    """Silence the loading bars and load reports of transformers: loading is strict here, and bars are our own."""
+    from transformers.utils import logging as library_logging
+
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity_error()
 
 
 def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
@@ -43,7 +59,7 @@ def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
 
 
 def torch_device(name: str) -> torch.device:
-    """"auto" takes a GPU if there is one; asking for a GPU that is not there is an error."""
+    """ "auto" takes a GPU if there is one; asking for a GPU that is not there is an error."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device is {name!r}; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -68,7 +84,9 @@ def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_fold
         name: [model.encoder_fingerprint(name), processor.branches[name] | {"n_tokens": None}, backend]
         for name in model.modalities
     }
-    return ClipReader(sampling, backend=backend, cache=FeatureCache(cache_folder / "features", fingerprints), encode=encode)
+    return ClipReader(
+        sampling, backend=backend, cache=FeatureCache(cache_folder / "features", fingerprints), encode=encode
+    )
 
 
 def _sampling(processor: Any) -> Sampling:
@@ -101,11 +119,28 @@ class LoadedModel:
         return clip_reader(self.model, self.processor, backend=backend, cache_folder=cache_folder)
 
 
-def load(checkpoint: str | None, runs: Path, *, device: str = "auto", dtype: str | None = None) -> LoadedModel:
-    """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None)."""
+def load(
+    checkpoint: str | None,
+    runs: Path,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    base_models: Mapping[str, str] | None = None,
+) -> LoadedModel:
+    """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None).
+
+    Args:
+        dtype: another precision for the frozen LLM than in training.
+        base_models: where base models lie now ("llm" or a modality -> folder), if they moved since training.
+    """
+    quiet_libraries()
     folder = checkpoint_to_use(runs, checkpoint)
     log.info("checkpoint %s", folder)
-    model, processor = load_trained(folder) if dtype is None else load_trained(folder, llm_dtype=dtype)
+    if (folder / TRAINED_MANIFEST).is_file():
+        model, processor = load_trained(folder, base_models=base_models, llm_dtype=dtype)
+    else:
+        model = AffectGPTForConditionalGeneration.from_pretrained(folder)
+        processor = AffectGPTProcessor.from_pretrained(folder)
     model.to(torch_device(device))
     model.eval()
     weights = next(iter(sorted(folder.glob("*.safetensors"))))

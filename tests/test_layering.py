@@ -63,6 +63,8 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_schema_media_and_metrics_loads_no_torch():
-    modules = "affectgpt.schema, affectgpt.prompts, affectgpt.media, affectgpt.metrics, affectgpt.cli, affectgpt.confdoc"
+    modules = (
+        "affectgpt.schema, affectgpt.prompts, affectgpt.media, affectgpt.metrics, affectgpt.cli, affectgpt.confdoc"
+    )
     loaded = loaded_after(f"import {modules}")
     assert not loaded & {"torch", "transformers", "hydra", "omegaconf"}

@@ -9,7 +9,9 @@ FULL = Sample(
     description="The voice trembles.",
     labels=("sad", "nervous"),
     label="sad",
-    translations={"zh": {"subtitle": "我没事。", "description": "声音颤抖。", "labels": ("难过", "紧张"), "label": "难过"}},
+    translations={
+        "zh": {"subtitle": "我没事。", "description": "声音颤抖。", "labels": ("难过", "紧张"), "label": "难过"}
+    },
     modalities=MODALITIES,
 )
 

@@ -27,10 +27,17 @@ def test_an_id_that_could_leave_a_folder_or_break_a_line_is_refused(bad):
 
 
 def test_jsonl_and_csv_of_the_same_rows_give_the_same_samples(tmp_path):
-    row = {"id": "v1", "video": "clips/a.mp4", "subtitle": "Well, fine.", "description": "d", "labels": ["sad", "tired"]}
+    row = {
+        "id": "v1",
+        "video": "clips/a.mp4",
+        "subtitle": "Well, fine.",
+        "description": "d",
+        "labels": ["sad", "tired"],
+    }
     jsonl = write(tmp_path / "m.jsonl", json.dumps(row) + "\n")
     csv = write(
-        tmp_path / "m.csv", "id,video,subtitle,description,labels\nv1,clips/a.mp4,\"Well, fine.\",d,\"['sad', 'tired']\"\n"
+        tmp_path / "m.csv",
+        "id,video,subtitle,description,labels\nv1,clips/a.mp4,\"Well, fine.\",d,\"['sad', 'tired']\"\n",
     )
     assert read_samples(jsonl) == read_samples(csv)
     assert read_samples(jsonl)[0][0].video == str(tmp_path / "clips/a.mp4")
@@ -64,7 +71,12 @@ def test_a_missing_translation_names_the_sample_and_the_languages_there_are():
 
 
 def test_every_bad_row_is_listed_with_line_id_found_and_expected(tmp_path):
-    rows = ['{"id": "ok", "video": "a.mp4"}', '{"id": "v1", "subtitel": "x", "video": "a.mp4"}', "{oops", '{"id": "v2"}']
+    rows = [
+        '{"id": "ok", "video": "a.mp4"}',
+        '{"id": "v1", "subtitel": "x", "video": "a.mp4"}',
+        "{oops",
+        '{"id": "v2"}',
+    ]
     path = write(tmp_path / "m.jsonl", "\n".join(rows))
     with pytest.raises(ManifestError) as error:
         read_samples(path)

@@ -100,7 +100,7 @@ def read_references(
         translated = (row.get("translations") or {}).get(lang, {}) if lang else {}
         if lang and f"labels_{lang}" in row:
             value = row[f"labels_{lang}"]
-        elif lang and row.get("lang", lang) != lang and "labels" in translated:
+        elif lang and row.get("lang", "en") != lang and "labels" in translated:
             value = translated["labels"]
         elif columns:
             value = row[columns[0]]

@@ -19,7 +19,12 @@ from affectgpt.schema import Prediction, Sample
 
 log = logging.getLogger("affectgpt")
 
-_SHOWN = {"loss": "loss {:.3f}", "learning_rate": "lr {:.1e}", "samples_per_s": "{:.1f} samples/s", "eval_f_s": "F_S {:.1f}"}
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "learning_rate": "lr {:.1e}",
+    "samples_per_s": "{:.1f} samples/s",
+    "eval_f_s": "F_S {:.1f}",
+}
 
 
 class ProgressBar(TrainerCallback):
@@ -37,7 +42,9 @@ class ProgressBar(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
         for key, form in _SHOWN.items():
             if key in (logs or {}):
                 self._shown[key] = form.format(logs[key] * 100 if key == "eval_f_s" else logs[key])
@@ -58,7 +65,9 @@ class MetricsFile(TrainerCallback):
             kept = [row for row in append_jsonl_records(self._path) if row["step"] <= state.global_step]
             write_text_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
@@ -71,7 +80,9 @@ class TensorBoardLog(TrainerCallback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError("logging.tensorboard=true needs the package: pip install 'affectgpt[tensorboard]'") from error
+            raise UserError(
+                "logging.tensorboard=true needs the package: pip install 'affectgpt[tensorboard]'"
+            ) from error
         self._folder = folder
         self._writer_class = SummaryWriter
 
@@ -80,7 +91,9 @@ class TensorBoardLog(TrainerCallback):
             # Events behind the step that a resumed run goes on from are hidden by TensorBoard itself.
             self._writer = self._writer_class(str(self._folder), purge_step=state.global_step + 1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             for key, value in (logs or {}).items():
                 self._writer.add_scalar(_grouped(key), value, state.global_step)
@@ -124,7 +137,9 @@ class WandbLog(TrainerCallback):
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if self._run is not None:
             self._run.log({_grouped(key): value for key, value in (logs or {}).items()}, step=state.global_step)
 
@@ -139,7 +154,17 @@ class WandbLog(TrainerCallback):
         import wandb
 
         table = wandb.Table(
-            columns=["id", "media", "frame", "subtitle", "used", "generated", "labels", "true description", "true labels"]
+            columns=[
+                "id",
+                "media",
+                "frame",
+                "subtitle",
+                "used",
+                "generated",
+                "labels",
+                "true description",
+                "true labels",
+            ]
         )
         for sample, prediction, frames in rows:
             table.add_data(

@@ -21,7 +21,7 @@ from affectgpt.data.features import ClipReader
 from affectgpt.data.sources import hold_out, probe_samples, read_manifest, report_bad
 from affectgpt.data.stream import Draw, Recipe, TrainingStream
 from affectgpt.inference import Asking, Decoding, predict
-from affectgpt.loading import clip_reader, model_spec, torch_device
+from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors
@@ -125,11 +125,14 @@ def _train(
     record: RunRecord,
 ) -> None:
     stage = config.stage
+    quiet_libraries()
     seed_everything(config.seed)
     model, processor = build(model_spec(config.model, config.seed))
     if init_from is not None:
-        load_trained_tensors(model, init_from)
+        load_trained_tensors(model, init_from, parts=["projectors"])
     model.set_trainable(stage.trainable)
+    if stage.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     log.info("%s", trainable_table(model))
 
     device = torch_device(config.device)
@@ -142,7 +145,9 @@ def _train(
     schedule = Schedule(
         total_steps, stage.warmup_steps, stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
     )
-    arguments = training_arguments(config, run, total_steps, has_validation=bool(validation), use_cpu=device.type == "cpu")
+    arguments = training_arguments(
+        config, run, total_steps, has_validation=bool(validation), use_cpu=device.type == "cpu"
+    )
     stream = TrainingStream(
         training,
         Recipe(stage.tasks, stage.langs, stage.modality_dropout, stage.subtitle_dropout),
@@ -174,7 +179,7 @@ def _train(
         write_jsonl(run / "generations" / f"step-{step:06d}.jsonl", rows)
         if wandb_log is not None:
             wandb_log.show_generations(step, _with_frames(validation, rows, config.logging.n_sample_generations))
-        return validation_scores(rows, validation)
+        return validation_scores(rows, validation, asking.lang)
 
     trainer = StageTrainer(
         model=model,
@@ -247,7 +252,6 @@ def training_arguments(
         adam_beta1=stage.betas[0],
         adam_beta2=stage.betas[1],
         max_grad_norm=stage.max_grad_norm,
-        gradient_checkpointing=stage.gradient_checkpointing,
         logging_steps=stage.log_every,
         eval_strategy="steps" if has_validation else "no",
         eval_steps=stage.validate_every if has_validation else None,
@@ -268,15 +272,18 @@ def training_arguments(
     )
 
 
-def validation_scores(predictions: Sequence[Prediction], references: Sequence[Sample]) -> dict[str, float]:
+def validation_scores(
+    predictions: Sequence[Prediction], references: Sequence[Sample], lang: str = "en"
+) -> dict[str, float]:
     """F_S, precision and recall (level-1 mean over the five wheels) with their denominators."""
-    report = evaluate(predictions, references, n_bootstrap=0)
+    truths = {sample.id: sample.in_language(lang).labels or () for sample in references}
+    report = evaluate(predictions, truths, n_bootstrap=0)
     return {
-        "f_s": report.f_s,
-        "precision": report.precision,
-        "recall": report.recall,
-        "n": float(report.n),
-        "unparsed": float(report.unparsed),
+        "f_s": report.primary.f_score,
+        "precision": report.primary.precision,
+        "recall": report.primary.recall,
+        "n": float(report.primary.n),
+        "unparsed": float(report.counts.unparsed),
     }
 
 
@@ -325,4 +332,3 @@ def _differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any
             found += _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
         return found
     return [] if before == now else [(prefix, before, now)]
-

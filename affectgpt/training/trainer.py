@@ -22,6 +22,7 @@ from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
 
+
 class StageTrainer(Trainer):
     """Trains what `requires_grad` says, on a `TrainingStream`.
 
@@ -112,7 +113,7 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            save_trained(self.accelerator.unwrap_model(self.model), self._processor, folder, state_dict=state_dict)
+            save_trained(self.accelerator.unwrap_model(self.model), self._processor, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_tensors(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))

@@ -15,9 +15,7 @@ def samples(n, prefix="s", **values):
 
 
 def stream(sources, *, length=60, seed=1, recipe=RECIPE, modalities=MODALITIES):
-    return TrainingStream(
-        sources, recipe, modalities=modalities, length=length, seed=seed, encode=lambda draw: draw
-    )
+    return TrainingStream(sources, recipe, modalities=modalities, length=length, seed=seed, encode=lambda draw: draw)
 
 
 def test_draw_n_depends_on_seed_and_n_alone():
