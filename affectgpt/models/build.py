@@ -67,6 +67,11 @@ class LoraSpec:
     dropout: float = 0.05
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+    def to_peft(self) -> dict[str, Any]:
+        """The fields of peft's LoraConfig."""
+        scale = {"r": self.r, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        return {**scale, "target_modules": list(self.target_modules)}
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -127,6 +132,14 @@ def build(
         ValueError: a base model does not fit what the spec asks of it.
     """
     spec, fingerprints = _pin(spec)
+    # transformers draws weights before it replaces them by those of a file; later draws must not depend on how many.
+    with torch.random.fork_rng(devices=[]):
+        return _assemble(spec, fingerprints, load_encoders)
+
+
+def _assemble(
+    spec: ModelSpec, fingerprints: Mapping[str, str], load_encoders: bool
+) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
     text_config = AutoConfig.from_pretrained(spec.llm, revision=spec.llm_revision)
     branches, settings, loaded = {}, {}, {}
     for name in spec.modalities:
@@ -145,12 +158,7 @@ def build(
         text_config=text_config,
         branches=branches,
         placeholder_token_ids=processor.placeholder_token_ids,
-        lora=spec.lora and {
-            "r": spec.lora.r,
-            "lora_alpha": spec.lora.alpha,
-            "lora_dropout": spec.lora.dropout,
-            "target_modules": list(spec.lora.target_modules),
-        },
+        lora=None if spec.lora is None else spec.lora.to_peft(),
         seed=spec.seed,
         spec=asdict(spec),
         base_fingerprints=fingerprints,

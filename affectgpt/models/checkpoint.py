@@ -187,6 +187,7 @@ def load_trained_tensors(
         for name in sorted(set(own) & set(stored))
         if stored[name].shape != own[name].shape
     ]
+    only_lora_is_missing = bool(missing) and not surplus and not shapes and all(".lora_" in name for name in missing)
     if missing or surplus or shapes:
         raise CheckpointError(
             f"{folder} does not fit this model: "
@@ -195,6 +196,7 @@ def load_trained_tensors(
                 for kind, names in (("missing", missing), ("not in the model", surplus), ("of another shape", shapes))
                 if names
             )
+            + ("; it was trained without LoRA, parts=['projectors'] takes the rest" if only_lora_is_missing else "")
         )
     with torch.no_grad():
         for name, tensor in own.items():

@@ -322,6 +322,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{folder} does not hold this model's weights: "
                 + "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
             )
+        model.set_trainable(["projectors", "lora"] if model.config.lora else ["projectors"])  # loading made new tensors
         for name, encoder in model.encoders.items():
             encoder.to(getattr(torch, model.config.encoder(name).dtype))
         return (model, info) if wants_info else model

@@ -48,7 +48,7 @@ def built(bases):
     return model.eval(), processor
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh(bases):
     """A model of one's own."""
     return build(tiny.tiny_spec(bases))

@@ -28,6 +28,10 @@ from tests.models import tiny
 SOUND = torch.randn(2, 1600, generator=torch.Generator().manual_seed(0))
 FRAMES = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 CLIP_FRAMES = FRAMES[..., :16, :16]
+SMALL_VIT = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
 MOTION = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
@@ -52,7 +56,8 @@ def test_frame_pool_is_the_mean_of_a_frames_patches_and_cls_its_class_token(base
     tokens = encoder("frames", bases["frames"])(FRAMES).unflatten(0, (2, 5))
     torch.testing.assert_close(encoder("frames", bases["frames"], pool="frame")(FRAMES), tokens[:, 1:].mean(dim=1))
     assert torch.equal(encoder("frames", bases["frames"], pool="cls")(FRAMES), tokens[:, 0])
-    torch.testing.assert_close(encoder("frames", bases["frames"], pool="mean")(FRAMES), tokens[:, 1:].mean((0, 1))[None])
+    mean = encoder("frames", bases["frames"], pool="mean")(FRAMES)
+    torch.testing.assert_close(mean, tokens[:, 1:].mean(dim=(0, 1))[None])
 
 
 def test_videomae_gives_a_state_a_tubelet(bases):
@@ -162,9 +167,7 @@ def test_other_speech_models_work_by_automodel(tmp_path, bases, kind):
 @pytest.mark.parametrize("kind", ["clip", "dinov2", "siglip"])
 def test_other_image_models_work_by_automodel(tmp_path, bases, kind):
     if kind == "siglip":
-        config = SiglipVisionConfig(
-            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
-        )
+        config = SiglipVisionConfig(**SMALL_VIT)
         SiglipVisionModel(config).save_pretrained(tmp_path)
     else:
         {"clip": tiny.write_clip, "dinov2": tiny.write_dinov2}[kind](tmp_path)
@@ -179,10 +182,8 @@ def test_other_image_models_work_by_automodel(tmp_path, bases, kind):
 def test_the_image_side_of_a_whole_clip_is_taken(tmp_path):
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-    text = CLIPTextConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
-    vision = CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
-    )
+    text = CLIPTextConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    vision = CLIPVisionConfig(**SMALL_VIT)
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
     whole = CLIPModel(config).eval()
     whole.save_pretrained(tmp_path)
@@ -215,7 +216,8 @@ def test_timm_that_does_not_import_is_named_with_the_mend(bases, monkeypatch):
         return genuine(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": EncoderSpec("timm:eva_giant_patch14_224.clip_ft_in1k")})
+    eva = EncoderSpec("timm:eva_giant_patch14_224.clip_ft_in1k")
+    spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": eva})
     with pytest.raises(ImportError, match=r"nms does not exist.*install `affectgpt\[vision\]`"):
         build(spec)
 

@@ -16,7 +16,7 @@ from tests.models import tiny
 STATES = {"audio": torch.ones(5, 32), "frames": torch.ones(4, 32), "motion": torch.ones(3, 32)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def processor(llm) -> AffectGPTProcessor:
     """A processor over each kind of tokenizer."""
     branches = {name: {"n_tokens": n} for name, n in (("audio", 2), ("frames", 3), ("motion", 1))}
@@ -71,10 +71,10 @@ def test_a_sequence_begins_with_at_most_one_bos(processor):
     assert bos is None or ids[0] == bos
 
 
-def test_training_follows_the_chat_template_to_the_letter(processor):
-    """The ids of prompt + answer are those of the template applied to the whole conversation."""
-    if processor.prompt_format == "vicuna":
-        pytest.skip("no template")
+@pytest.mark.parametrize("name", ["llama2-chat", "llama3-chat", "qwen2", "qwen3"])
+def test_training_follows_the_chat_template_to_the_letter(llms, name):
+    """Prompt + answer are the template applied to the whole conversation, up to where the answer's turn ends."""
+    processor = AffectGPTProcessor(AutoTokenizer.from_pretrained(llms[name]))
     messages = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "happy, calm"}]
     whole = processor.tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
     ours = processor.encode([Message(**m) for m in messages])["input_ids"].tolist()
@@ -219,7 +219,7 @@ def test_media_of_another_kind_are_errors_that_say_what_is_expected(built, call,
 def test_a_batch_has_a_row_for_each_sample_that_has_the_modality(built):
     processor = built[1]
     rows = [
-        processor.encode(tiny.question("audio", "motion"), tiny.media("audio", "motion", duration_s=0.05), answer="sad"),
+        processor.encode(tiny.question("audio", "motion"), tiny.media("audio", "motion", duration_s=0.05), "sad"),
         processor.encode(tiny.question(), answer="happy, calm"),
         processor.encode(tiny.question("audio"), tiny.media("audio"), answer="so"),
     ]
