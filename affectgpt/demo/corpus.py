@@ -1,0 +1,244 @@
+"""The embedded corpus: short talking-face clips as mp4 files, and their manifests.
+
+    clips/<set>/<id>.mp4     h264 and aac
+    coarse.jsonl             hundreds of clips, described with the errors of automatic labelling
+    fine.jsonl               332 clean ones: split train (266) and test (66)
+    pretrain.jsonl           clips that only the small base models see
+    truth.jsonl              every clip's scene, its true labels, and for the coarse set which errors went in
+    complete.json            the parameters; written last
+
+Every clip has a person of its own, so no set shares an identity or a performance with another. The same parameters give
+the same files, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from affectgpt.demo.emotions import FEELINGS, Scene, draw_scene, perform
+from affectgpt.demo.face import render_face
+from affectgpt.demo.text import (
+    N_LINES,
+    Clues,
+    describe,
+    labels_in_chinese,
+    seen_by_machines,
+    seen_by_people,
+    subtitle_of,
+)
+from affectgpt.demo.video import write_mp4
+from affectgpt.demo.voice import render_voice
+from affectgpt.runtime import log, stable_hash, write_json_atomic
+from affectgpt.schema import Sample, write_jsonl
+
+CODE_VERSION = "1"
+"""Changes whenever the same parameters would give other files."""
+
+N_COARSE, N_FINE, N_PRETRAIN = 640, 332, 320
+TEST_SHARE = 66 / 332  # EMER-Fine: 266 training and 66 test samples
+FRAME_RATE_HZ = 12.5
+SIZE_PX = 112
+UNVOICED_SHARE = 0.03
+"""Share of the coarse clips that have no audio stream."""
+
+MARKER = "complete.json"
+_PERSONS = {"pretrain": 1, "coarse": 2, "fine": 3}  # persons of a set, in millions
+
+
+def corpus_folder(cache: str | os.PathLike[str], **parameters: int) -> Path:
+    """Where a corpus with these parameters (those of `build_corpus` without n_processes) belongs below `cache`."""
+    return Path(cache) / f"corpus-{stable_hash([CODE_VERSION, _with_defaults(parameters)])[:12]}"
+
+
+def build_corpus(
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    n_coarse: int = N_COARSE,
+    n_fine: int = N_FINE,
+    n_pretrain: int = N_PRETRAIN,
+    size_px: int = SIZE_PX,
+    n_processes: int | None = None,
+) -> None:
+    """Render the corpus into `folder` unless it is there already; about 1,300 clips of 2 to 3.5 s at the defaults.
+
+    The folder appears whole or not at all, and of several processes that want it only one builds. Raises ValueError if
+    the folder holds something else.
+
+    Args:
+        seed: of everything that is drawn.
+        size_px: width and height of the picture.
+        n_processes: None = one per usable core.
+    """
+    parameters = _with_defaults(
+        {"seed": seed, "n_coarse": n_coarse, "n_fine": n_fine, "n_pretrain": n_pretrain, "size_px": size_px}
+    )
+    with build_once(Path(folder), {"code": CODE_VERSION, **parameters}) as target:
+        if target is None:
+            return
+        scenes = draw_scenes(seed, n_coarse, n_fine, n_pretrain)
+        for name in scenes:
+            (target / "clips" / name).mkdir(parents=True)
+        jobs = [(scene, target / _clip(name, n)) for name, part in scenes.items() for n, scene in enumerate(part)]
+        render = partial(render_clip, size_px=size_px)
+        for _ in tqdm(_map(render, jobs, n_processes), total=len(jobs), desc="rendering clips", unit="clip"):
+            pass
+        n_test = round(n_fine * TEST_SHARE)
+        truth = []
+        for name, part in scenes.items():
+            observe = seen_by_machines if name == "coarse" else seen_by_people
+            rows = []
+            for number, scene in enumerate(part):
+                split = "train"
+                if name == "fine" and number >= n_fine - n_test:
+                    split = "test"
+                clues = observe(scene)
+                rows.append(_sample(name, number, scene, clues, split))
+                scene_row = {"scene": asdict(scene), "labels": scene.labels, "errors": clues.errors}
+                truth.append({"id": rows[-1].id, **scene_row})
+            write_jsonl(target / f"{name}.jsonl", rows)
+        lines = (json.dumps(row, ensure_ascii=False) for row in truth)
+        (target / "truth.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def draw_scenes(seed: int, n_coarse: int, n_fine: int, n_pretrain: int) -> dict[str, list[Scene]]:
+    """The scenes of each set; every one has its own person. In `fine`, training comes first, then test."""
+    n_test = round(n_fine * TEST_SHARE)
+    scenes: dict[str, list[Scene]] = {}
+    for name, counts in {"coarse": [n_coarse], "fine": [n_fine - n_test, n_test], "pretrain": [n_pretrain]}.items():
+        rng = np.random.default_rng([seed, _PERSONS[name]])
+        scenes[name] = []
+        # Each split goes through the feelings in turn, so that the 66 clips of the test meet every feeling.
+        for feeling in (feeling for count in counts for feeling in _in_turn(count, rng)):
+            person = ((seed * 10) + _PERSONS[name]) * 1_000_000 + len(scenes[name])
+            scene = draw_scene(rng, person=person, n_lines=N_LINES, feeling=feeling)
+            if name == "coarse" and rng.random() < UNVOICED_SHARE:
+                scene = Scene(**{**asdict(scene), "voiced": False})
+            scenes[name].append(scene)
+    return scenes
+
+
+def read_truth(corpus: str | os.PathLike[str]) -> dict[str, Scene]:
+    """id -> the scene behind the clip."""
+    lines = (Path(corpus) / "truth.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {row["id"]: Scene(**row["scene"]) for row in rows}
+
+
+def render_clip(job: tuple[Scene, Path], *, size_px: int) -> None:
+    """Write the mp4 file of one scene."""
+    scene, path = job
+    performance = perform(scene, subtitle_of(scene))
+    frames = render_face(performance, size_px=size_px, rate_hz=FRAME_RATE_HZ)
+    write_mp4(path, frames, rate_hz=FRAME_RATE_HZ, waveform=render_voice(performance))
+
+
+@contextlib.contextmanager
+def build_once(folder: Path, parameters: dict) -> Iterator[Path | None]:
+    """Yield a temporary folder to fill, which then becomes `folder`; or None if `folder` was built already.
+
+    A lock beside the folder makes others wait. The marker with the parameters is written last; an interrupted build
+    leaves nothing behind under the folder's name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is building %s; waiting for it", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            _check_built(folder, parameters)
+            yield None
+            return
+        for leftover in folder.parent.glob(f".{folder.name}.tmp*"):  # of a build that was killed: the lock is ours
+            shutil.rmtree(leftover)
+        target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp", dir=folder.parent))
+        try:
+            yield target
+            write_json_atomic(target / MARKER, parameters)
+            os.chmod(target, 0o755)  # mkdtemp keeps others out
+            os.replace(target, folder)
+        finally:
+            if target.exists():
+                shutil.rmtree(target)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_built(folder: Path, parameters: dict) -> None:
+    marker = folder / MARKER
+    if not marker.is_file():
+        raise ValueError(f"{folder} has no {MARKER}, so it was not built here; remove it or name another folder")
+    found = json.loads(marker.read_text())
+    if found != parameters:
+        raise ValueError(f"{folder} was built with {found}, wanted {parameters}; remove it or name another folder")
+
+
+def _with_defaults(parameters: dict[str, int]) -> dict[str, int]:
+    defaults = {"seed": 0, "n_coarse": N_COARSE, "n_fine": N_FINE, "n_pretrain": N_PRETRAIN, "size_px": SIZE_PX}
+    if unknown := sorted(set(parameters) - set(defaults)):
+        raise ValueError(f"a corpus has no parameters {unknown}; expected some of {sorted(defaults)}")
+    return {**defaults, **parameters}
+
+
+def _map(function: Callable, jobs: list, n_processes: int | None) -> Iterator:
+    n_processes = min(n_processes or n_cores(), max(1, len(jobs) // 8))
+    if n_processes == 1:
+        yield from map(function, jobs)
+        return
+    # spawn: a forked child of a process with torch's threads can hang.
+    with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
+        yield from pool.imap_unordered(function, jobs, chunksize=4)
+
+
+def _in_turn(count: int, rng: np.random.Generator) -> list[str]:
+    """`count` feelings such that none comes up twice more than another, in random order."""
+    order: list[str] = []
+    while len(order) < count:
+        order += [list(FEELINGS)[place] for place in rng.permutation(len(FEELINGS))]
+    return order[:count]
+
+
+def _id(name: str, number: int) -> str:
+    return f"{name}_{number:04d}"
+
+
+def _clip(name: str, number: int) -> str:
+    return f"clips/{name}/{_id(name, number)}.mp4"
+
+
+def _sample(name: str, number: int, scene: Scene, clues: Clues, split: str) -> Sample:
+    rng = np.random.default_rng((scene.person, scene.take, 2))
+    chinese = {
+        "subtitle": subtitle_of(scene, "zh"),
+        "description": describe(clues, "zh", rng),
+        "labels": labels_in_chinese(clues.labels),
+    }
+    return Sample(
+        id=_id(name, number),
+        video=_clip(name, number),
+        subtitle=subtitle_of(scene),
+        description=describe(clues, "en", rng),
+        labels=clues.labels,
+        label=clues.feeling.basic,
+        valence=clues.feeling.valence if clues.errors else scene.valence,
+        translations={"zh": chinese},
+        split=split,
+    )

@@ -1,0 +1,548 @@
+"""The small base models of the embedded default, in the on-disk formats of the real ones.
+
+    hubert/     HubertModel           hears 16 kHz sound, 50 states a second
+    eva/        Blip2VisionModel      the layout of EVA-CLIP ViT-g, one picture at a time
+    videomae/   VideoMAEModel         16 frames, two to a step
+    llm/        LlamaForCausalLM      with a sentencepiece tokenizer
+
+Like real base models they have seen other material than the corpus that they are used on: the encoders learn from
+clips of other people to tell action units, gaze, head pose, pitch, loudness and the like, with a head that is thrown
+away, and never hear of a feeling. The LLM learns from text alone how clues in words go with descriptions and labels: a
+frozen LLM that never learned anything cannot be steered through its inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import (
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    HubertConfig,
+    HubertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    PreTrainedModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+)
+
+from affectgpt import prompts
+from affectgpt.demo.corpus import build_once, n_cores, read_truth
+from affectgpt.demo.emotions import draw_scene, perform
+from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, syllables
+from affectgpt.demo.text import (
+    N_LINES,
+    Clues,
+    describe,
+    labels_in_chinese,
+    seen_by_people,
+    subtitle_of,
+    without,
+)
+from affectgpt.media import read_audio, read_frames
+from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+from affectgpt.runtime import stable_hash
+from affectgpt.schema import Sample
+
+CODE_VERSION = "1"
+"""Changes whenever the same corpus would give other models."""
+
+RATE_HZ = 16000
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of each model; the defaults take about two minutes on two cores."""
+
+    llm: int = 420
+    hubert: int = 400
+    eva: int = 400
+    videomae: int = 200
+
+
+def models_folder(corpus: str | os.PathLike[str], **parameters: Any) -> Path:
+    """Where `build_base_models` for this corpus (and seed, steps) puts its models: beside the corpus."""
+    corpus = Path(corpus)
+    return corpus.parent / f"models-{stable_hash(_parameters(corpus, **parameters))[:12]}"
+
+
+def build_base_models(
+    folder: str | os.PathLike[str],
+    corpus: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    steps: Steps | None = None,
+    n_processes: int | None = None,
+) -> None:
+    """Train the four base models on the pretraining clips of `corpus` and write them below `folder`.
+
+    Nothing happens if they are there already; of several processes that want them only one builds. The same arguments
+    give the same weights on the same machine, whatever `n_processes`: each model trains in one thread.
+
+    Args:
+        seed: of weights and batches.
+        n_processes: models that train at a time; None = one per usable core.
+    """
+    steps = steps or Steps()
+    corpus = Path(corpus)
+    with build_once(Path(folder), _parameters(corpus, seed=seed, steps=steps)) as target:
+        if target is None:
+            return
+        jobs = [
+            partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),  # the longest goes first
+            partial(make_eva, target / "eva", corpus, seed=seed, n_steps=steps.eva),
+            partial(make_hubert, target / "hubert", corpus, seed=seed, n_steps=steps.hubert),
+            partial(make_videomae, target / "videomae", corpus, seed=seed, n_steps=steps.videomae),
+        ]
+        n_processes = min(n_processes or n_cores(), len(jobs))
+        if n_processes == 1:
+            for job in jobs:
+                _in_one_thread(job)
+        else:
+            with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
+                for _ in pool.imap_unordered(_in_one_thread, jobs):
+                    pass
+
+
+def _parameters(corpus: Path, seed: int = 0, steps: Steps | None = None) -> dict[str, Any]:
+    return {"code": CODE_VERSION, "corpus": corpus.name, "seed": seed, "steps": asdict(steps or Steps())}
+
+
+def _in_one_thread(job: Callable[[], None]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            job()
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train(
+    name: str, parameters: list[nn.Parameter], losses: Iterator[Tensor], n_steps: int, *, rate: float = 3e-3
+) -> list[float]:
+    """Take `n_steps` optimizer steps on the losses that the iterator computes; return them.
+
+    Matrices follow Muon (Jordan 2024: momentum, orthogonalized), scaled so that AdamW's learning rate fits; the rest
+    follows AdamW. At this size Muon needs half of AdamW's steps. Warm-up, then linear decay.
+    """
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2 and max(parameter.shape) < 1000]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    momenta = [torch.zeros_like(parameter) for parameter in matrices]
+    history = []
+    for step in tqdm(range(n_steps), desc=f"training {name}", unit="step", mininterval=1.0):
+        scale = min(1, (step + 1) / 30) * max(0.03, 1 - step / n_steps)
+        for parameter in parameters:
+            parameter.grad = None
+        loss = next(losses)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        adam.param_groups[0]["lr"] = rate * scale
+        adam.step()
+        with torch.no_grad():
+            for parameter, momentum in zip(matrices, momenta, strict=True):
+                if parameter.grad is not None:
+                    momentum.lerp_(parameter.grad, 0.05)
+                    update = orthogonal(parameter.grad.lerp(momentum, 0.95))
+                    parameter.sub_(update, alpha=rate * scale * 0.2 * math.sqrt(max(parameter.shape)))
+        history.append(loss.item())
+    return history
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with singular values near 1, by five Newton-Schulz steps."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def _save(model: PreTrainedModel, folder: Path, preprocessor: dict[str, Any] | None = None) -> None:
+    model.eval().save_pretrained(folder)
+    if preprocessor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+
+
+def pretraining_clips(corpus: Path) -> list[tuple[Path, Performance]]:
+    """Every pretraining clip with what was performed in it."""
+    scenes = {name: scene for name, scene in read_truth(corpus).items() if name.startswith("pretrain_")}
+    return [
+        (corpus / "clips" / "pretrain" / f"{name}.mp4", perform(scene, subtitle_of(scene)))
+        for name, scene in scenes.items()
+    ]
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def face_targets(performance: Performance, times: np.ndarray) -> np.ndarray:
+    """What can be read off a face at `times`: action units, gaze, head pose, all of size 1 -> float32 [T, 24]."""
+    units = [sample_curve(performance.action_units.get(name, ((0.0, 0.0),)), times) for name in ACTION_UNITS]
+    gaze = [sample_curve(curve, times) for curve in performance.gaze]
+    head = [sample_curve(curve, times) / 10 for curve in performance.head]
+    return np.stack([*units, *gaze, *head], axis=1).astype(np.float32)
+
+
+N_FACE_TARGETS = len(ACTION_UNITS) + 5
+
+
+def make_eva(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
+    torch.manual_seed(seed)
+    config = Blip2VisionConfig(
+        image_size=112, patch_size=16, hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=384, attention_dropout=0.0, qkv_bias=True, initializer_range=0.05,
+    )  # fmt: skip
+    model = Blip2VisionModel(config).train()
+    images, targets = load_pictures(pretraining_clips(corpus), config.image_size, every=2)
+    _principal_patches(model.embeddings.patch_embedding, images, CLIP_MEAN, CLIP_STD)
+    head = nn.Linear(config.hidden_size, N_FACE_TARGETS)
+    rng = np.random.default_rng(seed)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            chosen = rng.integers(len(images), size=32)
+            pixels = normalize(images[chosen], CLIP_MEAN, CLIP_STD)                       # [B, 3, H, W]
+            states = model(pixels).last_hidden_state                                      # [B, 1 + P, E]
+            # Both readings are kept useful: the mean over patches and the class token.
+            guesses = torch.stack([head(states[:, 1:].mean(dim=1)), head(states[:, 0])])  # [2, B, targets]
+            yield 10 * nn.functional.mse_loss(guesses, targets[chosen].expand(2, -1, -1))
+
+    train("eva", [*model.parameters(), *head.parameters()], losses(), n_steps)
+    _save(model, folder, {
+        "image_processor_type": "BlipImageProcessor", "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+        "size": {"height": config.image_size, "width": config.image_size},
+    })  # fmt: skip
+
+
+def make_videomae(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
+    torch.manual_seed(seed)
+    config = VideoMAEConfig(
+        image_size=56, patch_size=14, num_frames=16, tubelet_size=2, hidden_size=96, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=288, decoder_hidden_size=96, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=4, decoder_intermediate_size=192, initializer_range=0.05,
+    )  # fmt: skip
+    model = VideoMAEModel(config).train()
+    videos, targets = load_videos(pretraining_clips(corpus), config.image_size, config.num_frames)  # [N, 16, ...]
+    head = nn.Linear(config.hidden_size, N_FACE_TARGETS)
+    rng = np.random.default_rng(seed)
+    n_steps_of_clip = config.num_frames // config.tubelet_size
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            chosen = rng.integers(len(videos), size=6)
+            pixels = normalize(videos[chosen].flatten(0, 1), IMAGENET_MEAN, IMAGENET_STD)  # [B*T, 3, H, W]
+            states = model(pixels.unflatten(0, (len(chosen), -1))).last_hidden_state       # [B, T'*P, E]
+            states = states.unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)                # [B, T', E]
+            wanted = targets[chosen].unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)       # [B, T', targets]
+            yield 10 * nn.functional.mse_loss(head(states), wanted)
+
+    train("videomae", [*model.parameters(), *head.parameters()], losses(), n_steps)
+    _save(model, folder, {
+        "image_processor_type": "VideoMAEImageProcessor", "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD,
+        "size": {"height": config.image_size, "width": config.image_size},
+    })  # fmt: skip
+
+
+def load_pictures(clips: list[tuple[Path, Performance]], size_px: int, every: int) -> tuple[Tensor, Tensor]:
+    """Every n-th frame of the clips -> uint8 [N, H, W, 3] and their targets [N, 24]."""
+    images, targets = [], []
+    for path, performance in clips:
+        n_frames = max(1, int(performance.duration_s * 12.5) // every)
+        frames = read_frames(path, n_frames, size_px=size_px)
+        images.append(frames.images)
+        targets.append(face_targets(performance, frames.times_s))
+    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(targets))
+
+
+def load_videos(clips: list[tuple[Path, Performance]], size_px: int, n_frames: int) -> tuple[Tensor, Tensor]:
+    """`n_frames` frames of each clip -> uint8 [N, T, H, W, 3] and their targets [N, T, 24]."""
+    images, targets = [], []
+    for path, performance in clips:
+        frames = read_frames(path, n_frames, size_px=size_px)
+        images.append(frames.images)
+        targets.append(face_targets(performance, frames.times_s))
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W]"""
+    scaled = (images.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    return scaled.permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def _principal_patches(embedding: nn.Conv2d, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Start the patch embedding from the principal components of patches: it saves most of the first epoch."""
+    size = embedding.kernel_size[0]
+    pixels = normalize(images[:: max(1, len(images) // 200)], mean, std)
+    patches = nn.functional.unfold(pixels, size, stride=size).transpose(1, 2).flatten(0, 1)  # [N*P, 3*size*size]
+    centred = patches - patches.mean(dim=0)
+    _, values, components = torch.linalg.svd(centred[torch.randperm(len(centred))[:2000]], full_matrices=False)
+    n = min(embedding.out_channels, len(components))
+    # Components of equal variance after the projection, as far as they carry any.
+    spread = (values[:n] / math.sqrt(min(2000, len(centred)))).clamp(min=values[0] * 1e-3)
+    embedding.weight[:n] = (components[:n] / spread[:, None] * 0.3).view(n, 3, size, size)
+
+
+# ---- sound -----------------------------------------------------------------------------------------------------------
+
+_FRAME_S = 0.02  # HuBERT's states are 20 ms apart
+_CROP_S = 2.0
+
+
+def voice_targets(performance: Performance, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """What can be heard, all about of size 1: per frame pitch, loudness, speaking [F, 3], and of the clip [9].
+
+    The pitch of the person is part of it; the clip's are rate, tremor, breath, brightness, breaks, melody, fall of the
+    pitch, mean loudness and mean pitch.
+    """
+    voice = performance.voice
+    if voice is None:
+        raise ValueError("a performance without a voice has no voice targets; leave the clip out")
+    times = (np.arange(n_frames) + 0.5) * _FRAME_S
+    ratio, loudness_db = sample_curve(voice.pitch_ratio, times), sample_curve(voice.loudness_db, times)
+    octaves = np.log2(performance.identity.base_pitch_hz * ratio / 150)
+    speaking = np.zeros(n_frames)
+    for syllable in syllables(performance):
+        speaking[(times >= syllable.start_s) & (times < syllable.stop_s)] = 1
+    quarter = max(1, n_frames // 4)
+    clip = [
+        (voice.syllable_rate_hz - 4.4) / 1.2,
+        voice.tremor * 2,
+        voice.breathiness * 4,
+        voice.brightness * 2,
+        len(voice.breaks) * 0.7,
+        np.std(np.log(ratio)) * 12,
+        (ratio[-quarter:].mean() - ratio[:quarter].mean()) * 8,
+        loudness_db.mean() / 4,
+        octaves.mean() * 1.5,
+    ]
+    return np.stack([octaves * 1.5, loudness_db / 5, speaking], axis=1).astype(np.float32), np.array(clip, np.float32)
+
+
+def make_hubert(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
+    torch.manual_seed(seed)
+    config = HubertConfig(
+        hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384,
+        conv_dim=(128, 128), conv_kernel=(400, 4), conv_stride=(160, 2), conv_bias=True, feat_extract_norm="layer",
+        num_conv_pos_embeddings=31, num_conv_pos_embedding_groups=8, do_stable_layer_norm=True, feat_proj_dropout=0.0,
+        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0, mask_time_prob=0.0,
+    )  # fmt: skip
+    model = HubertModel(config).train()
+    _filter_bank(model.feature_extractor.conv_layers[0].conv)
+    clips = [(read_audio(path, RATE_HZ).samples, performance) for path, performance in pretraining_clips(corpus)]
+    known = [voice_targets(performance, len(samples) // 320 + 10) for samples, performance in clips]
+    frame_head, clip_head = nn.Linear(config.hidden_size, 3), nn.Linear(config.hidden_size, 9)
+    rng = np.random.default_rng(seed)
+    n_samples = round(_CROP_S * RATE_HZ)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            crops, per_frame, per_clip = [], [], []
+            for number in rng.integers(len(clips), size=12):
+                samples = clips[number][0]
+                first = int(rng.integers(max(1, (len(samples) - n_samples) // 320)))      # in states
+                crop = samples[first * 320 : first * 320 + n_samples]
+                crops.append(np.pad(crop, (0, n_samples - len(crop))))
+                per_frame.append(known[number][0][first:])
+                per_clip.append(known[number][1])
+            states = model(torch.from_numpy(np.stack(crops))).last_hidden_state           # [B, F, E]
+            wanted = torch.from_numpy(np.stack([rows[: states.shape[1]] for rows in per_frame]))
+            speaking = wanted[..., 2:]
+            weight = torch.cat([speaking, speaking, torch.ones_like(speaking)], dim=-1)  # silence has no pitch
+            frame_loss = ((frame_head(states) - wanted) ** 2 * weight).sum() / weight.sum()
+            of_clip = torch.from_numpy(np.stack(per_clip))
+            yield frame_loss + nn.functional.mse_loss(clip_head(states.mean(dim=1)), of_clip)
+
+    parameters = [*model.parameters(), *frame_head.parameters(), *clip_head.parameters()]
+    train("hubert", parameters, losses(), n_steps)
+    _save(model, folder, {
+        # Not normalised: how loud a voice is would be lost.
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False, "sampling_rate": RATE_HZ,
+        "feature_size": 1, "padding_value": 0.0, "return_attention_mask": True,
+    })  # fmt: skip
+
+
+@torch.no_grad()
+def _filter_bank(conv: nn.Conv1d) -> None:
+    """Start the first layer as windowed waves from 70 Hz to 6 kHz, evenly spread in mel: a spectrum to begin with."""
+    n, length = conv.out_channels // 2, conv.kernel_size[0]
+    mel = np.linspace(*(2595 * np.log10(1 + hz / 700) for hz in (70, 6000)), n)
+    phase = 2 * np.pi * 700 * (10 ** (mel[:, None] / 2595) - 1) * (np.arange(length) - length / 2) / RATE_HZ
+    waves = np.concatenate([np.cos(phase), np.sin(phase)]) * np.hanning(length) * 0.06
+    conv.weight.copy_(torch.from_numpy(waves)[:, None])
+    # The layer norm behind it would take the loudness away; against a fixed bias it stays visible.
+    conv.bias.normal_(std=0.15)
+
+
+# ---- language --------------------------------------------------------------------------------------------------------
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + eos_token }}{% else %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}"
+    "{% endif %}{% endfor %}"
+)
+N_TOKENIZER_TEXTS = 6000
+MAX_VOCABULARY = 2200
+_SURPRISED_AT_FIRST = "surprise first"
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A chat about a clip, with notes in words where a trained model has soft tokens."""
+
+    sample: Sample
+    task: str
+    notes: dict[str, str]  # modality -> clue words
+
+
+def draw_text(rng: np.random.Generator, *, chinese_share: float = 0.12) -> TextExample:
+    """Any scene, any subset of what can be known of it, any task: what remains unknown can only be guessed."""
+    scene = draw_scene(rng, person=0, n_lines=N_LINES)
+    lang = "zh" if rng.random() < chinese_share else "en"
+    hidden = [(), ("picture",), ("sound",), ("words",), ("picture", "sound")]
+    unknown = hidden[rng.choice(5, p=(0.55, 0.12, 0.12, 0.11, 0.1))]
+    clues = without(seen_by_people(scene), **dict.fromkeys(unknown, True))
+    modalities = ("audio",) if clues.heard else ()
+    if clues.seen:
+        modalities += (("frames",), ("frames", "motion"), ("motion",))[rng.choice(3, p=(0.4, 0.5, 0.1))]
+    sample = Sample(
+        id="text",
+        subtitle=subtitle_of(scene, lang) if clues.situation else None,
+        description=describe(clues, lang, rng),
+        labels=clues.labels if lang == "en" else labels_in_chinese(clues.labels),
+        lang=lang,
+        modalities=modalities,
+    )
+    task = ("labels", "both", "description")[rng.choice(3, p=(0.4, 0.5, 0.1))]
+    return TextExample(sample, task, {name: notes_of(clues, name, rng) for name in modalities})
+
+
+def notes_of(clues: Clues, modality: str, rng: np.random.Generator) -> str:
+    """Clue words in any order, some left out, as an encoder hands over evidence, not sentences."""
+    words = list(clues.attributes)
+    if modality != "audio":
+        words = [*(clues.gestures or ("still face",)), clues.intensity, *[_SURPRISED_AT_FIRST] * clues.opening]
+    kept = [word for word in words if rng.random() > 0.15] or words[:1]
+    return " ".join(kept[place] for place in rng.permutation(len(kept)))
+
+
+def make_llm(folder: Path, *, seed: int, n_steps: int) -> None:
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 7])
+    make_tokenizer(folder, rng, n_texts=N_TOKENIZER_TEXTS)
+    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).train()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            depth = 2 * config.num_hidden_layers if into_residual else 1
+            nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[1] * depth))
+    examples = _batches(partial(tokens_of, make_processor(tokenizer)), rng)
+
+    def losses() -> Iterator[Tensor]:
+        for input_ids, labels in examples:
+            # Causal attention: what stands right of the answer is padding that nothing looks at.
+            states = model.model(input_ids=input_ids).last_hidden_state[:, :-1]           # [B, L-1, D]
+            answer = labels[:, 1:] != -100
+            yield nn.functional.cross_entropy(model.lm_head(states[answer]), labels[:, 1:][answer])
+
+    train("llm", list(model.parameters()), losses(), n_steps)
+    _save(model, folder)
+
+
+def make_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> None:
+    """Write `tokenizer.model` and `tokenizer_config.json` of a LLaMA tokenizer that knows the texts of this world."""
+    import io
+
+    import sentencepiece
+
+    lines: list[str] = []
+    for _ in range(n_texts):
+        example = draw_text(rng, chinese_share=0.25)
+        turns = prompts.render(example.sample, task=example.task, lang=example.sample.lang, with_answer=True)
+        text = f"USER: {prompts.media_of(turns[0].content)[1].strip()} ASSISTANT: {turns[1].content}"
+        lines += [*text.splitlines(), *example.notes.values()]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=MAX_VOCABULARY,
+        hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        character_coverage=1.0, max_sentencepiece_length=16, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1,
+        minloglevel=2,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    config = {
+        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False,
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def make_processor(tokenizer: LlamaTokenizer) -> AffectGPTProcessor:
+    """The processor of training and inference, with one slot a modality: prompts are the same, token by token."""
+    return AffectGPTProcessor(tokenizer, branches={name: {"n_tokens": 1} for name in prompts.MODALITIES})
+
+
+def tokens_of(processor: AffectGPTProcessor, example: TextExample) -> tuple[list[int], list[int]]:
+    """(input ids, labels) of an example, each placeholder replaced by the words of its note."""
+    sample = example.sample
+    messages = prompts.render(sample, task=example.task, lang=sample.lang, with_answer=True)
+    media = {name: torch.zeros(1, 1) for name in sample.modalities or ()}
+    features = processor.encode(messages, media)
+    notes = {
+        processor.placeholder_token_ids[name]: processor.tokenizer(words, add_special_tokens=False)["input_ids"]
+        for name, words in example.notes.items()
+    }
+    ids: list[int] = []
+    labels: list[int] = []
+    for token, label in zip(features["input_ids"].tolist(), features["labels"].tolist(), strict=True):
+        piece = notes.get(token, [token])
+        ids += piece
+        labels += [label] * len(piece)
+    return ids, labels
+
+
+def _batches(
+    tokens: Callable[[TextExample], tuple[list[int], list[int]]], rng: np.random.Generator, size: int = 16, n: int = 8
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end; `n` batches are drawn together and sorted by length, so that little is padding."""
+    while True:
+        rows = sorted((tokens(draw_text(rng)) for _ in range(size * n)), key=lambda row: len(row[0]))
+        for number in rng.permutation(n):
+            part = rows[number * size : (number + 1) * size]
+            yield tuple(  # type: ignore[misc]
+                nn.utils.rnn.pad_sequence([torch.tensor(row[side]) for row in part], True, padding)
+                for side, padding in ((0, 0), (1, -100))
+            )
+
+

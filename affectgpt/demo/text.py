@@ -1,0 +1,402 @@
+"""The words of the demo world: subtitles, descriptions from clues, and the mistakes of an automatic labeller.
+
+Descriptions follow the EMER paper: what the face does over time, how the voice sounds, what the words may mean, then
+the inference from all of them. They are written from `Clues`. `seen_by_people` gives the true clues (the fine set);
+`seen_by_machines` gives what a pipeline without human checks would note, with errors at the rates that stand below
+(the coarse set). An observer infers the labels from the clues that it has, so a wrong clue leads to wrong labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from affectgpt.demo.emotions import (
+    CHINESE,
+    EXPRESSIONS,
+    FEELINGS,
+    GESTURES,
+    INTENSITIES,
+    PROSODIES,
+    Feeling,
+    Scene,
+    infer_feeling,
+    labels_of,
+)
+
+LINES: dict[str, tuple[tuple[str, str], ...]] = {
+    "news": (
+        ("They told me this morning.", "他们今天早上告诉我的。"),
+        ("So it is official now.", "这么说已经定下来了。"),
+        ("I just got the letter.", "我刚刚收到那封信。"),
+        ("Have you heard what happened?", "你听说发生了什么吗？"),
+        ("The results came today.", "结果今天出来了。"),
+        ("Nobody expected that.", "谁也没有料到。"),
+        ("It will be a girl, they say.", "他们说会是个女孩。"),
+        ("He is coming back on Monday.", "他星期一就回来。"),
+    ),
+    "goodbye": (
+        ("The train leaves at six.", "火车六点开。"),
+        ("I suppose this is it, then.", "那么就到这里吧。"),
+        ("You will not be here tomorrow.", "你明天就不在这里了。"),
+        ("I packed your bag.", "我把你的包收拾好了。"),
+        ("Take care of the house.", "家里就交给你了。"),
+        ("Next year we will see.", "明年再说吧。"),
+        ("Go now, it is late.", "走吧，已经晚了。"),
+        ("I will close the door behind you.", "我会替你把门关上。"),
+    ),
+    "request": (
+        ("Could you say that again?", "你能再说一遍吗？"),
+        ("Come here for a moment.", "你过来一下。"),
+        ("Please look at this.", "请看看这个。"),
+        ("Tell me what you think.", "告诉我你怎么想。"),
+        ("Would you open the window?", "你能把窗户打开吗？"),
+        ("I need you to sign here.", "我需要你在这里签字。"),
+        ("Can we talk about it now?", "我们现在能谈谈吗？"),
+        ("Give me one more minute.", "再给我一分钟。"),
+    ),
+    "thanks": (
+        ("You really did all this for me.", "这些真的都是你为我做的。"),
+        ("Thank you, I will remember it.", "谢谢，我会记住的。"),
+        ("That is so kind of you.", "你真是太客气了。"),
+        ("You should not have done that.", "你不该这样做的。"),
+        ("I never asked for a present.", "我从来没要过礼物。"),
+        ("What would I do without you?", "没有你我可怎么办？"),
+        ("You thought of everything.", "你什么都想到了。"),
+        ("So these flowers are from you.", "原来这些花是你送的。"),
+    ),
+    "mistake": (
+        ("The door was open all night.", "门开了一整夜。"),
+        ("I must have mixed up the keys.", "一定是把钥匙弄混了。"),
+        ("That was the wrong number.", "那个号码不对。"),
+        ("It fell off the table.", "它从桌子上掉下来了。"),
+        ("I sent it to everybody.", "我把它发给了所有人。"),
+        ("The milk is all over the floor.", "牛奶洒了一地。"),
+        ("It was my turn yesterday.", "昨天本来轮到我。"),
+        ("We took the wrong bus.", "我们坐错车了。"),
+    ),
+    "waiting": (
+        ("They said they would call.", "他们说会打电话来。"),
+        ("It should be here any minute.", "应该马上就到了。"),
+        ("What time is it now?", "现在几点了？"),
+        ("The doctor will see us soon.", "医生很快就见我们。"),
+        ("We are the next ones.", "下一个就是我们。"),
+        ("Two more hours, then we know.", "再过两个小时就知道了。"),
+        ("The light is still on.", "灯还亮着。"),
+        ("I have been here since noon.", "我从中午就在这里了。"),
+    ),
+    "quarrel": (
+        ("You always say that.", "你总是这么说。"),
+        ("So now it is my fault.", "现在倒成了我的错。"),
+        ("Do whatever you want.", "你想怎样就怎样。"),
+        ("I heard what you said.", "你说的话我听见了。"),
+        ("Then ask your brother.", "那你去问你哥哥。"),
+        ("We had agreed on that.", "我们说好了的。"),
+        ("You told them, not me.", "你告诉了他们，没告诉我。"),
+        ("Say it to my face.", "当着我的面说。"),
+    ),
+    "work": (
+        ("There are three more boxes.", "还有三个箱子。"),
+        ("The report is on your desk.", "报告在你桌上。"),
+        ("We finish this today.", "我们今天把它做完。"),
+        ("That was the last page.", "那是最后一页了。"),
+        ("They gave me the night shift.", "他们让我上夜班。"),
+        ("I painted the whole wall.", "整面墙都是我刷的。"),
+        ("The meeting is at nine.", "会议九点开始。"),
+        ("Now we start with the roof.", "现在我们从屋顶开始。"),
+    ),
+    "reunion": (
+        ("It has been ten years.", "已经十年了。"),
+        ("You look exactly the same.", "你一点都没变。"),
+        ("I did not think you would come.", "没想到你会来。"),
+        ("So this is your daughter.", "原来这是你女儿。"),
+        ("You still have that old coat.", "那件旧外套你还留着。"),
+        ("Is it really you?", "真的是你吗？"),
+        ("We used to live next door.", "我们以前是邻居。"),
+        ("You cut your hair.", "你剪头发了。"),
+    ),
+    "reassurance": (
+        ("Everything is fine.", "一切都很好。"),
+        ("Do not worry about me.", "别为我担心。"),
+        ("It will be all right.", "会好起来的。"),
+        ("What a lovely day this is.", "今天真是个好日子。"),
+        ("It is nothing, really.", "真的没什么。"),
+        ("I can do this alone.", "我一个人能行。"),
+        ("It could not be better.", "再好不过了。"),
+        ("We will laugh about it one day.", "总有一天我们会笑着谈起这件事。"),
+    ),
+}
+"""Subtitles, English and Chinese, by situation. None names a feeling, and each fits several."""
+
+N_LINES = len(LINES["news"])
+
+_GESTURES = {  # {} takes the intensity; two wordings in English, one in Chinese
+    "smiling mouth": ("the lip corners rise{}", "the mouth smiles{}", "嘴角{}上扬"),
+    "raised cheeks": ("the cheeks lift{}", "the eyes crease{}", "脸颊{}抬起"),
+    "open mouth": ("the mouth opens{}", "the jaw drops{}", "嘴巴{}张开"),
+    "lowered brows": ("the brows draw together{}", "the brows lower{}", "眉头{}皱起"),
+    "raised inner brows": ("the inner brows rise{}", "the brows slant upwards{}", "眉头内侧{}抬高"),
+    "raised brows": ("the brows go up{}", "both brows rise{}", "双眉{}上挑"),
+    "wide eyes": ("the eyes widen{}", "the upper lids rise{}", "眼睛{}睁大"),
+    "narrowed eyes": ("the eyes narrow{}", "the lids tighten{}", "眼睛{}眯起"),
+    "heavy lids": ("the lids sink{}", "the eyes close halfway{}", "眼皮{}下垂"),
+    "wrinkled nose": ("the nose wrinkles{}", "the upper lip curls{}", "鼻子{}皱起"),
+    "drooping mouth": ("the lip corners sink{}", "the mouth droops{}", "嘴角{}下垂"),
+    "pressed lips": ("the lips press together{}", "the lips tighten{}", "嘴唇{}紧闭"),
+    "stretched lips": ("the lips stretch{}", "the mouth widens{}", "嘴唇{}拉紧"),
+    "tight mouth corner": ("a mouth corner tightens{}", "the lip corners pull in{}", "嘴角{}收紧"),
+    "fast blinking": ("the eyes blink quickly{}", "the lids flutter{}", "眼睛{}快速眨动"),
+    "lowered gaze": ("the gaze drops{}", "the eyes look down{}", "目光{}低垂"),
+    "averted gaze": ("the gaze turns away{}", "the eyes look aside{}", "目光{}避开"),
+    "upward gaze": ("the gaze goes up{}", "the eyes look up{}", "目光{}向上"),
+    "wandering gaze": ("the gaze wanders{}", "the eyes move to and fro{}", "目光{}游移"),
+    "bowed head": ("the head bows{}", "the head sinks{}", "头{}低下来"),
+    "raised chin": ("the chin lifts{}", "the head goes back{}", "下巴{}抬起"),
+    "tilted head": ("the head tilts{}", "the head leans to one side{}", "头{}歪向一边"),
+    "turned head": ("the head turns away{}", "the face turns aside{}", "头{}转开"),
+    "nodding": ("the head nods{}", "the head moves up and down{}", "头{}上下点动"),
+    "shaking head": ("the head shakes{}", "the head moves from side to side{}", "头{}左右摇动"),
+}
+_STILL = ("the face hardly moves", "the face stays still", "脸上几乎没有表情")
+_DEGREES = {"mild": (" a little", "微微"), "clear": ("", ""), "strong": (" strongly", "明显")}
+
+_ATTRIBUTES = {
+    "melodic": "起伏大", "high": "音调高", "loud": "响亮", "fast": "语速快", "breathless": "气息急促", "soft": "轻柔",
+    "gentle": "温和", "slow": "语速慢", "sharp": "尖锐", "hard": "生硬", "low": "低沉", "tight": "发紧",
+    "restrained": "克制", "quiet": "音量小", "falling": "越说越低", "trembling": "颤抖", "uneven": "不稳",
+    "thin": "单薄", "pauses": "多停顿", "halting": "断断续续", "unsure": "迟疑", "flat": "平淡", "even": "平直",
+    "toneless": "没有起伏", "calm": "平稳", "firm": "坚定", "clear": "清晰",
+}  # fmt: skip
+"""Attributes of a voice; in English the word itself is said."""
+
+_SITUATIONS = {
+    "news": ("The words tell of news, good or bad.", "话里说到一个消息，可好可坏。"),
+    "goodbye": ("The words are about parting.", "话里说的是离别。"),
+    "request": ("The words ask for something.", "话里提出一个请求。"),
+    "thanks": ("The words are about a favour, welcome or not.", "话里说到别人的好意，不知是否乐意。"),
+    "mistake": ("The words speak of a mishap.", "话里说到一个差错。"),
+    "waiting": ("The words are about waiting.", "话里说的是等待。"),
+    "quarrel": ("The words reproach someone, in jest or not.", "话里带着责备，也可能是玩笑。"),
+    "work": ("The words are about a task.", "话里说的是一件事务。"),
+    "reunion": ("The words greet someone from the past.", "话里说的是久别重逢。"),
+    "reassurance": ("The words say that all is well, true or not.", "话里说一切都好，不知真假。"),
+}
+
+_CLASHES = {
+    "emotion": ("The face laughs but the voice trembles.", "脸在笑，声音却在颤抖。"),
+    "nostalgia": ("The smile is soft but the voice is weak.", "笑容柔和，声音却无力。"),
+    "irony": ("The smile does not fit the flat voice: the words are not meant.", "笑容与平淡的声音不符，是反话。"),
+    "courage": ("The smile hides what the trembling voice tells.", "笑容掩饰着声音里的颤抖。"),
+    "hidden sadness": ("The smile hides what the weak voice tells.", "笑容掩饰着声音里的无力。"),
+    "provocation": ("The smile does not fit the harsh voice.", "笑容与生硬的声音不符。"),
+    "mockery": ("The lively voice does not fit the sneer.", "活泼的声音与冷笑不符。"),
+    "sympathy": ("The face is sad but the voice is warm.", "脸上难过，声音却温暖。"),
+    "false cheer": ("The lively voice does not fit the sad face.", "活泼的声音与难过的脸不符。"),
+    "disbelief": ("The face is surprised but the voice is not.", "脸上惊讶，声音却不惊讶。"),
+    "concern": ("The face is worried but the voice is warm.", "脸上担心，声音却温暖。"),
+    "tension": ("The face is still but the voice trembles.", "脸上平静，声音却在颤抖。"),
+}
+"""How a contradiction between modalities is put into words, for every feeling that has one."""
+
+_FRAMES = {  # one of each is drawn
+    "en": {
+        "start": ("From the start", "In the clip", "Soon"),
+        "still": ("All the time", "In the clip"),
+        "opening": ("At first the brows shoot up in surprise, then", "After a startled look"),
+        "voice": ("The voice is", "The voice sounds"),
+        "end": ("The person seems", "All this suggests that the person feels", "So the feeling is"),
+    },
+    "zh": {
+        "start": ("从一开始", "画面中", "很快"),
+        "still": ("从头到尾", "画面中"),
+        "opening": ("起初双眉一挑，神情惊讶，随后", "先是一惊，随后"),
+        "voice": ("声音", "说话声"),
+        "end": ("此人似乎感到", "综合来看，此人感到", "可见心情是"),
+    },
+}
+
+# What the automatic labeller of the coarse set gets wrong. Strong signals are seen; subtle ones are mostly taken for
+# the common pattern that they resemble, as captioners and speech models trained on frequent patterns do: those errors
+# are systematic, so more of the same data does not average them out.
+EXPRESSION_TAKEN_FOR = {
+    "bright smile": ("soft smile", 0.1), "soft smile": ("bright smile", 0.2), "mouth-only smile": ("soft smile", 0.65),
+    "proud look": ("soft smile", 0.55), "sneer": ("frown", 0.6), "frown": ("disgust", 0.1), "disgust": ("frown", 0.25),
+    "grief": ("weariness", 0.15), "weariness": ("still face", 0.35), "surprise": ("fright", 0.1),
+    "fright": ("surprise", 0.45), "worry": ("grief", 0.55), "averted face": ("weariness", 0.55),
+    "thinking": ("frown", 0.5), "still face": ("weariness", 0.15),
+}  # fmt: skip
+"""expression -> (what it is taken for, how often)"""
+PROSODY_TAKEN_FOR = {
+    "lively": ("rapid", 0.15), "rapid": ("lively", 0.15), "warm": ("steady", 0.55), "harsh": ("rapid", 0.1),
+    "pressed": ("flat", 0.6), "weak": ("flat", 0.25), "trembling": ("rapid", 0.55), "halting": ("weak", 0.35),
+    "flat": ("steady", 0.3), "steady": ("flat", 0.2),
+}  # fmt: skip
+"""prosody -> (what it is taken for, how often)"""
+GESTURE_MISSED = 0.25  # per gesture, never the first one of an expression
+GESTURE_INVENTED = 0.15  # per clip
+ATTRIBUTE_MISSED = 0.25  # per attribute, never the first one
+ATTRIBUTE_INVENTED = 0.1  # per clip
+OPENING_MISSED = 0.5  # a passing surprise at the start
+INTENSITY_MISTAKEN = 0.3
+LABEL_MISSED = 0.35  # per label after the first
+LABEL_INVENTED = 0.1  # per clip
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What an observer noted of a clip, and the labels it concluded from that.
+
+    `feeling` is the observer's conclusion. Empty `gestures` with `seen` is a face that does nothing; without `seen` or
+    `heard` the observer had no picture or no sound, with `situation` None no words. `errors` names what is wrong.
+    """
+
+    feeling: Feeling
+    intensity: str
+    gestures: tuple[str, ...]
+    attributes: tuple[str, ...]
+    situation: str | None
+    opening: bool
+    labels: tuple[str, ...]
+    seen: bool = True
+    heard: bool = True
+    errors: tuple[str, ...] = ()
+
+
+def subtitle_of(scene: Scene, lang: str = "en") -> str:
+    return LINES[scene.situation][scene.line][("en", "zh").index(lang)]
+
+
+def seen_by_people(scene: Scene) -> Clues:
+    """The checked clues: all of them, and nothing else."""
+    feeling = FEELINGS[scene.feeling]
+    return Clues(
+        feeling=feeling,
+        intensity=scene.intensity,
+        gestures=scene.gestures,
+        attributes=scene.attributes,
+        situation=scene.situation,
+        opening=scene.opening,
+        labels=scene.labels,
+        heard=scene.voiced,
+    )
+
+
+def seen_by_machines(scene: Scene) -> Clues:
+    """The clues of an automatic labeller, wrong at the rates above; always the same for the same scene.
+
+    The labeller infers feeling and labels from the clues that it noted, right or wrong; a clip without sound is judged
+    by picture and words alone.
+    """
+    rng = np.random.default_rng((scene.person, scene.take, 1))
+    feeling = FEELINGS[scene.feeling]
+    errors = []
+
+    def taken_for(true: str, confusions: dict[str, tuple[str, float]], name: str) -> str:
+        other, rate = confusions[true]
+        if rng.random() >= rate:
+            return true
+        errors.append(f"{name}: {true} -> {other}")
+        return other
+
+    expression = taken_for(feeling.expression, EXPRESSION_TAKEN_FOR, "expression")
+    prosody = taken_for(feeling.prosody, PROSODY_TAKEN_FOR, "prosody") if scene.voiced else None
+    true = EXPRESSIONS[expression]
+    gestures = _noted(true, GESTURE_MISSED, GESTURE_INVENTED, tuple(GESTURES), "gesture", errors, rng)
+    attributes: tuple[str, ...] = ()
+    if prosody:
+        true = PROSODIES[prosody].attributes
+        attributes = _noted(true, ATTRIBUTE_MISSED, ATTRIBUTE_INVENTED, tuple(_ATTRIBUTES), "attribute", errors, rng)
+    intensity, opening = scene.intensity, scene.opening
+    if rng.random() < INTENSITY_MISTAKEN:
+        intensity = [level for level in INTENSITIES if level != intensity][rng.integers(2)]
+        errors.append(f"intensity: {scene.intensity} -> {intensity}")
+    if opening and rng.random() < OPENING_MISSED:
+        opening = False
+        errors.append("opening: missed")
+    concluded = infer_feeling(expression, prosody, scene.situation)
+    if concluded.name != feeling.name:
+        errors.append(f"feeling: {feeling.name} -> {concluded.name}")
+    labels = labels_of(concluded, intensity, scene.situation, opening)
+    labels = _noted(labels, LABEL_MISSED, LABEL_INVENTED, tuple(CHINESE), "label", errors, rng)
+    return Clues(
+        concluded, intensity, gestures, attributes, scene.situation, opening, labels, heard=scene.voiced,
+        errors=tuple(errors),
+    )  # fmt: skip
+
+
+def _noted(
+    true: tuple[str, ...], missed: float, invented: float, pool: tuple[str, ...], name: str, errors: list[str],
+    rng: np.random.Generator,
+) -> tuple[str, ...]:  # fmt: skip
+    """Drop some of `true` (never the first) and perhaps add one of `pool`; write down both in `errors`."""
+    lost = [item for item in true[1:] if rng.random() < missed]
+    errors += [f"{name} missed: {item}" for item in lost]
+    noted = [item for item in true if item not in lost]
+    if rng.random() < invented:
+        extra = pool[rng.integers(len(pool))]
+        if extra not in true:
+            noted.append(extra)
+            errors.append(f"{name} invented: {extra}")
+    return tuple(noted)
+
+
+def without(clues: Clues, *, picture: bool = False, sound: bool = False, words: bool = False) -> Clues:
+    """The clues that remain when a modality is hidden; feeling and labels stay what they truly are."""
+    if picture:
+        clues = replace(clues, gestures=(), seen=False)
+    if sound:
+        clues = replace(clues, attributes=(), heard=False)
+    return replace(clues, situation=None) if words else clues
+
+
+def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
+    """An EMER-style description: visual, acoustic and lexical clues, then the inference.
+
+    >>> describe(seen_by_people(Scene("irony", "clear", "thanks", 0, False, 1, 1)), "en", np.random.default_rng(0))
+    'Soon the mouth smiles, ... So the feeling is sarcastic, critical and bitter.'
+    """
+    n = ("en", "zh").index(lang)
+    frames = {name: wordings[rng.integers(len(wordings))] for name, wordings in _FRAMES[lang].items()}
+    parts = []
+    if clues.seen:
+        degree = _DEGREES[clues.intensity][n]
+        gestures = [
+            _GESTURES[name][2 * n if n else rng.integers(2)].format(degree if place == 0 else "")
+            for place, name in enumerate(clues.gestures)
+        ] or [_STILL[2 * n if n else rng.integers(2)]]
+        start = frames["opening" if clues.opening else "start" if clues.gestures else "still"]
+        parts.append(f"{start} {_list(gestures, 'en')}." if lang == "en" else f"{start}{'，'.join(gestures)}。")
+    if clues.heard and clues.attributes:
+        if lang == "en":
+            words = ["full of pauses" if name == "pauses" else name for name in clues.attributes]
+            parts.append(f"{frames['voice']} {_list(words, 'en')}.")
+        else:
+            parts.append(f"{frames['voice']}{_list([_ATTRIBUTES[name] for name in clues.attributes], 'zh')}。")
+    if clues.situation:
+        parts.append(_SITUATIONS[clues.situation][n])
+    if _clash_is_noted(clues):
+        parts.append(_CLASHES[clues.feeling.name][n])
+    labels = clues.labels if lang == "en" else labels_in_chinese(clues.labels)
+    end = f"{frames['end']} {_list(labels, 'en')}." if lang == "en" else f"{frames['end']}{_list(labels, 'zh')}。"
+    parts.append(end)
+    return (" " if lang == "en" else "").join(parts)
+
+
+def _clash_is_noted(clues: Clues) -> bool:
+    """A contradiction is put into words only by who noted both of its sides."""
+    feeling = clues.feeling
+    face, voice = EXPRESSIONS[feeling.expression], PROSODIES[feeling.prosody].attributes
+    noted_both = clues.seen and clues.heard and clues.gestures[:1] == face[:1] and clues.attributes[:1] == voice[:1]
+    return feeling.name in _CLASHES and noted_both
+
+
+def labels_in_chinese(labels: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(CHINESE[label] for label in labels)
+
+
+def _list(items: list[str] | tuple[str, ...], lang: str) -> str:
+    """`a, b and c`, or in Chinese `a、b、c`."""
+    if lang == "zh":
+        return "、".join(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
