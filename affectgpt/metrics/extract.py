@@ -38,10 +38,9 @@ _LABEL_LINE = re.compile(
     rf"(?:^|\n|[.!?。！？]\s*|\*\*)[\s>*#\-–•]*(?:the\s+|final\s+|overall\s+|predicted\s+|main\s+|open-vocabulary\s+|最终|主要|所以|因此)*"
     rf"(?:{_HEADS}|emotions?(?:al)?\s*(?:labels?|words?|states?|categor(?:y|ies)|list)?|labels?|answer|"
     r"情绪状态|情绪标签|情绪词|情感标签|情感状态|情感词|情感|标签|答案)"
-    r"[\s*]*[:：][\s*]*([^\n]*(?:\n[ \t]*(?:[-*•]|\d+[.)、])[^\n]*)*)",
+    r"[ \t*]*[:：][ \t*]*(?:\n(?=[ \t]*[^\s\-*•\d]))?([^\n]*(?:\n[ \t]*(?:[-*•]|\d+[.)、])[^\n]*)*)",
     re.IGNORECASE,
 )
-_LABEL_HEAD_ALONE = re.compile(r"[:：][\s*]*\n")
 _BRACKETS = re.compile(r"[\[【［](.*?)[\]】］]", re.DOTALL)
 _ITEM = re.compile(r"^[ \t]*(?:\(?\d+[.)、:：]|[-*•–·])[ \t]*(.+)$", re.MULTILINE)
 _REFUSAL = re.compile(
@@ -82,18 +81,19 @@ _TAIL = re.compile(
 # 和 and 与 also occur inside words (平和, 温和, 和善, 参与).
 _SEPARATORS = re.compile(
     r"\s*(?:[,，、;；|\n/]|\s&\s|\s\+\s|\band/or\b|\band\b|\bor\b|\bas well as\b|\bmixed with\b|\balong with\b|"
-    r"以及|并且|还有|或者|或|且|(?<![平温缓柔祥亲随])和(?![平善蔼气睦缓谐])|(?<![参])与|及)\s*",
+    r"以及|并且|还有|或者|或|且|(?<![平温缓柔祥亲随气])和(?![平善蔼气睦缓谐])|(?<![参])与|及)\s*",
     re.IGNORECASE,
 )
 _LEADING = re.compile(
-    r"^(?:(?:is|are|an?|the|and|or|also|both|some|feelings? of|a sense of|sense of|a feeling of|a mix(?:ture)? of|"
-    r"a combination of|emotions? (?:of|such as|like)|feeling|feels|emotions?\s*[:：]|possibly|probably|likely|"
-    r"perhaps|maybe|bit of|hints? of|touch of|including|include|such as|mainly|primarily|"
+    r"^(?:(?:is|are|an?|the|and|or|also|both|some|feelings? of|sense of|mix(?:ture)? of|"
+    r"combination of|emotions? (?:of|such as|like)|feeling|feels|emotions?\s*[:：]|possibly|probably|likely|"
+    r"perhaps|maybe|bit of|bit|hints? of|touch of|including|include|such as|mainly|primarily|"
     r"mostly)\s+(?=\S)|(?:以及|还有|一种|一些|一丝|有些|有点)(?=.))+",
     re.IGNORECASE,
 )
 _TRAILING = re.compile(
-    r"(?:的情绪|之情|的情感|的心情|等情绪|等情感|等|\s+(?:emotions?|feelings?|etc\.?|overall|respectively|too|now|state))+$",
+    r"(?:的情绪|之情|的情感|的心情|等情绪|等情感|等|"
+    r"(?<!in my)\s+(?:emotions?|feelings?|etc\.?|overall|respectively|too|now|state))+$",
     re.IGNORECASE,
 )
 _NOT_A_LABEL = frozenset(
@@ -143,6 +143,7 @@ def _clean_text(text: str) -> str:
     """Without thinking, code fences and chat markers, with straight apostrophes."""
     text = re.sub(r"<think>.*?(?:</think>|$)", "", text, flags=re.DOTALL | re.IGNORECASE)
     text = re.sub(r"```\w*|</?s>|<\|[a-z_]+\|>", "", text)
+    text = re.sub(r"\bn/a\b", "none", text, flags=re.IGNORECASE)
     return text.replace("’", "'").replace("‘", "'").replace("\r", "").strip()
 
 
@@ -197,7 +198,7 @@ def _short_only(parts: list[str]) -> tuple[str, ...]:
 
 
 _PROSE = re.compile(
-    r"\b(?:is|are|was|were|has|have|the|he|she|his|her|they|this|that|person|man|woman|video|audio|speaks?|says|we)\b|[的了在是她他它]|感到|觉得|显得|情绪状态",
+    r"\b(?:is|are|was|were|has|have|the|he|she|his|her|they|this|that|person|man|woman|video|audio|speaks?|says|we)\b|[的是她他它]|正在|里面|感到|觉得|显得|情绪状态",
     re.IGNORECASE,
 )
 

@@ -1,0 +1,85 @@
+"""The label parser on a corpus of what models write, and on properties that hold for any text."""
+
+import random
+
+import pytest
+
+from affectgpt.metrics.extract import READINGS, UNPARSED, read_labels
+from affectgpt.metrics.lexicon import load_lexicon
+from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
+from affectgpt.schema import parse_label_list
+from tests.metrics.extract_cases import CASES
+
+
+def test_the_corpus_is_large_and_covers_every_reading():
+    assert len(CASES) >= 150
+    assert len({text for text, _, _ in CASES}) == len(CASES)
+    assert {how for _, _, how in CASES} == set(READINGS)
+
+
+@pytest.mark.parametrize(("text", "labels", "how"), CASES, ids=[repr(text[:40]) for text, _, _ in CASES])
+def test_corpus(text, labels, how):
+    reading = read_labels(text)
+    assert (list(reading.labels), reading.how) == (labels.split("|") if labels else [], how)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_answer_format_of_the_prompts_reads_back_exactly(lang):
+    words = {"en": ["happy", "in my feelings", "don't care"], "zh": ["开心", "松了一口气", "有成就感"]}[lang]
+    text = "She smiles, or so it seems.\n" + LABEL_LINE[lang] + LABEL_SEPARATOR[lang].join(words)
+    assert read_labels(text).labels == tuple(words)
+    assert read_labels(LABEL_SEPARATOR[lang].join(words)).labels == tuple(words)
+
+
+def test_a_written_list_reads_back_exactly():
+    for words in (["sad", "don't know"], ["o'clock"], ["out of control"], ["x"]):
+        assert read_labels(str(words)).labels == parse_label_list(str(words)) == tuple(words)
+
+
+@pytest.mark.parametrize("template", ["Emotions: {}, sad", "情绪：{}，难过", "['{}', 'sad']", "{}, sad"])
+def test_nearly_every_form_of_the_lexicon_reads_back(template):
+    forms = list(load_lexicon("builtin").keys)
+    lost = [form for form in forms if read_labels(template.format(form)).labels[:1] != (form,)]
+    assert len(lost) < 0.004 * len(forms), lost  # what is lost: "near and dear", "down in the dumps"
+
+
+def test_no_label_exactly_where_the_reading_says_so():
+    for text, _, _ in CASES:
+        reading = read_labels(text)
+        assert (not reading.labels) == (reading.how in UNPARSED)
+        assert all(label == label.lower().strip() and label for label in reading.labels)
+        assert len(set(reading.labels)) == len(reading.labels)
+
+
+def test_any_garbage_is_read_without_an_error():
+    rng = random.Random(0)
+    pieces = [
+        "Emotions:",
+        "[",
+        "]",
+        "'",
+        '"',
+        "\n",
+        "- ",
+        "1. ",
+        "情绪：",
+        "，",
+        "the emotional state is ",
+        "sad",
+        "**",
+        "(",
+        "\\",
+        "是",
+    ]
+    for _ in range(500):
+        read_labels("".join(rng.choices(pieces, k=rng.randint(0, 12))))
+
+
+def test_long_text_is_read_fast():
+    import time
+
+    text = "The man speaks to the woman and she listens to him with her head bowed. " * 200 + "\nEmotions: sad"
+    start = time.perf_counter()
+    assert read_labels(text).labels == ("sad",)
+    assert read_labels(text[:-14]).how == "nothing"
+    assert time.perf_counter() - start < 1.0
