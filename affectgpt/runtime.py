@@ -130,7 +130,9 @@ class RunRecord:
         self.values = values
 
     @classmethod
-    def start(cls, folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Iterable[str | Path] = ()) -> RunRecord:
+    def start(
+        cls, folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Iterable[str | Path] = (), **more: Any
+    ) -> RunRecord:
         """Write the record with status "running"; `inputs` are files whose hashes belong to the run."""
         values = {
             "kind": kind,
@@ -142,6 +144,7 @@ class RunRecord:
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
             "inputs": {str(path): sha256_of_file(path) for path in inputs},
             "config": config,
+            **more,
         }
         record = cls(folder, values)
         record._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A small world for whole-run tests: tiny base models in the real format, twelve real clips, a manifest, a configuration."""
+"""A small world for whole-run tests: tiny base models in the real format, twelve real clips, a manifest, a config."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from affectgpt.schema import Prediction, Sample
 
 log = logging.getLogger("affectgpt")
 
+Logs = Mapping[str, float]
 _SHOWN = {
     "loss": "loss {:.3f}",
     "learning_rate": "lr {:.1e}",
@@ -42,9 +44,7 @@ class ProgressBar(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         for key, form in _SHOWN.items():
             if key in (logs or {}):
                 self._shown[key] = form.format(logs[key] * 100 if key == "eval_f_s" else logs[key])
@@ -65,9 +65,7 @@ class MetricsFile(TrainerCallback):
             kept = [row for row in append_jsonl_records(self._path) if row["step"] <= state.global_step]
             write_text_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
@@ -81,7 +79,7 @@ class TensorBoardLog(TrainerCallback):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(
-                "logging.tensorboard=true needs the package: pip install 'affectgpt[tensorboard]'"
+                "logging.tensorboard=true needs tensorboard: pip install 'affectgpt[tensorboard]'"
             ) from error
         self._folder = folder
         self._writer_class = SummaryWriter
@@ -91,9 +89,7 @@ class TensorBoardLog(TrainerCallback):
             # Events behind the step that a resumed run goes on from are hidden by TensorBoard itself.
             self._writer = self._writer_class(str(self._folder), purge_step=state.global_step + 1)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             for key, value in (logs or {}).items():
                 self._writer.add_scalar(_grouped(key), value, state.global_step)
@@ -124,7 +120,7 @@ class WandbLog(TrainerCallback):
         import wandb
 
         id_file = self._folder / "wandb_id.txt"
-        run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else wandb.util.generate_id()
+        run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else secrets.token_hex(4)
         write_text_atomic(id_file, run_id + "\n")
         self._run = wandb.init(
             project=self._project,
@@ -137,9 +133,7 @@ class WandbLog(TrainerCallback):
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if self._run is not None:
             self._run.log({_grouped(key): value for key, value in (logs or {}).items()}, step=state.global_step)
 

@@ -47,8 +47,8 @@ def checkpoint_to_start_from(runs: Path, init_from: str) -> Path:
     checkpoints = complete_checkpoints(run) if run is not None else []
     if not checkpoints:
         raise UserError(
-            f"init_from is {init_from!r}, but {runs} holds no complete run of that name and it is no checkpoint folder; "
-            f"run `python train.py stage=coarse` first, or set stage.init_from=null to start from random projections"
+            f"init_from is {init_from!r}, but {runs} holds no complete run of that name and it is no checkpoint "
+            f"folder; run `python train.py stage=coarse` first, or set stage.init_from=null to start from random values"
         )
     return checkpoints[-1]
 

@@ -1,7 +1,7 @@
 """One training stage from its configuration to a finished run folder.
 
-A run folder holds `config.yaml`, `run.json`, `metrics.jsonl`, `generations/`, `best/` and the last checkpoints. The stage
-itself is data: what it trains on, what is trainable, where it starts and how long it runs stand in conf/stage.
+A run folder holds `config.yaml`, `run.json`, `metrics.jsonl`, `generations/`, `best/` and the last checkpoints. The
+stage itself is data: what it trains on, what is trainable, where it starts and how long it runs stand in conf/stage.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def run_stage(config: TrainConfig) -> StageResult:
             kind=f"train {stage.name}",
             config=asdict(config),
             inputs=[source.manifest for source in sources],
+            init_from=None if init_from is None else str(init_from),
         )
-        record.values["init_from"] = None if init_from is None else str(init_from)
         write_text_atomic(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
     else:
         record.resume()

@@ -1,0 +1,272 @@
+"""Whole runs on tiny base models and twelve real clips."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from affectgpt.conf_schema import ProjectorConfig
+from affectgpt.runtime import RunRecord, UserError
+from affectgpt.schema import Prediction, Sample
+from affectgpt.training.checkpoints import (
+    COMPLETE,
+    checkpoint_to_start_from,
+    checkpoint_to_use,
+    complete_checkpoints,
+    last_complete_run,
+)
+from affectgpt.training.stages import run_stage, validation_scores
+
+from ..conftest import make_train_config
+
+
+def weights(folder):
+    return load_file(folder / "trained.safetensors")
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(base_models, manifest, tmp_path_factory):
+    """A run of six steps that nothing disturbed: (its configuration, its folder)."""
+    config = make_train_config(base_models, manifest, tmp_path_factory.mktemp("finished"))
+    return config, run_stage(copy.deepcopy(config)).run
+
+
+def in_folder(config, folder):
+    """The same configuration with other folders, so that runs do not meet."""
+    changed = copy.deepcopy(config)
+    changed.paths.runs = str(folder / "runs")
+    changed.paths.cache = str(folder / "cache")
+    return changed
+
+
+def test_a_run_folder_holds_all_that_explains_it(finished):
+    _, run = finished
+    assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-6"]
+    assert (run / "best" / COMPLETE).exists()
+    record = RunRecord.read(run).values
+    assert (record["status"], record["steps"], record["n_bad_samples"]) == ("finished", 6, 0)
+    assert yaml.safe_load((run / "config.yaml").read_text())["stage"]["batch_size"] == 2
+    assert len(list((run / "generations").glob("step-*.jsonl"))) == 2
+
+
+def test_metrics_hold_loss_rate_norm_speed_padding_and_validation(finished):
+    rows = metrics(finished[1])
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"learning_rate", "grad_norm", "samples_per_s", "tokens_per_s", "padding_share"} <= steps[0].keys()
+    assert [row["step"] for row in rows if "eval_f_s" in row] == [3, 6]
+    assert all(row["eval_n"] == 2 for row in rows if "eval_n" in row)
+
+
+def test_logged_learning_rates_are_those_of_the_schedule(finished):
+    steps = [row for row in metrics(finished[1]) if "loss" in row]
+    assert steps[0]["learning_rate"] == pytest.approx(1e-6)
+    assert steps[2]["learning_rate"] == pytest.approx(1e-2)
+    assert steps[5]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
+    config, run = finished
+    again = run_stage(in_folder(config, tmp_path)).run
+    assert same(weights(again / "checkpoint-6"), weights(run / "checkpoint-6"))
+
+
+def test_cached_and_online_features_train_the_same_weights(finished, tmp_path):
+    config, run = finished
+    online = in_folder(config, tmp_path)
+    online.data.cache_features = False
+    assert same(weights(run_stage(online).run / "checkpoint-6"), weights(run / "checkpoint-6"))
+
+
+def test_resumed_from_any_checkpoint_equals_uninterrupted(finished, tmp_path):
+    config, run = finished
+    interrupted = in_folder(config, tmp_path)
+    first = run_stage(copy.deepcopy(interrupted)).run
+    # What a kill between step 3 and the end of saving step 4 leaves: a folder without its marker, and no result.
+    (first / "checkpoint-6" / COMPLETE).unlink()
+    record = RunRecord.read(first)
+    record.values["status"] = "running"
+    record.finish("running")
+    interrupted.resume = True
+    resumed = run_stage(interrupted)
+    assert resumed.run == first
+    assert same(weights(first / "checkpoint-6"), weights(run / "checkpoint-6"))
+    assert [row["step"] for row in metrics(first) if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+SCRIPT = """
+import sys
+from affectgpt.training.stages import run_stage
+import json
+from tests.conftest import make_train_config
+from pathlib import Path
+base, manifest, folder, resume = json.loads(sys.argv[1])
+config = make_train_config({k: Path(v) for k, v in base.items()}, Path(manifest), Path(folder), epochs=8)
+config.resume = resume
+sys.exit(run_stage(config).exit_code)
+"""
+
+
+def start_run(base_models, manifest, folder, *, resume=False):
+    argument = json.dumps([{name: str(path) for name, path in base_models.items()}, str(manifest), str(folder), resume])
+    root = Path(__file__).parent.parent.parent
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, argument], cwd=root, stderr=subprocess.DEVNULL)
+
+
+def wait_for_step(folder, step, process):
+    file = folder / "runs" / "coarse" / "metrics.jsonl"
+    for _ in range(1200):
+        if file.exists() and f'"step": {step},' in file.read_text():
+            return
+        assert process.poll() is None, f"the run ended with {process.returncode} before step {step}"
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} never came")
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_killed_process_resumes_to_bit_identical_weights(base_models, manifest, tmp_path, how, code):
+    whole = make_train_config(base_models, manifest, tmp_path / "whole", epochs=8)
+    expected = weights(run_stage(whole).run / "checkpoint-24")
+    process = start_run(base_models, manifest, tmp_path)
+    wait_for_step(tmp_path, 5, process)
+    process.send_signal(how)
+    assert process.wait(120) == code
+    assert RunRecord.read(tmp_path / "runs" / "coarse").values["status"] != "finished"
+    assert start_run(base_models, manifest, tmp_path, resume=True).wait(240) == 0
+    assert same(weights(tmp_path / "runs" / "coarse" / "checkpoint-24"), expected)
+
+
+def test_resume_with_other_settings_is_refused_by_name(finished, tmp_path):
+    config, _ = finished
+    stopped = in_folder(config, tmp_path)
+    run = run_stage(copy.deepcopy(stopped)).run
+    RunRecord.read(run).finish("stopped")
+    stopped.resume = True
+    stopped.stage.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"stage\.learning_rate: was 0\.01, now 0\.5"):
+        run_stage(stopped)
+
+
+def test_resume_says_when_there_is_nothing_to_go_on_with(finished, tmp_path):
+    config, _ = finished
+    done = copy.deepcopy(config)
+    done.resume = True
+    with pytest.raises(UserError, match="is finished"):
+        run_stage(done)
+    nothing = in_folder(done, tmp_path)
+    with pytest.raises(UserError, match="holds no run named 'coarse'"):
+        run_stage(nothing)
+
+
+def test_a_stage_starts_from_the_end_of_the_last_complete_run(finished, base_models, manifest, tmp_path):
+    _, run = finished
+    fine = make_train_config(base_models, manifest, tmp_path, name="fine", init_from=str(run))
+    fine.stage.epochs, fine.stage.iterations_per_epoch, fine.stage.warmup_steps = 1, 1, 0
+    # A step with a rate of almost nothing: what the stage ends with is what it started from.
+    fine.stage.learning_rate = fine.stage.min_learning_rate = 1e-30
+    fine.stage.warmup_learning_rate = 0.0
+    result = run_stage(fine)
+    assert same(weights(result.run / "checkpoint-1"), weights(run / "checkpoint-6"))
+    assert RunRecord.read(result.run).values["init_from"] == str(run / "checkpoint-6")
+
+
+def test_projections_for_another_shape_are_refused_with_the_tensor(finished, base_models, manifest, tmp_path):
+    wrong = make_train_config(base_models, manifest, tmp_path, name="fine", init_from=str(finished[1]))
+    wrong.model.projectors["audio"] = ProjectorConfig(n_queries=5, hidden_size=16, n_layers=2, n_heads=2)
+    with pytest.raises(ValueError, match=r"projectors\.audio"):
+        run_stage(wrong)
+    assert RunRecord.read(tmp_path / "runs" / "fine").values["status"] == "failed"
+
+
+def test_without_a_coarse_run_the_fine_stage_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(UserError, match=r"python train\.py stage=coarse"):
+        checkpoint_to_start_from(tmp_path / "runs", "coarse")
+    with pytest.raises(UserError, match=r"python train\.py stage=coarse"):
+        checkpoint_to_use(tmp_path / "runs", None)
+
+
+def test_the_last_complete_run_skips_unfinished_ones(tmp_path):
+    for name, status in (("coarse", "finished"), ("coarse-2", "finished"), ("coarse-3", "failed")):
+        RunRecord.start(tmp_path / name, kind="train", config={}).finish(status)
+        (tmp_path / name / "checkpoint-9").mkdir()
+        (tmp_path / name / "checkpoint-9" / COMPLETE).touch()
+    (tmp_path / "coarse-2" / "checkpoint-10").mkdir()  # without a marker: a kill left it
+    assert last_complete_run(tmp_path, "coarse") == tmp_path / "coarse-2"
+    assert checkpoint_to_start_from(tmp_path, "coarse") == tmp_path / "coarse-2" / "checkpoint-9"
+
+
+def test_the_best_checkpoint_of_a_run_is_asked_and_the_last_one_started_from(tmp_path):
+    run = tmp_path / "fine"
+    RunRecord.start(run, kind="train", config={}).finish("finished")
+    for name in ("best", "checkpoint-2", "checkpoint-10"):
+        (run / name).mkdir()
+        (run / name / COMPLETE).touch()
+    assert checkpoint_to_use(tmp_path, None) == run / "best"
+    assert checkpoint_to_use(tmp_path, "fine") == run / "best"
+    assert checkpoint_to_start_from(tmp_path, "fine") == run / "checkpoint-10"
+
+
+def test_accumulating_equals_one_large_batch(base_models, manifest, tmp_path):
+    runs = {}
+    for name, batch, accumulation in (("large", 4, 1), ("accumulated", 1, 4)):
+        config = make_train_config(
+            base_models, manifest, tmp_path / name, batch_size=batch, accumulation=accumulation, n_validation=0
+        )
+        for projector in config.model.projectors.values():
+            projector.dropout = 0.0
+        runs[name] = weights(run_stage(config).run / "checkpoint-6")
+    for name, tensor in runs["large"].items():
+        torch.testing.assert_close(runs["accumulated"][name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_bad_clips_are_left_out_counted_and_listed(base_models, manifest, tmp_path):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["video"] = str(manifest.parent / row["video"])
+    (tmp_path / "cut.mp4").write_bytes(Path(rows[0]["video"]).read_bytes()[:-300])
+    rows[0]["video"] = str(tmp_path / "cut.mp4")
+    broken = tmp_path / "m.jsonl"
+    broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_train_config(base_models, broken, tmp_path)
+    with pytest.raises(ValueError, match=r"sample 'clip0'.*cut\.mp4"):
+        run_stage(copy.deepcopy(config))
+    config.data.on_bad = "skip"
+    run = run_stage(config).run
+    assert RunRecord.read(run).values["n_bad_samples"] == 1
+    assert json.loads((run / "bad_samples.jsonl").read_text())["id"] == "clip0"
+
+
+def test_tensorboard_and_offline_wandb_need_no_account(finished, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = in_folder(finished[0], tmp_path)
+    config.logging.wandb = "offline"
+    config.logging.tensorboard = True
+    config.stage.epochs = 1
+    run = run_stage(config).run
+    assert list((run / "tensorboard").glob("events*"))
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_validation_scores_count_what_could_not_be_read():
+    samples = [Sample(id="a", labels=("happy",)), Sample(id="b", labels=("sad",))]
+    predictions = [Prediction(id="a", text="happy", labels=("happy",)), Prediction(id="b", text="...", labels=None)]
+    scores = validation_scores(predictions, samples)
+    assert (scores["precision"], scores["recall"], scores["n"], scores["unparsed"]) == (0.5, 0.5, 2, 1)
