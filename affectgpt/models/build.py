@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -207,10 +206,10 @@ def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]
         dtype=encoder.dtype,
     )
     check_pool(name, encoder.pool)
-    preprocessing = _preprocessor_config(encoder.name, encoder.revision)
     # A copy without memory or arithmetic tells how many states of what width one window, frame or clip gives.
     with torch.device("meta"):
         hollow = encoders.FrozenEncoder(name, config).to("meta")
+    preprocessing = encoders.load_preprocessing(encoder.name, encoder.revision)
     settings: dict[str, Any] = {"n_tokens": projector.n_queries}
     if name == "audio":
         settings |= {key: getattr(sampling, key) for key in ("rate_hz", "window_s", "max_windows", "window_mode")}
@@ -262,16 +261,6 @@ def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]
         tokens_per_position=n_states * n_runs // n_steps,
     )
     return {"encoder": config, "projector": projector_config}, settings
-
-
-def _preprocessor_config(name: str, revision: str | None) -> dict[str, Any]:
-    """The base model's preprocessor_config.json, empty if it has none."""
-    if name.startswith("timm:"):
-        return {}
-    from transformers.utils import cached_file
-
-    path = cached_file(name, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(path).read_text()) if path else {}
 
 
 def _image_size(preprocessing: Mapping[str, Any], built_for: Any) -> tuple[int, int]:

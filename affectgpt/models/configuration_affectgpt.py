@@ -49,7 +49,8 @@ class EncoderConfig:
     Attributes:
         base: the base model's own configuration as a dictionary with `model_type`, or `{"timm": name}`.
         layers: -1 = the model's last hidden state (with its final norm); another integer = that entry of
-            `hidden_states` (0 is the embedding); "last4_mean" = the mean of the last four entries.
+            `hidden_states` (0 is the embedding, in timm models the first block); "last4_mean" = the mean of the last
+            four entries.
         pool: see `POOLS`.
         dtype: precision of the encoder's weights and states.
     """

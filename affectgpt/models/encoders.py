@@ -8,8 +8,10 @@ are a pure function of that sample: a batch, a cache and a single file give the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from transformers import (
     PreTrainedConfig,
     SiglipVisionModel,
 )
+from transformers.utils import cached_file
 
 from affectgpt.models.configuration_affectgpt import EncoderConfig, layers_to_average
 
@@ -33,6 +36,7 @@ AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transf
 IMAGE_SIDE = {
     "clip": CLIPVisionModelWithProjection,
     "clip_vision_model": CLIPVisionModelWithProjection,
+    "blip-2": Blip2VisionModel,
     "siglip": SiglipVisionModel,
     "siglip_vision_model": SiglipVisionModel,
 }
@@ -194,11 +198,6 @@ def load_config(name: str, revision: str | None = None) -> dict[str, Any]:
     if config.model_type in IMAGE_SIDE and hasattr(config, "vision_config"):
         whole, config = config, config.vision_config
         config.projection_dim = getattr(whole, "projection_dim", None)
-    if config.model_type == "blip-2":
-        raise ValueError(
-            f"{name!r} is a whole BLIP-2 model; save its vision model alone with Blip2VisionModel.save_pretrained "
-            "and name that folder"
-        )
     fields = config.to_diff_dict()
     return {"model_type": config.model_type, **{key: fields[key] for key in fields if key != "_name_or_path"}}
 
@@ -209,7 +208,12 @@ def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.M
         return TimmEncoder(name.removeprefix("timm:"), pretrained=True).to(getattr(torch, dtype))
     config = base_config(load_config(name, revision))
     model, info = IMAGE_SIDE.get(config.model_type, AutoModel).from_pretrained(
-        name, config=config, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+        name,
+        config=config,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        key_mapping={r"^vision_model\.": ""} if config.model_type == "blip_2_vision_model" else None,
+        output_loading_info=True,
     )
     missing = sorted(key for key in info["missing_keys"] if not UNUSED_WEIGHTS.search(key))
     if missing or info["mismatched_keys"]:
@@ -218,6 +222,17 @@ def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.M
             f"and has {len(info['mismatched_keys'])} of another shape; is it a checkpoint of that model?"
         )
     return model
+
+
+def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the base model's preprocessor_config.json says (a timm model: mean and deviation); empty if it has none."""
+    if name.startswith("timm:"):
+        import timm  # that it imports was found out when the encoder was built
+
+        cfg = timm.models.get_pretrained_cfg(name.removeprefix("timm:"))
+        return {"image_mean": list(cfg.mean), "image_std": list(cfg.std)} if cfg is not None else {}
+    path = cached_file(name, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
 
 def min_samples(config: Any) -> int:

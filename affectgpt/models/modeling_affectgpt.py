@@ -74,7 +74,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             }
         )
         self.projectors = nn.ModuleDict()
-        width = config.text_config.hidden_size
+        width = language_model.get_input_embeddings().weight.shape[1]
         for index, name in enumerate(MODALITIES):
             if name in config.modalities:
                 # Each projector draws from its own seed: leaving a branch out changes no other branch's weights.

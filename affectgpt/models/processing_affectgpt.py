@@ -260,6 +260,13 @@ class AffectGPTProcessor(ProcessorMixin):
             features.update(self.media(name, media[name]))
         return features
 
+    def __call__(
+        self, messages: Sequence[Message], media: Mapping[str, Any] | None = None, answer: str | None = None
+    ) -> dict[str, Tensor]:
+        """A batch of one: `model.generate(**processor(messages, media))`."""
+        row = self.encode(messages, media, answer)
+        return self.collate([row], for_generation="labels" not in row)
+
     def collate(
         self, rows: Iterable[Mapping[str, Tensor]], *, for_generation: bool = False, packed: bool = False
     ) -> dict[str, Tensor]:
@@ -270,6 +277,8 @@ class AffectGPTProcessor(ProcessorMixin):
             packed: put all samples into one row without padding, told apart by `position_ids`.
         """
         rows = list(rows)
+        if not rows:
+            raise ValueError("a batch needs at least one sample")
         if for_generation:
             rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         if len({"labels" in row for row in rows}) != 1:

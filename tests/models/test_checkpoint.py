@@ -24,6 +24,7 @@ from affectgpt.models import (
     save_trained,
 )
 from affectgpt.models import bases as base_models
+from affectgpt.models.build import _pin
 from affectgpt.models.checkpoint import TENSORS_NAME
 from affectgpt.models.modeling_affectgpt import MANIFEST_NAME
 from affectgpt.prompts import MODALITIES
@@ -192,6 +193,27 @@ def test_a_base_model_that_changed_under_the_same_path_is_refused(bases, tmp_pat
         load_trained_tensors(other, tmp_path / "checkpoint")
 
 
+def test_a_hub_model_is_its_commit_and_pinned_to_it(bases, monkeypatch, tmp_path):
+    commit = tmp_path / "snapshots" / "0123abc"
+    shutil.copytree(bases["audio"], commit)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (asked.append((a, k)), str(commit))[1])
+    spec = replace(tiny.tiny_spec(bases, ("audio",)).encoders["audio"], name="someone/hubert", revision="main")
+    pinned, fingerprints = _pin(tiny.tiny_spec(bases, ("audio",), encoders={"audio": spec}))
+    assert fingerprints["audio"] == "commit:0123abc"
+    assert (pinned.encoders["audio"].name, pinned.encoders["audio"].revision) == ("someone/hubert", "0123abc")
+    assert asked[0][1]["revision"] == "main"
+
+
+def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"llm: base model 'a/b' is neither a folder here .*no connection"):
+        base_models.fingerprint("a/b", "llm")
+
+
 def test_the_fingerprint_of_a_large_file_sees_its_size_and_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(base_models, "_WHOLE_BYTES", 1000)
     monkeypatch.setattr(base_models, "_CHUNK_BYTES", 10)
@@ -252,6 +274,17 @@ def test_a_full_folder_round_trips_model_and_processor(llms, bases, tmp_path, na
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
+
+
+def test_encoders_keep_their_own_precision_in_a_full_folder(bases, tmp_path):
+    half = {"audio": replace(tiny.tiny_spec(bases).encoders["audio"], dtype="bfloat16")}
+    model, processor = build(tiny.tiny_spec(bases, ("audio",), encoders=half))
+    model.save_pretrained(tmp_path)
+    again = AffectGPTForConditionalGeneration.from_pretrained(tmp_path)
+    row = processor.encode(tiny.question("audio"), tiny.media("audio"))
+    states = model.encode(row)["audio"]
+    assert states.dtype == torch.bfloat16
+    assert torch.equal(again.encode(row)["audio"], states)
 
 
 def test_the_auto_classes_know_a_full_folder(built, tmp_path):

@@ -191,6 +191,23 @@ def test_the_image_side_of_a_whole_clip_is_taken(tmp_path):
     torch.testing.assert_close(encoder("frames", tmp_path, pool="pooled")(CLIP_FRAMES), theirs)
 
 
+def test_the_vision_model_of_a_whole_blip2_is_taken(tmp_path, bases):
+    """The published BLIP-2 repositories are where EVA-CLIP ViT-g is found in transformers' format."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, OPTConfig
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = OPTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16)
+    config = Blip2Config(
+        vision_config=encoders.base_config(encoders.load_config(str(bases["frames"]))).to_dict(),
+        qformer_config=Blip2QFormerConfig(**small).to_dict(),
+        text_config=text.to_dict(),
+    )
+    whole = Blip2ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    theirs = whole.vision_model(FRAMES).last_hidden_state.flatten(0, 1)
+    assert torch.equal(encoder("frames", tmp_path)(FRAMES), theirs)
+
+
 def test_a_checkpoint_of_another_model_is_refused_by_the_names_of_its_missing_weights(tmp_path, bases):
     tiny.write_hubert(tmp_path)
     from safetensors.torch import load_file, save_file
@@ -220,6 +237,31 @@ def test_timm_that_does_not_import_is_named_with_the_mend(bases, monkeypatch):
     spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": eva})
     with pytest.raises(ImportError, match=r"nms does not exist.*install `affectgpt\[vision\]`"):
         build(spec)
+
+
+def test_a_timm_model_gives_layers_and_pools_as_the_others(bases):
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm does not import here: {error}")
+    name = "vit_tiny_patch16_224"
+    reference = timm.create_model(name, num_classes=0).eval()
+    model = encoders.TimmEncoder(name)
+    model.model.load_state_dict(reference.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    tokens = reference.forward_features(images)
+
+    def run(**options):
+        return encoders.FrozenEncoder("frames", EncoderConfig(base={"timm": name}, **options), model)(images)
+
+    torch.testing.assert_close(run(), tokens.flatten(0, 1))
+    torch.testing.assert_close(run(pool="cls"), tokens[:, 0])
+    torch.testing.assert_close(run(pool="frame"), tokens[:, 1:].mean(dim=1))
+    assert run(layers="last2_mean", pool="cls").shape == run(layers=-2, pool="cls").shape == (2, 192)
+    eva = EncoderConfig(base={"timm": "eva_giant_patch14_224.clip_ft_in1k"})
+    with torch.device("meta"):
+        giant = encoders.FrozenEncoder("frames", eva).to("meta")
+    assert giant(torch.zeros(1, 3, 224, 224, device="meta")).shape == (257, 1408)
 
 
 def test_projectors_are_sized_by_the_encoder(bases):

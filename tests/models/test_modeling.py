@@ -212,6 +212,22 @@ def test_gradient_checkpointing_runs_in_the_frozen_llm_when_asked_and_changes_no
     torch.testing.assert_close(gradients(model), plain)
 
 
+def test_gradient_checkpointing_with_lora_alone_and_no_soft_token_still_trains(bases):
+    """Nothing but the adapters asks for a gradient: reentrant checkpointing would lose it in silence."""
+    model, processor = build(tiny.tiny_spec(bases, lora=LORA))
+    model.set_trainable(["lora"])
+    model.train()
+    batch = processor.collate([processor.encode(tiny.question(), answer="sad")])
+    model(**batch).loss.backward()
+    plain = gradients(model)
+    model.zero_grad()
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+    model(**batch).loss.backward()
+    torch.testing.assert_close(gradients(model), plain)
+    assert sum(float(grad.abs().sum()) for grad in plain.values()) > 0
+
+
 def test_set_trainable_takes_parts_by_name(bases):
     model, _ = build(tiny.tiny_spec(bases, lora=LORA))
     sizes = {part: sum(p.numel() for p in tensors.values()) for part, tensors in model.parts().items()}
@@ -309,6 +325,13 @@ def test_every_llm_trains_and_generates(llm, bases):
     inputs = processor.collate(prompts, for_generation=True)
     output = model.eval().generate(**inputs, max_new_tokens=4)
     assert torch.equal(output[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+
+
+def test_one_call_of_the_processor_makes_what_the_model_takes(built):
+    model, processor = built
+    inputs = processor(tiny.question("audio"), tiny.media("audio"))
+    assert model.generate(**inputs, max_new_tokens=2).shape == (1, inputs["input_ids"].shape[1] + 2)
+    assert model(**processor(tiny.question("audio"), tiny.media("audio"), "sad")).loss > 0
 
 
 def test_generation_stops_on_the_end_of_turn(fresh):
