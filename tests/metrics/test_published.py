@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from affectgpt.metrics import evaluate
-from affectgpt.metrics.lexicon import load_builtin, load_lexicon, split_published
+from affectgpt.metrics.lexicon import agreement, load_builtin, load_lexicon, split_published
 from affectgpt.metrics.wheel import GROUPINGS, WheelGrouping
 
 TABLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "emotion_wheel"
@@ -207,3 +207,15 @@ def test_built_in_wheels_are_the_published_wheels():
         straight = lambda table: {key.replace("’", "'"): value for key, value in table.items()}  # noqa: E731
         assert ours.level1 == straight(theirs.level1)
         assert ours.level2 == straight(theirs.level2)
+
+
+@needs_tables
+def test_the_committed_lexicon_report_is_current():
+    text = agreement.to_markdown(load_builtin(), load_lexicon(TABLES / "format-2026.csv"))
+    assert (Path(__file__).resolve().parents[2] / "docs" / "lexicon-report.md").read_text(encoding="utf-8") == text
+
+
+def test_a_lexicon_agrees_with_itself_everywhere():
+    for row in agreement.compare(load_builtin(), load_builtin()):
+        assert (row.rate, row.different, row.only_first, row.only_second) == (1.0, 0, 0, 0)
+    assert agreement.differing(load_builtin(), load_builtin()) == {}

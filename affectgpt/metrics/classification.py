@@ -1,0 +1,286 @@
+"""Scores against fixed labels: hit rate, sentiment, classification, valence, ranked lists.
+
+Whatever could not be read is a class of its own (UNPARSED), never mapped silently to neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from affectgpt.metrics.lexicon import Lexicon
+from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
+
+UNPARSED = "unparsed"
+
+MER2023_CLASSES = ("worried", "happy", "neutral", "angry", "surprise", "sad")
+DFEW_CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Scores of one-label predictions, as fractions of 1.
+
+    Attributes:
+        accuracy: share of exact matches (WAR, weighted average recall, is the same number).
+        weighted_f1, macro_f1: class F1 averaged by class size, or plainly over the classes that occur in the truth.
+        uar: unweighted average recall = mean recall over the classes that occur in the truth.
+        classes: rows of `confusion`; its columns are the classes and UNPARSED.
+        confusion: counts [n_classes, n_classes + 1], rows = truth.
+        unparsed: predictions outside the classes.
+    """
+
+    accuracy: float
+    weighted_f1: float
+    macro_f1: float
+    uar: float
+    n: int
+    unparsed: int
+    classes: tuple[str, ...]
+    confusion: np.ndarray
+
+    @property
+    def war(self) -> float:
+        return self.accuracy
+
+
+def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: Sequence[str]) -> Classification:
+    """Score single labels; a prediction that is None or outside `classes` counts as UNPARSED (wrong, and counted).
+
+    A class that never occurs in the truth is left out of the means (its precision would otherwise decide them).
+
+    >>> result = classify(["sad", "sad", "happy", "angry"], ["sad", "happy", "happy", "???"], ["happy", "sad", "angry"])
+    >>> result.accuracy, round(result.uar, 4), round(result.weighted_f1, 4), result.unparsed
+    (0.5, 0.5, 0.5, 1)
+
+    Raises:
+        ValueError: no samples, different lengths, or a truth outside the classes.
+    """
+    if len(truths) != len(predictions) or not truths:
+        raise ValueError(f"{len(truths)} truths and {len(predictions)} predictions; expected equally many, at least 1")
+    columns = {name: i for i, name in enumerate(classes)}
+    if strange := sorted(set(truths) - set(columns)):
+        raise ValueError(f"true labels {strange} are none of the classes {list(classes)}")
+    confusion = np.zeros((len(classes), len(classes) + 1), dtype=int)
+    for truth, prediction in zip(truths, predictions, strict=True):
+        confusion[columns[truth], columns.get(prediction or "", len(classes))] += 1
+
+    support = confusion.sum(axis=1).astype(float)                                     # [C]
+    hits = np.diagonal(confusion).astype(float)                                       # [C]
+    predicted = confusion[:, :-1].sum(axis=0).astype(float)                           # [C]
+    present = support > 0
+    recall = np.divide(hits, support, out=np.zeros_like(hits), where=present)
+    f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)
+    return Classification(
+        accuracy=float(hits.sum() / len(truths)),
+        weighted_f1=float((f1 * support).sum() / support.sum()),
+        macro_f1=float(f1[present].mean()),
+        uar=float(recall[present].mean()),
+        n=len(truths),
+        unparsed=int(confusion[:, -1].sum()),
+        classes=tuple(classes),
+        confusion=confusion,
+    )
+
+
+@dataclass(frozen=True)
+class HitRate:
+    """`rate` is the mean over the five wheels of the share of hits; `n` gives the scored samples of each wheel.
+
+    `rate_of_all` is the strict variant: a sample whose truth a wheel does not know counts as a miss there.
+    """
+
+    rate: float
+    by_wheel: Mapping[str, float]
+    n: Mapping[str, int]
+    rate_of_all: float
+
+
+def hit_rate(
+    truths: Mapping[str, str],
+    predictions: Mapping[str, Sequence[str]],
+    lexicon: Lexicon,
+    *,
+    neutral_aware: bool = False,
+) -> HitRate:
+    """Hit rate on one-hot test sets (MER2025 / MER-UniBench protocol): is the true label's level-1 cluster among the
+    predicted labels' clusters?
+
+    A wheel that does not know the truth skips the sample (so `neutral` truths vanish); a missing prediction is a miss.
+
+    Args:
+        neutral_aware: a strict extra of ours: "neutral" is a cluster of its own on every wheel.
+
+    >>> from affectgpt.metrics.lexicon import load_lexicon
+    >>> truths = {"a": "happy", "b": "angry", "c": "neutral"}
+    >>> result = hit_rate(truths, {"a": ["joyful"], "b": ["calm"]}, load_lexicon())
+    >>> result.rate, set(result.n.values()), round(result.rate_of_all, 3)
+    (0.5, {2}, 0.333)
+    """
+    grouping = WheelGrouping(lexicon)
+
+    def clusters(words: Sequence[str], name: str) -> frozenset[str]:
+        found = grouping.map(words, name)
+        if neutral_aware and any(lexicon.kind(word) == "neutral" for word in words):
+            found |= {"neutral"}
+        return found
+
+    by_wheel: dict[str, float] = {}
+    n_scored: dict[str, int] = {}
+    n_hits: dict[str, int] = {}
+    for name in LEVEL1:
+        hits = [
+            bool(truth & clusters(predictions.get(sample_id, ()), name))
+            for sample_id, label in truths.items()
+            if (truth := clusters([label], name))
+        ]
+        n_scored[name], n_hits[name] = len(hits), sum(hits)
+        by_wheel[name] = sum(hits) / len(hits) if hits else 0.0
+    n_all = max(len(truths), 1)
+    return HitRate(
+        rate=sum(by_wheel.values()) / len(LEVEL1),
+        by_wheel=by_wheel,
+        n=n_scored,
+        rate_of_all=sum(n / n_all for n in n_hits.values()) / len(LEVEL1),
+    )
+
+
+_SENTIMENT = {
+    "positive": ("positive", "pos", "积极", "正面", "正向"),
+    "negative": ("negative", "neg", "消极", "负面", "负向"),
+    "neutral": ("neutral", "中性", "中立"),
+}
+_SENTIMENT_OF = {word: sentiment for sentiment, words in _SENTIMENT.items() for word in words}
+# Level-1 clusters of W1 and W2 with a sign; surprise has none.
+_SIGN = {"happy": "positive", "mad": "negative", "angry": "negative", "sad": "negative", "scared": "negative",
+         "fearful": "negative", "disgusted": "negative", "bad": "negative"}  # fmt: skip
+
+
+def sentiment_of(labels: Sequence[str], lexicon: Lexicon) -> str | None:
+    """positive, negative or neutral, from sentiment words or the emotions' level-1 clusters on W1 and W2.
+
+    Emotions that pull both ways are settled by majority; a tie and words without a sign give None (unreadable).
+
+    >>> from affectgpt.metrics.lexicon import load_lexicon
+    >>> [sentiment_of(labels, load_lexicon()) for labels in (["Positive"], ["sad", "hurt"], ["happy", "sad"])]
+    ['positive', 'negative', None]
+    """
+    grouping = WheelGrouping(lexicon)
+    votes = {"positive": 0, "negative": 0}
+    neutral = False
+    for label in labels:
+        word = label.lower().strip()
+        found = _SENTIMENT_OF.get(word)
+        if found is None:
+            groups = grouping.groups(label)
+            found = next((_SIGN[g] for name in LEVEL1[:2] if (g := groups.get(name, "")) in _SIGN), None)
+        if found == "neutral" or lexicon.kind(label) == "neutral":
+            neutral = True
+        elif found:
+            votes[found] += 1
+    if votes["positive"] != votes["negative"]:
+        return max(votes, key=lambda name: votes[name])
+    return "neutral" if neutral and not votes["positive"] else None
+
+
+@dataclass(frozen=True)
+class Sentiment:
+    """`published` follows the literature: everything that is not positive counts as negative. `strict` keeps neutral
+    and unreadable predictions apart as UNPARSED. `dropped_zero` samples have a true score of 0."""
+
+    published: Classification
+    strict: Classification
+    dropped_zero: int
+    neutral: int
+    unreadable: int
+
+
+def score_sentiment(truths: Mapping[str, float], predictions: Mapping[str, str | float | None]) -> Sentiment:
+    """Two-class sentiment (CMU-MOSI, CMU-MOSEI, CH-SIMS): accuracy and weighted F1 against scores.
+
+    Args:
+        truths: id -> score; positive means > 0, a score of 0 is dropped.
+        predictions: id -> a score, or "positive" / "negative" / "neutral", or None (unreadable).
+
+    >>> truths = {"a": 1.2, "b": -0.4, "c": 0.0, "d": -2.0}
+    >>> result = score_sentiment(truths, {"a": 0.3, "b": "negative", "d": "neutral"})
+    >>> result.published.accuracy, round(result.strict.accuracy, 3), result.dropped_zero, result.neutral
+    (1.0, 0.667, 1, 1)
+    """
+    kept = {sample_id: score for sample_id, score in truths.items() if score != 0}
+    read: dict[str, str | None] = {}
+    for sample_id in kept:
+        value = predictions.get(sample_id)
+        if isinstance(value, (int, float)):
+            read[sample_id] = "positive" if value > 0 else "negative"
+        else:
+            read[sample_id] = value
+    if strange := sorted({str(value) for value in read.values() if value not in (*_SENTIMENT, None)}):
+        raise ValueError(f"sentiments {strange} are none of {list(_SENTIMENT)} (or a number, or None)")
+    classes = ("negative", "positive")
+    true_classes = ["positive" if score > 0 else "negative" for score in kept.values()]
+    two_sided = ["positive" if value == "positive" else "negative" for value in read.values()]
+    return Sentiment(
+        published=classify(true_classes, two_sided, classes),
+        strict=classify(true_classes, [value if value in classes else None for value in read.values()], classes),
+        dropped_zero=len(truths) - len(kept),
+        neutral=sum(value == "neutral" for value in read.values()),
+        unreadable=sum(value is None for value in read.values()),
+    )
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float:
+    """Pearson correlation (PCC); NaN where one side is constant, an error for less than two points.
+
+    >>> round(pearson([1, 2, 3], [2, 4, 6]), 6)
+    1.0
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"correlation needs two or more pairs; found {len(x)} and {len(y)} values")
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm > 0 else float("nan")
+
+
+def top_k_accuracy(truths: Sequence[str], rankings: Sequence[Sequence[str]], k: int) -> float:
+    """Share of samples whose true label is among the first k of the ranked list; an empty list is a miss.
+
+    >>> ranked = [["sad", "angry"], ["happy", "sad"], []]
+    >>> top_k_accuracy(["angry", "happy", "sad"], ranked, 1), top_k_accuracy(["angry", "happy", "sad"], ranked, 2)
+    (0.3333333333333333, 0.6666666666666666)
+    """
+    if len(truths) != len(rankings) or not truths:
+        raise ValueError(f"{len(truths)} truths and {len(rankings)} rankings; expected equally many, at least 1")
+    return sum(truth in ranking[:k] for truth, ranking in zip(truths, rankings, strict=True)) / len(truths)
+
+
+def to_class(labels: Sequence[str], classes: Sequence[str], lexicon: Lexicon) -> str | None:
+    """The class that free labels mean: an exact word first, then the first label that shares a class's wheel clusters.
+
+    A class is meant when a label has the same level-1 cluster on the most wheels, and on at least three; a tie between
+    classes, or none, gives None.
+
+    >>> from affectgpt.metrics.lexicon import load_lexicon
+    >>> [to_class([word], MER2023_CLASSES, load_lexicon()) for word in ("furious", "neutral", "joy", "frobnicated")]
+    ['angry', 'neutral', 'happy', None]
+    """
+    grouping = WheelGrouping(lexicon)
+    for label in labels:
+        word = label.lower().strip()
+        if word in classes:
+            return word
+        if lexicon.kind(label) == "neutral" and "neutral" in classes:
+            return "neutral"
+        groups = grouping.groups(label)
+        agreement = {
+            name: sum(wheel in groups and groups[wheel] == grouping.groups(name).get(wheel) for wheel in LEVEL1)
+            for name in classes
+        }
+        best = max(agreement.values(), default=0)
+        winners = [name for name, n in agreement.items() if n == best]
+        if best >= 3 and len(winners) == 1:
+            return winners[0]
+    return None

@@ -1,0 +1,140 @@
+"""Text matching of descriptions: BLEU-1, BLEU-4, METEOR, ROUGE-L, in English and Chinese.
+
+The scores come from well-kept libraries (the `evaluation` extra): sacrebleu, rouge-score, nltk for METEOR, jieba to cut
+Chinese into words. A score whose library or data is missing is left out and named in `unavailable`, never replaced.
+Emotion papers print these figures beside the set-based ones; they correlate weakly with them (OV-MER paper, section 6).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+INSTALL = "pip install 'affectgpt[evaluation]'"
+WORDNET_HELP = (
+    "METEOR needs WordNet, which is never downloaded while scoring: run `python -m nltk.downloader wordnet` once "
+    "(or set NLTK_DATA to a folder that has it)"
+)
+
+
+@dataclass(frozen=True)
+class MatchingScores:
+    """Scores in percent by name, the libraries that made them with their versions, and what could not be computed."""
+
+    scores: Mapping[str, float]
+    n: int
+    libraries: Mapping[str, str]
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+
+def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, lang: str = "en") -> MatchingScores:
+    """Compare descriptions; a missing prediction is an empty text.
+
+    BLEU is corpus BLEU (sacrebleu; tokenizers 13a and zh), ROUGE-L and METEOR are averaged over samples.
+
+    Raises:
+        ValueError: no truths, or an unknown language.
+    """
+    if lang not in ("en", "zh"):
+        raise ValueError(f"lang is {lang!r}; expected 'en' or 'zh'")
+    if not truths:
+        raise ValueError("no descriptions to compare with")
+    pairs = [(truth, predictions.get(sample_id, "")) for sample_id, truth in truths.items()]
+    scores: dict[str, float] = {}
+    unavailable: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    for name, library, make in (
+        ("BLEU", "sacrebleu", _bleu), ("ROUGE-L", "rouge-score", _rouge), ("METEOR", "nltk", _meteor),
+    ):  # fmt: skip
+        try:
+            scores |= make(pairs, lang)
+        except MissingLibrary as error:
+            unavailable[name] = str(error)
+        else:
+            libraries[library] = importlib.metadata.version(library)
+            if lang == "zh" and library != "sacrebleu":  # sacrebleu cuts Chinese into characters by itself
+                libraries["jieba"] = importlib.metadata.version("jieba")
+    return MatchingScores(scores, len(pairs), libraries, unavailable)
+
+
+class MissingLibrary(RuntimeError):
+    """An optional library or its data is not installed; the message says how to get it."""
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise MissingLibrary(f"{name.split('.')[0]} is not installed: {INSTALL}") from None
+
+
+def words_of(text: str, lang: str) -> list[str]:
+    """Words of a text: jieba for Chinese, lower-cased runs of letters and digits otherwise.
+
+    Raises:
+        MissingLibrary: Chinese without jieba.
+    """
+    if lang == "zh":
+        jieba = _import("jieba")
+        jieba.setLogLevel("ERROR")  # it prints to stderr while it loads its dictionary
+        return [word for word in jieba.lcut(text) if word.strip() and any(c.isalnum() for c in word)]
+    return "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
+
+
+def _bleu(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
+    metrics = _import("sacrebleu.metrics")
+    tokenize = "zh" if lang == "zh" else "13a"
+    truths, predictions = [truth for truth, _ in pairs], [prediction for _, prediction in pairs]
+    bleu = {order: metrics.BLEU(tokenize=tokenize, max_ngram_order=order) for order in (1, 4)}
+    return {f"BLEU-{order}": bleu[order].corpus_score(predictions, [truths]).score for order in bleu}
+
+
+class _Words:
+    """The tokenizer that rouge-score asks for."""
+
+    def __init__(self, lang: str) -> None:
+        self.lang = lang
+
+    def tokenize(self, text: str) -> list[str]:
+        return words_of(text, self.lang)
+
+
+def _rouge(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
+    rouge = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_Words(lang))
+    values = [rouge.score(truth, prediction)["rougeL"].fmeasure for truth, prediction in pairs]
+    return {"ROUGE-L": 100 * sum(values) / len(values)}
+
+
+def _meteor(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
+    meteor = _import("nltk.translate.meteor_score").meteor_score
+    if lang == "zh":  # WordNet has no Chinese: exact matches only, said in the docs
+        values = [
+            meteor([words_of(truth, lang)], words_of(prediction, lang), wordnet=_NoSynonyms(), stemmer=_Identity())
+            for truth, prediction in pairs
+        ]
+    else:
+        wordnet = _wordnet()
+        values = [meteor([words_of(truth, lang)], words_of(answer, lang), wordnet=wordnet) for truth, answer in pairs]
+    return {"METEOR": 100 * sum(values) / len(values)}
+
+
+def _wordnet() -> object:
+    wordnet = _import("nltk.corpus").wordnet
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        raise MissingLibrary(WORDNET_HELP) from None
+    return wordnet
+
+
+class _NoSynonyms:
+    def synsets(self, word: str) -> list[object]:
+        return []
+
+
+class _Identity:
+    def stem(self, word: str) -> str:
+        return word

@@ -1,0 +1,66 @@
+"""Text matching through the libraries: bounded, 100 for equal texts, honest about what is missing."""
+
+import pytest
+
+from affectgpt.metrics import matching
+
+pytest.importorskip("sacrebleu")
+pytest.importorskip("rouge_score")
+pytest.importorskip("jieba")
+pytest.importorskip("nltk")
+
+ENGLISH = {"a": "The man frowns and shouts at her.", "b": "She smiles gently while her voice trembles a little."}
+CHINESE = {"a": "他皱着眉头，大声地说话，显得很生气。", "b": "她面带微笑，声音却有些颤抖。"}
+
+
+@pytest.mark.parametrize(("texts", "lang"), [(ENGLISH, "en"), (CHINESE, "zh")])
+def test_equal_texts_score_100_and_missing_ones_0(texts, lang):
+    equal = matching.match_texts(texts, texts, lang=lang).scores
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
+        assert equal[name] == pytest.approx(100)
+    assert set(matching.match_texts(texts, {}, lang=lang).scores.values()) == {0.0}
+
+
+def test_chinese_meteor_needs_no_wordnet_and_is_near_100_for_equal_texts():
+    result = matching.match_texts(CHINESE, CHINESE, lang="zh")
+    assert result.scores["METEOR"] > 99
+    assert set(result.libraries) == {"sacrebleu", "rouge-score", "nltk", "jieba"}
+
+
+def test_missing_wordnet_is_named_with_the_mend_and_nothing_is_downloaded(monkeypatch):
+    def absent():
+        raise matching.MissingLibrary(matching.WORDNET_HELP)
+
+    monkeypatch.setattr(matching, "_wordnet", absent)
+    result = matching.match_texts(ENGLISH, ENGLISH)
+    assert "METEOR" not in result.scores
+    assert "python -m nltk.downloader wordnet" in result.unavailable["METEOR"]
+
+
+def test_a_missing_library_is_named_and_the_others_still_score(monkeypatch):
+    original = matching._import
+    refuse = {"rouge_score.rouge_scorer"}
+
+    def limited(name):
+        if name in refuse:
+            raise matching.MissingLibrary(f"rouge_score is not installed: {matching.INSTALL}")
+        return original(name)
+
+    monkeypatch.setattr(matching, "_import", limited)
+    result = matching.match_texts(CHINESE, CHINESE, lang="zh")
+    assert "affectgpt[evaluation]" in result.unavailable["ROUGE-L"]
+    assert "BLEU-4" in result.scores
+
+
+def test_worse_texts_score_lower():
+    near = {"a": "The man frowns and shouts.", "b": "She smiles while her voice trembles."}
+    far = {"a": "A dog sleeps.", "b": "Rain falls."}
+    for name in ("BLEU-1", "ROUGE-L"):
+        assert matching.match_texts(ENGLISH, near).scores[name] > matching.match_texts(ENGLISH, far).scores[name]
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(ValueError, match="lang is 'fr'"):
+        matching.match_texts(ENGLISH, ENGLISH, lang="fr")
+    with pytest.raises(ValueError, match="no descriptions"):
+        matching.match_texts({}, {})
