@@ -22,6 +22,7 @@ SIDEWAYS = {
     ("schema", "prompts"),
     ("confdoc", "conf_schema"),
     ("doctor", "runtime"),
+    ("llm", "runtime"),
     ("doctor", "media"),
     ("training", "inference"),
     ("training", "loading"),

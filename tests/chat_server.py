@@ -1,0 +1,93 @@
+"""A real local HTTP server that speaks the chat-completions protocol and fails on demand."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class ChatServer:
+    """`answer(body)` makes the text; `faults` is a list of faults for the next requests, then all goes well.
+
+    Faults: an int = that HTTP status, ("retry-after", seconds) = 429 with the header, "slow", "hang up", "no json",
+    "no choices".
+    """
+
+    def __init__(self, answer: Callable[[dict], str] = lambda body: body["messages"][-1]["content"].upper()) -> None:
+        self.answer = answer
+        self.faults: list = []
+        self.requests: list[dict] = []
+        self.keys: list[str | None] = []
+        self.times: list[float] = []
+        self.delay_s = 0.0
+        self.in_flight = self.most_in_flight = 0
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    outer.requests.append(body)
+                    outer.keys.append(self.headers.get("Authorization"))
+                    outer.times.append(time.monotonic())
+                    outer.in_flight += 1
+                    outer.most_in_flight = max(outer.most_in_flight, outer.in_flight)
+                    fault = outer.faults.pop(0) if outer.faults else None
+                try:
+                    time.sleep(outer.delay_s)
+                    self.reply(fault, body)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+                finally:
+                    with outer.lock:
+                        outer.in_flight -= 1
+
+            def reply(self, fault, body):
+                if fault == "hang up":
+                    self.close_connection = True
+                    self.connection.close()
+                elif isinstance(fault, int):
+                    self.send(fault, {"error": {"message": f"fault {fault} for {outer.keys[-1]}"}})
+                elif isinstance(fault, tuple):
+                    self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": str(fault[1])})
+                elif fault == "no json":
+                    self.send(200, None)
+                elif fault == "no choices":
+                    self.send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
+                else:
+                    if fault == "slow":
+                        time.sleep(0.6)
+                    choice = {"index": 0, "finish_reason": "stop"}
+                    choice["message"] = {"role": "assistant", "content": outer.answer(body)}
+                    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+                    head = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"] + "-served"}
+                    self.send(200, {**head, "choices": [choice], "usage": usage})
+
+            def send(self, status, value, headers=None):
+                data = b"<html>not json</html>" if value is None else json.dumps(value).encode()
+                self.send_response(status)
+                for name, text in {"Content-Type": "application/json", **(headers or {})}.items():
+                    self.send_header(name, text)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> "ChatServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._server.shutdown()
+        self._server.server_close()
