@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,18 @@ from typing import Any
 
 from affectgpt import conf_schema
 
+_HYDRA_OPTIONS = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--config-dir",
+    "-cd",
+)
 _SCHEMAS = {"train": conf_schema.TrainConfig, "infer": conf_schema.InferConfig, "eval": conf_schema.EvalConfig}
 
 _USAGE = {
@@ -80,13 +93,21 @@ def positional_to_overrides(arguments: Sequence[str], key: str) -> list[str]:
     >>> positional_to_overrides(["it's.mp4", "task=labels"], "input")
     ['task=labels', "input=['it\\\\'s.mp4']"]
     """
-    # A path may itself hold "=": an existing file wins over an override of that spelling.
-    plain = [text for text in arguments if not text.startswith("-") and ("=" not in text or Path(text).exists())]
-    rest = [text for text in arguments if text not in plain]
+    plain, rest = [], []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        # Hydra's own options and their values (--cfg job) stay. A path may itself hold "=": an existing file wins over
+        # an override of that spelling.
+        is_option = text.startswith("-") or before in _HYDRA_OPTIONS
+        (plain if not is_option and ("=" not in text or Path(text).exists()) else rest).append(text)
     if not plain:
-        return list(arguments)
-    quoted = ",".join("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" for text in plain)
+        return rest
+    # In Hydra's quoted strings a backslash means itself, except in front of a quote.
+    quoted = ",".join("'" + re.sub(r"(\\*)('|$)", _escape, text) + "'" for text in plain)
     return [*rest, f"{key}=[{quoted}]"]
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[1] * 2 + match[2].replace("'", "\\'")
 
 
 def help_text(command: str, schema: type) -> str:

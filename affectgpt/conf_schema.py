@@ -48,9 +48,7 @@ class LoraConfig:
     r: int = 16  # rank
     alpha: int = 32  # scale is alpha / r
     dropout: float = 0.05  # on the adapters' input, while training
-    target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
-    )  # adapted layers
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # adapted layers
 
 
 @dataclass

@@ -224,16 +224,17 @@ def test_the_best_checkpoint_of_a_run_is_asked_and_the_last_one_started_from(tmp
 
 
 def test_accumulating_equals_one_large_batch(base_models, manifest, tmp_path):
-    runs = {}
+    logs = {}
     for name, batch, accumulation in (("large", 4, 1), ("accumulated", 1, 4)):
         config = make_train_config(
             base_models, manifest, tmp_path / name, batch_size=batch, accumulation=accumulation, n_validation=0
         )
         for projector in config.model.projectors.values():
             projector.dropout = 0.0
-        runs[name] = weights(run_stage(config).run / "checkpoint-6")
-    for name, tensor in runs["large"].items():
-        torch.testing.assert_close(runs["accumulated"][name], tensor, atol=2e-5, rtol=1e-3)
+        logs[name] = [row for row in metrics(run_stage(config).run) if "loss" in row]
+    # Answers differ in length, so a mean of means would show in the loss, and a wrong scale in the gradient norm.
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in logs["accumulated"]] == pytest.approx([row[key] for row in logs["large"]], rel=2e-3)
 
 
 def test_bad_clips_are_left_out_counted_and_listed(base_models, manifest, tmp_path):
