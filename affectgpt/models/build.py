@@ -145,7 +145,7 @@ def _assemble(
         branches[name], settings[name] = _branch(name, spec)
         if load_encoders:
             encoder = spec.encoders[name]
-            loaded[name] = encoders.load(encoder.name, encoder.revision, encoder.dtype)
+            loaded[name] = encoders.load(encoder.name, encoder.revision, encoder.dtype, encoder.pool)
     processor = AffectGPTProcessor(
         AutoTokenizer.from_pretrained(spec.llm, revision=spec.llm_revision),
         branches=settings,

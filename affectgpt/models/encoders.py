@@ -40,8 +40,9 @@ IMAGE_SIDE = {
     "siglip": SiglipVisionModel,
     "siglip_vision_model": SiglipVisionModel,
 }
-# Weights that frozen inference never reads; checkpoints in the wild lack them.
-UNUSED_WEIGHTS = re.compile(r"masked_spec_embed|mask_token|^visual_projection\.|^pooler\.|\.head\.")
+# Weights that frozen inference never reads, those behind the tokens only with pool "pooled"; checkpoints may lack them.
+_UNUSED = re.compile(r"masked_spec_embed|mask_token")
+_BEHIND_TOKENS = re.compile(r"(^|\.)(visual_projection|pooler|head)\.")
 
 
 class FrozenEncoder(nn.Module):
@@ -202,8 +203,8 @@ def load_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return {"model_type": config.model_type, **{key: fields[key] for key in fields if key != "_name_or_path"}}
 
 
-def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.Module:
-    """Load a base encoder; raises ValueError naming every weight that the checkpoint lacks."""
+def load(name: str, revision: str | None = None, dtype: str = "float32", pool: str = "tokens") -> nn.Module:
+    """Load a base encoder; raises ValueError naming weights that the checkpoint lacks and `pool` needs."""
     if name.startswith("timm:"):
         return TimmEncoder(name.removeprefix("timm:"), pretrained=True).to(getattr(torch, dtype))
     config = base_config(load_config(name, revision))
@@ -215,7 +216,9 @@ def load(name: str, revision: str | None = None, dtype: str = "float32") -> nn.M
         key_mapping={r"^vision_model\.": ""} if config.model_type == "blip_2_vision_model" else None,
         output_loading_info=True,
     )
-    missing = sorted(key for key in info["missing_keys"] if not UNUSED_WEIGHTS.search(key))
+    missing = sorted(key for key in info["missing_keys"] if not _UNUSED.search(key))
+    if pool != "pooled":
+        missing = [key for key in missing if not _BEHIND_TOKENS.search(key)]
     if missing or info["mismatched_keys"]:
         raise ValueError(
             f"encoder {name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:5])} ...) "

@@ -218,6 +218,15 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_names_of_its_missing_we
         encoders.load(str(tmp_path))
 
 
+def test_a_missing_pooler_matters_only_where_it_is_used(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    ViTModel(ViTConfig(**SMALL_VIT), add_pooling_layer=False).save_pretrained(tmp_path)
+    encoders.load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"lacks 2 weights of ViTModel \(pooler\.dense\.bias, pooler\.dense\.weight"):
+        encoders.load(str(tmp_path), pool="pooled")
+
+
 def test_an_image_encoder_cannot_see_motion(bases):
     spec = tiny.tiny_spec(bases | {"motion": bases["frames"]}, ("motion",))
     with pytest.raises(ValueError, match="motion: Blip2VisionModel is no video encoder; use one such as VideoMAE"):
