@@ -1,9 +1,9 @@
 """Ask any OpenAI-compatible chat model: many requests at once, retried, cached, resumable.
 
-Answers are appended to a JSONL file, one line a finished request, under the hash of the full request (model, messages,
-sampling parameters). So a killed run goes on with exactly the missing calls, a score can be recomputed without a
-server (`offline=True`), and the file shows what was asked. The server's address is recorded but is no part of the key: the same
-model behind another port is the same model. API keys come from the environment and are never written anywhere.
+Answers are appended to a JSONL file, one line a finished request, under the hash of the full request (model,
+messages, sampling parameters). So a killed run goes on with exactly the missing calls, a score can be recomputed
+without a server (`offline=True`), and the file shows what was asked. The server's address is recorded but is no part of
+the key: the same model behind another port is the same model. API keys come from the environment and are never written.
 """
 
 from __future__ import annotations

@@ -1,0 +1,208 @@
+"""Scores that ask a language model: grouping of synonyms, label extraction from descriptions, and a judge.
+
+Every question is asked at temperature 0 through `affectgpt.llm.ChatClient`, whose file of answers makes the score
+repeatable without a call. A prompt carries its version: a changed word is another question, never an old answer.
+
+- LLM grouping (EMER, OV-MER and AffectGPT papers; MER2024): the union of the true and predicted labels of one sample is
+  grouped by meaning, then scored as sets.
+- Extraction: labels out of a description, where the parser finds no list.
+- Judge (Emotion-LLaMA paper): clue overlap and label overlap of two descriptions, 1 to 10.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from affectgpt.llm import ChatClient
+from affectgpt.metrics.extract import Reading, read_labels
+from affectgpt.metrics.sets import SetScore, set_score
+from affectgpt.prompts import Message
+
+GROUPING_VERSION = "1"
+EXTRACTION_VERSION = "1"
+JUDGE_VERSION = "1"
+
+_GROUPING_PROMPT = """\
+You sort emotion words by meaning (task version {version}).
+Put words that express the same or nearly the same emotion into one group. Every word belongs to exactly one group. \
+Answer with a JSON list of lists and nothing else, for example [["glad", "happy"], ["upset"]].
+Words: {words}"""
+
+_EXTRACTION_PROMPT = """\
+Below is a description of a person in a video (task version {version}).
+List every emotion that it attributes to the person, in the words of the description, as a JSON list of short \
+lower-case words or phrases, for example ["angry", "let down"]. Answer [] if it names no emotion. Answer with the list only.
+Description: {text}"""
+
+_JUDGE_PROMPT = """\
+You compare a predicted description of a person's emotions with the reference (task version {version}).
+Reference: {truth}
+Prediction: {prediction}
+How much do the two overlap in {aspect}? 1 = nothing in common, 10 = the same. Answer as JSON: \
+{{"score": <integer from 1 to 10>, "reason": "<one sentence>"}}"""
+
+JUDGE_ASPECTS = {
+    "clue overlap": "the clues they name (face, gestures, voice, words, situation)",
+    "label overlap": "the emotions that they attribute to the person",
+}
+
+
+@dataclass(frozen=True)
+class LlmGrouping:
+    """Set scores under LLM grouping; `unparsed` answers gave no grouping (each word then stays its own group)."""
+
+    score: SetScore
+    model: str
+    prompt_version: str
+    n_questions: int
+    unparsed: int
+
+
+def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[list[dict[str, str]], int]:
+    """For each list of words: word -> group id; and how many answers could not be read.
+
+    Words are lower-cased, stripped and sorted, so that the order of labels changes neither question nor answer. A word
+    missing from the answer is its own group; one that stands in two groups belongs to the first.
+    """
+    prepared = [sorted({word.lower().strip() for word in group} - {""}) for group in words]
+    asked = [group for group in prepared if len(group) > 1]  # one word needs no grouping
+    answers = iter(client.ask_all([grouping_question(group) for group in asked]))
+    n_unparsed = 0
+    maps = []
+    for group in prepared:
+        mapping = {word: word for word in group}
+        if len(group) > 1:
+            groups = parse_groups(next(answers).text)
+            n_unparsed += groups is None
+            seen: set[str] = set()
+            for members in groups or ():
+                known = [word for word in members if word in mapping and word not in seen]
+                mapping.update(dict.fromkeys(known, known[0]) if known else {})
+                seen.update(known)
+        maps.append(mapping)
+    return maps, n_unparsed
+
+
+def grouping_question(words: Sequence[str]) -> list[Message]:
+    listed = json.dumps(list(words), ensure_ascii=False)
+    return [Message("user", _GROUPING_PROMPT.format(version=GROUPING_VERSION, words=listed))]
+
+
+def parse_groups(text: str) -> list[list[str]] | None:
+    """Read a list of lists of words; None if there is none.
+
+    >>> parse_groups('Here: [["Glad", "happy"], ["upset"]]')
+    [['glad', 'happy'], ['upset']]
+    >>> parse_groups("glad and happy") is None
+    True
+    """
+    value = _find_json(text, "[", "]")
+    if not isinstance(value, list) or not all(isinstance(group, list) for group in value):
+        return None
+    return [[word.lower().strip() for word in group if isinstance(word, str)] for group in value]
+
+
+def llm_grouping_score(
+    truths: Mapping[str, Sequence[str]], predictions: Mapping[str, Sequence[str]], client: ChatClient
+) -> LlmGrouping:
+    """Set scores where an LLM decides which words mean the same, sample by sample; a missing prediction is empty."""
+    pairs = [(list(truth), list(predictions.get(sample_id, ()))) for sample_id, truth in truths.items()]
+    maps, n_unparsed = group_by_llm([truth + prediction for truth, prediction in pairs], client)
+    mapped = [
+        tuple({mapping[w] for word in side if (w := word.lower().strip())} for side in pair)
+        for pair, mapping in zip(pairs, maps, strict=True)
+    ]
+    return LlmGrouping(
+        score=set_score((truth, prediction) for truth, prediction in mapped),
+        model=client.model,
+        prompt_version=GROUPING_VERSION,
+        n_questions=sum(len(mapping) > 1 for mapping in maps),
+        unparsed=n_unparsed,
+    )
+
+
+def extract_by_llm(
+    texts: Mapping[str, str], client: ChatClient, on_answer: Callable[[int, int], None] | None = None
+) -> dict[str, Reading]:
+    """Labels of descriptions; `how` is "llm", or "empty" / "nothing" where there was no text or no readable answer."""
+    asked = {sample_id: text for sample_id, text in texts.items() if text.strip()}
+    answers = client.ask_all([extraction_question(text) for text in asked.values()], on_answer)
+    readings = dict.fromkeys(texts, Reading((), "empty"))
+    for sample_id, answer in zip(asked, answers, strict=True):
+        labels = read_labels(answer.text).labels
+        readings[sample_id] = Reading(labels, "llm" if labels else "nothing")
+    return readings
+
+
+def extraction_question(text: str) -> list[Message]:
+    return [Message("user", _EXTRACTION_PROMPT.format(version=EXTRACTION_VERSION, text=text.strip()))]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Mean score of one aspect (1 to 10) over the answers that could be read, and how many could not."""
+
+    aspect: str
+    mean: float | None
+    n: int
+    unparsed: int
+    model: str
+    prompt_version: str
+    by_id: Mapping[str, int] = field(default_factory=dict, repr=False)
+
+
+def judge(truths: Mapping[str, str], predictions: Mapping[str, str], client: ChatClient, aspect: str) -> Judgement:
+    """Let the model rate the overlap of two descriptions in one aspect; samples without a prediction score 1.
+
+    Raises:
+        ValueError: an unknown aspect.
+    """
+    if aspect not in JUDGE_ASPECTS:
+        raise ValueError(f"unknown aspect {aspect!r}; expected one of {list(JUDGE_ASPECTS)}")
+    present = {key: truth for key, truth in truths.items() if predictions.get(key, "").strip()}
+    questions = [judge_question(truth, predictions[key], aspect) for key, truth in present.items()]
+    scores: dict[str, int] = dict.fromkeys(set(truths) - set(present), 1)
+    unparsed = 0
+    for key, answer in zip(present, client.ask_all(questions), strict=True):
+        if (score := parse_score(answer.text)) is None:
+            unparsed += 1
+        else:
+            scores[key] = score
+    mean = sum(scores.values()) / len(scores) if scores else None
+    return Judgement(aspect, mean, len(scores), unparsed, client.model, JUDGE_VERSION, scores)
+
+
+def judge_question(truth: str, prediction: str, aspect: str) -> list[Message]:
+    text = _JUDGE_PROMPT.format(version=JUDGE_VERSION, truth=truth, prediction=prediction, aspect=JUDGE_ASPECTS[aspect])
+    return [Message("user", text)]
+
+
+def parse_score(text: str) -> int | None:
+    """An integer from 1 to 10 out of JSON, "Score: 7", "7/10" or a bare number; None for anything else.
+
+    >>> [parse_score(text) for text in ('{"score": 7, "reason": "x"}', "Score: 8.", "9/10", "10", "11", "great")]
+    [7, 8, 9, 10, None, None]
+    """
+    value = _find_json(text, "{", "}")
+    found = value.get("score") if isinstance(value, dict) else None
+    if found is None:
+        named = re.search(r"score\W{0,4}(\d+)\b", text, re.IGNORECASE)
+        match = named or re.fullmatch(r"\s*(\d+)\s*(?:/\s*10)?\.?\s*", text)
+        found = int(match.group(1)) if match else None
+    if isinstance(found, (int, float)) and found == int(found) and 1 <= found <= 10:
+        return int(found)
+    return None
+
+
+def _find_json(text: str, opening: str, closing: str) -> object:
+    """The JSON value between the first opening and the last closing bracket; None if it is none."""
+    start, stop = text.find(opening), text.rfind(closing)
+    if start < 0 or stop < start:
+        return None
+    try:
+        return json.loads(text[start : stop + 1])
+    except json.JSONDecodeError:
+        return None

@@ -1,0 +1,116 @@
+"""LLM-based scores against a local server that answers by rule."""
+
+import json
+import re
+
+import pytest
+
+from affectgpt.llm import ChatClient
+from affectgpt.metrics.judge import (
+    extract_by_llm,
+    group_by_llm,
+    grouping_question,
+    judge,
+    llm_grouping_score,
+    parse_groups,
+    parse_score,
+)
+from affectgpt.metrics.sets import set_score
+from tests.chat_server import ChatServer
+
+SYNONYMS = [{"happy", "joyful", "glad"}, {"angry", "mad"}]
+
+
+def by_rule(body):
+    """Groups words by SYNONYMS, extracts quoted words, rates 7."""
+    text = body["messages"][0]["content"]
+    if "sort emotion words" in text:
+        words = json.loads(text.rsplit("Words: ", 1)[1])
+        groups = [[word for word in words if word in group] for group in SYNONYMS]
+        rest = [[word] for word in words if not any(word in group for group in SYNONYMS)]
+        return "Sure: " + json.dumps([group for group in groups if group] + rest)
+    if "List every emotion" in text:
+        return json.dumps(re.findall(r"'(\w+)'", text.rsplit("Description: ", 1)[1]))
+    return '{"score": 7, "reason": "close"}'
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ChatServer(by_rule) as running:
+        yield running
+
+
+def client(server, tmp_path, **options):
+    return ChatClient("toy-1", base_url=server.url, cache=tmp_path / "answers.jsonl", backoff_s=0.01, **options)
+
+
+TRUTHS = {"a": ["happy", "sad"], "b": ["Angry"], "c": []}
+PREDICTIONS = {"a": ["joyful", "glad"], "b": ["mad", "sad"]}
+
+
+def test_grouping_merges_synonyms_and_equals_the_set_score_of_the_merged_words(server, tmp_path):
+    result = llm_grouping_score(TRUTHS, PREDICTIONS, client(server, tmp_path))
+    assert result.score == set_score([({"happy", "sad"}, {"happy"}), ({"angry"}, {"angry", "sad"}), (set(), set())])
+    assert (result.model, result.unparsed, result.score.n) == ("toy-1", 0, 2)
+
+
+def test_order_and_case_of_labels_ask_the_same_question(server, tmp_path):
+    one, _ = group_by_llm([["Sad", "happy "]], client(server, tmp_path))
+    other, _ = group_by_llm([["happy", "sad", "SAD"]], client(server, tmp_path))
+    assert one == other
+    assert len(server.requests) == 1
+
+
+def test_a_score_is_recomputed_without_the_server(server, tmp_path):
+    online = llm_grouping_score(TRUTHS, PREDICTIONS, client(server, tmp_path))
+    offline = ChatClient("toy-1", cache=tmp_path / "answers.jsonl", offline=True)
+    assert llm_grouping_score(TRUTHS, PREDICTIONS, offline) == online
+
+
+def test_a_missing_word_is_its_own_group_and_an_unreadable_answer_leaves_all_apart(server, tmp_path):
+    server.answer = lambda body: (
+        '[["happy", "glad", "invented"], ["happy", "sad"]]' if "lost" in str(body) else "no idea"
+    )
+    maps, n_unparsed = group_by_llm([["happy", "glad", "sad", "lost"], ["x", "y"], ["alone"]], client(server, tmp_path))
+    assert maps[0]["happy"] == maps[0]["glad"] != maps[0]["sad"]
+    assert maps[0]["lost"] == "lost"
+    assert maps[1] == {"x": "x", "y": "y"}
+    assert maps[2] == {"alone": "alone"}
+    assert n_unparsed == 1
+
+
+def test_the_question_names_its_version_and_sorted_words():
+    text = grouping_question(["a", "b"])[0].content
+    assert "task version 1" in text
+    assert text.endswith('Words: ["a", "b"]')
+
+
+def test_extraction_says_how_each_text_was_read(server, tmp_path):
+    texts = {"a": "He is 'angry' and 'hurt'.", "b": "A room.", "c": " "}
+    readings = extract_by_llm(texts, client(server, tmp_path))
+    assert readings["a"].labels == ("angry", "hurt")
+    assert [readings[key].how for key in "abc"] == ["llm", "nothing", "empty"]
+    assert len(server.requests) == 2
+
+
+def test_judge_counts_what_it_cannot_read_and_scores_a_missing_prediction_1(server, tmp_path):
+    replies = iter(['{"score": 9}', "no number", "Score: 5"])
+    server.answer = lambda body: next(replies)
+    truths = dict.fromkeys("abcd", "He smiles.")
+    predictions = {"a": "He grins.", "b": "He laughs.", "c": "He frowns.", "d": ""}
+    result = judge(truths, predictions, client(server, tmp_path, concurrency=1), "clue overlap")
+    assert (result.mean, result.n, result.unparsed) == (5.0, 3, 1)
+    with pytest.raises(ValueError, match="unknown aspect 'style'; expected one of"):
+        judge(truths, predictions, client(server, tmp_path), "style")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[1, 2]", "{'a'}", '["a", "b"]'])
+def test_what_is_no_list_of_lists_is_no_grouping(text):
+    assert parse_groups(text) is None
+
+
+@pytest.mark.parametrize("text", ["", "score", "0", "11", '{"score": "high"}', '{"score": 3.5}', "between 3 and 8"])
+def test_what_is_no_score_is_none(text):
+    assert parse_score(text) is None
