@@ -11,6 +11,7 @@ import numpy as np
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
 from affectgpt.metrics.report import PRIMARY, Counts, Report, Score
+from affectgpt.metrics.sets import SetScore, set_score
 from affectgpt.metrics.stats import averaged, mean_f_statistic, percentile_interval, resampled_means
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1, LEVEL2, WheelGrouping, mean_f, score_samples
 from affectgpt.schema import Prediction
@@ -50,6 +51,24 @@ def evaluate(
     >>> round(report.primary.precision, 3), round(report.primary.recall, 3), report.primary.n
     (0.9, 0.75, 2)
     """
+    return evaluate_samples(
+        predictions, references, lexicon=lexicon, groupings=groupings, seed=seed, n_bootstrap=n_bootstrap
+    )[0]
+
+
+def evaluate_samples(
+    predictions: Predictions,
+    references: Mapping[str, Sequence[str]],
+    *,
+    lexicon: str | Path | Lexicon = "builtin",
+    groupings: Sequence[str] = GROUPINGS,
+    seed: int = 42,
+    n_bootstrap: int = 1000,
+) -> tuple[Report, np.ndarray]:
+    """As `evaluate`, with the samples' precision and recall [n_references, n_groupings, 2]; NaN = not scored.
+
+    Rows are in the order of `references`; what paired tests and error analyses start from.
+    """
     if unknown := [name for name in groupings if name not in GROUPINGS]:
         raise ValueError(f"unknown groupings {unknown}; expected some of {list(GROUPINGS)}")
     if not references:
@@ -65,7 +84,7 @@ def evaluate(
     truths = [_as_the_lexicon_reads(references[sample_id], tables) for sample_id in ids]
     answers = [predicted.get(sample_id, ()) for sample_id in ids]
     scores = score_samples(truths, answers, WheelGrouping(tables), groupings)
-    return Report(
+    report = Report(
         scores=_score_rows(scores, list(groupings), n_bootstrap, seed),
         m_avg=_m_avg(scores) if tuple(groupings) == GROUPINGS else None,
         counts=_count(ids, truths, predicted, readings, tables),
@@ -75,6 +94,40 @@ def evaluate(
         n_bootstrap=n_bootstrap,
         label_reading=tables.label_splitting,
     )
+    return report, scores
+
+
+def neutral_aware(
+    predictions: Predictions, references: Mapping[str, Sequence[str]], *, lexicon: str | Path | Lexicon = "builtin"
+) -> dict[str, SetScore]:
+    """A strict extra: the level-1 scores with "neutral" as a cluster of its own on every wheel (no published figure).
+
+    Neutral truths then count, and a neutral prediction for somebody angry is wrong instead of ignored.
+    """
+    tables = load_lexicon(lexicon)
+    grouping = WheelGrouping(tables)
+    predicted, _ = _labels_by_id(predictions, tables)
+
+    def clusters(labels: Sequence[str], name: str) -> frozenset[str]:
+        neutral = {"neutral"} if any(tables.kind(label) == "neutral" for label in labels) else set()
+        return grouping.map(labels, name) | neutral
+
+    return {
+        name: set_score(
+            (clusters(truth, name), clusters(predicted.get(sample_id, ()), name))
+            for sample_id, truth in references.items()
+        )
+        for name in LEVEL1
+    }
+
+
+def mean_sample_f(scores: np.ndarray) -> float:
+    """A strict extra: F of every sample, averaged over samples and groupings.  [N, G, 2], NaN left out"""
+    total = np.nansum(scores, axis=-1)
+    f_scores = np.divide(2 * scores[..., 0] * scores[..., 1], total, out=np.zeros_like(total), where=total > 0)
+    scored = ~np.isnan(scores[..., 0])                                                # [N, G]
+    by_grouping = [f_scores[known, column].mean() for column, known in enumerate(scored.T) if known.any()]
+    return float(np.mean(by_grouping)) if by_grouping else 0.0
 
 
 def _labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:

@@ -34,7 +34,8 @@ Words: {words}"""
 _EXTRACTION_PROMPT = """\
 Below is a description of a person in a video (task version {version}).
 List every emotion that it attributes to the person, in the words of the description, as a JSON list of short \
-lower-case words or phrases, for example ["angry", "let down"]. Answer [] if it names no emotion. Answer with the list only.
+lower-case words or phrases, for example ["angry", "let down"]. \
+Answer [] if it names no emotion. Answer with the list only.
 Description: {text}"""
 
 _JUDGE_PROMPT = """\
