@@ -55,13 +55,14 @@ def document() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every setting, generated from `affectgpt/conf_schema.py` by `python -m affectgpt.confdoc`. Values stand in the",
-        "YAML files under `conf/`; anything can be set on the command line as `key=value`, nested with dots",
+        "Every setting, generated from `affectgpt/conf_schema.py` by `python -m affectgpt.confdoc`. Values stand in",
+        "the YAML files under `conf/`; anything can be set on the command line as `key=value`, nested with dots",
         "(`stage.batch_size=8`). A misspelt key or a value of the wrong type is refused before anything runs.",
         "`--cfg job` prints the composed configuration.",
         "",
     ]
-    schemas = [item for item in vars(conf_schema).values() if dataclasses.is_dataclass(item)]
+    classes = [item for item in vars(conf_schema).values() if isinstance(item, type)]
+    schemas = [item for item in classes if dataclasses.is_dataclass(item)]
     commands = ("TrainConfig", "InferConfig", "EvalConfig")
     for schema in sorted(schemas, key=lambda item: item.__name__ not in commands):
         title = (inspect.getdoc(schema) or schema.__name__).rstrip(".")

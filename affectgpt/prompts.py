@@ -1,8 +1,8 @@
 """Every prompt that the model sees is written here, once, for training, inference, evaluation and demo alike.
 
 `render` turns a sample into chat messages. Media stand at the very start of the user message as one placeholder a
-modality (`<audio><frames><motion>`); the processor repeats each placeholder once per soft token. Whatever follows is plain
-text: a placeholder inside a subtitle is text, never media.
+modality (`<audio><frames><motion>`); the processor repeats each placeholder once per soft token. Whatever follows is
+plain text: a placeholder inside a subtitle is text, never media.
 
 A task says what is asked for:
 

@@ -1,7 +1,7 @@
 """What every command needs around its work: seeds, logging, atomic files, and the record that explains a run.
 
-Each output folder holds `run.json`: command, commit, versions, resolved config, hashes of the inputs and a status. A run
-folder is never overwritten: a second run of the same name gets a number behind it.
+Each output folder holds `run.json`: command, commit, versions, resolved config, hashes of the inputs and a status. A
+run folder is never overwritten: a second run of the same name gets a number behind it.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Sample:
         """
         if lang == self.lang:
             return self
-        texts = dict.fromkeys(_TEXT_FIELDS) | dict(self.translations.get(lang, {}))
+        texts: dict[str, Any] = dict.fromkeys(_TEXT_FIELDS) | dict(self.translations.get(lang, {}))
         if strict and lang not in self.translations:
             have = sorted({self.lang, *self.translations})
             raise ValueError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {HELP}")
@@ -256,16 +256,17 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
                 yield line_no, row
             line_no = reader.line_num + 1
         return
-    for line_no, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: a subtitle may hold U+2028 and other characters that it takes for line ends.
+    for line_no, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            value = json.loads(line)
         except json.JSONDecodeError as error:
-            row = ValueError(f"not JSON: {error}")
-        if not isinstance(row, (dict, ValueError)):
-            row = ValueError(f"expected a JSON object, found {type(row).__name__}")
-        yield line_no, row
+            value = ValueError(f"not JSON: {error}")
+        if not isinstance(value, (dict, ValueError)):
+            value = ValueError(f"expected a JSON object, found {type(value).__name__}")
+        yield line_no, value
 
 
 def to_json(item: Sample | Prediction | BadSample) -> str:

@@ -147,6 +147,12 @@ def test_label_cells_of_every_known_writing_are_read(cell, words):
     assert parse_label_list(cell) == words
 
 
+def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
+    samples = [Sample(id="v1", subtitle="one\u2028two\x85three")]
+    write_jsonl(tmp_path / "m.jsonl", samples)
+    assert read_samples(tmp_path / "m.jsonl")[0] == samples
+
+
 def test_a_prediction_survives_its_file_and_foreign_keys_are_ignored():
     prediction = Prediction(id="v1", text="He is sad.", labels=("sad",), modalities=("audio", "text"), n_tokens=4)
     assert prediction_from_row({**json.loads(to_json(prediction)), "other": 1}) == prediction

@@ -1,4 +1,4 @@
-"""Decode what a model needs of one sample: frames, motion frames and sound windows, with the facts that a report shows."""
+"""Decode what a model needs of one sample: frames, motion frames and sound, with the facts that a report shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names that conf/ uses for the embedded default (`demo:coarse`, `demo:llm` ...), and what builds it on first use."""
+"""The names that conf/ uses for the embedded default (`demo:coarse`, `demo:llm` ...), built on first use."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_a_copy_under_another_name_is_found_and_a_changed_file_is_not(tmp_path, 
     read = reader(tmp_path / "cache", encoder)
     read(sample, ("frames",))
     copy = tmp_path / "copy.mp4"
-    copy.write_bytes(open(sample.video, "rb").read())
+    shutil.copy(sample.video, copy)
     read(probe_sample(Sample(id="b", video=str(copy))), ("frames",))
     assert encoder.calls == 1
     write_clip(copy, seed=5)

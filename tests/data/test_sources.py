@@ -49,7 +49,7 @@ def test_two_files_of_one_name_in_two_folders_need_a_manifest(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.mp4").touch()
-    with pytest.raises(ValueError, match="several files are named 'a.mp4'"):
+    with pytest.raises(ValueError, match=r"several files are named 'a\.mp4'"):
         samples_from_paths([tmp_path / "x", tmp_path / "y"])
 
 
