@@ -117,7 +117,7 @@ PROSODIES: dict[str, Prosody] = {
     "trembling": Prosody(("trembling", "uneven", "thin"), -2.0, 1.16, 0.1, 4.4, tremor=0.9, breathiness=0.25),
     "halting": Prosody(("pauses", "halting", "unsure"), -3.0, 0.98, 0.1, 3.8, breathiness=0.25, n_breaks=3),
     "flat": Prosody(("flat", "even", "toneless"), 0.0, 0.92, 0.0, 4.0, brightness=-0.1),
-    "steady": Prosody(("calm", "firm", "clear"), 0.5, 1.0, 0.14, 4.2, fall=0.08, breathiness=0.05, brightness=0.1),
+    "steady": Prosody(("calm", "firm", "measured"), 0.5, 1.0, 0.14, 4.2, fall=0.08, breathiness=0.05, brightness=0.1),
 }
 
 SITUATIONS = (

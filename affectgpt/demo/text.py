@@ -118,7 +118,7 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "reassurance": (
         ("Everything is fine.", "一切都很好。"),
-        ("Do not worry about me.", "别为我担心。"),
+        ("Do not worry about me.", "不用操心我。"),
         ("It will be all right.", "会好起来的。"),
         ("What a lovely day this is.", "今天真是个好日子。"),
         ("It is nothing, really.", "真的没什么。"),
@@ -164,9 +164,9 @@ _DEGREES = {"mild": (" a little", "微微"), "clear": ("", ""), "strong": (" str
 _ATTRIBUTES = {
     "melodic": "起伏大", "high": "音调高", "loud": "响亮", "fast": "语速快", "breathless": "气息急促", "soft": "轻柔",
     "gentle": "温和", "slow": "语速慢", "sharp": "尖锐", "hard": "生硬", "low": "低沉", "tight": "发紧",
-    "restrained": "克制", "quiet": "音量小", "falling": "越说越低", "trembling": "颤抖", "uneven": "不稳",
+    "restrained": "克制", "quiet": "微弱", "falling": "越说越低", "trembling": "颤抖", "uneven": "不稳",
     "thin": "单薄", "pauses": "多停顿", "halting": "断断续续", "unsure": "迟疑", "flat": "平淡", "even": "平直",
-    "toneless": "没有起伏", "calm": "平稳", "firm": "坚定", "clear": "清晰",
+    "toneless": "没有起伏", "calm": "平稳", "firm": "坚定", "measured": "沉着",
 }  # fmt: skip
 """Attributes of a voice; in English the word itself is said."""
 
@@ -211,7 +211,7 @@ _FRAMES = {  # one of each is drawn
         "start": ("从一开始", "画面中", "很快"),
         "still": ("从头到尾", "画面中"),
         "opening": ("起初双眉一挑，神情惊讶，随后", "先是一惊，随后"),
-        "voice": ("声音", "说话声"),
+        "voice": ("声音", "话音"),
         "end": ("此人似乎感到", "综合来看，此人感到", "可见心情是"),
     },
 }
