@@ -44,7 +44,7 @@ from affectgpt.demo.voice import render_voice
 from affectgpt.runtime import log, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes whenever the same parameters would give other files."""
 
 N_COARSE, N_FINE, N_PRETRAIN = 640, 332, 320

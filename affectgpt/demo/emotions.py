@@ -29,6 +29,11 @@ OPENING_RATE = 0.12
 
 DURATION_S = (2.2, 3.4)
 
+# What says nothing about the feeling, and differs from person to person or from take to take.
+RESTING_UNITS = ("AU01", "AU04", "AU06", "AU07", "AU12", "AU15", "AU17", "AU24", "AU43")
+N_RESTING, RESTING_LEVEL = 3, (0.05, 0.3)  # a face at rest already looks a little glad, stern or tired
+HABIT_RATE, HABIT_LEVEL, HABIT_S = 0.4, (0.35, 0.6), (0.5, 0.8)  # a passing gesture without meaning
+
 
 class Gesture(NamedTuple):
     """One thing that a face does at full strength.
@@ -421,6 +426,10 @@ def _face_curves(
     gaze = np.stack([_drift(times, 0.06, rng) for _ in range(2)])
     head = np.stack([_drift(times, 1.2, rng) for _ in range(3)])
     side = rng.choice((-1.0, 1.0))  # averted to the left or to the right
+    own = np.random.default_rng((scene.person, 3))
+    for unit in own.choice(RESTING_UNITS, N_RESTING, replace=False):
+        units[str(unit)] = np.full(len(times), own.uniform(*RESTING_LEVEL))
+    head += own.uniform(-3, 3, size=(3, 1))
 
     def add(name: str, envelope: np.ndarray, strength: float) -> None:
         gesture = GESTURES[name]
@@ -448,6 +457,10 @@ def _face_curves(
     for name in scene.gestures:
         onset_s = start_s + rng.uniform(0.0, 0.2)
         add(name, _envelope(times, onset_s, duration_s + 1), strength)
+    if rng.random() < HABIT_RATE:
+        habit_s = rng.uniform(0, duration_s - HABIT_S[1])
+        name = list(GESTURES)[rng.integers(len(GESTURES))]
+        add(name, _envelope(times, habit_s, habit_s + rng.uniform(*HABIT_S), 0.2), rng.uniform(*HABIT_LEVEL))
     for blink_s in np.arange(rng.uniform(0.4, 2.0), duration_s, rng.uniform(1.8, 3.0)):
         shut = np.clip(1 - np.abs(times - blink_s) / 0.1, 0, 1)
         units["AU45"] = np.maximum(units.get("AU45", 0.0), shut)
@@ -461,13 +474,16 @@ def _voice(scene: Scene, duration_s: float, rng: np.random.Generator) -> Voice:
     prosody = PROSODIES[FEELINGS[scene.feeling].prosody]
     # A mild feeling colours the voice less, but never so little that the prosody is lost.
     strength = 0.55 + 0.45 * INTENSITIES[scene.intensity]
+    own = np.random.default_rng((scene.person, 4))  # how this person speaks anyway
+    melody = prosody.melody * own.uniform(0.75, 1.25)
     times = np.arange(0.0, duration_s + 0.12, 0.12)
     progress = times / duration_s
     swing = np.sin(2 * math.pi * rng.uniform(0.7, 1.0) * times + rng.uniform(0, 6))
     swing += 0.3 * rng.standard_normal(len(times))
     level = 1 + (prosody.pitch * rng.uniform(0.95, 1.05) - 1) * strength
-    pitch = level * (1 + prosody.melody * strength * swing - prosody.fall * strength * (progress - 0.5))
-    loudness = prosody.loudness_db * strength + rng.uniform(-1, 1) - 10 * prosody.fall * progress
+    pitch = level * (1 + melody * strength * swing - prosody.fall * strength * (progress - 0.5))
+    loudness = prosody.loudness_db * strength - 10 * prosody.fall * progress
+    loudness += own.uniform(-2.5, 2.5) + rng.uniform(-1, 1)
     breaks = []
     for part in range(prosody.n_breaks):
         centre_s = duration_s * (part + 1 + rng.uniform(-0.2, 0.2)) / (prosody.n_breaks + 1)
@@ -476,11 +492,11 @@ def _voice(scene: Scene, duration_s: float, rng: np.random.Generator) -> Voice:
     return Voice(
         pitch_ratio=_curve(times, np.clip(pitch, 0.5, 2.0)),
         loudness_db=_curve(times, loudness),
-        syllable_rate_hz=float((4.2 + (prosody.rate_hz - 4.2) * strength) * rng.uniform(0.95, 1.05)),
+        syllable_rate_hz=float((4.2 + (prosody.rate_hz - 4.2) * strength) * own.uniform(0.9, 1.1)),
         tremor=float(prosody.tremor * strength),
-        breathiness=float(np.clip(prosody.breathiness * strength + rng.uniform(-0.05, 0.05), 0, 1)),
+        breathiness=float(np.clip(prosody.breathiness * strength + own.uniform(0, 0.15), 0, 1)),
         breaks=tuple(breaks),
-        brightness=float(np.clip(prosody.brightness * strength + rng.uniform(-0.1, 0.1), -1, 1)),
+        brightness=float(np.clip(prosody.brightness * strength + own.uniform(-0.25, 0.25), -1, 1)),
     )
 
 
