@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from affectgpt.cli import compose
+from affectgpt.cli import compose, set_environment
 from affectgpt.commands import evaluate_config, human
 from affectgpt.metrics import Report
 from affectgpt.runtime import append_jsonl_records, log, set_up_logging, write_json_atomic
@@ -24,6 +24,7 @@ BRIEF = {
     "fine": ["stage.epochs=1", "stage.iterations_per_epoch=20", "stage.validate_every=20", "stage.save_every=20"],
 }
 """Overrides for a run that shows that everything works, not what it can do."""
+_GENERATE = ("generate.batch_size=33", "generate.max_new_tokens=128")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--brief", action="store_true", help="a few steps only: shows that it works, not how well")
     parser.add_argument("--runs", default="runs/demo", help="where the runs are kept [%(default)s]")
     options = parser.parse_args(arguments)
+    set_environment()
     set_up_logging()
     start = time.monotonic()
     runs = Path(options.runs)
@@ -48,13 +50,13 @@ def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
 
     def train(name: str, stage: str, init_from: str) -> Path:
         log.info("\n=== train %s", name)
-        given = [f"stage={stage}", f"name={name}", f"stage.init_from={init_from}", f"paths.runs={runs}"]
+        given = [f"stage={stage}", f"name={name}", f"stage.init_from={init_from}", f"paths.runs={runs}", *_GENERATE]
         return run_stage(compose("train", given + (BRIEF[stage] if brief else []))).run
 
     def score(title: str, checkpoint: Path, *given: str) -> tuple[str, Report]:
         log.info("\n=== score: %s", title.strip())
         out = runs / "scores" / title.strip().replace(" ", "-").replace(",", "")
-        return title, evaluate_config(compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *given]))[0]
+        return title, evaluate_config(compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given]))[0]
 
     before = score("before training", untrained(runs / "untrained"))
     coarse = train("coarse", "coarse", "null")
