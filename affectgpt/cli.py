@@ -49,7 +49,9 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
 
   python eval.py                                              # last fine run on the test split of its data
   python eval.py checkpoint=runs/fine/best
-  python eval.py predictions=mine.jsonl references=test.csv   # anybody's predictions; loads no model""",
+  python eval.py predictions=mine.jsonl references=test.csv   # anybody's predictions; loads no model
+  python eval.py predictions=[a.jsonl,b.jsonl] references=test.csv compare=true       # paired test
+  python eval.py benchmark=ovmerd_plus benchmark.folder=/data/mer predictions=mine.npz lexicon=/data/emotion_wheel""",
 }
 
 
@@ -84,7 +86,16 @@ def _infer(config: conf_schema.InferConfig) -> int:
 def _evaluate(config: conf_schema.EvalConfig) -> int:
     from affectgpt.commands import run_evaluation
 
-    return run_evaluation(config)
+    return run_evaluation(config, [_member(name, config.benchmark) for name in config.benchmark.members])
+
+
+def _member(name: str, whole: conf_schema.BenchmarkConfig) -> conf_schema.BenchmarkConfig:
+    """conf/benchmark/<name>.yaml with the folder and the trust of the benchmark that it is a member of."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()  # the command's own configuration is complete by now
+    member = compose("eval", [f"benchmark={name}"]).benchmark
+    return dataclasses.replace(member, folder=whole.folder, trust_pickle=whole.trust_pickle)
 
 
 def positional_to_overrides(arguments: Sequence[str], key: str) -> list[str]:
@@ -133,6 +144,14 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
         return _resolved(OmegaConf.to_object(hydra_compose(command, overrides=list(overrides))))
 
 
+def set_environment() -> None:
+    """Environment of libraries that must stand before they are imported; what the user has set stays."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait by spinning starve each other where cores are shared: on two cores with one other busy process
+    # a training step of the embedded default took 16 times as long (measured 2026-11 with libgomp's default).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _register() -> None:
     from hydra.core.config_store import ConfigStore
 
@@ -174,7 +193,7 @@ def _run(command: str, task: Callable[[Any], int]) -> None:
     if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
         print(help_text(command, _SCHEMAS[command]))
         sys.exit(0)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_environment()
 
     import hydra
     from omegaconf import DictConfig, OmegaConf

@@ -6,13 +6,13 @@ import logging
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from affectgpt.conf_schema import EvalConfig, GenerateConfig, InferConfig, SourceConfig
+from affectgpt.conf_schema import BenchmarkConfig, EvalConfig, GenerateConfig, InferConfig, SourceConfig
 from affectgpt.prompts import LABEL_SEPARATOR
 from affectgpt.runtime import RunRecord, UserError
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
@@ -87,8 +87,13 @@ def human(prediction: Prediction, sample: Sample) -> str:
     return "\n".join(lines)
 
 
-def run_evaluation(config: EvalConfig) -> int:
+def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) -> int:
     """Score a predictions file, or a checkpoint after letting it predict; writes report.json and prints the table."""
+    files = prediction_files(config)
+    if config.benchmark.name:
+        return _run_benchmark(config, files, members)
+    if config.compare or len(files) > 1:
+        return _compare(config, files)
     report, out = evaluate_config(config)
     print(report.table())
     log.info("report: %s", out / "report.json")
@@ -97,11 +102,10 @@ def run_evaluation(config: EvalConfig) -> int:
 
 def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     """The report of `config` and the folder that holds it."""
-    if config.predictions is not None:
+    if files := prediction_files(config):
         if config.checkpoint is not None:
             raise UserError("give checkpoint= or predictions=, not both")
-        file = Path(config.predictions)
-        return _score(config, file, Path(config.out) if config.out else file.parent)
+        return _score(config, files[0], Path(config.out) if config.out else files[0].parent)
 
     from affectgpt.data.sources import probe_samples, read_manifest, report_bad
 
@@ -123,24 +127,147 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
 
 def _score(config: EvalConfig, predictions: Path, out: Path) -> tuple[Report, Path]:
     """Score a predictions file against the references of `config`; needs no torch."""
-    from affectgpt.metrics import evaluate, read_predictions, read_references
+    from affectgpt.metrics import evaluate, read_predictions
 
-    sources = _reference_sources(config)
-    files = [predictions, *(Path(source.manifest) for source in sources)]
+    files = [predictions, *(Path(source.manifest) for source in _reference_sources(config))]
     record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=files)
-    references: dict[str, tuple[str, ...]] = {}
-    for source in sources:
-        references |= read_references(source.manifest, split=source.split, lang=config.lang)
+    references = _references(config)
+    rows = read_predictions(predictions)
+    extras: dict[str, Any] = {}
+    if config.llm.model:
+        rows, extras = _ask_llm(config, rows, references, out)
     report = evaluate(
-        read_predictions(predictions),
-        references,
-        lexicon=config.lexicon,
-        seed=config.seed,
-        n_bootstrap=config.n_bootstrap,
+        rows, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )
     report.write(out / "report.json")
     record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
     return report, out
+
+
+def prediction_files(config: EvalConfig) -> list[Path]:
+    """The files of `predictions`: none, one or several."""
+    given = config.predictions
+    if not isinstance(given, (str, list, type(None))) or (isinstance(given, list) and not given):
+        raise UserError(f"predictions={given!r}: expected a file, or a list like predictions=[a.jsonl,b.jsonl]")
+    return [Path(item) for item in ([given] if isinstance(given, str) else given or [])]
+
+
+def _references(config: EvalConfig) -> dict[str, tuple[str, ...]]:
+    from affectgpt.metrics import read_references
+
+    references: dict[str, tuple[str, ...]] = {}
+    for source in _reference_sources(config):
+        references |= read_references(source.manifest, split=source.split, lang=config.lang)
+    return references
+
+
+def _compare(config: EvalConfig, files: list[Path]) -> int:
+    """Score several prediction files on the same references, with paired tests; writes comparison.json."""
+    from affectgpt.metrics import read_predictions
+    from affectgpt.metrics.compare import compare
+
+    if len(files) < 2:
+        raise UserError("compare=true needs two prediction files or more: predictions=[a.jsonl,b.jsonl]")
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):  # a/predictions.jsonl and b/predictions.jsonl
+        names = [f"{file.parent.name}/{file.stem}" for file in files]
+    if len(set(names)) < len(names):
+        names = [str(file) for file in files]
+    out = Path(config.out) if config.out else files[0].parent
+    references = _references(config)
+    systems = {name: read_predictions(file) for name, file in zip(names, files, strict=True)}
+    result = compare(
+        systems, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap
+    )
+    print(result.table())
+    result.write(out / "comparison.json")
+    log.info("comparison: %s", out / "comparison.json")
+    return 0
+
+
+def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[BenchmarkConfig]) -> int:
+    """Score predictions on a published test set; one with `parts` (members) takes a file for each, named after it."""
+    from affectgpt.metrics import read_predictions
+    from affectgpt.metrics.benchmarks import mean_result, run_benchmark, truth_path
+
+    benchmark = config.benchmark
+    if len(files) != 1:
+        raise UserError("a benchmark scores one predictions= (a folder of <member>.jsonl files, if it has members)")
+    source = files[0]
+    members = [(benchmark, source)]
+    if benchmark.members:
+        if not source.is_dir():
+            raise UserError(f"{benchmark.name} is a mean: predictions= must be a folder of <member>.jsonl files")
+        members = [(part, _member_file(source, part.name)) for part in parts]
+    out = Path(config.out) if config.out else (source if source.is_dir() else source.parent)
+    inputs = [path for member, file in members for path in (file, truth_path(member))]
+    record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
+    results = []
+    for member, file in members:
+        result = run_benchmark(
+            member,
+            read_predictions(file),
+            lexicon=config.lexicon,
+            seed=config.seed,
+            n_bootstrap=config.n_bootstrap,
+        )
+        print(result.table())
+        result.write(out / f"benchmark-{member.name}.json")
+        results.append(result)
+    if benchmark.members:
+        whole = mean_result(results, benchmark.name, benchmark.title)
+        print(whole.table())
+        whole.write(out / f"benchmark-{benchmark.name}.json")
+        results.append(whole)
+    record.finish("finished", benchmark=benchmark.name, value=results[-1].value, n=results[-1].n)
+    return 0
+
+
+def _member_file(folder: Path, name: str) -> Path:
+    for suffix in (".jsonl", ".csv", ".npz"):
+        if (path := folder / f"{name}{suffix}").is_file():
+            return path
+    raise UserError(f"{folder} has no predictions for {name}: expected {name}.jsonl, .csv or .npz")
+
+
+def _ask_llm(
+    config: EvalConfig, rows: list[Prediction], references: dict[str, tuple[str, ...]], out: Path
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Let an LLM read the labels where the parser finds none, and score its grouping of synonyms."""
+    from affectgpt.llm import ChatClient
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.judge import extract_by_llm, llm_grouping_score
+    from affectgpt.metrics.lexicon import load_lexicon
+
+    llm = config.llm
+    assert llm.model is not None
+    client = ChatClient(
+        llm.model,
+        base_url=llm.base_url,
+        cache=llm.cache or out / "llm-answers.jsonl",
+        concurrency=llm.concurrency,
+        offline=llm.offline,
+    )
+    tables = load_lexicon(config.lexicon)
+    extras: dict[str, Any] = {"llm": {"model": llm.model, "server": llm.base_url or "api.openai.com"}}
+    if llm.extract:
+        labels, readings = labels_by_id(rows, tables)
+        asked = {row.id: row.text for row in rows if not labels[row.id] and readings[row.id] == "nothing"}
+        found = extract_by_llm(asked, client)
+        rows = [replace(row, labels=found[row.id].labels or None) if row.id in found else row for row in rows]
+        extras["llm_extraction"] = {"asked": len(asked), "read": sum(bool(item.labels) for item in found.values())}
+    labels, _ = labels_by_id(rows, tables)
+    grouped = llm_grouping_score(references, labels, client)
+    extras["llm_grouping"] = {
+        "f_score": grouped.score.f_score,
+        "precision": grouped.score.precision,
+        "recall": grouped.score.recall,
+        "n": grouped.score.n,
+        "prompt_version": grouped.prompt_version,
+        "questions": grouped.n_questions,
+        "unparsed": grouped.unparsed,
+    }
+    return rows, extras
 
 
 def _reference_sources(config: EvalConfig) -> list[SourceConfig]:

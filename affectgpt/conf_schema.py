@@ -142,7 +142,7 @@ class StageConfig:
 class GenerateConfig:
     """How answers are written."""
 
-    batch_size: int = 8  # samples generated together
+    batch_size: int = 16  # samples generated together
     max_new_tokens: int = 256  # longest answer
     do_sample: bool = False  # false = greedy, repeatable
     temperature: float = 1.0  # only with do_sample
@@ -203,11 +203,44 @@ class InferConfig:
 
 
 @dataclass
+class LlmConfig:
+    """A chat model behind an OpenAI-compatible endpoint; its key comes from the environment variable OPENAI_API_KEY."""
+
+    model: str | None = None  # name to ask for; null = no LLM is asked
+    base_url: str | None = None  # for example http://localhost:8000/v1; null = OpenAI
+    extract: bool = False  # let it read the labels of texts in which the parser finds none
+    cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl beside the report
+    concurrency: int = 8  # requests at once
+    offline: bool = False  # use the answers of the cache only
+
+
+@dataclass
+class BenchmarkConfig:
+    """A published test set: its truth, its score, and what others got on it."""
+
+    name: str = ""  # short name; empty = no benchmark
+    title: str = ""  # name for tables
+    folder: str | None = None  # where your copy lies
+    references: str = ""  # file with the truth inside the folder: .csv, .jsonl or .npz
+    kind: str = "openset"  # openset, hit_rate, sentiment or classes
+    metric: str = ""  # kind classes: weighted F1, macro F1, UAR or WAR is the primary score
+    split: str | None = None  # only rows with this split
+    classes: list[str] = field(default_factory=list)  # kind classes: the labels; also names numbered classes of an npz
+    array: str = "test_corpus"  # array of a label.npz
+    trust_pickle: bool = False  # label.npz holds pickled objects: true only for a file whose source you trust
+    members: list[str] = field(default_factory=list)  # benchmarks whose mean this one is
+    published: list[Any] = field(default_factory=list)  # results of others: system, value, source, metric
+
+
+@dataclass
 class EvalConfig:
     """python eval.py"""
 
     checkpoint: str | None = None  # run or checkpoint; null = last complete fine run, if predictions is null
-    predictions: str | None = None  # score this file and load no model
+    predictions: Any = None  # score this file and load no model; a list of files is compared by paired tests
+    compare: bool = False  # score all files of `predictions` side by side (also implied by a list)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)  # benchmark=..., a file of conf/benchmark
+    llm: LlmConfig = field(default_factory=LlmConfig)  # optional: LLM grouping, label extraction
     references: str | None = None  # manifest with the true labels; null = the test sources of `data`
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
     split: str | None = None  # rows of `references` with this split

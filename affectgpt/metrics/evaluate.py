@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ def evaluate(
     groupings: Sequence[str] = GROUPINGS,
     seed: int = 42,
     n_bootstrap: int = 1000,
+    extras: Mapping[str, Any] | None = None,
 ) -> Report:
     """Set-based scores of open-vocabulary labels under the emotion-wheel groupings.
 
@@ -38,6 +41,7 @@ def evaluate(
         lexicon: "builtin", a folder with the published tables, or a Lexicon.
         groupings: some of GROUPINGS; a mean is reported where all its groupings are asked for.
         seed, n_bootstrap: of the 95 % interval of F_S; n_bootstrap=0 leaves it out.
+        extras: further results that travel with the report (LLM grouping ...).
 
     Returns:
         A Report. A reference without a prediction counts as an empty prediction (0), a prediction without a reference
@@ -51,9 +55,10 @@ def evaluate(
     >>> round(report.primary.precision, 3), round(report.primary.recall, 3), report.primary.n
     (0.9, 0.75, 2)
     """
-    return evaluate_samples(
+    report, _ = evaluate_samples(
         predictions, references, lexicon=lexicon, groupings=groupings, seed=seed, n_bootstrap=n_bootstrap
-    )[0]
+    )
+    return replace(report, extras=extras) if extras else report
 
 
 def evaluate_samples(
@@ -74,7 +79,7 @@ def evaluate_samples(
     if not references:
         raise ValueError("no references: there is nothing to score against")
     tables = load_lexicon(lexicon)
-    predicted, readings = _labels_by_id(predictions, tables)
+    predicted, readings = labels_by_id(predictions, tables)
     if predicted and not set(predicted) & set(references):
         raise ValueError(
             f"no prediction has a reference: predictions are like {next(iter(predicted))!r}, "
@@ -106,7 +111,7 @@ def neutral_aware(
     """
     tables = load_lexicon(lexicon)
     grouping = WheelGrouping(tables)
-    predicted, _ = _labels_by_id(predictions, tables)
+    predicted, _ = labels_by_id(predictions, tables)
 
     def clusters(labels: Sequence[str], name: str) -> frozenset[str]:
         neutral = {"neutral"} if any(tables.kind(label) == "neutral" for label in labels) else set()
@@ -130,8 +135,8 @@ def mean_sample_f(scores: np.ndarray) -> float:
     return float(np.mean(by_grouping)) if by_grouping else 0.0
 
 
-def _labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """id -> labels, and id -> how they were read."""
+def labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Predictions in any accepted shape: id -> labels as the lexicon splits them, and id -> how they were read."""
     labels: dict[str, tuple[str, ...]] = {}
     readings: dict[str, str] = {}
     items: Iterable[tuple[str, str | Sequence[str] | None, str, str]]

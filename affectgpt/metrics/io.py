@@ -120,9 +120,20 @@ def read_references(
     return references
 
 
+def read_names(path: str | Path) -> list[str]:
+    """The ids of a list such as track_all_candidates.csv, in file order; an id that stands twice is an error."""
+    names: dict[str, None] = {}
+    for where, row in _rows(Path(path)):
+        name = _id_of(row, where)
+        if name in names:
+            raise ScoreFileError(f"{where}: id {name!r} stands twice")
+        names[name] = None
+    return list(names)
+
+
 def write_predictions_npz(path: str | Path, labels: Mapping[str, Iterable[str]]) -> None:
     """Write the npz that the challenge's server accepts: `filenames` and `fileitems` as plain text arrays."""
-    names = sorted(labels)
+    names = list(labels)
     items = ["[" + ", ".join(labels[name]) + "]" for name in names]
     np.savez_compressed(path, filenames=np.array(names, dtype=str), fileitems=np.array(items, dtype=str))
 

@@ -143,6 +143,13 @@ class Report:
                 f"{neutral} neutral, {negated} negated"
                 + (f"; unknown: {shown}{more}" if unknown else "")
             )
+        if extraction := self.extras.get("llm_extraction"):
+            notes.append(f"labels of {extraction['read']} of {extraction['asked']} unparsed texts were read by an LLM")
+        if grouped := self.extras.get("llm_grouping"):
+            figures = "  ".join(f"{name} {100 * grouped[name]:.2f}" for name in ("f_score", "precision", "recall"))
+            model = self.extras.get("llm", {}).get("model", "?")
+            counted = f"n = {grouped['n']}, {grouped['unparsed']} unreadable answers"
+            notes.append(f"LLM grouping ({model}): {figures}  {counted}")
         notes.append(f"lexicon: {self.lexicon}, sha256 {self.lexicon_checksum[:12]}")
         notes.append(f"bootstrap over samples: {self.n_bootstrap} resamples, seed {self.seed}")
         return notes

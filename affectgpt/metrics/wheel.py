@@ -103,5 +103,5 @@ def _score_sample(truths: list[set[str]], predictions: list[set[str]]) -> np.nda
 
 def mean_f(scores: Iterable[tuple[float, float]]) -> float:
     """Mean of the F_S of several groupings, each given as its averaged (precision, recall)."""
-    values = [harmonic_mean(precision, recall) for precision, recall in scores]
+    values = [harmonic_mean(float(precision), float(recall)) for precision, recall in scores]
     return sum(values) / len(values)
