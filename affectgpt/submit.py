@@ -35,8 +35,8 @@ def submission(
     chosen = {name: tuple(labels[name]) or ((empty,) if empty else ()) for name in names}
     if blank := [name for name, found in chosen.items() if not found]:
         raise UserError(
-        UserError: candidates without a prediction; clips without a label and no `empty`. Some are named.
-            "with empty=neutral"
+            f"{len(blank)} of {len(names)} clips have no label: {_some(blank)}; predict them again, or choose their "
+            "label with empty=neutral"
         )
     return chosen
 
