@@ -1,0 +1,122 @@
+"""Pictures of analyses as PNG and SVG, readable in black and white: grey tones, hatches, the numbers written in.
+
+Needs matplotlib (the `evaluation` extra), which is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSTALL = "pip install 'affectgpt[evaluation]'"
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
+_GREYS = ("0.35", "0.75", "0.9", "0.55", "0.65", "0.85")
+
+
+class NoMatplotlib(RuntimeError):
+    """matplotlib is not installed; the message says how to get it."""
+
+
+@contextmanager
+def _figure(path: Path, width_in: float, height_in: float, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure with one set of axes; saved as `path`.png and `path`.svg when the block ends."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise NoMatplotlib(f"drawing needs matplotlib: {INSTALL}") from None
+    with rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": _fonts(), "axes.unicode_minus": False}):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no window, no global state
+        yield figure, figure.add_subplot(**options)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path.with_suffix(".png"), dpi=150)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _fonts() -> list[str]:
+    """Font families that exist here, those with Chinese glyphs behind the default."""
+    from matplotlib import font_manager
+
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    chinese = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
+    return ["DejaVu Sans", *(name for name in chinese if name in known)]
+
+
+def draw_bars(
+    path: Path, names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, unit: str,
+    errors: Mapping[str, Sequence[tuple[float, float]]] | None = None, horizontal: bool = False,
+) -> None:  # fmt: skip
+    """Grouped bars, one group a name, one hatch a series; `errors` holds (below, above) for each bar."""
+    size = max(5.0, 0.35 * len(names) * len(series) + 2)
+    shape = (6.5, max(3.0, 0.24 * len(names) + 1)) if horizontal else (min(size, 14), 4.0)
+    with _figure(path, *shape) as (_, axes):
+        places = np.arange(len(names))
+        width = 0.8 / len(series)
+        for i, (label, values) in enumerate(series.items()):
+            look = {"facecolor": _GREYS[i % 6], "hatch": _HATCHES[i % 6], "edgecolor": "black", "linewidth": 0.6}
+            look["label"] = label
+            offset = places + (i - (len(series) - 1) / 2) * width
+            spread = None if errors is None else np.array(errors[label]).T
+            if horizontal:
+                bars = axes.barh(offset, values, width, xerr=spread, **look)
+            else:
+                bars = axes.bar(offset, values, width, yerr=spread, capsize=3, **look)
+            if len(names) * len(series) <= 40:
+                axes.bar_label(bars, fmt="%.4g", fontsize=7, padding=2)
+        if horizontal:
+            axes.set_yticks(places, names)
+            axes.invert_yaxis()
+            axes.set_xlabel(unit)
+        else:
+            few = len(names) <= 8
+            axes.set_xticks(places, names, rotation=0 if few else 60, ha="center" if few else "right")
+            axes.set_ylabel(unit)
+        axes.set_title(title)
+        if len(series) > 1:
+            axes.legend()
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_heat_map(
+    path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, fmt: str = "{:.2f}",
+    low: float | None = None, high: float | None = None,
+) -> None:  # fmt: skip
+    """A matrix in grey tones with its numbers; [n_rows, n_columns], NaN stays white."""
+    size = 0.55 * len(columns) + 2.2
+    with _figure(path, size, 0.45 * len(rows) + 1.6) as (_, axes):
+        image = axes.imshow(values, cmap="Greys", vmin=low, vmax=high, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
+        darkest = image.norm.vmin + 0.6 * (image.norm.vmax - image.norm.vmin)
+        for i, j in np.ndindex(values.shape):
+            if not math.isnan(values[i, j]):
+                colour = "white" if values[i, j] > darkest else "black"
+                axes.text(j, i, fmt.format(values[i, j]), ha="center", va="center", color=colour, fontsize=7)
+        axes.set_title(title)
+
+
+def draw_wheel(path: Path, true: Mapping[str, float], predicted: Mapping[str, float], *, title: str) -> None:
+    """Level-1 sectors of a wheel: how often each is true (outline) and predicted (hatched), as shares of all labels."""
+    sectors = sorted(set(true) | set(predicted))
+    with _figure(path, 6, 6, projection="polar") as (_, axes):
+        width = 2 * math.pi / max(len(sectors), 1)
+        angles = np.arange(len(sectors)) * width
+        for values, look in (
+            (predicted, {"facecolor": "0.8", "hatch": "///", "linewidth": 0.5, "label": "predicted"}),
+            (true, {"fill": False, "linewidth": 2.2, "label": "true"}),
+        ):
+            heights = [100 * values.get(name, 0.0) for name in sectors]
+            axes.bar(angles, heights, width * 0.94, edgecolor="black", **look)
+        axes.tick_params(axis="x", pad=14)
+        axes.set_xticks(angles, sectors)
+        axes.set_rlabel_position(math.degrees(width / 2))
+        axes.set_title(f"{title}\n(% of labels)")
+        axes.legend(loc="upper right", bbox_to_anchor=(1.12, 1.1))

@@ -1,0 +1,137 @@
+"""The analyses: published figures recomputed, and every command with its table, JSON, PNG and SVG."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from affectgpt.analyze import ANALYSES, correlation_matrix, main, parse
+from affectgpt.runtime import UserError
+
+pytest.importorskip("matplotlib")
+
+# OV-MER paper, Table 4: F_S by GPT grouping, M1, M2, M3-W1-L1, M3-W1-L2, ..., M3-W5-L2, M-avg.
+TABLE_4 = {
+    "Qwen-Audio": (38.13, 20.49, 23.37, 43.85, 26.60, 41.52, 26.68, 39.46, 30.65, 36.64, 27.33, 35.89, 29.66, 31.84),
+    "Otter": (43.51, 22.21, 27.99, 49.75, 33.50, 49.93, 33.04, 51.03, 37.12, 47.54, 34.77, 50.51, 35.54, 39.41),
+    "Video-LLaMA": (44.73, 23.56, 28.39, 52.90, 36.08, 53.60, 35.33, 47.50, 36.50, 52.97, 35.78, 46.39, 34.77, 40.31),
+    "VideoChat": (45.53, 22.15, 26.24, 47.79, 32.64, 47.76, 32.14, 46.78, 34.37, 49.53, 32.82, 45.93, 32.85, 37.58),
+    "SECap": (45.72, 26.52, 32.88, 52.26, 37.55, 52.11, 37.71, 50.77, 40.49, 50.43, 38.21, 49.97, 40.25, 42.43),
+    "Video-LLaVA": (47.07, 25.47, 30.73, 54.65, 37.65, 54.54, 38.25, 52.29, 40.58, 52.45, 39.91, 52.97, 39.69, 43.27),
+    "SALMONN": (47.96, 23.57, 28.83, 54.90, 38.93, 54.29, 37.79, 56.25, 43.01, 50.53, 38.54, 53.65, 42.09, 43.53),
+    "VideoChat2": (49.07, 26.92, 31.40, 52.38, 36.44, 53.56, 36.91, 52.14, 40.57, 50.63, 39.64, 51.37, 39.89, 42.65),
+    "Video-ChatGPT": (50.52, 28.99, 34.05, 57.66, 41.48, 57.37, 40.95, 55.50, 44.15, 55.24, 42.42, 52.93, 41.54, 46.02),
+    "LLaMA-VID": (51.25, 28.28, 32.85, 56.59, 41.22, 57.49, 40.39, 55.12, 44.06, 56.62, 42.42, 53.03, 41.65, 45.81),
+    "mPLUG-Owl": (52.73, 27.47, 32.47, 57.60, 41.32, 56.32, 40.83, 55.67, 43.71, 55.06, 40.67, 54.44, 42.00, 45.63),
+    "Chat-UniVi": (53.08, 28.89, 33.23, 57.00, 42.25, 57.50, 42.43, 56.80, 45.66, 55.86, 41.97, 55.81, 43.61, 46.75),
+}
+PCC_ROW = (0.887, 0.857, 0.911, 0.940, 0.913, 0.942, 0.904, 0.927, 0.899, 0.922, 0.885, 0.894, 0.942)
+
+
+def test_the_pcc_row_of_table_4_is_recomputed_from_its_columns():
+    names, matrix = correlation_matrix({name: dict(enumerate(row)) for name, row in TABLE_4.items()})
+    assert len(names) == 14
+    np.testing.assert_allclose(matrix[0, 1:], PCC_ROW, atol=0.0006)
+    np.testing.assert_allclose(matrix, matrix.T)
+    np.testing.assert_allclose(np.diag(matrix), 1)
+
+
+def test_m_avg_of_table_4_is_the_mean_of_its_twelve_columns():
+    for name, row in TABLE_4.items():
+        assert np.mean(row[1:13]) == pytest.approx(row[13], abs=0.011), name
+
+
+def test_a_correlation_over_two_systems_is_refused():
+    with pytest.raises(UserError, match="over 2 systems means nothing"):
+        correlation_matrix({"a": {"x": 1.0}, "b": {"x": 2.0}})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [
+        ("a", "happy, proud", "happy"),
+        ("b", "angry", "angry"),
+        ("c", "sad, tired", "sad"),
+        ("d", "neutral", "neutral"),
+    ]
+    lines = [f'{name},"[{labels}]",{label},"He shows it."' for name, labels, label in rows]
+    (tmp_path / "gt.csv").write_text("name,openset,label,reason\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    for system, answers in {
+        "good": ["glad", "mad", "sad", "neutral"],
+        "fair": ["glad, angry", "mad", "happy", "calm"],
+        "poor": ["sad", "happy", "", "angry"],
+    }.items():
+        lines = [f'{name},"[{answer}]"' for (name, _, _), answer in zip(rows, answers, strict=True)]
+        (tmp_path / f"{system}.csv").write_text("name,openset\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "table.csv").write_text(
+        "system,GPT,M1\n" + "".join(f"{name},{row[0]},{row[1]}\n" for name, row in TABLE_4.items()), encoding="utf-8"
+    )
+    return tmp_path
+
+
+COMMANDS = {
+    "baselines": ["references={}/gt.csv", "labels={}/gt.csv"],
+    "correlation": ["references={}/gt.csv", "{}/good.csv", "{}/fair.csv", "{}/poor.csv"],
+    "language": ["EE={}/good.csv", "CC={}/fair.csv", "EC={}/poor.csv"],
+    "onehot": ["references={}/gt.csv"],
+    "labels": ["references={}/gt.csv"],
+    "subtitles": ["references={}/gt.csv", "S0={}/poor.csv", "S1={}/good.csv"],
+    "modalities": ["references={}/gt.csv", "audio={}/poor.csv", "multi={}/good.csv"],
+    "wheel": ["references={}/gt.csv", "{}/fair.csv", "k=2"],
+    "confusion": ["references={}/gt.csv", "{}/fair.csv", "classes=happy,angry,sad,neutral"],
+}
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_every_analysis_prints_a_table_and_writes_json_png_and_svg(analysis, folder, capsys):
+    out = folder / "out"
+    arguments = [item.format(folder) for item in COMMANDS[analysis]]
+    assert main([analysis, *arguments, f"out={out}", "n_bootstrap=20"]) == 0, capsys.readouterr().err
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    assert json.loads((out / f"{analysis}.json").read_text(encoding="utf-8"))
+    assert (out / f"{analysis}.png").read_bytes()[:4] == b"\x89PNG"
+    assert ElementTree.parse(out / f"{analysis}.svg").getroot().tag.endswith("svg")
+
+
+def test_figures_are_right_on_the_toy_data(folder):
+    out = folder / "out"
+    base = [f"out={out}", f"references={folder / 'gt.csv'}", "pictures=false", "n_bootstrap=0"]
+    assert main(["onehot", *base]) == 0
+    onehot = json.loads((out / "onehot.json").read_text(encoding="utf-8"))
+    assert onehot["primary"]["precision"] == 1.0
+    assert onehot["primary"]["n"] == 3
+    assert main(["labels", *base]) == 0
+    statistics = json.loads((out / "labels.json").read_text(encoding="utf-8"))
+    assert (statistics["labels"], statistics["labels_per_clip"]) == (6, {"1": 2, "2": 2})
+    assert statistics["description_characters"]["mean"] == 12.0
+    assert main(["confusion", *base, str(folder / "fair.csv"), "classes=happy,angry,sad,neutral"]) == 0
+    matrix = np.array(json.loads((out / "confusion.json").read_text(encoding="utf-8"))["confusion"])
+    assert matrix.sum() == 4
+    assert main(["correlation", f"out={out}", f"table={folder / 'table.csv'}", "pictures=false"]) == 0
+    pcc = json.loads((out / "correlation.json").read_text(encoding="utf-8"))["pcc"]
+    assert pcc[0][1] == pytest.approx(0.887, abs=0.0006)
+    assert not list(out.glob("*.png"))
+
+
+def test_pictures_are_the_same_each_time(folder):
+    for out in ("one", "two"):
+        main(["labels", f"references={folder / 'gt.csv'}", f"out={folder / out}"])
+    assert (folder / "one" / "labels.svg").read_bytes() == (folder / "two" / "labels.svg").read_bytes()
+
+
+def test_wrong_calls_say_what_is_missing(folder, capsys):
+    assert main([]) == 2
+    assert "python -m affectgpt.analyze" in capsys.readouterr().err
+    assert main(["labels"]) == 2
+    assert "references= is missing" in capsys.readouterr().err
+    assert main(["subtitles", f"references={folder / 'gt.csv'}", f"S0={folder / 'good.csv'}"]) == 2
+    assert "two prediction files or more" in capsys.readouterr().err
+    assert main(["confusion", f"references={folder / 'gt.csv'}", str(folder / "good.csv")]) == 2
+    assert "classes= is missing" in capsys.readouterr().err
+
+
+def test_settings_names_and_files_are_told_apart():
+    request = parse(["references=a.csv", "S0=b.jsonl", "c.npz", "seed=3", "pictures=false"])
+    assert (request.references, request.named, request.files) == ("a.csv", {"S0": "b.jsonl"}, ["c.npz"])
+    assert (request.seed, request.pictures) == (3, False)
