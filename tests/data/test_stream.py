@@ -21,11 +21,13 @@ def stream(sources, *, length=60, seed=1, recipe=RECIPE, modalities=MODALITIES):
 def test_draw_n_depends_on_seed_and_n_alone():
     once, again = stream([(samples(7), 1.0)]), stream([(samples(7), 1.0)])
     assert [once[n] for n in range(60)] == [again[n] for n in reversed(range(60))][::-1]
-    assert [once[n] for n in range(60)] != [stream([(samples(7), 1.0)], seed=2)[n] for n in range(60)]
+    other = stream([(samples(7), 1.0)], seed=2)
+    assert [once[n] for n in range(60)] != [other[n] for n in range(60)]
 
 
 def test_each_pass_shows_every_sample_once_and_passes_differ():
-    shown = [stream([(samples(10), 1.0)])[n].sample.id for n in range(60)]
+    dataset = stream([(samples(10), 1.0)])
+    shown = [dataset[n].sample.id for n in range(60)]
     passes = [tuple(shown[start : start + 10]) for start in range(0, 60, 10)]
     assert all(len(set(one)) == 10 for one in passes)
     assert len(set(passes)) > 1
@@ -38,7 +40,8 @@ def test_sources_are_drawn_by_weight():
 
 
 def test_dropout_hides_media_at_its_rate_but_never_all_of_them():
-    draws = [stream([(samples(5), 1.0)], length=3000)[n] for n in range(3000)]
+    dataset = stream([(samples(5), 1.0)], length=3000)
+    draws = [dataset[n] for n in range(3000)]
     assert all(draw.modalities for draw in draws)
     hidden = 1 - sum(len(draw.modalities) for draw in draws) / (3 * 3000)
     assert hidden == pytest.approx(0.3 - 0.3**3 / 3, abs=0.02)

@@ -2,7 +2,7 @@ import logging
 
 import numpy as np
 import pytest
-from media_files import cut, numbered_clip, sine, write_media
+from tests.media.media_files import cut, numbered_clip, sine, write_media
 
 from affectgpt.media import (
     DamagedMedia,

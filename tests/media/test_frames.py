@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
-from media_files import (
+from tests.media.media_files import (
     BLUE,
     GREEN,
     RED,

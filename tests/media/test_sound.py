@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from media_files import numbered_clip, sine, write_media
+from tests.media.media_files import numbered_clip, sine, write_media
 
 from affectgpt.media import EmptyMedia, NoAudioStream, audio_windows, probe, read_audio
 
