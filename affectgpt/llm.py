@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.prompts import Message
-from affectgpt.runtime import append_jsonl_records, stable_hash
+from affectgpt.runtime import UserError, append_jsonl_records, stable_hash
 
 if TYPE_CHECKING:
     import openai
@@ -31,7 +31,7 @@ log = logging.getLogger("affectgpt")
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
-class ChatError(RuntimeError):
+class ChatError(UserError):
     """Requests that got no answer: how many, from where, why, and what to do. The answers that came are cached."""
 
 
