@@ -151,13 +151,19 @@ def labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, t
         if sample_id in labels:
             raise ValueError(f"two predictions for sample {sample_id!r}; each sample has one")
         if given is not None:
-            labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(given, tables), "given"
+            labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(given, tables), _how_given(given, text)
         elif tables.label_splitting == "published" and task == "labels":
             labels[sample_id], readings[sample_id] = tuple(split_published(text)), "published list"
         else:
             reading = read_labels(text)
             labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(reading.labels, tables), reading.how
     return labels, readings
+
+
+def _how_given(given: Sequence[str], text: str) -> str:
+    """"given", or how the labels were read where they are those of the text that stands beside them."""
+    reading = read_labels(text)
+    return reading.how if text and reading.labels == tuple(given) else "given"
 
 
 def _as_the_lexicon_reads(labels: Sequence[str], tables: Lexicon) -> tuple[str, ...]:

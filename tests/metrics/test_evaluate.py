@@ -46,6 +46,16 @@ def test_everything_that_is_left_out_is_counted():
         assert piece in text, piece
 
 
+def test_labels_that_stand_beside_their_text_say_how_they_were_read():
+    predictions = [
+        Prediction("a", "She smiles.\nEmotions: happy", labels=("happy",)),
+        Prediction("b", "I cannot determine it.", labels=()),
+        Prediction("c", "She smiles.\nEmotions: happy", labels=("sad",)),
+    ]
+    report = evaluate(predictions, REFERENCES, n_bootstrap=0)
+    assert report.counts.readings == {"label line": 1, "refusal": 1, "given": 1}
+
+
 def test_a_missing_prediction_scores_like_an_empty_one():
     some = {"a": ("happy",), "b": ("angry",)}
     missing = evaluate(some, REFERENCES, n_bootstrap=0)

@@ -11,6 +11,7 @@ import pytest
 from affectgpt.metrics import evaluate
 from affectgpt.metrics.lexicon import agreement, load_builtin, load_lexicon, split_published
 from affectgpt.metrics.wheel import GROUPINGS, WheelGrouping
+from affectgpt.schema import Prediction
 
 TABLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "emotion_wheel"
 openpyxl = pytest.importorskip("openpyxl")
@@ -73,6 +74,16 @@ def test_a_key_without_forms_is_its_own_form_and_cells_are_stripped(tmp_path):
 def test_label_text_is_split_at_quotes_and_commas_as_published():
     assert split_published("['sad', \"don't know\"]") == ["sad", "don", "t know"]
     assert split_published("[]") == split_published("") == []
+
+
+def test_labels_are_split_as_published_only_with_the_published_tables(tmp_path):
+    predictions = [Prediction("a", "['don't care', 'angry']", task="labels")]
+    published = evaluate(predictions, {"a": ("don't care", "angry")}, lexicon=toy_folder(tmp_path), n_bootstrap=0)
+    assert published.label_reading == "published"
+    assert published.counts.readings == {"published list": 1}
+    assert published.counts.unknown_truth == {"don": 1, "t care": 1}
+    ours = evaluate(predictions, {"a": ("don't care", "angry")}, n_bootstrap=0)
+    assert (ours.label_reading, ours.counts.unknown_truth, ours.primary.f_score) == ("exact", {}, 1.0)
 
 
 def test_csv_tables_read_like_xlsx_tables(tmp_path):
