@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from affectgpt import conf_schema as conf
 from affectgpt.schema import Sample, write_jsonl
 
 from .data.conftest import write_clip
 from .models import tiny
+
+# One thread a test process: tiny models gain nothing from more, and processes side by side starve each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 LABELS = (("happy", "proud"), ("sad",), ("angry", "hurt"), ("afraid", "nervous"))
 
