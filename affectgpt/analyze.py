@@ -12,6 +12,9 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
   modalities   references=gt.csv audio=a text=b multi=c    modalities side by side, with paired tests
   wheel        references=gt.csv predictions.jsonl [k=1]   predicted and true level-1 sectors of wheel k
   confusion    references=gt.csv predictions.jsonl classes=happy,sad,...    confusion matrix of one-hot labels
+  seeds        references=gt.csv run1.jsonl run2.jsonl ... runs of one system: mean ± standard deviation
+  texts        references=gt.csv predictions.jsonl [lang=zh]    BLEU-1, BLEU-4, ROUGE-L, METEOR of descriptions
+  judge        references=gt.csv predictions.jsonl model=... [base_url=...]   clue and label overlap by an LLM, 1-10
 
 Common: out=analysis (folder), lexicon=builtin or a folder, split=, seed=42, n_bootstrap=1000, pictures=true.
 """
@@ -30,16 +33,20 @@ from typing import Any
 import numpy as np
 
 from affectgpt.conf_schema import BenchmarkConfig
+from affectgpt.llm import ChatClient
 from affectgpt.metrics import GROUPINGS, empty, evaluate, load_lexicon, random_labels, read_predictions, read_references
 from affectgpt.metrics import plots as draw
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_truth
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
-from affectgpt.metrics.compare import compare
+from affectgpt.metrics.compare import compare, over_seeds
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.io import ScoreFileError
+from affectgpt.metrics.judge import JUDGE_ASPECTS, judge
+from affectgpt.metrics.matching import match_texts
 from affectgpt.metrics.sets import jaccard
 from affectgpt.metrics.wheel import WheelGrouping
+from affectgpt.prompts import LABEL_LINE
 from affectgpt.runtime import UserError, set_up_logging, write_json_atomic
 from affectgpt.schema import ManifestError
 
@@ -59,6 +66,7 @@ class Request:
     split: str | None = None
     lexicon: str = "builtin"
     grouping: str = "M1"
+    lang: str = "en"
     classes: tuple[str, ...] = ()
     k: int = 1
     seed: int = 42
@@ -271,9 +279,75 @@ def _picture(request: Request, make: Callable[[Path], None], suffix: str = "") -
         log.info("picture: %s.png, .svg", path)
 
 
+def seeds(request: Request) -> dict[str, Any]:
+    if len(request.files) < 2:
+        raise UserError(f"give the prediction files of two runs or more; found {request.files}")
+    truth = request.truth()
+    reports = [
+        evaluate(read_predictions(path), truth, lexicon=request.lexicon, n_bootstrap=0) for path in request.files
+    ]
+    spreads = over_seeds(reports)
+    for name, value in spreads.items():
+        print(f"{name:<16}{value}")
+    errors = {"F_S": [(100 * value.std, 100 * value.std) for value in spreads.values()]}
+    figures = {"F_S": [100 * value.mean for value in spreads.values()]}
+    _picture(request, lambda path: draw.draw_bars(
+        path, list(spreads), figures, title=f"Mean ± standard deviation of {len(reports)} runs", unit="F_S, %",
+        errors=errors))  # fmt: skip
+    return {name: vars(value) for name, value in spreads.items()}
+
+
+def texts(request: Request) -> dict[str, Any]:
+    truth, predicted = _descriptions(request)
+    result = match_texts(truth, predicted, lang=request.lang)
+    for name, value in result.scores.items():
+        print(f"{name:<10}{value:8.2f}")
+    for name, reason in result.unavailable.items():
+        print(f"{name:<10} not computed: {reason}")
+    libraries = ", ".join(f"{name} {version}" for name, version in result.libraries.items())
+    print(f"n = {result.n}, lang = {request.lang}, {libraries}")
+    figures = {"score": list(result.scores.values())}
+    if result.scores:
+        _picture(
+            request, lambda path: draw.draw_bars(path, list(result.scores), figures, title="Text matching", unit="%")
+        )
+    return vars(result)
+
+
+def by_judge(request: Request) -> dict[str, Any]:
+    if "model" not in request.named:
+        raise UserError("model= is missing: the name of the judging model, pinned to a version")
+    truth, predicted = _descriptions(request)
+    client = ChatClient(
+        request.named["model"], base_url=request.named.get("base_url"), cache=request.out / "llm-answers.jsonl"
+    )
+    results = {aspect: judge(truth, predicted, client, aspect) for aspect in JUDGE_ASPECTS}
+    for aspect, result in results.items():
+        mean = "-" if result.mean is None else f"{result.mean:.2f}"
+        print(f"{aspect:<16}{mean:>6}  n = {result.n}, {result.unparsed} unreadable, {result.model}")
+    print(f"{client.stats.calls} calls, {client.stats.cached} answers from the cache")
+    figures = {"mean": [result.mean or 0.0 for result in results.values()]}
+    _picture(request, lambda path: draw.draw_bars(path, list(results), figures, title="LLM judge", unit="1 to 10"))
+    return {aspect: vars(result) for aspect, result in results.items()}
+
+
+def _descriptions(request: Request) -> tuple[dict[str, str], dict[str, str]]:
+    """True descriptions, and the predicted texts without their label line."""
+    request.truth()
+    if len(request.files) != 1:
+        raise UserError(f"give one prediction file; found {request.files}")
+    heads = tuple(head.strip() for head in LABEL_LINE.values())
+    predicted = {}
+    for row in read_predictions(request.files[0]):
+        lines = [line for line in row.text.splitlines() if not line.startswith(heads)]
+        predicted[row.id] = "\n".join(lines).strip()
+    return _column(request, ("description", "reason", "english" if request.lang == "en" else "chinese")), predicted
+
+
 ANALYSES: dict[str, Callable[[Request], dict[str, Any]]] = {
     "baselines": baselines, "correlation": correlation, "language": language, "onehot": onehot, "labels": labels,
     "subtitles": side_by_side, "modalities": side_by_side, "wheel": wheel, "confusion": confusion,
+    "seeds": seeds, "texts": texts, "judge": by_judge,
 }  # fmt: skip
 
 
@@ -284,7 +358,7 @@ def parse(arguments: Sequence[str]) -> Request:
         name, equals, value = argument.partition("=")
         if not equals:
             request.files.append(argument)
-        elif name in ("references", "table", "labels", "split", "lexicon", "grouping"):
+        elif name in ("references", "table", "labels", "split", "lexicon", "grouping", "lang"):
             setattr(request, name, value)
         elif name in ("k", "seed", "n_bootstrap"):
             setattr(request, name, int(value))

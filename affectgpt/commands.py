@@ -56,8 +56,12 @@ def run_inference(config: InferConfig) -> int:
         settings = _settings(loaded, config)
         done = _predict_to_file(loaded, samples, out, config, bad, settings, config.backend, config.cache_features)
         log.info("%d predictions in %s", len(done), out)
-    n_bad = report_bad(bad, Path(config.out).parent if config.out else Path("."))
-    return 3 if n_bad else 0
+    if config.out is not None:
+        report_bad(bad, Path(config.out).parent)
+    elif bad:
+        listed = "\n".join(f"  {item.where}: {item.reason}" for item in bad)
+        log.warning("left out %d bad samples:\n%s", len(bad), listed)
+    return 3 if bad else 0
 
 
 def human(prediction: Prediction, sample: Sample) -> str:
@@ -129,10 +133,9 @@ def _score(config: EvalConfig, predictions: Path, out: Path) -> tuple[Report, Pa
     """Score a predictions file against the references of `config`; needs no torch."""
     from affectgpt.metrics import evaluate, read_predictions
 
+    rows, references = read_predictions(predictions), _references(config)
     files = [predictions, *(Path(source.manifest) for source in _reference_sources(config))]
     record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=files)
-    references = _references(config)
-    rows = read_predictions(predictions)
     extras: dict[str, Any] = {}
     if config.llm.model:
         rows, extras = _ask_llm(config, rows, references, out)
@@ -200,13 +203,14 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
             raise UserError(f"{benchmark.name} is a mean: predictions= must be a folder of <member>.jsonl files")
         members = [(part, _member_file(source, part.name)) for part in parts]
     out = Path(config.out) if config.out else (source if source.is_dir() else source.parent)
+    answers = [read_predictions(file) for _, file in members]
     inputs = [path for member, file in members for path in (file, truth_path(member))]
     record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
     results = []
-    for member, file in members:
+    for (member, _), predictions in zip(members, answers, strict=True):
         result = run_benchmark(
             member,
-            read_predictions(file),
+            predictions,
             lexicon=config.lexicon,
             seed=config.seed,
             n_bootstrap=config.n_bootstrap,

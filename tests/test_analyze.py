@@ -8,6 +8,7 @@ import pytest
 
 from affectgpt.analyze import ANALYSES, correlation_matrix, main, parse
 from affectgpt.runtime import UserError
+from tests.chat_server import ChatServer
 
 pytest.importorskip("matplotlib")
 
@@ -80,11 +81,35 @@ COMMANDS = {
     "modalities": ["references={}/gt.csv", "audio={}/poor.csv", "multi={}/good.csv"],
     "wheel": ["references={}/gt.csv", "{}/fair.csv", "k=2"],
     "confusion": ["references={}/gt.csv", "{}/fair.csv", "classes=happy,angry,sad,neutral"],
+    "seeds": ["references={}/gt.csv", "{}/good.csv", "{}/fair.csv", "{}/poor.csv"],
+    "texts": ["references={}/gt.csv", "{}/good.csv"],
 }
 
 
-@pytest.mark.parametrize("analysis", ANALYSES)
+@pytest.fixture
+def judging_server(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ChatServer(lambda body: '{"score": 7, "reason": "close"}') as server:
+        yield server
+
+
+def test_the_judge_rates_descriptions_without_their_label_line(folder, judging_server, capsys):
+    rows = [{"id": name, "text": "He shows it.\nEmotions: sad"} for name in "abcd"]
+    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    call = ["judge", f"references={folder / 'gt.csv'}", str(folder / "p.jsonl"), "model=toy", f"out={folder / 'out'}"]
+    assert main([*call, f"base_url={judging_server.url}"]) == 0, capsys.readouterr().err
+    result = json.loads((folder / "out" / "judge.json").read_text(encoding="utf-8"))
+    assert {aspect: row["mean"] for aspect, row in result.items()} == {"clue overlap": 7.0, "label overlap": 7.0}
+    assert "Emotions: sad" not in json.dumps(judging_server.requests)
+    assert main(call[:3]) == 2
+    assert "model= is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("analysis", sorted(set(ANALYSES) - {"judge"}))
 def test_every_analysis_prints_a_table_and_writes_json_png_and_svg(analysis, folder, capsys):
+    if analysis == "texts":
+        pytest.importorskip("sacrebleu")
     out = folder / "out"
     arguments = [item.format(folder) for item in COMMANDS[analysis]]
     assert main([analysis, *arguments, f"out={out}", "n_bootstrap=20"]) == 0, capsys.readouterr().err
