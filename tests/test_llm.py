@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,3 +184,47 @@ def test_killed_and_resumed_makes_exactly_the_missing_calls(server, tmp_path):
     asked = [body["messages"][0]["content"] for body in server.requests[before:]]
     assert sorted(asked) == sorted({f"question {i}" for i in range(40)} - kept)
     assert len(cache.read_text().splitlines()) == 40
+
+
+def test_a_small_model_behind_the_server_of_transformers_answers(tmp_path):
+    pytest.importorskip(
+        "fastapi", reason="`transformers serve` needs fastapi and uvicorn: pip install transformers[serving]"
+    )
+    pytest.importorskip("uvicorn")
+    from tests.models.tiny import write_qwen2
+
+    model = str(write_qwen2(tmp_path / "model"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        chat = ChatClient(
+            model, base_url=f"http://127.0.0.1:{port}/v1", cache=tmp_path / "a.jsonl", max_tokens=4, timeout_s=60
+        )
+        deadline = time.monotonic() + 90
+        while True:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        first = chat.ask_all([ask("hello"), ask("bye")])
+        assert [answer.cached for answer in first] == [False, False]
+        assert [answer.text for answer in chat.ask_all([ask("hello"), ask("bye")])] == [a.text for a in first]
+        assert chat.stats.calls == 2
+    finally:
+        process.terminate()
+        process.wait()
