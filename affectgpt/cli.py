@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import conf_schema
+from affectgpt.prompts import LANGUAGES, TASKS
 
 _HYDRA_OPTIONS = (
     "--cfg",
@@ -57,17 +58,19 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
 
 def train() -> None:
     """Entry point of train.py."""
+    sys.argv[1:] = whole_weights(sys.argv[1:])
     _run("train", _train)
 
 
 def infer() -> None:
     """Entry point of infer.py; arguments without `=` are inputs."""
-    sys.argv[1:] = positional_to_overrides(sys.argv[1:], "input")
+    sys.argv[1:] = positional_to_overrides(quote_texts(sys.argv[1:], conf_schema.InferConfig), "input")
     _run("infer", _infer)
 
 
 def evaluate() -> None:
     """Entry point of eval.py."""
+    sys.argv[1:] = quote_texts(sys.argv[1:], conf_schema.EvalConfig)
     _run("eval", _evaluate)
 
 
@@ -112,9 +115,49 @@ def positional_to_overrides(arguments: Sequence[str], key: str) -> list[str]:
         (plain if not is_option and ("=" not in text or Path(text).exists()) else rest).append(text)
     if not plain:
         return rest
-    # In Hydra's quoted strings a backslash means itself, except in front of a quote.
-    quoted = ",".join("'" + re.sub(r"(\\*)('|$)", _escape, text) + "'" for text in plain)
-    return [*rest, f"{key}=[{quoted}]"]
+    return [*rest, f"{key}=[{','.join(map(_quoted, plain))}]"]
+
+
+def quote_texts(arguments: Sequence[str], schema: type) -> list[str]:
+    """Quote the values of text settings for Hydra, whose grammar gives quotes, commas and braces in them a meaning.
+
+    `null` and values that are quoted for Hydra already stay, and so does everything in a sweep (-m).
+
+    >>> quote_texts(["subtitle=It's ok, a=b", "split=null", "json=true"], conf_schema.InferConfig)
+    ["subtitle='It\\\\'s ok, a=b'", 'split=null', 'json=true']
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+    texts = {field.name for field in dataclasses.fields(schema) if field.type in ("str", "str | None")}
+    changed = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        is_plain = key in texts and equals and value not in ("", "null") and not _QUOTED.fullmatch(value)
+        changed.append(f"{key}={_quoted(value)}" if is_plain and not Path(argument).exists() else argument)
+    return changed
+
+
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+def whole_weights(arguments: Sequence[str]) -> list[str]:
+    """Make `stage.tasks={labels:1}` mean these tasks and no others; Hydra alone would add them to those of the stage.
+
+    >>> whole_weights(["stage.langs={zh:1}"])
+    ['++stage.langs={en:0,zh:0}', 'stage.langs={zh:1}']
+    """
+    changed = []
+    for argument in arguments:
+        for key, names in (("stage.tasks", TASKS), ("stage.langs", LANGUAGES)):
+            if argument.startswith(f"{key}={{"):
+                changed.append(f"++{key}={{{','.join(f'{name}:0' for name in names)}}}")
+        changed.append(argument)
+    return changed
+
+
+def _quoted(text: str) -> str:
+    """`text` as a quoted string of Hydra: there a backslash means itself, except in front of a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", _escape, text) + "'"
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -141,7 +184,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
 
     _register()
     with initialize_config_dir(str(_conf_folder()), version_base="1.3"):
-        return _resolved(OmegaConf.to_object(hydra_compose(command, overrides=list(overrides))))
+        return _resolved(OmegaConf.to_object(hydra_compose(command, overrides=whole_weights(overrides))))
 
 
 def set_environment() -> None:

@@ -45,7 +45,7 @@ class ProjectorConfig:
 class LoraConfig:
     """Low-rank adapters of the LLM (peft); add lora to stage.trainable to train them."""
 
-    r: int = 16  # rank
+    r: int = 0  # rank, for example 16; 0 = no adapters, the LLM stays as it is
     alpha: int = 32  # scale is alpha / r
     dropout: float = 0.05  # on the adapters' input, while training
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # adapted layers
@@ -59,7 +59,7 @@ class LLMConfig:
     revision: str | None = None  # hub revision; pinned into every checkpoint
     dtype: str = "float32"  # float32 or bfloat16
     prompt_format: str = "auto"  # auto = the tokenizer's chat template, else vicuna
-    lora: LoraConfig | None = None  # low-rank adapters; null = frozen whole
+    lora: LoraConfig = field(default_factory=LoraConfig)  # low-rank adapters
 
 
 @dataclass

@@ -52,7 +52,7 @@ def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
         encoders=encoders,
         projectors={name: ProjectorSpec(**asdict(projector)) for name, projector in config.projectors.items()},
         sampling=SamplingSpec(**asdict(config.sampling)),
-        lora=None if lora is None else LoraSpec(lora.r, lora.alpha, lora.dropout, tuple(lora.target_modules)),
+        lora=None if lora.r == 0 else LoraSpec(lora.r, lora.alpha, lora.dropout, tuple(lora.target_modules)),
         prompt_format=config.llm.prompt_format,
         seed=seed,
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from affectgpt.cli import compose, positional_to_overrides, replace_strings
-from affectgpt.conf_schema import DataConfig, EncoderConfig, SourceConfig, TrainConfig
+from affectgpt.cli import compose, positional_to_overrides, quote_texts, replace_strings
+from affectgpt.conf_schema import DataConfig, EncoderConfig, InferConfig, SourceConfig, TrainConfig
 from affectgpt.confdoc import document, fields_of, settings_of
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +121,29 @@ def test_an_existing_file_with_an_equals_sign_is_an_input(tmp_path, monkeypatch)
 def test_awkward_names_survive_the_way_through_hydra():
     names = ["it's.mp4", "a,b.mp4", "x [1].mp4", "ü 你好.mp4", "c:\\d.mp4", "$x{y}.mp4", "50%.mp4"]
     assert compose("infer", positional_to_overrides(names, "input")).input == names
+
+
+@pytest.mark.parametrize("text", ["I'm fine.", 'It\'s "ok", a=b, {好的} [x]', "trailing\\", "a: b", "7", "'tis"])
+def test_a_subtitle_is_taken_as_it_is_written(text):
+    arguments = quote_texts([f"subtitle={text}"], InferConfig)
+    assert compose("infer", arguments).subtitle == text
+
+
+def test_texts_quoted_for_hydra_and_null_stay_as_hydra_reads_them():
+    arguments = quote_texts(["subtitle='I\\'m, well'", 'out="p.jsonl"', "split=null"], InferConfig)
+    config = compose("infer", arguments)
+    assert (config.subtitle, config.out, config.split) == ("I'm, well", "p.jsonl", None)
+
+
+def test_tasks_given_on_the_command_line_replace_those_of_the_recipe():
+    tasks = compose("train", ["stage.tasks={labels:1.0}"]).stage.tasks
+    assert {name: weight for name, weight in tasks.items() if weight} == {"labels": 1.0}
+
+
+@pytest.mark.parametrize("override", ["model.llm.lora={r:4}", "model.llm.lora.r=4"])
+def test_lora_is_switched_on_by_its_rank(override):
+    assert compose("train").model.llm.lora.r == 0
+    assert compose("train", [override]).model.llm.lora.r == 4
 
 
 def test_strings_are_replaced_wherever_they_stand():
