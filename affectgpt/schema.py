@@ -156,6 +156,8 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     row = {key: value for key, value in row.items() if value is not None and value != ""}
     if "name" in row and "id" not in row:
         row["id"] = row.pop("name")
+    if "id" not in row:
+        raise ValueError(f"no id: expected a column or key 'id' (or 'name'), found {sorted(map(str, row))}")
     sample_id = check_id(row.get("id"))
     lang = row.get("lang", "en")
     if lang not in LANGUAGES:
@@ -245,7 +247,10 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise ManifestError(f"{path}: no such manifest file; {HELP}")
     if path.suffix not in (".jsonl", ".csv"):
         raise ManifestError(f"{path}: a manifest ends in .jsonl or .csv, found {path.suffix!r}; {HELP}")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {HELP}") from None
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         line_no = 2

@@ -116,6 +116,17 @@ def test_a_value_of_the_wrong_kind_names_field_and_value(tmp_path, field, value,
     assert found in str(error.value)
 
 
+def test_a_table_without_an_id_column_names_the_columns_it_has(tmp_path):
+    with pytest.raises(ManifestError, match=r"no id: expected a column or key 'id'.*found \['id;video'\]"):
+        read_samples(write(tmp_path / "a.csv", "id;video\na;b.mp4\n"))
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes("id,video,labels\na,b.mp4,très\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"a\.csv: is not UTF-8 text .*save it as UTF-8"):
+        read_samples(tmp_path / "a.csv")
+
+
 def test_missing_file_wrong_suffix_and_empty_manifest_say_so(tmp_path):
     for path, words in [
         (tmp_path / "none.jsonl", "no such manifest"),
