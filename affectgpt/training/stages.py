@@ -24,7 +24,7 @@ from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, trainable_table
-from affectgpt.models.checkpoint import load_trained_tensors
+from affectgpt.models.checkpoint import load_trained_tensors, read_spec
 from affectgpt.prompts import render
 from affectgpt.runtime import (
     RunRecord,
@@ -80,6 +80,8 @@ def run_stage(config: TrainConfig) -> StageResult:
     sources = {"coarse": config.data.coarse, "fine": config.data.fine}.get(stage.name, [])
     if not sources:
         raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
+    for source in sources:  # mistakes in a manifest shall show before there is a run folder
+        read_manifest(source.manifest, split=source.split, on_bad=config.data.on_bad)
     run, resume_from = _run_folder(config)
     record = RunRecord.read(run)
     if record is None:
@@ -129,7 +131,11 @@ def _train(
     seed_everything(config.seed)
     model, processor = build(model_spec(config.model, config.seed))
     if init_from is not None:
-        load_trained_tensors(model, init_from, parts=["projectors"])
+        before = read_spec(init_from)
+        # Adapters of the stage before must be taken over; those that this stage adds start anew.
+        load_trained_tensors(model, init_from, parts=None if before.lora else ["projectors"])
+        if unused := [name for name in before.modalities if name not in model.modalities]:
+            log.info("not taken over, since this model has no such branch: projections of %s", ", ".join(unused))
     model.set_trainable(stage.trainable)
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -150,7 +156,7 @@ def _train(
     )
     stream = TrainingStream(
         training,
-        Recipe(stage.tasks, stage.langs, stage.modality_dropout, stage.subtitle_dropout),
+        Recipe(_positive(stage.tasks), _positive(stage.langs), stage.modality_dropout, stage.subtitle_dropout),
         modalities=model.modalities,
         length=total_steps * stage.batch_size * stage.accumulation * arguments.world_size,
         seed=config.seed,
@@ -173,7 +179,9 @@ def _train(
         callbacks.append(TensorBoardLog(run / "tensorboard"))
 
     def validate(model: Any, step: int) -> Mapping[str, float]:
-        asking = Asking(task="both" if "both" in stage.tasks else "labels", lang=max(stage.langs, key=stage.langs.get))
+        asking = Asking(
+            task="both" if stage.tasks.get("both") else "labels", lang=max(stage.langs, key=stage.langs.get)
+        )
         decoding = Decoding(config.generate.batch_size, config.generate.max_new_tokens)
         rows = list(predict(model, processor, validation, reader, asking=asking, decoding=decoding))
         write_jsonl(run / "generations" / f"step-{step:06d}.jsonl", rows)
@@ -200,7 +208,15 @@ def _train(
         best = trainer.state.best_metric
         record.finish("finished", loss=output.training_loss, best_validation_f_s=best, steps=trainer.state.global_step)
         last = complete_checkpoints(run)[-1]
-        log.info("finished: %s%s", last, f", best by validation (F_S {best:.3f}): {run / BEST}" if best else "")
+        log.info(
+            "finished: %s%s",
+            last,
+            f", best by validation (F_S {best * 100:.1f}): {run / BEST}" if best is not None else "",
+        )
+
+
+def _positive(weights: Mapping[str, float]) -> dict[str, float]:
+    return {key: weight for key, weight in weights.items() if weight != 0}
 
 
 def training_sources(
@@ -227,6 +243,11 @@ def training_sources(
             raise UserError(f"{source.manifest}: no usable sample is left of {len(bad)}")
         parts.append((samples, source.weight))
     n_all = sum(len(samples) for samples, _ in parts)
+    if stage.n_validation >= n_all:
+        raise UserError(
+            f"stage.n_validation={stage.n_validation} would hold out all of {n_all} usable training samples; lower it "
+            "(0 = no validation) or add samples"
+        )
     validation: list[Sample] = []
     training = []
     for samples, weight in parts:

@@ -13,9 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from affectgpt.conf_schema import ProjectorConfig
+from affectgpt.conf_schema import LoraConfig, ProjectorConfig, SourceConfig
+from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runtime import RunRecord, UserError
-from affectgpt.schema import Prediction, Sample
+from affectgpt.schema import ManifestError, Prediction, Sample
 from affectgpt.training.checkpoints import (
     COMPLETE,
     checkpoint_to_start_from,
@@ -193,6 +194,43 @@ def test_projections_for_another_shape_are_refused_with_the_tensor(finished, bas
     with pytest.raises(ValueError, match=r"projectors\.audio"):
         run_stage(wrong)
     assert RunRecord.read(tmp_path / "runs" / "fine").values["status"] == "failed"
+
+
+def test_a_mistake_in_a_manifest_leaves_no_run_folder(finished, tmp_path):
+    config = in_folder(finished[0], tmp_path)
+    (tmp_path / "m.csv").write_text("id,vid\na,b.mp4\n")
+    config.data.coarse = [SourceConfig(manifest=str(tmp_path / "m.csv"))]
+    with pytest.raises(ManifestError, match=r"unknown columns \['vid'\]"):
+        run_stage(config)
+    assert not Path(config.paths.runs).exists()
+
+
+def test_holding_out_all_samples_names_the_setting(finished, tmp_path):
+    config = in_folder(finished[0], tmp_path)
+    config.stage.n_validation = 64
+    with pytest.raises(UserError, match=r"stage\.n_validation=64 would hold out all of 9 usable"):
+        run_stage(config)
+
+
+def test_adapters_of_the_stage_before_are_taken_over_or_the_difference_is_named(
+    finished, base_models, manifest, tmp_path
+):
+    config, coarse = finished
+    first = in_folder(config, tmp_path)
+    first.stage.init_from = str(coarse)  # without adapters: this stage adds them
+    first.model.llm.lora = LoraConfig(r=2)
+    first.stage.trainable = ["projectors", "lora"]
+    run = run_stage(copy.deepcopy(first)).run
+    second = copy.deepcopy(first)
+    second.stage.init_from = str(run)
+    second.stage.trainable = ["projectors"]
+    before, after = weights(run / "checkpoint-6"), weights(run_stage(second).run / "checkpoint-6")
+    adapters = [name for name in before if ".lora_" in name]
+    assert adapters
+    assert all(torch.equal(before[name], after[name]) for name in adapters)
+    second.model.llm.lora = LoraConfig()
+    with pytest.raises(CheckpointError, match=r"not in the model: .*lora"):
+        run_stage(second)
 
 
 def test_without_a_coarse_run_the_fine_stage_names_the_command_that_makes_one(tmp_path):
