@@ -130,6 +130,17 @@ def test_bad_inputs_raise_or_are_left_out_with_exit_code_3(infer_config, tmp_pat
     assert [row["id"] for row in rows(tmp_path / "bad_samples.jsonl")] == ["empty"]
 
 
+def test_without_a_file_to_write_to_bad_inputs_are_listed_and_nothing_is_written(infer_config, tmp_path, caplog):
+    write_clip(tmp_path / "good.mp4")
+    (tmp_path / "empty.mp4").touch()
+    before = sorted(tmp_path.rglob("*.jsonl"))
+    infer_config.input, infer_config.on_bad = [str(tmp_path)], "skip"
+    assert run_inference(infer_config) == 3
+    assert "left out 1 bad samples" in caplog.text
+    assert "empty.mp4: " in caplog.text
+    assert sorted(tmp_path.rglob("*.jsonl")) == before
+
+
 @pytest.mark.parametrize(
     ("inputs", "subtitle", "words"),
     [

@@ -149,7 +149,7 @@ def check_each(
     bad: list[BadSample] = []
     with ThreadPoolExecutor(n_threads) as pool:
         try:
-            bar = tqdm(pool.map(attempt, items), what, len(items), leave=False, disable=not progress)
+            bar = tqdm(pool.map(attempt, items), what, len(items), leave=False, delay=1, disable=not progress)
             for item, result in zip(items, bar, strict=True):
                 if isinstance(result, Exception):
                     bad.append(BadSample(name(item), where(item), str(result)))
