@@ -39,7 +39,7 @@ from affectgpt.metrics import plots as draw
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_truth
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
-from affectgpt.metrics.compare import compare, over_seeds
+from affectgpt.metrics.compare import compare, named_after_files, over_seeds
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.metrics.judge import JUDGE_ASPECTS, judge
@@ -107,7 +107,7 @@ def baselines(request: Request) -> dict[str, Any]:
 def side_by_side(request: Request) -> dict[str, Any]:
     truth = request.truth()
     systems = {name: read_predictions(path) for name, path in request.named.items()}
-    systems |= {Path(path).stem: read_predictions(path) for path in request.files}
+    systems |= {name: read_predictions(path) for name, path in named_after_files(request.files).items()}
     if len(systems) < 2:
         raise UserError(f"give two prediction files or more, as name=file; found {sorted(systems)}")
     return _side_by_side(request, systems, truth, " and ".join(systems))
@@ -134,7 +134,7 @@ def correlation(request: Request) -> dict[str, Any]:
         scores = {name: dict(zip(header, map(float, values), strict=True)) for name, *values in rows}
     else:
         truth = request.truth()
-        files = {**request.named, **{Path(path).stem: path for path in request.files}}
+        files = {**request.named, **named_after_files(request.files)}
         for name, path in files.items():
             report = evaluate(read_predictions(path), truth, lexicon=request.lexicon, n_bootstrap=0)
             scores[name] = {key: score.f_score for key, score in report.scores.items() if key in GROUPINGS}
@@ -373,7 +373,8 @@ def parse(arguments: Sequence[str]) -> Request:
     return request
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     set_up_logging()
     if not arguments or arguments[0] not in ANALYSES:
         print((__doc__ or "").strip(), file=sys.stderr)
@@ -391,4 +392,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

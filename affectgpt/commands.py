@@ -59,7 +59,7 @@ def run_inference(config: InferConfig) -> int:
     if config.out is not None:
         report_bad(bad, Path(config.out).parent)
     elif bad:
-        listed = "\n".join(f"  {item.where}: {item.reason}" for item in bad)
+        listed = "\n".join(f"  {item.id}: {item.reason}" for item in bad)
         log.warning("left out %d bad samples:\n%s", len(bad), listed)
     return 3 if bad else 0
 
@@ -167,21 +167,14 @@ def _references(config: EvalConfig) -> dict[str, tuple[str, ...]]:
 def _compare(config: EvalConfig, files: list[Path]) -> int:
     """Score several prediction files on the same references, with paired tests; writes comparison.json."""
     from affectgpt.metrics import read_predictions
-    from affectgpt.metrics.compare import compare
+    from affectgpt.metrics.compare import compare, named_after_files
 
     if len(files) < 2:
         raise UserError("compare=true needs two prediction files or more: predictions=[a.jsonl,b.jsonl]")
-    names = [file.stem for file in files]
-    if len(set(names)) < len(names):  # a/predictions.jsonl and b/predictions.jsonl
-        names = [f"{file.parent.name}/{file.stem}" for file in files]
-    if len(set(names)) < len(names):
-        names = [str(file) for file in files]
     out = Path(config.out) if config.out else files[0].parent
     references = _references(config)
-    systems = {name: read_predictions(file) for name, file in zip(names, files, strict=True)}
-    result = compare(
-        systems, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap
-    )
+    systems = {name: read_predictions(file) for name, file in named_after_files(files).items()}
+    result = compare(systems, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
     print(result.table())
     result.write(out / "comparison.json")
     log.info("comparison: %s", out / "comparison.json")

@@ -59,7 +59,8 @@ def write_submission(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"{path}: a submission ends in .npz or .csv, found {path.suffix!r}")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = dict(item.split("=", 1) for item in arguments if "=" in item)
     files = [item for item in arguments if "=" not in item]
     if len(files) != 2 or set(options) - {"candidates", "empty"}:
@@ -82,4 +83,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -17,6 +17,21 @@ from affectgpt.metrics.wheel import GROUPINGS, LEVEL1
 from affectgpt.runtime import write_text_atomic
 
 
+def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """A name for each system: its file's stem, or with as many folders before it as tell the files apart.
+
+    >>> list(named_after_files(["runs/a/predictions.jsonl", "runs/b/predictions.jsonl"]))
+    ['a/predictions', 'b/predictions']
+    """
+    files = [Path(path) for path in paths]
+    depth = max((len(file.parts) for file in files), default=0)
+    for n_parts in range(1, depth + 1):
+        names = ["/".join(file.with_suffix("").parts[-n_parts:]) for file in files]
+        if len(set(names)) == len(files):
+            return dict(zip(names, files, strict=True))
+    raise ValueError(f"a predictions file is given twice: {[str(file) for file in files]}")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Reports by system and, for every pair, the paired test of the level-1 mean F_S (first minus second)."""

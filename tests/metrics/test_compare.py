@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from affectgpt.metrics import evaluate, random_labels
-from affectgpt.metrics.compare import compare, over_seeds, spread
+from affectgpt.metrics.compare import compare, named_after_files, over_seeds, spread
 from affectgpt.metrics.evaluate import evaluate_samples, mean_sample_f, neutral_aware
 
 REFERENCES = {
@@ -65,3 +65,14 @@ def test_sample_f_of_perfect_and_of_empty_predictions():
     assert (mean_sample_f(perfect), mean_sample_f(empty)) == (1.0, 0.0)
     _, mixed = evaluate_samples({"a": ["happy", "sad"], "b": ["angry"]}, {"a": ["happy"], "b": ["mad"]}, n_bootstrap=0)
     assert mean_sample_f(mixed[:, 2:3]) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_files_of_one_name_stay_different_systems():
+    files = ["runs/a/predictions.jsonl", "runs/b/predictions.jsonl", "other/a/predictions.jsonl"]
+    assert list(named_after_files(files)) == ["runs/a/predictions", "runs/b/predictions", "other/a/predictions"]
+    assert list(named_after_files(["x/a.jsonl", "x/b.csv"])) == ["a", "b"]
+
+
+def test_one_file_given_twice_is_refused():
+    with pytest.raises(ValueError, match="given twice"):
+        named_after_files(["a.jsonl", "a.jsonl"])
