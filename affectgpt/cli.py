@@ -266,6 +266,11 @@ def _guarded(task: Callable[[Any], int], config: Any) -> int:
         print(f"error: {error}", file=sys.stderr)
         print("(AFFECTGPT_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if os.environ.get("AFFECTGPT_TRACEBACK"):
+            raise
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 def _conf_folder() -> Path:

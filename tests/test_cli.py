@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from affectgpt.cli import compose, positional_to_overrides, quote_texts, replace_strings
+from affectgpt.cli import _guarded, compose, positional_to_overrides, quote_texts, replace_strings
 from affectgpt.conf_schema import DataConfig, EncoderConfig, InferConfig, SourceConfig, TrainConfig
 from affectgpt.confdoc import document, fields_of, settings_of
 
@@ -121,6 +121,14 @@ def test_an_existing_file_with_an_equals_sign_is_an_input(tmp_path, monkeypatch)
 def test_awkward_names_survive_the_way_through_hydra():
     names = ["it's.mp4", "a,b.mp4", "x [1].mp4", "ü 你好.mp4", "c:\\d.mp4", "$x{y}.mp4", "50%.mp4"]
     assert compose("infer", positional_to_overrides(names, "input")).input == names
+
+
+def test_ctrl_c_ends_with_one_line_and_130(capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert _guarded(interrupted, compose("infer")) == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted\n")
 
 
 @pytest.mark.parametrize("text", ["I'm fine.", 'It\'s "ok", a=b, {好的} [x]', "trailing\\", "a: b", "7", "'tis"])

@@ -137,7 +137,7 @@ def test_without_a_file_to_write_to_bad_inputs_are_listed_and_nothing_is_written
     infer_config.input, infer_config.on_bad = [str(tmp_path)], "skip"
     assert run_inference(infer_config) == 3
     assert "left out 1 bad samples" in caplog.text
-    assert "empty.mp4: " in caplog.text
+    assert "  empty: " in caplog.text
     assert sorted(tmp_path.rglob("*.jsonl")) == before
 
 
