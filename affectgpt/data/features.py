@@ -2,7 +2,8 @@
 
 A frozen encoder is a pure function of the file, so its states are computed once and shared by all runs and processes.
 The address holds the sha256 of the media, the encoder's fingerprint and the sampling; a change of any of them is
-another address, never a stale hit. Files appear whole (written aside, then renamed), so several processes may fill one cache.
+another address, never a stale hit. Files appear whole (written aside, then renamed), so several processes may fill
+one cache.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
     def score(title: str, checkpoint: Path, *given: str) -> tuple[str, Report]:
         log.info("\n=== score: %s", title.strip())
         out = runs / "scores" / title.strip().replace(" ", "-").replace(",", "")
-        return title, evaluate_config(compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given]))[0]
+        config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
+        return title, evaluate_config(config)[0]
 
     before = score("before training", untrained(runs / "untrained"))
     coarse = train("coarse", "coarse", "null")

@@ -24,7 +24,7 @@ def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
     ['a/predictions', 'b/predictions']
     """
     files = [Path(path) for path in paths]
-    depth = max((len(file.parts) for file in files), default=0)
+    depth = max((len(file.parts) for file in files), default=1)
     for n_parts in range(1, depth + 1):
         names = ["/".join(file.with_suffix("").parts[-n_parts:]) for file in files]
         if len(set(names)) == len(files):
