@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from affectgpt.conf_schema import BenchmarkConfig, EvalConfig, GenerateConfig, InferConfig, SourceConfig
-from affectgpt.prompts import LABEL_SEPARATOR
+from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
 from affectgpt.runtime import RunRecord, UserError
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
 
@@ -82,7 +82,14 @@ def human(prediction: Prediction, sample: Sample) -> str:
     if unused:
         lines.append(f"  left out {', '.join(unused)}")
     lines.append("")
-    for paragraph in prediction.text.splitlines() or [""]:
+    paragraphs = prediction.text.splitlines() or [""]
+    if (
+        prediction.task == "both"
+        and prediction.labels
+        and paragraphs[-1].startswith(LABEL_LINE[prediction.lang].strip())
+    ):
+        paragraphs.pop()  # the labels come below
+    for paragraph in paragraphs:
         lines += textwrap.wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ") or [""]
     if prediction.task == "both" and prediction.labels:
         lines += ["", f"  labels: {LABEL_SEPARATOR[prediction.lang].join(prediction.labels)}"]

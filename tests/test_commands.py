@@ -200,3 +200,10 @@ def test_checkpoint_and_predictions_together_are_refused():
 def test_an_answer_that_was_cut_says_so():
     prediction = Prediction(id="a", text="He", finish="length", n_tokens=1, task="labels")
     assert "cut after 1 tokens; raise generate.max_new_tokens" in human(prediction, Sample(id="a"))
+
+
+def test_labels_stand_once_below_the_explanation():
+    prediction = Prediction(id="a", text="He frowns.\nEmotions: angry, hurt", labels=("angry", "hurt"))
+    shown = human(prediction, Sample(id="a"))
+    assert shown.count("angry") == 1
+    assert "labels: angry, hurt" in shown

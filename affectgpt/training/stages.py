@@ -54,6 +54,10 @@ class StageResult:
     exit_code: int
 
 
+Part = tuple[list[Sample], float]
+"""Samples of one source, and its weight."""
+
+
 class EncodeDraw:
     """Makes model inputs out of a draw; a class of its own so that loader processes can take it along."""
 
@@ -80,12 +84,14 @@ def run_stage(config: TrainConfig) -> StageResult:
     sources = {"coarse": config.data.coarse, "fine": config.data.fine}.get(stage.name, [])
     if not sources:
         raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
-    for source in sources:  # mistakes in a manifest shall show before there is a run folder
-        read_manifest(source.manifest, split=source.split, on_bad=config.data.on_bad)
+    # Mistakes in a manifest, missing files and a missing first stage shall show before there is a run folder.
+    parts, bad = read_sources(sources, config.data)
+    init_from = None
+    if stage.init_from and not config.resume:
+        init_from = checkpoint_to_start_from(Path(config.paths.runs), stage.init_from)
     run, resume_from = _run_folder(config)
     record = RunRecord.read(run)
     if record is None:
-        init_from = checkpoint_to_start_from(Path(config.paths.runs), stage.init_from) if stage.init_from else None
         record = RunRecord.start(
             run,
             kind=f"train {stage.name}",
@@ -106,7 +112,7 @@ def run_stage(config: TrainConfig) -> StageResult:
         log.info("projections start from random values (seed %d)", config.seed)
     try:
         with StopOnSignal() as stop:
-            _train(config, run, sources, init_from, resume_from, stop, record)
+            _train(config, run, parts, bad, init_from, resume_from, stop, record)
     except BaseException:
         record.finish("failed")
         raise
@@ -120,7 +126,8 @@ def run_stage(config: TrainConfig) -> StageResult:
 def _train(
     config: TrainConfig,
     run: Path,
-    sources: Sequence[SourceConfig],
+    parts: Sequence[Part],
+    bad: Sequence[BadSample],
     init_from: Path | None,
     resume_from: Path | None,
     stop: StopOnSignal,
@@ -145,7 +152,8 @@ def _train(
     model.to(device)
     cache_folder = Path(config.paths.cache) if config.data.cache_features else None
     reader = clip_reader(model, processor, backend=config.data.backend, cache_folder=cache_folder)
-    training, validation, bad = training_sources(sources, stage, config.data, config.seed, reader, model.modalities)
+    training, validation, bad_clips = prepare_training(parts, stage, config.data, config.seed, reader, model.modalities)
+    bad = [*bad, *bad_clips]
     record.values["n_bad_samples"] = report_bad(bad, run)
     total_steps = stage.epochs * stage.iterations_per_epoch
     schedule = Schedule(
@@ -219,29 +227,42 @@ def _positive(weights: Mapping[str, float]) -> dict[str, float]:
     return {key: weight for key, weight in weights.items() if weight != 0}
 
 
-def training_sources(
-    sources: Sequence[SourceConfig],
+def read_sources(sources: Sequence[SourceConfig], data: DataConfig) -> tuple[list[Part], list[BadSample]]:
+    """Read the manifests and look at the headers of their media; [(samples, weight)] and what was left out."""
+    parts: list[Part] = []
+    bad: list[BadSample] = []
+    for source in sources:
+        samples, bad_rows = read_manifest(source.manifest, split=source.split, on_bad=data.on_bad)
+        samples, bad_media = probe_samples(samples, on_bad=data.on_bad)
+        bad += bad_rows + bad_media
+        if not samples:
+            raise UserError(f"{source.manifest}: no usable sample is left of {len(bad)}")
+        parts.append((samples, source.weight))
+    return parts, bad
+
+
+def prepare_training(
+    parts: Sequence[Part],
     stage: StageConfig,
     data: DataConfig,
     seed: int,
     reader: ClipReader,
     modalities: Sequence[str],
-) -> tuple[list[tuple[list[Sample], float]], list[Sample], list[BadSample]]:
-    """Read, probe and (with a cache) encode the training data, and hold out the validation samples.
+) -> tuple[list[Part], list[Sample], list[BadSample]]:
+    """Encode the training data (with a cache) and hold out the validation samples.
 
     Returns:
-        [(training samples, weight)], validation samples (out of the training data, never the test split), bad samples.
+        [(training samples, weight)], validation samples (out of the training data, never the test split), bad clips.
     """
-    parts: list[tuple[list[Sample], float]] = []
+    usable: list[Part] = []
     bad: list[BadSample] = []
-    for source in sources:
-        samples, bad_rows = read_manifest(source.manifest, split=source.split, on_bad=data.on_bad)
-        samples, bad_media = probe_samples(samples, on_bad=data.on_bad)
-        samples, bad_clips = reader.prepare(samples, modalities, on_bad=data.on_bad, what="encoding clips")
-        bad += bad_rows + bad_media + bad_clips
-        if not samples:
-            raise UserError(f"{source.manifest}: no usable sample is left of {len(bad)}")
-        parts.append((samples, source.weight))
+    for samples, weight in parts:
+        good, bad_clips = reader.prepare(samples, modalities, on_bad=data.on_bad, what="encoding clips")
+        bad += bad_clips
+        if not good:
+            raise UserError(f"none of {len(samples)} clips can be decoded; the first: {bad[0].id!r}: {bad[0].reason}")
+        usable.append((good, weight))
+    parts = usable
     n_all = sum(len(samples) for samples, _ in parts)
     if stage.n_validation >= n_all:
         raise UserError(
@@ -249,7 +270,7 @@ def training_sources(
             "(0 = no validation) or add samples"
         )
     validation: list[Sample] = []
-    training = []
+    training: list[Part] = []
     for samples, weight in parts:
         share = round(stage.n_validation * len(samples) / n_all)
         rest, held = hold_out(samples, n=share, seed=seed)

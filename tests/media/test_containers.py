@@ -2,7 +2,6 @@ import logging
 
 import numpy as np
 import pytest
-from tests.media.media_files import cut, numbered_clip, sine, write_media
 
 from affectgpt.media import (
     DamagedMedia,
@@ -14,6 +13,7 @@ from affectgpt.media import (
     read_audio,
     read_frames,
 )
+from tests.media.media_files import cut, numbered_clip, sine, write_media
 
 READERS = [probe, read_audio, lambda path: read_frames(path, 8)]
 

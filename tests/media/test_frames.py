@@ -5,6 +5,8 @@ import av
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
+
+from affectgpt.media import EmptyMedia, NoVideoStream, probe, read_frame_sets, read_frames, uniform_indices
 from tests.media.media_files import (
     BLUE,
     GREEN,
@@ -17,8 +19,6 @@ from tests.media.media_files import (
     sine,
     write_media,
 )
-
-from affectgpt.media import EmptyMedia, NoVideoStream, probe, read_frame_sets, read_frames, uniform_indices
 
 CONTAINERS = [("mp4", "libx264"), ("mkv", "libx264"), ("mov", "mpeg4"), ("avi", "mpeg4"), ("webm", "libvpx")]
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tests.media.media_files import numbered_clip, sine, write_media
 
 from affectgpt.media import EmptyMedia, NoAudioStream, audio_windows, probe, read_audio
+from tests.media.media_files import numbered_clip, sine, write_media
 
 
 def amplitude_of(samples: np.ndarray, frequency_hz: float, rate_hz: int = 16000) -> float:

@@ -240,6 +240,16 @@ def test_without_a_coarse_run_the_fine_stage_names_the_command_that_makes_one(tm
         checkpoint_to_use(tmp_path / "runs", None)
 
 
+def test_a_missing_video_or_first_stage_leaves_no_run_folder(base_models, manifest, tmp_path):
+    gone = tmp_path / "m.jsonl"
+    gone.write_text('{"id": "a", "video": "gone.mp4", "description": "d", "labels": ["sad"], "split": "train"}\n')
+    with pytest.raises(ValueError, match=r"sample 'a'.*gone\.mp4"):
+        run_stage(make_train_config(base_models, gone, tmp_path))
+    with pytest.raises(UserError, match="init_from is 'coarse'"):
+        run_stage(make_train_config(base_models, manifest, tmp_path, name="fine", init_from="coarse"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_last_complete_run_skips_unfinished_ones(tmp_path):
     for name, status in (("coarse", "finished"), ("coarse-2", "finished"), ("coarse-3", "failed")):
         RunRecord.start(tmp_path / name, kind="train", config={}).finish(status)
