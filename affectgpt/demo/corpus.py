@@ -3,7 +3,6 @@
     clips/<set>/<id>.mp4     h264 and aac
     coarse.jsonl             hundreds of clips, described with the errors of automatic labelling
     fine.jsonl               332 clean ones: split train (266) and test (66)
-    pretrain.jsonl           clips that only the small base models see
     truth.jsonl              every clip's scene, its true labels, and for the coarse set which errors went in
     complete.json            the parameters; written last
 
@@ -21,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,10 +44,10 @@ from affectgpt.demo.voice import render_voice
 from affectgpt.runtime import log, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
-CODE_VERSION = "2"
+CODE_VERSION = "4"
 """Changes whenever the same parameters would give other files."""
 
-N_COARSE, N_FINE, N_PRETRAIN = 640, 332, 320
+N_COARSE, N_FINE = 720, 332
 TEST_SHARE = 66 / 332  # EMER-Fine: 266 training and 66 test samples
 FRAME_RATE_HZ = 12.5
 SIZE_PX = 112
@@ -55,7 +55,7 @@ UNVOICED_SHARE = 0.03
 """Share of the coarse clips that have no audio stream."""
 
 MARKER = "complete.json"
-_PERSONS = {"pretrain": 1, "coarse": 2, "fine": 3}  # persons of a set, in millions
+_PERSONS = {"coarse": 2, "fine": 3}  # persons of a set, in millions; 4 are those of the base models
 
 
 def corpus_folder(cache: str | os.PathLike[str], **parameters: int) -> Path:
@@ -69,11 +69,10 @@ def build_corpus(
     seed: int = 0,
     n_coarse: int = N_COARSE,
     n_fine: int = N_FINE,
-    n_pretrain: int = N_PRETRAIN,
     size_px: int = SIZE_PX,
     n_processes: int | None = None,
 ) -> None:
-    """Render the corpus into `folder` unless it is there already; about 1,300 clips of 2 to 3.5 s at the defaults.
+    """Render the corpus into `folder` unless it is there already; about 1,050 clips of 2 to 3.5 s at the defaults.
 
     The folder appears whole or not at all, and of several processes that want it only one builds. Raises ValueError if
     the folder holds something else.
@@ -83,13 +82,11 @@ def build_corpus(
         size_px: width and height of the picture.
         n_processes: None = one per usable core.
     """
-    parameters = _with_defaults(
-        {"seed": seed, "n_coarse": n_coarse, "n_fine": n_fine, "n_pretrain": n_pretrain, "size_px": size_px}
-    )
+    parameters = _with_defaults({"seed": seed, "n_coarse": n_coarse, "n_fine": n_fine, "size_px": size_px})
     with build_once(Path(folder), {"code": CODE_VERSION, **parameters}) as target:
         if target is None:
             return
-        scenes = draw_scenes(seed, n_coarse, n_fine, n_pretrain)
+        scenes = draw_scenes(seed, n_coarse, n_fine)
         for name in scenes:
             (target / "clips" / name).mkdir(parents=True)
         jobs = [(scene, target / _clip(name, n)) for name, part in scenes.items() for n, scene in enumerate(part)]
@@ -114,11 +111,11 @@ def build_corpus(
         (target / "truth.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def draw_scenes(seed: int, n_coarse: int, n_fine: int, n_pretrain: int) -> dict[str, list[Scene]]:
+def draw_scenes(seed: int, n_coarse: int, n_fine: int) -> dict[str, list[Scene]]:
     """The scenes of each set; every one has its own person. In `fine`, training comes first, then test."""
     n_test = round(n_fine * TEST_SHARE)
     scenes: dict[str, list[Scene]] = {}
-    for name, counts in {"coarse": [n_coarse], "fine": [n_fine - n_test, n_test], "pretrain": [n_pretrain]}.items():
+    for name, counts in {"coarse": [n_coarse], "fine": [n_fine - n_test, n_test]}.items():
         rng = np.random.default_rng([seed, _PERSONS[name]])
         scenes[name] = []
         # Each split goes through the feelings in turn, so that the 66 clips of the test meet every feeling.
@@ -192,7 +189,7 @@ def _check_built(folder: Path, parameters: dict) -> None:
 
 
 def _with_defaults(parameters: dict[str, int]) -> dict[str, int]:
-    defaults = {"seed": 0, "n_coarse": N_COARSE, "n_fine": N_FINE, "n_pretrain": N_PRETRAIN, "size_px": SIZE_PX}
+    defaults = {"seed": 0, "n_coarse": N_COARSE, "n_fine": N_FINE, "size_px": SIZE_PX}
     if unknown := sorted(set(parameters) - set(defaults)):
         raise ValueError(f"a corpus has no parameters {unknown}; expected some of {sorted(defaults)}")
     return {**defaults, **parameters}
@@ -204,8 +201,8 @@ def _map(function: Callable, jobs: list, n_processes: int | None) -> Iterator:
         yield from map(function, jobs)
         return
     # spawn: a forked child of a process with torch's threads can hang.
-    with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
-        yield from pool.imap_unordered(function, jobs, chunksize=4)
+    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(function, jobs, chunksize=4)
 
 
 def _in_turn(count: int, rng: np.random.Generator) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from affectgpt.demo.corpus import build_corpus, corpus_folder
 
-MANIFESTS = ("coarse", "fine", "pretrain")
+MANIFESTS = ("coarse", "fine")
 MODELS = ("hubert", "eva", "videomae", "llm")
 
 
@@ -16,15 +16,14 @@ def path_of(name: str, cache: Path) -> Path:
     Raises:
         ValueError: there is no such name.
     """
-    corpus = corpus_folder(cache / "demo")
     if name in MANIFESTS:
+        corpus = corpus_folder(cache / "demo")
         build_corpus(corpus)
         return corpus / f"{name}.jsonl"
     if name in MODELS:
         from affectgpt.demo.models import build_base_models, models_folder
 
-        build_corpus(corpus)
-        models = models_folder(corpus)
-        build_base_models(models, corpus)
+        models = models_folder(cache / "demo")
+        build_base_models(models)
         return models / name
     raise ValueError(f"demo:{name} is not part of the embedded default; expected one of {[*MANIFESTS, *MODELS]}")

@@ -31,8 +31,8 @@ DURATION_S = (2.2, 3.4)
 
 # What says nothing about the feeling, and differs from person to person or from take to take.
 RESTING_UNITS = ("AU01", "AU04", "AU06", "AU07", "AU12", "AU15", "AU17", "AU24", "AU43")
-N_RESTING, RESTING_LEVEL = 3, (0.05, 0.3)  # a face at rest already looks a little glad, stern or tired
-HABIT_RATE, HABIT_LEVEL, HABIT_S = 0.4, (0.35, 0.6), (0.5, 0.8)  # a passing gesture without meaning
+N_RESTING, RESTING_LEVEL = 2, (0.05, 0.2)  # a face at rest already looks a little glad, stern or tired
+HABIT_RATE, HABIT_LEVEL, HABIT_S = 0.3, (0.35, 0.6), (0.5, 0.8)  # a passing gesture without meaning
 
 
 class Gesture(NamedTuple):

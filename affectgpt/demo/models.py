@@ -6,7 +6,7 @@
     llm/        LlamaForCausalLM      with a sentencepiece tokenizer
 
 Like real base models they have seen other material than the corpus that they are used on: the encoders learn from
-clips of other people to tell action units, gaze, head pose, pitch, loudness and the like, with a head that is thrown
+other people to tell action units, gaze, head pose, pitch, loudness and the like, with a head that is thrown
 away, and never hear of a feeling. The LLM learns from text alone how clues in words go with descriptions and labels: a
 frozen LLM that never learned anything cannot be steered through its inputs.
 """
@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,9 @@ from transformers import (
 )
 
 from affectgpt import prompts
-from affectgpt.demo.corpus import build_once, n_cores, read_truth
+from affectgpt.demo.corpus import build_once, n_cores
 from affectgpt.demo.emotions import CHINESE, draw_scene, perform
+from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, syllables
 from affectgpt.demo.text import (
     N_LINES,
@@ -53,15 +55,18 @@ from affectgpt.demo.text import (
     subtitle_of,
     without,
 )
-from affectgpt.media import read_audio, read_frames
+from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.runtime import stable_hash
 from affectgpt.schema import Sample
 
-CODE_VERSION = "2"
-"""Changes whenever the same corpus would give other models."""
+CODE_VERSION = "4"
+"""Changes whenever the same parameters would give other models."""
 
 RATE_HZ = 16000
+PEOPLE = 4
+"""Millions at which the people of the base models begin; the sets of the corpus have 2 and 3."""
+_PICTURES_HZ = 2.0
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -72,25 +77,23 @@ class Steps:
 
     llm: int = 420
     hubert: int = 400
-    eva: int = 400
-    videomae: int = 200
+    eva: int = 800
+    videomae: int = 250
 
 
-def models_folder(corpus: str | os.PathLike[str], **parameters: Any) -> Path:
-    """Where `build_base_models` for this corpus (and seed, steps) puts its models: beside the corpus."""
-    corpus = Path(corpus)
-    return corpus.parent / f"models-{stable_hash(_parameters(corpus, **parameters))[:12]}"
+def models_folder(cache: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None) -> Path:
+    """Where `build_base_models` with these parameters belongs below `cache`."""
+    return Path(cache) / f"models-{stable_hash(_parameters(seed, steps))[:12]}"
 
 
 def build_base_models(
     folder: str | os.PathLike[str],
-    corpus: str | os.PathLike[str],
     *,
     seed: int = 0,
     steps: Steps | None = None,
     n_processes: int | None = None,
 ) -> None:
-    """Train the four base models on the pretraining clips of `corpus` and write them below `folder`.
+    """Train the four base models and write them below `folder`.
 
     Nothing happens if they are there already; of several processes that want them only one builds. The same arguments
     give the same weights on the same machine, whatever `n_processes`: each model trains in one thread.
@@ -100,28 +103,26 @@ def build_base_models(
         n_processes: models that train at a time; None = one per usable core.
     """
     steps = steps or Steps()
-    corpus = Path(corpus)
-    with build_once(Path(folder), _parameters(corpus, seed=seed, steps=steps)) as target:
+    with build_once(Path(folder), _parameters(seed, steps)) as target:
         if target is None:
             return
         jobs = [
             partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),  # the longest goes first
-            partial(make_eva, target / "eva", corpus, seed=seed, n_steps=steps.eva),
-            partial(make_hubert, target / "hubert", corpus, seed=seed, n_steps=steps.hubert),
-            partial(make_videomae, target / "videomae", corpus, seed=seed, n_steps=steps.videomae),
+            partial(make_eva, target / "eva", seed=seed, n_steps=steps.eva),
+            partial(make_hubert, target / "hubert", seed=seed, n_steps=steps.hubert),
+            partial(make_videomae, target / "videomae", seed=seed, n_steps=steps.videomae),
         ]
         n_processes = min(n_processes or n_cores(), len(jobs))
         if n_processes == 1:
             for job in jobs:
                 _in_one_thread(job)
         else:
-            with multiprocessing.get_context("spawn").Pool(n_processes) as pool:
-                for _ in pool.imap_unordered(_in_one_thread, jobs):
-                    pass
+            with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
+                list(pool.map(_in_one_thread, jobs))  # raises what a job raised
 
 
-def _parameters(corpus: Path, seed: int = 0, steps: Steps | None = None) -> dict[str, Any]:
-    return {"code": CODE_VERSION, "corpus": corpus.name, "seed": seed, "steps": asdict(steps or Steps())}
+def _parameters(seed: int, steps: Steps | None) -> dict[str, Any]:
+    return {"code": CODE_VERSION, "seed": seed, "steps": asdict(steps or Steps())}
 
 
 def _in_one_thread(job: Callable[[], None]) -> None:
@@ -187,13 +188,12 @@ def _save(model: PreTrainedModel, folder: Path, preprocessor: dict[str, Any] | N
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
-def pretraining_clips(corpus: Path) -> list[tuple[Path, Performance]]:
-    """Every pretraining clip with what was performed in it."""
-    scenes = {name: scene for name, scene in read_truth(corpus).items() if name.startswith("pretrain_")}
-    return [
-        (corpus / "clips" / "pretrain" / f"{name}.mp4", perform(scene, subtitle_of(scene)))
-        for name, scene in scenes.items()
-    ]
+def performances(n: int, seed: int, topic: int) -> list[Performance]:
+    """What `n` people perform whom the corpus does not show; every one looks, sounds and acts in an own way."""
+    rng = np.random.default_rng([seed, PEOPLE, topic])
+    first = (seed * 10 + PEOPLE) * 1_000_000 + topic * 100_000
+    scenes = [draw_scene(rng, person=first + number, n_lines=N_LINES) for number in range(n)]
+    return [perform(scene, subtitle_of(scene)) for scene in scenes]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -210,35 +210,37 @@ def face_targets(performance: Performance, times: np.ndarray) -> np.ndarray:
 N_FACE_TARGETS = len(ACTION_UNITS) + 5
 
 
-def make_eva(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
+def make_eva(folder: Path, *, seed: int, n_steps: int) -> None:
     torch.manual_seed(seed)
     config = Blip2VisionConfig(
-        image_size=112, patch_size=16, hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
+        image_size=112, patch_size=16, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=384, attention_dropout=0.0, qkv_bias=True, initializer_range=0.05,
     )  # fmt: skip
     model = Blip2VisionModel(config).train()
-    images, targets = load_pictures(pretraining_clips(corpus), config.image_size, every=2)
+    # About as many pictures as the steps will ask for: with fewer people it learns who they are instead.
+    images, targets = render_pictures(max(20, n_steps * 16 // 6), config.image_size, seed)
+    targets = standardized(targets)
     _principal_patches(model.embeddings.patch_embedding, images, CLIP_MEAN, CLIP_STD)
     head = nn.Linear(config.hidden_size, N_FACE_TARGETS)
     rng = np.random.default_rng(seed)
 
     def losses() -> Iterator[Tensor]:
         while True:
-            chosen = rng.integers(len(images), size=32)
+            chosen = rng.integers(len(images), size=16)
             pixels = normalize(images[chosen], CLIP_MEAN, CLIP_STD)                       # [B, 3, H, W]
             states = model(pixels).last_hidden_state                                      # [B, 1 + P, E]
             # Both readings are kept useful: the mean over patches and the class token.
             guesses = torch.stack([head(states[:, 1:].mean(dim=1)), head(states[:, 0])])  # [2, B, targets]
-            yield 10 * nn.functional.mse_loss(guesses, targets[chosen].expand(2, -1, -1))
+            yield nn.functional.mse_loss(guesses, targets[chosen].expand(2, -1, -1))
 
-    train("eva", [*model.parameters(), *head.parameters()], losses(), n_steps)
+    train("eva", [*model.parameters(), *head.parameters()], losses(), n_steps, rate=4e-3)
     _save(model, folder, {
         "image_processor_type": "BlipImageProcessor", "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
         "size": {"height": config.image_size, "width": config.image_size},
     })  # fmt: skip
 
 
-def make_videomae(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
+def make_videomae(folder: Path, *, seed: int, n_steps: int) -> None:
     torch.manual_seed(seed)
     config = VideoMAEConfig(
         image_size=56, patch_size=14, num_frames=16, tubelet_size=2, hidden_size=96, num_hidden_layers=2,
@@ -246,7 +248,8 @@ def make_videomae(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> Non
         decoder_num_attention_heads=4, decoder_intermediate_size=192, initializer_range=0.05,
     )  # fmt: skip
     model = VideoMAEModel(config).train()
-    videos, targets = load_videos(pretraining_clips(corpus), config.image_size, config.num_frames)  # [N, 16, ...]
+    videos, targets = render_videos(max(20, n_steps * 6 // 2), config.image_size, config.num_frames, seed)
+    targets = standardized(targets)
     head = nn.Linear(config.hidden_size, N_FACE_TARGETS)
     rng = np.random.default_rng(seed)
     n_steps_of_clip = config.num_frames // config.tubelet_size
@@ -258,34 +261,39 @@ def make_videomae(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> Non
             states = model(pixels.unflatten(0, (len(chosen), -1))).last_hidden_state       # [B, T'*P, E]
             states = states.unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)                # [B, T', E]
             wanted = targets[chosen].unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)       # [B, T', targets]
-            yield 10 * nn.functional.mse_loss(head(states), wanted)
+            yield nn.functional.mse_loss(head(states), wanted)
 
-    train("videomae", [*model.parameters(), *head.parameters()], losses(), n_steps)
+    train("videomae", [*model.parameters(), *head.parameters()], losses(), n_steps, rate=4e-3)
     _save(model, folder, {
         "image_processor_type": "VideoMAEImageProcessor", "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD,
         "size": {"height": config.image_size, "width": config.image_size},
     })  # fmt: skip
 
 
-def load_pictures(clips: list[tuple[Path, Performance]], size_px: int, every: int) -> tuple[Tensor, Tensor]:
-    """Every n-th frame of the clips -> uint8 [N, H, W, 3] and their targets [N, 24]."""
+def render_pictures(n_people: int, size_px: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Some frames of each person -> uint8 [N, H, W, 3] and their targets [N, 24]."""
     images, targets = [], []
-    for path, performance in clips:
-        n_frames = max(1, int(performance.duration_s * 12.5) // every)
-        frames = read_frames(path, n_frames, size_px=size_px)
-        images.append(frames.images)
-        targets.append(face_targets(performance, frames.times_s))
+    for performance in tqdm(performances(n_people, seed, 1), desc="drawing faces", unit="person", mininterval=1.0):
+        shown = render_face(performance, size_px=size_px, rate_hz=_PICTURES_HZ)
+        images.append(shown)
+        targets.append(face_targets(performance, np.arange(len(shown)) / _PICTURES_HZ))
     return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(targets))
 
 
-def load_videos(clips: list[tuple[Path, Performance]], size_px: int, n_frames: int) -> tuple[Tensor, Tensor]:
-    """`n_frames` frames of each clip -> uint8 [N, T, H, W, 3] and their targets [N, T, 24]."""
+def render_videos(n_people: int, size_px: int, n_frames: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`n_frames` frames of each person -> uint8 [N, T, H, W, 3] and their targets [N, T, 24]."""
     images, targets = [], []
-    for path, performance in clips:
-        frames = read_frames(path, n_frames, size_px=size_px)
-        images.append(frames.images)
-        targets.append(face_targets(performance, frames.times_s))
+    for performance in tqdm(performances(n_people, seed, 2), desc="drawing videos", unit="person", mininterval=1.0):
+        rate_hz = n_frames / performance.duration_s
+        images.append(render_face(performance, size_px=size_px, rate_hz=rate_hz))
+        targets.append(face_targets(performance, np.arange(n_frames) / rate_hz))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
+
+
+def standardized(targets: Tensor) -> Tensor:
+    """Rare action units count as much as common ones: unit variance, except for what hardly moves.  [..., 24]"""
+    flat = targets.flatten(0, -2)
+    return (targets - flat.mean(dim=0)) / flat.std(dim=0).clamp(min=0.05)
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -344,7 +352,7 @@ def voice_targets(performance: Performance, n_frames: int) -> tuple[np.ndarray, 
     return np.stack([octaves * 1.5, loudness_db / 5, speaking], axis=1).astype(np.float32), np.array(clip, np.float32)
 
 
-def make_hubert(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
+def make_hubert(folder: Path, *, seed: int, n_steps: int) -> None:
     torch.manual_seed(seed)
     config = HubertConfig(
         hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384,
@@ -354,8 +362,9 @@ def make_hubert(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
     )  # fmt: skip
     model = HubertModel(config).train()
     _filter_bank(model.feature_extractor.conv_layers[0].conv)
-    clips = [(read_audio(path, RATE_HZ).samples, performance) for path, performance in pretraining_clips(corpus)]
-    known = [voice_targets(performance, len(samples) // 320 + 10) for samples, performance in clips]
+    speakers = performances(max(20, n_steps * 12 // 4), seed, 3)
+    clips = [render_voice(speaker) for speaker in tqdm(speakers, desc="speaking", unit="person", mininterval=1.0)]
+    known = [voice_targets(speaker, len(samples) // 320 + 10) for samples, speaker in zip(clips, speakers, strict=True)]
     frame_head, clip_head = nn.Linear(config.hidden_size, 3), nn.Linear(config.hidden_size, 9)
     rng = np.random.default_rng(seed)
     n_samples = round(_CROP_S * RATE_HZ)
@@ -364,7 +373,7 @@ def make_hubert(folder: Path, corpus: Path, *, seed: int, n_steps: int) -> None:
         while True:
             crops, per_frame, per_clip = [], [], []
             for number in rng.integers(len(clips), size=12):
-                samples = clips[number][0]
+                samples = clips[number]
                 first = int(rng.integers(max(1, (len(samples) - n_samples) // 320)))      # in states
                 crop = samples[first * 320 : first * 320 + n_samples]
                 crops.append(np.pad(crop, (0, n_samples - len(crop))))

@@ -12,7 +12,7 @@ from affectgpt.media import probe
 from affectgpt.runtime import sha256_of_file
 from affectgpt.schema import read_samples
 
-TINY = {"n_coarse": 2, "n_fine": 5, "n_pretrain": 1, "size_px": 48}
+TINY = {"n_coarse": 3, "n_fine": 5, "size_px": 48}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return draw_scenes(seed=0, n_coarse=640, n_fine=332, n_pretrain=320)
+    return draw_scenes(seed=0, n_coarse=720, n_fine=332)
 
 
 def test_manifests_load_as_samples_with_texts_in_both_languages(corpus):
-    coarse, fine, pretrain = (read_samples(corpus / f"{name}.jsonl")[0] for name in ("coarse", "fine", "pretrain"))
-    assert [len(rows) for rows in (coarse, fine, pretrain)] == [2, 5, 1]
+    coarse, fine = (read_samples(corpus / f"{name}.jsonl")[0] for name in ("coarse", "fine"))
+    assert [len(coarse), len(fine)] == [3, 5]
     for sample in coarse + fine:
         assert sample.subtitle
         assert sample.labels
@@ -66,14 +66,14 @@ def test_the_fine_set_splits_into_266_and_66_and_its_test_meets_every_feeling(sc
 def test_no_person_and_no_performance_is_in_two_clips(scenes):
     everything = [scene for part in scenes.values() for scene in part]
     assert len({scene.person for scene in everything}) == len(everything)
-    other_seed = draw_scenes(seed=1, n_coarse=640, n_fine=332, n_pretrain=320)
+    other_seed = draw_scenes(seed=1, n_coarse=720, n_fine=332)
     assert not {scene.person for part in other_seed.values() for scene in part} & {scene.person for scene in everything}
 
 
 def test_only_some_coarse_clips_lack_sound(scenes):
     silent = {name: sum(not scene.voiced for scene in part) for name, part in scenes.items()}
-    assert 0 < silent["coarse"] < 0.06 * 640
-    assert silent["fine"] == silent["pretrain"] == 0
+    assert 0 < silent["coarse"] < 0.06 * 720
+    assert silent["fine"] == 0
 
 
 def test_the_same_parameters_give_the_same_files_with_any_number_of_processes(corpus, tmp_path):

@@ -6,7 +6,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import affectgpt.models.encoders  # noqa: F401 - registers Blip2VisionModel with AutoModel
 from affectgpt import prompts
 from affectgpt.demo import models
-from affectgpt.demo.corpus import build_corpus
+from affectgpt.demo.corpus import draw_scenes
 from affectgpt.demo.emotions import CHINESE, Scene, perform
 from affectgpt.demo.models import Steps, build_base_models, models_folder
 
@@ -14,16 +14,9 @@ TWO = Steps(llm=2, hubert=2, eva=2, videomae=2)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache") / "corpus"
-    build_corpus(folder, n_coarse=1, n_fine=1, n_pretrain=3, n_processes=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def built(corpus):
-    folder = models_folder(corpus, steps=TWO)
-    build_base_models(folder, corpus, steps=TWO, n_processes=1)
+def built(tmp_path_factory):
+    folder = models_folder(tmp_path_factory.mktemp("cache"), steps=TWO)
+    build_base_models(folder, steps=TWO, n_processes=1)
     return folder
 
 
@@ -105,19 +98,26 @@ def test_notes_tell_nothing_of_a_hidden_modality_and_never_a_label():
         assert not {word for note in example.notes.values() for word in note.split()} & (set(CHINESE) - {"calm"})
 
 
-def test_two_builds_give_the_same_weights_and_one_build_is_left_alone(built, corpus, tmp_path):
-    models.make_eva(tmp_path / "eva", corpus, seed=0, n_steps=2)
+def test_two_builds_give_the_same_weights_and_one_build_is_left_alone(built, tmp_path):
+    models.make_eva(tmp_path / "eva", seed=0, n_steps=2)
     models.make_llm(tmp_path / "llm", seed=0, n_steps=2)
     for name in ("eva", "llm"):
         assert (tmp_path / name / "model.safetensors").read_bytes() == (built / name / "model.safetensors").read_bytes()
     before = (built / "llm" / "model.safetensors").stat().st_mtime_ns
-    build_base_models(built, corpus, steps=TWO, n_processes=1)
+    build_base_models(built, steps=TWO, n_processes=1)
     assert (built / "llm" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_other_corpora_seeds_and_steps_have_other_folders(corpus):
-    folders = {models_folder(corpus), models_folder(corpus, seed=1), models_folder(corpus, steps=TWO)}
-    assert len({*folders, models_folder(corpus.parent / "other")}) == 4
+def test_other_seeds_and_steps_have_other_folders(tmp_path):
+    assert len({models_folder(tmp_path), models_folder(tmp_path, seed=1), models_folder(tmp_path, steps=TWO)}) == 3
+
+
+def test_the_people_of_the_base_models_are_not_those_of_the_corpus():
+    corpus = {scene.person for part in draw_scenes(seed=0, n_coarse=720, n_fine=332).values() for scene in part}
+    for topic in (1, 2, 3):
+        people = [performance.identity.seed for performance in models.performances(50, 0, topic)]
+        assert len(set(people)) == 50
+        assert not set(people) & corpus
 
 
 def test_training_lowers_the_loss():
