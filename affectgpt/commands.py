@@ -139,6 +139,7 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
 def _score(config: EvalConfig, predictions: Path, out: Path) -> tuple[Report, Path]:
     """Score a predictions file against the references of `config`; needs no torch."""
     from affectgpt.metrics import evaluate, read_predictions
+    from affectgpt.metrics.evaluate import strict_extras
 
     rows, references = read_predictions(predictions), _references(config)
     files = [predictions, *(Path(source.manifest) for source in _reference_sources(config))]
@@ -146,6 +147,7 @@ def _score(config: EvalConfig, predictions: Path, out: Path) -> tuple[Report, Pa
     extras: dict[str, Any] = {}
     if config.llm.model:
         rows, extras = _ask_llm(config, rows, references, out)
+    extras["strict"] = strict_extras(rows, references, lexicon=config.lexicon)
     report = evaluate(
         rows, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )

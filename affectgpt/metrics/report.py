@@ -143,6 +143,11 @@ class Report:
                 f"{neutral} neutral, {negated} negated"
                 + (f"; unknown: {shown}{more}" if unknown else "")
             )
+        if strict := self.extras.get("strict"):
+            notes.append(
+                f"strict extras (no published figure): neutral-aware F_S {100 * strict['neutral_aware_f_s']:.2f}, "
+                f"mean F of the samples {100 * strict['sample_mean_f']:.2f}"
+            )
         if extraction := self.extras.get("llm_extraction"):
             notes.append(f"labels of {extraction['read']} of {extraction['asked']} unparsed texts were read by an LLM")
         if grouped := self.extras.get("llm_grouping"):

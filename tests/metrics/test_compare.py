@@ -7,7 +7,7 @@ import pytest
 
 from affectgpt.metrics import evaluate, random_labels
 from affectgpt.metrics.compare import compare, named_after_files, over_seeds, spread
-from affectgpt.metrics.evaluate import evaluate_samples, mean_sample_f, neutral_aware
+from affectgpt.metrics.evaluate import evaluate_samples, mean_sample_f, neutral_aware, strict_extras
 
 REFERENCES = {
     f"s{i}": (word,) for i, word in enumerate(["happy", "sad", "angry", "scared", "surprised", "neutral"] * 8)
@@ -76,3 +76,11 @@ def test_files_of_one_name_stay_different_systems():
 def test_one_file_given_twice_is_refused():
     with pytest.raises(ValueError, match="given twice"):
         named_after_files(["a.jsonl", "a.jsonl"])
+
+
+def test_strict_extras_of_perfect_predictions_are_one_and_see_what_the_published_score_ignores():
+    truth = {"a": ["happy"], "b": ["neutral"]}
+    assert strict_extras(truth, truth) == {"neutral_aware_f_s": 1.0, "sample_mean_f": 1.0}
+    missed = strict_extras({"a": ["happy"], "b": ["sad"]}, truth)
+    assert missed["sample_mean_f"] == 1.0  # the neutral truth is skipped
+    assert missed["neutral_aware_f_s"] == 0.5
