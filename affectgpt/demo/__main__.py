@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,8 +121,9 @@ def explain_one(runs: Path, run: Path) -> str:
     sample = probe_sample(read_manifest(source.manifest, split=source.split)[0][0])
     rows = append_jsonl_records(runs / "scores" / "coarse-then-fine" / "predictions.jsonl")
     row = next(row for row in rows if row["id"] == sample.id)
-    truth = f"  truth:  {', '.join(sample.labels or ())}\n          {sample.description}"
-    again = f"  (python infer.py {sample.video} checkpoint={run} subtitle=... does the same)"
+    wrapped = textwrap.fill(sample.description or "", 100, initial_indent="  ", subsequent_indent="  ")
+    truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"
+    again = f"  python infer.py {sample.video} checkpoint={run} subtitle={sample.subtitle!r}"
     return f"One clip, explained: {human(prediction_from_row(row), sample)}\n\n{truth}\n{again}"
 
 

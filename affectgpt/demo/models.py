@@ -227,8 +227,8 @@ def make_eva(folder: Path, *, seed: int, n_steps: int) -> None:
     def losses() -> Iterator[Tensor]:
         while True:
             chosen = rng.integers(len(images), size=16)
-            pixels = normalize(images[chosen], CLIP_MEAN, CLIP_STD)                       # [B, 3, H, W]
-            states = model(pixels).last_hidden_state                                      # [B, 1 + P, E]
+            pixels = normalize(images[chosen], CLIP_MEAN, CLIP_STD)  # [B, 3, H, W]
+            states = model(pixels).last_hidden_state  # [B, 1 + P, E]
             # Both readings are kept useful: the mean over patches and the class token.
             guesses = torch.stack([head(states[:, 1:].mean(dim=1)), head(states[:, 0])])  # [2, B, targets]
             yield nn.functional.mse_loss(guesses, targets[chosen].expand(2, -1, -1))
@@ -258,9 +258,9 @@ def make_videomae(folder: Path, *, seed: int, n_steps: int) -> None:
         while True:
             chosen = rng.integers(len(videos), size=6)
             pixels = normalize(videos[chosen].flatten(0, 1), IMAGENET_MEAN, IMAGENET_STD)  # [B*T, 3, H, W]
-            states = model(pixels.unflatten(0, (len(chosen), -1))).last_hidden_state       # [B, T'*P, E]
-            states = states.unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)                # [B, T', E]
-            wanted = targets[chosen].unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)       # [B, T', targets]
+            states = model(pixels.unflatten(0, (len(chosen), -1))).last_hidden_state  # [B, T'*P, E]
+            states = states.unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)  # [B, T', E]
+            wanted = targets[chosen].unflatten(1, (n_steps_of_clip, -1)).mean(dim=2)  # [B, T', targets]
             yield nn.functional.mse_loss(head(states), wanted)
 
     train("videomae", [*model.parameters(), *head.parameters()], losses(), n_steps, rate=4e-3)
@@ -374,12 +374,12 @@ def make_hubert(folder: Path, *, seed: int, n_steps: int) -> None:
             crops, per_frame, per_clip = [], [], []
             for number in rng.integers(len(clips), size=12):
                 samples = clips[number]
-                first = int(rng.integers(max(1, (len(samples) - n_samples) // 320)))      # in states
+                first = int(rng.integers(max(1, (len(samples) - n_samples) // 320)))  # in states
                 crop = samples[first * 320 : first * 320 + n_samples]
                 crops.append(np.pad(crop, (0, n_samples - len(crop))))
                 per_frame.append(known[number][0][first:])
                 per_clip.append(known[number][1])
-            states = model(torch.from_numpy(np.stack(crops))).last_hidden_state           # [B, F, E]
+            states = model(torch.from_numpy(np.stack(crops))).last_hidden_state  # [B, F, E]
             wanted = torch.from_numpy(np.stack([rows[: states.shape[1]] for rows in per_frame]))
             speaking = wanted[..., 2:]
             weight = torch.cat([speaking, speaking, torch.ones_like(speaking)], dim=-1)  # silence has no pitch
@@ -480,7 +480,7 @@ def make_llm(folder: Path, *, seed: int, n_steps: int) -> None:
     def losses() -> Iterator[Tensor]:
         for input_ids, labels in examples:
             # Causal attention: what stands right of the answer is padding that nothing looks at.
-            states = model.model(input_ids=input_ids).last_hidden_state[:, :-1]           # [B, L-1, D]
+            states = model.model(input_ids=input_ids).last_hidden_state[:, :-1]  # [B, L-1, D]
             answer = labels[:, 1:] != -100
             yield nn.functional.cross_entropy(model.lm_head(states[answer]), labels[:, 1:][answer])
 
@@ -554,5 +554,3 @@ def _batches(
                 nn.utils.rnn.pad_sequence([torch.tensor(row[side]) for row in part], True, padding)
                 for side, padding in ((0, 0), (1, -100))
             )
-
-

@@ -67,9 +67,9 @@ def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: 
     for truth, prediction in zip(truths, predictions, strict=True):
         confusion[columns[truth], columns.get(prediction or "", len(classes))] += 1
 
-    support = confusion.sum(axis=1).astype(float)                                     # [C]
-    hits = np.diagonal(confusion).astype(float)                                       # [C]
-    predicted = confusion[:, :-1].sum(axis=0).astype(float)                           # [C]
+    support = confusion.sum(axis=1).astype(float)  # [C]
+    hits = np.diagonal(confusion).astype(float)  # [C]
+    predicted = confusion[:, :-1].sum(axis=0).astype(float)  # [C]
     present = support > 0
     recall = np.divide(hits, support, out=np.zeros_like(hits), where=present)
     f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)

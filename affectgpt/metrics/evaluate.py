@@ -130,7 +130,7 @@ def mean_sample_f(scores: np.ndarray) -> float:
     """A strict extra: F of every sample, averaged over samples and groupings.  [N, G, 2], NaN left out"""
     total = np.nansum(scores, axis=-1)
     f_scores = np.divide(2 * scores[..., 0] * scores[..., 1], total, out=np.zeros_like(total), where=total > 0)
-    scored = ~np.isnan(scores[..., 0])                                                # [N, G]
+    scored = ~np.isnan(scores[..., 0])  # [N, G]
     by_grouping = [f_scores[known, column].mean() for column, known in enumerate(scored.T) if known.any()]
     return float(np.mean(by_grouping)) if by_grouping else 0.0
 
@@ -176,7 +176,7 @@ def labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, t
 
 
 def _how_given(given: Sequence[str], text: str) -> str:
-    """"given", or how the labels were read where they are those of the text that stands beside them."""
+    """ "given", or how the labels were read where they are those of the text that stands beside them."""
     reading = read_labels(text)
     return reading.how if text and reading.labels == tuple(given) else "given"
 
@@ -188,8 +188,8 @@ def _as_the_lexicon_reads(labels: Sequence[str], tables: Lexicon) -> tuple[str, 
 
 
 def _score_rows(scores: np.ndarray, names: list[str], n_bootstrap: int, seed: int) -> dict[str, Score]:
-    means = averaged(scores, np.ones((1, len(scores))))[0]                # [G, 2]
-    n_scored = (~np.isnan(scores[:, :, 0])).sum(axis=0)                   # [G]
+    means = averaged(scores, np.ones((1, len(scores))))[0]  # [G, 2]
+    n_scored = (~np.isnan(scores[:, :, 0])).sum(axis=0)  # [G]
     resamples = resampled_means(scores, n_bootstrap=n_bootstrap, seed=seed) if n_bootstrap else None  # [K, G, 2]
     rows: dict[str, Score] = {}
     parts = {title: members for title, members in _MEANS.items() if set(members) <= set(names)}

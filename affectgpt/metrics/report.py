@@ -140,8 +140,7 @@ class Report:
             more = f", and {len(unknown) - 8} more words" if len(unknown) > 8 else ""
             notes.append(
                 f"{side}: {total} labels, {sum(unknown.values())} unknown to the lexicon, "
-                f"{neutral} neutral, {negated} negated"
-                + (f"; unknown: {shown}{more}" if unknown else "")
+                f"{neutral} neutral, {negated} negated" + (f"; unknown: {shown}{more}" if unknown else "")
             )
         if strict := self.extras.get("strict"):
             notes.append(

@@ -38,10 +38,10 @@ def mean_f_statistic(means: np.ndarray) -> np.ndarray:
 def averaged(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean over samples, leaving NaN out.  [N, G, 2], [K, N] -> [K, G, 2]; 0 where nothing is left."""
     n_samples, n_groupings, _ = scores.shape
-    known = ~np.isnan(scores[:, :, 0])                                                # [N, G]
-    sums = weights @ np.nan_to_num(scores).reshape(n_samples, -1)                     # [K, G*2]
-    counts = weights @ known.astype(float)                                            # [K, G]
-    sums = sums.reshape(-1, n_groupings, 2)                                           # [K, G, 2]
+    known = ~np.isnan(scores[:, :, 0])  # [N, G]
+    sums = weights @ np.nan_to_num(scores).reshape(n_samples, -1)  # [K, G*2]
+    counts = weights @ known.astype(float)  # [K, G]
+    sums = sums.reshape(-1, n_groupings, 2)  # [K, G, 2]
     return np.divide(sums, counts[..., None], out=np.zeros_like(sums), where=counts[..., None] > 0)
 
 
@@ -111,7 +111,7 @@ def paired_test(
     rng = np.random.default_rng(seed)
     n_extreme = 0
     for start in range(0, n_resamples, _CHUNK):
-        keep = rng.integers(2, size=(min(_CHUNK, n_resamples - start), n_samples)).astype(float)   # [K, N]
+        keep = rng.integers(2, size=(min(_CHUNK, n_resamples - start), n_samples)).astype(float)  # [K, N]
         swapped_a = _mixed(a, b, keep)
         swapped_b = _mixed(b, a, keep)
         differences = statistic(swapped_a) - statistic(swapped_b)
@@ -124,6 +124,6 @@ def paired_test(
 def _mixed(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Averages of a where keep is 1 and of b where it is 0.  [K, G, 2]"""
     n_samples, n_groupings, _ = a.shape
-    known = np.maximum((~np.isnan(a[:, :, 0])).sum(axis=0), 1)                        # [G]
+    known = np.maximum((~np.isnan(a[:, :, 0])).sum(axis=0), 1)  # [G]
     sums = keep @ np.nan_to_num(a).reshape(n_samples, -1) + (1 - keep) @ np.nan_to_num(b).reshape(n_samples, -1)
     return sums.reshape(-1, n_groupings, 2) / known[:, None]

@@ -233,7 +233,7 @@ def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]
         }
         n_steps, n_runs = (n_frames, n_frames) if name == "frames" else (hollow.n_tubelets(n_frames), 1)
         probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")
-    n_states, width_of_states = hollow(probe).shape                         # of one run of the encoder
+    n_states, width_of_states = hollow(probe).shape  # of one run of the encoder
     if encoder.pool == "mean":
         n_runs = n_steps = 1
     if name == "motion" and encoder.pool == "pooled":

@@ -79,9 +79,9 @@ class FrozenEncoder(nn.Module):
             if self.modality == "audio":
                 steps = self._sound(inputs, lengths)
             elif self.modality == "frames":
-                steps = self._run(inputs)                                   # [T, P, E]
+                steps = self._run(inputs)  # [T, P, E]
             else:
-                steps = self._run(inputs[None])                             # [1, T'*P, E]
+                steps = self._run(inputs[None])  # [1, T'*P, E]
                 if self.config.pool != "pooled":
                     steps = steps[0].unflatten(0, (self.n_tubelets(len(inputs)), -1))  # [T', P, E]
             return self._pool(steps, inputs.shape[-2:])
@@ -116,7 +116,7 @@ class FrozenEncoder(nn.Module):
             pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
             if pooled is None:
                 raise ValueError(f"{self.modality}: {type(self.model).__name__} has no pooled output; use another pool")
-            return pooled[:, None]                                          # [N, 1, E]
+            return pooled[:, None]  # [N, 1, E]
         if layers == -1:
             return self.model(inputs).last_hidden_state
         every = self.model(inputs, output_hidden_states=True).hidden_states
@@ -129,7 +129,7 @@ class FrozenEncoder(nn.Module):
         """Steps [n, P, E] (a list where P varies) -> states [T, E]."""
         pool = self.config.pool
         if pool == "tokens":
-            return torch.cat(list(steps))                                   # [n*P, E]
+            return torch.cat(list(steps))  # [n*P, E]
         n_class = 0
         if self.modality != "audio" and pool != "pooled":
             patch = self.model.config.patch_size
@@ -138,13 +138,13 @@ class FrozenEncoder(nn.Module):
         if pool == "cls":
             if not n_class:
                 raise ValueError(f"{self.modality}: this encoder has no class token; use pool 'frame' or 'mean'")
-            return torch.stack([step[0] for step in steps])                 # [n, E]
+            return torch.stack([step[0] for step in steps])  # [n, E]
         means = torch.stack([step[n_class:].mean(dim=0) for step in steps])  # [n, E]
         if pool != "mean":
             return means
         # Weighted by length, so that the mean over windows is the mean over time.
         weights = torch.tensor([len(step) - n_class for step in steps], device=means.device, dtype=means.dtype)
-        return (weights @ means / weights.sum())[None]                      # [1, E]
+        return (weights @ means / weights.sum())[None]  # [1, E]
 
 
 class TimmEncoder(nn.Module):

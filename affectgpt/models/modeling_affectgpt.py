@@ -178,7 +178,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder = self._encoder(modality)
             # One sample at a time: a sample's states never depend on its neighbours in the batch, as in the cache.
             each = [encoder(row, None if lengths is None else lengths[i]) for i, row in enumerate(media)]
-            states, mask = pad_states(each)                                 # [N, T, E], [N, T]
+            states, mask = pad_states(each)  # [N, T, E], [N, T]
         if modality not in self.projectors:
             raise ValueError(f"{modality}: the batch holds it, but this model has only {list(self.modalities)}")
         if mask is None:

@@ -196,7 +196,7 @@ class AffectGPTProcessor(ProcessorMixin):
         windows = [torch.from_numpy(np.ascontiguousarray(samples[start:stop])) for start, stop in ranges]
         return {
             "input_values": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),  # [W, S']
-            "input_lengths": torch.tensor([len(window) for window in windows]),          # [W]
+            "input_lengths": torch.tensor([len(window) for window in windows]),  # [W]
         }
 
     def images(self, modality: str, images: np.ndarray) -> Tensor:
@@ -209,7 +209,7 @@ class AffectGPTProcessor(ProcessorMixin):
             raise ValueError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
         size, bicubic = (branch["width"], branch["height"]), Image.Resampling.BICUBIC
         resized = np.stack([np.asarray(Image.fromarray(image).resize(size, bicubic)) for image in images])
-        scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255      # [T, 3, H', W']
+        scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255  # [T, 3, H', W']
         mean, std = (torch.tensor(branch[key]).view(3, 1, 1) for key in ("mean", "std"))
         return ((scaled - mean) / std).contiguous()
 

@@ -65,8 +65,8 @@ class QFormer(nn.Module):
             query_embeds=self.queries.expand(len(states), -1, -1),
             encoder_hidden_states=states,
             encoder_attention_mask=mask,
-        ).last_hidden_state                                                # [B, Q, H]
-        return self.output(read)                                           # [B, Q, D]
+        ).last_hidden_state  # [B, Q, H]
+        return self.output(read)  # [B, Q, D]
 
 
 class LinearPerState(nn.Module):
@@ -84,7 +84,7 @@ class LinearPerState(nn.Module):
                 f"a linear projector needs exactly {self.n_queries} states a sample, found {counts.tolist()}; "
                 "pool to a fixed number (pool: mean), or use the qformer or attention projector"
             )
-        return self.output(states)                                         # [B, Q=T, D]
+        return self.output(states)  # [B, Q=T, D]
 
 
 class AttentionSum(nn.Module):
@@ -101,8 +101,8 @@ class AttentionSum(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         scores = self.score(states).masked_fill(~mask[..., None], float("-inf"))  # [B, T, Q]
-        weights = scores.softmax(dim=1).transpose(1, 2)                    # [B, Q, T]
-        return self.output(weights @ states)                               # [B, Q, D]
+        weights = scores.softmax(dim=1).transpose(1, 2)  # [B, Q, T]
+        return self.output(weights @ states)  # [B, Q, D]
 
 
 class Projector(nn.Module):

@@ -239,9 +239,9 @@ def test_encoder_fingerprints_follow_what_changes_the_states_and_nothing_else(ba
     more_frames = replace(tiny.SAMPLING, n_frames=5)
     same = [of(), of(seed=3), of(lora=LORA), of(sampling=more_frames), of(encoders={"audio": moved})]
     assert len(set(same)) == 1
-    others = [
-        of(encoders={"audio": replace(encoder, **change)}) for change in ({"layers": 1}, {"pool": "window"})
-    ] + [of(sampling=replace(tiny.SAMPLING, window_s=0.2))]
+    others = [of(encoders={"audio": replace(encoder, **change)}) for change in ({"layers": 1}, {"pool": "window"})] + [
+        of(sampling=replace(tiny.SAMPLING, window_s=0.2))
+    ]
     assert len({*same, *others}) == 4
 
 

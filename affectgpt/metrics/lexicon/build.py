@@ -86,6 +86,7 @@ def build() -> str:
     if unknown := set(families.extra) - set(wheel_words):
         raise ValueError(f"families.txt: no such synonym keys: {sorted(unknown)}")
     forms: dict[str, set[str]] = {key: forms_of(key, families) for key in wheel_words}
+
     def belongs(form: str, key: str) -> bool:
         if form == key or form not in wheel_words:
             return True
@@ -103,8 +104,7 @@ def build() -> str:
             forms[key] |= set(words.split())
 
     rows = [
-        f"{key}\t{','.join(sorted(wheel_words[key]))}\t{','.join(sorted(forms[key]))}"
-        for key in sorted(wheel_words)
+        f"{key}\t{','.join(sorted(wheel_words[key]))}\t{','.join(sorted(forms[key]))}" for key in sorted(wheel_words)
     ]
     body = "\n".join(rows) + "\n"
     checksum = hashlib.sha256((wheels_text + body).encode()).hexdigest()

@@ -96,7 +96,7 @@ class Lexicon:
         return () if form is None else self.keys[form]
 
     def kind(self, word: str) -> str:
-        """"known", "neutral", "negated" or "unknown"; the last three have no place on the wheels.
+        """ "known", "neutral", "negated" or "unknown"; the last three have no place on the wheels.
 
         A word that the tables know is known, even if it reads like a negation ("don't care").
         """
