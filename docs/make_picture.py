@@ -30,7 +30,7 @@ FACE, MOTION, VOICE, WORDS = "#0067a5", "#00785a", "#c04f00", "#8a4a86"  # told 
 
 
 def main() -> None:
-    scene = corpus.draw_scenes(0, corpus.N_COARSE, corpus.N_FINE, corpus.N_PRETRAIN)["fine"][CLIP]
+    scene = corpus.draw_scenes(0, corpus.N_COARSE, corpus.N_FINE)["fine"][CLIP]
     sample = corpus._sample("fine", CLIP, scene, seen_by_people(scene), "test")
     figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH_PX), ylim=(HEIGHT_PX, 0), autoscale_on=False)  # in pixels
