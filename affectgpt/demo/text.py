@@ -354,7 +354,7 @@ def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
     """An EMER-style description: visual, acoustic and lexical clues, then the inference.
 
     >>> describe(seen_by_people(Scene("irony", "clear", "thanks", 0, False, 1, 1)), "en", np.random.default_rng(0))
-    'Soon the mouth smiles, ... So the feeling is sarcastic, critical and bitter.'
+    'Soon the lip corners rise, ... The person seems sarcastic, critical and bitter.'
     """
     n = ("en", "zh").index(lang)
     frames = {name: wordings[rng.integers(len(wordings))] for name, wordings in _FRAMES[lang].items()}
