@@ -25,13 +25,14 @@ BRIEF = {
     "fine": ["stage.epochs=1", "stage.iterations_per_epoch=20", "stage.validate_every=20", "stage.save_every=20"],
 }
 """Overrides for a run that shows that everything works, not what it can do."""
+BOTH_STAGES = "coarse, then fine"
 _GENERATE = ("generate.batch_size=33", "generate.max_new_tokens=128")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m affectgpt.demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--brief", action="store_true", help="a few steps only: shows that it works, not how well")
-    parser.add_argument("--runs", default="runs/demo", help="where the runs are kept [%(default)s]")
+    parser.add_argument("--runs", default="runs", help="where the runs are kept [%(default)s]")
     options = parser.parse_args(arguments)
     set_environment()
     set_up_logging()
@@ -39,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = Path(options.runs)
     rows, final = tell(runs, brief=options.brief)
     print(f"\n{table(rows)}\n")
-    print(explain_one(runs, final))
-    write_json_atomic(runs / "table.json", {title: report.primary.to_dict() for title, report in rows})
-    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; runs and table.json are in {runs}", file=sys.stderr)
+    print(explain_one(final))
+    write_json_atomic(runs / "demo-table.json", {title: report.primary.to_dict() for title, report in rows})
+    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; runs and demo-table.json are in {runs}", file=sys.stderr)
     return 0
 
 
@@ -56,7 +57,7 @@ def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
 
     def score(title: str, checkpoint: Path, *given: str) -> tuple[str, Report]:
         log.info("\n=== score: %s", title.strip())
-        out = runs / "scores" / title.strip().replace(" ", "-").replace(",", "")
+        out = checkpoint / f"eval-{_slug(title)}"  # below the run, so that another demo has folders of its own
         config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
         return title, evaluate_config(config)[0]
 
@@ -69,7 +70,7 @@ def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
         before,
         score("coarse only", coarse),
         score("fine only", fine_only),
-        score("coarse, then fine", fine),
+        score(BOTH_STAGES, fine),
         score("  sound alone", fine, "modalities=[audio]", "use_subtitle=false"),
         score("  pictures alone", fine, "modalities=[frames,motion]", "use_subtitle=false"),
         score("  subtitle alone", fine, "modalities=[]"),
@@ -112,14 +113,18 @@ def table(rows: Sequence[tuple[str, Report]]) -> str:
     return "\n".join(lines)
 
 
-def explain_one(runs: Path, run: Path) -> str:
+def _slug(title: str) -> str:
+    return title.strip().replace(" ", "-").replace(",", "")
+
+
+def explain_one(run: Path) -> str:
     """The first test clip, explained by the last model, with its true labels."""
     from affectgpt.data.sources import probe_sample, read_manifest
     from affectgpt.schema import prediction_from_row
 
     source = compose("eval").data.test[0]
     sample = probe_sample(read_manifest(source.manifest, split=source.split)[0][0])
-    rows = append_jsonl_records(runs / "scores" / "coarse-then-fine" / "predictions.jsonl")
+    rows = append_jsonl_records(run / f"eval-{_slug(BOTH_STAGES)}" / "predictions.jsonl")
     row = next(row for row in rows if row["id"] == sample.id)
     wrapped = textwrap.fill(sample.description or "", 100, initial_indent="  ", subsequent_indent="  ")
     truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"
