@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoProcessor
 
-from affectgpt.models.build import EncoderSpec, LoraSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+from affectgpt.models.build import EncoderSpec, LoraSpec, ModelSpec, ProjectorSpec, SamplingSpec, build, build_hollow
 from affectgpt.models.checkpoint import (
     CheckpointError,
     load_trained,
@@ -29,6 +29,7 @@ __all__ = [
     "ProjectorSpec",
     "SamplingSpec",
     "build",
+    "build_hollow",
     "load_trained",
     "load_trained_tensors",
     "read_spec",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from affectgpt.models import bases, encoders
+from affectgpt.models import bases, encoders, shapes
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig, EncoderConfig, ProjectorConfig, check_pool
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
@@ -142,9 +142,11 @@ def _assemble(
     text_config = AutoConfig.from_pretrained(spec.llm, revision=spec.llm_revision)
     branches, settings, loaded = {}, {}, {}
     for name in spec.modalities:
-        branches[name], settings[name] = _branch(name, spec)
+        encoder = spec.encoders[name]
+        base = encoders.load_config(encoder.name, encoder.revision)
+        preprocessing = encoders.load_preprocessing(encoder.name, encoder.revision)
+        branches[name], settings[name] = _branch(name, spec, base, preprocessing)
         if load_encoders:
-            encoder = spec.encoders[name]
             loaded[name] = encoders.load(encoder.name, encoder.revision, encoder.dtype, encoder.pool)
     processor = AffectGPTProcessor(
         AutoTokenizer.from_pretrained(spec.llm, revision=spec.llm_revision),
@@ -177,6 +179,51 @@ def _assemble(
     return model, processor
 
 
+def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForConditionalGeneration:
+    """The model at its full size without reading a weight or asking a hub.
+
+    Shapes come from `affectgpt.models.shapes` (published models) or from the config.json of local folders.
+
+    Args:
+        device: "meta" takes no memory and cannot compute; "cuda" or "cpu" draws random weights there.
+
+    Raises:
+        ValueError: a base model is neither a folder nor one whose shape is written down.
+    """
+    branches = {}
+    for name in spec.modalities:
+        base, preprocessing = _shape_of_encoder(spec.encoders[name].name)
+        branches[name], _ = _branch(name, spec, base, preprocessing)
+    text_config = (
+        AutoConfig.from_pretrained(spec.llm) if bases.is_local(spec.llm) else shapes.published_config(spec.llm)
+    )
+    dtype = getattr(torch, spec.llm_dtype)
+    config = AffectGPTConfig(
+        text_config=text_config,
+        branches=branches,
+        placeholder_token_ids={name: text_config.vocab_size + i for i, name in enumerate(MODALITIES)},
+        lora=None if spec.lora is None else spec.lora.to_peft(),
+        seed=spec.seed,
+        spec=asdict(spec),
+        dtype=dtype,
+    )
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        language_model = AutoModelForCausalLM.from_config(text_config, dtype=dtype)
+        loaded = {
+            name: encoders.from_config(config.encoder(name).base).to(getattr(torch, spec.encoders[name].dtype))
+            for name in spec.modalities
+        }
+        model = AffectGPTForConditionalGeneration(config, language_model=language_model, encoders=loaded)
+    return model.to(device)  # some models compute tables, such as VideoMAE's positions, on the CPU
+
+
+def _shape_of_encoder(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(configuration, preprocessing) of a base encoder from a local folder, or as published."""
+    if name.startswith("timm:") or bases.is_local(name):
+        return encoders.load_config(name), encoders.load_preprocessing(name)
+    return encoders.base_fields(shapes.published_config(name)), shapes.published_preprocessing(name)
+
+
 def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
     """(spec with absolute folders and hub commits instead of branches, fingerprint of each base model)."""
 
@@ -196,11 +243,13 @@ def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
     return replace(spec, llm=llm, llm_revision=llm_revision, encoders=pinned), fingerprints
 
 
-def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(config of encoder and projector, processor settings) of one modality."""
+def _branch(
+    name: str, spec: ModelSpec, base: Mapping[str, Any], preprocessing: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config of encoder and projector, processor settings) of one modality, from what the base model's files say."""
     encoder, projector, sampling = spec.encoders[name], spec.projectors[name], spec.sampling
     config = EncoderConfig(
-        base=encoders.load_config(encoder.name, encoder.revision),
+        base=base,
         layers=encoder.layers,
         pool=encoder.pool,
         dtype=encoder.dtype,
@@ -209,7 +258,6 @@ def _branch(name: str, spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]
     # A copy without memory or arithmetic tells how many states of what width one window, frame or clip gives.
     with torch.device("meta"):
         hollow = encoders.FrozenEncoder(name, config).to("meta")
-    preprocessing = encoders.load_preprocessing(encoder.name, encoder.revision)
     settings: dict[str, Any] = {"n_tokens": projector.n_queries}
     if name == "audio":
         settings |= {key: getattr(sampling, key) for key in ("rate_hz", "window_s", "max_windows", "window_mode")}

@@ -152,14 +152,7 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str, pretrained: bool = False) -> None:
         super().__init__()
-        try:
-            import timm
-        except (ImportError, RuntimeError) as error:  # a CUDA torchvision beside a CPU torch raises RuntimeError
-            raise ImportError(
-                f"encoder 'timm:{name}' needs timm, which does not import here ({error}); install `affectgpt[vision]` "
-                "with a torchvision that matches torch, or use the same weights as a Blip2VisionModel"
-            ) from error
-        self.model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        self.model = _timm(name).create_model(name, pretrained=pretrained, num_classes=0)
         patches = self.model.patch_embed
         self.config = SimpleNamespace(image_size=patches.img_size, patch_size=patches.patch_size)
 
@@ -174,6 +167,18 @@ class TimmEncoder(nn.Module):
         )
         hidden = tuple(torch.cat([prefix, patches], dim=1) for patches, prefix in layers)
         return BaseModelOutputWithPooling(last_hidden_state=hidden[-1], hidden_states=hidden)
+
+
+def _timm(name: str) -> Any:
+    """The timm library, or an error that names the encoder that needs it."""
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # a CUDA torchvision beside a CPU torch raises RuntimeError
+        raise ImportError(
+            f"encoder 'timm:{name}' needs timm, which does not import here ({error}); install `affectgpt[vision]` "
+            "with a torchvision that matches torch, or use the same weights as a Blip2VisionModel"
+        ) from error
+    return timm
 
 
 def from_config(base: Mapping[str, Any]) -> nn.Module:
@@ -195,7 +200,11 @@ def load_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """The configuration of a base encoder, as the dictionary that `EncoderConfig.base` holds."""
     if name.startswith("timm:"):
         return {"timm": name.removeprefix("timm:")}
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    return base_fields(AutoConfig.from_pretrained(name, revision=revision))
+
+
+def base_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What of a base model's configuration the encoder keeps: the image side of a model with several."""
     if config.model_type in IMAGE_SIDE and hasattr(config, "vision_config"):
         whole, config = config, config.vision_config
         config.projection_dim = getattr(whole, "projection_dim", None)
@@ -230,9 +239,8 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
 def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]:
     """What the base model's preprocessor_config.json says (a timm model: mean and deviation); empty if it has none."""
     if name.startswith("timm:"):
-        import timm  # that it imports was found out when the encoder was built
-
-        cfg = timm.models.get_pretrained_cfg(name.removeprefix("timm:"))
+        name = name.removeprefix("timm:")
+        cfg = _timm(name).models.get_pretrained_cfg(name)
         return {"image_mean": list(cfg.mean), "image_std": list(cfg.std)} if cfg is not None else {}
     path = cached_file(name, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
