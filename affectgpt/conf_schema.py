@@ -161,12 +161,24 @@ class LoggingConfig:
 
 
 @dataclass
+class StrategyConfig:
+    """How training is spread over processes, which torchrun, deepspeed or SLURM start."""
+
+    name: str = "single"  # single, ddp, zero2 or zero3
+    num_processes: int | None = None  # how many there must be; null = as many as were started
+    offload_optimizer: bool = False  # zero2, zero3: optimizer state in CPU memory
+    offload_parameters: bool = False  # zero3: split parameters in CPU memory
+    timeout_s: int = 7200  # how long processes wait for each other before the run fails
+
+
+@dataclass
 class TrainConfig:
     """python train.py"""
 
     stage: StageConfig = field(default_factory=StageConfig)  # stage=coarse or stage=fine
     model: ModelConfig = field(default_factory=ModelConfig)  # model=demo, or a preset of conf/model
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)  # strategy=single, ddp, zero2 or zero3
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation during validation
     logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
