@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
 LEVELS = {
     0: ("schema", "prompts"),
-    1: ("conf_schema", "confdoc", "runtime", "llm", "media", "doctor"),
-    2: ("metrics", "data", "models"),
+    1: ("conf_schema", "confdoc", "runtime", "llm", "media", "doctor", "mllm_video"),
+    2: ("metrics", "data", "models", "mllm"),
     3: ("training", "inference", "loading", "annotate", "demo"),
     4: ("cli", "commands", "analyze", "submit"),
 }
