@@ -48,6 +48,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("audio", "image", "video", "text")
     supports_gradient_checkpointing = True
+    in_lockstep = False
+    """True where processes share the projectors' weights (ZeRO-3): generating, too, then runs all of them."""
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -201,6 +203,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             if tokens is not None:
                 embeds = embeds.masked_scatter(slots[name][..., None], tokens.to(embeds.dtype))
+            elif name in self.projectors and (self.training or self.in_lockstep):
+                embeds = embeds + self._idle(name, embeds.device).to(embeds.dtype)
         return embeds
 
     # ---------------------------------------------------------------- LLM
@@ -264,8 +268,6 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 vocab_size=output.logits.shape[-1],
                 **loss_kwargs,
             )
-            if self.training and torch.is_grad_enabled():
-                loss = loss + self._untouched(batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=output.logits,
@@ -274,15 +276,17 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attentions=output.attentions,
         )
 
-    def _untouched(self, batch: Mapping[str, Tensor]) -> Tensor | float:
-        """Zero, connected to the trained projectors that this batch does not use.
+    def _idle(self, modality: str, device: torch.device) -> Tensor:
+        """Zero, by way of the projector of a modality that no sample of the batch has.
 
-        Their gradient is then zero instead of absent: a batch of text alone can be differentiated, and distributed
-        training finds every parameter in every step.
+        Every batch thus runs the same modules in the same order. Gradients of what it does not use are zero instead of
+        absent, so a batch of text alone can be differentiated, and processes that train together stay in step:
+        DeepSpeed adds up gradients in the order in which they arrive, without asking which parameter they are of.
         """
-        idle = [name for name in self.modalities if not {f"{name}_states", MEDIA_KEYS[name]} & batch.keys()]
-        weights = [w for name in idle for w in self.projectors[name].parameters() if w.requires_grad]
-        return sum((weight.sum() * 0.0 for weight in weights), start=0.0)
+        projector = self.projectors[modality]
+        n_states = projector.config.n_queries if projector.config.kind == "linear" else 1
+        states = torch.zeros(1, n_states, projector.config.input_size, device=device)
+        return projector(states, torch.ones(states.shape[:2], dtype=torch.bool, device=device)).sum() * 0.0
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
