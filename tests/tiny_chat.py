@@ -135,7 +135,11 @@ def _write(
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        getattr(transformers, model)(config(ids, len(tokenizer))).eval().save_pretrained(folder)
+        network = getattr(transformers, model)(config(ids, len(tokenizer))).eval()
+        for name, weights in network.named_parameters():
+            if weights.ndim == 2 and not weights.any() and "position" not in name:
+                torch.nn.init.normal_(weights, std=0.2)  # Gemma 3 starts with a projection of zeros: blind
+        network.save_pretrained(folder)
     return folder
 
 
