@@ -130,6 +130,17 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     tensor.requires_grad_(True)
         return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad)
 
+    def set_encoders_aside(self) -> nn.ModuleDict:
+        """Hand the encoders out and keep only a reference that is no part of this module.
+
+        They go on working, but moving, wrapping or splitting the model leaves them alone: ZeRO-3 would gather their
+        weights in collective calls whose number depends on a process's samples.
+        """
+        encoders = self.encoders
+        del self.encoders
+        object.__setattr__(self, "encoders", dict(encoders.items()))
+        return encoders
+
     # ---------------------------------------------------------------- media -> soft tokens
 
     def encoder_fingerprint(self, modality: str) -> str:
