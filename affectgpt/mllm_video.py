@@ -23,7 +23,11 @@ from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoPro
 from transformers.models.video_llava.video_processing_video_llava import VideoLlavaVideoProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
-_MODES = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
+_MODES = {
+    PILImageResampling.LANCZOS: "lanczos",
+    PILImageResampling.BILINEAR: "bilinear",
+    PILImageResampling.BICUBIC: "bicubic",
+}
 
 
 class OnTorch(BaseVideoProcessor):
@@ -41,9 +45,9 @@ class OnTorch(BaseVideoProcessor):
             raise ValueError(f"video size: expected height and width, or shortest_edge, found {size}")
         resample = PILImageResampling.BILINEAR if resample is None else resample
         if resample not in _MODES:
-            raise ValueError(f"video resampling: expected bilinear (2) or bicubic (3), found {resample}")
+            raise ValueError(f"video resampling: expected lanczos (1), bilinear (2) or bicubic (3), found {resample}")
         flat = image.flatten(end_dim=-4)  # [N,C,H,W]
-        flat = F.interpolate(flat, shape, mode=_MODES[resample], align_corners=False, antialias=antialias)
+        flat = F.interpolate(flat, shape, mode=_MODES[resample], antialias=antialias)
         return flat.unflatten(0, image.shape[:-3])
 
     def center_crop(self, image: Tensor, size: SizeDict, **_: Any) -> Tensor:
