@@ -203,6 +203,16 @@ def load_trained_tensors(
             tensor.copy_(stored[name])
 
 
+def differing_tensors(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the checkpoint's tensors that are not bit by bit those of `tensors`, or not there."""
+    stored = _read_tensors(Path(folder) / TENSORS_NAME)
+    return sorted(
+        name
+        for name in set(stored) | set(tensors)
+        if name not in stored or name not in tensors or not torch.equal(stored[name], tensors[name].cpu())
+    )
+
+
 def _part(name: str) -> str:
     return "lora" if ".lora_" in name else ".".join(name.split(".")[:2])
 

@@ -1,17 +1,19 @@
-"""What a person sees of a run: a progress bar, metrics.jsonl, wandb, TensorBoard; and a clean stop on SIGTERM."""
+"""What a person sees of a run: a progress bar, metrics.jsonl, wandb, TensorBoard; and a clean stop
+on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -185,36 +187,66 @@ def _grouped(key: str) -> str:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM (a scheduler's notice, `timeout`, `docker stop`): save after the current step and stop.
+    """SIGTERM (a scheduler's notice, `timeout`, `docker stop`) or Ctrl-C: save after the current step and stop.
 
-    All ranks agree on the step through an all-reduce, so that none is left waiting in a collective call.
+    While training, the first signal asks for that and a second one ends the process at once; before and after, any
+    does. Processes agree on the step, so that none is left waiting in a collective call.
+
+    Args:
+        agree: whether a flag is true in any process.
     """
 
-    EXIT_CODE = 143
+    EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR2: 143}  # noqa: RUF012
+    _ECHO_S = 2.0
 
-    def __init__(self) -> None:
-        self.received = False
+    def __init__(self, agree: Callable[[bool], bool]) -> None:
+        self._agree = agree
+        self.received: signal.Signals | None = None
         self.stopped = False
-        self._before: Any = None
+        self._training = False
+        self._owner = os.getpid()
+        self._before: dict[int, Any] = {}
+        self._since = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """For the shell: 0 if training was not stopped, else 128 + the signal (another process's is called SIGTERM)."""
+        return self.EXIT_CODES[self.received or signal.SIGTERM] if self.stopped else 0
 
     def __enter__(self) -> StopOnSignal:
-        self._before = signal.signal(signal.SIGTERM, self._receive)
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            numbers.append(signal.SIGUSR2)  # how submitit announces the end of a job's time
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        self.received = True
-        print("\nSIGTERM: saving after this step, then stopping", file=sys.stderr)
+        if os.getpid() != self._owner:
+            return  # a loader process, which Ctrl-C reaches too; the training process ends it
+        # torchrun passes on the Ctrl-C that its processes have received from the terminal already.
+        is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < self._ECHO_S
+        if self.received is not None and is_echo:
+            return
+        if not self._training or self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            sys.exit(self.EXIT_CODES[signal.Signals(number)])
+        self.received = signal.Signals(number)
+        self._since = time.monotonic()
+        print(f"\n{self.received.name}: saving after this step, then stopping (again: stop at once)", file=sys.stderr)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        received = self.received
-        if args.world_size > 1:
-            flag = torch.tensor([float(received)], device=args.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            received = bool(flag.item())
-        if received:
+        if self._agree(self.received is not None):
             self.stopped = True
             control.should_save = True
             control.should_evaluate = False

@@ -35,20 +35,31 @@ from affectgpt.runtime import (
     write_text_atomic,
 )
 from affectgpt.schema import BadSample, Prediction, Sample, write_jsonl
+from affectgpt.training import distributed
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
 from affectgpt.training.checkpoints import BEST, checkpoint_to_start_from, complete_checkpoints
+from affectgpt.training.distributed import Processes
 from affectgpt.training.schedule import Schedule
 from affectgpt.training.trainer import StageTrainer
 
 log = logging.getLogger("affectgpt")
 
 # What may differ between a run and its continuation, since it does not decide the weights.
-_FREE_ON_RESUME = ("resume", "logging", "paths", "device", "stage.n_workers", "stage.keep_last")
+_FREE_ON_RESUME = (
+    "resume",
+    "logging",
+    "paths",
+    "device",
+    "stage.n_workers",
+    "stage.keep_last",
+    "strategy.num_processes",
+    "strategy.timeout_s",
+)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: its run folder, and the exit code for the shell (0, or 143 after SIGTERM)."""
+    """How a stage ended: its run folder, and the exit code for the shell (0, 143 after SIGTERM, 130 after Ctrl-C)."""
 
     run: Path
     exit_code: int
@@ -78,90 +89,149 @@ class EncodeDraw:
         return self._processor.encode([question], media, answer=answer.content)
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is open for training.
+
+    Attributes:
+        record: run.json; only the first process writes it.
+        init_from: the checkpoint that the stage started from.
+        resume_from: the checkpoint to go on from; None = there is none yet.
+    """
+
+    folder: Path
+    record: RunRecord
+    init_from: Path | None
+    resume_from: Path | None
+
+
 def run_stage(config: TrainConfig) -> StageResult:
-    """Train one stage, or go on with an unfinished one; every choice that was made for the user is printed."""
+    """Train one stage, or go on with an unfinished one; every choice that was made for the user is printed.
+
+    With a strategy of several processes each of them calls this; the first one writes the run folder.
+    """
+    with Processes(config.strategy, torch_device(config.device)) as processes:
+        if not processes.is_main:
+            log.setLevel(logging.WARNING)
+        return _run_stage(config, processes)
+
+
+def _run_stage(config: TrainConfig, processes: Processes) -> StageResult:
     stage = config.stage
     sources = {"coarse": config.data.coarse, "fine": config.data.fine}.get(stage.name, [])
     if not sources:
         raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
     # Mistakes in a manifest, missing files and a missing first stage shall show before there is a run folder.
-    parts, bad = read_sources(sources, config.data)
+    parts, bad = processes.by_main(lambda: read_sources(sources, config.data))
+    run = processes.by_main(lambda: _open_run(config, sources, processes.world_size))
+    log.info("run %s: stage %s, model %s, data %s", run.folder, stage.name, config.model.name, config.data.name)
+    log.info("strategy %s: num_processes %d", config.strategy.name, processes.world_size)
+    if run.resume_from is not None:
+        log.info("going on from %s", run.resume_from)
+    elif run.init_from is not None:
+        log.info("projections start from %s", run.init_from)
+    else:
+        log.info("projections start from random values (seed %d)", config.seed)
+    finish = run.record.finish if processes.is_main else _nothing
+    try:
+        with StopOnSignal(processes.any) as stop:
+            results = _train(config, run, parts, bad, stop, processes)
+            finish("stopped" if stop.stopped else "finished", **results)
+    except (KeyboardInterrupt, SystemExit):
+        finish("stopped")
+        raise
+    except BaseException:
+        finish("failed")
+        raise
+    if stop.stopped:
+        log.info("stopped; the same command with resume=true goes on")
+    return StageResult(run.folder, stop.exit_code)
+
+
+def _nothing(*arguments: object, **values: object) -> None:
+    """What processes other than the first write."""
+
+
+def _open_run(config: TrainConfig, sources: Sequence[SourceConfig], n_processes: int) -> Run:
+    stage = config.stage
     init_from = None
     if stage.init_from and not config.resume:
         init_from = checkpoint_to_start_from(Path(config.paths.runs), stage.init_from)
-    run, resume_from = _run_folder(config)
-    record = RunRecord.read(run)
+    folder, resume_from = _run_folder(config, n_processes)
+    record = RunRecord.read(folder)
     if record is None:
         record = RunRecord.start(
-            run,
+            folder,
             kind=f"train {stage.name}",
             config=asdict(config),
             inputs=[source.manifest for source in sources],
             init_from=None if init_from is None else str(init_from),
+            num_processes=n_processes,
         )
-        write_text_atomic(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+        write_text_atomic(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
     else:
         record.resume()
         init_from = Path(record.values["init_from"]) if record.values["init_from"] else None
-    log.info("run %s: stage %s, model %s, data %s", run, stage.name, config.model.name, config.data.name)
-    if resume_from is not None:
-        log.info("going on from %s", resume_from)
-    elif init_from is not None:
-        log.info("projections start from %s", init_from)
-    else:
-        log.info("projections start from random values (seed %d)", config.seed)
-    try:
-        with StopOnSignal() as stop:
-            _train(config, run, parts, bad, init_from, resume_from, stop, record)
-    except BaseException:
-        record.finish("failed")
-        raise
-    if stop.stopped:
-        record.finish("stopped")
-        log.info("stopped by SIGTERM; the same command with resume=true goes on")
-        return StageResult(run, StopOnSignal.EXIT_CODE)
-    return StageResult(run, 0)
+    return Run(folder, record, init_from, resume_from)
 
 
 def _train(
     config: TrainConfig,
-    run: Path,
+    run: Run,
     parts: Sequence[Part],
     bad: Sequence[BadSample],
-    init_from: Path | None,
-    resume_from: Path | None,
     stop: StopOnSignal,
-    record: RunRecord,
-) -> None:
+    processes: Processes,
+) -> dict[str, Any]:
+    """Train; returns what belongs into the run record."""
     stage = config.stage
     quiet_libraries()
     seed_everything(config.seed)
     model, processor = build(model_spec(config.model, config.seed))
-    if init_from is not None:
-        before = read_spec(init_from)
+    if run.init_from is not None:
+        before = read_spec(run.init_from)
         # Adapters of the stage before must be taken over; those that this stage adds start anew.
-        load_trained_tensors(model, init_from, parts=None if before.lora else ["projectors"])
+        load_trained_tensors(model, run.init_from, parts=None if before.lora else ["projectors"])
         if unused := [name for name in before.modalities if name not in model.modalities]:
             log.info("not taken over, since this model has no such branch: projections of %s", ", ".join(unused))
-    model.set_trainable(stage.trainable)
+    n_trainable = model.set_trainable(stage.trainable)
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     log.info("%s", trainable_table(model))
 
     device = torch_device(config.device)
+    to_deepspeed = distributed.deepspeed_config(config.strategy, n_trainable)
+    if config.strategy.name == "zero3":
+        assert to_deepspeed is not None
+        distributed.partition_frozen(model.language_model, to_deepspeed, stage.batch_size, stage.accumulation)
+        model.in_lockstep = True
+    # Encoders only give states: no wrapper shall move, copy or split them. With a cache they are needed once.
+    encoders = model.set_encoders_aside()
+    encoders.to(device)
     model.to(device)
     cache_folder = Path(config.paths.cache) if config.data.cache_features else None
     reader = clip_reader(model, processor, backend=config.data.backend, cache_folder=cache_folder)
-    training, validation, bad_clips = prepare_training(parts, stage, config.data, config.seed, reader, model.modalities)
+    training, validation, bad_clips = prepare_training(
+        parts, stage, config.data, config.seed, reader, model.modalities, processes
+    )
+    if cache_folder is not None:
+        encoders.to("cpu")
     bad = [*bad, *bad_clips]
-    record.values["n_bad_samples"] = report_bad(bad, run)
+    if processes.is_main:
+        run.record.values["n_bad_samples"] = report_bad(bad, run.folder)
     total_steps = stage.epochs * stage.iterations_per_epoch
     schedule = Schedule(
         total_steps, stage.warmup_steps, stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
     )
     arguments = training_arguments(
-        config, run, total_steps, has_validation=bool(validation), use_cpu=device.type == "cpu"
+        config,
+        run.folder,
+        total_steps,
+        has_validation=bool(validation),
+        use_cpu=device.type == "cpu",
+        to_deepspeed=to_deepspeed,
     )
+    assert arguments.world_size == processes.world_size, "the Trainer counts other processes than were started"
     stream = TrainingStream(
         training,
         Recipe(_positive(stage.tasks), _positive(stage.langs), stage.modality_dropout, stage.subtitle_dropout),
@@ -178,22 +248,28 @@ def _train(
         total_steps,
         stage.batch_size * stage.accumulation * arguments.world_size,
     )
-    callbacks: list[Any] = [ProgressBar(f"{stage.name}"), MetricsFile(run / "metrics.jsonl"), stop]
+    callbacks: list[Any] = [ProgressBar(f"{stage.name}"), MetricsFile(run.folder / "metrics.jsonl"), stop]
     wandb_log = None
     if config.logging.wandb != "disabled":
-        wandb_log = WandbLog(config.logging.wandb, config.logging.project, run, asdict(config))
+        wandb_log = WandbLog(config.logging.wandb, config.logging.project, run.folder, asdict(config))
         callbacks.append(wandb_log)
     if config.logging.tensorboard:
-        callbacks.append(TensorBoardLog(run / "tensorboard"))
+        callbacks.append(TensorBoardLog(run.folder / "tensorboard"))
 
     def validate(model: Any, step: int) -> Mapping[str, float]:
         asking = Asking(
             task="both" if stage.tasks.get("both") else "labels", lang=max(stage.langs, key=stage.langs.get)
         )
         decoding = Decoding(config.generate.batch_size, config.generate.max_new_tokens)
-        rows = list(predict(model, processor, validation, reader, asking=asking, decoding=decoding))
-        write_jsonl(run / "generations" / f"step-{step:06d}.jsonl", rows)
-        if wandb_log is not None:
+        mine = processes.equal_share(validation)
+        made = processes.together(
+            lambda: list(predict(model, processor, mine, reader, asking=asking, decoding=decoding))
+        )
+        by_id = {row.id: row for rows in made for row in rows}
+        rows = [by_id[sample.id] for sample in validation]
+        if processes.is_main:
+            write_jsonl(run.folder / "generations" / f"step-{step:06d}.jsonl", rows)
+        if processes.is_main and wandb_log is not None:
             wandb_log.show_generations(step, _with_frames(validation, rows, config.logging.n_sample_generations))
         return validation_scores(rows, validation, asking.lang)
 
@@ -211,16 +287,16 @@ def _train(
     )
     for standard in [item for item in trainer.callback_handler.callbacks if type(item).__name__ == "PrinterCallback"]:
         trainer.remove_callback(standard)
-    output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if not stop.stopped:
-        best = trainer.state.best_metric
-        record.finish("finished", loss=output.training_loss, best_validation_f_s=best, steps=trainer.state.global_step)
-        last = complete_checkpoints(run)[-1]
-        log.info(
-            "finished: %s%s",
-            last,
-            f", best by validation (F_S {best * 100:.1f}): {run / BEST}" if best is not None else "",
-        )
+    output = trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+    if stop.stopped:
+        return {}
+    best = trainer.state.best_metric
+    log.info(
+        "finished: %s%s",
+        complete_checkpoints(run.folder)[-1],
+        f", best by validation (F_S {best * 100:.1f}): {run.folder / BEST}" if best is not None else "",
+    )
+    return {"loss": output.training_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
 
 
 def _positive(weights: Mapping[str, float]) -> dict[str, float]:
@@ -248,8 +324,9 @@ def prepare_training(
     seed: int,
     reader: ClipReader,
     modalities: Sequence[str],
+    processes: Processes,
 ) -> tuple[list[Part], list[Sample], list[BadSample]]:
-    """Encode the training data (with a cache) and hold out the validation samples.
+    """Encode the training data (with a cache; each process its share) and hold out the validation samples.
 
     Returns:
         [(training samples, weight)], validation samples (out of the training data, never the test split), bad clips.
@@ -257,8 +334,14 @@ def prepare_training(
     usable: list[Part] = []
     bad: list[BadSample] = []
     for samples, weight in parts:
-        good, bad_clips = reader.prepare(samples, modalities, on_bad=data.on_bad, what="encoding clips")
+        mine = processes.share(samples)
+        left_out = processes.together(
+            lambda mine=mine: reader.prepare(mine, modalities, on_bad=data.on_bad, what="encoding clips")[1]
+        )
+        bad_clips = [row for rows in left_out for row in rows]
         bad += bad_clips
+        bad_ids = {row.id for row in bad_clips}
+        good = [sample for sample in samples if sample.id not in bad_ids]
         if not good:
             raise UserError(f"none of {len(samples)} clips can be decoded; the first: {bad[0].id!r}: {bad[0].reason}")
         usable.append((good, weight))
@@ -280,7 +363,13 @@ def prepare_training(
 
 
 def training_arguments(
-    config: TrainConfig, run: Path, total_steps: int, *, has_validation: bool, use_cpu: bool
+    config: TrainConfig,
+    run: Path,
+    total_steps: int,
+    *,
+    has_validation: bool,
+    use_cpu: bool,
+    to_deepspeed: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
     """What the Trainer must know; data order, schedule and checkpoints are ours."""
     stage = config.stage
@@ -309,6 +398,10 @@ def training_arguments(
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         use_cpu=use_cpu,
+        deepspeed=None if to_deepspeed is None else dict(to_deepspeed),
+        ddp_find_unused_parameters=False,  # every step uses all that trains, see the model's _idle
+        ddp_broadcast_buffers=False,
+        ddp_timeout=config.strategy.timeout_s,
         disable_tqdm=True,
         report_to="none",
     )
@@ -345,7 +438,7 @@ def _with_frames(
     return rows
 
 
-def _run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
+def _run_folder(config: TrainConfig, n_processes: int) -> tuple[Path, Path | None]:
     """The run's folder, and with `resume` the checkpoint to go on from (None = it has none yet)."""
     runs, name = Path(config.paths.runs), config.name or config.stage.name
     if not config.resume:
@@ -361,6 +454,12 @@ def _run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
     if differing := _differences(record.values["config"], asdict(config)):
         listed = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
         raise UserError(f"{run} was started with other settings, so it cannot go on:\n{listed}")
+    if (before := record.values.get("num_processes", 1)) != n_processes:
+        raise UserError(
+            f"{run} was trained by {before} processes, now there are {n_processes}: batches would be others, and the "
+            f"optimizer state is split by process. Go on with {before} (torchrun --nproc_per_node), or start a run "
+            f"from its last checkpoint with stage.init_from={run}/checkpoint-<step>"
+        )
     checkpoints = complete_checkpoints(run)
     return run, checkpoints[-1] if checkpoints else None
 

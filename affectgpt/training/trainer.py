@@ -14,9 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
-from affectgpt.models.checkpoint import load_trained_tensors, save_trained
+from affectgpt.models.checkpoint import (
+    CheckpointError,
+    differing_tensors,
+    load_trained_tensors,
+    save_trained,
+    trained_tensors,
+)
 from affectgpt.runtime import write_text_atomic
+from affectgpt.training import distributed
 from affectgpt.training.checkpoints import BEST, COMPLETE, complete_checkpoints
 from affectgpt.training.schedule import Schedule
 
@@ -86,10 +94,9 @@ class StageTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         assert self._validate is not None, "evaluation is only scheduled with `validate`"
-        model = self.accelerator.unwrap_model(self.model)
-        found = self._validate(model, self.state.global_step)
+        found = self._validate(self.model, self.state.global_step)
         scores = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
-        model.train()
+        self.model.train()
         if self.state.best_metric is None or found["f_s"] > self.state.best_metric:
             self._save_best(scores)
         self.log(dict(scores))
@@ -98,25 +105,52 @@ class StageTrainer(Trainer):
         return scores
 
     def _save_best(self, scores: Mapping[str, float]) -> None:
-        if not self.args.should_save:
-            return
         best = Path(self.args.output_dir) / BEST
         new = best.with_name(f".{BEST}.new")
-        shutil.rmtree(new, ignore_errors=True)
-        save_trained(self.accelerator.unwrap_model(self.model), self._processor, new)
+        if self.args.should_save:
+            shutil.rmtree(new, ignore_errors=True)
+        self.save_model(str(new))
+        if not self.args.should_save:
+            return
         (new / COMPLETE).write_text(f"step {self.state.global_step}: {dict(scores)}\n", encoding="utf-8")
         shutil.rmtree(best, ignore_errors=True)
         os.replace(new, best)
 
     # Checkpoints
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            save_trained(self.accelerator.unwrap_model(self.model), self._processor, folder)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained tensors and their manifest; every process calls it, the first one writes."""
+        state = distributed.whole(trained_tensors(self.model), keep=self.args.should_save)
+        if state is not None:
+            save_trained(self.model, self._processor, Path(output_dir or self.args.output_dir), state_dict=state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained_tensors(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        load_trained_tensors(self.model, Path(resume_from_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # Not strict, since frozen weights are not in the file; what counts is compared below.
+        found, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        if found is None:
+            raise CheckpointError(f"{resume_from_checkpoint} holds no DeepSpeed state; was it written by strategy=ddp?")
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        state = distributed.whole(trained_tensors(self.model), keep=True)
+        assert state is not None
+        if differing := differing_tensors(resume_from_checkpoint, state):
+            raise CheckpointError(
+                f"{resume_from_checkpoint}: DeepSpeed's state and trained.safetensors differ in {len(differing)} "
+                f"tensors ({', '.join(differing[:3])}); the folder mixes two checkpoints, go on from another one"
+            )
+        return prepared
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

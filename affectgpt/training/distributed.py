@@ -1,0 +1,215 @@
+"""The processes of one run: who is who, agreeing on a value, and what DeepSpeed is told.
+
+`strategy=` names how training is spread: `single` (one process), `ddp` (each process holds the whole model), `zero2`
+(gradients and optimizer state are split), `zero3` (the frozen LLM is split too). The processes themselves are started
+by torchrun, the deepspeed launcher or a SLURM job; nothing here starts any.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+
+from affectgpt.conf_schema import StrategyConfig
+from affectgpt.runtime import UserError
+
+log = logging.getLogger("affectgpt")
+
+STRATEGIES = ("single", "ddp", "zero2", "zero3")
+Item = TypeVar("Item")
+
+
+class Processes:
+    """This process among those of the run; with one process everything here is free.
+
+    Attributes:
+        rank, world_size, local_rank: as the launcher numbers them; local_rank counts within the machine.
+    """
+
+    def __init__(self, strategy: StrategyConfig, device: torch.device) -> None:
+        check_strategy(strategy, int(os.environ.get("WORLD_SIZE", "1")))
+        self.rank, self.world_size, self.local_rank = 0, 1, 0
+        self._group: Any = None
+        if strategy.name == "single":
+            return
+        if device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        else:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        timeout = timedelta(seconds=strategy.timeout_s)
+        distributed.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.local_rank = int(os.environ["LOCAL_RANK"])
+        # Agreements go over a group of their own on the CPU: on the GPU's they would wait for its queue at every step.
+        self._group = distributed.new_group(backend="gloo", timeout=timeout)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if self._group is not None:
+            if kind is None:
+                self.wait()  # a launcher stops all processes as soon as one ends with an error code
+            distributed.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This process's part of `items`: every world_size-th."""
+        return list(items[self.rank :: self.world_size])
+
+    def equal_share(self, items: Sequence[Item]) -> list[Item]:
+        """Like `share`, but as long in every process: items repeat where they do not divide evenly."""
+        n_each = -(-len(items) // self.world_size)
+        return [items[(self.rank + turn * self.world_size) % len(items)] for turn in range(n_each)]
+
+    def together(self, make: Callable[[], Item]) -> list[Item]:
+        """What `make` gives in each process, in the order of ranks; an error in one of them is raised in all."""
+        if self._group is None:
+            return [make()]
+        value, error = None, None
+        try:
+            value = make()
+        except (RuntimeError, ValueError, OSError) as raised:
+            error = raised
+        answers: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(answers, (value, None if error is None else str(error)), group=self._group)
+        if error is not None:
+            raise error
+        for rank, (_, text) in enumerate(answers):
+            if text is not None:
+                raise UserError(f"process {rank} stopped: {text}")
+        return [value for value, _ in answers]
+
+    def by_main(self, make: Callable[[], Item]) -> Item:
+        """What `make` gives in the first process, in all of them; only the first calls it."""
+        mine: list[Any] = [None]
+
+        def in_main() -> Any:
+            mine[0] = make() if self.is_main else None
+            return mine[0]
+
+        value = self.together(in_main)[0]
+        return mine[0] if self.is_main else value
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in any process."""
+        if self._group is None:
+            return flag
+        found = torch.tensor([float(flag)])
+        distributed.all_reduce(found, op=distributed.ReduceOp.MAX, group=self._group)
+        return bool(found.item())
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self._group is not None:
+            distributed.barrier(group=self._group)
+
+
+def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
+    """Refuse what cannot be meant: a strategy without its launcher, a launcher without a strategy, a wrong number.
+
+    Raises:
+        UserError: names the combination and the command that would be right.
+    """
+    name = strategy.name
+    if name not in STRATEGIES:
+        raise UserError(f"strategy.name is {name!r}; expected one of {list(STRATEGIES)}")
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if name == "single" and world_size > 1:
+        raise UserError(
+            f"{world_size} processes were started, but strategy=single trains in one; add strategy=ddp (or zero2, "
+            "zero3), or start train.py with python alone"
+        )
+    if name != "single" and not launched:
+        raise UserError(
+            f"strategy={name} needs processes that a launcher starts: "
+            f"torchrun --nproc_per_node 2 train.py strategy={name} ... (docs/many-gpus.md)"
+        )
+    if strategy.num_processes is not None and strategy.num_processes != world_size:
+        raise UserError(
+            f"strategy.num_processes is {strategy.num_processes}, but {world_size} were started; "
+            f"change --nproc_per_node (and --nnodes), or the setting"
+        )
+    if name in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f"strategy={name} needs DeepSpeed: pip install 'affectgpt[deepspeed]', or take strategy=ddp")
+    if strategy.offload_optimizer and name not in ("zero2", "zero3"):
+        raise UserError(f"strategy.offload_optimizer goes with zero2 and zero3, not with {name}")
+    if strategy.offload_parameters and name != "zero3":
+        raise UserError(f"strategy.offload_parameters goes with zero3, not with {name}")
+
+
+def deepspeed_config(strategy: StrategyConfig, n_trainable: int) -> dict[str, Any] | None:
+    """What DeepSpeed is told; None for strategies without it. "auto" is filled in by transformers.
+
+    Neither bf16 nor fp16 is switched on: DeepSpeed would then cast everything, the trained parts too. Left alone, each
+    part keeps the precision it was built in (a bf16 LLM beside fp32 projections), as in the other strategies.
+
+    Args:
+        n_trainable: trained parameters; gradients are then reduced in one bucket that holds them all.
+    """
+    if strategy.name not in ("zero2", "zero3"):
+        return None
+    zero: dict[str, Any] = {
+        "stage": 2 if strategy.name == "zero2" else 3,
+        "reduce_bucket_size": max(n_trainable, 1),
+    }
+    if strategy.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if strategy.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        # torch's AdamW also where its state lies in CPU memory: DeepSpeed's own needs a compiler on the machine, and
+        # the trained parts are small.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+    }
+
+
+def partition_frozen(module: nn.Module, config: dict[str, Any], batch_size: int, accumulation: int) -> None:
+    """Split the frozen parameters of `module` over the processes, one at a time, so that no GPU ever holds them all.
+
+    What trains stays whole until the optimizer is there: it decides by shapes which weights decay.
+    """
+    import deepspeed
+
+    sizes = {
+        "train_batch_size": batch_size * accumulation * distributed.get_world_size(),
+        "train_micro_batch_size_per_gpu": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 1.0,
+    }
+    frozen = nn.ParameterList([parameter for parameter in module.parameters() if not parameter.requires_grad])
+    deepspeed.zero.Init(module=frozen, config_dict_or_path={**config, **sizes})
+
+
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    """Whether ZeRO-3 keeps only a part of `parameter` in this process."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole(tensors: dict[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor] | None:
+    """Copies on the CPU of parameters that ZeRO-3 may have split; a collective call.
+
+    Args:
+        keep: whether this process wants them; the others help and get None.
+    """
+    if not any(is_partitioned(tensor) for tensor in tensors.values()):
+        return {name: tensor.detach().cpu() for name, tensor in tensors.items()} if keep else None
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(tensors.values()), modifier_rank=None):
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()} if keep else None
