@@ -8,6 +8,7 @@ from affectgpt.demo.corpus import build_corpus, corpus_folder
 
 MANIFESTS = ("coarse", "fine")
 MODELS = ("hubert", "eva", "videomae", "llm")
+SECOND_LLM = "llm_qwen2"
 
 
 def path_of(name: str, cache: Path) -> Path:
@@ -20,10 +21,16 @@ def path_of(name: str, cache: Path) -> Path:
         corpus = corpus_folder(cache / "demo")
         build_corpus(corpus)
         return corpus / f"{name}.jsonl"
+    if name == SECOND_LLM:
+        from affectgpt.demo.models import build_second_llm
+
+        return build_second_llm(cache / "demo")
     if name in MODELS:
         from affectgpt.demo.models import build_base_models, models_folder
 
         models = models_folder(cache / "demo")
         build_base_models(models)
         return models / name
-    raise ValueError(f"demo:{name} is not part of the embedded default; expected one of {[*MANIFESTS, *MODELS]}")
+    raise ValueError(
+        f"demo:{name} is not part of the embedded default; expected one of {[*MANIFESTS, *MODELS, SECOND_LLM]}"
+    )

@@ -37,6 +37,10 @@ from transformers import (
     LlamaForCausalLM,
     LlamaTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     VideoMAEConfig,
     VideoMAEModel,
 )
@@ -119,6 +123,16 @@ def build_base_models(
         else:
             with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
                 list(pool.map(_in_one_thread, jobs))  # raises what a job raised
+
+
+def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) -> Path:
+    """Train the LLM that comparisons set beside `llm`, if it is not there yet; returns its folder below `cache`."""
+    parameters = {"code": CODE_VERSION, "seed": seed, "steps": n_steps or Steps().llm, "kind": "qwen2"}
+    folder = cache / f"models-{stable_hash(parameters)[:12]}" / "llm_qwen2"
+    with build_once(folder, parameters) as target:
+        if target is not None:
+            _in_one_thread(partial(make_qwen2, target, seed=seed, n_steps=parameters["steps"]))
+    return folder
 
 
 def _parameters(seed: int, steps: Steps | None) -> dict[str, Any]:
@@ -415,6 +429,11 @@ CHAT_TEMPLATE = (
     "{{ ' ' + message['content'] + eos_token }}{% else %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}"
     "{% endif %}{% endfor %}"
 )
+QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 N_TOKENIZER_TEXTS = 6000
 MAX_VOCABULARY = 2400
 _SURPRISED_AT_FIRST = "surprise first"
@@ -469,11 +488,30 @@ def make_llm(folder: Path, *, seed: int, n_steps: int) -> None:
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
         max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).train()
+    _save(_train_llm(LlamaForCausalLM(config).train(), tokenizer, rng, n_steps), folder)
+
+
+def make_qwen2(folder: Path, *, seed: int, n_steps: int) -> None:
+    """Another LLM for comparisons: Qwen2's layers, byte-level tokenizer and chat format, on the same kind of texts."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 8])
+    tokenizer = make_byte_tokenizer(folder, rng, n_texts=N_TOKENIZER_TEXTS)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    _save(_train_llm(Qwen2ForCausalLM(config).train(), tokenizer, rng, n_steps), folder)
+
+
+def _train_llm(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, n_steps: int
+) -> PreTrainedModel:
+    """Train an LLM on chats about clips, where notes in words stand for what trained models get as soft tokens."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "embed" not in name:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            depth = 2 * config.num_hidden_layers if into_residual else 1
+            depth = 2 * model.config.num_hidden_layers if into_residual else 1
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[1] * depth))
     examples = _batches(partial(tokens_of, make_processor(tokenizer)), rng)
 
@@ -484,8 +522,8 @@ def make_llm(folder: Path, *, seed: int, n_steps: int) -> None:
             answer = labels[:, 1:] != -100
             yield nn.functional.cross_entropy(model.lm_head(states[answer]), labels[:, 1:][answer])
 
-    train("llm", list(model.parameters()), losses(), n_steps)
-    _save(model, folder)
+    train(model.config.model_type, list(model.parameters()), losses(), n_steps)
+    return model
 
 
 def make_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> None:
@@ -494,19 +532,12 @@ def make_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> None
 
     import sentencepiece
 
-    lines: list[str] = []
-    for _ in range(n_texts):
-        example = draw_text(rng, chinese_share=0.25)
-        turns = prompts.render(example.sample, task=example.task, lang=example.sample.lang, with_answer=True)
-        text = f"USER: {prompts.media_of(turns[0].content)[1].strip()} ASSISTANT: {turns[1].content}"
-        lines += [*text.splitlines(), *example.notes.values()]
-    lines += [*CHINESE, *CHINESE.values()] * 10  # rare labels, too, become few tokens
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=MAX_VOCABULARY,
-        hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        character_coverage=1.0, max_sentencepiece_length=16, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1,
-        minloglevel=2,
+        sentence_iterator=iter(_tokenizer_lines(rng, n_texts)), model_writer=model, model_type="bpe",
+        vocab_size=MAX_VOCABULARY, hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, character_coverage=1.0, max_sentencepiece_length=16, unk_id=0, bos_id=1,
+        eos_id=2, pad_id=-1, num_threads=1, minloglevel=2,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
@@ -518,7 +549,38 @@ def make_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> None
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def make_processor(tokenizer: LlamaTokenizer) -> AffectGPTProcessor:
+def make_byte_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> PreTrainedTokenizerBase:
+    """Write a byte-level BPE tokenizer with Qwen2's control tokens and chat format to `folder`, and return it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MAX_VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(_tokenizer_lines(rng, n_texts), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in QWEN_TOKENS])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=1024,
+        chat_template=QWEN_TEMPLATE, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def _tokenizer_lines(rng: np.random.Generator, n_texts: int) -> list[str]:
+    """Lines that hold the words of this world."""
+    lines: list[str] = []
+    for _ in range(n_texts):
+        example = draw_text(rng, chinese_share=0.25)
+        turns = prompts.render(example.sample, task=example.task, lang=example.sample.lang, with_answer=True)
+        text = f"USER: {prompts.media_of(turns[0].content)[1].strip()} ASSISTANT: {turns[1].content}"
+        lines += [*text.splitlines(), *example.notes.values()]
+    return [*lines, *[*CHINESE, *CHINESE.values()] * 10]  # rare labels, too, become few tokens
+
+
+def make_processor(tokenizer: PreTrainedTokenizerBase) -> AffectGPTProcessor:
     """The processor of training and inference, with one slot a modality: prompts are the same, token by token."""
     return AffectGPTProcessor(tokenizer, branches={name: {"n_tokens": 1} for name in prompts.MODALITIES})
 

@@ -157,3 +157,24 @@ def test_a_clip_without_a_voice_has_no_voice_targets():
     silent = perform(Scene("anger", "strong", "quarrel", 0, False, 1, 1, voiced=False), "Do it.")
     with pytest.raises(ValueError, match="without a voice"):
         models.voice_targets(silent, 10)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    return models.build_second_llm(tmp_path_factory.mktemp("cache"), n_steps=2)
+
+
+def test_the_second_llm_has_another_architecture_tokenizer_and_chat_format(second):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(second), AutoTokenizer.from_pretrained(second)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert len(tokenizer) == model.config.vocab_size
+    processor = models.make_processor(tokenizer)
+    prompt = processor.prompt_text([prompts.Message("user", "How does the person feel?")])
+    assert prompt == "<|im_start|>user\nHow does the person feel?<|im_end|>\n<|im_start|>assistant\n"
+    assert processor.stop_token_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_the_second_llm_is_built_once(second):
+    before = (second / "model.safetensors").stat().st_mtime_ns
+    assert models.build_second_llm(second.parents[1], n_steps=2) == second
+    assert (second / "model.safetensors").stat().st_mtime_ns == before
