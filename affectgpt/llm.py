@@ -4,17 +4,24 @@ Answers are appended to a JSONL file, one line a finished request, under the has
 messages, sampling parameters). So a killed run goes on with exactly the missing calls, a score can be recomputed
 without a server (`offline=True`), and the file shows what was asked. The server's address is recorded but is no part of
 the key: the same model behind another port is the same model. API keys come from the environment and are never written.
+
+A message may hold pictures and sound between its texts (`Media`). In the key and in the file their bytes stand as
+hashes: eight frames a clip would make the file a second copy of the data set.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+import wave
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +31,7 @@ from affectgpt.prompts import Message
 from affectgpt.runtime import UserError, append_jsonl_records, stable_hash
 
 if TYPE_CHECKING:
+    import numpy as np
     import openai
 
 log = logging.getLogger("affectgpt")
@@ -33,6 +41,47 @@ _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 class ChatError(UserError):
     """Requests that got no answer: how many, from where, why, and what to do. The answers that came are cached."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture (`kind` "jpeg") or a sound ("wav") inside a message; `data` is the whole file."""
+
+    kind: str
+    data: bytes
+
+    @classmethod
+    def picture(cls, image: np.ndarray, longest_px: int | None = None) -> Media:
+        """uint8 [H,W,3] RGB as JPEG, shrunk so that no side is above `longest_px`."""
+        from PIL import Image
+
+        picture, file = Image.fromarray(image), io.BytesIO()
+        if longest_px is not None:
+            picture.thumbnail((longest_px, longest_px))
+        picture.save(file, "JPEG", quality=90)
+        return cls("jpeg", file.getvalue())
+
+    @classmethod
+    def sound(cls, samples: np.ndarray, rate_hz: int) -> Media:
+        """float [S] mono, full scale 1, as 16-bit WAV; what lies outside full scale is clipped."""
+        file = io.BytesIO()
+        with wave.open(file, "wb") as out:
+            out.setnchannels(1)
+            out.setsampwidth(2)
+            out.setframerate(rate_hz)
+            out.writeframes((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
+        return cls("wav", file.getvalue())
+
+    def part(self) -> dict[str, Any]:
+        """A content part of the chat-completions protocol."""
+        encoded = base64.b64encode(self.data).decode()
+        if self.kind == "wav":
+            return {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}}
+        return {"type": "image_url", "image_url": {"url": f"data:image/{self.kind};base64,{encoded}"}}
+
+
+Turn = Message | tuple[str, Sequence["str | Media"]]
+"""A message of text, or (role, texts and media in order)."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +157,20 @@ class ChatClient:
         self._stop = threading.Event()
         self._jitter = random.Random(0)
 
-    def request(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """The full request body, as it is sent and hashed."""
+    def request(self, messages: Sequence[Turn]) -> dict[str, Any]:
+        """The full request body, as it is sent."""
         return {
             "model": self.model,
-            "messages": [{"role": role, "content": content} for role, content in messages],
+            "messages": [{"role": role, "content": _content(content)} for role, content in messages],
             **self._sampling,
         }
 
-    def ask(self, messages: Sequence[Message]) -> Answer:
+    def ask(self, messages: Sequence[Turn]) -> Answer:
         """One answer; raises ChatError when there is none."""
         return self.ask_all([messages])[0]
 
     def ask_all(
-        self, conversations: Sequence[Sequence[Message]], on_answer: Callable[[int, int], None] | None = None
+        self, conversations: Sequence[Sequence[Turn]], on_answer: Callable[[int, int], None] | None = None
     ) -> list[Answer]:
         """Answers in the order of `conversations`; equal requests are made once.
 
@@ -132,7 +181,9 @@ class ChatClient:
             ChatError: some requests failed for good; the answers of all others are in the cache by then.
         """
         answers = self._load()
-        requests = {stable_hash(body): body for body in map(self.request, conversations)}
+        bodies = [self.request(messages) for messages in conversations]
+        keys = [stable_hash(_recorded(body)) for body in bodies]
+        requests = dict(zip(keys, bodies, strict=True))
         missing = {key: body for key, body in requests.items() if key not in answers}
         known = {key: answers[key] for key in requests if key in answers}
         self.stats.cached += len(known)
@@ -143,7 +194,7 @@ class ChatClient:
             )
         if missing:
             known |= self._ask_server(missing, on_answer)
-        return [known[stable_hash(self.request(messages))] for messages in conversations]
+        return [known[key] for key in keys]
 
     def _ask_server(
         self, missing: dict[str, dict[str, Any]], on_answer: Callable[[int, int], None] | None
@@ -224,7 +275,7 @@ class ChatClient:
         answer = Answer(choice.message.content or "", choice.finish_reason or "", cached=False)
         row = {
             "key": key,
-            "request": body,
+            "request": _recorded(body),
             "text": answer.text,
             "finish": answer.finish,
             "answered_by": completion.model,
@@ -257,6 +308,22 @@ class ChatClient:
     def _redacted(self, text: str) -> str:
         key = os.environ.get(self._api_key_env)
         return text.replace(key, "***") if key else text
+
+
+def _content(content: str | Sequence[str | Media]) -> Any:
+    if isinstance(content, str):
+        return content
+    return [part.part() if isinstance(part, Media) else {"type": "text", "text": part} for part in content]
+
+
+def _recorded(value: Any) -> Any:
+    """A request body with media bytes replaced by their hash."""
+    if isinstance(value, Mapping):
+        if value.get("type") in ("image_url", "input_audio"):
+            payload = value["image_url"]["url"] if "image_url" in value else value["input_audio"]["data"]
+            return {"type": value["type"], "sha256": hashlib.sha256(payload.encode()).hexdigest()}
+        return {key: _recorded(item) for key, item in value.items()}
+    return [_recorded(item) for item in value] if isinstance(value, list) else value
 
 
 def _append_line(path: Path, line: str) -> None:

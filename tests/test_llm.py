@@ -1,5 +1,7 @@
 """The chat client against a real local server: retries, back-off, cache, kill and resume, secrets."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -7,11 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from affectgpt.llm import ChatClient, ChatError
+from affectgpt.llm import ChatClient, ChatError, Media
 from affectgpt.prompts import Message
 from tests.chat_server import ChatServer
 
@@ -228,3 +233,28 @@ def test_a_small_model_behind_the_server_of_transformers_answers(tmp_path):
     finally:
         process.terminate()
         process.wait()
+
+
+def test_pictures_and_sound_are_sent_as_parts_and_kept_as_hashes(server, tmp_path):
+    frame = np.full((40, 60, 3), 200, np.uint8)
+    tone = np.sin(np.arange(1600) / 5).astype(np.float32) * 2  # beyond full scale
+    turn = ("user", [Media.picture(frame, longest_px=30), "What is this?", Media.sound(tone, 16000)])
+    server.answer = lambda body: "+".join(part["type"] for part in body["messages"][0]["content"])
+    one = client(server, tmp_path)
+    assert one.ask([turn]).text == "image_url+text+input_audio"
+    assert one.ask([turn]).cached
+
+    image, text, sound = server.requests[0]["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What is this?"}
+    head, data = image["image_url"]["url"].split(",")
+    assert head == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (30, 20)
+    with wave.open(io.BytesIO(base64.b64decode(sound["input_audio"]["data"]))) as heard:
+        assert (heard.getframerate(), heard.getnchannels(), heard.getnframes()) == (16000, 1, 1600)
+
+    written = (tmp_path / "answers.jsonl").read_text()
+    assert data not in written
+    assert '"sha256"' in written
+    other = ("user", [Media.picture(frame // 2, longest_px=30), *turn[1][1:]])
+    assert not client(server, tmp_path).ask([other]).cached
+    assert client(server, tmp_path, offline=True).ask([turn]).cached
