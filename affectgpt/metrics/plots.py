@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ class NoMatplotlib(RuntimeError):
 
 
 @contextmanager
-def _figure(path: Path, width_in: float, height_in: float, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure with one set of axes; saved as `path`.png and `path`.svg when the block ends."""
+def _blank(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
+    """An empty figure; saved as `path`.png and `path`.svg when the block ends."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -35,10 +36,17 @@ def _figure(path: Path, width_in: float, height_in: float, **options: Any) -> It
         raise NoMatplotlib(f"drawing needs matplotlib: {INSTALL}") from None
     with rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": _fonts(), "axes.unicode_minus": False}):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no window, no global state
-        yield figure, figure.add_subplot(**options)
+        yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+@contextmanager
+def _figure(path: Path, width_in: float, height_in: float, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure with one set of axes."""
+    with _blank(path, width_in, height_in) as figure:
+        yield figure, figure.add_subplot(**options)
 
 
 def _fonts() -> list[str]:
@@ -120,3 +128,38 @@ def draw_wheel(path: Path, true: Mapping[str, float], predicted: Mapping[str, fl
         axes.set_rlabel_position(math.degrees(width / 2))
         axes.set_title(f"{title}\n(% of labels)")
         axes.legend(loc="upper right", bbox_to_anchor=(1.12, 1.1))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes with curves: label -> (x, values, smoothed values)."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
+
+
+def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
+    """Curves side by side: values thin and grey, the smoothed curve strong, told apart by line style and marker.
+
+    Panels with one y label share the y axis, so that they can be compared.
+    """
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    styles = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+    with _blank(path, 3.6 * n_columns + 0.4, 2.8 * n_rows + 0.2) as figure:
+        first: dict[str, Any] = {}
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(n_rows, n_columns, number + 1, sharey=first.get(panel.y_label))
+            first.setdefault(panel.y_label, axes)
+            for (line, marker), (label, (x, values, smooth)) in zip(styles * 3, panel.curves.items(), strict=False):
+                axes.plot(x, values, color="0.7", linestyle=line, linewidth=0.8)
+                marked = marker if len(x) <= 30 else None
+                axes.plot(x, smooth, color="black", linestyle=line, marker=marked, markersize=3.5, label=label)
+            axes.set_title(panel.title, fontsize=10)
+            axes.set_xlabel(panel.x_label)
+            axes.set_ylabel(panel.y_label)
+            axes.spines[["top", "right"]].set_visible(False)
+            if len(panel.curves) > 1:
+                axes.legend(fontsize=8)

@@ -175,6 +175,12 @@ def _open_run(config: TrainConfig, sources: Sequence[SourceConfig], n_processes:
     return Run(folder, record, init_from, resume_from)
 
 
+def starting_model(config: TrainConfig) -> tuple[Any, Any]:
+    """(model, processor) as a stage without one before it begins with."""
+    quiet_libraries()
+    return build(model_spec(config.model, config.seed))
+
+
 def _train(
     config: TrainConfig,
     run: Run,
@@ -185,9 +191,8 @@ def _train(
 ) -> dict[str, Any]:
     """Train; returns what belongs into the run record."""
     stage = config.stage
-    quiet_libraries()
     seed_everything(config.seed)
-    model, processor = build(model_spec(config.model, config.seed))
+    model, processor = starting_model(config)
     if run.init_from is not None:
         before = read_spec(run.init_from)
         # Adapters of the stage before must be taken over; those that this stage adds start anew.
@@ -400,7 +405,6 @@ def training_arguments(
         use_cpu=use_cpu,
         deepspeed=None if to_deepspeed is None else dict(to_deepspeed),
         ddp_find_unused_parameters=False,  # every step uses all that trains, see the model's _idle
-        ddp_broadcast_buffers=False,
         ddp_timeout=config.strategy.timeout_s,
         disable_tqdm=True,
         report_to="none",
@@ -451,7 +455,7 @@ def _run_folder(config: TrainConfig, n_processes: int) -> tuple[Path, Path | Non
     assert record is not None
     if record.values["status"] == "finished":
         raise UserError(f"resume=true, but {run} is finished; leave resume out to start another run")
-    if differing := _differences(record.values["config"], asdict(config)):
+    if differing := differing_settings(record.values["config"], asdict(config)):
         listed = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
         raise UserError(f"{run} was started with other settings, so it cannot go on:\n{listed}")
     if (before := record.values.get("num_processes", 1)) != n_processes:
@@ -464,12 +468,13 @@ def _run_folder(config: TrainConfig, n_processes: int) -> tuple[Path, Path | Non
     return run, checkpoints[-1] if checkpoints else None
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differing_settings(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(setting, before, now) of what decides the weights and differs between two configurations as dictionaries."""
     if prefix in _FREE_ON_RESUME:
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in sorted({*before, *now}):
-            found += _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+            found += differing_settings(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
         return found
     return [] if before == now else [(prefix, before, now)]
