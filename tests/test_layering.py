@@ -12,8 +12,8 @@ LEVELS = {
     0: ("schema", "prompts"),
     1: ("conf_schema", "confdoc", "runtime", "llm", "media", "doctor", "mllm_video"),
     2: ("metrics", "data", "models", "mllm"),
-    3: ("training", "inference", "loading", "zeroshot", "annotate", "demo"),
-    4: ("cli", "commands", "plan", "study", "analyze", "submit"),
+    3: ("training", "inference", "loading", "costs", "zeroshot", "annotate", "demo"),
+    4: ("cli", "commands", "plan", "plan", "study", "analyze", "submit"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 # One part may use another of the same level only where it is listed here.
@@ -29,6 +29,8 @@ SIDEWAYS = {
     ("training", "loading"),
     ("loading", "training"),
     ("cli", "commands"),
+    ("cli", "plan"),
+    ("plan", "cli"),
     ("cli", "plan"),
     ("plan", "cli"),
     ("cli", "study"),
