@@ -50,7 +50,11 @@ def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
         llm_revision=config.llm.revision,
         llm_dtype=config.llm.dtype,
         encoders=encoders,
-        projectors={name: ProjectorSpec(**asdict(projector)) for name, projector in config.projectors.items()},
+        projectors={
+            name: ProjectorSpec(**{**asdict(projector), "sources": tuple(projector.sources)})
+            for name, projector in config.projectors.items()
+            if projector.kind != "none"
+        },
         sampling=SamplingSpec(**asdict(config.sampling)),
         lora=None if lora.r == 0 else LoraSpec(lora.r, lora.alpha, lora.dropout, tuple(lora.target_modules)),
         prompt_format=config.llm.prompt_format,
@@ -80,10 +84,11 @@ def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_fold
         return model.encode(tensors)
 
     # Branch settings hold sizes, normalisation and sound windows: whatever decides what the encoder is fed.
-    fingerprints = {
-        name: [model.encoder_fingerprint(name), processor.branches[name] | {"n_tokens": None}, backend]
-        for name in model.modalities
+    fed = {
+        name: {key: value for key, value in settings.items() if key != "unless"} | {"n_tokens": None}
+        for name, settings in processor.branches.items()
     }
+    fingerprints = {name: [model.encoder_fingerprint(name), fed[name], backend] for name in model.modalities}
     return ClipReader(
         sampling, backend=backend, cache=FeatureCache(cache_folder / "features", fingerprints), encode=encode
     )
@@ -91,10 +96,10 @@ def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_fold
 
 def _sampling(processor: Any) -> Sampling:
     values: dict[str, Any] = {}
-    if "frames" in processor.branches:
-        values["n_frames"] = processor.branches["frames"]["n_frames"]
-    if "motion" in processor.branches:
-        values["n_motion_frames"] = processor.branches["motion"]["n_frames"]
+    counts = {"frames": "n_frames", "motion": "n_motion_frames", "face": "n_faces", "face_motion": "n_motion_faces"}
+    for name, count in counts.items():
+        if name in processor.branches:
+            values[count] = processor.branches[name]["n_frames"]
     if sound := processor.branches.get("audio"):
         values |= {key: sound[key] for key in ("rate_hz", "window_s", "max_windows", "window_mode")}
     return Sampling(**values)

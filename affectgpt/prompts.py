@@ -20,10 +20,15 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from affectgpt.schema import Sample
 
-MODALITIES = ("audio", "frames", "motion")
-"""Soft-token branches, in the order in which their placeholders stand in the prompt."""
+MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
+"""What a sample may have, in the order in which the placeholders stand in the prompt: sound, pictures and a short film
+of the whole scene, pictures and a short film of aligned face crops."""
 
-PLACEHOLDERS = {name: f"<{name}>" for name in MODALITIES}
+SLOTS = ("multi", *MODALITIES)
+"""Soft-token branches of a model, in prompt order. ``multi`` is no medium: a pre-fusion projector makes it from the
+states of the others, and the processor of a model that has one writes its placeholder."""
+
+PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
 
 TASKS = ("description", "labels", "both", "fixed")
 LANGUAGES = ("en", "zh")

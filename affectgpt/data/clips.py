@@ -17,6 +17,7 @@ class Sampling:
     Attributes:
         n_frames: frames for the image encoder, at floor(i * n / n_frames).
         n_motion_frames: frames for the motion encoder, spread likewise.
+        n_faces, n_motion_faces: the same of the face crops.
         rate_hz: sampling rate of the sound.
         window_s, max_windows: sound up to `window_s` is one window; longer sound gives up to `max_windows` windows.
         window_mode: "cover" spreads windows from start to end; "fixed" always gives `max_windows` (padded with zeros).
@@ -24,6 +25,8 @@ class Sampling:
 
     n_frames: int = 8
     n_motion_frames: int = 16
+    n_faces: int = 8
+    n_motion_faces: int = 16
     rate_hz: int = 16000
     window_s: float = 10.0
     max_windows: int = 3

@@ -77,7 +77,7 @@ class TrainingStream:
         _check_texts(self._sources, self._tasks, self._langs)
         weights = np.array([weight for _, weight in sources], dtype=float)
         # The seeds of the columns are independent, so that adding a modality does not reshuffle the samples.
-        columns = ("source", "task", "lang", "drop")
+        columns = ("source", "task", "lang", "drop", "drop_faces")
         column = {name: np.random.default_rng([seed, number]) for number, name in enumerate(columns)}
         self._source = column["source"].choice(len(sources), length, p=weights / weights.sum()).astype(np.int32)
         self._index = np.empty(length, dtype=np.int32)
@@ -86,7 +86,10 @@ class TrainingStream:
             self._index[places] = _passes(len(samples), len(places), seed, number)
         self._task = _weighted(column["task"], recipe.tasks, length)
         self._lang = _weighted(column["lang"], recipe.langs, length)
-        self._dice = column["drop"].random((length, len(MODALITIES) + 1), dtype=np.float32)
+        # The three first modalities and the subtitle share a column, so that runs from before face crops draw the same.
+        dice = column["drop"].random((length, 4), dtype=np.float32)
+        faces = column["drop_faces"].random((length, len(MODALITIES) - 3), dtype=np.float32)
+        self._dice = np.concatenate([dice[:, :3], faces, dice[:, 3:]], axis=1)  # [length, modalities + subtitle]
 
     def __len__(self) -> int:
         return self._length

@@ -11,10 +11,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from affectgpt.models import bases, encoders, shapes
-from affectgpt.models.configuration_affectgpt import AffectGPTConfig, EncoderConfig, ProjectorConfig, check_pool
+from affectgpt.models.configuration_affectgpt import (
+    IMAGES,
+    VIDEOS,
+    AffectGPTConfig,
+    EncoderConfig,
+    ProjectorConfig,
+    check_pool,
+)
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.prompts import MODALITIES
+from affectgpt.prompts import MODALITIES, SLOTS
 
 # CLIP's normalisation, which EVA-CLIP shares; used where a base model has no preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,18 +30,30 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A frozen encoder: hub id, folder or `timm:<name>`; `layers` and `pool` as in `EncoderConfig`."""
+    """A frozen encoder: hub id, folder or `timm:<name>`; `layers`, `pool`, `stride` and `grid` as in `EncoderConfig`.
+
+    `image_size`: pictures are stretched to this square; None = what the base model was made for.
+    """
 
     name: str
     revision: str | None = None
     layers: int | str = -1
     pool: str = "tokens"
     dtype: str = "float32"
+    stride: int = 1
+    grid: int = 0
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """A trained projector; sizes follow from the encoder. `max_positions` None = as many as the sampling gives."""
+    """A trained projector; sizes follow from the encoder. `max_positions` None = as many as the sampling gives.
+
+    Attributes:
+        kind, n_queries, hidden_size, n_layers, n_heads, dropout, softmax, group_size: as in `ProjectorConfig`.
+        sources: of the pre-fusion "multi", the modalities that it fuses; empty = all that the model has.
+        unless: the branch is hidden from samples that have this modality.
+    """
 
     kind: str = "qformer"
     n_queries: int = 32
@@ -43,14 +62,20 @@ class ProjectorSpec:
     n_heads: int = 12
     dropout: float = 0.1
     max_positions: int | None = None
+    softmax: bool = True
+    group_size: int = 4
+    sources: tuple[str, ...] = ()
+    unless: str | None = None
 
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """What is taken from a clip: frames, motion frames, windows of sound (modes: see affectgpt.media.audio_windows)."""
+    """What is taken from a clip: pictures and windows of sound (modes: see affectgpt.media.audio_windows)."""
 
     n_frames: int = 8
     n_motion_frames: int = 16
+    n_faces: int = 8
+    n_motion_faces: int = 16
     rate_hz: int = 16000
     window_s: float = 2.0
     max_windows: int = 8
@@ -78,7 +103,7 @@ class ModelSpec:
 
     Attributes:
         llm, llm_revision, llm_dtype: hub id or folder of any causal LM, and its precision ("float32", "bfloat16").
-        encoders, projectors: modality -> spec; both name the same modalities.
+        encoders, projectors: modality -> spec; both name the same modalities. A projector "multi" is a pre-fusion.
         prompt_format: "auto", "chat" or "vicuna".
         seed: of the projectors' and LoRA's first weights.
     """
@@ -94,12 +119,20 @@ class ModelSpec:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if set(self.encoders) != set(self.projectors):
+        if set(self.encoders) != set(self.projectors) - {"multi"}:
             raise ValueError(
                 f"encoders name {sorted(self.encoders)}, projectors {sorted(self.projectors)}; a modality needs both"
             )
         if unknown := sorted(set(self.encoders) - set(MODALITIES)):
             raise ValueError(f"modalities {unknown} are unknown; expected some of {list(MODALITIES)}")
+        for name, projector in self.projectors.items():
+            if absent := sorted({*projector.sources, *filter(None, [projector.unless])} - set(self.encoders)):
+                raise ValueError(f"{name}: sources and unless name {absent}; this model has {list(self.modalities)}")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the pre-fusion fuses, in the order of its tensors."""
+        return tuple(self.projectors["multi"].sources) or self.modalities
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -110,7 +143,10 @@ class ModelSpec:
         """The inverse of `dataclasses.asdict` (after a trip through JSON)."""
         values = dict(values)
         values["encoders"] = {name: EncoderSpec(**fields) for name, fields in values["encoders"].items()}
-        values["projectors"] = {name: ProjectorSpec(**fields) for name, fields in values["projectors"].items()}
+        values["projectors"] = {
+            name: ProjectorSpec(**{**fields, "sources": tuple(fields.get("sources", ()))})
+            for name, fields in values["projectors"].items()
+        }
         values["sampling"] = SamplingSpec(**values.get("sampling", {}))
         if values.get("lora"):
             lora = dict(values["lora"])
@@ -140,14 +176,16 @@ def _assemble(
     spec: ModelSpec, fingerprints: Mapping[str, str], load_encoders: bool
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
     text_config = AutoConfig.from_pretrained(spec.llm, revision=spec.llm_revision)
-    branches, settings, loaded = {}, {}, {}
+    branches, settings, n_states, loaded = {}, {}, {}, {}
     for name in spec.modalities:
         encoder = spec.encoders[name]
-        base = encoders.load_config(encoder.name, encoder.revision)
+        base = encoders.load_config(encoder.name, encoder.revision, encoder.pool)
         preprocessing = encoders.load_preprocessing(encoder.name, encoder.revision)
-        branches[name], settings[name] = _branch(name, spec, base, preprocessing)
+        branches[name], settings[name], n_states[name] = _branch(name, spec, base, preprocessing)
         if load_encoders:
             loaded[name] = encoders.load(encoder.name, encoder.revision, encoder.dtype, encoder.pool)
+    if "multi" in spec.projectors:
+        branches["multi"], settings["multi"] = _fusion(spec, branches, n_states)
     processor = AffectGPTProcessor(
         AutoTokenizer.from_pretrained(spec.llm, revision=spec.llm_revision),
         branches=settings,
@@ -190,10 +228,13 @@ def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForCondition
     Raises:
         ValueError: a base model is neither a folder nor one whose shape is written down.
     """
-    branches = {}
+    branches: dict[str, Any] = {}
+    n_states: dict[str, int] = {}
     for name in spec.modalities:
-        base, preprocessing = _shape_of_encoder(spec.encoders[name].name)
-        branches[name], _ = _branch(name, spec, base, preprocessing)
+        base, preprocessing = _shape_of_encoder(spec.encoders[name])
+        branches[name], _, n_states[name] = _branch(name, spec, base, preprocessing)
+    if "multi" in spec.projectors:
+        branches["multi"], _ = _fusion(spec, branches, n_states)
     text_config = (
         AutoConfig.from_pretrained(spec.llm) if bases.is_local(spec.llm) else shapes.published_config(spec.llm)
     )
@@ -201,7 +242,7 @@ def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForCondition
     config = AffectGPTConfig(
         text_config=text_config,
         branches=branches,
-        placeholder_token_ids={name: text_config.vocab_size + i for i, name in enumerate(MODALITIES)},
+        placeholder_token_ids={name: text_config.vocab_size + i for i, name in enumerate(SLOTS)},
         lora=None if spec.lora is None else spec.lora.to_peft(),
         seed=spec.seed,
         spec=asdict(spec),
@@ -210,18 +251,22 @@ def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForCondition
     with torch.random.fork_rng(devices=[]), torch.device(device):
         language_model = AutoModelForCausalLM.from_config(text_config, dtype=dtype)
         loaded = {
-            name: encoders.from_config(config.encoder(name).base).to(getattr(torch, spec.encoders[name].dtype))
+            name: encoders.cast(
+                encoders.from_config(config.encoder(name).base), getattr(torch, spec.encoders[name].dtype)
+            )
             for name in spec.modalities
         }
         model = AffectGPTForConditionalGeneration(config, language_model=language_model, encoders=loaded)
     return model.to(device)  # some models compute tables, such as VideoMAE's positions, on the CPU
 
 
-def _shape_of_encoder(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _shape_of_encoder(encoder: EncoderSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """(configuration, preprocessing) of a base encoder from a local folder, or as published."""
+    name = encoder.name
     if name.startswith("timm:") or bases.is_local(name):
-        return encoders.load_config(name), encoders.load_preprocessing(name)
-    return encoders.base_fields(shapes.published_config(name)), shapes.published_preprocessing(name)
+        return encoders.load_config(name, pool=encoder.pool), encoders.load_preprocessing(name)
+    config = shapes.published_config(name)
+    return encoders.base_fields(config, encoder.pool), shapes.published_preprocessing(name)
 
 
 def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
@@ -245,24 +290,33 @@ def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
 
 def _branch(
     name: str, spec: ModelSpec, base: Mapping[str, Any], preprocessing: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(config of encoder and projector, processor settings) of one modality, from what the base model's files say."""
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """(config of encoder and projector, processor settings, states a sample has at most) of one modality.
+
+    Args:
+        base, preprocessing: what the base model's config.json and preprocessor_config.json say.
+    """
     encoder, projector, sampling = spec.encoders[name], spec.projectors[name], spec.sampling
     config = EncoderConfig(
         base=base,
         layers=encoder.layers,
         pool=encoder.pool,
         dtype=encoder.dtype,
+        stride=encoder.stride,
+        grid=encoder.grid,
     )
     check_pool(name, encoder.pool)
     # A copy without memory or arithmetic tells how many states of what width one window, frame or clip gives.
     with torch.device("meta"):
         hollow = encoders.FrozenEncoder(name, config).to("meta")
     settings: dict[str, Any] = {"n_tokens": projector.n_queries}
+    if projector.unless:
+        settings["unless"] = projector.unless
+    n_class = 0
     if name == "audio":
         settings |= {key: getattr(sampling, key) for key in ("rate_hz", "window_s", "max_windows", "window_mode")}
         settings |= {
-            "normalize": preprocessing.get("do_normalize", True),
+            "normalize": preprocessing.get("do_normalize", not isinstance(hollow.model, encoders.WhisperSound)),
             "min_samples": encoders.min_samples(hollow.model.config),
         }
         if (hears := preprocessing.get("sampling_rate", sampling.rate_hz)) != sampling.rate_hz:
@@ -270,8 +324,15 @@ def _branch(
         n_steps, n_runs = sampling.max_windows, sampling.max_windows
         probe = torch.zeros(1, round(sampling.window_s * sampling.rate_hz), device="meta")
     else:
-        height, width = _image_size(preprocessing, hollow.model.config.image_size)
-        n_frames = sampling.n_frames if name == "frames" else sampling.n_motion_frames
+        height, width = encoder.image_size, encoder.image_size
+        if height is None or width is None:
+            height, width = _image_size(preprocessing, encoders.image_size(hollow.model.config))
+        n_frames = {
+            "frames": sampling.n_frames,
+            "motion": sampling.n_motion_frames,
+            "face": sampling.n_faces,
+            "face_motion": sampling.n_motion_faces,
+        }[name]
         settings |= {
             "n_frames": n_frames,
             "height": height,
@@ -279,13 +340,18 @@ def _branch(
             "mean": list(preprocessing.get("image_mean") or CLIP_MEAN),
             "std": list(preprocessing.get("image_std") or CLIP_STD),
         }
-        n_steps, n_runs = (n_frames, n_frames) if name == "frames" else (hollow.n_tubelets(n_frames), 1)
+        n_steps, n_runs = (n_frames, n_frames) if name in IMAGES else (hollow.n_tubelets(n_frames), 1)
         probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")
     n_states, width_of_states = hollow(probe).shape  # of one run of the encoder
     if encoder.pool == "mean":
         n_runs = n_steps = 1
-    if name == "motion" and encoder.pool == "pooled":
+    if name in VIDEOS and encoder.pool == "pooled":
         n_steps = 1
+    if projector.kind == "grouped":
+        if name in IMAGES and encoder.pool == "tokens" and not encoder.grid:
+            rows, columns = hollow.patches((height, width))
+            n_class = n_states - rows * columns
+        _check_groups(name, spec, n_states * n_runs, n_class, n_runs)
     if projector.kind == "linear" and projector.n_queries != n_states * n_runs:
         raise ValueError(
             f"{name}: a linear projector makes one token a state; pool {encoder.pool!r} gives {n_states * n_runs} "
@@ -307,8 +373,50 @@ def _branch(
         dropout=projector.dropout,
         max_positions=default_positions if projector.max_positions is None else projector.max_positions,
         tokens_per_position=n_states * n_runs // n_steps,
+        softmax=projector.softmax,
+        group_size=projector.group_size if projector.kind == "grouped" else 1,
+        n_class=n_class,
     )
-    return {"encoder": config, "projector": projector_config}, settings
+    return {"encoder": config, "projector": projector_config}, settings, n_states * n_runs
+
+
+def _check_groups(name: str, spec: ModelSpec, n_states: int, n_class: int, n_runs: int) -> None:
+    """Raise ValueError unless the states of a grouped projector, class tokens left out, divide into its soft tokens."""
+    projector = spec.projectors[name]
+    if (n_class and n_runs > 1) or (name == "audio" and spec.sampling.window_mode != "fixed"):
+        raise ValueError(
+            f"{name}: a grouped projector takes one picture with its class token, or a fixed number of states; "
+            "sample one frame, set encoders' grid, or set sampling.window_mode to 'fixed'"
+        )
+    groups, rest = divmod(n_states - n_class, projector.group_size)
+    if rest or projector.n_queries != n_class + groups:
+        raise ValueError(
+            f"{name}: {n_class} class tokens and {n_states - n_class} other states by {projector.group_size} give "
+            f"{n_class + groups} soft tokens and leave {rest} states over; n_queries is {projector.n_queries}"
+        )
+
+
+def _fusion(
+    spec: ModelSpec, branches: Mapping[str, Mapping[str, Any]], n_states: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config, processor settings) of the pre-fusion."""
+    projector, sources = spec.projectors["multi"], spec.sources
+    sizes = [branches[name]["projector"].input_size for name in sources]
+    config = ProjectorConfig(
+        kind=projector.kind,
+        input_size=max(sizes),
+        n_queries=projector.n_queries,
+        hidden_size=projector.hidden_size,
+        n_layers=projector.n_layers,
+        n_heads=projector.n_heads,
+        dropout=projector.dropout,
+        max_positions=projector.max_positions or 0,
+        softmax=projector.softmax,
+        sources=sources,
+        source_sizes=sizes,
+        source_states=[n_states[name] for name in sources],
+    )
+    return {"projector": config}, {"n_tokens": projector.n_queries, "sources": list(sources)}
 
 
 def _image_size(preprocessing: Mapping[str, Any], built_for: Any) -> tuple[int, int]:

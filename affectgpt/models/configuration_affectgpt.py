@@ -1,30 +1,35 @@
 """The configuration of the assembled model: one text config, and for each modality an encoder and a projector.
 
-A modality that is absent from `branches` exists nowhere: no encoder, no projector, no placeholder in the prompt.
+A modality that is absent from `branches` exists nowhere: no encoder, no projector, no placeholder in the prompt. The
+branch "multi" has a projector only: it fuses the states of other branches.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from affectgpt.prompts import MODALITIES
+from affectgpt.prompts import SLOTS
 
+IMAGES, VIDEOS = ("frames", "face"), ("motion", "face_motion")
+"""Modalities seen picture by picture, and those seen as a short film."""
 POOLS = {
     "audio": ("tokens", "window", "mean"),
-    "frames": ("tokens", "frame", "cls", "pooled", "mean"),
-    "motion": ("tokens", "frame", "cls", "pooled", "mean"),
+    **dict.fromkeys(IMAGES, ("tokens", "frame", "cls", "pooled", "mean", "queries")),
+    **dict.fromkeys(VIDEOS, ("tokens", "frame", "cls", "pooled", "mean")),
 }
 """What an encoder can hand over. A *step* is one window of sound, one frame, or one tubelet of a video encoder.
 
 tokens: all tokens of all steps; window / frame: the mean of each step's tokens (class token left out); cls: the class
-token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector.
+token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector;
+queries: what the image Q-Former of a BLIP-2 reads from each frame.
 """
-PROJECTORS = ("qformer", "linear", "attention")
+PROJECTORS = ("qformer", "linear", "attention", "grouped")
+FUSIONS = ("attention", "qformer")
 _LAYERS = re.compile(r"last([1-9]\d*)_mean")
 
 
@@ -52,6 +57,9 @@ class EncoderConfig:
             `hidden_states` (0 is the embedding, in timm models the first block); "last4_mean" = the mean of the last
             four entries.
         pool: see `POOLS`.
+        stride: with pool "tokens" of sound, the mean of so many consecutive tokens is one state.
+        grid: with pool "tokens" of pictures, the patches of a step are averaged to grid x grid states and the class
+            token is left out; 0 = all tokens.
         dtype: precision of the encoder's weights and states.
     """
 
@@ -59,9 +67,15 @@ class EncoderConfig:
     layers: int | str = -1
     pool: str = "tokens"
     dtype: str = "float32"
+    stride: int = 1
+    grid: int = 0
 
     def __post_init__(self) -> None:
         layers_to_average(self.layers)
+        if (self.stride != 1 or self.grid) and self.pool != "tokens":
+            raise ValueError(f"stride and grid thin out pool 'tokens', found pool {self.pool!r}; leave them out")
+        if self.stride < 1 or self.grid < 0:
+            raise ValueError(f"stride is {self.stride}, grid {self.grid}; expected at least 1 and at least 0")
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,17 @@ class ProjectorConfig:
     """One trained projector: states [B, T, E] -> soft tokens [B, Q, D].
 
     Attributes:
-        kind: "qformer" (learned queries attend to the states), "linear" (one soft token a state) or "attention"
-            (learned weighted sums of the states).
-        input_size: E, width of the encoder's states.
+        kind: "qformer" (learned queries attend to the states), "linear" (one soft token a state), "attention" (learned
+            weighted sums of the states) or "grouped" (neighbouring states side by side become one soft token).
+        input_size: E, width of the encoder's states; of a pre-fusion, the width to which all sources are brought.
         n_queries: Q, soft tokens a sample. For "linear" it is the number of states that a sample must have.
         hidden_size, n_layers, n_heads, dropout: shape of the Q-Former; feed-forward width is 4 * hidden_size.
         max_positions: size of the table of temporal positions; 0 = no position embedding.
         tokens_per_position: consecutive states that share a position (the patches of one frame).
+        softmax: "attention" only; whether weights sum to 1, or are the scores themselves.
+        group_size, n_class: "grouped" only; states a group, and class tokens ahead of them with a map of their own.
+        sources, source_sizes, source_states: pre-fusion only; modalities that are fused, the width of their states, and
+            how many of them a sample has at most.
     """
 
     kind: str
@@ -87,10 +105,25 @@ class ProjectorConfig:
     dropout: float = 0.1
     max_positions: int = 0
     tokens_per_position: int = 1
+    softmax: bool = True
+    group_size: int = 1
+    n_class: int = 0
+    sources: Sequence[str] = ()
+    source_sizes: Sequence[int] = ()
+    source_states: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in PROJECTORS:
-            raise ValueError(f"projector kind {self.kind!r} is unknown; expected one of {list(PROJECTORS)}")
+        kinds = FUSIONS if self.sources else PROJECTORS
+        if self.kind not in kinds:
+            what = "pre-fusion" if self.sources else "projector"
+            raise ValueError(f"{what} kind {self.kind!r} is unknown; expected one of {list(kinds)}")
+
+    @property
+    def n_states(self) -> int | None:
+        """How many states a sample must have; None = any number."""
+        if self.kind == "grouped":
+            return self.n_class + (self.n_queries - self.n_class) * self.group_size
+        return self.n_queries if self.kind == "linear" else None
 
 
 class AffectGPTConfig(PreTrainedConfig):
@@ -98,8 +131,9 @@ class AffectGPTConfig(PreTrainedConfig):
 
     Args:
         text_config: the LLM's configuration (any causal LM), as an object or a dictionary.
-        branches: modality -> {"encoder": fields of EncoderConfig, "projector": fields of ProjectorConfig}.
-        placeholder_token_ids: modality -> id of its placeholder in the tokenizer. The ids may lie beyond the LLM's
+        branches: modality -> {"encoder": fields of EncoderConfig, "projector": fields of ProjectorConfig}; a pre-fusion
+            is "multi" -> {"projector": ...}.
+        placeholder_token_ids: slot -> id of its placeholder in the tokenizer. The ids may lie beyond the LLM's
             vocabulary: they are replaced before the embedding is looked up, and the frozen embedding never grows.
         lora: fields of peft's LoraConfig (r, lora_alpha, lora_dropout, target_modules), or None.
         seed: draws the first weights of projectors and LoRA.
@@ -127,12 +161,12 @@ class AffectGPTConfig(PreTrainedConfig):
             fields = dict(text_config)
             text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         branches = branches or {}
-        if unknown := sorted(set(branches) - set(MODALITIES)):
-            raise ValueError(f"branches {unknown} are unknown; expected some of {list(MODALITIES)}")
+        if unknown := sorted(set(branches) - set(SLOTS)):
+            raise ValueError(f"branches {unknown} are unknown; expected some of {list(SLOTS)}")
         self.text_config = text_config
         self.branches = {
-            name: {part: _fields(branches[name][part]) for part in ("encoder", "projector")}
-            for name in MODALITIES
+            name: {part: _fields(fields) for part, fields in branches[name].items()}
+            for name in SLOTS
             if name in branches
         }
         self.placeholder_token_ids = dict(placeholder_token_ids or {})
@@ -140,8 +174,9 @@ class AffectGPTConfig(PreTrainedConfig):
         self.seed = seed
         self.spec = dict(spec) if spec else None
         self.base_fingerprints = dict(base_fingerprints or {})
-        for name in self.modalities:
-            check_pool(name, self.encoder(name).pool)
+        for name in self.slots:
+            if name != "multi":
+                check_pool(name, self.encoder(name).pool)
             if name not in self.placeholder_token_ids:
                 raise ValueError(f"{name}: placeholder_token_ids has no id for it, only {self.placeholder_token_ids}")
             self.projector(name)
@@ -149,15 +184,20 @@ class AffectGPTConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The branches that exist, in prompt order."""
+    def slots(self) -> tuple[str, ...]:
+        """The branches that give soft tokens, in prompt order."""
         return tuple(self.branches)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The branches that take a medium: all but the pre-fusion."""
+        return tuple(name for name in self.branches if name != "multi")
 
     def encoder(self, modality: str) -> EncoderConfig:
         return EncoderConfig(**self.branches[modality]["encoder"])
 
-    def projector(self, modality: str) -> ProjectorConfig:
-        return ProjectorConfig(**self.branches[modality]["projector"])
+    def projector(self, slot: str) -> ProjectorConfig:
+        return ProjectorConfig(**self.branches[slot]["projector"])
 
 
 def _fields(part: Any) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Frozen encoders: media tensors of one sample -> states [T, E].
 
-An encoder is whatever `AutoModel` builds for sound (HuBERT, WavLM, wav2vec2 ...), images (CLIP, SigLIP, DINOv2, and
-`Blip2VisionModel`, which has the layout of EVA-CLIP ViT-g) or short videos (VideoMAE), or a timm model named
-`timm:<name>`. It runs one sample at a time, in eval mode, without gradients and outside autocast, so that its states
-are a pure function of that sample: a batch, a cache and a single file give the same bits.
+An encoder is whatever `AutoModel` builds for sound (HuBERT, WavLM, wav2vec2 ...; Whisper's encoder with its log-mel
+spectrum), images (CLIP, SigLIP, DINOv2, ViTMAE, and `Blip2VisionModel`, which has the layout of EVA-CLIP ViT-g, with
+BLIP-2's image Q-Former behind it if asked) or short videos (VideoMAE), or a timm model named `timm:<name>`. It runs one
+sample at a time, in eval mode, without gradients and outside autocast, so that its states are a pure function of that
+sample: a batch, a cache and a single file give the same bits.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -20,29 +22,126 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    Blip2Config,
+    Blip2QFormerModel,
     Blip2VisionConfig,
     Blip2VisionModel,
     CLIPVisionModelWithProjection,
     PreTrainedConfig,
     SiglipVisionModel,
+    WhisperConfig,
 )
+from transformers.audio_utils import mel_filter_bank
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
-from affectgpt.models.configuration_affectgpt import EncoderConfig, layers_to_average
+from affectgpt.models.configuration_affectgpt import IMAGES, EncoderConfig, layers_to_average
 
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transformers registers the configuration only
 
-# Two-tower and projected models, by the model type in their config.json: the class that is their image side.
-IMAGE_SIDE = {
-    "clip": CLIPVisionModelWithProjection,
-    "clip_vision_model": CLIPVisionModelWithProjection,
-    "blip-2": Blip2VisionModel,
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
-}
+LN_VISION_EPS = 1e-5
+"""Of the norm between EVA and the image Q-Former in BLIP-2's own code; transformers takes the encoder's 1e-6 for it."""
 # Weights that frozen inference never reads, those behind the tokens only with pool "pooled"; checkpoints may lack them.
 _UNUSED = re.compile(r"masked_spec_embed|mask_token")
 _BEHIND_TOKENS = re.compile(r"(^|\.)(visual_projection|pooler|head)\.")
+
+
+class ImageQFormer(Blip2PreTrainedModel):
+    """EVA ViT-g, its norm in fp32 and BLIP-2's frozen image Q-Former: images [N, 3, H, W] -> states [N, Q, E].
+
+    The tensors are those of any BLIP-2 in transformers' layout: `vision_model.*`, `query_tokens` and `qformer.*`. The
+    Q-Former computes in fp32 whatever the precision of the vision model.
+    """
+
+    config_class = Blip2Config
+    _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "post_layernorm"]  # noqa: RUF012
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__(config)
+        self.vision_model = Blip2VisionModel._from_config(config.vision_config)
+        shape = (1, config.num_query_tokens, config.qformer_config.hidden_size)
+        self.query_tokens = nn.Parameter(torch.zeros(shape))
+        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        self.post_init()
+
+    def cast(self, dtype: torch.dtype) -> ImageQFormer:
+        self.vision_model.embeddings.to(dtype)
+        self.vision_model.encoder.to(dtype)
+        return self
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> BaseModelOutput:
+        embedded = self.vision_model.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        patches = self.vision_model.encoder(inputs_embeds=embedded).last_hidden_state  # [N, P, E_vision]
+        norm = self.vision_model.post_layernorm
+        patches = nn.functional.layer_norm(
+            patches.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), LN_VISION_EPS
+        )
+        queries = self.query_tokens.expand(len(patches), -1, -1)
+        return BaseModelOutput(self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state)
+
+
+class WhisperSound(nn.Module):
+    """Whisper's encoder behind its log-mel spectrum: sound [W, S] at 16 kHz -> states [W, ceil(S / 320), E].
+
+    Whisper always looks at 30 s; what lies behind the end of the sound is silence, and its states are left out.
+    """
+
+    N_FFT, HOP, CHUNK_SAMPLES = 400, 160, 480_000
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = encoder.config
+
+    def spectrum(self, windows: Tensor) -> Tensor:
+        """Log-mel spectrum as transformers' WhisperFeatureExtractor makes it.  [W, S] -> [W, mels, 3000], fp32"""
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + self.N_FFT // 2,
+            num_mel_filters=self.config.num_mel_bins,
+            min_frequency=0.0,
+            max_frequency=8000.0,
+            sampling_rate=16000,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        padded = nn.functional.pad(windows.float(), (0, self.CHUNK_SAMPLES - windows.shape[1]))
+        centred = nn.functional.pad(padded[:, None], (self.N_FFT // 2,) * 2, mode="reflect")[:, 0]
+        frames = centred.unfold(1, self.N_FFT, self.HOP)[:, :-1]  # [W, 3000, n_fft]
+        power = torch.fft.rfft(frames * torch.hann_window(self.N_FFT, device=frames.device)).abs() ** 2
+        mels = power @ torch.from_numpy(filters).to(power.device, torch.float32)  # [W, 3000, mels]
+        log = mels.clamp(min=1e-10).log10().transpose(1, 2)
+        loudest = log.amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(log, loudest - 8.0) + 4.0) / 4.0
+
+    def forward(self, windows: Tensor, output_hidden_states: bool = False) -> BaseModelOutput:
+        n_samples = windows.shape[1]
+        if n_samples > self.CHUNK_SAMPLES:
+            raise ValueError(
+                f"audio: Whisper takes at most 30 s a window, found {n_samples / 16000:g} s; set window_s 30"
+            )
+        features = self.spectrum(windows).to(self.encoder.conv1.weight.dtype)
+        output = self.encoder(features, output_hidden_states=output_hidden_states)
+        n_states = -(-n_samples // (2 * self.HOP))
+        hidden = output.hidden_states
+        return BaseModelOutput(
+            output.last_hidden_state[:, :n_states],
+            hidden_states=None if hidden is None else tuple(layer[:, :n_states] for layer in hidden),
+        )
+
+
+# By the model type in config.json, classes that AutoModel does not choose (the image side of models with two towers, the
+# encoder of one with a decoder), and how their names differ in a checkpoint of the whole.
+SIDES: dict[str, tuple[Any, dict[str, str] | None]] = {
+    "clip": (CLIPVisionModelWithProjection, None),
+    "clip_vision_model": (CLIPVisionModelWithProjection, None),
+    "blip-2": (ImageQFormer, None),
+    "blip_2_vision_model": (Blip2VisionModel, {r"^vision_model\.": ""}),
+    "siglip": (SiglipVisionModel, None),
+    "siglip_vision_model": (SiglipVisionModel, None),
+    "whisper": (WhisperEncoder, {r"^(model\.)?encoder\.": ""}),
+}
 
 
 class FrozenEncoder(nn.Module):
@@ -59,6 +158,11 @@ class FrozenEncoder(nn.Module):
         self.model.requires_grad_(False)
         self.train(False)
 
+    def cast(self, dtype: torch.dtype) -> FrozenEncoder:
+        """Change the precision of what may be in half precision, in place."""
+        cast(self.model, dtype)
+        return self
+
     def train(self, mode: bool = True) -> FrozenEncoder:
         return super().train(False)
 
@@ -67,35 +171,36 @@ class FrozenEncoder(nn.Module):
         """Encode one sample.
 
         Args:
-            inputs: sound windows [W, S]; frames or motion [T, 3, H, W].
+            inputs: sound windows [W, S]; pictures [T, 3, H, W].
             lengths: true samples of each sound window [W]; 0 marks a window that is padding of the batch.
 
         Returns:
             states [T, E] as `config.pool` says.
         """
         weight = next(self.model.parameters())
-        inputs = inputs.to(weight.device, weight.dtype)
+        takes_fp32 = isinstance(self.model, WhisperSound)  # a spectrum of sound in half precision is noise
+        inputs = inputs.to(weight.device, torch.float32 if takes_fp32 else weight.dtype)
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             if self.modality == "audio":
                 steps = self._sound(inputs, lengths)
-            elif self.modality == "frames":
+            elif self.modality in IMAGES:
                 steps = self._run(inputs)  # [T, P, E]
             else:
                 steps = self._run(inputs[None])  # [1, T'*P, E]
                 if self.config.pool != "pooled":
                     steps = steps[0].unflatten(0, (self.n_tubelets(len(inputs)), -1))  # [T', P, E]
-            return self._pool(steps, inputs.shape[-2:])
+            return self._pool(steps, inputs.shape[-2:]).to(getattr(torch, self.config.dtype))
 
     def n_tubelets(self, n_frames: int) -> int:
         """Time steps that a video encoder makes of `n_frames`; raises ValueError if it is no such encoder."""
         tubelet, takes = (getattr(self.model.config, key, None) for key in ("tubelet_size", "num_frames"))
         if not isinstance(tubelet, int):
             raise ValueError(
-                f"motion: {type(self.model).__name__} is no video encoder; use one such as VideoMAE, "
-                "or name this one under frames"
+                f"{self.modality}: {type(self.model).__name__} is no video encoder; use one such as VideoMAE, "
+                f"or name this one under {'face' if self.modality == 'face_motion' else 'frames'}"
             )
         if takes != n_frames:
-            raise ValueError(f"motion: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
+            raise ValueError(f"{self.modality}: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
         return n_frames // tubelet
 
     def _sound(self, windows: Tensor, lengths: Tensor | None) -> list[Tensor]:
@@ -107,34 +212,64 @@ class FrozenEncoder(nn.Module):
 
     def _run(self, inputs: Tensor) -> Tensor:
         """The configured layer(s) of the base model.  [N, ...] -> [N, P, E]"""
-        layers = self.config.layers
-        if self.config.pool == "pooled":
-            if layers != -1:
-                raise ValueError(f"{self.modality}: pool 'pooled' goes with layers -1, found {layers!r}")
-            output = self.model(inputs)
+        layers, pool = self.config.layers, self.config.pool
+        if pool in ("pooled", "queries") and layers != -1:
+            raise ValueError(f"{self.modality}: pool {pool!r} goes with layers -1, found {layers!r}")
+        if (pool == "queries") != isinstance(self.model, ImageQFormer):
+            raise ValueError(
+                f"{self.modality}: {type(self.model).__name__} does not go with pool {pool!r}; "
+                "pool 'queries' needs a BLIP-2 with its image Q-Former"
+            )
+        options = self._options(inputs)
+        if pool == "pooled":
+            output = self.model(inputs, **options)
             pooled = getattr(output, "image_embeds", None)
             pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
             if pooled is None:
                 raise ValueError(f"{self.modality}: {type(self.model).__name__} has no pooled output; use another pool")
             return pooled[:, None]  # [N, 1, E]
         if layers == -1:
-            return self.model(inputs).last_hidden_state
-        every = self.model(inputs, output_hidden_states=True).hidden_states
+            return self.model(inputs, **options).last_hidden_state
+        every = self.model(inputs, output_hidden_states=True, **options).hidden_states
         n_last = layers_to_average(layers)
         if (n_last is None and not -len(every) <= layers < len(every)) or (n_last is not None and n_last > len(every)):
             raise ValueError(f"{self.modality}: layers is {layers!r}, the encoder has {len(every)} hidden states")
         return every[layers] if n_last is None else torch.stack(every[-n_last:]).mean(dim=0)
 
+    def _options(self, inputs: Tensor) -> dict[str, Any]:
+        """What the base model must be told beside its inputs."""
+        options: dict[str, Any] = {}
+        if self.modality == "audio":
+            return options
+        resized = inputs.shape[-2:] != _pair(image_size(self.model.config))
+        if resized and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            options["interpolate_pos_encoding"] = True
+        if getattr(self.model.config, "model_type", None) == "vit_mae":
+            # ViTMAE shuffles patches by random noise even where it masks none; noise in order leaves them in place.
+            rows, columns = _pair(self.model.config.patch_size)
+            n_patches = (inputs.shape[-2] // rows) * (inputs.shape[-1] // columns)
+            options["noise"] = torch.arange(n_patches, device=inputs.device).expand(len(inputs), -1)
+        return options
+
     def _pool(self, steps: Tensor | list[Tensor], frame_size: tuple[int, int]) -> Tensor:
         """Steps [n, P, E] (a list where P varies) -> states [T, E]."""
         pool = self.config.pool
-        if pool == "tokens":
+        if self.config.stride > 1:
+            if self.modality != "audio":
+                raise ValueError(f"{self.modality}: stride thins out sound; use grid for pictures")
+            steps = [torch.stack([part.mean(dim=0) for part in step.split(self.config.stride)]) for step in steps]
+        if pool == "queries" or (pool == "tokens" and not self.config.grid):
             return torch.cat(list(steps))  # [n*P, E]
         n_class = 0
         if self.modality != "audio" and pool != "pooled":
-            patch = self.model.config.patch_size
-            rows, columns = (patch, patch) if isinstance(patch, int) else patch
-            n_class = max(0, len(steps[0]) - (frame_size[0] // rows) * (frame_size[1] // columns))
+            rows, columns = self.patches(frame_size)
+            n_class = max(0, len(steps[0]) - rows * columns)
+        elif pool == "tokens":
+            raise ValueError("audio: grid thins out pictures; use stride for sound")
+        if pool == "tokens":
+            maps = torch.stack([step[n_class:] for step in steps]).transpose(1, 2).unflatten(2, (rows, columns))
+            coarse = nn.functional.adaptive_avg_pool2d(maps, self.config.grid)  # [n, E, grid, grid]
+            return coarse.flatten(2).transpose(1, 2).flatten(0, 1)  # [n*grid*grid, E]
         if pool == "cls":
             if not n_class:
                 raise ValueError(f"{self.modality}: this encoder has no class token; use pool 'frame' or 'mean'")
@@ -145,6 +280,20 @@ class FrozenEncoder(nn.Module):
         # Weighted by length, so that the mean over windows is the mean over time.
         weights = torch.tensor([len(step) - n_class for step in steps], device=means.device, dtype=means.dtype)
         return (weights @ means / weights.sum())[None]  # [1, E]
+
+    def patches(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in a picture."""
+        height, width = _pair(self.model.config.patch_size)
+        return frame_size[0] // height, frame_size[1] // width
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def image_size(config: Any) -> Any:
+    """The picture size that an encoder was made for, as its configuration says it."""
+    return getattr(config, "vision_config", config).image_size
 
 
 class TimmEncoder(nn.Module):
@@ -181,31 +330,51 @@ def _timm(name: str) -> Any:
     return timm
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Give a base model its precision, in place; parts that need fp32 keep it."""
+    return model.cast(dtype) if isinstance(model, ImageQFormer) else model.to(dtype)
+
+
 def from_config(base: Mapping[str, Any]) -> nn.Module:
     """An untrained base model of that configuration (its weights are loaded afterwards)."""
     if "timm" in base:
         return TimmEncoder(base["timm"])
     config = base_config(base)
-    if config.model_type in IMAGE_SIDE:
-        return IMAGE_SIDE[config.model_type](config)
+    if config.model_type in SIDES:
+        return _whole(SIDES[config.model_type][0](config))
     return AutoModel.from_config(config)
+
+
+def _whole(model: nn.Module) -> nn.Module:
+    return WhisperSound(model) if isinstance(model, WhisperEncoder) else model
 
 
 def base_config(base: Mapping[str, Any]) -> PreTrainedConfig:
     fields = dict(base)
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    if config.model_type == "vit_mae":
+        config.mask_ratio = 0.0  # frozen features are of the whole picture
+    return config
 
 
-def load_config(name: str, revision: str | None = None) -> dict[str, Any]:
+def load_config(name: str, revision: str | None = None, pool: str = "tokens") -> dict[str, Any]:
     """The configuration of a base encoder, as the dictionary that `EncoderConfig.base` holds."""
     if name.startswith("timm:"):
         return {"timm": name.removeprefix("timm:")}
-    return base_fields(AutoConfig.from_pretrained(name, revision=revision))
+    return base_fields(AutoConfig.from_pretrained(name, revision=revision), pool)
 
 
-def base_fields(config: PreTrainedConfig) -> dict[str, Any]:
+def base_fields(config: PreTrainedConfig, pool: str = "tokens") -> dict[str, Any]:
     """What of a base model's configuration the encoder keeps: the image side of a model with several."""
-    if config.model_type in IMAGE_SIDE and hasattr(config, "vision_config"):
+    if pool == "queries":
+        if config.model_type != "blip-2":
+            raise ValueError(
+                f"pool 'queries' needs a BLIP-2, found a model of type {config.model_type!r}; use another pool"
+            )
+        fields = config.to_diff_dict()
+        parts = {key: {**fields.get(key, {})} for key in ("vision_config", "qformer_config")}
+        return {"model_type": "blip-2", **parts, "num_query_tokens": config.num_query_tokens}
+    if config.model_type in SIDES and hasattr(config, "vision_config"):
         whole, config = config, config.vision_config
         config.projection_dim = getattr(whole, "projection_dim", None)
     fields = config.to_diff_dict()
@@ -216,13 +385,14 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
     """Load a base encoder; raises ValueError naming weights that the checkpoint lacks and `pool` needs."""
     if name.startswith("timm:"):
         return TimmEncoder(name.removeprefix("timm:"), pretrained=True).to(getattr(torch, dtype))
-    config = base_config(load_config(name, revision))
-    model, info = IMAGE_SIDE.get(config.model_type, AutoModel).from_pretrained(
+    config = base_config(load_config(name, revision, pool))
+    side, key_mapping = SIDES.get(config.model_type, (AutoModel, None))
+    model, info = side.from_pretrained(
         name,
         config=config,
         revision=revision,
         dtype=getattr(torch, dtype),
-        key_mapping={r"^vision_model\.": ""} if config.model_type == "blip_2_vision_model" else None,
+        key_mapping=key_mapping,
         output_loading_info=True,
     )
     missing = sorted(key for key in info["missing_keys"] if not _UNUSED.search(key))
@@ -233,7 +403,7 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
             f"encoder {name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:5])} ...) "
             f"and has {len(info['mismatched_keys'])} of another shape; is it a checkpoint of that model?"
         )
-    return model
+    return _whole(model)
 
 
 def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -248,6 +418,8 @@ def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]
 
 def min_samples(config: Any) -> int:
     """Samples of sound that give one state: the receptive field of the convolutions that begin HuBERT and its kin."""
+    if isinstance(config, WhisperConfig):
+        return 2 * WhisperSound.HOP
     n = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         n = (n - 1) * stride + kernel

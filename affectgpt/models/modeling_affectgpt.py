@@ -1,6 +1,7 @@
 """The model: frozen encoders -> trained projectors -> soft tokens among the words of a frozen LLM (with LoRA if asked).
 
     media or cached states --encoders--> states [N, T, E] --projectors--> soft tokens [N, Q, D]
+    (a pre-fusion projector takes the states of several modalities: the slot "multi")
     input_ids [B, L] --embedding--> [B, L, D], placeholders replaced by the soft tokens --LLM--> logits, loss
 
 Inputs are the batch dictionary that `processing_affectgpt` documents.
@@ -22,11 +23,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
-from affectgpt.models.projectors import Projector
-from affectgpt.prompts import MODALITIES
+from affectgpt.models.projectors import PreFusion, Projector
+from affectgpt.prompts import SLOTS
 
 MANIFEST_NAME = "affectgpt.json"
 """The file that marks a folder of trained tensors only; see `checkpoint.py`."""
+
+# What is drawn from seed + place. The places never change, so that a new kind of branch leaves the others' weights as
+# they were.
+_DRAWN = ("audio", "frames", "motion", "lora", "face", "face_motion", "multi")
 
 
 class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -77,14 +82,14 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.projectors = nn.ModuleDict()
         width = language_model.get_input_embeddings().weight.shape[1]
-        for index, name in enumerate(MODALITIES):
-            if name in config.modalities:
-                # Each projector draws from its own seed: leaving a branch out changes no other branch's weights.
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(config.seed + index)
-                    self.projectors[name] = Projector(config.projector(name), width).float()
+        for name in config.slots:
+            # Each projector draws from its own seed: leaving a branch out changes no other branch's weights.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed + _DRAWN.index(name))
+                kind = PreFusion if name == "multi" else Projector
+                self.projectors[name] = kind(config.projector(name), width).float()
         if config.lora:
-            _inject_lora(self.language_model, config.lora, config.seed + len(MODALITIES))
+            _inject_lora(self.language_model, config.lora, config.seed + _DRAWN.index("lora"))
         for name, module in self.named_modules():  # post_init would draw these again
             if name.startswith("projectors.") or ".lora_" in name:
                 module._is_hf_initialized = True
@@ -155,11 +160,17 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "audio": ("rate_hz", "window_s", "max_windows", "window_mode"),
             "frames": ("n_frames",),
             "motion": ("n_motion_frames",),
+            "face": ("n_faces",),
+            "face_motion": ("n_motion_faces",),
         }[modality]
+        # Settings that came later enter only where they are used, so that states cached before them stay valid.
+        later = {"stride": encoder.stride, "grid": encoder.grid}
+        later["image_size"] = spec["encoders"][modality].get("image_size")
         identity = {
             "base": self.config.base_fingerprints[modality],
             **{key: getattr(encoder, key) for key in ("layers", "pool", "dtype")},
             **{key: spec["sampling"][key] for key in used},
+            **{key: value for key, value in later.items() if value not in (None, 0, 1)},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -180,29 +191,55 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return self.encoders[modality]
 
-    def soft_tokens(self, modality: str, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """Projected tokens [N, Q, D] of the samples that have `modality`; None if no sample of the batch has it."""
-        states, mask = batch.get(f"{modality}_states"), batch.get(f"{modality}_states_mask")
-        media = batch.get(MEDIA_KEYS[modality])
-        if states is None and media is None:
-            return None
-        if states is None:
-            lengths = batch.get("input_lengths") if modality == "audio" else None
-            encoder = self._encoder(modality)
+    def with_states(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with `<m>_states` [N, T, E] and their masks in the place of media, each encoded once."""
+        batch = dict(batch)
+        for name, key in MEDIA_KEYS.items():
+            media = batch.pop(key, None)
+            if media is None or f"{name}_states" in batch:
+                continue
+            lengths = batch.get("input_lengths") if name == "audio" else None
+            encoder = self._encoder(name)
             # One sample at a time: a sample's states never depend on its neighbours in the batch, as in the cache.
             each = [encoder(row, None if lengths is None else lengths[i]) for i, row in enumerate(media)]
-            states, mask = pad_states(each)  # [N, T, E], [N, T]
-        if modality not in self.projectors:
-            raise ValueError(f"{modality}: the batch holds it, but this model has only {list(self.modalities)}")
-        if mask is None:
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return self.projectors[modality](states, mask)
+            batch[f"{name}_states"], batch[f"{name}_states_mask"] = pad_states(each)
+        return batch
+
+    def soft_tokens(self, slot: str, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Projected tokens [N, Q, D] of the samples that have `slot`; None if no sample of the batch has it."""
+        if slot == "multi":
+            return self._fused(batch)
+        if f"{slot}_states" not in batch:
+            batch = self.with_states({key: value for key, value in batch.items() if key in _media_of(slot)})
+        states = batch.get(f"{slot}_states")
+        if states is None:
+            return None
+        if slot not in self.projectors:
+            raise ValueError(f"{slot}: the batch holds it, but this model has only {list(self.modalities)}")
+        return self.projectors[slot](states, _mask_of(slot, batch))
+
+    def _fused(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Tokens [N, Q, D] of the pre-fusion; `batch["multi_rows"]` says which rows of which states belong together."""
+        rows = batch.get("multi_rows")
+        if rows is None:
+            return None
+        if "multi" not in self.projectors:
+            raise ValueError(
+                "multi: the batch holds it, but this model has no pre-fusion; use the model's own processor"
+            )
+        batch = self.with_states(batch)
+        states = [
+            (batch[f"{name}_states"], _mask_of(name, batch)) if f"{name}_states" in batch else None
+            for name in self.config.projector("multi").sources
+        ]
+        return self.projectors["multi"](states, rows)
 
     def embed(self, input_ids: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Word embeddings with the soft tokens in the placeholders' positions.  [B, L] -> [B, L, D]"""
         slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
         embeds = self.get_input_embeddings()(_without_placeholders(input_ids, slots))
-        for name in MODALITIES:
+        batch = self.with_states(batch)
+        for name in SLOTS:
             tokens = self.soft_tokens(name, batch)
             n_slots = int(slots[name].sum()) if name in slots else 0
             n_tokens = 0 if tokens is None else tokens.shape[0] * tokens.shape[1]
@@ -287,17 +324,24 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attentions=output.attentions,
         )
 
-    def _idle(self, modality: str, device: torch.device) -> Tensor:
-        """Zero, by way of the projector of a modality that no sample of the batch has.
+    def _idle(self, slot: str, device: torch.device) -> Tensor:
+        """Zero, by way of the projector of a slot that no sample of the batch has.
 
         Every batch thus runs the same modules in the same order. Gradients of what it does not use are zero instead of
         absent, so a batch of text alone can be differentiated, and processes that train together stay in step:
         DeepSpeed adds up gradients in the order in which they arrive, without asking which parameter they are of.
         """
-        projector = self.projectors[modality]
-        n_states = projector.config.n_queries if projector.config.kind == "linear" else 1
-        states = torch.zeros(1, n_states, projector.config.input_size, device=device)
-        return projector(states, torch.ones(states.shape[:2], dtype=torch.bool, device=device)).sum() * 0.0
+        projector = self.projectors[slot]
+        config = projector.config
+        sizes = config.source_sizes if slot == "multi" else [config.input_size]
+        states = [torch.zeros(1, config.n_states or 1, size, device=device) for size in sizes]
+        some = [(each, torch.ones(each.shape[:2], dtype=torch.bool, device=device)) for each in states]
+        tokens = (
+            projector(some, torch.zeros(1, len(some), dtype=torch.int64, device=device))
+            if slot == "multi"
+            else projector(*some[0])
+        )
+        return tokens.sum() * 0.0
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
@@ -339,8 +383,20 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         model.set_trainable(["projectors", "lora"] if model.config.lora else ["projectors"])  # loading made new tensors
         for name, encoder in model.encoders.items():
-            encoder.to(getattr(torch, model.config.encoder(name).dtype))
+            encoder.cast(getattr(torch, model.config.encoder(name).dtype))
         return (model, info) if wants_info else model
+
+
+def _media_of(name: str) -> set[str]:
+    """The keys of a batch that hold modality `name`."""
+    lengths = {"input_lengths"} if name == "audio" else set()
+    return {MEDIA_KEYS[name], f"{name}_states", f"{name}_states_mask"} | lengths
+
+
+def _mask_of(name: str, batch: Mapping[str, Tensor]) -> Tensor:
+    """Which states [N, T] of modality `name` are real; all, if the batch does not say."""
+    states, mask = batch[f"{name}_states"], batch.get(f"{name}_states_mask")
+    return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask
 
 
 def _without_placeholders(input_ids: Tensor, slots: Mapping[str, Tensor]) -> Tensor:

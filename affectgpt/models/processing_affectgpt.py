@@ -11,9 +11,13 @@ sample without the modality has no row. W windows of sound of S samples, T frame
     labels               [B, L]  int64    -100 except on the answer and its end-of-turn token
     input_values         [N_audio, W, S]  float32    normalised sound at 16 kHz
     input_lengths        [N_audio, W]     int64      true samples of each window, 0 = no such window
-    pixel_values         [N_frames, T, 3, H, W]   float32
-    pixel_values_videos  [N_motion, T, 3, H, W]   float32
+    pixel_values              [N_frames, T, 3, H, W]       float32
+    pixel_values_videos       [N_motion, T, 3, H, W]       float32
+    pixel_values_faces        [N_face, T, 3, H, W]         float32    face crops, stretched and normalised like frames
+    pixel_values_face_videos  [N_face_motion, T, 3, H, W]  float32
     <m>_states, <m>_states_mask    [N_m, T, E], [N_m, T] bool    cached encoder states instead of that modality's media
+    multi_rows                [N_multi, S] int64    models with a pre-fusion: for each sample that shows one of the S fused
+                                                    modalities its row in each of them; -1 = it lacks that one
 
 A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each sample, and no attention_mask.
 """
@@ -31,11 +35,18 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
-from affectgpt.prompts import MODALITIES, PLACEHOLDERS, Message, media_of
+from affectgpt.prompts import MODALITIES, PLACEHOLDERS, SLOTS, Message, media_of
 
-MEDIA_KEYS = {"audio": "input_values", "frames": "pixel_values", "motion": "pixel_values_videos"}
+MEDIA_KEYS = {
+    "audio": "input_values",
+    "frames": "pixel_values",
+    "motion": "pixel_values_videos",
+    "face": "pixel_values_faces",
+    "face_motion": "pixel_values_face_videos",
+}
 BATCH_MEDIA_KEYS = (
     "input_lengths",
+    "multi_rows",
     *MEDIA_KEYS.values(),
     *(f"{name}_states{suffix}" for name in MODALITIES for suffix in ("", "_mask")),
 )
@@ -54,7 +65,8 @@ class AffectGPTProcessor(ProcessorMixin):
         tokenizer: the LLM's tokenizer. Placeholders are added to it as special tokens; the LLM's embedding stays as is.
         branches: modality -> settings. All have `n_tokens` (soft tokens a sample). audio: `rate_hz`, `window_s`,
             `max_windows`, `window_mode` ("cover" or "fixed"), `normalize` (zero mean, unit variance), `min_samples`.
-            frames and motion: `n_frames`, `height`, `width`, `mean`, `std`.
+            pictures: `n_frames`, `height`, `width`, `mean`, `std`. multi: `sources`, the modalities that are fused.
+            `unless` names a modality beside which the branch is not shown (frames that stand in for a missing face).
         prompt_format: "chat" = the tokenizer's chat template, "vicuna" = Vicuna's USER / ASSISTANT text, "auto" = chat
             if the tokenizer has a template.
         max_tokens: longest text that the LLM takes; None = unlimited.
@@ -75,15 +87,16 @@ class AffectGPTProcessor(ProcessorMixin):
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise ValueError("prompt_format is 'chat', but the tokenizer has no chat template; use 'vicuna' or 'auto'")
         super().__init__(tokenizer, chat_template=chat_template)
-        self.branches = {name: dict(branches[name]) for name in MODALITIES if name in (branches or {})}
+        self.branches = {name: dict(branches[name]) for name in SLOTS if name in (branches or {})}
         self.prompt_format = prompt_format
         self.max_tokens = max_tokens
+        slots = (*MODALITIES, "multi")  # in order of age: a tokenizer saved with the first of them keeps its ids
         tokenizer.add_special_tokens(
-            {"extra_special_tokens": [PLACEHOLDERS[name] for name in MODALITIES]}, replace_extra_special_tokens=False
+            {"extra_special_tokens": [PLACEHOLDERS[name] for name in slots]}, replace_extra_special_tokens=False
         )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # padding is known by position, so the two may share an id
-        self.placeholder_token_ids = {name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in MODALITIES}
+        self.placeholder_token_ids = {name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in slots}
         added = sorted((str(token) for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in added))
         self.end_ids = self._end_of_turn()
@@ -101,9 +114,20 @@ class AffectGPTProcessor(ProcessorMixin):
             messages.pop()
         for role, content in messages:
             shown, rest = media_of(content) if role == "user" else ((), content)
-            slots = "".join(PLACEHOLDERS[name] * self._branch(name)["n_tokens"] for name in shown)
+            slots = "".join(PLACEHOLDERS[name] * self._branch(name)["n_tokens"] for name in self.slots_of(shown))
             turns.append((role, slots + self.plain(rest)))
         return self._format(turns)
+
+    def visible(self, modalities: Iterable[str]) -> tuple[str, ...]:
+        """Those of a sample's modalities that the prompt should show: without stand-ins for what is there."""
+        modalities = tuple(modalities)
+        return tuple(name for name in modalities if self.branches.get(name, {}).get("unless") not in modalities)
+
+    def slots_of(self, shown: Iterable[str]) -> tuple[str, ...]:
+        """The soft-token branches of a prompt that shows these modalities: theirs, ahead of them the pre-fusion's."""
+        shown = tuple(shown)
+        fused = {*self.branches.get("multi", {}).get("sources", ())} & {*shown}
+        return ("multi", *shown) if fused else shown
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids; training and inference both start with exactly these."""
@@ -312,6 +336,13 @@ class AffectGPTProcessor(ProcessorMixin):
                 batch["input_values"], batch["input_lengths"] = _pad_windows(raw)
             elif raw:
                 batch[MEDIA_KEYS[name]] = torch.stack([row[MEDIA_KEYS[name]] for row in raw])
+        if sources := self.branches.get("multi", {}).get("sources"):
+            has = torch.tensor(
+                [[f"{name}_states" in row or MEDIA_KEYS[name] in row for name in sources] for row in rows]
+            )  # [B, S]
+            places = torch.where(has, has.cumsum(dim=0) - 1, -1)
+            if has.any():
+                batch["multi_rows"] = places[has.any(dim=1)]
         return batch
 
 

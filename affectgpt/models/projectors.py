@@ -1,10 +1,14 @@
 """The trained bridge: frozen encoder states -> soft tokens in the LLM's embedding space.
 
 Every projector has one signature, `forward(states [B, T, E], mask [B, T]) -> [B, Q, D]`, and respects the mask: states
-behind it change nothing. Projectors compute in fp32 whatever the precision of the encoders and the LLM.
+behind it change nothing. The pre-fusion (`PreFusion`) takes the states of several modalities at once. All compute in fp32
+whatever the precision of the encoders and the LLM.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -87,28 +91,136 @@ class LinearPerState(nn.Module):
         return self.output(states)  # [B, Q=T, D]
 
 
-class AttentionSum(nn.Module):
-    """Q learned weighted sums over the states, then a linear map to the LLM.
+class GroupedLinear(nn.Module):
+    """Neighbouring states side by side become one soft token; a class token ahead of them has a linear map of its own.
 
-    With one query this is the projection of AffectGPT (ICML 2025, section on the model): a learned weight for each
-    position, one soft token a modality.
+    The visual projection of MiniGPT-v2 and Emotion-LLaMA (1024 patches by four -> 256 tokens, and a class token).
     """
 
     def __init__(self, config: ProjectorConfig, output_size: int) -> None:
         super().__init__()
+        self.group_size, self.n_class, self.n_states = config.group_size, config.n_class, config.n_states
+        self.class_output = nn.Linear(config.input_size, output_size) if config.n_class else None
+        self.output = nn.Linear(config.group_size * config.input_size, output_size)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        counts = mask.sum(dim=1)
+        if states.shape[1] != self.n_states or (counts != self.n_states).any():
+            raise ValueError(
+                f"a grouped projector needs exactly {self.n_states} states a sample, found {counts.tolist()}; "
+                "it goes with a fixed number of frames and pool 'tokens'"
+            )
+        groups = states[:, self.n_class :].unflatten(1, (-1, self.group_size)).flatten(2)  # [B, Q', group*E]
+        tokens = self.output(groups)
+        if self.class_output is None:
+            return tokens
+        return torch.cat([self.class_output(states[:, : self.n_class]), tokens], dim=1)  # [B, Q, D]
+
+
+class AttentionSum(nn.Module):
+    """Q learned weighted sums over the states, then a linear map to the LLM.
+
+    With one query this is the projection of AffectGPT (ICML 2025, section on the model): a learned weight for each
+    position, one soft token a modality. Its published code takes the scores themselves as weights (`softmax` false).
+    """
+
+    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+        super().__init__()
+        self.softmax = config.softmax
         self.score = nn.Linear(config.input_size, config.n_queries)
         self.output = nn.Linear(config.input_size, output_size)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        scores = self.score(states).masked_fill(~mask[..., None], float("-inf"))  # [B, T, Q]
-        weights = scores.softmax(dim=1).transpose(1, 2)  # [B, Q, T]
-        return self.output(weights @ states)  # [B, Q, D]
+        weights = masked_weights(self.score(states), mask[..., None], self.softmax)  # [B, T, Q]
+        return self.output(weights.transpose(1, 2) @ states)  # [B, Q, D]
+
+
+def masked_weights(scores: Tensor, mask: Tensor, softmax: bool) -> Tensor:
+    """Weights along dimension 1: a softmax over what the mask holds, or the scores themselves; 0 behind the mask."""
+    if softmax:
+        return scores.masked_fill(~mask, float("-inf")).softmax(dim=1)
+    return scores.masked_fill(~mask, 0.0)
+
+
+class PreFusion(nn.Module):
+    """Soft tokens from the states of several modalities together (AffectGPT, ICML 2025, section on pre-fusion).
+
+    attention: each source's mean over time -> linear to H -> side by side -> linear to H -> one score a source ->
+    weighted sum -> linear to the LLM: one soft token. With softmax the weights are shared out among the sources that the
+    sample has; without, as in the published code, the scores themselves are the weights and an absent source counts 0.
+
+    qformer: all states, brought to H, in one sequence with positions -> a Q-Former -> linear to the LLM. Each source
+    has its own range of positions, so that an absent one moves no other.
+    """
+
+    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+        super().__init__()
+        self.config = config
+        width, n_sources = config.input_size, len(config.sources)
+        self.embed = nn.ModuleDict(
+            {name: nn.Linear(size, width) for name, size in zip(config.sources, config.source_sizes, strict=True)}
+        )
+        if config.kind == "attention":
+            if config.n_queries != 1:
+                raise ValueError(
+                    f"a pre-fusion by attention gives one soft token, n_queries is {config.n_queries}; set 1"
+                )
+            self.mix = nn.Linear(n_sources * width, width)
+            self.score = nn.Linear(width, n_sources)
+            self.output = nn.Linear(width, output_size)
+        else:
+            needed = sum(config.source_states)
+            if config.max_positions and config.max_positions < needed:
+                raise ValueError(f"the fused states need {needed} positions, max_positions is {config.max_positions}")
+            sequence = replace(config, sources=(), max_positions=config.max_positions or needed, tokens_per_position=1)
+            self.sequence = Projector(sequence, output_size)
+
+    def forward(self, sources: Sequence[tuple[Tensor, Tensor] | None], rows: Tensor) -> Tensor:
+        """Fuse one batch.
+
+        Args:
+            sources: states [N_s, T_s, E_s] and mask [N_s, T_s] of each source; None = no sample has it.
+            rows: [B, S], the row of each sample in each source's states; -1 = the sample lacks that source.
+
+        Returns:
+            soft tokens [B, Q, D].
+        """
+        present = rows >= 0  # [B, S]
+        if not present.any(dim=1).all():
+            raise ValueError(f"a sample has none of the fused modalities {list(self.config.sources)}")
+        embedded, masks = [], []
+        for linear, source, rows_of_it in zip(self.embed.values(), sources, rows.T, strict=True):
+            if source is None:  # an empty row that is tied to the weights, so that each parameter has a gradient
+                states, mask = linear.weight.new_zeros(1, 1, linear.in_features), rows.new_zeros(1, 1).bool()
+            else:
+                states, mask = source[0].float(), source[1].bool()
+            states = linear(states.masked_fill(~mask[..., None], 0.0)).masked_fill(~mask[..., None], 0.0)
+            here = (rows_of_it >= 0)[:, None]  # [B, 1]
+            mask = mask[rows_of_it.clamp(min=0)] & here  # [B, T_s]
+            embedded.append(states[rows_of_it.clamp(min=0)] * mask[..., None])  # [B, T_s, H]
+            masks.append(mask)
+        if self.config.kind == "qformer":
+            pad = nn.functional.pad
+            room = [n - states.shape[1] for n, states in zip(self.config.source_states, embedded, strict=True)]
+            if min(room) < 0:
+                raise ValueError(
+                    f"the fused modalities have {[states.shape[1] for states in embedded]} states, the pre-fusion was "
+                    f"built for at most {list(self.config.source_states)}; sample as it was built"
+                )
+            states = torch.cat([pad(each, (0, 0, 0, n)) for each, n in zip(embedded, room, strict=True)], dim=1)
+            return self.sequence(states, torch.cat([pad(m, (0, n)) for m, n in zip(masks, room, strict=True)], dim=1))
+        # The mean of linear maps is the linear map of the mean; an absent source is all zero.
+        counts = [mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]
+        means = torch.stack([e.sum(dim=1) / n for e, n in zip(embedded, counts, strict=True)], dim=1)  # [B, S, H]
+        scores = self.score(self.mix(means.flatten(1)))  # [B, S]
+        weights = masked_weights(scores, present, self.config.softmax)
+        return self.output(weights[:, None] @ means)  # [B, 1, D]
 
 
 class Projector(nn.Module):
     """Normalise the input's precision, add time, and project with the configured kind."""
 
-    KINDS = {"qformer": QFormer, "linear": LinearPerState, "attention": AttentionSum}  # noqa: RUF012
+    KINDS = {"qformer": QFormer, "linear": LinearPerState, "attention": AttentionSum, "grouped": GroupedLinear}  # noqa: RUF012
 
     def __init__(self, config: ProjectorConfig, output_size: int) -> None:
         super().__init__()

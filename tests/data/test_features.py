@@ -7,11 +7,11 @@ import torch
 from affectgpt.data.clips import Sampling, load_clip
 from affectgpt.data.features import ClipReader, FeatureCache
 from affectgpt.data.sources import probe_sample
-from affectgpt.prompts import MODALITIES
 from affectgpt.schema import Sample
 
 from .conftest import write_clip
 
+MODALITIES = ("audio", "frames", "motion")
 SAMPLING = Sampling(n_frames=4, n_motion_frames=6)
 
 

@@ -1,11 +1,12 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from affectgpt.data.stream import Draw, Recipe, TrainingStream
-from affectgpt.prompts import MODALITIES
 from affectgpt.schema import Sample
 
+MODALITIES = ("audio", "frames", "motion")
 RECIPE = Recipe(tasks={"both": 0.5, "labels": 0.5}, langs={"en": 1.0}, modality_dropout=0.3, subtitle_dropout=0.5)
 
 
@@ -66,3 +67,13 @@ def test_lacking_texts_are_refused_before_training_with_the_count():
 def test_a_weight_below_zero_is_refused():
     with pytest.raises(ValueError, match="weights must be"):
         stream([(samples(3), 1.0)], recipe=Recipe(tasks={"both": -1.0}, langs={"en": 1.0}))
+
+
+def test_what_is_hidden_is_drawn_as_it_was_before_there_were_face_crops():
+    """The dice of a run: columns audio, frames, motion and subtitle of the fourth generator."""
+    dice = np.random.default_rng([7, 3]).random((60, 4), dtype=np.float32)
+    dataset = stream([(samples(5), 1.0)], seed=7)
+    for n, row in enumerate(dice):
+        shown = tuple(name for name, value in zip(MODALITIES, row, strict=False) if value >= 0.3)
+        assert dataset[n].modalities == (shown or (MODALITIES[row[:3].argmax()],))
+        assert dataset[n].with_subtitle == (row[3] >= 0.5)

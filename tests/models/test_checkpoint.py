@@ -27,8 +27,8 @@ from affectgpt.models import bases as base_models
 from affectgpt.models.build import _pin
 from affectgpt.models.checkpoint import TENSORS_NAME
 from affectgpt.models.modeling_affectgpt import MANIFEST_NAME
-from affectgpt.prompts import MODALITIES
 from tests.models import tiny
+from tests.models.tiny import MODALITIES
 
 LORA = LoraSpec(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
 

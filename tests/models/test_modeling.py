@@ -10,8 +10,8 @@ import torch
 import torch.utils.checkpoint
 
 from affectgpt.models import LoraSpec, build, trainable_table
-from affectgpt.prompts import MODALITIES
 from tests.models import tiny
+from tests.models.tiny import MODALITIES
 
 LORA = LoraSpec(r=2, alpha=4, dropout=0.0, target_modules=("q_proj", "v_proj"))
 ANSWERS = ("sad", "happy, calm, surprised", "ironic; the voice is flat", "calm")

@@ -40,6 +40,8 @@ from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
 from affectgpt.prompts import PLACEHOLDERS, Message
 
 WIDTH = 32
+MODALITIES = ("audio", "frames", "motion")
+"""The branches of the shared tiny model."""
 TEXT = (
     "Watch and listen, then explain what the person feels and which clues show it.",
     "Which emotions does the person feel? Answer with emotion words only, separated by commas.",
@@ -223,8 +225,14 @@ def write_qwen3(folder: Path, seed: int = 0) -> Path:
 # ---------------------------------------------------------------- the whole
 
 
-WRITERS = {"audio": write_hubert, "frames": write_eva, "motion": write_videomae}
-SAMPLING = SamplingSpec(n_frames=2, n_motion_frames=4, window_s=0.1, max_windows=3)
+WRITERS = {
+    "audio": write_hubert,
+    "frames": write_eva,
+    "motion": write_videomae,
+    "face": write_clip,
+    "face_motion": write_videomae,
+}
+SAMPLING = SamplingSpec(n_frames=2, n_motion_frames=4, n_faces=2, n_motion_faces=4, window_s=0.1, max_windows=3)
 
 
 def write_base_models(folder: Path, llm=write_llama, modalities=("audio", "frames", "motion")) -> dict[str, Path]:
@@ -260,6 +268,8 @@ def media(*modalities: str, seed: int = 0, duration_s: float = 0.25) -> dict[str
         "audio": Sound(rng.normal(size=round(16000 * duration_s)).astype(np.float32)),
         "frames": rng.integers(0, 256, (SAMPLING.n_frames, 20, 30, 3), dtype=np.uint8),
         "motion": rng.integers(0, 256, (SAMPLING.n_motion_frames, 20, 30, 3), dtype=np.uint8),
+        "face": rng.integers(0, 256, (SAMPLING.n_faces, 24, 24, 3), dtype=np.uint8),
+        "face_motion": rng.integers(0, 256, (SAMPLING.n_motion_faces, 24, 24, 3), dtype=np.uint8),
     }
     return {name: every[name] for name in modalities}
 
