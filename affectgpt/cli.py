@@ -33,9 +33,22 @@ _SCHEMAS = {
     "infer": conf_schema.InferConfig,
     "eval": conf_schema.EvalConfig,
     "plan": conf_schema.PlanConfig,
+    "zeroshot": conf_schema.ZeroShotConfig,
 }
 
 _USAGE = {
+    "zeroshot": """Ask other multimodal models, without training, and write predictions.jsonl as infer.py does.
+
+  python -m affectgpt.zeroshot model=Qwen/Qwen2.5-VL-7B-Instruct data=... strategy=s1 out=preds.jsonl
+  python -m affectgpt.zeroshot qwen2_5_omni manifest=clips.csv out=preds.jsonl         # a file of conf/zeroshot
+  python -m affectgpt.zeroshot model=gpt-4o base_url=https://api.openai.com/v1 manifest=clips.csv out=preds.jsonl
+  python -m affectgpt.zeroshot model=... strategy=s2 merge_model=Qwen/Qwen2.5-7B-Instruct data=... out=preds.jsonl
+  python -m affectgpt.zeroshot audio_model=... video_model=... merge_model=... strategy=s2 data=... out=preds.jsonl
+  python -m affectgpt.zeroshot export manifest=clips.csv strategy=s0 out=requests.jsonl
+  python -m affectgpt.zeroshot import answers.jsonl manifest=clips.csv strategy=s0 out=preds.jsonl
+  python eval.py predictions=[a.jsonl,b.jsonl] references=clips.csv compare=true       # the table
+
+docs/baselines.md says which models run in process.""",
     "train": """Train one stage.
 
   python train.py stage=coarse               # stage 1, on auto-labelled clips
@@ -81,6 +94,39 @@ def infer() -> None:
     _run("infer", _infer)
 
 
+def zeroshot() -> None:
+    """Entry point of python -m affectgpt.zeroshot."""
+    sys.argv[1:] = quote_texts(words_of_zeroshot(sys.argv[1:]), conf_schema.ZeroShotConfig)
+    _run("zeroshot", _zeroshot)
+
+
+def words_of_zeroshot(arguments: Sequence[str]) -> list[str]:
+    """`export`, `import FILE` and the name of a file in conf/zeroshot, as overrides.
+
+    >>> words_of_zeroshot(["import", "answers.jsonl", "out=p.jsonl"])
+    ['action=import', 'model=answers.jsonl', 'out=p.jsonl']
+    >>> words_of_zeroshot(["qwen2_5_vl", "strategy=s0"])
+    ['zeroshot=qwen2_5_vl', 'strategy=s0']
+    """
+    changed = []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        if text.startswith("-") or "=" in text or before in _HYDRA_OPTIONS:
+            changed.append(text)
+        elif text in ("run", "export", "import"):
+            changed.append(f"action={text}")
+        else:
+            changed.append(f"model={text}" if text.endswith(".jsonl") else f"zeroshot={text}")
+    return changed
+
+
+def _zeroshot(config: conf_schema.ZeroShotConfig) -> int:
+    from affectgpt.loading import quiet_libraries
+    from affectgpt.zeroshot.run import run
+
+    quiet_libraries()
+    return run(config)
+
+
 def evaluate() -> None:
     """Entry point of eval.py."""
     sys.argv[1:] = quote_texts(sys.argv[1:], conf_schema.EvalConfig)
@@ -99,9 +145,34 @@ def _plan(config: conf_schema.PlanConfig) -> int:
 
 
 def _train(config: conf_schema.TrainConfig) -> int:
+    if config.study.name:
+        from affectgpt.study import Stopped, run_cell
+
+        stages = {name: _same_with(f"stage={name}") for name in ("coarse", "fine")}
+        try:
+            run_cell(stages["coarse"], stages["fine"])
+        except Stopped as stopped:
+            return stopped.exit_code
+        return 0
     from affectgpt.training.stages import run_stage
 
     return run_stage(config).exit_code
+
+
+def _same_with(override: str) -> Any:
+    """The configuration of the running train command with one group chosen otherwise."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    group = override.partition("=")[0]
+    given = [item for item in HydraConfig.get().overrides.task if item.partition("=")[0] != group]
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        return compose("train", [*given, override])
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().initialize(running)
 
 
 def _infer(config: conf_schema.InferConfig) -> int:
@@ -267,11 +338,24 @@ def _run(command: str, task: Callable[[Any], int]) -> None:
 
     _register()
 
+    codes: list[int] = []
+    studies: dict[Path, None] = {}
+
     @hydra.main(version_base="1.3", config_path=str(_conf_folder()), config_name=command)
     def main(composed: DictConfig) -> None:
-        sys.exit(_guarded(task, OmegaConf.to_object(composed)))
+        config = OmegaConf.to_object(composed)
+        codes.append(_guarded(task, config))
+        if codes[-1] >= 128:  # a signal ends the whole sweep, an error only its own job
+            sys.exit(codes[-1])
+        if command == "train" and config.study.name and codes[-1] == 0:
+            studies[Path(config.paths.runs) / config.study.name] = None
 
     main()
+    for folder in studies:
+        from affectgpt.study import report
+
+        print(f"\n{report(folder)}")
+    sys.exit(max(codes, default=0))
 
 
 def _guarded(task: Callable[[Any], int], config: Any) -> int:

@@ -24,7 +24,10 @@ class EncoderConfig:
     path: str = "???"  # hub id or folder of a pretrained encoder that transformers' AutoModel builds
     revision: str | None = None  # hub revision; pinned into every checkpoint
     layers: Any = -1  # hidden state handed over: -1 = last, another index, or last4_mean (mean of the last four)
-    pool: str = "tokens"  # tokens (all), frame or window (mean of each), cls, pooled (the model's own vector), mean
+    pool: str = "tokens"  # tokens, frame or window (mean of each), cls, pooled (model's own), mean, queries (BLIP-2's)
+    stride: int = 1  # sound, pool tokens: every so many states in a row become their mean
+    grid: int = 0  # pictures, pool tokens: patches averaged to grid x grid a frame; 0 = all
+    image_size: int | None = None  # pictures are stretched to this; null = what the encoder was made for
     dtype: str = "float32"  # float32 or bfloat16
 
 
@@ -32,13 +35,17 @@ class EncoderConfig:
 class ProjectorConfig:
     """One trained projection from encoder states to soft tokens of the LLM."""
 
-    kind: str = "qformer"  # qformer, linear or attention (learned weighted sum)
+    kind: str = "qformer"  # qformer, linear, attention (learned weighted sum), grouped (states side by side) or none
     n_queries: int = 32  # soft tokens that the LLM sees (qformer; attention gives one a query)
     n_layers: int = 2  # Q-Former blocks, each with cross-attention
     hidden_size: int = 768  # Q-Former width
     n_heads: int = 12  # Q-Former attention heads
     max_positions: int | None = None  # temporal positions with an embedding; null = as many as the sampling gives
     dropout: float = 0.1  # inside the Q-Former, while training
+    softmax: bool = True  # attention: weights sum to 1; false = the scores themselves are the weights
+    group_size: int = 4  # grouped: states put side by side before one linear map
+    sources: list[str] = field(default_factory=list)  # multi only: the modalities that are fused; empty = all
+    unless: str | None = None  # hide this branch from samples that have that modality
 
 
 @dataclass
@@ -68,6 +75,8 @@ class SamplingConfig:
 
     n_frames: int = 8  # frames for the image encoder, at floor(i * n / n_frames)
     n_motion_frames: int = 16  # frames for the motion encoder
+    n_faces: int = 8  # face crops for the image encoder of faces
+    n_motion_faces: int = 16  # face crops for the motion encoder of faces
     rate_hz: int = 16000  # sampling rate of the sound
     window_s: float = 10.0  # sound up to this long is one window
     max_windows: int = 3  # longer sound: at most this many windows
@@ -80,8 +89,8 @@ class ModelConfig:
 
     name: str = "???"  # short name, for tables and records
     llm: LLMConfig = field(default_factory=LLMConfig)  # the frozen language model
-    encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # by modality: audio, frames, motion; any subset
-    projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # audio, frames, motion, face, face_motion
+    projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder; multi = pre-fusion
     sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and sound windows
 
 
@@ -172,6 +181,18 @@ class StrategyConfig:
 
 
 @dataclass
+class StudyConfig:
+    """A sweep that compares ways of training: python train.py -m experiment=table4"""
+
+    name: str = ""  # folder below paths.runs; empty = no study, one stage is trained
+    variant: str = ""  # what the columns compare, for example ${model.init}
+    stage1_share: float = 1.0  # part of stage 1 that comes before stage 2; 0 = none
+    stage2: bool = True  # train stage 2 and hand over its best checkpoint by validation
+    n_points: int = 8  # checkpoints of each stage that are scored for the curves
+    max_new_tokens: int = 32  # longest answer for the curves, which ask for labels alone
+
+
+@dataclass
 class TrainConfig:
     """python train.py"""
 
@@ -181,6 +202,7 @@ class TrainConfig:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)  # strategy=single, ddp, zero2 or zero3
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation during validation
     logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard
+    study: StudyConfig = field(default_factory=StudyConfig)  # a sweep with table and curves at its end
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
     name: str | None = None  # run name; null = the stage's name
     resume: bool = False  # go on with the last unfinished run of this name
@@ -290,3 +312,36 @@ class PlanConfig:
     json: bool = False  # print JSON instead of tables
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache of the embedded default
     seed: int = 42  # not decisive; the model wants one
+
+
+@dataclass
+class ZeroShotConfig:
+    """python -m affectgpt.zeroshot"""
+
+    action: str = "run"  # run, export (write the questions for other code) or import (read its answers)
+    model: str | None = None  # hub id or folder; with base_url the served model's name; or a .jsonl of answers
+    revision: str | None = None  # hub revision of model; pin it where a figure is reported
+    base_url: str | None = None  # OpenAI-compatible server of model, such as http://localhost:8000/v1
+    audio_model: str | None = None  # a pair instead of model: tells what is heard
+    audio_base_url: str | None = None  # its server
+    video_model: str | None = None  # a pair instead of model: tells what is seen
+    video_base_url: str | None = None  # its server
+    merge_model: str | None = None  # LLM that merges descriptions, in s2 and for pairs
+    merge_base_url: str | None = None  # its server
+    strategy: str = "s1"  # s0 = no subtitle, s1 = subtitle in the question, s2 = merged in afterwards by merge_model
+    kind: str = "whole"  # export only: the question of a whole system, or of the audio or video part of a pair
+    show: list[str] | None = None  # images, sound; null = all that a model sees (a served one: images)
+    lang: str = "en"  # en or zh: language of question and answer
+    data: DataConfig = field(default_factory=DataConfig)  # its test sources are asked about
+    manifest: str | None = None  # ask about these clips instead
+    split: str | None = None  # rows of the manifest with this split
+    out: str | None = None  # predictions.jsonl to append to; done ids are skipped, so a killed run goes on
+    n_frames: int = 8  # frames, evenly spread; a model made for one number takes its own
+    longest_px: int = 768  # served models: frames are shrunk to this
+    max_new_tokens: int = 512  # longest answer
+    batch_size: int = 4  # clips generated together, in process
+    concurrency: int = 8  # requests to a server at once
+    offline: bool = False  # servers: use kept answers only
+    dtype: str = "auto"  # in process: auto (as published), float32, bfloat16 or float16
+    device: str = "auto"  # auto, cpu or cuda
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
