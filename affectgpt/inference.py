@@ -97,7 +97,7 @@ def predict(
         encoded: dict[str, Any] = {}
 
         def read(sample: Sample, encoded: dict[str, Any] = encoded) -> Sample:
-            shown = shown_modalities(sample, model.modalities, asking)
+            shown = processor.visible(shown_modalities(sample, model.modalities, asking))
             features = reader(sample, shown)
             messages = render(
                 sample,

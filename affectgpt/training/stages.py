@@ -77,15 +77,16 @@ class EncodeDraw:
         self._reader = reader
 
     def __call__(self, draw: Draw) -> dict[str, torch.Tensor]:
+        shown = self._processor.visible(draw.modalities)
         question, answer = render(
             draw.sample,
             task=draw.task,
             lang=draw.lang,
-            modalities=draw.modalities,
+            modalities=shown,
             with_subtitle=draw.with_subtitle,
             with_answer=True,
         )
-        media = self._reader(draw.sample, draw.modalities).media
+        media = self._reader(draw.sample, shown).media
         return self._processor.encode([question], media, answer=answer.content)
 
 
