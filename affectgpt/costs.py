@@ -21,7 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
-from affectgpt.models.build import _image_size, _shape_of_encoder
+from affectgpt.models.build import hollow_settings
 
 GIB = 1 << 30
 
@@ -149,7 +149,11 @@ def count_sample(
         encoders[name] = _encoder(model, spec, name, sound_s)
         states[f"{name}_states"] = torch.zeros(1, *encoders[name].states)
         states[f"{name}_states_mask"] = torch.ones(1, encoders[name].states[0], dtype=torch.bool)
-    projectors, soft_tokens = _projectors(model, states)
+    if "multi" in spec.projectors:
+        states["multi_rows"] = torch.zeros(1, len(model.config.projector("multi").sources), dtype=torch.long)
+    # A branch that steps back for another is not in the prompt of a sample that has both.
+    shown = [name for name in model.projectors if spec.projectors[name].unless not in spec.encoders]
+    projectors, soft_tokens = _projectors(model, shown, states)
     n_tokens = sum(soft_tokens.values()) + text_tokens
     positions = n_tokens if answer_tokens is None else min(answer_tokens, n_tokens)
     llm = model.language_model
@@ -184,10 +188,10 @@ def _encoder(model: AffectGPTForConditionalGeneration, spec: ModelSpec, name: st
         )  # fmt: skip
         media = torch.zeros(len(windows), windows[0][1] - windows[0][0], device=weight.device)
     else:
-        base = encoder.model.config
-        height, width = _image_size(_shape_of_encoder(spec.encoders[name].name)[1], base.image_size)
-        n_frames = sampling.n_motion_frames if name == "motion" else sampling.n_frames
-        media = torch.zeros(n_frames, 3, height, width, device=weight.device)
+        settings = hollow_settings(spec, name)
+        media = torch.zeros(
+            settings["n_frames"], 3, settings["height"], settings["width"], device=weight.device
+        )  # [T, 3, H, W]
     with FlopCounterMode(display=False) as counter:
         states = encoder(media)  # [T, E]
     flops = counter.get_total_flops()
@@ -196,13 +200,14 @@ def _encoder(model: AffectGPTForConditionalGeneration, spec: ModelSpec, name: st
 
 
 def _projectors(
-    model: AffectGPTForConditionalGeneration, states: Mapping[str, Tensor]
+    model: AffectGPTForConditionalGeneration, shown: Iterable[str], states: Mapping[str, Tensor]
 ) -> tuple[dict[str, PassCost], dict[str, int]]:
     """(cost, soft tokens) of each branch; they check values of the mask, so they run on real memory."""
     if next(model.projectors.parameters()).is_meta:
         model.projectors.to_empty(device="cpu")
     costs, soft_tokens = {}, {}
-    for name, projector in model.projectors.items():
+    for name in shown:
+        projector = model.projectors[name]
         trains = any(weight.requires_grad for weight in projector.parameters())
         with FlopCounterMode(display=False) as counter, kept_tensors(projector.parameters()) as kept:
             tokens = model.soft_tokens(name, states)  # [1, Q, D]

@@ -260,6 +260,11 @@ def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForCondition
     return model.to(device)  # some models compute tables, such as VideoMAE's positions, on the CPU
 
 
+def hollow_settings(spec: ModelSpec, modality: str) -> dict[str, Any]:
+    """What the processor of `build_hollow`'s model would be told of one modality: sizes, frames, windows of sound."""
+    return _branch(modality, spec, *_shape_of_encoder(spec.encoders[modality]))[1]
+
+
 def _shape_of_encoder(encoder: EncoderSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """(configuration, preprocessing) of a base encoder from a local folder, or as published."""
     name = encoder.name
