@@ -91,7 +91,8 @@ class Prediction:
     """What a model wrote about one sample: a row of predictions.jsonl.
 
     `labels` None = not parsed yet. `modalities` lists what was really used (soft-token branches, and "text" for the
-    subtitle); `media` holds facts such as frame times and seconds heard. `finish` is "eos" or "length".
+    subtitle); `media` holds facts such as frame times and seconds heard. `finish` is "eos" or "length";
+    `strategy` says how a zero-shot run brings the subtitle in (s0, s1, s2).
     """
 
     id: str
@@ -106,6 +107,7 @@ class Prediction:
     finish: str | None = None
     model: str | None = None
     prompt_version: str | None = None
+    strategy: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)

@@ -1,0 +1,336 @@
+"""Zero-shot runs: which questions go to which system, in which order, and where the answers are kept.
+
+    S0    the model explains the clip without the subtitle
+    S1    the model explains the clip and is told the subtitle
+    S2    the model explains the clip without the subtitle, then an LLM merges that with the subtitle
+    pair  an audio and a video model tell their clues, then an LLM merges them (with the subtitle in S2)
+
+Every step appends to a file of its own and skips what stands there, so a killed run goes on. The last step writes
+`out`; the steps before it, the answers of servers, bad samples and the run's record lie in the folder `<out>.steps`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from affectgpt.conf_schema import ZeroShotConfig
+from affectgpt.data.sources import check_each, probe_samples, read_manifest, report_bad
+from affectgpt.inference import predict_to_file
+from affectgpt.metrics.extract import read_labels
+from affectgpt.mllm import Request
+from affectgpt.runtime import RunRecord, UserError, write_text_atomic
+from affectgpt.schema import BadSample, Prediction, Sample
+from affectgpt.zeroshot import prompts
+from affectgpt.zeroshot.systems import Answered, InProcess, Served, System
+
+log = logging.getLogger("affectgpt")
+
+STRATEGIES = ("s0", "s1", "s2")
+_SHOWN = {"images": "frames", "sound": "audio"}  # what is shown, by the modality that a clip must have for it
+_OF_KIND = {"whole": ("images", "sound"), "audio": ("sound",), "video": ("images",)}
+
+
+def run(config: ZeroShotConfig) -> int:
+    """Ask, or export the questions; exit code 0, or 3 if samples were left out."""
+    check(config)
+    samples, bad = _samples(config)
+    assert config.out is not None
+    out = Path(config.out)
+    if config.action == "export":
+        n = export(config, samples, out)
+        log.info("%d questions in %s; answer them as {id, text} lines, then `import` that file", n, out)
+        return 3 if bad else 0
+
+    folder = out.with_name(f"{out.name}.steps")
+    record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=_manifests(config))
+    models = _asked(config)
+    notes: dict[str, list[Prediction]] = {}
+    for kind, (name, base_url) in models.items():
+        is_last = kind == "whole" and config.strategy != "s2"
+        askable = [item for item in samples if kind == "whole" or set(_has(item)) & set(_OF_KIND[kind])]
+        if len(askable) < len(samples):
+            log.info("%d of %d clips have no %s", len(samples) - len(askable), len(samples), _OF_KIND[kind][0])
+        notes[kind] = _step(
+            lambda todo, kind=kind, name=name, base_url=base_url: ask_clips(
+                todo, lambda: _system(name, base_url, folder, config), kind=kind, config=config, bad=bad
+            ),
+            askable,
+            out if is_last else folder / f"{kind}.jsonl",
+            {**_settings(config), "kind": kind, "model": name},
+            kind,
+        )
+    rows = notes.get("whole", [])
+    if config.strategy == "s2" or "whole" not in models:
+        assert config.merge_model is not None
+        by_id: dict[str, dict[str, Prediction]] = {}
+        for kind, made in notes.items():
+            for row in made:
+                by_id.setdefault(row.id, {})[kind] = row
+        rows = _step(
+            lambda todo: merge_notes(
+                todo, by_id, lambda: _system(config.merge_model, config.merge_base_url, folder, config), config=config
+            ),
+            [item for item in samples if item.id in by_id],
+            out,
+            {
+                **_settings(config),
+                "models": {kind: name for kind, (name, _) in models.items()},
+                "merge": config.merge_model,
+            },
+            "merging",
+        )
+    n_silent = sum(not row.labels for row in rows)
+    log.info("%d predictions in %s; the parser found no label in %d", len(rows), out, n_silent)
+    report_bad(bad, folder)
+    record.finish("finished", n=len(rows), n_without_labels=n_silent, n_bad=len(bad))
+    return 3 if bad else 0
+
+
+def check(config: ZeroShotConfig) -> None:
+    """Raise UserError where settings are missing or contradict each other."""
+    if config.action not in ("run", "export", "import"):
+        raise UserError(f"action is {config.action!r}; expected run, export or import")
+    if config.strategy not in STRATEGIES:
+        raise UserError(f"strategy is {config.strategy!r}; expected one of {list(STRATEGIES)}")
+    if config.out is None:
+        raise UserError("out= is missing: the predictions.jsonl to write (export: the requests.jsonl)")
+    if config.show is not None and (not config.show or set(config.show) - set(_SHOWN)):
+        raise UserError(f"show is {config.show}; expected some of {list(_SHOWN)}")
+    if config.action == "export":
+        if config.kind not in prompts.KINDS:
+            raise UserError(f"kind is {config.kind!r}; expected one of {list(prompts.KINDS)}")
+        return
+    pair = (config.audio_model, config.video_model)
+    if bool(config.model) == bool(all(pair)) or (any(pair) and not all(pair)):
+        raise UserError(f"give model=, or both audio_model= and video_model=; found {config.model!r} and {pair}")
+    if (config.strategy == "s2" or all(pair)) and not config.merge_model:
+        raise UserError("strategy=s2 and pairs need merge_model=, an LLM that merges the descriptions")
+
+
+def _asked(config: ZeroShotConfig) -> dict[str, tuple[str, str | None]]:
+    """(model, server) by the kind of question that it gets."""
+    if config.model:
+        return {"whole": (config.model, config.base_url)}
+    assert config.audio_model is not None
+    assert config.video_model is not None
+    return {
+        "audio": (config.audio_model, config.audio_base_url),
+        "video": (config.video_model, config.video_base_url),
+    }
+
+
+def _system(name: str | None, base_url: str | None, folder: Path, config: ZeroShotConfig) -> System:
+    assert name is not None
+    if base_url is not None:
+        return Served(name, base_url, folder, config)
+    return Answered(Path(name)) if name.endswith(".jsonl") else InProcess(name, config)
+
+
+def _manifests(config: ZeroShotConfig) -> list[str]:
+    return [config.manifest] if config.manifest else [source.manifest for source in config.data.test]
+
+
+def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample]]:
+    """The clips with probed media."""
+    sources = [(config.manifest, config.split)] if config.manifest else None
+    sources = sources or [(source.manifest, source.split) for source in config.data.test]
+    if not sources:
+        raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with manifest=")
+    samples: list[Sample] = []
+    bad: list[BadSample] = []
+    for manifest, split in sources:
+        found, bad_rows = read_manifest(manifest, split=split, on_bad=config.data.on_bad)
+        usable, bad_media = probe_samples(found, on_bad=config.data.on_bad)
+        samples += usable
+        bad += bad_rows + bad_media
+    return samples, bad
+
+
+def _step(
+    make: Callable[[Sequence[Sample]], Iterator[Prediction]],
+    samples: Sequence[Sample],
+    file: Path,
+    settings: dict[str, Any],
+    what: str,
+) -> list[Prediction]:
+    def bar(rows: Iterator[Prediction], done: int, total: int) -> Any:
+        return tqdm(rows, what, total, initial=done, file=sys.stderr)
+
+    made = predict_to_file(make, samples, file, settings=settings, progress=bar)
+    gc.collect()  # the step's model leaves before the next one is loaded
+    return made
+
+
+def _settings(config: ZeroShotConfig) -> dict[str, Any]:
+    """What decides the answers besides the models."""
+    names = ("strategy", "lang", "n_frames", "max_new_tokens", "dtype", "revision", "longest_px")
+    return {"prompt_version": prompts.VERSION, "show": config.show} | {name: getattr(config, name) for name in names}
+
+
+def _has(sample: Sample) -> list[str]:
+    return [name for name, modality in _SHOWN.items() if modality in (sample.modalities or ())]
+
+
+def wanted(kind: str, show: Sequence[str] | None, *, is_served: bool = False) -> tuple[str, ...]:
+    """What a question is about, as far as `show` allows. By default a served whole system gets pictures only: few
+    servers take sound, and most refuse the request instead of leaving it out."""
+    allowed = ("images",) if show is None and is_served and kind == "whole" else show or _OF_KIND[kind]
+    return tuple(name for name in _OF_KIND[kind] if name in allowed)
+
+
+def ask_clips(
+    samples: Sequence[Sample],
+    make: Callable[[], System],
+    *,
+    kind: str,
+    config: ZeroShotConfig,
+    bad: list[BadSample],
+) -> Iterator[Prediction]:
+    """One answer a clip; clips that cannot be read raise, or are left out and listed in `bad` with on_bad=skip.
+
+    Args:
+        make: makes the system; called only if there is a clip to ask about.
+    """
+    if not samples:
+        return
+    system = make()
+    if isinstance(system, Answered) and (strange := sorted(set(system.texts) - {item.id for item in samples})):
+        log.warning("%s: %d ids that are no clip to ask about, such as %r", system.path, len(strange), strange[0])
+    show = wanted(kind, config.show, is_served=isinstance(system, Served))
+    for start in range(0, len(samples), system.batch_size):
+        looked: dict[str, tuple[tuple[str, ...], str | None, Request, dict[str, Any]]] = {}
+
+        def look(sample: Sample, looked: dict[str, Any] = looked) -> Sample:
+            shown = tuple(name for name in show if name in system.sees and name in _has(sample))
+            if not shown:
+                raise ValueError(
+                    f"its media hold {_has(sample)}, {system.name} sees {sorted(system.sees)}, and {list(show)} should "
+                    "be shown: there is nothing to show"
+                )
+            subtitle = _subtitle(sample, config) if config.strategy == "s1" else None
+            prompt = prompts.question(kind, shown, lang=config.lang, subtitle=subtitle)
+            if system.sight is None and sample.id not in system.texts:
+                raise ValueError(f"{system.path} holds no answer for it")
+            request, facts = system.sight.look(sample, shown, prompt) if system.sight else (Request(prompt), {})
+            looked[sample.id] = (shown, subtitle, request, facts)
+            return sample
+
+        good, left_out = check_each(
+            samples[start : start + system.batch_size],
+            look,
+            name=lambda sample: sample.id,
+            where=lambda sample: str(sample.video or sample.audio),
+            on_bad=config.data.on_bad,
+            what="reading",
+            n_threads=1,
+            progress=False,
+        )
+        bad += left_out
+        if not good:
+            continue
+        replies = system.answer([item.id for item in good], [looked[item.id][2] for item in good])
+        for sample, reply in zip(good, replies, strict=True):
+            shown, subtitle, _, facts = looked[sample.id]
+            yield Prediction(
+                id=sample.id,
+                text=reply.text,
+                labels=read_labels(reply.text).labels if kind == "whole" else None,
+                task="both" if kind == "whole" else "description",
+                lang=config.lang,
+                modalities=(*(_SHOWN[name] for name in shown), *(["text"] if subtitle else [])),
+                subtitle=subtitle,
+                media=facts,
+                n_tokens=reply.n_new_tokens or None,
+                finish=reply.finish,
+                model=system.name,
+                strategy=config.strategy,
+                prompt_version=prompts.VERSION,
+            )
+
+
+def merge_notes(
+    samples: Sequence[Sample],
+    notes: Mapping[str, Mapping[str, Prediction]],
+    make: Callable[[], System],
+    *,
+    config: ZeroShotConfig,
+) -> Iterator[Prediction]:
+    """One merged description a clip. A whole description without a subtitle to merge stays as it is."""
+    if not samples:
+        return
+    system = make()
+    for start in range(0, len(samples), system.batch_size):
+        chunk = samples[start : start + system.batch_size]
+        subtitles = {item.id: _subtitle(item, config) if config.strategy == "s2" else None for item in chunk}
+        asked = [item.id for item in chunk if "whole" not in notes[item.id] or subtitles[item.id]]
+        requests = [
+            Request(
+                prompts.merge(
+                    {kind: row.text for kind, row in notes[key].items()}, lang=config.lang, subtitle=subtitles[key]
+                )
+            )
+            for key in asked
+        ]
+        replies = dict(zip(asked, system.answer(asked, requests), strict=True)) if asked else {}
+        for sample in chunk:
+            parts = notes[sample.id]
+            reply, subtitle = replies.get(sample.id), subtitles[sample.id]
+            told = next((row.subtitle for row in parts.values() if row.subtitle), subtitle)
+            text = reply.text if reply else parts["whole"].text
+            used = {name for row in parts.values() for name in row.modalities} | ({"text"} if subtitle else set())
+            yield Prediction(
+                id=sample.id,
+                text=text,
+                labels=read_labels(text).labels,
+                lang=config.lang,
+                modalities=tuple(name for name in ("audio", "frames", "text") if name in used),
+                subtitle=told,
+                media={key: value for row in parts.values() for key, value in row.media.items()},
+                n_tokens=(reply.n_new_tokens or None) if reply else parts["whole"].n_tokens,
+                finish=reply.finish if reply else parts["whole"].finish,
+                model=" + ".join(
+                    [*(row.model or "?" for row in parts.values()), *([f"merged by {system.name}"] if reply else [])]
+                ),
+                strategy=config.strategy,
+                prompt_version=prompts.VERSION,
+            )
+
+
+def _subtitle(sample: Sample, config: ZeroShotConfig) -> str | None:
+    return sample.in_language(config.lang, strict=False).subtitle
+
+
+def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
+    """Write one question a line, with the paths of the media, for code that runs in its own environment."""
+    rows = []
+    for sample in samples:
+        shown = [name for name in wanted(config.kind, config.show) if name in _has(sample)]
+        if not shown:
+            continue
+        subtitle = _subtitle(sample, config) if config.strategy == "s1" else None
+        row = {
+            "id": sample.id,
+            "prompt": prompts.question(config.kind, shown, lang=config.lang, subtitle=subtitle),
+            "show": shown,
+            "video": sample.video,
+            "audio": sample.audio,
+            "n_frames": config.n_frames,
+            "kind": config.kind,
+            "strategy": config.strategy,
+            "lang": config.lang,
+            "prompt_version": prompts.VERSION,
+        }
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    if len(rows) < len(samples):
+        log.info("%d of %d clips have nothing to show for kind=%s", len(samples) - len(rows), len(samples), config.kind)
+    write_text_atomic(out, "".join(rows))
+    return len(rows)
