@@ -7,15 +7,19 @@ by torchrun, the deepspeed launcher or a SLURM job; nothing here starts any.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from affectgpt.conf_schema import StrategyConfig
 from affectgpt.runtime import UserError
@@ -43,8 +47,13 @@ class Processes:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         else:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Libraries in between call torch by names that it renames; nothing a user could do about it.
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+        unset_hf_deepspeed_config()  # of the run before: models would be built split, encoders too
         timeout = timedelta(seconds=strategy.timeout_s)
-        distributed.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
+        if not distributed.is_initialized():  # the runs of a sweep share their processes
+            distributed.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
+            atexit.register(_leave)
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.local_rank = int(os.environ["LOCAL_RANK"])
         # Agreements go over a group of their own on the CPU: on the GPU's they would wait for its queue at every step.
@@ -54,10 +63,8 @@ class Processes:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        if self._group is not None:
-            if kind is None:
-                self.wait()  # a launcher stops all processes as soon as one ends with an error code
-            distributed.destroy_process_group()
+        if kind is None:
+            self.wait()  # a launcher stops all processes as soon as one ends with an error code
 
     @property
     def is_main(self) -> bool:
@@ -113,6 +120,11 @@ class Processes:
         """Until every process is here."""
         if self._group is not None:
             distributed.barrier(group=self._group)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
@@ -186,6 +198,8 @@ def partition_frozen(module: nn.Module, config: dict[str, Any], batch_size: int,
     """
     import deepspeed
 
+    # Joins the group that is there; without it DeepSpeed counts one process when it checks the sizes.
+    deepspeed.init_distributed(distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     sizes = {
         "train_batch_size": batch_size * accumulation * distributed.get_world_size(),
         "train_micro_batch_size_per_gpu": batch_size,
@@ -196,20 +210,17 @@ def partition_frozen(module: nn.Module, config: dict[str, Any], batch_size: int,
     deepspeed.zero.Init(module=frozen, config_dict_or_path={**config, **sizes})
 
 
-def is_partitioned(parameter: torch.Tensor) -> bool:
-    """Whether ZeRO-3 keeps only a part of `parameter` in this process."""
-    return hasattr(parameter, "ds_id")
-
-
-def whole(tensors: dict[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor] | None:
+def whole(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, torch.Tensor] | None:
     """Copies on the CPU of parameters that ZeRO-3 may have split; a collective call.
 
     Args:
         keep: whether this process wants them; the others help and get None.
     """
-    if not any(is_partitioned(tensor) for tensor in tensors.values()):
-        return {name: tensor.detach().cpu() for name, tensor in tensors.items()} if keep else None
-    import deepspeed
+    with contextlib.ExitStack() as stack:
+        if split := [parameter for parameter in parameters.values() if hasattr(parameter, "ds_id")]:
+            import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(tensors.values()), modifier_rank=None):
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()} if keep else None
+            stack.enter_context(deepspeed.zero.GatheredParameters(split, modifier_rank=None))
+        if not keep:
+            return None
+        return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}

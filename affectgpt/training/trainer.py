@@ -120,9 +120,13 @@ class StageTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained tensors and their manifest; every process calls it, the first one writes."""
-        state = distributed.whole(trained_tensors(self.model), keep=self.args.should_save)
+        state = self._trained(keep=self.args.should_save)
         if state is not None:
             save_trained(self.model, self._processor, Path(output_dir or self.args.output_dir), state_dict=state)
+
+    def _trained(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
+        parameters = {name: self.model.get_parameter(name) for name in trained_tensors(self.model)}
+        return distributed.whole(parameters, keep=keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_tensors(self.model, Path(resume_from_checkpoint))
@@ -143,7 +147,7 @@ class StageTrainer(Trainer):
         if found is None:
             raise CheckpointError(f"{resume_from_checkpoint} holds no DeepSpeed state; was it written by strategy=ddp?")
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        state = distributed.whole(trained_tensors(self.model), keep=True)
+        state = self._trained(keep=True)
         assert state is not None
         if differing := differing_tensors(resume_from_checkpoint, state):
             raise CheckpointError(

@@ -1,0 +1,225 @@
+"""Two processes on the CPU for each strategy, against one process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from affectgpt.conf_schema import StrategyConfig
+from affectgpt.runtime import RunRecord, UserError
+from affectgpt.training.distributed import Processes, check_strategy, deepspeed_config
+from affectgpt.training.stages import run_stage
+
+from ..conftest import make_train_config
+
+ROOT = Path(__file__).parent.parent.parent
+STRATEGIES = ("ddp", "zero2", "zero3")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def launch(n_processes, base_models, manifest, jobs, timeout_s=240):
+    """Run `jobs` in n processes; returns for each job what its processes wrote."""
+    for job in jobs:
+        Path(job["folder"]).mkdir(parents=True, exist_ok=True)
+    argument = {
+        "base": {name: str(path) for name, path in base_models.items()},
+        "manifest": str(manifest),
+        "jobs": jobs,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n_processes), "--master_port"]
+    command += [str(free_port()), "-m", "tests.training.processes", json.dumps(argument, default=str)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"{n_processes} processes were not done after {timeout_s} s:\n{output[-3000:]}")
+    assert process.returncode == 0, output[-4000:]
+    return [
+        [json.loads((Path(job["folder"]) / f"result-{number}-{rank}.json").read_text()) for rank in range(n_processes)]
+        for number, job in enumerate(jobs)
+    ]
+
+
+def column(folder, key):
+    rows = [json.loads(line) for line in (folder / "runs" / "coarse" / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def weights(folder, checkpoint="checkpoint-6"):
+    return load_file(folder / "runs" / "coarse" / checkpoint / "trained.safetensors")
+
+
+def generated(folder):
+    return [path.read_text() for path in sorted((folder / "runs" / "coarse" / "generations").glob("*.jsonl"))]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def alone(base_models, manifest, tmp_path_factory):
+    """Six steps of batch 4 in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = make_train_config(base_models, manifest, folder, batch_size=4)
+    for projector in config.model.projectors.values():
+        projector.dropout = 0.0
+    run_stage(config)
+    return folder
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def pair(request, base_models, manifest, tmp_path_factory):
+    """The same six steps in two processes of batch 2 (whole/), and with dropout whole, stopped and resumed."""
+    if request.param != "ddp":
+        pytest.importorskip("deepspeed", reason="zero2 and zero3 need the deepspeed extra")
+    folder = tmp_path_factory.mktemp(request.param)
+    # A clip without sound and dropped media: the two processes do not show the same branches in a step.
+    fields = {"strategy.name": request.param, "strategy.num_processes": 2}
+    noisy = {"folder": folder / "noisy", "dropout": 0.3, "fields": {**fields, "stage.keep_last": 9}}
+    stopped = {**noisy, "folder": folder / "stopped"}
+    jobs = [
+        {"folder": folder / "whole", "fields": fields},
+        noisy,
+        # Two draws a step, and the loader is one batch ahead: the signal comes within step 3, no multiple of 2.
+        {**stopped, "stop_rank": 1, "stop_at": 7},
+        {**stopped, "fields": {**noisy["fields"], "resume": True}},
+        {"folder": folder / "other", "fields": {**fields, "strategy.num_processes": 3}},
+    ]
+    answers = launch(2, base_models, manifest, jobs)
+    return folder, answers
+
+
+def test_two_processes_log_the_losses_of_one(alone, pair):
+    folder, answers = pair
+    assert [answer["exit_code"] for answer in answers[0]] == [0, 0]
+    for key in ("loss", "grad_norm", "learning_rate"):
+        assert column(folder / "whole", key) == pytest.approx(column(alone, key), abs=1e-5)
+
+
+def test_two_processes_validate_like_one(alone, pair):
+    folder, _ = pair
+    assert generated(folder / "whole") == generated(alone)
+    for key in ("eval_f_s", "eval_precision", "eval_recall", "eval_n", "eval_unparsed"):
+        assert column(folder / "whole", key) == column(alone, key)
+
+
+def test_two_processes_train_the_weights_of_one(alone, pair):
+    folder, _ = pair
+    for checkpoint in ("best", "checkpoint-6"):
+        mine, theirs = weights(folder / "whole", checkpoint), weights(alone, checkpoint)
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-3)  # six steps of 1e-2
+
+
+def test_a_run_folder_is_written_once_and_counts_its_processes(pair):
+    folder, answers = pair
+    assert [path.name for path in (folder / "whole" / "runs").iterdir()] == ["coarse"]
+    assert {answer["run"] for answer in answers[0]} == {str(folder / "whole" / "runs" / "coarse")}
+    record = RunRecord.read(folder / "whole" / "runs" / "coarse").values
+    assert (record["status"], record["num_processes"], record["steps"]) == ("finished", 2, 6)
+    assert len(column(folder / "whole", "loss")) == 6
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(pair):
+    folder, answers = pair
+    assert [answer["exit_code"] for answer in answers[2]] == [143, 143]
+    every = {path.parent.name for path in (folder / "stopped" / "runs" / "coarse").glob("checkpoint-*/COMPLETE")}
+    assert every - {"checkpoint-2", "checkpoint-4", "checkpoint-6"} == {"checkpoint-3"}
+
+
+def test_stopped_and_resumed_equals_uninterrupted(pair):
+    folder, answers = pair
+    assert [answer["exit_code"] for answer in answers[3]] == [0, 0]
+    assert same(weights(folder / "stopped"), weights(folder / "noisy"))
+    assert column(folder / "stopped", "loss") == column(folder / "noisy", "loss")
+
+
+def test_the_number_of_processes_is_asserted(pair):
+    _, answers = pair
+    assert all("strategy.num_processes is 3, but 2 were started" in answer["error"] for answer in answers[4])
+
+
+def test_checkpoints_of_deepspeed_hold_no_frozen_weights(pair):
+    folder, _ = pair
+    states = list((folder / "whole" / "runs" / "coarse" / "checkpoint-6").glob("global_step6/*model_states.pt"))
+    for path in states:
+        names = torch.load(path, weights_only=False, map_location="cpu")["module"]  # written above by this test
+        assert names
+        assert all(name.startswith("projectors.") for name in names)
+
+
+def test_another_number_of_processes_does_not_resume(base_models, manifest, tmp_path):
+    config = make_train_config(base_models, manifest, tmp_path)
+    RunRecord.start(tmp_path / "runs" / "coarse", kind="train", config=asdict(config), num_processes=2)
+    config.resume = True
+    with pytest.raises(UserError, match=r"was trained by 2 processes, now there are 1: .*stage\.init_from="):
+        run_stage(config)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "world_size", "message"),
+    [
+        (StrategyConfig("single"), 2, "2 processes were started, but strategy=single trains in one; add strategy=ddp"),
+        (StrategyConfig("ddp"), None, "strategy=ddp needs processes that a launcher starts: torchrun"),
+        (StrategyConfig("zero3", num_processes=4), 2, "num_processes is 4, but 2 were started"),
+        (StrategyConfig("fsdp"), 2, r"strategy\.name is 'fsdp'; expected one of \['single'"),
+        (StrategyConfig("ddp", offload_optimizer=True), 2, "offload_optimizer goes with zero2 and zero3, not with ddp"),
+        (StrategyConfig("zero2", offload_parameters=True), 2, "offload_parameters goes with zero3, not with zero2"),
+    ],
+)
+def test_a_combination_that_cannot_be_meant_is_named(strategy, world_size, message, monkeypatch):
+    if world_size is None:
+        monkeypatch.delenv("RANK", raising=False)
+    else:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(UserError, match=message):
+        check_strategy(strategy, world_size or 1)
+
+
+def test_a_missing_deepspeed_is_named_with_the_extra(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"strategy=zero2 needs DeepSpeed: pip install 'affectgpt\[deepspeed\]'"):
+        check_strategy(StrategyConfig("zero2"), 2)
+
+
+def test_offload_reaches_deepspeed_and_precision_is_left_alone():
+    told = deepspeed_config(StrategyConfig("zero3", offload_optimizer=True, offload_parameters=True), 1000)
+    assert told["zero_optimization"]["offload_optimizer"] == told["zero_optimization"]["offload_param"]
+    assert not {"bf16", "fp16"} & told.keys()
+    assert deepspeed_config(StrategyConfig("ddp"), 1000) is None
+
+
+def test_shares_cover_all_items_once_and_equal_shares_are_equally_long():
+    shares, equal = [], []
+    for rank in range(3):
+        processes = Processes(StrategyConfig(), torch.device("cpu"))
+        processes.rank, processes.world_size = rank, 3
+        shares += processes.share("abcde")
+        equal.append(processes.equal_share("abcd"))
+    assert sorted(shares) == list("abcde")
+    assert {len(share) for share in equal} == {2}
+    assert {item for share in equal for item in share} == set("abcd")
