@@ -37,8 +37,9 @@ LLAMA = LlamaConfig(
 
 @pytest.fixture(scope="module")
 def published():
-    """(parts, linear weights, cost) of the preset `affectgpt` at full size: 8 frames, 4 s of sound, 266 tokens."""
-    config = compose("plan", ["model=affectgpt"])
+    """(parts, linear weights, cost) of `affectgpt` at full size with all tokens: 8 frames, 4 s of sound, 266 tokens."""
+    all_tokens = ("audio.stride=1", "frames.pool=tokens", "motion.grid=0")
+    config = compose("plan", ["model=affectgpt", *(f"model.encoders.{setting}" for setting in all_tokens)])
     spec = model_spec(config.model, 42)
     model = build_hollow(spec)
     cost = count_sample(model, spec, sound_s=4.0, text_tokens=170, answer_tokens=100)
