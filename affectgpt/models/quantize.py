@@ -1,0 +1,67 @@
+"""The frozen LLM in fewer bits: its linear layers as nf4 (4.1 bits a weight) or int8 (8 bits), by bitsandbytes.
+
+Only what is frozen is quantized. Embeddings and the vocabulary matrix keep their precision, soft tokens and LoRA pass
+through as ever, and gradients reach the projections through the layers that are unpacked for each product.
+QLoRA (Dettmers et al., 2023) for nf4, LLM.int8() (Dettmers et al., 2022) for int8.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+QUANTIZATIONS = ("nf4", "int8")
+
+
+def loading_options(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` of an LLM is told; nothing if `quantization` is None.
+
+    Args:
+        dtype: in which the unpacked weights are multiplied (nf4; int8 multiplies 8-bit numbers).
+
+    Raises:
+        ValueError: an unknown name, or bitsandbytes is not installed.
+    """
+    if quantization is None:
+        return {}
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} is unknown; expected null or one of {list(QUANTIZATIONS)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantization {quantization} needs bitsandbytes: pip install 'affectgpt[quantization]'")
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,  # the scales are quantized too: 0.4 bits a weight less
+        )
+    return {"quantization_config": config, "device_map": {"": "cpu"}}  # the caller moves it, as any other model
+
+
+def n_weights(parameter: torch.Tensor) -> int:
+    """How many numbers `parameter` stands for; two of them share a byte in nf4."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters of `module`, with the scales of quantized ones."""
+    total = 0
+    for parameter in module.parameters():
+        total += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        scales = [getattr(parameter, "SCB", None)]
+        if state is not None:
+            scales += [state.absmax, state.code]
+            if state.nested:
+                scales += [state.state2.absmax, state.state2.code]
+        total += sum(scale.numel() * scale.element_size() for scale in scales if scale is not None)
+    return total
