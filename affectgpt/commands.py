@@ -43,7 +43,7 @@ def run_inference(config: InferConfig) -> int:
     samples, bad_media = probe_samples(samples, on_bad=config.on_bad)
     bad += bad_media
 
-    loaded = _load(config, config.dtype)
+    loaded = _load(config, config.dtype, config.quantization)
     rows = _predict(loaded, samples, config, bad, backend=config.backend, cache=config.cache_features)
     if config.out is None:
         by_id = {sample.id: sample for sample in samples}
@@ -285,7 +285,7 @@ def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
     return config.data.test
 
 
-def _load(config: InferConfig | EvalConfig, dtype: str | None) -> LoadedModel:
+def _load(config: InferConfig | EvalConfig, dtype: str | None, quantization: str | None = None) -> LoadedModel:
     from affectgpt.loading import load
 
     return load(
@@ -293,6 +293,7 @@ def _load(config: InferConfig | EvalConfig, dtype: str | None) -> LoadedModel:
         Path(config.paths.runs),
         device=config.device,
         dtype=dtype,
+        quantization=quantization,
         base_models=config.base_models,
     )
 

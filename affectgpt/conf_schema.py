@@ -65,6 +65,7 @@ class LLMConfig:
     path: str = "???"  # hub id or folder of any causal LM
     revision: str | None = None  # hub revision; pinned into every checkpoint
     dtype: str = "float32"  # float32 or bfloat16
+    quantization: str | None = None  # nf4 or int8: pack the frozen weights in 4 or 8 bits; needs the quantization extra
     prompt_format: str = "auto"  # auto = the tokenizer's chat template, else vicuna
     lora: LoraConfig = field(default_factory=LoraConfig)  # low-rank adapters
 
@@ -229,6 +230,7 @@ class InferConfig:
     backend: str = "pyav"  # video decoder
     cache_features: bool = False  # keep encoder states on disk
     dtype: str | None = None  # LLM precision; null = as trained
+    quantization: str | None = None  # LLM packed as nf4 or int8, or none; null = as trained
     base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs

@@ -49,6 +49,7 @@ def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
         llm=config.llm.path,
         llm_revision=config.llm.revision,
         llm_dtype=config.llm.dtype,
+        llm_quantization=config.llm.quantization,
         encoders=encoders,
         projectors={
             name: ProjectorSpec(**{**asdict(projector), "sources": tuple(projector.sources)})
@@ -130,19 +131,25 @@ def load(
     *,
     device: str = "auto",
     dtype: str | None = None,
+    quantization: str | None = None,
     base_models: Mapping[str, str] | None = None,
 ) -> LoadedModel:
     """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None).
 
     Args:
         dtype: another precision for the frozen LLM than in training.
+        quantization: another packing of its weights (nf4, int8, none) than in training.
         base_models: where base models lie now ("llm" or a modality -> folder), if they moved since training.
     """
     quiet_libraries()
     folder = checkpoint_to_use(runs, checkpoint)
     log.info("checkpoint %s", folder)
     if (folder / TRAINED_MANIFEST).is_file():
-        model, processor = load_trained(folder, base_models=base_models, llm_dtype=dtype)
+        model, processor = load_trained(
+            folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization
+        )
+    elif quantization not in (None, "none"):
+        raise UserError(f"{folder} is a full model; quantization is for training checkpoints, whose LLM is read anew")
     else:
         model = AffectGPTForConditionalGeneration.from_pretrained(folder)
         processor = AffectGPTProcessor.from_pretrained(folder)

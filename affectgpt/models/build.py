@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from affectgpt.models import bases, encoders, shapes
+from affectgpt.models import bases, encoders, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
     VIDEOS,
@@ -103,6 +103,7 @@ class ModelSpec:
 
     Attributes:
         llm, llm_revision, llm_dtype: hub id or folder of any causal LM, and its precision ("float32", "bfloat16").
+        llm_quantization: "nf4" or "int8" packs the LLM's linear layers, see `quantize`.
         encoders, projectors: modality -> spec; both name the same modalities. A projector "multi" is a pre-fusion.
         prompt_format: "auto", "chat" or "vicuna".
         seed: of the projectors' and LoRA's first weights.
@@ -113,6 +114,7 @@ class ModelSpec:
     projectors: Mapping[str, ProjectorSpec]
     llm_revision: str | None = None
     llm_dtype: str = "float32"
+    llm_quantization: str | None = None
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     lora: LoraSpec | None = None
     prompt_format: str = "auto"
@@ -203,7 +205,8 @@ def _assemble(
         base_fingerprints=fingerprints,
         dtype=dtype,
     )
-    language_model = AutoModelForCausalLM.from_pretrained(spec.llm, revision=spec.llm_revision, dtype=dtype)
+    packing = quantize.loading_options(spec.llm_quantization, dtype)
+    language_model = AutoModelForCausalLM.from_pretrained(spec.llm, revision=spec.llm_revision, dtype=dtype, **packing)
     model = AffectGPTForConditionalGeneration(config, language_model=language_model, encoders=loaded)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     inside = [token for token in processor.placeholder_token_ids.values() if token < vocabulary]

@@ -113,6 +113,7 @@ def load_trained(
     base_models: Mapping[str, str] | None = None,
     load_encoders: bool = True,
     llm_dtype: str | None = None,
+    llm_quantization: str | None = None,
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
     """Build the model of a trained-only folder and load its trained tensors; returns it in eval mode.
 
@@ -120,6 +121,7 @@ def load_trained(
         base_models: where base models lie now, "llm" or modality -> folder or id, for those that moved.
         load_encoders: False for work from cached states.
         llm_dtype: another precision for the frozen LLM than in training.
+        llm_quantization: another packing than in training; "none" = unpacked.
 
     Raises:
         CheckpointError: a base model changed, or a tensor is missing, surplus or of another shape.
@@ -137,6 +139,8 @@ def load_trained(
             spec = replace(spec, encoders={**spec.encoders, part: moved})
     if llm_dtype is not None:
         spec = replace(spec, llm_dtype=llm_dtype)
+    if llm_quantization is not None:
+        spec = replace(spec, llm_quantization=None if llm_quantization == "none" else llm_quantization)
     for part in ("llm", *spec.modalities):
         name, revision = (
             (spec.llm, spec.llm_revision) if part == "llm" else (spec.encoders[part].name, spec.encoders[part].revision)
