@@ -1,14 +1,12 @@
-"""The cache of frozen encoder states: one small safetensors file a clip and modality, addressed by content.
+"""The cache of frozen encoder states, addressed by content.
 
 A frozen encoder is a pure function of the file, so its states are computed once and shared by all runs and processes.
 The address holds the sha256 of the media, the encoder's fingerprint and the sampling; a change of any of them is
-another address, never a stale hit. Files appear whole (written aside, then renamed), so several processes may fill
-one cache.
+another address, never a stale hit. How they lie on disk is `affectgpt.data.states`' business.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from affectgpt.data.clips import Clip, Sampling, load_clip
 from affectgpt.data.sources import check_each
+from affectgpt.data.states import StateStore
 from affectgpt.runtime import sha256_of_file, stable_hash
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
 
-FORMAT = 1
+FORMAT = 2
 """Raise when decoding, preprocessing or the file layout changes: old entries are then simply not found."""
 
 
@@ -40,7 +37,7 @@ class Features:
 
 
 class FeatureCache:
-    """States by (media sha256, modality).
+    """States by (modality, media sha256): one store for each modality and way of encoding it.
 
     Args:
         folder: shared by all runs.
@@ -49,32 +46,22 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, fingerprints: Mapping[str, Any]) -> None:
-        self._folders = {
-            name: folder / name / stable_hash([FORMAT, fingerprint])[:16] for name, fingerprint in fingerprints.items()
+        self._stores = {
+            name: StateStore(
+                folder / name / stable_hash([FORMAT, fingerprint])[:16], {"format": FORMAT, "made_by": fingerprint}
+            )
+            for name, fingerprint in fingerprints.items()
         }
 
-    def path(self, modality: str, sha256: str) -> Path:
-        return self._folders[modality] / sha256[:2] / f"{sha256}.safetensors"
+    def has(self, modality: str, sha256: str) -> bool:
+        return sha256 in self._stores[modality]
 
     def read(self, modality: str, sha256: str) -> tuple[Tensor, dict[str, Any]] | None:
-        """States [T,E] and facts, or None; a damaged file is deleted with a warning and counts as absent."""
-        path = self.path(modality, sha256)
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor("states"), json.loads(file.metadata()["facts"])
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            log.warning("feature cache: %s is damaged (%s), it will be made again", path, error)
-            path.unlink(missing_ok=True)
-            return None
+        """States [T,E] and facts, or None; damaged ones are reported and count as absent."""
+        return self._stores[modality].read(sha256)
 
     def write(self, modality: str, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> None:
-        path = self.path(modality, sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({"states": states.detach().cpu().contiguous()}, temporary, metadata={"facts": json.dumps(facts)})
-        os.replace(temporary, path)
+        self._stores[modality].write(sha256, states, facts)
 
 
 class ClipReader:
@@ -149,7 +136,7 @@ class ClipReader:
             if self._cache is None:
                 load_clip(sample, wanted, self._sampling, backend=self._backend)
             else:
-                wanted = [name for name in wanted if not self._cache.path(name, self._sha256(sample, name)).exists()]
+                wanted = [name for name in wanted if not self._cache.has(name, self._sha256(sample, name))]
                 if wanted:
                     self.store(sample, load_clip(sample, wanted, self._sampling, backend=self._backend))
             return sample

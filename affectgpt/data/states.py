@@ -1,0 +1,293 @@
+"""A store of encoder states: shards that are appended to and mapped into memory, with an index of fixed-size records.
+
+    <folder>/about.json                     whose states these are, for people and for `python -m affectgpt.cache`
+    <folder>/<time>-<process>.states        tensors, one after the other, each with its facts as JSON behind it
+    <folder>/<time>-<process>.index         one 72-byte record an entry: address, place, shape, precision, checksums
+
+Each process appends to shards of its own, so any number may read and write one store. An entry exists once its record
+is written, which happens after its bytes: a killed process leaves no half entry, at worst bytes that no record points
+to. Bytes are checked against their checksum when a process first reads them; what does not fit is reported and counts
+as absent, so that it is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import secrets
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from affectgpt.runtime import write_json_atomic
+
+log = logging.getLogger("affectgpt")
+
+ABOUT = "about.json"
+SHARD_BYTES = 256 << 20
+_ALIGNMENT = 64
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # a record holds the place in this tuple: append only
+_RECORD = np.dtype(
+    [
+        ("sha256", "V32"),
+        ("offset", "<u8"),
+        ("n_bytes", "<u8"),
+        ("rows", "<u4"),
+        ("width", "<u4"),
+        ("dtype", "<u4"),
+        ("facts_bytes", "<u4"),
+        ("crc32", "<u4"),  # of tensor and facts
+        ("check", "<u4"),  # crc32 of the record up to here
+    ]
+)
+
+
+class StateStore:
+    """States [T, E] and facts by the sha256 of the medium they came from.
+
+    Args:
+        folder: made when something is first written.
+        about: what decides the states, written to about.json.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        self._about = about
+        self._entries: dict[bytes, tuple[str, np.void]] = {}  # address -> (shard, record)
+        self._seen: dict[str, int] = {}  # shard -> bytes of its index that were read
+        self._forget()
+
+    def _forget(self) -> None:
+        """What must not travel to another process."""
+        self._maps: dict[str, mmap.mmap] = {}
+        self._checked: set[bytes] = set()
+        self._writer: _Writer | None = None
+        self._inherited: _Writer | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("folder", "_about", "_entries", "_seen")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        self.refresh()
+        return len(self._entries)
+
+    def __contains__(self, sha256: str) -> bool:
+        key = bytes.fromhex(sha256)
+        if key not in self._entries:
+            self.refresh()
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        self.refresh()
+        return iter([key.hex() for key in self._entries])
+
+    def refresh(self) -> None:
+        """Take up what this and other processes have written since."""
+        for path in sorted(self.folder.glob("*.index")):
+            shard, known = path.stem, self._seen.get(path.stem, 0)
+            with suppress(FileNotFoundError), path.open("rb") as file:  # it may have been compacted away meanwhile
+                file.seek(known)
+                data = file.read()
+                whole = len(data) - len(data) % _RECORD.itemsize  # the rest is half a record: its writer was killed
+                for record in np.frombuffer(data[:whole], dtype=_RECORD):
+                    if _check(record) != int(record["check"]):
+                        log.warning("%s: a damaged record is left out; its clip is encoded again", path)
+                        continue
+                    self._entries[record["sha256"].tobytes()] = (shard, record)
+                self._seen[shard] = known + whole
+
+    def read(self, sha256: str) -> tuple[Tensor, dict[str, Any]] | None:
+        """States [T, E], mapped from disk, and facts; None if there are none, or (with a warning) damaged ones."""
+        if sha256 not in self:
+            return None
+        key = bytes.fromhex(sha256)
+        shard, record = self._entries[key]
+        buffer = self._map(shard, int(record["offset"]) + int(record["n_bytes"]) + int(record["facts_bytes"]))
+        if buffer is None or not self._is_sound(key, record, buffer):
+            log.warning("%s: the states of %s are damaged and will be made again", self.folder / shard, sha256)
+            del self._entries[key]
+            return None
+        start, middle = int(record["offset"]), int(record["offset"]) + int(record["n_bytes"])
+        shape = (int(record["rows"]), int(record["width"]))
+        dtype = _DTYPES[int(record["dtype"])]
+        count = shape[0] * shape[1]
+        states = torch.frombuffer(buffer, dtype=dtype, count=count, offset=start) if count else torch.empty(0)
+        facts = json.loads(buffer[middle : middle + int(record["facts_bytes"])])
+        return states.to(dtype).view(shape), facts
+
+    def write(self, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> None:
+        """Append states [T, E] and their facts."""
+        states = states.detach().cpu().contiguous()
+        if states.ndim != 2 or states.dtype not in _DTYPES:
+            raise ValueError(f"states must be [T, E] in one of {_DTYPES}, found {states.dtype} {list(states.shape)}")
+        payload = states.view(torch.uint8).numpy().tobytes() if states.numel() else b""
+        described = json.dumps(facts).encode()
+        with self._lock:
+            if self._pid != os.getpid():  # forked: the parent's shard, and the lock on it, are the parent's
+                self._inherited, self._writer, self._pid = self._writer, None, os.getpid()
+            if self._writer is None or self._writer.position >= SHARD_BYTES:
+                self._open_shard()
+            assert self._writer is not None
+            record = np.zeros((), dtype=_RECORD)
+            record["sha256"] = np.void(bytes.fromhex(sha256))
+            record["rows"], record["width"] = states.shape
+            record["dtype"] = _DTYPES.index(states.dtype)
+            record["n_bytes"], record["facts_bytes"] = len(payload), len(described)
+            record["crc32"] = zlib.crc32(described, zlib.crc32(payload))
+            record["offset"] = self._writer.append(payload + described)
+            record["check"] = _check(record)
+            self._writer.append_record(record.tobytes())
+
+    def _open_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._about is not None and not (self.folder / ABOUT).exists():
+            write_json_atomic(self.folder / ABOUT, dict(self._about))
+        name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._writer = _Writer(self.folder / name)
+
+    def _map(self, shard: str, needed: int) -> mmap.mmap | None:
+        """The shard's bytes; a private mapping, so that nobody can change the file through a tensor."""
+        found = self._maps.get(shard)
+        if found is not None and len(found) >= needed:
+            return found
+        try:
+            with (self.folder / f"{shard}.states").open("rb") as file:
+                if os.fstat(file.fileno()).st_size < needed:
+                    return None
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            return None
+        return self._maps[shard]
+
+    def _is_sound(self, key: bytes, record: np.void, buffer: mmap.mmap) -> bool:
+        if key in self._checked:
+            return True
+        start = int(record["offset"])
+        stop = start + int(record["n_bytes"]) + int(record["facts_bytes"])
+        with memoryview(buffer) as view:
+            sound = zlib.crc32(view[start:stop]) == int(record["crc32"])
+        if sound:
+            self._checked.add(key)
+        return sound
+
+    # ---- care --------------------------------------------------------------------------------------------------------
+
+    @property
+    def n_bytes(self) -> int:
+        """Size on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*") if path.is_file())
+
+    def damaged(self) -> list[str]:
+        """Read everything; the addresses whose bytes do not fit their checksum."""
+        self.refresh()
+        bad = []
+        for key, (shard, record) in list(self._entries.items()):
+            end = int(record["offset"]) + int(record["n_bytes"]) + int(record["facts_bytes"])
+            buffer = self._map(shard, end)
+            self._checked.discard(key)
+            if buffer is None or not self._is_sound(key, record, buffer):
+                bad.append(key.hex())
+        return bad
+
+    def compact(self) -> int:
+        """Rewrite shards without entries that are damaged or stand twice; returns the bytes that became free.
+
+        Shards that a living process appends to are left alone.
+        """
+        before = self.n_bytes
+        bad = set(self.damaged())
+        shards = {path.stem for path in self.folder.glob("*.index")} | {p.stem for p in self.folder.glob("*.states")}
+        for shard in sorted(shards):
+            lock = FileLock(self.folder / f"{shard}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                held = [key.hex() for key, (place, _) in self._entries.items() if place == shard]
+                n_bytes = sum(
+                    int(self._entries[bytes.fromhex(name)][1][part])
+                    for name in held
+                    for part in ("n_bytes", "facts_bytes")
+                )
+                path = self.folder / f"{shard}.states"
+                is_tight = path.exists() and path.stat().st_size <= n_bytes + _ALIGNMENT * len(held)
+                if is_tight and not bad.intersection(held):
+                    continue
+                for name in held:  # a copy first: at no moment is an entry nowhere
+                    if (found := self.read(name)) is not None:
+                        self.write(name, *found)
+                self._maps.pop(shard, None)
+                for suffix in ("index", "states"):
+                    (self.folder / f"{shard}.{suffix}").unlink(missing_ok=True)
+                self._seen.pop(shard, None)
+            finally:
+                lock.release()
+                (self.folder / f"{shard}.lock").unlink(missing_ok=True)
+        self.close()
+        self._entries = {key: found for key, found in self._entries.items() if key.hex() not in bad}
+        self.refresh()
+        return before - self.n_bytes
+
+    def close(self) -> None:
+        """End this process's shard; writing again begins another."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _Writer:
+    """The shard that this process appends to; its lock tells others that it is not finished."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        self._lock.acquire(timeout=0)
+        self._states = open(path.with_name(f"{path.name}.states"), "ab", buffering=0)  # noqa: SIM115
+        self._index = open(path.with_name(f"{path.name}.index"), "ab", buffering=0)  # noqa: SIM115
+        self.position = 0
+
+    def append(self, data: bytes) -> int:
+        """Write `data` at the next aligned place, and return that place."""
+        padding = -self.position % _ALIGNMENT
+        _write_all(self._states.fileno(), b"\0" * padding + data)
+        start = self.position + padding
+        self.position = start + len(data)
+        return start
+
+    def append_record(self, record: bytes) -> None:
+        _write_all(self._index.fileno(), record)
+
+    def close(self) -> None:
+        self._states.close()
+        self._index.close()
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _check(record: np.void) -> int:
+    return zlib.crc32(record.tobytes()[:-4])
