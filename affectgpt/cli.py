@@ -300,6 +300,8 @@ def _register() -> None:
 def _resolved(config: Any) -> Any:
     """`config` with its cache folder expanded and names of the embedded default (demo:...) replaced by paths."""
     config.paths.cache = str(Path(config.paths.cache).expanduser())
+    if isinstance(getattr(config, "model", None), conf_schema.ModelConfig) and config.model.init != "pretrained":
+        config.model.init_from = None  # it is not used, so it shall not be built either
     return replace_strings(config, _embedded, Path(config.paths.cache))
 
 

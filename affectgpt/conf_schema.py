@@ -93,6 +93,8 @@ class ModelConfig:
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # audio, frames, motion, face, face_motion
     projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder; multi = pre-fusion
     sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and sound windows
+    init: str = "random"  # projections of a stage that starts from nothing: random, or pretrained (from init_from)
+    init_from: str | None = None  # folder of pretrained projections, as `python -m affectgpt.convert` writes it
 
 
 @dataclass

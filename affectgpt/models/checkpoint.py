@@ -80,6 +80,7 @@ def save_trained(
         "prompts": PROMPT_VERSION,
         "spec": model.config.spec,
         "base_fingerprints": model.config.base_fingerprints,
+        "init": model.config.init,
         "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in sorted(tensors.items())},
     }
     (folder / MANIFEST_NAME).unlink(missing_ok=True)

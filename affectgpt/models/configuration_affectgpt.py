@@ -139,6 +139,7 @@ class AffectGPTConfig(PreTrainedConfig):
         seed: draws the first weights of projectors and LoRA.
         spec, base_fingerprints: what the model was built from (`affectgpt.models.ModelSpec` as a dictionary; "llm" or
             modality -> content of the base model). Checkpoints and feature caches are bound to them.
+        init: what the trained parts started from (`affectgpt.models.pretrained.start_from`); None = random values.
     """
 
     model_type = "affectgpt"
@@ -153,6 +154,7 @@ class AffectGPTConfig(PreTrainedConfig):
         seed: int = 42,
         spec: Mapping[str, Any] | None = None,
         base_fingerprints: Mapping[str, str] | None = None,
+        init: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if text_config is None:
@@ -174,6 +176,7 @@ class AffectGPTConfig(PreTrainedConfig):
         self.seed = seed
         self.spec = dict(spec) if spec else None
         self.base_fingerprints = dict(base_fingerprints or {})
+        self.init = dict(init) if init else None
         for name in self.slots:
             if name != "multi":
                 check_pool(name, self.encoder(name).pool)

@@ -30,6 +30,25 @@ _ARITHMETIC = ("kind", "n_heads", "softmax", "group_size", "n_class", "sources")
 log = logging.getLogger("affectgpt")
 
 
+def folder_of(init: str, init_from: str | None) -> Path | None:
+    """The folder that `model.init` and `model.init_from` ask for; None = random values.
+
+    Raises:
+        CheckpointError: `init` is unknown, or the folder is not named or no conversion.
+    """
+    if init == "random":
+        return None
+    if init != "pretrained":
+        raise CheckpointError(f"model.init is {init!r}; expected random or pretrained")
+    if init_from is None:
+        raise CheckpointError(
+            "model.init=pretrained needs model.init_from=<folder>, as `python -m affectgpt.convert ... out=<folder>` "
+            "writes it"
+        )
+    _read_json(Path(init_from) / PROJECTORS_JSON, Path(init_from))
+    return Path(init_from)
+
+
 def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Copy the pretrained projections (and adapters) of `folder` into the model, all that fit or none.
 

@@ -23,8 +23,8 @@ from affectgpt.data.stream import Draw, Recipe, TrainingStream
 from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
-from affectgpt.models import build, trainable_table
-from affectgpt.models.checkpoint import load_trained_tensors, read_spec
+from affectgpt.models import build, pretrained, trainable_table
+from affectgpt.models.checkpoint import load_trained_tensors, read_manifest, read_spec
 from affectgpt.prompts import render
 from affectgpt.runtime import (
     RunRecord,
@@ -131,7 +131,7 @@ def _run_stage(config: TrainConfig, processes: Processes) -> StageResult:
         log.info("going on from %s", run.resume_from)
     elif run.init_from is not None:
         log.info("projections start from %s", run.init_from)
-    else:
+    elif config.model.init == "random":
         log.info("projections start from random values (seed %d)", config.seed)
     finish = run.record.finish if processes.is_main else _nothing
     try:
@@ -156,6 +156,7 @@ def _nothing(*arguments: object, **values: object) -> None:
 def _open_run(config: TrainConfig, sources: Sequence[SourceConfig], n_processes: int) -> Run:
     stage = config.stage
     init_from = None
+    pretrained.folder_of(config.model.init, config.model.init_from)  # a wrong one shall show before there is a run
     if stage.init_from and not config.resume:
         init_from = checkpoint_to_start_from(Path(config.paths.runs), stage.init_from)
     folder, resume_from = _run_folder(config, n_processes)
@@ -179,7 +180,10 @@ def _open_run(config: TrainConfig, sources: Sequence[SourceConfig], n_processes:
 def starting_model(config: TrainConfig) -> tuple[Any, Any]:
     """(model, processor) as a stage without one before it begins with."""
     quiet_libraries()
-    return build(model_spec(config.model, config.seed))
+    model, processor = build(model_spec(config.model, config.seed))
+    if folder := pretrained.folder_of(config.model.init, config.model.init_from):
+        model.config.init = pretrained.start_from(model, folder)
+    return model, processor
 
 
 def _train(
@@ -193,13 +197,18 @@ def _train(
     """Train; returns what belongs into the run record."""
     stage = config.stage
     seed_everything(config.seed)
-    model, processor = starting_model(config)
-    if run.init_from is not None:
+    if run.init_from is None:
+        model, processor = starting_model(config)
+    else:
+        quiet_libraries()
+        model, processor = build(model_spec(config.model, config.seed))
+        model.config.init = read_manifest(run.init_from).get("init")
         before = read_spec(run.init_from)
         # Adapters of the stage before must be taken over; those that this stage adds start anew.
         load_trained_tensors(model, run.init_from, parts=None if before.lora else ["projectors"])
         if unused := [name for name in before.modalities if name not in model.modalities]:
             log.info("not taken over, since this model has no such branch: projections of %s", ", ".join(unused))
+    run.record.values["init"] = model.config.init or {"init": "random", "seed": config.seed}
     n_trainable = model.set_trainable(stage.trainable)
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable()
