@@ -351,7 +351,7 @@ def _branch(
         n_steps, n_runs = (n_frames, n_frames) if name in IMAGES else (hollow.n_tubelets(n_frames), 1)
         probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")
     n_states, width_of_states = hollow(probe).shape  # of one run of the encoder
-    if encoder.pool == "mean":
+    if encoder.pool in ("mean", "pooled_mean"):
         n_runs = n_steps = 1
     if name in VIDEOS and encoder.pool == "pooled":
         n_steps = 1

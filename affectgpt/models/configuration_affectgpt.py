@@ -19,14 +19,14 @@ IMAGES, VIDEOS = ("frames", "face"), ("motion", "face_motion")
 """Modalities seen picture by picture, and those seen as a short film."""
 POOLS = {
     "audio": ("tokens", "window", "mean"),
-    **dict.fromkeys(IMAGES, ("tokens", "frame", "cls", "pooled", "mean", "queries")),
+    **dict.fromkeys(IMAGES, ("tokens", "frame", "cls", "pooled", "mean", "pooled_mean", "queries")),
     **dict.fromkeys(VIDEOS, ("tokens", "frame", "cls", "pooled", "mean")),
 }
 """What an encoder can hand over. A *step* is one window of sound, one frame, or one tubelet of a video encoder.
 
 tokens: all tokens of all steps; window / frame: the mean of each step's tokens (class token left out); cls: the class
-token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector;
-queries: what the image Q-Former of a BLIP-2 reads from each frame.
+token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector, of
+all tokens; pooled_mean: one vector, of the pooled ones; queries: what the image Q-Former of a BLIP-2 reads from each frame.
 """
 PROJECTORS = ("qformer", "linear", "attention", "grouped")
 FUSIONS = ("attention", "qformer")

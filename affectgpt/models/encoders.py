@@ -131,8 +131,8 @@ class WhisperSound(nn.Module):
         )
 
 
-# By the model type in config.json, classes that AutoModel does not choose (the image side of models with two towers, the
-# encoder of one with a decoder), and how their names differ in a checkpoint of the whole.
+# By the model type in config.json, classes that AutoModel does not choose: the image side of models with two towers, the
+# encoder of one with a decoder. And how their names differ in a checkpoint of the whole.
 SIDES: dict[str, tuple[Any, dict[str, str] | None]] = {
     "clip": (CLIPVisionModelWithProjection, None),
     "clip_vision_model": (CLIPVisionModelWithProjection, None),
@@ -213,7 +213,7 @@ class FrozenEncoder(nn.Module):
     def _run(self, inputs: Tensor) -> Tensor:
         """The configured layer(s) of the base model.  [N, ...] -> [N, P, E]"""
         layers, pool = self.config.layers, self.config.pool
-        if pool in ("pooled", "queries") and layers != -1:
+        if pool in ("pooled", "pooled_mean", "queries") and layers != -1:
             raise ValueError(f"{self.modality}: pool {pool!r} goes with layers -1, found {layers!r}")
         if (pool == "queries") != isinstance(self.model, ImageQFormer):
             raise ValueError(
@@ -221,7 +221,7 @@ class FrozenEncoder(nn.Module):
                 "pool 'queries' needs a BLIP-2 with its image Q-Former"
             )
         options = self._options(inputs)
-        if pool == "pooled":
+        if pool in ("pooled", "pooled_mean"):
             output = self.model(inputs, **options)
             pooled = getattr(output, "image_embeds", None)
             pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
@@ -261,7 +261,7 @@ class FrozenEncoder(nn.Module):
         if pool == "queries" or (pool == "tokens" and not self.config.grid):
             return torch.cat(list(steps))  # [n*P, E]
         n_class = 0
-        if self.modality != "audio" and pool != "pooled":
+        if self.modality != "audio" and not pool.startswith("pooled"):
             rows, columns = self.patches(frame_size)
             n_class = max(0, len(steps[0]) - rows * columns)
         elif pool == "tokens":
@@ -275,7 +275,7 @@ class FrozenEncoder(nn.Module):
                 raise ValueError(f"{self.modality}: this encoder has no class token; use pool 'frame' or 'mean'")
             return torch.stack([step[0] for step in steps])  # [n, E]
         means = torch.stack([step[n_class:].mean(dim=0) for step in steps])  # [n, E]
-        if pool != "mean":
+        if pool not in ("mean", "pooled_mean"):
             return means
         # Weighted by length, so that the mean over windows is the mean over time.
         weights = torch.tensor([len(step) - n_class for step in steps], device=means.device, dtype=means.dtype)
@@ -396,7 +396,7 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
         output_loading_info=True,
     )
     missing = sorted(key for key in info["missing_keys"] if not _UNUSED.search(key))
-    if pool != "pooled":
+    if not pool.startswith("pooled"):
         missing = [key for key in missing if not _BEHIND_TOKENS.search(key)]
     if missing or info["mismatched_keys"]:
         raise ValueError(
