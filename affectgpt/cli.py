@@ -101,21 +101,27 @@ def zeroshot() -> None:
 
 
 def words_of_zeroshot(arguments: Sequence[str]) -> list[str]:
-    """`export`, `import FILE` and the name of a file in conf/zeroshot, as overrides.
+    """`export`, `import FILE`, the name of a file in conf/zeroshot, and settings of `ask` without it, as overrides.
 
     >>> words_of_zeroshot(["import", "answers.jsonl", "out=p.jsonl"])
-    ['action=import', 'model=answers.jsonl', 'out=p.jsonl']
+    ['action=import', "ask.model='answers.jsonl'", 'out=p.jsonl']
     >>> words_of_zeroshot(["qwen2_5_vl", "strategy=s0"])
-    ['zeroshot=qwen2_5_vl', 'strategy=s0']
+    ['zeroshot=qwen2_5_vl', "ask.strategy='s0'"]
     """
     changed = []
+    asked = {field.name for field in dataclasses.fields(conf_schema.AskConfig)}
     for before, text in zip(["", *arguments], arguments, strict=False):
-        if text.startswith("-") or "=" in text or before in _HYDRA_OPTIONS:
+        if text.endswith(".jsonl") and "=" not in text:
+            text = f"model={text}"
+        if text.startswith("-") or before in _HYDRA_OPTIONS:
             changed.append(text)
-        elif text in ("run", "export", "import"):
-            changed.append(f"action={text}")
+        elif text.partition("=")[0] in asked:
+            (quoted,) = quote_texts([text], conf_schema.AskConfig)
+            changed.append(f"ask.{quoted}")
+        elif "=" in text:
+            changed.append(text)
         else:
-            changed.append(f"model={text}" if text.endswith(".jsonl") else f"zeroshot={text}")
+            changed.append(f"action={text}" if text in ("run", "export", "import") else f"zeroshot={text}")
     return changed
 
 

@@ -319,10 +319,9 @@ class PlanConfig:
 
 
 @dataclass
-class ZeroShotConfig:
-    """python -m affectgpt.zeroshot"""
+class AskConfig:
+    """Who is asked zero-shot, and how; whatever decides the answers. On the command line `ask.` may be left out."""
 
-    action: str = "run"  # run, export (write the questions for other code) or import (read its answers)
     model: str | None = None  # hub id or folder; with base_url the served model's name; or a .jsonl of answers
     revision: str | None = None  # hub revision of model; pin it where a figure is reported
     base_url: str | None = None  # OpenAI-compatible server of model, such as http://localhost:8000/v1
@@ -333,19 +332,27 @@ class ZeroShotConfig:
     merge_model: str | None = None  # LLM that merges descriptions, in s2 and for pairs
     merge_base_url: str | None = None  # its server
     strategy: str = "s1"  # s0 = no subtitle, s1 = subtitle in the question, s2 = merged in afterwards by merge_model
-    kind: str = "whole"  # export only: the question of a whole system, or of the audio or video part of a pair
     show: list[str] | None = None  # images, sound; null = all that a model sees (a served one: images)
     lang: str = "en"  # en or zh: language of question and answer
+    n_frames: int = 8  # frames, evenly spread; a model made for one number takes its own
+    longest_px: int = 768  # served models: frames are shrunk to this
+    max_new_tokens: int = 512  # longest answer
+    dtype: str = "auto"  # in process: auto (as published), float32, bfloat16 or float16
+
+
+@dataclass
+class ZeroShotConfig:
+    """python -m affectgpt.zeroshot"""
+
+    action: str = "run"  # run, export (write the questions for other code) or import (read its answers)
+    kind: str = "whole"  # export only: the question of a whole system, or of the audio or video part of a pair
+    ask: AskConfig = field(default_factory=AskConfig)  # who is asked and how; a file of conf/zeroshot sets it
     data: DataConfig = field(default_factory=DataConfig)  # its test sources are asked about
     manifest: str | None = None  # ask about these clips instead
     split: str | None = None  # rows of the manifest with this split
     out: str | None = None  # predictions.jsonl to append to; done ids are skipped, so a killed run goes on
-    n_frames: int = 8  # frames, evenly spread; a model made for one number takes its own
-    longest_px: int = 768  # served models: frames are shrunk to this
-    max_new_tokens: int = 512  # longest answer
     batch_size: int = 4  # clips generated together, in process
     concurrency: int = 8  # requests to a server at once
     offline: bool = False  # servers: use kept answers only
-    dtype: str = "auto"  # in process: auto (as published), float32, bfloat16 or float16
     device: str = "auto"  # auto, cpu or cuda
     paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept

@@ -274,14 +274,23 @@ def load(
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
 
     Raises:
-        UserError: a model type that is not known here, weights that are missing, or no chat template.
+        UserError: no such model, a type that is not known here, weights that are missing, or no chat template.
     """
     import transformers
 
     name = str(name)
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise UserError(f"device={device} dtype={dtype}: expected auto, cpu or cuda, and auto or a float type")
-    config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise UserError(
+            f"{name}: no configuration to be read ({str(error).splitlines()[0]}); check the name, and fetch a model of "
+            f"the hub first where there is no network: hf download {name}"
+        ) from error
+    if config.model_type == "instructblip":  # published for images; the video model takes its weights as they are
+        config = transformers.InstructBlipVideoConfig.from_pretrained(name, revision=revision)
+        config.model_type = "instructblipvideo"
     kind, model_class, model_config = _ways_in(name, config)
     model, report = model_class.from_pretrained(
         name, revision=revision, config=model_config, dtype=dtype, output_loading_info=True
@@ -293,6 +302,13 @@ def load(
     processor = _processor(name, revision, config, kind)
     if kind.template and not (getattr(processor, "chat_template", None)):
         raise UserError(f"{name} has no chat template, so how to ask it is unknown; use a chat or instruct version")
+    if config.model_type == "instructblipvideo":
+        found, expected = processor.tokenizer.convert_tokens_to_ids("<video>"), config.video_token_index
+        if found != expected:
+            raise UserError(
+                f"{name}: <video> is token {found}, but the configuration says video_token_index={expected}; take a "
+                "revision that was updated for videos, or write the index into its config.json"
+            )
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if device == "cuda" and place == "cpu":
         raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` says why")

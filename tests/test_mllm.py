@@ -200,3 +200,24 @@ def test_a_small_picture_is_cropped_from_a_frame_of_zeros():
     cropped = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"][0, 0, 0]
     assert cropped.shape == (8, 4)
     assert cropped[:, 0].tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_name_that_leads_nowhere_is_an_error_with_the_command_that_fetches(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"nobody/nothing: no configuration to be read .*hf download nobody/nothing"):
+        load("nobody/nothing")
+
+
+def test_instructblip_as_published_for_images_is_asked_about_videos(tmp_path):
+    as_video = tiny_chat.write_instructblip_video(tmp_path / "video")
+    shutil.copytree(as_video, tmp_path / "image")
+    config = json.loads((as_video / "config.json").read_text())
+    renamed = json.dumps(config).replace('"instructblipvideo', '"instructblip')
+    (tmp_path / "image" / "config.json").write_text(renamed)
+    request = Request("What does she feel?", images=pictures())
+    replies = [load(folder, device="cpu").answer([request], 4) for folder in (as_video, tmp_path / "image")]
+    assert replies[0] == replies[1]
+    del config["video_token_index"]
+    (tmp_path / "image" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"<video> is token \d+, but the configuration says video_token_index=None"):
+        load(tmp_path / "image")

@@ -53,41 +53,10 @@ def run(config: ZeroShotConfig) -> int:
     folder = out.with_name(f"{out.name}.steps")
     record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=_manifests(config))
     models = _asked(config)
-    notes: dict[str, list[Prediction]] = {}
-    for kind, (name, base_url) in models.items():
-        is_last = kind == "whole" and config.strategy != "s2"
-        askable = [item for item in samples if kind == "whole" or set(_has(item)) & set(_OF_KIND[kind])]
-        if len(askable) < len(samples):
-            log.info("%d of %d clips have no %s", len(samples) - len(askable), len(samples), _OF_KIND[kind][0])
-        notes[kind] = _step(
-            lambda todo, kind=kind, name=name, base_url=base_url: ask_clips(
-                todo, lambda: _system(name, base_url, folder, config), kind=kind, config=config, bad=bad
-            ),
-            askable,
-            out if is_last else folder / f"{kind}.jsonl",
-            {**_settings(config), "kind": kind, "model": name},
-            kind,
-        )
-    rows = notes.get("whole", [])
-    if config.strategy == "s2" or "whole" not in models:
-        assert config.merge_model is not None
-        by_id: dict[str, dict[str, Prediction]] = {}
-        for kind, made in notes.items():
-            for row in made:
-                by_id.setdefault(row.id, {})[kind] = row
-        rows = _step(
-            lambda todo: merge_notes(
-                todo, by_id, lambda: _system(config.merge_model, config.merge_base_url, folder, config), config=config
-            ),
-            [item for item in samples if item.id in by_id],
-            out,
-            {
-                **_settings(config),
-                "models": {kind: name for kind, (name, _) in models.items()},
-                "merge": config.merge_model,
-            },
-            "merging",
-        )
+    samples = _with_media(samples, config, bad)
+    notes = {kind: _ask(kind, *who, samples, out, folder, config, bad) for kind, who in models.items()}
+    is_merged = config.ask.strategy == "s2" or "whole" not in models
+    rows = _merge(notes, samples, out, folder, config, bad) if is_merged else notes["whole"]
     n_silent = sum(not row.labels for row in rows)
     log.info("%d predictions in %s; the parser found no label in %d", len(rows), out, n_silent)
     report_bad(bad, folder)
@@ -95,36 +64,115 @@ def run(config: ZeroShotConfig) -> int:
     return 3 if bad else 0
 
 
+def _with_media(samples: Sequence[Sample], config: ZeroShotConfig, bad: list[BadSample]) -> list[Sample]:
+    """The clips that hold pictures or sound."""
+
+    def look(sample: Sample) -> Sample:
+        if not _has(sample):
+            raise ValueError("it has neither pictures nor sound: there is nothing to show")
+        return sample
+
+    good, left_out = _each(samples, look, config)
+    bad += left_out
+    return good
+
+
+def _each(
+    samples: Sequence[Sample], look: Callable[[Sample], Sample], config: ZeroShotConfig
+) -> tuple[list[Sample], list[BadSample]]:
+    return check_each(
+        samples,
+        look,
+        name=lambda sample: sample.id,
+        where=lambda sample: str(sample.video or sample.audio),
+        on_bad=config.data.on_bad,
+        what="reading",
+        n_threads=1,
+        progress=False,
+    )
+
+
+def _ask(
+    kind: str,
+    name: str,
+    base_url: str | None,
+    samples: Sequence[Sample],
+    out: Path,
+    folder: Path,
+    config: ZeroShotConfig,
+    bad: list[BadSample],
+) -> list[Prediction]:
+    """The answers to one kind of question: the last step of a whole system, else a step before merging."""
+    askable = [item for item in samples if kind == "whole" or set(_has(item)) & set(_OF_KIND[kind])]
+    if len(askable) < len(samples):
+        log.info("%d of %d clips have no %s", len(samples) - len(askable), len(samples), _OF_KIND[kind][0])
+    return _step(
+        lambda todo: ask_clips(
+            todo, lambda: _system(name, base_url, folder, config), kind=kind, config=config, bad=bad
+        ),
+        askable,
+        out if kind == "whole" and config.ask.strategy != "s2" else folder / f"{kind}.jsonl",
+        {**_settings(config), "kind": kind, "model": name},
+        kind,
+    )
+
+
+def _merge(
+    notes: Mapping[str, Sequence[Prediction]],
+    samples: Sequence[Sample],
+    out: Path,
+    folder: Path,
+    config: ZeroShotConfig,
+    bad: Sequence[BadSample],
+) -> list[Prediction]:
+    """One description out of the notes on each clip; a clip of which a part could not be read is left out."""
+    by_id: dict[str, dict[str, Prediction]] = {}
+    for kind, rows in notes.items():
+        for row in rows:
+            by_id.setdefault(row.id, {})[kind] = row
+    left_out = {item.id for item in bad}
+    ask = config.ask
+    return _step(
+        lambda todo: merge_notes(
+            todo, by_id, lambda: _system(ask.merge_model, ask.merge_base_url, folder, config), config=config
+        ),
+        [item for item in samples if item.id not in left_out],
+        out,
+        {**_settings(config), "models": [ask.model, ask.audio_model, ask.video_model], "merge": ask.merge_model},
+        "merging",
+    )
+
+
 def check(config: ZeroShotConfig) -> None:
     """Raise UserError where settings are missing or contradict each other."""
     if config.action not in ("run", "export", "import"):
         raise UserError(f"action is {config.action!r}; expected run, export or import")
-    if config.strategy not in STRATEGIES:
-        raise UserError(f"strategy is {config.strategy!r}; expected one of {list(STRATEGIES)}")
+    if config.ask.strategy not in STRATEGIES:
+        raise UserError(f"strategy is {config.ask.strategy!r}; expected one of {list(STRATEGIES)}")
     if config.out is None:
         raise UserError("out= is missing: the predictions.jsonl to write (export: the requests.jsonl)")
-    if config.show is not None and (not config.show or set(config.show) - set(_SHOWN)):
-        raise UserError(f"show is {config.show}; expected some of {list(_SHOWN)}")
+    if config.ask.show is not None and (not config.ask.show or set(config.ask.show) - set(_SHOWN)):
+        raise UserError(f"show is {config.ask.show}; expected some of {list(_SHOWN)}")
     if config.action == "export":
         if config.kind not in prompts.KINDS:
             raise UserError(f"kind is {config.kind!r}; expected one of {list(prompts.KINDS)}")
         return
-    pair = (config.audio_model, config.video_model)
-    if bool(config.model) == bool(all(pair)) or (any(pair) and not all(pair)):
-        raise UserError(f"give model=, or both audio_model= and video_model=; found {config.model!r} and {pair}")
-    if (config.strategy == "s2" or all(pair)) and not config.merge_model:
+    pair = (config.ask.audio_model, config.ask.video_model)
+    if bool(config.ask.model) == bool(all(pair)) or (any(pair) and not all(pair)):
+        raise UserError(f"give model=, or both audio_model= and video_model=; found {config.ask.model!r} and {pair}")
+    if (config.ask.strategy == "s2" or all(pair)) and not config.ask.merge_model:
         raise UserError("strategy=s2 and pairs need merge_model=, an LLM that merges the descriptions")
 
 
 def _asked(config: ZeroShotConfig) -> dict[str, tuple[str, str | None]]:
     """(model, server) by the kind of question that it gets."""
-    if config.model:
-        return {"whole": (config.model, config.base_url)}
-    assert config.audio_model is not None
-    assert config.video_model is not None
+    if config.ask.model:
+        return {"whole": (config.ask.model, config.ask.base_url)}
+    assert config.ask.audio_model is not None
+    assert config.ask.video_model is not None
     return {
-        "audio": (config.audio_model, config.audio_base_url),
-        "video": (config.video_model, config.video_base_url),
+        "audio": (config.ask.audio_model, config.ask.audio_base_url),
+        "video": (config.ask.video_model, config.ask.video_base_url),
     }
 
 
@@ -172,8 +220,8 @@ def _step(
 
 def _settings(config: ZeroShotConfig) -> dict[str, Any]:
     """What decides the answers besides the models."""
-    names = ("strategy", "lang", "n_frames", "max_new_tokens", "dtype", "revision", "longest_px")
-    return {"prompt_version": prompts.VERSION, "show": config.show} | {name: getattr(config, name) for name in names}
+    kept = {name: value for name, value in asdict(config.ask).items() if not name.endswith(("model", "base_url"))}
+    return {"prompt_version": prompts.VERSION, **kept}
 
 
 def _has(sample: Sample) -> list[str]:
@@ -205,7 +253,7 @@ def ask_clips(
     system = make()
     if isinstance(system, Answered) and (strange := sorted(set(system.texts) - {item.id for item in samples})):
         log.warning("%s: %d ids that are no clip to ask about, such as %r", system.path, len(strange), strange[0])
-    show = wanted(kind, config.show, is_served=isinstance(system, Served))
+    show = wanted(kind, config.ask.show, is_served=isinstance(system, Served))
     for start in range(0, len(samples), system.batch_size):
         looked: dict[str, tuple[tuple[str, ...], str | None, Request, dict[str, Any]]] = {}
 
@@ -216,24 +264,15 @@ def ask_clips(
                     f"its media hold {_has(sample)}, {system.name} sees {sorted(system.sees)}, and {list(show)} should "
                     "be shown: there is nothing to show"
                 )
-            subtitle = _subtitle(sample, config) if config.strategy == "s1" else None
-            prompt = prompts.question(kind, shown, lang=config.lang, subtitle=subtitle)
+            subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
+            prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle)
             if system.sight is None and sample.id not in system.texts:
                 raise ValueError(f"{system.path} holds no answer for it")
             request, facts = system.sight.look(sample, shown, prompt) if system.sight else (Request(prompt), {})
             looked[sample.id] = (shown, subtitle, request, facts)
             return sample
 
-        good, left_out = check_each(
-            samples[start : start + system.batch_size],
-            look,
-            name=lambda sample: sample.id,
-            where=lambda sample: str(sample.video or sample.audio),
-            on_bad=config.data.on_bad,
-            what="reading",
-            n_threads=1,
-            progress=False,
-        )
+        good, left_out = _each(samples[start : start + system.batch_size], look, config)
         bad += left_out
         if not good:
             continue
@@ -245,14 +284,14 @@ def ask_clips(
                 text=reply.text,
                 labels=read_labels(reply.text).labels if kind == "whole" else None,
                 task="both" if kind == "whole" else "description",
-                lang=config.lang,
+                lang=config.ask.lang,
                 modalities=(*(_SHOWN[name] for name in shown), *(["text"] if subtitle else [])),
                 subtitle=subtitle,
                 media=facts,
                 n_tokens=reply.n_new_tokens or None,
                 finish=reply.finish,
                 model=system.name,
-                strategy=config.strategy,
+                strategy=config.ask.strategy,
                 prompt_version=prompts.VERSION,
             )
 
@@ -270,12 +309,12 @@ def merge_notes(
     system = make()
     for start in range(0, len(samples), system.batch_size):
         chunk = samples[start : start + system.batch_size]
-        subtitles = {item.id: _subtitle(item, config) if config.strategy == "s2" else None for item in chunk}
+        subtitles = {item.id: _subtitle(item, config) if config.ask.strategy == "s2" else None for item in chunk}
         asked = [item.id for item in chunk if "whole" not in notes[item.id] or subtitles[item.id]]
         requests = [
             Request(
                 prompts.merge(
-                    {kind: row.text for kind, row in notes[key].items()}, lang=config.lang, subtitle=subtitles[key]
+                    {kind: row.text for kind, row in notes[key].items()}, lang=config.ask.lang, subtitle=subtitles[key]
                 )
             )
             for key in asked
@@ -291,7 +330,7 @@ def merge_notes(
                 id=sample.id,
                 text=text,
                 labels=read_labels(text).labels,
-                lang=config.lang,
+                lang=config.ask.lang,
                 modalities=tuple(name for name in ("audio", "frames", "text") if name in used),
                 subtitle=told,
                 media={key: value for row in parts.values() for key, value in row.media.items()},
@@ -300,33 +339,33 @@ def merge_notes(
                 model=" + ".join(
                     [*(row.model or "?" for row in parts.values()), *([f"merged by {system.name}"] if reply else [])]
                 ),
-                strategy=config.strategy,
+                strategy=config.ask.strategy,
                 prompt_version=prompts.VERSION,
             )
 
 
 def _subtitle(sample: Sample, config: ZeroShotConfig) -> str | None:
-    return sample.in_language(config.lang, strict=False).subtitle
+    return sample.in_language(config.ask.lang, strict=False).subtitle
 
 
 def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
     """Write one question a line, with the paths of the media, for code that runs in its own environment."""
     rows = []
     for sample in samples:
-        shown = [name for name in wanted(config.kind, config.show) if name in _has(sample)]
+        shown = [name for name in wanted(config.kind, config.ask.show) if name in _has(sample)]
         if not shown:
             continue
-        subtitle = _subtitle(sample, config) if config.strategy == "s1" else None
+        subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
         row = {
             "id": sample.id,
-            "prompt": prompts.question(config.kind, shown, lang=config.lang, subtitle=subtitle),
+            "prompt": prompts.question(config.kind, shown, lang=config.ask.lang, subtitle=subtitle),
             "show": shown,
             "video": sample.video,
             "audio": sample.audio,
-            "n_frames": config.n_frames,
+            "n_frames": config.ask.n_frames,
             "kind": config.kind,
-            "strategy": config.strategy,
-            "lang": config.lang,
+            "strategy": config.ask.strategy,
+            "lang": config.ask.lang,
             "prompt_version": prompts.VERSION,
         }
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")

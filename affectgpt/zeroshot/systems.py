@@ -64,13 +64,13 @@ class InProcess:
 
     def __init__(self, name: str, config: ZeroShotConfig) -> None:
         log.info("loading %s", name)
-        revision = config.revision if name == config.model else None
-        self.chat: TransformersChat = load(name, revision, device=config.device, dtype=config.dtype)
+        revision = config.ask.revision if name == config.ask.model else None
+        self.chat: TransformersChat = load(name, revision, device=config.device, dtype=config.ask.dtype)
         self.name = name
         self.sees = self.chat.sees
         self.batch_size = config.batch_size
-        self._max_new_tokens = config.max_new_tokens
-        n_frames = self.chat.kind.n_frames or config.n_frames
+        self._max_new_tokens = config.ask.max_new_tokens
+        n_frames = self.chat.kind.n_frames or config.ask.n_frames
         self.sight = Sight(n_frames, self.chat.rate_hz or 16000, self.chat.max_sound_s, config.data.backend)
 
     def answer(self, ids: Sequence[str], requests: Sequence[Request]) -> list[Reply]:
@@ -84,14 +84,14 @@ class Served:
         self.name = name
         self.sees = IMAGES_AND_SOUND
         self.batch_size = 4 * config.concurrency  # as many clips are in memory at once
-        self.sight = Sight(config.n_frames, backend=config.data.backend)
-        self._longest_px = config.longest_px
+        self.sight = Sight(config.ask.n_frames, backend=config.data.backend)
+        self._longest_px = config.ask.longest_px
         self._client = ChatClient(
             name,
             base_url=base_url,
             cache=folder / "answers.jsonl",
             concurrency=config.concurrency,
-            max_tokens=config.max_new_tokens,
+            max_tokens=config.ask.max_new_tokens,
             offline=config.offline,
         )
 
