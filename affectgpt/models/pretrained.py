@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from affectgpt.models.checkpoint import CheckpointError
+from affectgpt.models.checkpoint import CheckpointError, read_manifest
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 
 PROJECTORS, PROJECTORS_JSON, ADAPTERS = "projectors.safetensors", "projectors.json", "lora"
@@ -124,6 +124,11 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
     if unused:
         log.info("not used, since this model has no such part: %s", ", ".join(unused))
     return result
+
+
+def start_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What the training that led to a checkpoint once started from; None = random values."""
+    return read_manifest(checkpoint).get("init")
 
 
 def _is_trained(part: str) -> bool:

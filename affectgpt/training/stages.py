@@ -24,7 +24,7 @@ from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, pretrained, trainable_table
-from affectgpt.models.checkpoint import load_trained_tensors, read_manifest, read_spec
+from affectgpt.models.checkpoint import load_trained_tensors, read_spec
 from affectgpt.prompts import render
 from affectgpt.runtime import (
     RunRecord,
@@ -202,7 +202,7 @@ def _train(
     else:
         quiet_libraries()
         model, processor = build(model_spec(config.model, config.seed))
-        model.config.init = read_manifest(run.init_from).get("init")
+        model.config.init = pretrained.start_of(run.init_from)
         before = read_spec(run.init_from)
         # Adapters of the stage before must be taken over; those that this stage adds start anew.
         load_trained_tensors(model, run.init_from, parts=None if before.lora else ["projectors"])
