@@ -55,6 +55,7 @@ docs/baselines.md says which models run in process.""",
   python train.py stage=fine                 # stage 2, from the last complete coarse run
   python train.py stage=fine resume=true     # go on with a run that was stopped or killed
   python train.py stage=coarse model=affectgpt data=my_data stage.batch_size=8 logging.wandb=offline
+  torchrun --nproc_per_node 8 train.py stage=coarse strategy=ddp     # or zero2, zero3
 
 Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name files under conf/.""",
     "infer": """Explain the emotions in videos.
@@ -84,12 +85,15 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
 
 def train() -> None:
     """Entry point of train.py."""
-    sys.argv[1:] = whole_weights(sys.argv[1:])
+    # The deepspeed launcher adds --local_rank=n, which stands in the environment too.
+    sys.argv[1:] = whole_weights([argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")])
     _run("train", _train)
 
 
 def infer() -> None:
     """Entry point of infer.py; arguments without `=` are inputs."""
+    # As it is called in training; a checkpoint brings its model along, so inference has no group `model`.
+    sys.argv[1:] = [re.sub(r"^model\.llm\.(?=quantization=)", "", argument) for argument in sys.argv[1:]]
     sys.argv[1:] = positional_to_overrides(quote_texts(sys.argv[1:], conf_schema.InferConfig), "input")
     _run("infer", _infer)
 
@@ -291,6 +295,8 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
 def set_environment() -> None:
     """Environment of libraries that must stand before they are imported; what the user has set stays."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("RANK", "0") != "0":
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the first process only
     # Threads that wait by spinning take cores from others that need them: with one other busy process on two cores,
     # small matrix products ran 1.1 to 1.2 times as fast with sleeping threads (two paired runs of 6 s, 2026-11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -353,7 +359,8 @@ def _run(command: str, task: Callable[[Any], int]) -> None:
     def main(composed: DictConfig) -> None:
         config = OmegaConf.to_object(composed)
         codes.append(_guarded(task, config))
-        if codes[-1] >= 128:  # a signal ends the whole sweep, an error only its own job
+        # A signal ends the whole sweep, an error only its own job; a job that SLURM runs must end with its own code.
+        if codes[-1] >= 128 or (codes[-1] and "SUBMITIT_EXECUTOR" in os.environ):
             sys.exit(codes[-1])
         if command == "train" and config.study.name and codes[-1] == 0:
             studies[Path(config.paths.runs) / config.study.name] = None

@@ -316,7 +316,9 @@ def _settings(loaded: LoadedModel, config: InferConfig | EvalConfig) -> dict[str
     from affectgpt.inference import settings_of
 
     asking, decoding = _asking_and_decoding(config)
-    return settings_of(asking, decoding, model=loaded.name, weights=loaded.weights_sha256, seed=config.seed)
+    packed = (loaded.model.config.spec or {}).get("llm_quantization")
+    more = {"quantization": packed} if packed else {}
+    return settings_of(asking, decoding, model=loaded.name, weights=loaded.weights_sha256, seed=config.seed, **more)
 
 
 def _predict(

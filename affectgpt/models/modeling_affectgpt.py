@@ -23,8 +23,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
-from affectgpt.models.quantize import n_weights
 from affectgpt.models.projectors import PreFusion, Projector
+from affectgpt.models.quantize import n_weights
 from affectgpt.prompts import SLOTS
 
 MANIFEST_NAME = "affectgpt.json"
@@ -430,7 +430,8 @@ def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
             kind = f"r {model.config.lora['r']}"
         else:
             kind = type(model.get_submodule(f"{part}.model" if part.startswith("encoders.") else part)).__name__
-        counts = [sum(n_weights(t) for t in tensors.values()), sum(t.numel() for t in tensors.values() if t.requires_grad)]
+        trained = [t.numel() for t in tensors.values() if t.requires_grad]
+        counts = [sum(n_weights(t) for t in tensors.values()), sum(trained)]
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         rows.append((part, kind, f"{counts[0]:,}", f"{counts[1]:,}"))
     rows.append(("all", "", f"{totals[0]:,}", f"{totals[1]:,}"))
