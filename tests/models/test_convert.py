@@ -392,3 +392,60 @@ print(report['complete'], round(peak - start))
     assert complete == "True"
     assert (tmp_path / "base" / "eva_qformer" / "model.safetensors").stat().st_size > 150e6
     assert int(grown_mb) < 60, f"{grown_mb} MB for a file of 165 MB"
+
+
+# ---- published sizes
+
+
+def parameters_taken(state) -> tuple[int, int]:
+    """(parameters that would be written, parameters of the file) for tensors that take no memory."""
+    weights = converting.Weights(
+        Path("hollow.pth"),
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        {name: tensor.dtype for name, tensor in state.items()},
+        state.__getitem__,
+    )
+    weights.__dict__["sha256"] = "none"  # there is no file
+    file = converting.recognise(weights)
+    outputs = converting.outputs_of([file])
+    assert not file.unexpected
+    assert all(output.is_complete for output in outputs)
+    sizes = (torch.Size(entry.shape).numel() for output in outputs for entry in output.entries)
+    return sum(sizes), sum(tensor.numel() for tensor in state.values())
+
+
+@pytest.fixture
+def hollow(monkeypatch):
+    monkeypatch.setattr(foreign.Draw, "__call__", lambda self, *shape: torch.empty(*shape, device="meta"))
+
+    def sizes(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(foreign, name, value)
+
+    return sizes
+
+
+def test_both_branches_of_video_llama_have_the_published_44959744_parameters(hollow, monkeypatch):
+    hollow(QFORMER_WIDTH=768, LLM_WIDTH=4096, N_QUERIES=32)
+    video, _ = parameters_taken(foreign.video_branch())
+    hollow(SOUND_WIDTH=1024, N_QUERIES=8)
+    audio, _ = parameters_taken(foreign.audio_branch())
+    assert video + audio == 44_959_744
+
+
+def test_an_affectgpt_run_of_2025_has_the_published_57168644_parameters(hollow, monkeypatch):
+    hollow(SEEN_WIDTH=768, HEARD_WIDTH=1024)
+    attention = {"q_proj": (3584, 3584), "k_proj": (3584, 512), "v_proj": (3584, 512), "o_proj": (3584, 3584)}
+    targets = {f"self_attn.{name}": sizes for name, sizes in attention.items()}
+    targets |= {"mlp.gate_proj": (3584, 18944), "mlp.up_proj": (3584, 18944), "mlp.down_proj": (18944, 3584)}
+    monkeypatch.setattr(foreign.lora, "__defaults__", (28, 16, ".default"))
+    taken, whole = parameters_taken(foreign.affectgpt_2025(width=3584, targets=targets))
+    assert whole == 57_168_644
+    assert whole - taken == 768 * 3584 + 3584  # the projection of single images
+
+
+def test_emotion_llama_has_the_published_74993664_parameters(hollow, monkeypatch):
+    hollow(EVA_WIDTH=1408, HEARD_WIDTH=1024)
+    monkeypatch.setattr(foreign.lora, "__defaults__", (32, 64, ".default"))
+    taken, _ = parameters_taken(foreign.emotion_llama(width=4096))
+    assert taken == 74_993_664
