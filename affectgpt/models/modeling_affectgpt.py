@@ -165,13 +165,16 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "face_motion": ("n_motion_faces",),
         }[modality]
         # Settings that came later enter only where they are used, so that states cached before them stay valid.
-        later = {"stride": encoder.stride, "grid": encoder.grid}
-        later["image_size"] = spec["encoders"][modality].get("image_size")
+        later = {
+            "stride": encoder.stride if encoder.stride > 1 else None,
+            "grid": encoder.grid or None,
+            "image_size": spec["encoders"][modality].get("image_size"),
+        }
         identity = {
             "base": self.config.base_fingerprints[modality],
             **{key: getattr(encoder, key) for key in ("layers", "pool", "dtype")},
             **{key: spec["sampling"][key] for key in used},
-            **{key: value for key, value in later.items() if value not in (None, 0, 1)},
+            **{key: value for key, value in later.items() if value is not None},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

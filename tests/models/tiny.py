@@ -16,6 +16,9 @@ import sentencepiece
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
     Blip2VisionConfig,
     Blip2VisionModel,
     CLIPVisionConfig,
@@ -26,6 +29,7 @@ from transformers import (
     HubertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -34,6 +38,11 @@ from transformers import (
     Qwen3ForCausalLM,
     VideoMAEConfig,
     VideoMAEModel,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
@@ -116,6 +125,58 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     _save(CLIPVisionModelWithProjection, config, folder, seed)
     settings = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "image_mean": [0.5, 0.4, 0.3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_blip2(folder: Path, seed: int = 0) -> Path:
+    """A whole BLIP-2: the vision model of `write_eva`, an image Q-Former (2 layers, 4 queries) and a text model."""
+    text = OPTConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    qformer = Blip2QFormerConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, encoder_hidden_size=WIDTH,
+        initializer_range=0.2, vocab_size=20,
+    )  # fmt: skip
+    vision = Blip2VisionConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=28,
+        patch_size=14, initializer_range=0.2,
+    )  # fmt: skip
+    config = Blip2Config(
+        vision_config=vision.to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Blip2ForConditionalGeneration(config)
+        torch.nn.init.normal_(model.query_tokens)
+        for parameter in model.vision_model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_vit_mae(folder: Path, seed: int = 0) -> Path:
+    """A whole ViTMAE, as published: the encoder's weights below `vit.`, and a decoder that nobody needs."""
+    config = ViTMAEConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16,
+        patch_size=8, decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=16, initializer_range=0.2,
+    )  # fmt: skip
+    return _save(ViTMAEForPreTraining, config, folder, seed)
+
+
+def write_whisper(folder: Path, seed: int = 0) -> Path:
+    """A whole Whisper with a decoder; its encoder sees 30 s as 1500 states."""
+    config = WhisperConfig(
+        vocab_size=20, num_mel_bins=8, d_model=WIDTH, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, bos_token_id=0, eos_token_id=1,
+        pad_token_id=2, decoder_start_token_id=0, init_std=0.2,
+    )  # fmt: skip
+    _save(WhisperForConditionalGeneration, config, folder, seed)
+    WhisperFeatureExtractor(feature_size=8).save_pretrained(folder)
     return folder
 
 
