@@ -21,6 +21,7 @@ from typing import Any
 from affectgpt.prompts import LANGUAGES, MODALITIES
 
 HELP = "see docs/data-format.md"
+FACE_ORDERS = ("bgr", "rgb")  # of the colour channels in files of face crops
 _TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # what a translation may hold
 _BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\]")
 
@@ -49,14 +50,17 @@ class Sample:
     """One clip with what is known of it.
 
     `video` and `audio` are paths (absolute once read from a manifest, relative entries resolve against its folder);
-    `audio` is a sound file of its own and takes precedence over the video's track. `labels` are open-vocabulary words,
-    `label` is one word of a fixed set. Texts are in `lang`; other languages stand in `translations`. `modalities` is
+    `audio` is a sound file of its own and takes precedence over the video's track. `face` is a .npy file of aligned face
+    crops (uint8 [n,h,w,3], channels in `face_order`). `labels` are open-vocabulary words, `label` is one word of a fixed
+    set. Texts are in `lang`; other languages stand in `translations`. `modalities` is
     what the media really contain, filled by probing; None = not probed yet.
     """
 
     id: str
     video: str | None = None
     audio: str | None = None
+    face: str | None = None
+    face_order: str = "bgr"
     subtitle: str | None = None
     description: str | None = None
     labels: tuple[str, ...] | None = None
@@ -192,7 +196,9 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
             row["valence"] = float(row["valence"])
         except (TypeError, ValueError):
             raise ValueError(f"valence must be a number, found {row['valence']!r}") from None
-    for key in ("video", "audio"):
+    if (order := row.get("face_order", "bgr")) not in FACE_ORDERS:
+        raise ValueError(f"face_order must be one of {list(FACE_ORDERS)}, found {order!r}")
+    for key in ("video", "audio", "face"):
         if (entry := row.get(key)) is not None:
             if not isinstance(entry, str):
                 raise ValueError(f"{key} must be a path, found {entry!r}")
@@ -201,8 +207,8 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
         row["modalities"] = tuple(parse_label_list(row["modalities"]) or ())
         if odd := set(row["modalities"]) - set(MODALITIES):
             raise ValueError(f"modalities {sorted(odd)} unknown; expected some of {list(MODALITIES)}")
-    if not (row.get("video") or row.get("audio") or row.get("subtitle")):
-        raise ValueError("no video, audio or subtitle: there is nothing to look at; give at least one")
+    if not (row.get("video") or row.get("audio") or row.get("face") or row.get("subtitle")):
+        raise ValueError("no video, audio, face or subtitle: there is nothing to look at; give at least one")
     return Sample(**{**row, "id": sample_id, "lang": lang, "translations": translations})
 
 
@@ -279,6 +285,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 def to_json(item: Sample | Prediction | BadSample) -> str:
     """One JSON line without the fields that are unset."""
     row = {key: value for key, value in asdict(item).items() if value not in (None, {}, ())}
+    if isinstance(item, Sample) and item.face is None:
+        row.pop("face_order", None)
     return json.dumps(row, ensure_ascii=False)
 
 

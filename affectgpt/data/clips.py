@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from affectgpt.media import audio_windows, read_audio, read_frame_sets
+from affectgpt.media import audio_windows, probe_faces, read_audio, read_faces, read_frame_sets
 from affectgpt.schema import Sample
 
 
@@ -38,7 +38,8 @@ class Clip:
     """Decoded media of one sample.
 
     Attributes:
-        arrays: "frames" and "motion" uint8 [T,H,W,3]; "audio" the whole sound as a `Waveform`.
+        arrays: "frames", "motion", "face" and "face_motion" uint8 [T,H,W,3] RGB; "audio" the whole sound as a
+            `Waveform`.
         facts: JSON-like: frame times, seconds heard out of seconds there are.
     """
 
@@ -56,6 +57,11 @@ def load_clip(sample: Sample, modalities: Sequence[str], sampling: Sampling, *, 
         for name, frames in read_frame_sets(sample.video, wanted, backend=backend).items():
             arrays[name] = frames.images
             facts[name] = {"times_s": [round(float(time), 3) for time in frames.times_s]}
+    for name, count in (("face", sampling.n_faces), ("face_motion", sampling.n_motion_faces)):
+        if name in modalities:
+            assert sample.face is not None, f"sample {sample.id!r} lists face crops without a file"
+            arrays[name] = read_faces(sample.face, count, order=sample.face_order)
+            facts[name] = {"n_crops": probe_faces(sample.face)[0]}
     if "audio" in modalities:
         sound = read_audio(sample.audio or sample.video, sampling.rate_hz)
         arrays["audio"] = sound

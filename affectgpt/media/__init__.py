@@ -12,10 +12,12 @@ from affectgpt.media.container import (
     TruncatedMedia,
     probe,
 )
-from affectgpt.media.faces import read_faces
+from affectgpt.media.faces import probe_faces, read_faces
+from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.media.video import Frames, read_frame_sets, read_frames, uniform_indices
 
 __all__ = [
+    "ActionUnits",
     "DamagedMedia",
     "EmptyMedia",
     "Frames",
@@ -28,9 +30,11 @@ __all__ = [
     "Waveform",
     "audio_windows",
     "probe",
+    "probe_faces",
     "read_audio",
     "read_faces",
     "read_frame_sets",
     "read_frames",
+    "read_openface",
     "uniform_indices",
 ]

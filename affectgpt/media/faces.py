@@ -10,19 +10,35 @@ from affectgpt.media.container import EmptyMedia, MediaError, MissingMedia, Path
 from affectgpt.media.video import uniform_indices
 
 
-def read_faces(path: PathLike, n_frames: int | None = None) -> np.ndarray:
-    """Face crops of a `.npy` file (uint8 [n,112,112,3], BGR as OpenFace pipelines save them) as RGB.
+def probe_faces(path: PathLike) -> tuple[int, int, int]:
+    """(n, height, width) of the face crops in a `.npy` file, by its header; see `read_faces` for the errors."""
+    n, height, width, _ = _open(path).shape
+    return n, height, width
+
+
+def read_faces(path: PathLike, n_frames: int | None = None, *, order: str = "bgr") -> np.ndarray:
+    """Face crops of a `.npy` file (uint8 [n,h,w,3]) as RGB; only the chosen ones are read from disk.
 
     Args:
-        n_frames: how many, spread evenly; None = all.
+        n_frames: how many, at floor(i * n / n_frames); None = all.
+        order: of the colour channels in the file: "bgr", as OpenFace pipelines save them, or "rgb".
 
     Returns:
-        uint8 [T,112,112,3] RGB.
+        uint8 [T,h,w,3] RGB.
 
     Raises:
         MissingMedia, EmptyMedia: no file, or no crop in it.
         MediaError: another array, or no array; pickled objects are never loaded.
     """
+    if order not in ("bgr", "rgb"):
+        raise ValueError(f"the channel order of face crops is bgr or rgb, found {order!r}")
+    crops = _open(path)
+    chosen = crops if n_frames is None else crops[uniform_indices(len(crops), n_frames)]
+    return np.ascontiguousarray(chosen[..., ::-1] if order == "bgr" else chosen)
+
+
+def _open(path: PathLike) -> np.ndarray:
+    """The checked array, mapped into memory."""
     file = Path(path)
     if not file.is_file():
         raise MissingMedia(f"{path}: no such file; check the folder of the face crops")
@@ -30,10 +46,9 @@ def read_faces(path: PathLike, n_frames: int | None = None) -> np.ndarray:
         crops = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise MediaError(f"{path}: not a .npy array of face crops ({error}); save it with numpy.save") from error
-    if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.shape[1:] != (112, 112, 3):
+    if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[3] != 3:
         found = f"{crops.dtype} {list(crops.shape)}" if isinstance(crops, np.ndarray) else "a .npz archive"
-        raise MediaError(f"{path}: expected face crops uint8 [n, 112, 112, 3], found {found}")
+        raise MediaError(f"{path}: expected face crops uint8 [n, height, width, 3], found {found}")
     if not len(crops):
         raise EmptyMedia(f"{path}: holds no face crop; run the face detector again, or leave it out")
-    chosen = slice(None) if n_frames is None else uniform_indices(len(crops), n_frames)
-    return np.ascontiguousarray(crops[chosen][..., ::-1])  # BGR -> RGB
+    return crops

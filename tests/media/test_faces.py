@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from affectgpt.media import EmptyMedia, MediaError, MissingMedia, read_faces
+from affectgpt.media import EmptyMedia, MediaError, MissingMedia, probe_faces, read_faces
 
 
 def save(path, array):
@@ -23,8 +23,18 @@ def test_faces_are_spread_like_frames(tmp_path):
     assert faces[:, 0, 0, 0].tolist() == [0, 2, 5, 7]
 
 
+def test_a_file_that_is_red_green_blue_already_is_left_as_it_is(tmp_path):
+    crops = np.zeros((1, 96, 80, 3), dtype=np.uint8)
+    crops[..., 0] = 200
+    path = save(tmp_path / "f.npy", crops)
+    assert read_faces(path, order="rgb")[0, 0, 0].tolist() == [200, 0, 0]
+    assert probe_faces(path) == (1, 96, 80)
+    with pytest.raises(ValueError, match="bgr or rgb, found 'grb'"):
+        read_faces(path, order="grb")
+
+
 def test_other_arrays_are_an_error_with_both_shapes(tmp_path):
-    with pytest.raises(MediaError, match=r"expected face crops uint8 \[n, 112, 112, 3\], found float64 \[2, 5\]"):
+    with pytest.raises(MediaError, match=r"expected face crops uint8 \[n, height, width, 3\], found float64 \[2, 5\]"):
         read_faces(save(tmp_path / "f.npy", np.zeros((2, 5))))
 
 

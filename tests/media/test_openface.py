@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from affectgpt.media import EmptyMedia, MediaError, MissingMedia, read_openface
+
+HEADER = "frame, face_id, timestamp, confidence, success, AU01_r, AU12_r, AU45_r, AU12_c"
+ROWS = [
+    "1, 0, 0.000, 0.98, 1, 4.9, 0.00, 0.00, 0",
+    "2, 0, 0.040, 0.97, 1, 0.1, 2.50, 0.00, 1",
+    "3, 0, 0.080, 0.97, 1, 0.2, 0.00, 5.00, 0",
+    "4, 0, 0.120, 0.30, 1, 5.0, 5.00, 0.00, 1",
+    "5, 0, 0.160, 0.00, 0, 5.0, 5.00, 0.00, 0",
+]
+
+
+def write(path, rows=ROWS, header=HEADER):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_spaces_in_the_header_do_not_hide_columns(tmp_path):
+    units = read_openface(write(tmp_path / "v.csv"))
+    assert len(units) == 5
+    assert units.intensity["AU12"].tolist() == [0.0, 2.5, 0.0, 5.0, 5.0]
+    assert units.presence["AU12"].tolist() == [False, True, False, True, False]
+    assert set(units.intensity) == {"AU01", "AU12", "AU45"}
+    assert units.timestamp_s[1] == 0.04
+
+
+def test_the_peak_is_no_blink_no_lost_face_and_no_first_frame(tmp_path):
+    units = read_openface(write(tmp_path / "v.csv"))
+    assert units.frame[units.peak()] == 4  # the tracker was unsure there
+    tracked = units.tracked(min_confidence=0.8)
+    assert tracked.frame.tolist() == [1, 2, 3]
+    assert tracked.frame[tracked.peak()] == 1
+    settled = units.tracked(min_confidence=0.8, skip_first=1)
+    assert settled.frame[settled.peak()] == 2
+    assert settled.frame[settled.peak(without=())] == 3  # the blink
+    with pytest.raises(ValueError, match="no row is left"):
+        units.rows(np.zeros(5, dtype=bool)).peak()
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "error", "words"),
+    [
+        (HEADER, [], EmptyMedia, "holds no frame"),
+        ("frame, timestamp, AU01_r", ["1, 0, 0"], MediaError, r"no columns \['confidence', 'success'\]"),
+        (HEADER, [*ROWS, "6, 0, 0.2"], MediaError, r"v\.csv:7: 3 cells under 9 columns"),
+        (HEADER, [ROWS[0].replace("4.9", "x")], MediaError, "a cell is no number"),
+        (HEADER, [ROWS[0], ROWS[1].replace("2, 0", "2, 1", 1)], MediaError, "holds 2 faces"),
+    ],
+)
+def test_other_files_are_named_errors(tmp_path, header, rows, error, words):
+    with pytest.raises(error, match=words):
+        read_openface(write(tmp_path / "v.csv", rows, header))
+
+
+def test_no_file_is_an_error(tmp_path):
+    with pytest.raises(MissingMedia, match="no such file"):
+        read_openface(tmp_path / "gone.csv")
