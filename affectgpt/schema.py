@@ -49,11 +49,11 @@ def check_id(value: object) -> str:
 class Sample:
     """One clip with what is known of it.
 
-    `video` and `audio` are paths (absolute once read from a manifest, relative entries resolve against its folder);
-    `audio` is a sound file of its own and takes precedence over the video's track. `face` is a .npy file of aligned face
-    crops (uint8 [n,h,w,3], channels in `face_order`). `labels` are open-vocabulary words, `label` is one word of a fixed
-    set. Texts are in `lang`; other languages stand in `translations`. `modalities` is
-    what the media really contain, filled by probing; None = not probed yet.
+    `video`, `audio` and `face` are paths (absolute once read from a manifest, relative entries resolve against its
+    folder); `audio` is a sound file of its own and takes precedence over the video's track, `face` a .npy file of
+    aligned face crops (uint8 [n,h,w,3], channels in `face_order`). `labels` are open-vocabulary words, `label` is one
+    word of a fixed set. Texts are in `lang`; other languages stand in `translations`. `modalities` is what the media
+    really contain, filled by probing; None = not probed yet.
     """
 
     id: str

@@ -83,7 +83,7 @@ def test_every_bad_row_is_listed_with_line_id_found_and_expected(tmp_path):
     text = str(error.value)
     assert f"{path}:2: sample 'v1': unknown columns ['subtitel']; expected some of" in text
     assert f"{path}:3: sample '?': not JSON" in text
-    assert f"{path}:4: sample 'v2': no video, audio or subtitle" in text
+    assert f"{path}:4: sample 'v2': no video, audio, face or subtitle" in text
     assert "3 bad rows" in text
     assert "'ok'" not in text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,14 @@ class ActionUnits:
 
     def rows(self, chosen: np.ndarray) -> ActionUnits:
         """The rows that a bool or index array [n] chooses."""
-        arrays = {name: getattr(self, name)[chosen] for name in ("frame", "timestamp_s", "confidence", "success")}
-        tables = {
-            name: {unit: values[chosen] for unit, values in getattr(self, name).items()}
-            for name in ("intensity", "presence")
-        }
-        return replace(self, **arrays, **tables)
+        return ActionUnits(
+            self.frame[chosen],
+            self.timestamp_s[chosen],
+            self.confidence[chosen],
+            self.success[chosen],
+            {unit: values[chosen] for unit, values in self.intensity.items()},
+            {unit: values[chosen] for unit, values in self.presence.items()},
+        )
 
     def tracked(self, *, min_confidence: float = 0.8, skip_first: int = 0) -> ActionUnits:
         """Rows whose face was tracked, with at least `min_confidence`, without the first `skip_first` frames.
@@ -79,9 +81,8 @@ def read_openface(path: PathLike) -> ActionUnits:
         wanted = {"frame", "timestamp", "confidence", "success"}
         units = [name for name in columns if name.startswith("AU") and name[-2:] in ("_r", "_c")]
         if (missing := sorted(wanted - set(columns))) or not units:
-            raise MediaError(
-                f"{path}: no columns {missing or ['AU01_r ...']}, found {columns[:8]}; run FeatureExtraction"
-            )
+            lacking = missing or ["AU01_r ..."]
+            raise MediaError(f"{path}: no columns {lacking}, found {columns[:8]}; run OpenFace's FeatureExtraction")
         rows: list[list[str]] = []
         for row in reader:
             if len(row) != len(columns):
