@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from affectgpt.models import packing
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
@@ -30,6 +31,7 @@ from affectgpt.prompts import SLOTS
 MANIFEST_NAME = "affectgpt.json"
 """The file that marks a folder of trained tensors only; see `checkpoint.py`."""
 
+_LOSS_KEYS = {"num_items_in_batch"}
 # What is drawn from seed + place. The places never change, so that a new kind of branch leaves the others' weights as
 # they were.
 _DRAWN = ("audio", "frames", "motion", "lora", "face", "face_motion", "multi")
@@ -56,6 +58,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     in_lockstep = False
     """True where processes share the projectors' weights (ZeRO-3): generating, too, then runs all of them."""
+    token_budget: int | None = None
+    """Tokens of a packed batch that go through the LLM at once; None = all."""
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -278,7 +282,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             logits_to_keep: 0 = logits of all positions; n = of the last n; a tensor = of these positions. None = all
                 without labels, and with labels only the positions that predict one [B, K, V], which saves most of the
-                vocabulary matrix.
+                vocabulary matrix. A packed batch with labels and None gives the loss alone, see `packing`.
             kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the whole optimizer
                 step; the loss is then a sum divided by it, so that accumulating equals one large batch), and what
                 the LLM takes.
@@ -293,6 +297,13 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.embed(input_ids, batch)
         if position_ids is None and not continued and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # left padding shifts nothing
+        is_packed = attention_mask is None and position_ids is not None and len(position_ids) == 1
+        only_loss = labels is not None and logits_to_keep is None and not use_cache and not kwargs.keys() - _LOSS_KEYS
+        if is_packed and only_loss and packing.knows(self.language_model):
+            loss = packing.packed_loss(
+                self.language_model, inputs_embeds, position_ids, labels, token_budget=self.token_budget, **kwargs
+            )
+            return CausalLMOutputWithPast(loss=loss)
         shifted = None
         if labels is not None:
             shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # position t predicts token t + 1
@@ -301,7 +312,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 shifted = shifted[:, logits_to_keep]
         if use_cache is None and (self.training or labels is not None):
             use_cache = False  # nothing is continued, and with a cache the LLM would not see that a batch is packed
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_KEYS if key in kwargs}
         output = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
