@@ -12,11 +12,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerControl
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from affectgpt.conf_schema import LoraConfig, ProjectorConfig, SourceConfig
 from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runtime import RunRecord, UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
+from affectgpt.training.callbacks import StopOnSignal
 from affectgpt.training.checkpoints import (
     COMPLETE,
     checkpoint_to_start_from,
@@ -141,7 +144,7 @@ def wait_for_step(folder, step, process):
     raise AssertionError(f"step {step} never came")
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_killed_process_resumes_to_bit_identical_weights(base_models, manifest, tmp_path, how, code):
     whole = make_train_config(base_models, manifest, tmp_path / "whole", epochs=8)
     expected = weights(run_stage(whole).run / "checkpoint-24")
@@ -152,6 +155,50 @@ def test_a_killed_process_resumes_to_bit_identical_weights(base_models, manifest
     assert RunRecord.read(tmp_path / "runs" / "coarse").values["status"] != "finished"
     assert start_run(base_models, manifest, tmp_path, resume=True).wait(240) == 0
     assert same(weights(tmp_path / "runs" / "coarse" / "checkpoint-24"), expected)
+
+
+def test_the_first_ctrl_c_asks_to_stop_the_second_ends_at_once_and_outside_of_training_any_does():
+    with StopOnSignal(lambda flag: flag) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.exit_code == 0
+        stop.on_train_begin(None, None, None)
+        signal.raise_signal(signal.SIGINT)
+        control = TrainerControl()
+        stop.on_step_end(None, None, control)
+        assert (control.should_save, control.should_training_stop, stop.exit_code) == (True, True, 130)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_same_weights(
+    finished, tmp_path, monkeypatch
+):
+    calls = []
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: calls.append(torch.is_grad_enabled()) or forward(self, x))
+    counts, weights_of = {}, {}
+    for checkpointing in (False, True):
+        config = in_folder(finished[0], tmp_path / str(checkpointing))
+        config.stage.gradient_checkpointing = checkpointing
+        config.stage.n_validation = 0
+        calls.clear()
+        weights_of[checkpointing] = weights(run_stage(config).run / "checkpoint-6")
+        counts[checkpointing] = len(calls)
+    # Two blocks, six steps: once forward, and once more on the way back.
+    assert counts == {False: 12, True: 24}
+    for name, tensor in weights_of[True].items():
+        torch.testing.assert_close(tensor, weights_of[False][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_bf16_llm_trains_fp32_projections_with_nearly_the_losses_of_fp32(finished, tmp_path):
+    config = in_folder(finished[0], tmp_path)
+    config.model.llm.dtype = "bfloat16"
+    run = run_stage(config).run
+    assert {tensor.dtype for tensor in weights(run / "checkpoint-6").values()} == {torch.float32}
+    losses = [[row["loss"] for row in metrics(folder) if "loss" in row] for folder in (run, finished[1])]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
 def test_resume_with_other_settings_is_refused_by_name(finished, tmp_path):
