@@ -17,8 +17,9 @@ from pathlib import Path
 
 from affectgpt.metrics import load_lexicon, read_predictions
 from affectgpt.metrics.evaluate import labels_by_id
-from affectgpt.metrics.io import ScoreFileError, read_names, write_predictions_npz
+from affectgpt.metrics.io import ScoreFileError, write_predictions_npz
 from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.tables import read_names
 
 
 def submission(
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         labels, _ = labels_by_id(read_predictions(files[0]), load_lexicon("builtin"))
-        candidates = read_names(options["candidates"]) if "candidates" in options else None
+        candidates = read_names(Path(options["candidates"])) if "candidates" in options else None
         chosen = submission(labels, candidates, options.get("empty"))
         write_submission(Path(files[1]), chosen)
     except (UserError, ScoreFileError) as error:

@@ -6,24 +6,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from affectgpt.schema import Prediction, parse_label_list, prediction_from_row
+from affectgpt.tables import TableError, id_of, read_rows
 
 HELP = "see docs/metrics.md, section 'Files'"
-_ID_COLUMNS = ("id", "name", "names")
 _LABEL_COLUMNS = ("labels", "openset")
 _TEXT_COLUMNS = ("text", "reason", "description", "english")
 
 
-class ScoreFileError(ValueError):
-    """A file of predictions or references cannot be read; the message names file, line and what was expected."""
+ScoreFileError = TableError
+"""A file of predictions or references cannot be read; the message names file, line and what was expected."""
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -34,8 +32,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     """
     path = Path(path)
     predictions: dict[str, Prediction] = {}
-    for where, row in _rows(path):
-        sample_id = _id_of(row, where)
+    for where, row in read_rows(path):
+        sample_id = id_of(row, where)
         if sample_id in predictions:
             raise ScoreFileError(f"{where}: id {sample_id!r} stands twice; each sample has one prediction")
         try:
@@ -89,8 +87,8 @@ def read_references(
     path = Path(path)
     references: dict[str, tuple[str, ...]] = {}
     splits: set[str] = set()
-    for where, row in _rows(path):
-        sample_id = _id_of(row, where)
+    for where, row in read_rows(path):
+        sample_id = id_of(row, where)
         splits.add(str(row.get("split") or ""))
         if split is not None and row.get("split") != split:
             continue
@@ -120,67 +118,8 @@ def read_references(
     return references
 
 
-def read_names(path: str | Path) -> list[str]:
-    """The ids of a list such as track_all_candidates.csv, in file order; an id that stands twice is an error."""
-    names: dict[str, None] = {}
-    for where, row in _rows(Path(path)):
-        name = _id_of(row, where)
-        if name in names:
-            raise ScoreFileError(f"{where}: id {name!r} stands twice")
-        names[name] = None
-    return list(names)
-
-
 def write_predictions_npz(path: str | Path, labels: Mapping[str, Iterable[str]]) -> None:
     """Write the npz that the challenge's server accepts: `filenames` and `fileitems` as plain text arrays."""
     names = list(labels)
     items = ["[" + ", ".join(labels[name]) + "]" for name in names]
     np.savez_compressed(path, filenames=np.array(names, dtype=str), fileitems=np.array(items, dtype=str))
-
-
-def _id_of(row: Mapping[str, Any], where: str) -> str:
-    for column in _ID_COLUMNS:
-        if row.get(column) not in (None, ""):
-            return str(row[column])
-    raise ScoreFileError(f"{where}: no column of {list(_ID_COLUMNS)}, found {sorted(map(str, row))}; {HELP}")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file:line, row) of a .jsonl, .csv or .npz file."""
-    if not path.is_file():
-        raise ScoreFileError(f"{path}: no such file; {HELP}")
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield f"{path}:{reader.line_num}", {key: value for key, value in row.items() if key is not None}
-    elif path.suffix == ".npz":
-        yield from _npz_rows(path)
-    elif path.suffix == ".jsonl":
-        for line_no, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ScoreFileError(f"{path}:{line_no}: not JSON ({error}); {HELP}") from None
-            if not isinstance(row, dict):
-                raise ScoreFileError(f"{path}:{line_no}: expected a JSON object, found {type(row).__name__}; {HELP}")
-            yield f"{path}:{line_no}", row
-    else:
-        raise ScoreFileError(f"{path}: expected .jsonl, .csv or .npz, found {path.suffix!r}; {HELP}")
-
-
-def _npz_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with np.load(path, allow_pickle=False) as data:
-        if not {"filenames", "fileitems"} <= set(data.files):
-            raise ScoreFileError(f"{path}: expected arrays filenames and fileitems, found {sorted(data.files)}; {HELP}")
-        try:
-            names, items = data["filenames"], data["fileitems"]
-        except ValueError:
-            raise ScoreFileError(
-                f"{path}: holds pickled objects, which are not loaded because they can run code; "
-                "save the labels as text arrays or as a CSV with name,openset"
-            ) from None
-    for number, (name, item) in enumerate(zip(names.tolist(), items.tolist(), strict=True)):
-        yield f"{path}[{number}]", {"name": name, "openset": item}
