@@ -55,7 +55,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "instructblipvideo": ModelType("video", template=False, n_frames=4),
     **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), ModelType("video", sound=True)),
     **dict.fromkeys(("idefics3", "llava", "llava_next", "gemma3", "mistral3"), ModelType("images")),
-    **dict.fromkeys(("qwen2_audio", "audioflamingo3", "voxtral"), ModelType(sound=True)),
+    **dict.fromkeys(("qwen2_audio", "audioflamingo3"), ModelType(sound=True)),
 }
 """Types that this module knows; a model of another type that is a plain causal LM is asked with text only."""
 
@@ -95,7 +95,8 @@ class TransformersChat:
     Attributes:
         sees: subset of {"images", "sound"}.
         rate_hz: sampling rate that the model hears at; None if it is deaf.
-        max_sound_s: longest sound that its feature extractor keeps whole; None = no such limit, or deaf.
+        max_sound_s: longest sound that its processor keeps whole; None if it is deaf.
+        revision: commit of the hub that was loaded; None for a folder.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, kind: ModelType) -> None:
@@ -106,9 +107,10 @@ class TransformersChat:
         self.sees = frozenset(["images"] * bool(kind.pictures) + ["sound"] * kind.sound)
         extractor = getattr(processor, "feature_extractor", None)
         self.rate_hz: int | None = extractor.sampling_rate if kind.sound else None
-        # Qwen's audio processors cut at Whisper's window without a word; the others split long sound themselves.
-        cuts = kind.sound and model.config.model_type.startswith("qwen")
-        self.max_sound_s: float | None = float(extractor.chunk_length) if cuts else None
+        # Processors cut longer sound without a word: Qwen's at the window of their Whisper features.
+        longest_s = getattr(processor, "max_audio_len", extractor.chunk_length) if kind.sound else None
+        self.max_sound_s: float | None = None if longest_s is None else float(longest_s)
+        self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token is None:
@@ -154,7 +156,11 @@ class TransformersChat:
         """Model inputs of requests that all show the same kinds of media, padded on the left."""
         texts = [self.render(request) for request in requests]
         bos = self._tokenizer.bos_token
-        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        options: dict[str, Any] = {"return_tensors": "pt"}
+        if hasattr(self.processor, "tokenizer") and self.kind.template:
+            options["text_kwargs"] = {"padding": True}  # said to all parts, it would leave Whisper's window unfilled
+        else:
+            options["padding"] = True
         if bos and texts[0].startswith(bos):
             options["add_special_tokens"] = False  # the template has written it
         shown = [request for request in requests if request.images is not None]
@@ -330,7 +336,7 @@ def _ways_in(name: str, config: Any) -> tuple[ModelType, Any, Any]:
     if hasattr(config, "thinker_config"):  # the Omni models: text comes from the thinker, speech is not needed
         config = config.thinker_config
         return kind, transformers.AutoModelForImageTextToText._model_mapping[type(config)], config
-    for auto in ("AutoModelForMultimodalLM", "AutoModelForSpeechSeq2Seq"):
+    for auto in ("AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM"):
         if type(config) in (mapping := getattr(transformers, auto)._model_mapping):
             return kind, mapping[type(config)], config
     raise UserError(f"{name}: transformers {transformers.__version__} has no chat class for {config.model_type!r}")

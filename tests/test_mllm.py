@@ -87,10 +87,17 @@ def test_prompts_of_a_batch_are_padded_on_the_left(chat):
 def test_the_chat_template_of_the_model_writes_the_prompt(chat):
     text = chat.render(asked(chat, "How is she?", system="Be brief."))
     if chat.kind.template:
-        assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+        head = f"{chat._tokenizer.bos_token or ''}<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+        assert text.startswith(head)
         assert text.endswith("How is she?<|im_end|>\n<|im_start|>assistant\n")
     else:
         assert text == "Be brief.\nHow is she?"
+
+
+def test_a_beginning_that_the_template_writes_is_not_written_twice(tmp_path):
+    chat = load(tiny_chat.write_gemma3(tmp_path), device="cpu")
+    start = chat._tokenizer.bos_token_id
+    assert chat.encode([asked(chat)])["input_ids"][0].tolist().count(start) == 1
 
 
 def test_control_tokens_in_a_prompt_stay_text(chat):

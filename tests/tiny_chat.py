@@ -110,6 +110,7 @@ def _write(
     template: str | None,
     settings: dict[str, dict[str, Any]],
     seed: int = 0,
+    **special: str,
 ) -> Path:
     """Save tokenizer, settings and random weights.
 
@@ -118,12 +119,14 @@ def _write(
         config: (ids of the media tokens, length of the tokenizer) -> configuration.
         tokens: media tokens by the tokenizer's name for them.
         settings: JSON files by name.
+        special: further special tokens of the tokenizer by name.
     """
     write_bpe_tokenizer(
         folder,
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *tokens.values()],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
+        **special,
         # InstructBLIP's tokenizer has no name for its video token, the others have.
         **({"extra_special_tokens": tokens} if template is not None else {}),
     )
@@ -292,6 +295,28 @@ def write_qwen2_5_vl(folder: Path) -> Path:
     )
 
 
+def write_qwen2_vl(folder: Path) -> Path:
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 7}
+    return _write(
+        folder,
+        "Qwen2VLForConditionalGeneration",
+        lambda ids, length: transformers.Qwen2VLConfig(
+            vision_config={**vision, "initializer_range": 0.2},
+            text_config={**_LLM, "vocab_size": length, "rope_parameters": _MROPE},
+            **{f"{name}_id": value for name, value in ids.items()},
+        ),
+        tokens=_QWEN_TOKENS,
+        template=_QWEN_TEMPLATE,
+        settings={
+            "preprocessor_config": {
+                "processor_class": "Qwen2VLProcessor",
+                "image_processor_type": "Qwen2VLImageProcessor",
+                **_PATCHES,
+            }
+        },
+    )
+
+
 def write_qwen3_vl(folder: Path) -> Path:
     return _write(
         folder,
@@ -333,6 +358,32 @@ def write_qwen2_audio(folder: Path) -> Path:
         tokens={"audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"},
         template=_template(audio=_SOUND_TEMPLATE),
         settings={"preprocessor_config": {"processor_class": "Qwen2AudioProcessor", **_WHISPER}},
+    )
+
+
+def write_audio_flamingo(folder: Path) -> Path:
+    return _write(
+        folder,
+        "AudioFlamingo3ForConditionalGeneration",
+        lambda ids, length: transformers.AudioFlamingo3Config(
+            audio_config={
+                "num_mel_bins": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "hidden_size": 32,
+                "max_source_positions": 50,
+                "initializer_range": 0.2,
+            },
+            text_config={"model_type": "qwen2", **_LLM, "vocab_size": length},
+            audio_token_id=ids["audio_token"],
+        ),
+        tokens={"audio_token": "<sound>"},
+        template=_template(audio="<sound>"),
+        settings={
+            "processor_config": {"processor_class": "AudioFlamingo3Processor", "max_audio_len": 5},
+            "preprocessor_config": _WHISPER,
+        },
     )
 
 
@@ -422,6 +473,34 @@ def write_internvl(folder: Path) -> Path:
     )
 
 
+def write_llava_next(folder: Path) -> Path:
+    return _write(
+        folder,
+        "LlavaNextForConditionalGeneration",
+        lambda ids, length: transformers.LlavaNextConfig(
+            vision_config=_CLIP,
+            text_config={"model_type": "llama", **_LLM, "vocab_size": length},
+            image_token_index=ids["image_token"],
+            image_grid_pinpoints=[[28, 56]],
+        ),
+        tokens={"image_token": "<image>"},
+        template=_template(image="<image>"),
+        settings={
+            "processor_config": {
+                "processor_class": "LlavaNextProcessor",
+                "patch_size": 7,
+                "vision_feature_select_strategy": "default",
+                "num_additional_image_tokens": 1,
+            },
+            "preprocessor_config": {
+                "image_processor_type": "LlavaNextImageProcessor",
+                **_CROPPED,
+                "image_grid_pinpoints": [[28, 56]],
+            },
+        },
+    )
+
+
 def write_gemma3(folder: Path) -> Path:
     return _write(
         folder,
@@ -435,11 +514,12 @@ def write_gemma3(folder: Path) -> Path:
             image_token_index=ids["image_token"],
         ),
         tokens={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"},
-        template=_template(image="<start_of_image>"),
+        template="{{ bos_token }}" + _template(image="<start_of_image>"),
         settings={
             "processor_config": {"processor_class": "Gemma3Processor", "image_seq_length": 4},
             "preprocessor_config": {"image_processor_type": "Gemma3ImageProcessor", **_PICTURE},
         },
+        bos_token="<|startoftext|>",
     )
 
 
@@ -448,11 +528,14 @@ WRITERS = {
     "llava_next_video": write_llava_next_video,
     "llava_onevision": write_llava_onevision,
     "instructblipvideo": write_instructblip_video,
+    "qwen2_vl": write_qwen2_vl,
     "qwen2_5_vl": write_qwen2_5_vl,
     "qwen3_vl": write_qwen3_vl,
     "internvl": write_internvl,
+    "llava_next": write_llava_next,
     "gemma3": write_gemma3,
     "qwen2_audio": write_qwen2_audio,
+    "audioflamingo3": write_audio_flamingo,
     "qwen2_5_omni": write_qwen2_5_omni,
 }
 """By model type."""

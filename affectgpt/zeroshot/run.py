@@ -47,6 +47,7 @@ def run(config: ZeroShotConfig) -> int:
     out = Path(config.out)
     if config.action == "export":
         n = export(config, samples, out)
+        report_bad(bad, out.parent)
         log.info("%d questions in %s; answer them as {id, text} lines, then `import` that file", n, out)
         return 3 if bad else 0
 
@@ -360,8 +361,8 @@ def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
             "id": sample.id,
             "prompt": prompts.question(config.kind, shown, lang=config.ask.lang, subtitle=subtitle),
             "show": shown,
-            "video": sample.video,
-            "audio": sample.audio,
+            "video": sample.video and str(Path(sample.video).resolve()),
+            "audio": sample.audio and str(Path(sample.audio).resolve()),
             "n_frames": config.ask.n_frames,
             "kind": config.kind,
             "strategy": config.ask.strategy,

@@ -66,7 +66,7 @@ class InProcess:
         log.info("loading %s", name)
         revision = config.ask.revision if name == config.ask.model else None
         self.chat: TransformersChat = load(name, revision, device=config.device, dtype=config.ask.dtype)
-        self.name = name
+        self.name = f"{name}@{self.chat.revision[:12]}" if self.chat.revision else name
         self.sees = self.chat.sees
         self.batch_size = config.batch_size
         self._max_new_tokens = config.ask.max_new_tokens
