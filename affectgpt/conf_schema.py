@@ -137,6 +137,8 @@ class StageConfig:
     weight_decay: float = 0.05  # none on biases, norms and other vectors
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
     max_grad_norm: float = 1.0  # gradient clipping
+    packing: bool = True  # samples side by side in one row, nothing padded; false = padded to the longest of the batch
+    token_budget: int | None = 4096  # packing: tokens that go through the LLM at once; null = the whole batch
     gradient_checkpointing: bool = False  # trade compute for memory in the LLM
     tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights of description, labels, both
     langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,8 @@ def _train(
     if config.strategy.name == "zero3":
         assert to_deepspeed is not None
         distributed.partition_frozen(model.language_model, to_deepspeed, stage.batch_size, stage.accumulation)
+    # With ZeRO-3 all gradients belong into the backward pass, where every process gathers the same weights.
+    model.token_budget = None if config.strategy.name == "zero3" else stage.token_budget
         model.in_lockstep = True
     # Encoders only give states: no wrapper shall move, copy or split them. With a cache they are needed once.
     encoders = model.set_encoders_aside()
@@ -293,7 +296,7 @@ def _train(
         args=arguments,
         train_dataset=stream,
         eval_dataset=validation or None,
-        data_collator=processor.collate,
+        data_collator=partial(processor.collate, packed=stage.packing),
         callbacks=callbacks,
         processor=processor,
         schedule=schedule,

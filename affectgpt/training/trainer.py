@@ -76,7 +76,7 @@ class StageTrainer(Trainer):
     # Counting what goes through
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._seen.add(inputs["attention_mask"])
+        self._seen.add(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -84,6 +84,12 @@ class StageTrainer(Trainer):
                 "max_grad_norm, or train in float32"
             )
         return loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        found = super().get_batch_samples(*args, **kwargs)
+        self._seen.waited_s += time.perf_counter() - start
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -171,28 +177,39 @@ class StageTrainer(Trainer):
 
 
 class _Counts:
-    """Samples, tokens and padding since the last log line."""
+    """Samples, tokens, padding and waiting for data since the last log line.
+
+    Attributes:
+        waited_s: seconds in which the loop stood still for the loader.
+    """
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self._masks: list[tuple[int, int, torch.Tensor]] = []
+        self._masks: list[tuple[torch.Tensor | int, int, torch.Tensor | int]] = []
+        self.waited_s = 0.0
         self._since = time.perf_counter()
 
     def restart_clock(self) -> None:
         """Forget what was counted, so that a pause does not count as slow training."""
         self._reset()
 
-    def add(self, attention_mask: torch.Tensor) -> None:
-        # The sum stays on the device: reading it here would wait for the GPU at every step.
-        self._masks.append((attention_mask.shape[0], attention_mask.numel(), attention_mask.sum()))
+    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+        # Sums stay on the device: reading them here would wait for the GPU at every step.
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            self._masks.append((mask.shape[0], mask.numel(), mask.sum()))
+        else:  # packed: positions restart at 0 with each sample
+            places = batch["position_ids"]
+            self._masks.append(((places == 0).sum(), places.numel(), places.numel()))
 
     def rates(self, world_size: int) -> dict[str, float]:
         seconds = time.perf_counter() - self._since
-        samples = sum(count for count, _, _ in self._masks)
+        samples = sum(int(count) for count, _, _ in self._masks)
         positions = sum(count for _, count, _ in self._masks)
         tokens = sum(int(count) for _, _, count in self._masks)
+        waited_s = self.waited_s
         self._reset()
         if not samples:
             return {}
@@ -200,4 +217,5 @@ class _Counts:
             "samples_per_s": world_size * samples / seconds,
             "tokens_per_s": world_size * tokens / seconds,
             "padding_share": 1 - tokens / positions,
+            "data_wait_share": waited_s / seconds,
         }
