@@ -30,7 +30,7 @@ from affectgpt.mllm import Request
 from affectgpt.runtime import RunRecord, UserError, write_text_atomic
 from affectgpt.schema import BadSample, Prediction, Sample
 from affectgpt.zeroshot import prompts
-from affectgpt.zeroshot.systems import Answered, InProcess, Served, System
+from affectgpt.zeroshot.systems import Answered, InProcess, Served, System, read_answers
 
 log = logging.getLogger("affectgpt")
 
@@ -54,6 +54,7 @@ def run(config: ZeroShotConfig) -> int:
     folder = out.with_name(f"{out.name}.steps")
     record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=_manifests(config))
     models = _asked(config)
+    _name_strangers(models, {item.id for item in (*samples, *bad)})
     samples = _with_media(samples, config, bad)
     notes = {kind: _ask(kind, *who, samples, out, folder, config, bad) for kind, who in models.items()}
     is_merged = config.ask.strategy == "s2" or "whole" not in models
@@ -63,6 +64,13 @@ def run(config: ZeroShotConfig) -> int:
     report_bad(bad, folder)
     record.finish("finished", n=len(rows), n_without_labels=n_silent, n_bad=len(bad))
     return 3 if bad else 0
+
+
+def _name_strangers(models: Mapping[str, tuple[str, str | None]], known: set[str]) -> None:
+    """Warn of answers in files whose ids are no clips: most often those of another split or export."""
+    for name, base_url in models.values():
+        if base_url is None and name.endswith(".jsonl") and (strange := sorted(set(read_answers(Path(name))) - known)):
+            log.warning("%s: %d ids that are none of the clips, such as %r", name, len(strange), strange[0])
 
 
 def _with_media(samples: Sequence[Sample], config: ZeroShotConfig, bad: list[BadSample]) -> list[Sample]:
@@ -252,8 +260,6 @@ def ask_clips(
     if not samples:
         return
     system = make()
-    if isinstance(system, Answered) and (strange := sorted(set(system.texts) - {item.id for item in samples})):
-        log.warning("%s: %d ids that are no clip to ask about, such as %r", system.path, len(strange), strange[0])
     show = wanted(kind, config.ask.show, is_served=isinstance(system, Served))
     for start in range(0, len(samples), system.batch_size):
         looked: dict[str, tuple[tuple[str, ...], str | None, Request, dict[str, Any]]] = {}

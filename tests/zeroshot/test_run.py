@@ -206,13 +206,14 @@ def test_exported_questions_come_back_as_predictions(config, tmp_path):
     assert {(row.labels, row.model, row.strategy) for row in rows} == {(("happy", "proud"), "salmonn", "s1")}
 
 
-def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path):
+def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path, caplog):
     answers = answered(tmp_path, "a", {"clip9": "Emotions: sad", "stranger": "?"})
     with pytest.raises(ValueError, match=r"sample 'clip10': .*a\.jsonl holds no answer for it"):
         run(replace(config, model=answers))
     (tmp_path / "preds.jsonl").unlink(missing_ok=True)
     assert run(replace(config, model=answers, data=DataConfig(name="toy", on_bad="skip"))) == 3
     assert [row.id for row in read_predictions(config.out)] == ["clip9"]
+    assert "1 ids that are none of the clips, such as 'stranger'" in caplog.text
     listed = (tmp_path / "preds.jsonl.steps" / "bad_samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in listed] == ["clip10", "clip11"]
 
