@@ -99,11 +99,19 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    """One manifest, or a part of it."""
+    """One manifest, or one data set in the format in which it is published; or a part of either."""
 
-    manifest: str = "???"  # path of a .jsonl or .csv manifest; demo:coarse and demo:fine name the embedded corpus
+    manifest: str | None = None  # path of a .jsonl or .csv manifest; demo:coarse and demo:fine name the embedded corpus
+    format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
+    folder: str | None = None  # where a data set of that format lies; null = data.folder
+    options: dict[str, Any] = field(default_factory=dict)  # of the format: names of its tables and media folders
     split: str | None = None  # only rows with this split; null = all
+    split_file: str | None = None  # instead: only the names in this list (.txt, .csv), beside the data set
+    limit: int | None = None  # at most this many samples, a fixed choice by id; null = all
     weight: float = 1.0  # share of the draws relative to other sources
+    tasks: dict[str, float] = field(default_factory=dict)  # weights of this source's tasks; empty = stage.tasks
+    langs: dict[str, float] = field(default_factory=dict)  # weights of its answer languages; empty = stage.langs
+    candidates: list[str] = field(default_factory=list)  # task fixed: what to choose from; empty = all its labels
 
 
 @dataclass
@@ -111,9 +119,12 @@ class DataConfig:
     """Which samples each part of the work takes."""
 
     name: str = "???"  # short name, for tables and records
+    folder: str | None = None  # where the data sets of sources with a format lie
     coarse: list[SourceConfig] = field(default_factory=list)  # training data of stage coarse
     fine: list[SourceConfig] = field(default_factory=list)  # training data of stage fine
     test: list[SourceConfig] = field(default_factory=list)  # scored by eval.py; never used to choose anything
+    weights: str = "given"  # given = weights of sources as they are; proportional = times their number of samples
+    leak_check: str = "raise"  # training samples that are in the test set: raise, drop (left out, counted), warn or off
     on_bad: str = "raise"  # bad samples: raise stops, skip leaves them out, lists them and counts them
     backend: str = "pyav"  # video decoder: pyav, decord or torchcodec
     cache_features: bool = True  # keep the frozen encoders' states on disk and never compute them twice
@@ -140,7 +151,8 @@ class StageConfig:
     packing: bool = True  # samples side by side in one row, nothing padded; false = padded to the longest of the batch
     token_budget: int | None = 4096  # packing: tokens that go through the LLM at once; null = the whole batch
     gradient_checkpointing: bool = False  # trade compute for memory in the LLM
-    tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights of description, labels, both
+    tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights: description, labels, both, fixed
+    candidates: list[str] = field(default_factory=list)  # task fixed: the labels to choose from
     langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages
     modality_dropout: float = 0.0  # chance that a medium is hidden from an example; at least one stays
     subtitle_dropout: float = 0.0  # chance that the subtitle is hidden
@@ -213,6 +225,7 @@ class TrainConfig:
     resume: bool = False  # go on with the last unfinished run of this name
     seed: int = 42  # initialisation, data order, dropout
     device: str = "auto"  # auto, cpu or cuda
+    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
 
 
 @dataclass
@@ -240,6 +253,7 @@ class InferConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
     seed: int = 42  # only matters with do_sample
     device: str = "auto"  # auto, cpu or cuda
+    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
 
 
 @dataclass
@@ -295,6 +309,19 @@ class EvalConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
     seed: int = 42  # bootstrap
+    device: str = "auto"  # auto, cpu or cuda
+    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
+
+
+@dataclass
+class CacheConfig:
+    """python -m affectgpt.cache"""
+
+    model: ModelConfig = field(default_factory=ModelConfig)  # whose encoders
+    data: DataConfig = field(default_factory=DataConfig)  # whose clips: all of its sources
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+    engine: str = "processes"  # processes on this machine, or ray: a cluster that shares paths.cache
+    n_processes: int | None = None  # null = one a card, or one a core
     device: str = "auto"  # auto, cpu or cuda
 
 
@@ -358,3 +385,32 @@ class ZeroShotConfig:
     offline: bool = False  # servers: use kept answers only
     device: str = "auto"  # auto, cpu or cuda
     paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+
+
+@dataclass
+class ExportConfig:
+    """python -m affectgpt.export"""
+
+    checkpoint: str | None = None  # run or checkpoint folder, also as plain argument; null = the last complete run
+    out: str = "release"  # new folder for the whole model
+    merge_lora: bool = False  # true = add the adapters to the LLM's weights
+    dtype: str | None = None  # LLM precision: float32, bfloat16; null = as trained
+    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are
+
+
+@dataclass
+class PushConfig:
+    """python -m affectgpt.hub push"""
+
+    checkpoint: str | None = None  # run or checkpoint folder, also as plain argument; null = the last complete run
+    repo: str = "???"  # user/name on the hub
+    full: bool = False  # true = the whole model; false = trained tensors, base models by id
+    private: bool = False  # true = only you see the repository, if this makes it
+    dry_run: bool = False  # true = write the folder and push nothing
+    out: str | None = None  # folder of the release; null = release-<checkpoint> in the run
+    license: str | None = None  # licence of the release, as the hub names it; null = left out
+    merge_lora: bool = False  # full only: add the adapters to the LLM's weights
+    dtype: str | None = None  # full only: LLM precision
+    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are

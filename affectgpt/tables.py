@@ -92,7 +92,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for cells in reader:
             if len(cells) > len(columns):
                 raise TableError(
-                    f"{path}:{reader.line_num}: {len(cells)} cells under {len(columns)} columns; quote cells with commas"
+                    f"{path}:{reader.line_num}: {len(cells)} cells under {len(columns)} columns; quote commas"
                 )
             if cells:
                 cells += [""] * (len(columns) - len(cells))

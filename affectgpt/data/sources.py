@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from affectgpt.media import MediaError, probe
+from affectgpt.conf_schema import SourceConfig
+from affectgpt.data.facts import MediaFacts
+from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
+from affectgpt.data.splits import hold_out
+from affectgpt.media import MediaError
 from affectgpt.prompts import MODALITIES
-from affectgpt.schema import BadSample, Sample, check_id, read_samples, write_jsonl
+from affectgpt.schema import BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
+from affectgpt.tables import read_names
 
 log = logging.getLogger("affectgpt")
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
-SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
 
 Item = TypeVar("Item")
 
@@ -61,24 +62,6 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
     return samples
 
 
-def split_by_hash(sample_id: str, *, seed: int, share: float) -> bool:
-    """Whether `sample_id` belongs to the held-out part of expected size `share`: a seeded hash of the id alone.
-
-    Adding or removing other samples never moves one from one side to the other.
-    """
-    digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
-
-
-def hold_out(samples: Sequence[Sample], *, n: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into (rest, held out): the `n` samples with the smallest seeded hash of their id, both in file order."""
-    if not 0 <= n < len(samples):
-        raise ValueError(f"cannot hold out {n} of {len(samples)} samples")
-    ranked = sorted(samples, key=lambda sample: hashlib.sha256(f"{seed}:{sample.id}".encode()).digest())
-    chosen = {sample.id for sample in ranked[:n]}
-    return [item for item in samples if item.id not in chosen], [item for item in samples if item.id in chosen]
-
-
 def read_manifest(
     path: str | Path, *, split: str | None = None, on_bad: str = "raise"
 ) -> tuple[list[Sample], list[BadSample]]:
@@ -86,31 +69,99 @@ def read_manifest(
     samples, bad = read_samples(path, on_bad=on_bad)
     if split is None:
         return samples, bad
+    return _of_split(samples, split, str(path)), bad
+
+
+def _of_split(samples: Sequence[Sample], split: str, name: str) -> list[Sample]:
     chosen = [sample for sample in samples if sample.split == split]
     if not chosen:
         have = dict(Counter(sample.split for sample in samples))
-        raise ValueError(f"{path}: no sample has split {split!r}; the manifest holds {have}")
-    return chosen, bad
+        raise ValueError(f"{name}: no sample has split {split!r}; it holds {have}")
+    return chosen
 
 
-def probe_sample(sample: Sample) -> Sample:
+@dataclass(frozen=True)
+class SourceRows:
+    """What a source of conf/data holds: samples that are not probed yet, rows left out, and the files read."""
+
+    name: str
+    samples: list[Sample]
+    bad: list[BadSample]
+    files: list[Path]
+
+
+def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str = "raise") -> SourceRows:
+    """Read a manifest, or a data set in a published format, and keep the part that the source names.
+
+    Args:
+        folder: where the data set lies, for a source with a format that names no folder itself.
+
+    Raises:
+        ValueError: unknown format, missing files, an empty part, names of `split_file` that are not there; with
+            on_bad "raise" also any row that cannot be used.
+    """
+    if (source.manifest is None) == (source.format is None):
+        raise ValueError(
+            f"a data source names either a manifest, or a format with its folder; found manifest={source.manifest!r} "
+            f"and format={source.format!r}; see docs/data-sets.md"
+        )
+    if source.split is not None and source.split_file is not None:
+        raise ValueError(f"a data source takes split={source.split!r} or split_file={source.split_file!r}, not both")
+    if source.manifest is not None:
+        name, base, files = source.manifest, Path(source.manifest).parent, [Path(source.manifest)]
+        samples, bad = read_samples(source.manifest, on_bad=on_bad)
+    else:
+        assert source.format is not None
+        if (place := source.folder or folder) is None:
+            raise ValueError(f"format {source.format!r}: say where the data set lies: data.folder=/path/to/it")
+        name, base = f"{source.format} in {place}", Path(place).expanduser()
+        rows, files = read_format(source.format, base, source.options)
+        samples = [row for row in rows if isinstance(row, Sample)]
+        bad = [row for row in rows if isinstance(row, BadSample)]
+    if source.split_file is not None:
+        path = Path(source.split_file).expanduser()
+        path = path if path.is_absolute() else base / path
+        listed = set(read_names(path))
+        if gone := sorted(listed - {sample.id for sample in samples} - {row.id for row in bad}):
+            raise ValueError(f"{path}: {len(gone)} of {len(listed)} names are not in {name}, for example {gone[:3]}")
+        samples, bad = [item for item in samples if item.id in listed], [row for row in bad if row.id in listed]
+        files = [*files, path]
+    elif source.split is not None:
+        samples = _of_split(samples, source.split, name)
+    if bad and on_bad == "raise":
+        shown = "\n".join(f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:20])
+        more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise ManifestError(f"{shown}{more}\n{len(bad)} bad rows; mend them, or leave them out with on_bad=skip")
+    if source.limit is not None and source.limit < len(samples):
+        samples = hold_out(samples, n=source.limit, seed=0)[1]
+    return SourceRows(name, samples, bad, files)
+
+
+def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
     """Fill `modalities` with what the media really contain (headers only); a listed subset is respected.
+
+    Args:
+        facts: what is known of files already; None = look into each.
 
     Raises:
         MediaError: a file is missing or unreadable.
         ValueError: the manifest lists a modality that the media lack.
     """
+    facts = facts or MediaFacts()
     found: set[str] = set()
     if sample.video is not None:
-        info = probe(sample.video)
+        info = facts.info(sample.video)
         if info.has_video:
             found |= {"frames", "motion"}
         if info.has_audio:
             found.add("audio")
     if sample.audio is not None:
-        if not probe(sample.audio).has_audio:
+        if not facts.info(sample.audio).has_audio:
             raise ValueError(f"{sample.audio}: holds no sound, but sample {sample.id!r} names it as audio")
         found.add("audio")
+    if sample.face is not None:
+        facts.faces(sample.face)
+        found |= {"face", "face_motion"}
     if sample.modalities is not None:
         if lacking := [name for name in sample.modalities if name not in found]:
             raise ValueError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}")
@@ -132,7 +183,8 @@ def check_each(
     """Run `check` over `items` in threads, in order, with a progress bar.
 
     An item that fails with MediaError, OSError or ValueError is bad: with `on_bad="raise"` the first one stops the run
-    with its id, with "skip" it is left out and returned in the second list. Nothing takes its place.
+    with its id, with "skip" it is left out and returned in the second list. Nothing takes its place. `n_threads=0` is
+    for checks that are quicker than handing them to a thread.
     """
 
     def attempt(item: Item) -> Item | Exception:
@@ -147,9 +199,10 @@ def check_each(
 
     good: list[Item] = []
     bad: list[BadSample] = []
-    with ThreadPoolExecutor(n_threads) as pool:
+    with ThreadPoolExecutor(max(1, n_threads)) as pool:
         try:
-            bar = tqdm(pool.map(attempt, items), what, len(items), leave=False, delay=1, disable=not progress)
+            results = pool.map(attempt, items) if n_threads else map(attempt, items)
+            bar = tqdm(results, what, len(items), leave=False, delay=1, disable=not progress)
             for item, result in zip(items, bar, strict=True):
                 if isinstance(result, Exception):
                     bad.append(BadSample(name(item), where(item), str(result)))
@@ -161,16 +214,33 @@ def check_each(
     return good, bad
 
 
-def probe_samples(samples: Sequence[Sample], *, on_bad: str = "raise") -> tuple[list[Sample], list[BadSample]]:
-    """`probe_sample` for many; see `check_each` for the policy."""
-    return check_each(
-        samples,
-        probe_sample,
-        name=lambda sample: sample.id,
-        where=lambda sample: str(sample.video or sample.audio),
-        on_bad=on_bad,
-        what="probing media",
-    )
+def probe_samples(
+    samples: Sequence[Sample], *, on_bad: str = "raise", facts: MediaFacts | None = None
+) -> tuple[list[Sample], list[BadSample]]:
+    """`probe_sample` for many, in order; see `check_each` for the policy. New facts are saved."""
+    facts = facts or MediaFacts()
+    unknown = [sample for sample in samples if not all(facts.knows(path, fact) for path, fact in _files(sample))]
+
+    def check(todo: Sequence[Sample], **options: Any) -> tuple[list[Sample], list[BadSample]]:
+        return check_each(
+            todo,
+            lambda sample: probe_sample(sample, facts),
+            name=lambda sample: sample.id,
+            where=lambda sample: str(sample.video or sample.audio or sample.face),
+            what="probing media",
+            **options,
+        )
+
+    if unknown:  # opened in threads; what then is known of all of them is quicker to go through without
+        check(unknown, on_bad="skip", n_threads=4)
+    facts.save()
+    return check(samples, on_bad=on_bad, n_threads=0)
+
+
+def _files(sample: Sample) -> list[tuple[str, str]]:
+    """(path, fact) of what probing has to know."""
+    found = ((sample.video, "info"), (sample.audio, "info"), (sample.face, "faces"))
+    return [(path, fact) for path, fact in found if path is not None]
 
 
 def report_bad(bad: Iterable[BadSample], folder: Path) -> int:

@@ -1,14 +1,13 @@
 import pytest
 
 from affectgpt.data.sources import (
-    hold_out,
     probe_sample,
     probe_samples,
     read_manifest,
     report_bad,
     samples_from_paths,
-    split_by_hash,
 )
+from affectgpt.data.splits import hold_out, split_by_hash
 from affectgpt.schema import BadSample, Sample
 
 from .conftest import write_clip
@@ -115,5 +114,5 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text("id,video,split\na,a.mp4,train\nb,b.mp4,test\n")
     assert [sample.id for sample in read_manifest(path, split="test")[0]] == ["b"]
-    with pytest.raises(ValueError, match=r"no sample has split 'dev'; the manifest holds \{'train': 1, 'test': 1\}"):
+    with pytest.raises(ValueError, match=r"no sample has split 'dev'; it holds \{'train': 1, 'test': 1\}"):
         read_manifest(path, split="dev")

@@ -1,0 +1,126 @@
+"""What is known of media files, kept on disk so that a large data set is opened and hashed once, not at every start.
+
+A fact belongs to (path, size, time of last change): a file that has changed is looked at again. The file is JSON lines,
+`[path, size, mtime_ns, facts]`, appended to; where a path stands twice the later line counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from affectgpt.media import MediaInfo, MissingMedia, probe, probe_faces
+from affectgpt.runtime import sha256_of_file
+
+log = logging.getLogger("affectgpt")
+
+FILE = "media-facts.jsonl"
+
+
+class MediaFacts:
+    """Header facts and content hashes by file.
+
+    Args:
+        file: where facts are kept; None = in memory only. Read at the first question, written by `save`.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._known: dict[str, tuple[int, int, dict[str, Any]]] | None = None
+        self._changed: dict[str, None] = {}
+
+    def info(self, path: str) -> MediaInfo:
+        """`media.probe`, remembered; see there for the errors (which are not remembered)."""
+        facts = self._facts(path)
+        if "info" not in facts:
+            found = {key: value for key, value in asdict(probe(path)).items() if key != "path" and value is not None}
+            self._remember(path, facts, "info", found)
+        return MediaInfo(path, **{"duration_s": None, **facts["info"]})
+
+    def faces(self, path: str) -> tuple[int, int, int]:
+        """`media.probe_faces`, remembered."""
+        facts = self._facts(path)
+        if "faces" not in facts:
+            self._remember(path, facts, "faces", list(probe_faces(path)))
+        n, height, width = facts["faces"]
+        return n, height, width
+
+    def sha256(self, path: str) -> str:
+        """Content hash of the file, hex."""
+        facts = self._facts(path)
+        if "sha256" not in facts:
+            self._remember(path, facts, "sha256", sha256_of_file(path))
+        return facts["sha256"]
+
+    def knows(self, path: str, fact: str) -> bool:
+        """Whether `fact` ("info", "faces", "sha256") of the file as it is now needs no look into it."""
+        try:
+            return fact in self._facts(path)
+        except MissingMedia:
+            return False
+
+    def save(self) -> None:
+        """Append what is new; several processes may do so."""
+        if self._file is None or not self._changed or self._known is None:
+            return
+        rows = [[path, *self._known[path]] for path in self._changed]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._file}.lock"), self._file.open("ab+") as file:
+            if file.seek(0, os.SEEK_END) and not _ends_line(self._file):
+                file.write(b"\n")  # a killed process left half a line
+            file.write(text.encode("utf-8", "surrogateescape"))
+        self._changed = {}
+
+    def _facts(self, path: str) -> dict[str, Any]:
+        """The facts of the file as it is now; an empty dictionary is new."""
+        if self._known is None:
+            self._known = {} if self._file is None else _read(self._file)
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingMedia(f"{path}: no such file; check the path in the manifest, or the folder") from None
+        known = self._known.get(path)
+        if known is None or known[0] != status.st_size or known[1] != status.st_mtime_ns:
+            known = self._known[path] = (status.st_size, status.st_mtime_ns, {})
+        return known[2]
+
+    def _remember(self, path: str, facts: dict[str, Any], name: str, value: Any) -> None:
+        facts[name] = value
+        self._changed[path] = None
+
+
+@functools.cache
+def facts_in(cache: Path) -> MediaFacts:
+    """The facts kept in the folder `cache`: one object a process, so that the file is read once."""
+    return MediaFacts(cache / FILE)
+
+
+def _ends_line(file: Path) -> bool:
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
+
+
+def _read(file: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:
+    known: dict[str, tuple[int, int, dict[str, Any]]] = {}
+    n_damaged = 0
+    if not file.exists():
+        return known
+    with file.open(encoding="utf-8", errors="surrogateescape") as stream:
+        for line in stream:
+            try:
+                path, size, mtime_ns, facts = json.loads(line)
+                known[path] = (int(size), int(mtime_ns), dict(facts))
+            except (ValueError, TypeError):
+                n_damaged += 1
+    if n_damaged:
+        log.warning("%s: %d damaged lines are left out; those files are looked at again", file, n_damaged)
+    return known

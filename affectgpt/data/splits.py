@@ -1,0 +1,26 @@
+"""Seeded choices by id: which samples are held out. Nothing depends on the order of rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from affectgpt.schema import Sample
+
+
+def split_by_hash(sample_id: str, *, seed: int, share: float) -> bool:
+    """Whether `sample_id` belongs to the held-out part of expected size `share`: a seeded hash of the id alone.
+
+    Adding or removing other samples never moves one from one side to the other.
+    """
+    digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
+
+
+def hold_out(samples: Sequence[Sample], *, n: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split into (rest, held out): the `n` samples with the smallest seeded hash of their id, both in file order."""
+    if not 0 <= n < len(samples):
+        raise ValueError(f"cannot hold out {n} of {len(samples)} samples")
+    ranked = sorted(samples, key=lambda sample: hashlib.sha256(f"{seed}:{sample.id}".encode()).digest())
+    chosen = {sample.id for sample in ranked[:n]}
+    return [item for item in samples if item.id not in chosen], [item for item in samples if item.id in chosen]
