@@ -73,9 +73,10 @@ Part = tuple[list[Sample], float]
 class EncodeDraw:
     """Makes model inputs out of a draw; a class of its own so that loader processes can take it along."""
 
-    def __init__(self, processor: Any, reader: ClipReader) -> None:
+    def __init__(self, processor: Any, reader: ClipReader, candidates: Sequence[str] = ()) -> None:
         self._processor = processor
         self._reader = reader
+        self._candidates = tuple(candidates)  # of task "fixed"
 
     def __call__(self, draw: Draw) -> dict[str, torch.Tensor]:
         shown = self._processor.visible(draw.modalities)
@@ -83,10 +84,16 @@ class EncodeDraw:
             draw.sample,
             task=draw.task,
             lang=draw.lang,
+            candidates=self._candidates if draw.task == "fixed" else (),
             modalities=shown,
             with_subtitle=draw.with_subtitle,
             with_answer=True,
         )
+        if draw.task == "fixed" and answer.content not in self._candidates:
+            raise ValueError(
+                f"sample {draw.sample.id!r}: its label {answer.content!r} is none of stage.candidates "
+                f"{list(self._candidates)}; add it there, or leave the sample out"
+            )
         media = self._reader(draw.sample, shown).media
         return self._processor.encode([question], media, answer=answer.content)
 
@@ -256,7 +263,7 @@ def _train(
         modalities=model.modalities,
         length=total_steps * stage.batch_size * stage.accumulation * arguments.world_size,
         seed=config.seed,
-        encode=EncodeDraw(processor, reader),
+        encode=EncodeDraw(processor, reader, stage.candidates),
     )
     log.info(
         "%d training samples, %d held out for validation, %d bad; %d steps of %d samples",

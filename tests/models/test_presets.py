@@ -142,3 +142,21 @@ def check(written, composed, where: str) -> None:
             check(value, arrived, f"{where}.{key}")
         else:
             assert arrived == value, f"{where}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "stage", "values"),
+    [
+        ("affectgpt_v1", "coarse", {"trainable": ["projectors"], "learning_rate": 3e-5, "iterations_per_epoch": 1000}),
+        ("affectgpt_v2", "coarse", {"trainable": ["projectors", "lora"], "learning_rate": 1e-5, "epochs": 60}),
+        (
+            "emotion_llama",
+            "coarse",
+            {"min_learning_rate": 1e-6, "tasks": {"both": 0.0, "fixed": 0.5, "description": 0.5}},
+        ),
+        ("emotion_llama", "fine", {"trainable": ["projectors", "lora"], "learning_rate": 1e-6, "epochs": 30}),
+    ],
+)
+def test_a_preset_trains_by_its_own_recipe(preset, stage, values):
+    config = compose("train", [f"stage={stage}", f"model={preset}"]).stage
+    assert {name: getattr(config, name) for name in values} == values

@@ -1,0 +1,45 @@
+"""The task "fixed" in training: one of the stage's candidates is the answer."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from affectgpt.data.stream import Draw
+from affectgpt.schema import Sample
+from affectgpt.training.stages import EncodeDraw
+
+
+class Processor:
+    """Hands back what it would encode."""
+
+    def visible(self, modalities):
+        return tuple(name for name in modalities if name != "frames")
+
+    def encode(self, messages, media, answer):
+        return messages[0].content, sorted(media), answer
+
+
+def encode(task: str, candidates=("sad", "happy"), label: str = "sad"):
+    sample = Sample(id="v1", label=label, labels=("sad",), modalities=("audio", "frames"))
+    reader = lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown))  # noqa: E731
+    return EncodeDraw(Processor(), reader, candidates)(Draw(sample, task, "en", ("audio", "frames"), True))
+
+
+def test_the_question_lists_the_candidates_and_the_answer_is_the_label():
+    question, _, answer = encode("fixed")
+    assert "sad, happy" in question
+    assert answer == "sad"
+    assert "sad, happy" not in encode("labels")[0]
+
+
+def test_a_label_that_is_no_candidate_is_named():
+    with pytest.raises(
+        ValueError, match=r"sample 'v1': its label 'bored' is none of stage.candidates \['sad', 'happy'\]"
+    ):
+        encode("fixed", label="bored")
+
+
+def test_what_the_model_hides_is_neither_shown_nor_read():
+    question, media, _ = encode("labels")
+    assert question.startswith("<audio>\n")
+    assert media == ["audio"]
