@@ -33,6 +33,9 @@ _SCHEMAS = {
     "infer": conf_schema.InferConfig,
     "eval": conf_schema.EvalConfig,
     "plan": conf_schema.PlanConfig,
+    "export": conf_schema.ExportConfig,
+    "push": conf_schema.PushConfig,
+    "cache": conf_schema.CacheConfig,
     "zeroshot": conf_schema.ZeroShotConfig,
 }
 
@@ -72,6 +75,24 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
   python eval.py predictions=mine.jsonl references=test.csv   # anybody's predictions; loads no model
   python eval.py predictions=[a.jsonl,b.jsonl] references=test.csv compare=true       # paired test
   python eval.py benchmark=ovmerd_plus benchmark.folder=/data/mer predictions=mine.npz lexicon=/data/emotion_wheel""",
+    "cache": """Encode all clips of a data set ahead, or look after the cache of encoder states.
+
+  python -m affectgpt.cache model=affectgpt data=my_data                  # build; goes on where it was stopped
+  python -m affectgpt.cache model=affectgpt data=my_data engine=ray       # on a Ray cluster with shared storage
+  python -m affectgpt.cache ls
+  python -m affectgpt.cache verify repair=true
+  python -m affectgpt.cache gc max_gb=500 unused_days=30""",
+    "export": """Write a checkpoint as one full folder that needs no base models, and check it by reading it back.
+
+  python -m affectgpt.export runs/fine out=release
+  python -m affectgpt.export runs/fine out=release merge_lora=true dtype=bfloat16""",
+    "push": """Publish a checkpoint on the hub with a generated model card.
+
+  python -m affectgpt.hub push runs/fine repo=user/name dry_run=true       # write the folder, look at README.md
+  python -m affectgpt.hub push runs/fine repo=user/name                    # trained tensors; base models by id
+  python -m affectgpt.hub push runs/fine repo=user/name full=true private=true
+
+`python -m affectgpt.hub fetch model=affectgpt` downloads all base models of a preset.""",
     "plan": """Parameters, memory by part, operations and expected speed of a training run, before it is started.
 
   python -m affectgpt.plan model=affectgpt stage=coarse                    # one card: A100, H100, 24 GB
@@ -141,6 +162,58 @@ def evaluate() -> None:
     """Entry point of eval.py."""
     sys.argv[1:] = quote_texts(sys.argv[1:], conf_schema.EvalConfig)
     _run("eval", _evaluate)
+
+
+def cache() -> None:
+    """Entry point of python -m affectgpt.cache, for a build."""
+    _run("cache", _cache)
+
+
+def _cache(config: conf_schema.CacheConfig) -> int:
+    from affectgpt.cache import run_build
+
+    return run_build(config)
+
+
+def export() -> None:
+    """Entry point of python -m affectgpt.export."""
+
+    def run(config: conf_schema.ExportConfig) -> int:
+        from affectgpt.export import run_export
+
+        return run_export(config)
+
+    sys.exit(_guarded(run, options("export", sys.argv[1:], positional="checkpoint")))
+
+
+def hub(arguments: Sequence[str]) -> None:
+    """Entry point of python -m affectgpt.hub: fetch or push."""
+    verb, *rest = arguments or ["--help"]
+    if verb not in ("fetch", "push") or {"-h", "--help"} & set(rest):
+        print(help_text("push", conf_schema.PushConfig))
+        sys.exit(0 if {"-h", "--help"} & set(arguments) else 2)
+    from affectgpt import hub as verbs
+
+    if verb == "push":
+        sys.exit(_guarded(verbs.push, options("push", rest, positional="checkpoint")))
+    sys.exit(_guarded(lambda config: verbs.fetch_models(config.model), compose("train", rest)))
+
+
+def options(command: str, arguments: Sequence[str], positional: str) -> Any:
+    """The settings of a command without groups: `key=value` arguments, and plain ones for `positional`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    schema = _SCHEMAS[command]
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(command, schema))
+        sys.exit(0)
+    pairs = [argument if "=" in argument else f"{positional}={argument}" for argument in arguments]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(pairs)))
+    except OmegaConfBaseException as error:
+        print(f"error: {str(error).splitlines()[0]}; --help lists the settings", file=sys.stderr)
+        sys.exit(2)
 
 
 def plan() -> None:
@@ -381,6 +454,9 @@ def _guarded(task: Callable[[Any], int], config: Any) -> int:
     set_up_logging()
     for finding in known_mismatches():
         print(finding, file=sys.stderr)
+    hubbed = (conf_schema.TrainConfig, conf_schema.InferConfig, conf_schema.EvalConfig)
+    if isinstance(config, hubbed) and config.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
     try:
         return task(_resolved(config))
     except (UserError, ValueError, FileNotFoundError) as error:

@@ -22,6 +22,7 @@ from affectgpt.models import (
     ModelSpec,
     ProjectorSpec,
     SamplingSpec,
+    bases,
 )
 from affectgpt.models.checkpoint import load_trained
 from affectgpt.runtime import UserError, sha256_of_file
@@ -90,9 +91,8 @@ def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_fold
         for name, settings in processor.branches.items()
     }
     fingerprints = {name: [model.encoder_fingerprint(name), fed[name], backend] for name in model.modalities}
-    return ClipReader(
-        sampling, backend=backend, cache=FeatureCache(cache_folder / "features", fingerprints), encode=encode
-    )
+    cache = FeatureCache(cache_folder / "features", fingerprints, about=model.config.spec["encoders"])
+    return ClipReader(sampling, backend=backend, cache=cache, encode=encode)
 
 
 def _sampling(processor: Any) -> Sampling:
@@ -142,7 +142,8 @@ def load(
         base_models: where base models lie now ("llm" or a modality -> folder), if they moved since training.
     """
     quiet_libraries()
-    folder = checkpoint_to_use(runs, checkpoint)
+    published = None if checkpoint is None or (runs / checkpoint).exists() else bases.release(checkpoint)
+    folder = published or checkpoint_to_use(runs, checkpoint)
     log.info("checkpoint %s", folder)
     if (folder / TRAINED_MANIFEST).is_file():
         model, processor = load_trained(
@@ -156,5 +157,5 @@ def load(
     model.to(torch_device(device))
     model.eval()
     weights = next(iter(sorted(folder.glob("*.safetensors"))))
-    name = f"{folder.resolve().parent.name}/{folder.name}"
+    name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
     return LoadedModel(folder, name, model, processor, sha256_of_file(weights))

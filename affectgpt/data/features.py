@@ -43,12 +43,14 @@ class FeatureCache:
         folder: shared by all runs.
         fingerprints: what decides each modality's states beside the file: the encoder (weights, layers, pooling,
             precision), sampling and preprocessing.
+        about: the same for people: what is written beside each modality's states.
     """
 
-    def __init__(self, folder: Path, fingerprints: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprints: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
         self._stores = {
             name: StateStore(
-                folder / name / stable_hash([FORMAT, fingerprint])[:16], {"format": FORMAT, "made_by": fingerprint}
+                folder / name / stable_hash([FORMAT, fingerprint])[:16],
+                {"format": FORMAT, "encoder": (about or {}).get(name), "made_by": fingerprint},
             )
             for name, fingerprint in fingerprints.items()
         }
@@ -119,7 +121,13 @@ class ClipReader:
             self._cache.write(name, self._sha256(sample, name), states, clip.facts[name])
 
     def prepare(
-        self, samples: Sequence[Sample], modalities: Sequence[str], *, on_bad: str, what: str = "reading clips"
+        self,
+        samples: Sequence[Sample],
+        modalities: Sequence[str],
+        *,
+        on_bad: str,
+        what: str = "reading clips",
+        progress: bool = True,
     ) -> tuple[list[Sample], list[BadSample]]:
         """Go once over all samples before training: fill the cache, or only decode, so that bad media show up now.
 
@@ -150,6 +158,7 @@ class ClipReader:
             on_bad=on_bad,
             what=what,
             n_threads=2,
+            progress=progress,
         )
 
     def _sha256(self, sample: Sample, modality: str) -> str:

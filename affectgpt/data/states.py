@@ -117,6 +117,9 @@ class StateStore:
         """States [T, E], mapped from disk, and facts; None if there are none, or (with a warning) damaged ones."""
         if sha256 not in self:
             return None
+        if not self._maps:
+            with suppress(OSError):  # a cache on read-only storage has no last use
+                os.utime(self.folder / ABOUT)
         key = bytes.fromhex(sha256)
         shard, record = self._entries[key]
         buffer = self._map(shard, int(record["offset"]) + int(record["n_bytes"]) + int(record["facts_bytes"]))
@@ -188,6 +191,12 @@ class StateStore:
         if sound:
             self._checked.add(key)
         return sound
+
+    @property
+    def last_used_s(self) -> float:
+        """When a process last began to read or write here, in seconds since 1970."""
+        path = self.folder / ABOUT
+        return path.stat().st_mtime if path.exists() else 0.0
 
     # ---- care --------------------------------------------------------------------------------------------------------
 

@@ -157,25 +157,27 @@ class ModelSpec:
 
 
 def build(
-    spec: ModelSpec, *, load_encoders: bool = True
+    spec: ModelSpec, *, load_encoders: bool = True, load_llm: bool = True
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
     """Assemble model and processor from their base models.
 
     Args:
         load_encoders: False leaves the encoders' weights on disk, for training from cached states.
+        load_llm: False leaves the LLM's there, for work with encoders alone.
 
     Raises:
         FileNotFoundError: a base model is not there; names which.
         ValueError: a base model does not fit what the spec asks of it.
     """
     spec, fingerprints = _pin(spec)
+    bases.fetch_all(spec, load_encoders)
     # transformers draws weights before it replaces them by those of a file; later draws must not depend on how many.
     with torch.random.fork_rng(devices=[]):
-        return _assemble(spec, fingerprints, load_encoders)
+        return _assemble(spec, fingerprints, load_encoders, load_llm)
 
 
 def _assemble(
-    spec: ModelSpec, fingerprints: Mapping[str, str], load_encoders: bool
+    spec: ModelSpec, fingerprints: Mapping[str, str], load_encoders: bool, load_llm: bool
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
     text_config = AutoConfig.from_pretrained(spec.llm, revision=spec.llm_revision)
     branches, settings, n_states, loaded = {}, {}, {}, {}
@@ -205,8 +207,14 @@ def _assemble(
         base_fingerprints=fingerprints,
         dtype=dtype,
     )
-    packing = quantize.loading_options(spec.llm_quantization, dtype)
-    language_model = AutoModelForCausalLM.from_pretrained(spec.llm, revision=spec.llm_revision, dtype=dtype, **packing)
+    if load_llm:
+        packing = quantize.loading_options(spec.llm_quantization, dtype)
+        language_model = AutoModelForCausalLM.from_pretrained(
+            spec.llm, revision=spec.llm_revision, dtype=dtype, **packing
+        )
+    else:
+        with torch.device("meta"):
+            language_model = AutoModelForCausalLM.from_config(text_config, dtype=dtype)
     model = AffectGPTForConditionalGeneration(config, language_model=language_model, encoders=loaded)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     inside = [token for token in processor.placeholder_token_ids.values() if token < vocabulary]
