@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WHOLE_BYTES = 64 << 20  # weight files up to this size are hashed in full
 _CHUNK_BYTES, _N_CHUNKS = 1 << 16, 64
 
@@ -30,8 +35,122 @@ def resolve(name: str, what: str, revision: str | None = None) -> Path | None:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
     except (OSError, ValueError) as error:
+        raise _unavailable(name, what, revision, ["config.json"], error) from error
+
+
+def fetch(name: str, what: str, revision: str | None = None) -> Path:
+    """The folder of a hub model with its configuration, weights and tokenizer, downloaded unless the cache has them.
+
+    Of two formats of the weights only safetensors are taken. Raises FileNotFoundError that names the missing files and
+    the command that fetches them: offline, without a network, or where the hub refuses.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    failure: Exception | None = None
+    try:
+        info = HfApi().model_info(name, revision=revision)
+        wanted = wanted_files([file.rfilename for file in info.siblings or []])
+        folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted))
+    except (OSError, ValueError, OfflineModeIsEnabled) as error:
+        failure = error
+        try:
+            folder = Path(
+                snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=["config.json"])
+            )
+        except (OSError, ValueError):
+            raise _unavailable(name, what, revision, ["config.json"], error) from error
+    if missing := missing_files(folder, with_tokenizer=what == "llm"):
+        raise _unavailable(name, what, revision, missing, failure) from failure
+    return folder
+
+
+def fetch_all(spec: Any, with_encoders: bool = True) -> None:
+    """`fetch` every base model of a `ModelSpec` that is no local folder."""
+    models = {"llm": (spec.llm, spec.llm_revision)}
+    if with_encoders:
+        models |= {what: (encoder.name, encoder.revision) for what, encoder in spec.encoders.items()}
+    for what, (name, revision) in models.items():
+        if not name.startswith("timm:") and not is_local(name):
+            fetch(name, what, revision)
+
+
+def wanted_files(files: Iterable[str]) -> list[str]:
+    """Of a model repository's files those that transformers reads: settings, tokenizer, and one format of the weights.
+
+    >>> wanted_files(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx", "README.md"])
+    ['config.json', 'model.safetensors']
+    """
+    top = [file for file in files if "/" not in file]
+    texts = [file for file in top if any(fnmatch(file, pattern) for pattern in _TEXT_FILES)]
+    weights = [file for file in top if fnmatch(file, "model*.safetensors")]
+    return texts + (weights or [file for file in top if fnmatch(file, "pytorch_model*.bin")])
+
+
+def missing_files(folder: Path, with_tokenizer: bool = False) -> list[str]:
+    """What a model folder lacks to be loaded: configuration, each shard that an index lists, a tokenizer."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    indices = [folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"]
+    if index := next((path for path in indices if path.is_file()), None):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+    elif not any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
+        missing.append("model.safetensors")
+    if with_tokenizer and not any((folder / f"{file}").is_file() for file in _TOKENIZERS):
+        missing.append("tokenizer.json")
+    return missing
+
+
+def _unavailable(
+    name: str, what: str, revision: str | None, missing: list[str], error: Exception | None
+) -> FileNotFoundError:
+    """Why a hub model is not there, and the command that brings it."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    at = f" at revision {revision}" if revision else ""
+    told = f"{what}: base model {name!r}{at}"
+    if isinstance(error, GatedRepoError):
+        page = f"{constants.ENDPOINT}/{name}"
+        return FileNotFoundError(f"{told} is given on request only: ask at {page}, then run `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"{told} is neither a folder here nor a model that the hub gives; mend the name, "
+            "or run `hf auth login` if it is private"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return FileNotFoundError(f"{told}: the hub has the model, but no such revision; its commits stand on its page")
+    if constants.HF_HUB_OFFLINE:
+        reason = "offline mode is on (HF_HUB_OFFLINE)"
+    elif error is None:
+        reason = f"the hub {constants.ENDPOINT} does not list them"
+    else:
+        reason = f"the hub {constants.ENDPOINT} did not answer ({type(error).__name__})"
+    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    return FileNotFoundError(
+        f"{told} is not whole in the cache {constants.HF_HUB_CACHE}: {', '.join(missing)} missing, and {reason}; "
+        f"where there is a network run `{command}`, or `python -m affectgpt.hub fetch model=...` for all base models "
+        "of a preset"
+    )
+
+
+def release(name: str) -> Path | None:
+    """The downloaded folder of a published checkpoint `user/name` or `user/name@revision`; None if `name` is no hub id.
+
+    Raises FileNotFoundError with the command that fetches it, if neither the hub nor the cache give it.
+    """
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1 or not _HUB_ID.fullmatch(repo) or Path(name).exists():
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision or None))
+    except (OSError, ValueError) as error:
+        command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
         raise FileNotFoundError(
-            f"{what}: base model {name!r} is neither a folder here nor a model that the hub gives ({error})"
+            f"checkpoint {name!r} is no folder here, and the hub did not give it ({type(error).__name__}); "
+            f"where there is a network run `{command}`"
         ) from error
 
 
