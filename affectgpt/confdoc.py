@@ -63,7 +63,7 @@ def document() -> str:
     ]
     classes = [item for item in vars(conf_schema).values() if isinstance(item, type)]
     schemas = [item for item in classes if dataclasses.is_dataclass(item)]
-    commands = ("TrainConfig", "InferConfig", "EvalConfig", "PlanConfig")
+    commands = ("TrainConfig", "InferConfig", "EvalConfig", "PlanConfig", "ZeroShotConfig")
     for schema in sorted(schemas, key=lambda item: item.__name__ not in commands):
         title = (inspect.getdoc(schema) or schema.__name__).rstrip(".")
         heading = f"`{title}`" if schema.__name__ in commands else schema.__name__.removesuffix("Config")

@@ -218,6 +218,16 @@ def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path,
     assert [json.loads(line)["id"] for line in listed] == ["clip10", "clip11"]
 
 
+def test_a_clip_of_which_half_a_pair_could_not_be_had_is_left_out_and_a_silent_one_is_not(config, tmp_path):
+    heard = answered(tmp_path, "heard", {"clip9": "A calm voice.", "clip10": "A loud voice."})
+    seen = answered(tmp_path, "seen", {"clip9": "A smile.", "clip11": "A frown."})
+    skipping = replace(config, data=DataConfig(name="toy", on_bad="skip"))
+    with ChatServer(lambda body: "Emotions: calm") as server:
+        pair = {"audio_model": heard, "video_model": seen, "merge_model": "merger", "merge_base_url": server.url}
+        assert run(replace(skipping, strategy="s0", **pair)) == 3
+    assert [row.id for row in read_predictions(config.out)] == ["clip9", "clip11"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
