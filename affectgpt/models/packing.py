@@ -427,8 +427,9 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, eps):  # type: ignore[no-untyped-def]
-        square = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        inverse = square.div_(states.shape[-1]).add_(eps).rsqrt_()  # [T, 1] fp32
+        wide = torch.promote_types(states.dtype, torch.float32)
+        square = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=wide).square_()
+        inverse = square.div_(states.shape[-1]).add_(eps).rsqrt_()  # [T, 1]
         ctx.save_for_backward(states, weight, inverse)
         # As transformers rounds: to the states' precision before the weight.
         return (states * inverse).to(states.dtype).mul_(weight)
@@ -437,7 +438,7 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         states, weight, inverse = ctx.saved_tensors
         weighted = grad * weight
-        dot = (weighted * states).sum(dim=-1, keepdim=True, dtype=torch.float32)
+        dot = (weighted * states).sum(dim=-1, keepdim=True, dtype=inverse.dtype)
         slope = dot.mul_(inverse**3).div_(-states.shape[-1])  # [T, 1]
         return (weighted * inverse).addcmul_(states, slope).to(states.dtype), None, None
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import TrainerControl
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from affectgpt.conf_schema import LoraConfig, ProjectorConfig, SourceConfig
+from affectgpt.models import packing
 from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runtime import RunRecord, UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
@@ -74,7 +74,9 @@ def test_metrics_hold_loss_rate_norm_speed_padding_and_validation(finished):
     rows = metrics(finished[1])
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
-    assert {"learning_rate", "grad_norm", "samples_per_s", "tokens_per_s", "padding_share"} <= steps[0].keys()
+    assert {"learning_rate", "grad_norm", "samples_per_s", "tokens_per_s", "padding_share", "data_wait_share"} <= steps[
+        0
+    ].keys()
     assert [row["step"] for row in rows if "eval_f_s" in row] == [3, 6]
     assert all(row["eval_n"] == 2 for row in rows if "eval_n" in row)
 
@@ -175,8 +177,8 @@ def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_
     finished, tmp_path, monkeypatch
 ):
     calls = []
-    forward = LlamaMLP.forward
-    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: calls.append(torch.is_grad_enabled()) or forward(self, x))
+    block = packing._layer
+    monkeypatch.setattr(packing, "_layer", lambda *args: calls.append(args[0]) or block(*args))
     counts, weights_of = {}, {}
     for checkpointing in (False, True):
         config = in_folder(finished[0], tmp_path / str(checkpointing))
