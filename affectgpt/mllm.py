@@ -150,7 +150,10 @@ class TransformersChat:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         if not self.sees:  # templates of text-only models take plain strings
             messages = [{"role": item["role"], "content": item["content"][-1]["text"]} for item in messages]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # Templates that know no thinking ignore the last setting.
+        return self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
 
     def encode(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Model inputs of requests that all show the same kinds of media, padded on the left."""

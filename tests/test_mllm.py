@@ -123,6 +123,19 @@ def test_a_text_only_model_answers_and_sees_nothing(tmp_path):
     assert chat.answer(requests, 4) == [chat.answer([item], 4)[0] for item in requests]
 
 
+def test_a_thinking_model_is_asked_to_answer_at_once(tmp_path):
+    chat = load(tiny.write_qwen3(tmp_path), device="cpu")
+    assert chat.render(Request("Hello")).endswith("<think>\n\n</think>\n\n")
+
+
+def test_pixels_and_sound_come_in_the_precision_of_the_model(tmp_path):
+    chat = load(tiny_chat.write_qwen2_5_omni(tmp_path), device="cpu", dtype="bfloat16")
+    moved = chat.move(chat.encode([asked(chat)]))
+    assert moved["pixel_values_videos"].dtype == moved["input_features"].dtype == torch.bfloat16
+    assert moved["video_second_per_grid"].tolist() == [1.0]  # two frames, half a second each
+    assert chat.answer([asked(chat)], 4)[0].n_new_tokens > 0
+
+
 def test_showing_what_a_model_cannot_see_is_an_error_that_names_it(seeing, hearing):
     with pytest.raises(UserError, match=r"llava_onevision\) takes no sound; it sees \['images'\]"):
         seeing.answer([Request("Hm?", sound=noise())])
