@@ -220,6 +220,8 @@ def _train(
     n_trainable = model.set_trainable(stage.trainable)
     if stage.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    # With ZeRO-3 all gradients belong into the backward pass, where every process gathers the same weights.
+    model.token_budget = None if config.strategy.name == "zero3" else stage.token_budget
     log.info("%s", trainable_table(model))
 
     device = torch_device(config.device)
@@ -227,8 +229,6 @@ def _train(
     if config.strategy.name == "zero3":
         assert to_deepspeed is not None
         distributed.partition_frozen(model.language_model, to_deepspeed, stage.batch_size, stage.accumulation)
-    # With ZeRO-3 all gradients belong into the backward pass, where every process gathers the same weights.
-    model.token_budget = None if config.strategy.name == "zero3" else stage.token_budget
         model.in_lockstep = True
     # Encoders only give states: no wrapper shall move, copy or split them. With a cache they are needed once.
     encoders = model.set_encoders_aside()
