@@ -97,7 +97,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
 
   python -m affectgpt.plan model=affectgpt stage=coarse                    # one card: A100, H100, 24 GB
   python -m affectgpt.plan model=affectgpt strategy=zero2 n_gpus=8 gpu=h100 stage.batch_size=8
-  python -m affectgpt.plan online=true packed=false                       # encoders in every step, padded
+  python -m affectgpt.plan online=true stage.packing=false                # encoders in every step, padded
   python -m affectgpt.plan stage.gradient_checkpointing=true json=true
 
 It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=... name files under conf/.""",

@@ -338,8 +338,7 @@ class PlanConfig:
     text_tokens: int = 170  # tokens of prompt and answer, without the soft ones
     answer_tokens: int = 100  # of them the answer, which alone gets logits
     online: bool = False  # true = encoders run in every step; false = their states come from the cache
-    packed: bool = True  # false = samples are padded to the longest of their batch
-    padding: float = 1.15  # padded length over mean length, if not packed
+    padding: float = 1.15  # padded length over mean length, if not stage.packing
     share: float = 0.5  # share of the card's peak that matrix products reach
     n_clips: int = 115595  # for the size of the cache and the time of one pass
     json: bool = False  # print JSON instead of tables

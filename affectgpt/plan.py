@@ -71,6 +71,7 @@ class Setup:
 
     Attributes:
         batch_size: samples on a card and step, before `accumulation`.
+        token_budget: packed tokens that go through the LLM at once; None = the whole batch.
         packed: no padding; else every sample is as long as `padding` times the mean.
         answer_logits: logits only where there are labels; else at all positions.
         loss_chunk: positions whose logits exist at once; None = all of them.
@@ -86,6 +87,7 @@ class Setup:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     checkpointing: bool = False
+    token_budget: int | None = None
     packed: bool = True
     padding: float = 1.15
     answer_logits: bool = True
@@ -153,11 +155,18 @@ def memory(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup)
         # DeepSpeed updates a flat fp32 copy of its share of the trained weights.
         else (ADAM_BYTES + (4 if sharded else 0)) * trained / (n if sharded else 1),
         "gradient buckets": buffers,
-        "LLM activations": setup.batch_size * activation_bytes(cost, setup),
+        "LLM activations": at_once(cost, setup) * activation_bytes(cost, setup),
         "projector activations": setup.batch_size * sum(part.kept_bytes for part in cost.projectors.values()),
         "logits": logit_bytes(cost, setup),
         "CUDA context": float(CONTEXT_BYTES),
     }
+
+
+def at_once(cost: SampleCost, setup: Setup) -> float:
+    """Samples whose activations are held together: the batch, or as much of it as the token budget lets through."""
+    if setup.token_budget is None:
+        return setup.batch_size
+    return min(float(setup.batch_size), max(1.0, setup.token_budget / setup.tokens(cost)))
 
 
 def activation_bytes(cost: SampleCost, setup: Setup) -> float:
@@ -172,7 +181,7 @@ def activation_bytes(cost: SampleCost, setup: Setup) -> float:
 
 
 def logit_bytes(cost: SampleCost, setup: Setup) -> float:
-    positions = setup.batch_size * setup.head_positions(cost)
+    positions = at_once(cost, setup) * setup.head_positions(cost)
     if setup.loss_chunk is not None:
         positions = min(positions, setup.loss_chunk)
     return positions * cost.vocab_size * LOGIT_BYTES[cost.llm_dtype]
@@ -253,9 +262,11 @@ def step_time(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Set
     held = memory(parts, n_linear, cost, replace(setup, strategy="single", n_gpus=1, offload_parameters=False))
     trained = sum(part.trainable for part in parts)
     weights = held["LLM weights"]
+    n_turns = setup.batch_size / at_once(cost, setup)  # each turn reads the weights again
     moved = (
-        weights * setup.n_passes
-        + 2 * (held["LLM activations"] + held["projector activations"] + held["logits"])  # written, then read
+        weights * setup.n_passes * n_turns
+        + 2 * n_turns * (held["LLM activations"] + held["logits"])  # written, then read
+        + 2 * held["projector activations"]
         + 28 * trained  # AdamW reads weight, gradient and two moments, and writes three of them
     )
     others = (setup.n_gpus - 1) / setup.n_gpus
@@ -294,18 +305,20 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     rows = []
     for card in cards:
         fits = {
-            name: largest_batch(parts, n_linear, cost, replace(setup, checkpointing=checkpointing), card)
+            name: largest_batch(
+                parts, n_linear, cost, replace(setup, checkpointing=checkpointing, token_budget=None), card
+            )
             for name, checkpointing in (("plain", False), ("checkpointing", True))
         }
         step = step_time(parts, n_linear, cost, setup, card)
         rate = setup.batch_size / step.seconds
-        fitting = fits["checkpointing" if setup.checkpointing else "plain"] >= setup.batch_size
+        needed = sum(memory(parts, n_linear, cost, setup).values())
         rows.append(
             {
                 **dataclasses.asdict(card),
                 "largest_batch": fits,
                 "largest_tokens": {name: int(n * setup.tokens(cost)) for name, n in fits.items()},
-                "fits": fitting,
+                "fits": needed <= card.memory_gib * GIB * (1 - FRAGMENTED),
                 "matmul_limit_samples_s": card.bf16_tflops * 1e12 / total_flops(cost, setup),
                 "samples_s": rate * setup.n_gpus,
                 "limited_by": step.limit,
@@ -313,7 +326,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
                 "pass_hours": config.n_clips / (rate * setup.n_gpus) / 3600,
             }
         )
-    published = replace(setup, online=True, packed=False, answer_logits=False, checkpointing=False)
+    published = replace(setup, online=True, packed=False, answer_logits=False, checkpointing=False, token_budget=None)
     return {
         "model": config.model.name,
         "stage": stage.name,
@@ -349,9 +362,11 @@ def setup_of(config: PlanConfig) -> Setup:
         offload_optimizer=strategy.offload_optimizer,
         offload_parameters=strategy.offload_parameters,
         checkpointing=stage.gradient_checkpointing,
-        packed=config.packed,
+        packed=stage.packing,
+        token_budget=stage.token_budget if stage.packing and strategy.name != "zero3" else None,
         padding=config.padding,
         online=config.online,
+        quantization=config.model.llm.quantization,
         share=config.share,
     )
 

@@ -179,6 +179,16 @@ def test_checkpointing_keeps_inputs_of_blocks_and_pays_with_a_forward_pass(publi
     assert again / plain == pytest.approx(1.5, rel=0.01)
 
 
+def test_a_token_budget_bounds_what_is_kept_and_reads_the_weights_once_a_turn(published):
+    cost = published[2]
+    whole = Setup(batch_size=32)
+    turns = replace(whole, token_budget=2 * cost.tokens)
+    kept = [memory(*published, setup)["LLM activations"] for setup in (whole, turns)]
+    assert kept[1] == pytest.approx(kept[0] / 16)
+    slow = [step_time(*published, setup, CARDS["a100"]).memory_s for setup in (whole, turns)]
+    assert slow[1] - slow[0] > 15 * 2 * 13e9 / 2039e9 * 0.9
+
+
 def test_the_largest_batch_fits_and_one_more_does_not(published):
     for setup in (Setup(), Setup(checkpointing=True, loss_chunk=2048), Setup(answer_logits=False)):
         for card in CARDS.values():
@@ -221,7 +231,9 @@ def test_local_folders_are_planned_from_their_own_configuration(small_plan):
 
 
 def test_the_text_fits_100_columns_and_names_every_part(small_plan):
-    text = text_of(make_plan(replace(small_plan, gpu=None, online=True, packed=False)))
+    text = text_of(
+        make_plan(replace(small_plan, gpu=None, online=True, stage=replace(small_plan.stage, packing=False)))
+    )
     assert max(map(len, text.splitlines())) <= 100
     for word in ("projectors.frames", "LLM activations", "a100", "h100", "rtx4090", "cached states", "23 tokens"):
         assert word in text
