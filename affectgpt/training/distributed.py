@@ -38,6 +38,7 @@ class Processes:
     """
 
     def __init__(self, strategy: StrategyConfig, device: torch.device) -> None:
+        _join_slurm_job()
         check_strategy(strategy, int(os.environ.get("WORLD_SIZE", "1")))
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self._group: Any = None
@@ -120,6 +121,15 @@ class Processes:
         """Until every process is here."""
         if self._group is not None:
             distributed.barrier(group=self._group)
+
+
+def _join_slurm_job() -> None:
+    """Set RANK, WORLD_SIZE, MASTER_ADDR ... from the job of several tasks that Hydra's submitit launcher made."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def _leave() -> None:

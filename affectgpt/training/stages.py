@@ -119,6 +119,11 @@ def run_stage(config: TrainConfig) -> StageResult:
 
     With a strategy of several processes each of them calls this; the first one writes the run folder.
     """
+    if config.strategy.name == "zero3" and config.model.llm.quantization:
+        raise UserError(
+            f"strategy=zero3 does not split a packed LLM (model.llm.quantization={config.model.llm.quantization}); "
+            "take strategy=ddp or zero2, or leave the quantization out"
+        )
     with Processes(config.strategy, torch_device(config.device)) as processes:
         if not processes.is_main:
             log.setLevel(logging.WARNING)
