@@ -150,10 +150,9 @@ class TransformersChat:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         if not self.sees:  # templates of text-only models take plain strings
             messages = [{"role": item["role"], "content": item["content"][-1]["text"]} for item in messages]
-        # Templates that know no thinking ignore the last setting.
-        return self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
+        knows_thinking = "enable_thinking" in str(self.processor.chat_template)
+        options = {"enable_thinking": False} if knows_thinking else {}
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
 
     def encode(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Model inputs of requests that all show the same kinds of media, padded on the left."""
