@@ -92,10 +92,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(checkpoint, base
 
 def test_the_command_exports_and_names_wrong_settings(checkpoint, tmp_path):
     command = [sys.executable, "-m", "affectgpt.export", str(checkpoint), f"out={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "read back with the same logits" in done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    wrong = subprocess.run([*command, "merge=true"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*command, "merge=true"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert wrong.returncode == 2
     assert "'merge'" in wrong.stderr

@@ -45,7 +45,7 @@ def run(hub: Hub, home: Path, *arguments: str, **environment: str) -> subprocess
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env=kept | settings | environment,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env=kept | settings | environment,
     )  # fmt: skip
 
 
