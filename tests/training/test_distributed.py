@@ -223,3 +223,22 @@ def test_shares_cover_all_items_once_and_equal_shares_are_equally_long():
     assert sorted(shares) == list("abcde")
     assert {len(share) for share in equal} == {2}
     assert {item for share in equal for item in share} == set("abcd")
+
+
+def test_the_slurm_launcher_composes_with_a_task_for_each_gpu():
+    pytest.importorskip("submitit", reason="needs the slurm extra")
+    command = [sys.executable, "train.py", "hydra/launcher=slurm", "strategy=ddp", "hydra.launcher.tasks_per_node=8"]
+    shown = subprocess.run(
+        [*command, "--cfg", "hydra", "-p", "hydra.launcher"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "SlurmLauncher" in shown.stdout
+    assert "gpus_per_node: 8" in shown.stdout or "gpus_per_node: ${.tasks_per_node}" in shown.stdout
+
+
+def test_a_packed_llm_is_not_split(base_models, manifest, tmp_path):
+    config = make_train_config(base_models, manifest, tmp_path)
+    config.strategy = StrategyConfig("zero3")
+    config.model.llm.quantization = "nf4"
+    with pytest.raises(UserError, match="zero3 does not split a packed LLM"):
+        run_stage(config)
