@@ -91,7 +91,7 @@ def build_corpus(
             (target / "clips" / name).mkdir(parents=True)
         jobs = [(scene, target / _clip(name, n)) for name, part in scenes.items() for n, scene in enumerate(part)]
         render = partial(render_clip, size_px=size_px)
-        for _ in tqdm(_map(render, jobs, n_processes), total=len(jobs), desc="rendering clips", unit="clip"):
+        for _ in tqdm(in_processes(render, jobs, n_processes), total=len(jobs), desc="rendering clips", unit="clip"):
             pass
         n_test = round(n_fine * TEST_SHARE)
         truth = []
@@ -195,7 +195,8 @@ def _with_defaults(parameters: dict[str, int]) -> dict[str, int]:
     return {**defaults, **parameters}
 
 
-def _map(function: Callable, jobs: list, n_processes: int | None) -> Iterator:
+def in_processes(function: Callable, jobs: list, n_processes: int | None = None) -> Iterator:
+    """`function` of each job, in order, by several processes; None = one per usable core."""
     n_processes = min(n_processes or n_cores(), max(1, len(jobs) // 8))
     if n_processes == 1:
         yield from map(function, jobs)

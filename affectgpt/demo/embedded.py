@@ -9,10 +9,12 @@ from affectgpt.demo.corpus import build_corpus, corpus_folder
 MANIFESTS = ("coarse", "fine")
 MODELS = ("hubert", "eva", "videomae", "llm")
 SECOND_LLM = "llm_qwen2"
+PRETRAINED = "projectors"
 
 
 def path_of(name: str, cache: Path) -> Path:
-    """The manifest or base-model folder called `name`, built below `cache` if it is not there yet.
+    """What is called `name`, built below `cache` if it is not there yet: a manifest, or a folder of a base model or of
+    pretrained projections.
 
     Raises:
         ValueError: there is no such name.
@@ -31,6 +33,11 @@ def path_of(name: str, cache: Path) -> Path:
         models = models_folder(cache / "demo")
         build_base_models(models)
         return models / name
-    raise ValueError(
-        f"demo:{name} is not part of the embedded default; expected one of {[*MANIFESTS, *MODELS, SECOND_LLM]}"
-    )
+    if name == PRETRAINED:
+        from affectgpt.demo.projectors import build_projectors, projectors_folder
+
+        folder = projectors_folder(cache / "demo")
+        build_projectors(folder, path_of("llm", cache).parent)
+        return folder
+    known = [*MANIFESTS, *MODELS, SECOND_LLM, PRETRAINED]
+    raise ValueError(f"demo:{name} is not part of the embedded default; expected one of {known}")

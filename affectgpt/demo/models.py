@@ -119,10 +119,10 @@ def build_base_models(
         n_processes = min(n_processes or n_cores(), len(jobs))
         if n_processes == 1:
             for job in jobs:
-                _in_one_thread(job)
+                in_one_thread(job)
         else:
             with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
-                list(pool.map(_in_one_thread, jobs))  # raises what a job raised
+                list(pool.map(in_one_thread, jobs))  # raises what a job raised
 
 
 def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) -> Path:
@@ -131,7 +131,7 @@ def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) 
     folder = cache / f"models-{stable_hash(parameters)[:12]}" / "llm_qwen2"
     with build_once(folder, parameters) as target:
         if target is not None:
-            _in_one_thread(partial(make_qwen2, target, seed=seed, n_steps=parameters["steps"]))
+            in_one_thread(partial(make_qwen2, target, seed=seed, n_steps=parameters["steps"]))
     return folder
 
 
@@ -139,7 +139,8 @@ def _parameters(seed: int, steps: Steps | None) -> dict[str, Any]:
     return {"code": CODE_VERSION, "seed": seed, "steps": asdict(steps or Steps())}
 
 
-def _in_one_thread(job: Callable[[], None]) -> None:
+def in_one_thread(job: Callable[[], None]) -> None:
+    """Run `job` with one thread of torch and leave the global generator as it was."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

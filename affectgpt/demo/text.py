@@ -383,6 +383,15 @@ def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
     return (" " if lang == "en" else "").join(parts)
 
 
+def gesture_words(name: str, rng: np.random.Generator) -> str:
+    """One of the English wordings of a gesture, without a degree.
+
+    >>> gesture_words("tilted head", np.random.default_rng(0))
+    'the head leans to one side'
+    """
+    return _GESTURES[name][rng.integers(2)].format("")
+
+
 def _clash_is_noted(clues: Clues) -> bool:
     """A contradiction is put into words only by who noted both of its sides."""
     feeling = clues.feeling

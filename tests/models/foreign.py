@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 EVA_WIDTH, QFORMER_WIDTH, SOUND_WIDTH, LLM_WIDTH = 48, 24, 32, 32  # the last two as in tiny.py
+EVA_MLP = 64
 N_QUERIES, N_FRAME_POSITIONS, N_SOUND_POSITIONS = 4, 32, 8
 State = dict[str, Tensor]
 
@@ -29,8 +30,9 @@ def eva(seed: int = 1, n_blocks: int = 39, side: int = 2, patch: int = 14) -> St
     """eva_vit_g.pth: a bare state dict; the published one has 16 x 16 patches."""
     draw, width = Draw(seed), EVA_WIDTH
     state = {
-        "cls_token": draw(1, 1, width) * 3,
-        "pos_embed": draw(1, side * side + 1, width) * 3,
+        # Large enough that the epsilon of ln_vision (1e-5 published, 1e-6 in transformers) does not show.
+        "cls_token": draw(1, 1, width) * 10,
+        "pos_embed": draw(1, side * side + 1, width) * 10,
         "patch_embed.proj.weight": draw(width, 3, patch, patch) * 0.3,
         "patch_embed.proj.bias": draw(width),
     }
@@ -40,7 +42,7 @@ def eva(seed: int = 1, n_blocks: int = 39, side: int = 2, patch: int = 14) -> St
         state[f"{block}.attn.q_bias"], state[f"{block}.attn.v_bias"] = draw(width), draw(width)
         state[f"{block}.attn.qkv.weight"] = draw(3 * width, width)
         state |= draw.linear(f"{block}.attn.proj", width, width) | draw.norm(f"{block}.norm2", width)
-        state |= draw.linear(f"{block}.mlp.fc1", width, 48) | draw.linear(f"{block}.mlp.fc2", 48, width)
+        state |= draw.linear(f"{block}.mlp.fc1", width, EVA_MLP) | draw.linear(f"{block}.mlp.fc2", EVA_MLP, width)
     return state
 
 

@@ -16,9 +16,15 @@ from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
 from affectgpt.models import convert as converting
 from affectgpt.models.configuration_affectgpt import EncoderConfig, ProjectorConfig
 from affectgpt.models.projectors import PreFusion, Projector
+from affectgpt.models.shapes import published_config
 from tests.models import foreign, reference, tiny
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 def save(state, path: Path, key: str | None = "model", **others) -> Path:
@@ -397,21 +403,23 @@ print(report['complete'], round(peak - start))
 # ---- published sizes
 
 
-def parameters_taken(state) -> tuple[int, int]:
-    """(parameters that would be written, parameters of the file) for tensors that take no memory."""
-    weights = converting.Weights(
-        Path("hollow.pth"),
-        {name: tuple(tensor.shape) for name, tensor in state.items()},
-        {name: tensor.dtype for name, tensor in state.items()},
-        state.__getitem__,
-    )
-    weights.__dict__["sha256"] = "none"  # there is no file
-    file = converting.recognise(weights)
-    outputs = converting.outputs_of([file])
-    assert not file.unexpected
+def written(*states) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that would be written for tensors that take no memory."""
+    files = []
+    for number, state in enumerate(states):
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        dtypes = {name: tensor.dtype for name, tensor in state.items()}
+        weights = converting.Weights(Path(f"hollow{number}.pth"), shapes, dtypes, state.__getitem__)
+        weights.__dict__["sha256"] = "none"  # there is no file
+        files.append(converting.recognise(weights))
+    outputs = converting.outputs_of(files)
+    assert not any(file.unexpected for file in files)
     assert all(output.is_complete for output in outputs)
-    sizes = (torch.Size(entry.shape).numel() for output in outputs for entry in output.entries)
-    return sum(sizes), sum(tensor.numel() for tensor in state.values())
+    return {entry.name: entry.shape for output in outputs for entry in output.entries}
+
+
+def n_parameters(shapes) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
 @pytest.fixture
@@ -425,12 +433,30 @@ def hollow(monkeypatch):
     return sizes
 
 
-def test_both_branches_of_video_llama_have_the_published_44959744_parameters(hollow, monkeypatch):
+def test_both_branches_of_video_llama_have_the_published_44959744_parameters(hollow):
     hollow(QFORMER_WIDTH=768, LLM_WIDTH=4096, N_QUERIES=32)
-    video, _ = parameters_taken(foreign.video_branch())
+    video = n_parameters(written(foreign.video_branch()))
     hollow(SOUND_WIDTH=1024, N_QUERIES=8)
-    audio, _ = parameters_taken(foreign.audio_branch())
-    assert video + audio == 44_959_744
+    assert video + n_parameters(written(foreign.audio_branch())) == 44_959_744
+
+
+def test_eva_and_blip2_in_published_sizes_become_the_image_side_of_the_published_blip2(hollow):
+    hollow(EVA_WIDTH=1408, EVA_MLP=6144, QFORMER_WIDTH=768, N_QUERIES=32)
+    shapes = written(foreign.eva(n_blocks=40, side=16), foreign.blip2())
+    config = published_config("Salesforce/blip2-opt-2.7b")
+    with torch.device("meta"):
+        parts = {
+            "vision_model": Blip2VisionModel(config.vision_config),
+            "qformer": Blip2QFormerModel(config.qformer_config),
+        }
+    expected = {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, model in parts.items()
+        for name, tensor in model.state_dict().items()
+    }
+    assert shapes == expected | {"query_tokens": (1, 32, 768)}
+    qformer = {name: shape for name, shape in shapes.items() if name.startswith("qformer.")}
+    assert n_parameters(qformer) == 105_137_664
 
 
 def test_an_affectgpt_run_of_2025_has_the_published_57168644_parameters(hollow, monkeypatch):
@@ -439,13 +465,13 @@ def test_an_affectgpt_run_of_2025_has_the_published_57168644_parameters(hollow, 
     targets = {f"self_attn.{name}": sizes for name, sizes in attention.items()}
     targets |= {"mlp.gate_proj": (3584, 18944), "mlp.up_proj": (3584, 18944), "mlp.down_proj": (18944, 3584)}
     monkeypatch.setattr(foreign.lora, "__defaults__", (28, 16, ".default"))
-    taken, whole = parameters_taken(foreign.affectgpt_2025(width=3584, targets=targets))
-    assert whole == 57_168_644
-    assert whole - taken == 768 * 3584 + 3584  # the projection of single images
+    state = foreign.affectgpt_2025(width=3584, targets=targets)
+    assert n_parameters({name: tensor.shape for name, tensor in state.items()}) == 57_168_644
+    of_single_images = 768 * 3584 + 3584
+    assert n_parameters(written(state)) == 57_168_644 - of_single_images
 
 
 def test_emotion_llama_has_the_published_74993664_parameters(hollow, monkeypatch):
     hollow(EVA_WIDTH=1408, HEARD_WIDTH=1024)
     monkeypatch.setattr(foreign.lora, "__defaults__", (32, 64, ".default"))
-    taken, _ = parameters_taken(foreign.emotion_llama(width=4096))
-    assert taken == 74_993_664
+    assert n_parameters(written(foreign.emotion_llama(width=4096))) == 74_993_664

@@ -1,0 +1,242 @@
+"""Pretrained projections of the embedded default (`demo:projectors`), for model=demo model.init=pretrained.
+
+What WebVid captions are to Video-LLaMA: many clips with plain captions, none of which names a feeling. People whom
+neither the corpus nor the encoders' training shows hold their head and gaze in some way, which is drawn at random, with
+a face at rest, and read a line in a voice that is drawn at random, too. The caption tells just that: "In the clip the
+gaze drops and the head tilts. The voice is high and fast." The projections learn to hand it to the frozen LLM.
+
+Hair, clothes and walls are not told: the small LLM has no words for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from affectgpt import prompts
+from affectgpt.demo.corpus import build_once, in_processes
+from affectgpt.demo.emotions import GESTURES, N_RESTING, RESTING_LEVEL, RESTING_UNITS
+from affectgpt.demo.face import render_face
+from affectgpt.demo.models import CODE_VERSION as MODELS_VERSION
+from affectgpt.demo.models import RATE_HZ, in_one_thread, train
+from affectgpt.demo.performance import Identity, Performance, Voice
+from affectgpt.demo.text import LINES, gesture_words
+from affectgpt.demo.voice import render_voice
+from affectgpt.media import Waveform
+from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build, trained_tensors
+from affectgpt.models.pretrained import PROJECTORS, PROJECTORS_JSON
+from affectgpt.runtime import sha256_of_file, stable_hash
+from affectgpt.schema import Sample
+
+CODE_VERSION = "1"
+"""Changes whenever the same parameters would give other projections."""
+
+PEOPLE = 5  # millions at which these people begin; the corpus has 2 and 3, the encoders' training 4
+N_HELD_OUT = 48
+POSES = ("lowered gaze", "averted gaze", "upward gaze", "bowed head", "raised chin", "tilted head", "turned head")
+VOICES = {"pitch": ("low", "", "high"), "loudness": ("quiet", "", "loud"), "rate": ("slow", "", "fast")}
+_SIZE_PX = 112
+_N_FRAMES, _N_MOTION_FRAMES = 8, 16
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The defaults take about two minutes on two cores."""
+
+    people: int = 400
+    steps: int = 200
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A clip without a feeling. `seen` and `heard` are clue words for captions; `spoken` is the subtitle."""
+
+    performance: Performance
+    seen: tuple[str, ...]
+    heard: tuple[str, ...]
+    spoken: str
+
+    def caption(self, modalities: tuple[str, ...], rng: np.random.Generator) -> str:
+        """What the shown modalities tell, in words of the EMER style.
+
+        >>> draw_clip(5_000_000, np.random.default_rng(0)).caption(("audio",), np.random.default_rng(0))
+        'The voice ...'
+        """
+        parts = []
+        if set(modalities) - {"audio"}:
+            words = [gesture_words(name, rng) for name in self.seen] or ["the face stays still"]
+            parts.append(f"In the clip {' and '.join(words)}.")
+        if "audio" in modalities:
+            parts.append(f"The voice is {' and '.join(self.heard)}." if self.heard else "The voice is even.")
+        return " ".join(parts)
+
+
+def projectors_folder(cache: str | os.PathLike[str], *, seed: int = 0, effort: Effort | None = None) -> Path:
+    """Where `build_projectors` with these parameters belongs below `cache`."""
+    return Path(cache) / f"projectors-{stable_hash(_parameters(seed, effort))[:12]}"
+
+
+def build_projectors(
+    folder: str | os.PathLike[str],
+    models: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    effort: Effort | None = None,
+) -> None:
+    """Train the projections of conf/model/demo.yaml on captions and write them in the form of a conversion.
+
+    Nothing happens if they are there already. The same arguments give the same weights on the same machine.
+
+    Args:
+        models: folder of the base models (`affectgpt.demo.models.build_base_models`).
+    """
+    with build_once(Path(folder), _parameters(seed, effort)) as target:
+        if target is not None:
+            in_one_thread(partial(make_projectors, target, Path(models), seed=seed, effort=effort or Effort()))
+
+
+def _parameters(seed: int, effort: Effort | None) -> dict[str, Any]:
+    return {"code": CODE_VERSION, "models": MODELS_VERSION, "seed": seed, "effort": asdict(effort or Effort())}
+
+
+def make_projectors(folder: Path, models: Path, *, seed: int, effort: Effort) -> None:
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, PEOPLE])
+    model, processor = build(demo_spec(models, seed))
+    model.set_trainable(["projectors"])
+    model.train()
+    first = (seed * 10 + PEOPLE) * 1_000_000
+    clips = [draw_clip(first + number, rng) for number in range(effort.people + N_HELD_OUT)]
+    media = tqdm(in_processes(media_of, clips), desc="drawing clips", unit="clip", total=len(clips), mininterval=1.0)
+    states = [encode(model, processor, each) for each in media]
+    held_out = range(effort.people, len(clips))
+
+    def batch_of(numbers: np.ndarray | range, rng: np.random.Generator, shown: tuple[str, ...] | None = None) -> Any:
+        rows = []
+        for number in numbers:
+            modalities = shown or _SHOWN[rng.choice(len(_SHOWN), p=_SHARES)]
+            sample = Sample(id="caption", subtitle=clips[number].spoken, description="", modalities=modalities)
+            (question,) = prompts.render(sample, task="description", modalities=modalities)
+            media = {name: states[number][name] for name in modalities}
+            rows.append(processor.encode([question], media, answer=clips[number].caption(modalities, rng)))
+        return processor.collate(rows)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            yield model(**batch_of(rng.integers(effort.people, size=effort.batch), rng)).loss
+
+    def held_out_loss() -> float:
+        model.eval()
+        with torch.no_grad():
+            loss = float(model(**batch_of(held_out, np.random.default_rng(seed), model.modalities)).loss)
+        model.train()
+        return round(loss, 4)
+
+    before = held_out_loss()
+    train("projections", [p for p in model.parameters() if p.requires_grad], losses(), effort.steps, rate=2e-3)
+    _save(folder, model, {"random": before, "pretrained": held_out_loss(), "clips": N_HELD_OUT})
+
+
+_SHOWN = (("audio", "frames", "motion"), ("audio",), ("frames",), ("motion",), ("audio", "frames"))
+_SHARES = (0.4, 0.15, 0.15, 0.15, 0.15)
+
+
+def demo_spec(models: Path, seed: int) -> ModelSpec:
+    """The model of conf/model/demo.yaml."""
+    encoders = {"audio": "hubert", "frames": "eva", "motion": "videomae"}
+    qformer = ProjectorSpec(n_queries=8, n_layers=2, hidden_size=128, n_heads=4)
+    return ModelSpec(
+        llm=str(models / "llm"),
+        encoders={name: EncoderSpec(str(models / folder)) for name, folder in encoders.items()},
+        projectors=dict.fromkeys(encoders, qformer),
+        sampling=SamplingSpec(_N_FRAMES, _N_MOTION_FRAMES, rate_hz=RATE_HZ, window_s=10.0, max_windows=3),
+        seed=seed,
+    )
+
+
+def draw_clip(person: int, rng: np.random.Generator) -> Captioned:
+    """Somebody with a face at rest who holds head and gaze in some way and reads a line aloud."""
+    duration_s = float(rng.uniform(2.0, 3.0))
+    own = np.random.default_rng((person, 3))
+    units = {
+        str(unit): ((0.0, float(own.uniform(*RESTING_LEVEL))),)
+        for unit in own.choice(RESTING_UNITS, N_RESTING, replace=False)
+    }
+    gazes, heads = (tuple(name for name in POSES if ("gaze" in name) == is_gaze) for is_gaze in (True, False))
+    seen = tuple(options[rng.integers(len(options))] for options in (gazes, heads) if rng.random() < 0.65)
+    side, onset_s = rng.choice((-1.0, 1.0)), float(rng.uniform(0.0, 0.4))
+    gaze, head = own.uniform(-0.05, 0.05, size=2), own.uniform(-3, 3, size=3)
+    gaze_end, head_end = gaze.copy(), head.copy()
+    for name in seen:
+        strength = rng.uniform(0.6, 1.1)
+        gaze_end += np.array([side, 1.0]) * GESTURES[name].gaze * strength
+        head_end += np.array([side, 1.0, side]) * GESTURES[name].head * strength
+
+    def held(start: float, end: float, limit: float) -> tuple[tuple[float, float], ...]:
+        return ((onset_s, float(start)), (onset_s + 0.3, float(np.clip(end, -limit, limit))))
+
+    degrees = {name: int(rng.integers(3)) for name in VOICES}
+    heard = tuple(VOICES[name][degree] for name, degree in degrees.items() if VOICES[name][degree])
+    voice = Voice(
+        pitch_ratio=((0.0, (0.78, 1.0, 1.32)[degrees["pitch"]] * float(rng.uniform(0.96, 1.04))),),
+        loudness_db=((0.0, (-8.0, 0.0, 7.0)[degrees["loudness"]] + float(rng.uniform(-1, 1))),),
+        syllable_rate_hz=(3.0, 4.2, 5.8)[degrees["rate"]] * float(rng.uniform(0.95, 1.05)),
+    )
+    lines = [english for situation in LINES.values() for english, _ in situation]
+    spoken = lines[rng.integers(len(lines))]
+    performance = Performance(
+        duration_s=duration_s,
+        identity=Identity(person),
+        action_units=units,
+        gaze=(held(gaze[0], gaze_end[0], 1.0), held(gaze[1], gaze_end[1], 1.0)),
+        head=(held(head[0], head_end[0], 25), held(head[1], head_end[1], 25), held(head[2], head_end[2], 25)),
+        voice=voice,
+        text=spoken,
+    )
+    return Captioned(performance, seen, heard, spoken)
+
+
+def media_of(clip: Captioned) -> dict[str, Any]:
+    """Sound, 8 frames and 16 motion frames of a clip, which no file holds."""
+    rate_hz = _N_MOTION_FRAMES / clip.performance.duration_s
+    film = render_face(clip.performance, size_px=_SIZE_PX, rate_hz=rate_hz)[:_N_MOTION_FRAMES]  # [16, H, W, 3]
+    samples = render_voice(clip.performance)
+    sound = Waveform(samples, RATE_HZ, len(samples) / RATE_HZ, RATE_HZ, 1)
+    return {"audio": sound, "frames": film[:: _N_MOTION_FRAMES // _N_FRAMES], "motion": film}
+
+
+def encode(model: Any, processor: Any, media: dict[str, Any]) -> dict[str, Tensor]:
+    """Encoder states of one clip."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in media.items():
+        tensors |= processor.media(name, value)
+    return model.encode(tensors)
+
+
+def _save(folder: Path, model: Any, losses: dict[str, Any]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in trained_tensors(model).items()}
+    save_file(tensors, folder / PROJECTORS)
+    source = {"file": "demo:projectors", "sha256": sha256_of_file(folder / PROJECTORS)}
+    described = {
+        "format": 1,
+        "llm_width": model.get_input_embeddings().weight.shape[1],
+        "branches": {
+            name: {"projector": asdict(model.config.projector(name)), "part": "captions of drawn people", **source}
+            for name in model.modalities
+        },
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "held_out_loss": losses,
+    }
+    (folder / PROJECTORS_JSON).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
