@@ -15,7 +15,7 @@ from tqdm import tqdm
 from affectgpt.conf_schema import BenchmarkConfig, EvalConfig, GenerateConfig, InferConfig, SourceConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
 from affectgpt.runtime import RunRecord, UserError
-from affectgpt.schema import BadSample, Prediction, Sample, to_json
+from affectgpt.schema import BadSample, Prediction, Sample, to_json, true_labels
 
 if TYPE_CHECKING:
     from affectgpt.loading import LoadedModel
@@ -118,16 +118,18 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
             raise UserError("give checkpoint= or predictions=, not both")
         return _score(config, files[0], Path(config.out) if config.out else files[0].parent)
 
-    from affectgpt.data.sources import probe_samples, read_manifest, report_bad
+    from affectgpt.data.facts import facts_in
+    from affectgpt.data.sources import probe_samples, read_source, report_bad
 
     loaded = _load(config, None)
     samples: list[Sample] = []
     bad: list[BadSample] = []
     for source in _reference_sources(config):
-        found, bad_rows = read_manifest(source.manifest, split=source.split, on_bad=config.data.on_bad)
-        usable, bad_media = probe_samples(found, on_bad=config.data.on_bad)
+        rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
+        facts = facts_in(Path(config.paths.cache))
+        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts)
         samples += usable
-        bad += bad_rows + bad_media
+        bad += rows.bad + bad_media
     out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
     file = out / "predictions.jsonl"
     settings = _settings(loaded, config)
@@ -141,8 +143,9 @@ def _score(config: EvalConfig, predictions: Path, out: Path) -> tuple[Report, Pa
     from affectgpt.metrics import evaluate, read_predictions
     from affectgpt.metrics.evaluate import strict_extras
 
-    rows, references = read_predictions(predictions), _references(config)
-    files = [predictions, *(Path(source.manifest) for source in _reference_sources(config))]
+    rows = read_predictions(predictions)
+    references, tables = _references(config)
+    files = [predictions, *tables]
     record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=files)
     extras: dict[str, Any] = {}
     if config.llm.model:
@@ -164,13 +167,22 @@ def prediction_files(config: EvalConfig) -> list[Path]:
     return [Path(item) for item in ([given] if isinstance(given, str) else given or [])]
 
 
-def _references(config: EvalConfig) -> dict[str, tuple[str, ...]]:
+def _references(config: EvalConfig) -> tuple[dict[str, tuple[str, ...]], list[Path]]:
+    """True labels by id, and the files they stand in."""
+    from affectgpt.data.sources import read_source
     from affectgpt.metrics import read_references
 
     references: dict[str, tuple[str, ...]] = {}
+    files: list[Path] = []
     for source in _reference_sources(config):
-        references |= read_references(source.manifest, split=source.split, lang=config.lang)
-    return references
+        if source.manifest is not None and source.split_file is None and source.limit is None:
+            references |= read_references(source.manifest, split=source.split, lang=config.lang)
+            files.append(Path(source.manifest))
+        else:
+            rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
+            references |= {sample.id: true_labels(sample, config.lang) for sample in rows.samples}
+            files += rows.files
+    return references, files
 
 
 def _compare(config: EvalConfig, files: list[Path]) -> int:
@@ -181,7 +193,7 @@ def _compare(config: EvalConfig, files: list[Path]) -> int:
     if len(files) < 2:
         raise UserError("compare=true needs two prediction files or more: predictions=[a.jsonl,b.jsonl]")
     out = Path(config.out) if config.out else files[0].parent
-    references = _references(config)
+    references, _ = _references(config)
     systems = {name: read_predictions(file) for name, file in named_after_files(files).items()}
     result = compare(systems, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
     print(result.table())

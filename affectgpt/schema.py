@@ -90,6 +90,12 @@ class Sample:
         return replace(self, lang=lang, translations={}, **texts)
 
 
+def true_labels(sample: Sample, lang: str = "en") -> tuple[str, ...]:
+    """What a prediction is scored against: the open-vocabulary labels, or the one-hot label where that is all."""
+    texts = sample.in_language(lang)
+    return texts.labels or ((texts.label,) if texts.label else ())
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model wrote about one sample: a row of predictions.jsonl.

@@ -206,7 +206,7 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
         return
     parts: dict[str, list[Sample]] = {}
     for name, sources in (("train", config.data.fine), ("test", config.data.test)):
-        parts[name] = [sample for samples, _ in read_sources(_whole(sources), config.data)[0] for sample in samples]
+        parts[name] = [sample for part in read_sources(_whole(sources), config.data)[0] for sample in part.samples]
     parts["whole"] = [*parts["train"], *parts["test"]]
     loaded = load(str(checkpoints[0]), run.parent, device=config.device)
     cache = Path(config.paths.cache) if config.data.cache_features else None

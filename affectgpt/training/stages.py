@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import yaml
 from transformers import TrainingArguments
 
 from affectgpt.conf_schema import DataConfig, SourceConfig, StageConfig, TrainConfig
+from affectgpt.data import leaks
+from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.features import ClipReader
-from affectgpt.data.sources import hold_out, probe_samples, read_manifest, report_bad
-from affectgpt.data.stream import Draw, Recipe, TrainingStream
+from affectgpt.data.sources import probe_samples, read_source, report_bad
+from affectgpt.data.splits import hold_out
+from affectgpt.data.stream import Draw, Part, Recipe, TrainingStream, weighted, with_texts
 from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
@@ -35,7 +38,7 @@ from affectgpt.runtime import (
     seed_everything,
     write_text_atomic,
 )
-from affectgpt.schema import BadSample, Prediction, Sample, write_jsonl
+from affectgpt.schema import BadSample, Prediction, Sample, true_labels, write_jsonl
 from affectgpt.training import distributed
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
 from affectgpt.training.checkpoints import BEST, checkpoint_to_start_from, complete_checkpoints
@@ -66,17 +69,12 @@ class StageResult:
     exit_code: int
 
 
-Part = tuple[list[Sample], float]
-"""Samples of one source, and its weight."""
-
-
 class EncodeDraw:
     """Makes model inputs out of a draw; a class of its own so that loader processes can take it along."""
 
-    def __init__(self, processor: Any, reader: ClipReader, candidates: Sequence[str] = ()) -> None:
+    def __init__(self, processor: Any, reader: ClipReader) -> None:
         self._processor = processor
         self._reader = reader
-        self._candidates = tuple(candidates)  # of task "fixed"
 
     def __call__(self, draw: Draw) -> dict[str, torch.Tensor]:
         shown = self._processor.visible(draw.modalities)
@@ -84,16 +82,11 @@ class EncodeDraw:
             draw.sample,
             task=draw.task,
             lang=draw.lang,
-            candidates=self._candidates if draw.task == "fixed" else (),
+            candidates=draw.candidates,
             modalities=shown,
             with_subtitle=draw.with_subtitle,
             with_answer=True,
         )
-        if draw.task == "fixed" and answer.content not in self._candidates:
-            raise ValueError(
-                f"sample {draw.sample.id!r}: its label {answer.content!r} is none of stage.candidates "
-                f"{list(self._candidates)}; add it there, or leave the sample out"
-            )
         media = self._reader(draw.sample, shown).media
         return self._processor.encode([question], media, answer=answer.content)
 
@@ -136,8 +129,8 @@ def _run_stage(config: TrainConfig, processes: Processes) -> StageResult:
     if not sources:
         raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
     # Mistakes in a manifest, missing files and a missing first stage shall show before there is a run folder.
-    parts, bad = processes.by_main(lambda: read_sources(sources, config.data))
-    run = processes.by_main(lambda: _open_run(config, sources, processes.world_size))
+    parts, bad = processes.by_main(lambda: _training_parts(config, sources))
+    run = processes.by_main(lambda: _open_run(config, parts, processes.world_size))
     log.info("run %s: stage %s, model %s, data %s", run.folder, stage.name, config.model.name, config.data.name)
     log.info("strategy %s: num_processes %d", config.strategy.name, processes.world_size)
     if run.resume_from is not None:
@@ -166,7 +159,7 @@ def _nothing(*arguments: object, **values: object) -> None:
     """What processes other than the first write."""
 
 
-def _open_run(config: TrainConfig, sources: Sequence[SourceConfig], n_processes: int) -> Run:
+def _open_run(config: TrainConfig, parts: Sequence[Part], n_processes: int) -> Run:
     stage = config.stage
     init_from = None
     pretrained.folder_of(config.model.init, config.model.init_from)  # a wrong one shall show before there is a run
@@ -179,7 +172,7 @@ def _open_run(config: TrainConfig, sources: Sequence[SourceConfig], n_processes:
             folder,
             kind=f"train {stage.name}",
             config=asdict(config),
-            inputs=[source.manifest for source in sources],
+            inputs=[file for part in parts for file in part.files],
             init_from=None if init_from is None else str(init_from),
             num_processes=n_processes,
         )
@@ -264,15 +257,15 @@ def _train(
     assert arguments.world_size == processes.world_size, "the Trainer counts other processes than were started"
     stream = TrainingStream(
         training,
-        Recipe(_positive(stage.tasks), _positive(stage.langs), stage.modality_dropout, stage.subtitle_dropout),
+        recipe_of(stage),
         modalities=model.modalities,
         length=total_steps * stage.batch_size * stage.accumulation * arguments.world_size,
         seed=config.seed,
-        encode=EncodeDraw(processor, reader, stage.candidates),
+        encode=EncodeDraw(processor, reader),
     )
     log.info(
         "%d training samples, %d held out for validation, %d bad; %d steps of %d samples",
-        sum(len(samples) for samples, _ in training),
+        sum(len(part.samples) for part in training),
         len(validation),
         len(bad),
         total_steps,
@@ -329,22 +322,48 @@ def _train(
     return {"loss": output.training_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
 
 
-def _positive(weights: Mapping[str, float]) -> dict[str, float]:
-    return {key: weight for key, weight in weights.items() if weight != 0}
+def recipe_of(stage: StageConfig) -> Recipe:
+    """What the stage asks for and shows."""
+    return Recipe(stage.tasks, stage.langs, stage.modality_dropout, stage.subtitle_dropout, tuple(stage.candidates))
 
 
-def read_sources(sources: Sequence[SourceConfig], data: DataConfig) -> tuple[list[Part], list[BadSample]]:
-    """Read the manifests and look at the headers of their media; [(samples, weight)] and what was left out."""
+def _training_parts(config: TrainConfig, sources: Sequence[SourceConfig]) -> tuple[list[Part], list[BadSample]]:
+    """The training data with the texts that the stage asks for, and without what the test set holds."""
+    facts = facts_in(Path(config.paths.cache))
+    parts, bad = read_sources(sources, config.data, facts=facts, recipe=recipe_of(config.stage))
+    parts, leaked = leaks.keep_apart(parts, config.data, facts)
+    return parts, [*bad, *leaked]
+
+
+def read_sources(
+    sources: Sequence[SourceConfig],
+    data: DataConfig,
+    *,
+    facts: MediaFacts | None = None,
+    recipe: Recipe | None = None,
+) -> tuple[list[Part], list[BadSample]]:
+    """Read the sources and look at the headers of their media; the parts, and what was left out.
+
+    Args:
+        recipe: if given, samples must have the texts that it (or their source) asks for.
+    """
     parts: list[Part] = []
     bad: list[BadSample] = []
     for source in sources:
-        samples, bad_rows = read_manifest(source.manifest, split=source.split, on_bad=data.on_bad)
-        samples, bad_media = probe_samples(samples, on_bad=data.on_bad)
-        bad += bad_rows + bad_media
+        rows = read_source(source, data.folder, on_bad=data.on_bad)
+        samples, bad_media = probe_samples(rows.samples, on_bad=data.on_bad, facts=facts)
+        bad += rows.bad + bad_media
+        files = tuple(str(file) for file in rows.files)
+        part = Part(samples, source.weight, source.tasks, source.langs, tuple(source.candidates), files)
+        if recipe is not None:
+            tasks, langs, candidates = part.asked(recipe)
+            samples, lacking = with_texts(samples, tasks, langs, candidates, on_bad=data.on_bad)
+            bad += lacking
+            part = replace(part, samples=samples, candidates=candidates)
         if not samples:
-            raise UserError(f"{source.manifest}: no usable sample is left of {len(bad)}")
-        parts.append((samples, source.weight))
-    return parts, bad
+            raise UserError(f"{rows.name}: no usable sample is left; the first of {len(bad)}: {bad[0].reason}")
+        parts.append(part)
+    return weighted(parts, data.weights), bad
 
 
 def prepare_training(
@@ -359,11 +378,12 @@ def prepare_training(
     """Encode the training data (with a cache; each process its share) and hold out the validation samples.
 
     Returns:
-        [(training samples, weight)], validation samples (out of the training data, never the test split), bad clips.
+        training parts, validation samples (out of the training data, never the test split), bad clips.
     """
     usable: list[Part] = []
     bad: list[BadSample] = []
-    for samples, weight in parts:
+    for part in parts:
+        samples = part.samples
         mine = processes.share(samples)
         left_out = processes.together(
             lambda mine=mine: reader.prepare(mine, modalities, on_bad=data.on_bad, what="encoding clips")[1]
@@ -374,9 +394,9 @@ def prepare_training(
         good = [sample for sample in samples if sample.id not in bad_ids]
         if not good:
             raise UserError(f"none of {len(samples)} clips can be decoded; the first: {bad[0].id!r}: {bad[0].reason}")
-        usable.append((good, weight))
+        usable.append(replace(part, samples=good))
     parts = usable
-    n_all = sum(len(samples) for samples, _ in parts)
+    n_all = sum(len(part.samples) for part in parts)
     if stage.n_validation >= n_all:
         raise UserError(
             f"stage.n_validation={stage.n_validation} would hold out all of {n_all} usable training samples; lower it "
@@ -384,10 +404,10 @@ def prepare_training(
         )
     validation: list[Sample] = []
     training: list[Part] = []
-    for samples, weight in parts:
-        share = round(stage.n_validation * len(samples) / n_all)
-        rest, held = hold_out(samples, n=share, seed=seed)
-        training.append((rest, weight))
+    for part in parts:
+        share = round(stage.n_validation * len(part.samples) / n_all)
+        rest, held = hold_out(part.samples, n=share, seed=seed)
+        training.append(replace(part, samples=rest))
         validation += held
     return training, validation, bad
 
@@ -440,7 +460,7 @@ def validation_scores(
     predictions: Sequence[Prediction], references: Sequence[Sample], lang: str = "en"
 ) -> dict[str, float]:
     """F_S, precision and recall (level-1 mean over the five wheels) with their denominators."""
-    truths = {sample.id: sample.in_language(lang).labels or () for sample in references}
+    truths = {sample.id: true_labels(sample, lang) for sample in references}
     report = evaluate(predictions, truths, n_bootstrap=0)
     return {
         "f_s": report.primary.f_score,

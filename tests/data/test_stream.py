@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from affectgpt.data.stream import Draw, Recipe, TrainingStream
+from affectgpt.data.stream import Draw, Part, Recipe, TrainingStream
 from affectgpt.schema import Sample
 
 MODALITIES = ("audio", "frames", "motion")
@@ -16,7 +16,8 @@ def samples(n, prefix="s", **values):
 
 
 def stream(sources, *, length=60, seed=1, recipe=RECIPE, modalities=MODALITIES):
-    return TrainingStream(sources, recipe, modalities=modalities, length=length, seed=seed, encode=lambda draw: draw)
+    parts = [Part(*source) if isinstance(source, tuple) else source for source in sources]
+    return TrainingStream(parts, recipe, modalities=modalities, length=length, seed=seed, encode=lambda draw: draw)
 
 
 def test_draw_n_depends_on_seed_and_n_alone():

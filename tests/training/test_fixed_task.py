@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from affectgpt.data.stream import Draw
+from affectgpt.data.stream import Part, Recipe, TrainingStream
 from affectgpt.schema import Sample
 from affectgpt.training.stages import EncodeDraw
 
@@ -22,7 +22,9 @@ class Processor:
 def encode(task: str, candidates=("sad", "happy"), label: str = "sad"):
     sample = Sample(id="v1", label=label, labels=("sad",), modalities=("audio", "frames"))
     reader = lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown))  # noqa: E731
-    return EncodeDraw(Processor(), reader, candidates)(Draw(sample, task, "en", ("audio", "frames"), True))
+    recipe = Recipe(tasks={task: 1.0}, langs={"en": 1.0}, candidates=candidates)
+    encoded = EncodeDraw(Processor(), reader)
+    return TrainingStream([Part([sample])], recipe, modalities=("audio", "frames"), length=1, seed=0, encode=encoded)[0]
 
 
 def test_the_question_lists_the_candidates_and_the_answer_is_the_label():
@@ -34,7 +36,7 @@ def test_the_question_lists_the_candidates_and_the_answer_is_the_label():
 
 def test_a_label_that_is_no_candidate_is_named():
     with pytest.raises(
-        ValueError, match=r"sample 'v1': its label 'bored' is none of stage.candidates \['sad', 'happy'\]"
+        ValueError, match=r"sample 'v1': its label 'bored' is none of the candidates \['sad', 'happy'\]"
     ):
         encode("fixed", label="bored")
 
