@@ -54,6 +54,7 @@ class Job:
 
 def run_build(config: CacheConfig) -> int:
     """Encode every clip of the data set; exit code 0, or 3 if clips were left out (listed in bad_samples.jsonl)."""
+    from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import report_bad
     from affectgpt.loading import model_spec, quiet_libraries, torch_device
     from affectgpt.training.stages import read_sources
@@ -63,8 +64,8 @@ def run_build(config: CacheConfig) -> int:
     sources: list[SourceConfig] = [*config.data.coarse, *config.data.fine, *config.data.test]
     if not sources:
         raise UserError(f"data {config.data.name!r} names no manifest; see conf/data")
-    parts, bad = read_sources(sources, config.data)
-    samples = list({(sample.video, sample.audio): sample for samples, _ in parts for sample in samples}.values())
+    parts, bad = read_sources(sources, config.data, facts=facts_in(Path(config.paths.cache)))
+    samples = list({(sample.video, sample.audio): sample for part in parts for sample in part.samples}.values())
     folder = Path(config.paths.cache)
     device = torch_device(config.device)
     job = Job(model_spec(config.model, seed=0), folder, config.data.backend, device.type)
