@@ -91,6 +91,16 @@ def test_the_qformer_tells_the_sources_and_their_times_apart():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_shorter_sample_is_a_longer_one_cut_by_the_mask(kind):
+    model = fusion(kind)
+    if kind == "qformer":
+        torch.nn.init.normal_(model.sequence.positions.embedding.weight)
+    mask = torch.tensor([[True, True, False, False]] * 2)
+    cut = (FACE[0][:, :2], mask[:, :2])
+    torch.testing.assert_close(model([cut, AUDIO], BOTH), model([(FACE[0], mask), AUDIO], BOTH))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_has_a_gradient_even_where_no_sample_has_a_modality(kind):
     model = fusion(kind)
     model([None, AUDIO], torch.tensor([[-1, 0], [-1, 1]])).sum().backward()
