@@ -37,9 +37,21 @@ _SCHEMAS = {
     "push": conf_schema.PushConfig,
     "cache": conf_schema.CacheConfig,
     "zeroshot": conf_schema.ZeroShotConfig,
+    "annotate": conf_schema.AnnotateConfig,
 }
 
 _USAGE = {
+    "annotate": """Describe and label clips: evidence, clues, descriptions and labels, each with where it came from.
+
+  python -m affectgpt.annotate videos/ out=emer_coarse/                       # local: no model, no server, no key
+  python -m affectgpt.annotate videos/ out=o annotator=openai annotator.model=... plan=true    # calls and cost
+  python -m affectgpt.annotate videos/ out=o annotator=vllm annotator.model=... annotator@audio=local
+  python -m affectgpt.annotate clips.csv out=o pipeline=merr openface=openface/ annotator=transformers ...
+  python -m affectgpt.annotate demo:coarse out=o limit=50                     # the embedded corpus
+
+Repeating the command goes on where it stopped and never repeats a call whose answer arrived.
+Exit code: 0 all complete, 3 some failed or dropped, 4 budget reached, 130 / 143 interrupted.
+Groups: pipeline=emer_coarse|emer|ov_merd|merr|s0|s1|s2, annotator=local|openai|vllm|transformers.""",
     "zeroshot": """Ask other multimodal models, without training, and write predictions.jsonl as infer.py does.
 
   python -m affectgpt.zeroshot model=Qwen/Qwen2.5-VL-7B-Instruct data=... strategy=s1 out=preds.jsonl
@@ -123,6 +135,22 @@ def zeroshot() -> None:
     """Entry point of python -m affectgpt.zeroshot."""
     sys.argv[1:] = quote_texts(words_of_zeroshot(sys.argv[1:]), conf_schema.ZeroShotConfig)
     _run("zeroshot", _zeroshot)
+
+
+def annotate() -> None:
+    """Entry point of python -m affectgpt.annotate; arguments without `=` are inputs."""
+    sys.argv[1:] = positional_to_overrides(quote_texts(sys.argv[1:], conf_schema.AnnotateConfig), "input")
+    _run("annotate", _annotate)
+
+
+def _annotate(config: conf_schema.AnnotateConfig) -> int:
+    from affectgpt.annotate.run import annotators_of, run
+
+    if config.transcriber or any(item.kind == "transformers" for item in annotators_of(config).values()):
+        from affectgpt.loading import quiet_libraries
+
+        quiet_libraries()
+    return run(config)
 
 
 def words_of_zeroshot(arguments: Sequence[str]) -> list[str]:

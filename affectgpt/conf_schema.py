@@ -413,3 +413,81 @@ class PushConfig:
     dtype: str | None = None  # full only: LLM precision
     base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
     paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are
+
+
+@dataclass
+class AnnotatorConfig:
+    """Who answers the questions of an annotation pipeline: annotator=..., a file of conf/annotator."""
+
+    kind: str = "local"  # local (no model), openai (any server of that protocol) or transformers (in this process)
+    model: str | None = None  # name that the server has, or a hub id or folder
+    base_url: str | None = None  # server, such as http://localhost:8000/v1; null = OpenAI's
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key; it is never written anywhere
+    sees: list[str] = field(default_factory=lambda: ["images"])  # what the model takes: images, sound
+    structured: str = "json_schema"  # how form is asked for: json_schema, json_object, prompt (words only), none (text)
+    temperature: float | None = 0.0  # null = not sent
+    max_tokens: int = 1024  # longest answer
+    max_tokens_name: str = "max_tokens"  # some models want max_completion_tokens
+    seed: int | None = None  # sent if set; another seed asks everything anew
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request
+    longest_px: int = 768  # frames are shrunk to this
+    concurrency: int = 8  # requests in flight
+    requests_per_min: float | None = None  # limit of your account; null = none
+    tokens_per_min: float | None = None  # limit of your account; null = none
+    max_retries: int = 6  # after 429, 5xx, time-outs and broken connections
+    backoff_s: float = 1.0  # first wait; doubles up to 60 s
+    timeout_s: float = 120.0  # for one attempt
+    price_in: float | None = None  # per million tokens, from your price list
+    price_out: float | None = None  # per million tokens, from your price list
+    tokens_per_image: int = 800  # only for estimates and tokens_per_min
+    tokens_per_second: float = 25.0  # of sound; only for estimates and tokens_per_min
+    revision: str | None = None  # transformers: hub revision
+    dtype: str = "auto"  # transformers: auto (as published), float32, bfloat16 or float16
+    device: str = "auto"  # transformers: auto, cpu or cuda
+    batch_size: int = 4  # transformers: questions answered together
+
+
+@dataclass
+class StepConfig:
+    """One step of an annotation pipeline."""
+
+    name: str = "???"  # its name in this pipeline
+    step: str = ""  # function of affectgpt.annotate.steps, or module:function; empty = the name
+    annotator: str = "text"  # who is asked: vision, audio or text
+    prompt: str | None = None  # prompt of affectgpt.annotate.prompts; null = the step's own
+    needs: list[str] = field(default_factory=list)  # steps whose results it takes
+    options: dict[str, Any] = field(default_factory=dict)  # such as n_frames
+
+
+@dataclass
+class PipelineConfig:
+    """An annotation pipeline: pipeline=..., a file of conf/pipeline."""
+
+    name: str = "???"  # short name
+    steps: list[StepConfig] = field(default_factory=list)  # in an order in which each comes after what it needs
+
+
+@dataclass
+class AnnotateConfig:
+    """python -m affectgpt.annotate"""
+
+    action: str = "run"  # run
+    input: list[str] = field(default_factory=list)  # a folder, media files or one manifest; plain arguments work too
+    out: str | None = None  # folder for records, answers and the manifest; the same folder goes on
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)  # pipeline=..., a file of conf/pipeline
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)  # annotator=..., a file of conf/annotator
+    vision: AnnotatorConfig | None = None  # annotator@vision=...: another one for pictures
+    audio: AnnotatorConfig | None = None  # annotator@audio=...: another one for sound
+    text: AnnotatorConfig | None = None  # annotator@text=...: another one for text
+    plan: bool = False  # print what would be called and at what cost; call nothing
+    budget: float | None = None  # what the folder's calls may cost in all, in the currency of the prices
+    lang: str = "en"  # en or zh: language of prompts and answers; step translate adds the other
+    transcriber: str | None = None  # Whisper-type model by hub id or folder, for clips without a subtitle
+    openface: str | None = None  # folder with OpenFace's <id>.csv
+    speaker: str | None = None  # regular expression whose first group is the speaker in an id: "^([^_]+)_"
+    split: str | None = None  # rows of a manifest with this split
+    limit: int | None = None  # only the first so many clips
+    workers: int | None = None  # clips worked on at once; null = by cores and concurrency
+    backend: str = "pyav"  # video decoder
+    fsync: bool = False  # answers and records also survive a power cut, not only a killed process
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept

@@ -204,6 +204,54 @@ def _byte_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
+class Store:
+    """The files of one output folder.
+
+        records.jsonl         one line a finished clip; the newest line of an id counts
+        store/answers.jsonl   every answer that a model gave, found by the hash of the whole call
+        store/failures.jsonl  what went wrong with which clip
+        store/hashes.jsonl    hashes of media files that were read
+        store/claims          locks, no data
+
+    Attributes:
+        cost, n_answers, tokens_in, tokens_out: of all answers in the folder, whoever asked for them.
+        by_call: (step, model) -> [answers, tokens in, tokens out].
+    """
+
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+        self.folder = folder
+        self.cost, self.n_answers, self.tokens_in, self.tokens_out, self.n_uncounted = 0.0, 0, 0, 0, 0
+        self.by_call: dict[tuple[str, str], list[int]] = {}
+        self.answers = Log(folder / "store" / "answers.jsonl", name=_call_of, on_row=self._count, fsync=fsync)
+        self.records = Log(folder / "records.jsonl", name=lambda row: row["id"], fsync=fsync)
+        self.failures = Log(folder / "store" / "failures.jsonl", name=lambda row: row["id"])
+        self.hashes = Log(folder / "store" / "hashes.jsonl")
+        self.claims = Claims(folder / "store" / "claims")
+
+    def answered(self, media_sha256: str, step: str, model: str) -> int:
+        """How many answers there are to this step's questions about this clip."""
+        return self.answers.named(f"{media_sha256} {step} {model}")
+
+    def close(self) -> None:
+        for file in (self.answers, self.records, self.failures, self.hashes, self.claims):
+            file.close()
+
+    def _count(self, row: dict[str, Any]) -> None:
+        n_in, n_out = row.get("tokens_in"), row.get("tokens_out")
+        self.n_answers += 1
+        self.n_uncounted += n_in is None
+        self.cost += row.get("cost") or 0.0
+        self.tokens_in += n_in or 0
+        self.tokens_out += n_out or 0
+        totals = self.by_call.setdefault((row["step"], row["model"]), [0, 0, 0])
+        for place, n in enumerate((1, n_in or 0, n_out or 0)):
+            totals[place] += n
+
+
+def _call_of(row: dict[str, Any]) -> str:
+    return f"{row['media_sha256']} {row['step']} {row['model']}"
+
+
 async def once(
     rows: Log, claims: Claims, key: str, make: Callable[[], Awaitable[dict[str, Any]]], *, wait_s: float = 0.1
 ) -> tuple[dict[str, Any], bool]:

@@ -1,0 +1,108 @@
+"""A pipeline: steps in an order, done for one clip as soon as what they need is there, and for many clips at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+from affectgpt.annotate import evidence, prompts
+from affectgpt.annotate.annotators import CODE_VERSION, Stop, Stopped, decides
+from affectgpt.annotate.record import fold
+from affectgpt.annotate.steps import Part, Work, function_of, run_step
+from affectgpt.conf_schema import AnnotatorConfig, PipelineConfig, StepConfig
+from affectgpt.runtime import UserError, stable_hash
+
+Item = TypeVar("Item")
+
+
+def check_pipeline(pipeline: PipelineConfig) -> None:
+    """Raise UserError where steps are unknown, doubled, or need what does not come before them."""
+    if not pipeline.steps:
+        raise UserError(f"pipeline {pipeline.name!r} has no steps; see conf/pipeline for examples")
+    before: list[str] = []
+    for spec in pipeline.steps:
+        function_of(spec)
+        if spec.name in before:
+            raise UserError(f"pipeline {pipeline.name!r}: two steps are named {spec.name!r}")
+        if missing := sorted(set(spec.needs) - set(before)):
+            raise UserError(f"pipeline {pipeline.name!r}: step {spec.name!r} needs {missing}; before it come {before}")
+        if spec.prompt and spec.prompt not in prompts.PROMPTS:
+            raise UserError(f"step {spec.name!r}: no prompt {spec.prompt!r}; there are {sorted(prompts.PROMPTS)}")
+        before.append(spec.name)
+
+
+def ancestors(steps: Sequence[StepConfig], spec: StepConfig) -> list[str]:
+    """The steps that `spec` needs, and what those need, in pipeline order."""
+    needs = {step.name: step.needs for step in steps}
+    found, todo = set(), list(spec.needs)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += needs[name]
+    return [step.name for step in steps if step.name in found]
+
+
+def fingerprint(pipeline: PipelineConfig, annotators: dict[str, AnnotatorConfig], lang: str, **more: object) -> str:
+    """Hash of all settings that decide what a record holds, besides the clip itself."""
+    used = {spec.annotator for spec in pipeline.steps}
+    return stable_hash(
+        {
+            "steps": [asdict(spec) for spec in pipeline.steps],
+            "annotators": {role: decides(config) for role, config in annotators.items() if role in used},
+            "versions": [CODE_VERSION, prompts.VERSION, evidence.VERSION],
+            "lang": lang,
+            **more,
+        }
+    )
+
+
+async def annotate_clip(work: Work, steps: Sequence[StepConfig]) -> Part:
+    """All parts of one clip's record, put together in pipeline order.
+
+    Steps that do not need each other run side by side. If one fails, those under way come to their end (their calls are
+    paid), those that need it are not begun, and its error is raised.
+    """
+    tasks: dict[str, asyncio.Task[Part]] = {}
+
+    async def one(spec: StepConfig) -> Part:
+        about = fold([await tasks[name] for name in ancestors(steps, spec)])
+        return await run_step(work, spec, about)
+
+    for spec in steps:
+        tasks[spec.name] = asyncio.create_task(one(spec))
+    parts = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    good: list[Part] = []
+    for part in parts:  # in pipeline order, so the first error is the cause of those that follow from it
+        if isinstance(part, BaseException):
+            raise part
+        good.append(part)
+    return fold(good)
+
+
+async def for_each(
+    items: Iterator[Item], handle: Callable[[Item], Awaitable[None]], *, n_workers: int, stop: Stop
+) -> None:
+    """`handle` every item, `n_workers` at a time; items are drawn when a worker is free, so none wait in memory.
+
+    An error ends the run after the items under way; Stopped ends it quietly.
+    """
+
+    async def worker() -> None:
+        for item in items:
+            if stop.reason:
+                return
+            try:
+                await handle(item)
+            except Stopped:
+                return
+            except BaseException:
+                stop.set("error")
+                raise
+
+    results = await asyncio.gather(*(worker() for _ in range(n_workers)), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,86 @@
+"""What is said, by a Whisper-type model of transformers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from affectgpt.annotate.annotators import CODE_VERSION
+from affectgpt.annotate.clips import Clip
+from affectgpt.annotate.store import Store, once
+from affectgpt.runtime import UserError, stable_hash
+
+log = logging.getLogger("affectgpt")
+
+LANGUAGES = {"en": "english", "zh": "chinese"}
+
+
+class Transcriber:
+    """A speech recogniser by hub id or folder, loaded on its first clip; its texts are stored like any answer."""
+
+    def __init__(self, name: str, store: Store, *, revision: str | None = None, device: str = "auto") -> None:
+        self.name, self._store, self._revision, self._device = name, store, revision, device
+        self._lock = asyncio.Lock()
+        self._loaded: tuple[Any, Any] | None = None
+
+    async def answer(self, step: str, clip: Clip, lang: str) -> tuple[dict[str, Any], bool]:
+        """The stored or new text of a clip."""
+        request = {"model": self.name, "revision": self._revision, "language": lang}
+        key = stable_hash([CODE_VERSION, clip.sha256, step, request])
+
+        async def make() -> dict[str, Any]:
+            async with self._lock:  # one model, one clip at a time
+                found = await asyncio.to_thread(self._hear, clip, lang)
+            return {"step": step, "model": self.name, "media_sha256": clip.sha256, "request": request, **found}
+
+        return await once(self._store.answers, self._store.claims, key, make)
+
+    def _hear(self, clip: Clip, lang: str) -> dict[str, Any]:
+        import torch
+
+        model, processor = self._load()
+        started = time.monotonic()
+        sound = clip.sound(processor.feature_extractor.sampling_rate)
+        inputs = processor(
+            sound.samples,
+            sampling_rate=sound.rate_hz,
+            return_tensors="pt",
+            return_attention_mask=True,
+            truncation=False,
+            padding="longest" if sound.duration_s > 30 else "max_length",  # Whisper wants 30 s, or says so itself
+        ).to(model.device)
+        options = {"language": LANGUAGES[lang], "task": "transcribe"} if _is_multilingual(model) else {}
+        if sound.duration_s > 30:
+            options["return_timestamps"] = True  # how Whisper goes on beyond its window
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, **options)
+        text = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+        return {
+            "text": text,
+            "finish": "eos",
+            "tokens_in": 0,
+            "tokens_out": int(tokens.shape[-1]),
+            "cost": 0.0,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            import torch
+            import transformers
+
+            log.info("loading %s", self.name)
+            try:
+                model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(self.name, revision=self._revision)
+            except (ValueError, KeyError) as error:
+                raise UserError(f"transcriber={self.name}: no speech recogniser of transformers ({error})") from error
+            processor = transformers.AutoProcessor.from_pretrained(self.name, revision=self._revision)
+            place = "cuda" if self._device != "cpu" and torch.cuda.is_available() else "cpu"
+            self._loaded = model.to(place).eval(), processor
+        return self._loaded
+
+
+def _is_multilingual(model: Any) -> bool:
+    return bool(getattr(model.generation_config, "is_multilingual", False))
