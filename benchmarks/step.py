@@ -1,0 +1,458 @@
+"""What each measure gives in the training step: python benchmarks/step.py [--size brief|demo] [--threads N]
+
+The first row trains as published code does: encoders run in every step, batch 3, padded, fp32, logits of all positions.
+Each further row adds one measure. All rows train the same weights on the same samples; their losses and gradients are
+compared before anything is timed. Rows take turns (1 2 3 ... 1 2 3 ...) and a row's time is the median of its turns, so
+that other work on the machine meets all of them alike; --clock cpu with --threads 1 measures processor time, which
+other work disturbs least.
+
+Operations are those that a row carries out, encoders and projections included (a multiplication and an addition are 2),
+counted by torch. The peaks are measured in the same run: the products of the LLM's own layers, and a large square one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Blip2VisionConfig, HubertConfig, LlamaConfig, VideoMAEConfig
+
+from affectgpt.models import AffectGPTConfig, AffectGPTForConditionalGeneration, packing
+from affectgpt.models.configuration_affectgpt import EncoderConfig, ProjectorConfig
+from affectgpt.models.modeling_affectgpt import MEDIA_KEYS
+from affectgpt.models.processing_affectgpt import pad_states
+
+SOUND_S = 4.0
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes of the models and of a sample.
+
+    Attributes:
+        prompt, answer: text tokens, the mean over samples.
+        n_media: modality -> pictures a sample, or 0 for sound.
+    """
+
+    llm: LlamaConfig
+    encoders: dict[str, Any]
+    projector: dict[str, int]
+    prompt: int
+    answer: int
+    n_media: dict[str, int] = field(default_factory=dict)
+
+
+SIZES = {
+    "brief": Size(
+        LlamaConfig(
+            vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,
+            max_position_embeddings=1024,
+        ),
+        {
+            "audio": HubertConfig(
+                hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024,
+                feat_extract_norm="layer", conv_bias=True, do_stable_layer_norm=True,
+            ),
+            "frames": Blip2VisionConfig(
+                image_size=224, patch_size=16, hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
+                intermediate_size=1536,
+            ),
+        },
+        {"n_queries": 32, "hidden_size": 256, "n_layers": 2, "n_heads": 4},
+        prompt=142, answer=60, n_media={"audio": 0, "frames": 8},
+    ),
+    "demo": Size(
+        LlamaConfig(
+            vocab_size=1200, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+            max_position_embeddings=1024, tie_word_embeddings=True,
+        ),
+        {
+            "audio": HubertConfig(
+                hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384, conv_dim=(128, 128),
+                conv_kernel=(400, 4), conv_stride=(160, 2), conv_bias=True, feat_extract_norm="layer",
+                num_conv_pos_embeddings=31, num_conv_pos_embedding_groups=8, do_stable_layer_norm=True,
+            ),
+            "frames": Blip2VisionConfig(
+                image_size=112, patch_size=16, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+                intermediate_size=384,
+            ),
+            "motion": VideoMAEConfig(
+                image_size=56, patch_size=14, num_frames=16, tubelet_size=2, hidden_size=96, num_hidden_layers=2,
+                num_attention_heads=4, intermediate_size=288,
+            ),
+        },
+        {"n_queries": 8, "hidden_size": 128, "n_layers": 2, "n_heads": 4},
+        prompt=90, answer=55, n_media={"audio": 0, "frames": 8, "motion": 16},
+    ),
+}  # fmt: skip
+
+
+def make_model(size: Size, *, dtype: torch.dtype, lora: bool) -> AffectGPTForConditionalGeneration:
+    """The model with random weights; the same ones for every precision."""
+    branches = {}
+    for name, base in size.encoders.items():
+        encoder = EncoderConfig(base=base.to_dict(), pool="tokens", grid=4 if name == "frames" else 0)
+        projector = ProjectorConfig(kind="qformer", input_size=base.hidden_size, dropout=0.0, **size.projector)
+        branches[name] = {"encoder": asdict(encoder), "projector": asdict(projector)}
+    torch.manual_seed(0)
+    model = AffectGPTForConditionalGeneration(
+        AffectGPTConfig(
+            text_config=size.llm,
+            branches=branches,
+            placeholder_token_ids={name: size.llm.vocab_size + i for i, name in enumerate(branches)},
+            lora=LORA if lora else None,
+        )
+    )
+    model.language_model.to(dtype)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.manual_seed(1)
+            parameter.data = 0.02 * torch.randn(
+                parameter.shape
+            )  # LoRA begins at zero, where half its gradients are zero
+    return model.train()
+
+
+def make_samples(size: Size, n: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Samples as the processor encodes them, texts of random words between 0.8 and 1.2 of the mean length."""
+    rng = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(n):
+        prompt, answer = (
+            round(mean * (0.8 + 0.4 * float(torch.rand((), generator=rng)))) for mean in (size.prompt, size.answer)
+        )
+        words = torch.randint(3, size.llm.vocab_size, (prompt + answer,), generator=rng)
+        slots = [torch.full((size.projector["n_queries"],), size.llm.vocab_size + i) for i in range(len(size.encoders))]
+        ids = torch.cat([*slots, words])
+        labels = ids.clone()
+        labels[: len(ids) - answer] = -100
+        sample = {"input_ids": ids, "labels": labels}
+        for name, n_pictures in size.n_media.items():
+            if name == "audio":
+                sample["input_values"] = torch.randn(1, round(16000 * SOUND_S), generator=rng)
+                sample["input_lengths"] = torch.tensor([round(16000 * SOUND_S)])
+            else:
+                edge = size.encoders[name].image_size
+                sample[MEDIA_KEYS[name]] = torch.randn(n_pictures, 3, edge, edge, generator=rng)
+        samples.append(sample)
+    return samples
+
+
+def collate(samples: list[dict[str, Tensor]], *, packed: bool, cached: bool) -> dict[str, Tensor]:
+    """A batch as `processor.collate` makes it."""
+    batch: dict[str, Tensor] = {}
+    if packed:
+        batch["position_ids"] = torch.cat([torch.arange(len(row["input_ids"])) for row in samples])[None]
+    else:
+        masks = [torch.ones_like(row["input_ids"]) for row in samples]
+        batch["attention_mask"] = nn.utils.rnn.pad_sequence(masks, batch_first=True)
+    for key, padding in (("input_ids", 0), ("labels", -100)):
+        values = [row[key] for row in samples]
+        batch[key] = (
+            torch.cat(values)[None]
+            if packed
+            else nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=padding)
+        )
+    for key in samples[0]:
+        if key.endswith("_states") and cached:
+            batch[key], batch[f"{key}_mask"] = pad_states([row[key] for row in samples])
+        elif key not in ("input_ids", "labels") and not key.endswith("_states") and not cached:
+            batch[key] = torch.stack([row[key] for row in samples])
+    return batch
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    Attributes:
+        loss: batch -> loss, the mean over its labels.
+        times: seconds a sample, one for each turn.
+    """
+
+    name: str
+    model: AffectGPTForConditionalGeneration
+    batch_size: int
+    packed: bool
+    cached: bool
+    loss: Callable[[AffectGPTForConditionalGeneration, dict[str, Tensor]], Tensor]
+    times: list[float] = field(default_factory=list)
+    flops: float = 0.0
+    tokens: float = 0.0
+    memory_mb: float = 0.0
+
+    @property
+    def is_bf16(self) -> bool:
+        return self.model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+    def batch(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return collate(samples, packed=self.packed, cached=self.cached)
+
+
+def padded_all_logits(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch, logits_to_keep=0).loss
+
+
+def packed_all_logits(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    return _packed(model, batch, only_answers=False)
+
+
+def packed_answer_logits(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    return _packed(model, batch, only_answers=True)
+
+
+def _packed(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor], *, only_answers: bool) -> Tensor:
+    """The packed step with its loss by autograd, over all positions or those of answers."""
+    embeds = model.embed(batch["input_ids"], batch)
+    targets = functional.pad(batch["labels"], (0, 1), value=-100)[0, 1:]
+    pack = packing.packs_of(batch["position_ids"], targets != -100)[0]
+    if not only_answers:
+        pack = pack.whole()
+    states = packing.answer_states(model.language_model, embeds, batch["position_ids"], pack)
+    at = pack.queries()
+    if only_answers:
+        states, at = states[targets[at] != -100], at[targets[at] != -100]
+    logits = model.language_model.lm_head(states).float()
+    return functional.cross_entropy(logits, targets[at], ignore_index=-100)
+
+
+def fused(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+def make_rows(size: Size, batch_size: int) -> list[Row]:
+    fp32, lora = make_model(size, dtype=torch.float32, lora=False), make_model(size, dtype=torch.float32, lora=True)
+    bf16, lora_bf16 = (make_model(size, dtype=torch.bfloat16, lora=wanted) for wanted in (False, True))
+    for model in (fp32, lora, bf16, lora_bf16):
+        model.token_budget = 4096
+    n = batch_size
+    return [
+        Row("online, padded, fp32, batch 3", fp32, 3, False, False, padded_all_logits),
+        Row("+ cached features", fp32, 3, False, True, padded_all_logits),
+        Row(f"+ batch {n}", fp32, n, False, True, padded_all_logits),
+        Row("+ packed", fp32, n, True, True, packed_all_logits),
+        Row("+ only answers", fp32, n, True, True, packed_answer_logits),
+        Row("+ loss in chunks", fp32, n, True, True, fused),
+        Row("+ bf16 LLM", bf16, n, True, True, fused),
+        Row("LoRA: online, padded, fp32, batch 3", lora, 3, False, False, padded_all_logits),
+        Row("LoRA: all of the above, fp32", lora, n, True, True, fused),
+        Row("LoRA: all of the above, bf16 LLM", lora_bf16, n, True, True, fused),
+    ]
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def step(row: Row, samples: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    row.loss(row.model, row.batch(samples)).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def check_equal(rows: list[Row], samples: list[dict[str, Tensor]]) -> str:
+    """Losses and gradients of every row on the same samples against the first row of its kind."""
+    found: dict[bool, tuple[float, Tensor]] = {}
+    worst = {False: (0.0, 0.0), True: (0.0, 0.0)}
+    for row in rows:
+        row.model.zero_grad()
+        loss = row.loss(row.model, row.batch(samples[:3]))
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in row.model.parameters() if p.grad is not None])
+        row.model.zero_grad()
+        reference = found.setdefault(row.name.startswith("LoRA"), (loss.item(), gradient))
+        off = (abs(loss.item() / reference[0] - 1), float((gradient - reference[1]).norm() / reference[1].norm()))
+        allowed = (2e-3, 0.1) if row.is_bf16 else (1e-5, 1e-5)
+        if off[0] > allowed[0] or off[1] > allowed[1]:
+            raise SystemExit(f"{row.name}: loss off by {off[0]:.1e}, gradients by {off[1]:.1e}; allowed {allowed}")
+        worst[row.is_bf16] = tuple(map(max, worst[row.is_bf16], off))  # type: ignore[assignment]
+    return (
+        f"equal to the first row: fp32 losses to {worst[False][0]:.0e}, gradients to {worst[False][1]:.0e}; "
+        f"bf16 to {worst[True][0]:.0e} and {worst[True][1]:.0e}"
+    )
+
+
+def peaks(size: Size, n_tokens: int, clock: Callable[[], float]) -> dict[torch.dtype, tuple[float, float]]:
+    """dtype -> (operations a second of the LLM's products, of a 2048^3 product), the best of several tries."""
+    config, found = size.llm, {}
+    d, wide = config.hidden_size, config.intermediate_size
+    for dtype in (torch.float32, torch.bfloat16):
+        x, x_wide = torch.randn(n_tokens, d, dtype=dtype), torch.randn(n_tokens, wide, dtype=dtype)
+        square, up, down = (torch.randn(*shape, dtype=dtype) for shape in ((d, d), (wide, d), (d, wide)))
+
+        def layer(x=x, x_wide=x_wide, square=square, up=up, down=down) -> None:
+            """Forward and backward products of one layer: four square ones, two up, one down."""
+            for _ in range(4):
+                functional.linear(x, square)
+                x @ square
+            for _ in range(2):
+                functional.linear(x, up)
+                x_wide @ up
+            functional.linear(x_wide, down)
+            x @ down
+
+        big = torch.randn(2048, 2048, dtype=dtype)
+        flops = 4 * n_tokens * (4 * d * d + 3 * d * wide)
+        found[dtype] = (flops / best(layer, clock), 2 * 2048**3 / best(lambda big=big: big @ big, clock))
+    return found
+
+
+def best(call: Callable[[], Any], clock: Callable[[], float], n: int = 7) -> float:
+    times = []
+    for _ in range(n):
+        start = clock()
+        call()
+        times.append(clock() - start)
+    return min(times)
+
+
+def llm_share(
+    row: Row, size: Size, samples: list[dict[str, Tensor]], clock: Callable[[], float]
+) -> tuple[float, float]:
+    """(operations that the packed LLM step needs, seconds it takes): from soft tokens and words to their gradient.
+
+    Needed are the products with weights, forward and to the input (none to the weights), the last layer's only where
+    it is used, logits of answers, and attention without what lies in the future; nothing that is computed twice.
+    """
+    batch, config, model = row.batch(samples), size.llm, row.model
+    embeds = model.embed(batch["input_ids"], batch).detach()
+
+    def run() -> None:
+        packing.packed_loss(
+            model.language_model, embeds.requires_grad_(), batch["position_ids"], batch["labels"],
+            token_budget=model.token_budget,
+        ).backward()  # fmt: skip
+        embeds.grad = None
+
+    targets = functional.pad(batch["labels"], (0, 1), value=-100)[0, 1:]
+    pack = packing.packs_of(batch["position_ids"], targets != -100)[0]
+    d, wide, n_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    n_tokens, n_queries = sum(pack.lengths), sum(pack.n_queries)
+    weights = (n_layers - 1) * n_tokens * (4 * d * d + 3 * d * wide)
+    weights += n_tokens * 2 * d * d + n_queries * (2 * d * d + 3 * d * wide) + len(pack.answers) * d * config.vocab_size
+    pairs = (n_layers - 1) * sum(n * (n + 1) / 2 for n in pack.lengths)
+    pairs += sum(n * (n + 1) / 2 - f * (f + 1) / 2 for n, f in zip(pack.lengths, pack.firsts, strict=True))
+    run()
+    return 4 * weights + 12 * pairs * d, best(run, clock, 5)
+
+
+def peak_memory_mb(call: Callable[[], None]) -> float:
+    """How far the process grows while `call` runs (Linux); 0 elsewhere."""
+    if not os.path.exists("/proc/self/clear_refs"):
+        return 0.0
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status_mb("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # sets the high-water mark back (man 5 proc)
+    call()
+    return _status_mb("VmHWM") - before
+
+
+def _status_mb(key: str) -> float:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(key))
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except OSError:
+        return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="brief")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    size = SIZES[options.size]
+    began = time.perf_counter()
+
+    rows = make_rows(size, options.batch_size)
+    samples = make_samples(size, options.batch_size)
+    for sample in samples:
+        sample |= {f"{name}_states": states for name, states in rows[0].model.encode(sample).items()}
+    tokens = statistics.mean(len(sample["input_ids"]) for sample in samples)
+    print(
+        f"size {options.size}: LLM {size.llm.num_hidden_layers} x {size.llm.hidden_size}, {tokens:.0f} tokens a sample"
+    )
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(
+        f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; "
+        f"{options.clock} time; load average before {load}"
+    )
+    top = peaks(size, round(options.batch_size * tokens), clock)
+    for dtype, (own, large) in top.items():
+        name = str(dtype).removeprefix("torch.")
+        print(f"{name:<8} peak: LLM's shapes {own / 1e9:.0f}, 2048^3 {large / 1e9:.0f} GFLOP/s")
+    print(check_equal(rows, samples))
+
+    # One optimizer a row, without momentum of other rows; weights move by nothing, so that rows stay comparable.
+    optimizers = [torch.optim.AdamW([p for p in row.model.parameters() if p.requires_grad], lr=0.0) for row in rows]
+    for row, optimizer in zip(rows, optimizers, strict=True):
+        mine = samples[: row.batch_size]
+        with FlopCounterMode(display=False) as counter:  # this step warms up, too
+            row.memory_mb = peak_memory_mb(lambda row=row, mine=mine, optimizer=optimizer: step(row, mine, optimizer))
+        row.flops = counter.get_total_flops() / len(mine)
+        row.tokens = sum(len(sample["input_ids"]) for sample in mine) / len(mine)
+    for number in range(options.rounds):
+        for row, optimizer in zip(rows, optimizers, strict=True):
+            first = (number * row.batch_size) % (len(samples) - row.batch_size + 1)
+            mine = samples[first : first + row.batch_size]
+            start = clock()
+            step(row, mine, optimizer)
+            row.times.append((clock() - start) / len(mine))
+
+    print()
+    header = ("", "samples/s", "ratio", "tokens/s", "GFLOP a sample", "of peak", "memory MB")
+    lines, reference = [header], 0.0
+    for row in rows:
+        seconds = statistics.median(row.times)
+        if row.name.split(": ")[-1].startswith("online"):
+            reference = seconds
+        own = top[torch.bfloat16 if row.is_bf16 else torch.float32][0]
+        share = "-" if not row.cached else f"{row.flops / seconds / own:.0%}"
+        cells = (1 / seconds, reference / seconds, row.tokens / seconds, row.flops / 1e9)
+        formats = ("{:.2f}", "{:.2f}", "{:.0f}", "{:.1f}")
+        numbers = [layout.format(cell) for layout, cell in zip(formats, cells, strict=True)]
+        lines.append((row.name, *numbers, share, f"{row.memory_mb:.0f}"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]))
+    print()
+    for name in ("+ loss in chunks", "+ bf16 LLM"):
+        row = next(row for row in rows if row.name == name)
+        flops, seconds = llm_share(row, size, samples, clock)
+        own = top[torch.bfloat16 if row.is_bf16 else torch.float32][0]
+        print(
+            f"LLM alone, {'bf16' if row.is_bf16 else 'fp32'}: {flops / len(samples) / 1e9:.1f} GFLOP a sample needed, "
+            f"{len(samples) / seconds:.2f} samples/s, {flops / seconds / own:.0%} of the peak at its shapes"
+        )
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
+
+
+if __name__ == "__main__":
+    main()
