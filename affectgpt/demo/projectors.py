@@ -10,7 +10,6 @@ Hair, clothes and walls are not told: the small LLM has no words for them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,16 +32,15 @@ from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.text import LINES, gesture_words
 from affectgpt.demo.voice import render_voice
 from affectgpt.media import Waveform
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build, trained_tensors
-from affectgpt.models.pretrained import PROJECTORS, PROJECTORS_JSON
-from affectgpt.runtime import sha256_of_file, stable_hash
+from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+from affectgpt.models.pretrained import save_start
+from affectgpt.runtime import stable_hash
 from affectgpt.schema import Sample
 
 CODE_VERSION = "1"
 """Changes whenever the same parameters would give other projections."""
 
 PEOPLE = 5  # millions at which these people begin; the corpus has 2 and 3, the encoders' training 4
-N_HELD_OUT = 48
 POSES = ("lowered gaze", "averted gaze", "upward gaze", "bowed head", "raised chin", "tilted head", "turned head")
 VOICES = {"pitch": ("low", "", "high"), "loudness": ("quiet", "", "loud"), "rate": ("slow", "", "fast")}
 _SIZE_PX = 112
@@ -57,6 +54,7 @@ class Effort:
     people: int = 400
     steps: int = 200
     batch: int = 8
+    held_out: int = 48  # further people, whose captions are only scored
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def make_projectors(folder: Path, models: Path, *, seed: int, effort: Effort) ->
     model.set_trainable(["projectors"])
     model.train()
     first = (seed * 10 + PEOPLE) * 1_000_000
-    clips = [draw_clip(first + number, rng) for number in range(effort.people + N_HELD_OUT)]
+    clips = [draw_clip(first + number, rng) for number in range(effort.people + effort.held_out)]
     media = tqdm(in_processes(media_of, clips), desc="drawing clips", unit="clip", total=len(clips), mininterval=1.0)
     states = [encode(model, processor, each) for each in media]
     held_out = range(effort.people, len(clips))
@@ -146,7 +144,8 @@ def make_projectors(folder: Path, models: Path, *, seed: int, effort: Effort) ->
 
     before = held_out_loss()
     train("projections", [p for p in model.parameters() if p.requires_grad], losses(), effort.steps, rate=2e-3)
-    _save(folder, model, {"random": before, "pretrained": held_out_loss(), "clips": N_HELD_OUT})
+    losses_of_held_out = {"random": before, "pretrained": held_out_loss(), "clips": effort.held_out}
+    save_start(model, folder, "captions of drawn people", "demo:projectors", held_out_loss=losses_of_held_out)
 
 
 _SHOWN = (("audio", "frames", "motion"), ("audio",), ("frames",), ("motion",), ("audio", "frames"))
@@ -223,20 +222,3 @@ def encode(model: Any, processor: Any, media: dict[str, Any]) -> dict[str, Tenso
     for name, value in media.items():
         tensors |= processor.media(name, value)
     return model.encode(tensors)
-
-
-def _save(folder: Path, model: Any, losses: dict[str, Any]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in trained_tensors(model).items()}
-    save_file(tensors, folder / PROJECTORS)
-    source = {"file": "demo:projectors", "sha256": sha256_of_file(folder / PROJECTORS)}
-    described = {
-        "format": 1,
-        "llm_width": model.get_input_embeddings().weight.shape[1],
-        "branches": {
-            name: {"projector": asdict(model.config.projector(name)), "part": "captions of drawn people", **source}
-            for name in model.modalities
-        },
-        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
-        "held_out_loss": losses,
-    }
-    (folder / PROJECTORS_JSON).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")

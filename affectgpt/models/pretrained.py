@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from affectgpt.models.checkpoint import CheckpointError, read_manifest
+from affectgpt.models.checkpoint import CheckpointError, read_manifest, trained_tensors
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.runtime import sha256_of_file, write_json_atomic
 
 PROJECTORS, PROJECTORS_JSON, ADAPTERS = "projectors.safetensors", "projectors.json", "lora"
 # What two projectors of equal tensor shapes can still differ in.
@@ -124,6 +126,30 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
     if unused:
         log.info("not used, since this model has no such part: %s", ", ".join(unused))
     return result
+
+
+def save_start(
+    model: AffectGPTForConditionalGeneration, folder: str | os.PathLike[str], part: str, source: str, **more: Any
+) -> None:
+    """Write the model's projections so that others can start from them.
+
+    Args:
+        part, source: what they are and where they come from, for people.
+        more: further values for projectors.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained_tensors(model, ["projectors"]).items()}
+    save_file(tensors, folder / PROJECTORS)
+    origin = {"part": part, "file": source, "sha256": sha256_of_file(folder / PROJECTORS)}
+    described = {
+        "format": 1,
+        "llm_width": model.get_input_embeddings().weight.shape[1],
+        "branches": {name: {"projector": asdict(model.config.projector(name)), **origin} for name in model.projectors},
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        **more,
+    }
+    write_json_atomic(folder / PROJECTORS_JSON, described)
 
 
 def start_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from affectgpt.loading import model_spec
 from affectgpt.models import build
 from affectgpt.models.pretrained import start_from
 
-SHORT = Effort(people=6, steps=3, batch=2)
+SHORT = Effort(people=6, steps=3, batch=2, held_out=4)
 
 
 @pytest.fixture(scope="module")
