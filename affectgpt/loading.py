@@ -13,6 +13,7 @@ from torch import Tensor
 
 from affectgpt.conf_schema import ModelConfig
 from affectgpt.data.clips import Sampling
+from affectgpt.data.facts import facts_in
 from affectgpt.data.features import ClipReader, FeatureCache
 from affectgpt.models import (
     AffectGPTForConditionalGeneration,
@@ -92,7 +93,7 @@ def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_fold
     }
     fingerprints = {name: [model.encoder_fingerprint(name), fed[name], backend] for name in model.modalities}
     cache = FeatureCache(cache_folder / "features", fingerprints, about=model.config.spec["encoders"])
-    return ClipReader(sampling, backend=backend, cache=cache, encode=encode)
+    return ClipReader(sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder))
 
 
 def _sampling(processor: Any) -> Sampling:

@@ -8,7 +8,6 @@ another address, never a stale hit. How they lie on disk is `affectgpt.data.stat
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from affectgpt.data.clips import Clip, Sampling, load_clip
+from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import check_each
 from affectgpt.data.states import StateStore
-from affectgpt.runtime import sha256_of_file, stable_hash
+from affectgpt.runtime import stable_hash
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
@@ -73,6 +73,7 @@ class ClipReader:
         sampling: how clips are cut.
         encode: turns decoded media into encoder states, one sample at a time; needed with a cache only.
         cache: None = always decode, and let the model run its encoders in the batch.
+        facts: hashes of files that are known already.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ClipReader:
         backend: str = "pyav",
         cache: FeatureCache | None = None,
         encode: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] | None = None,
+        facts: MediaFacts | None = None,
     ) -> None:
         if cache is not None and encode is None:
             raise ValueError("a feature cache needs `encode`, to fill what it lacks")
@@ -89,7 +91,7 @@ class ClipReader:
         self._backend = backend
         self._cache = cache
         self._encode = encode
-        self._hashes: dict[tuple[str, int, int], str] = {}
+        self._facts = facts or MediaFacts()
 
     def __call__(self, sample: Sample, modalities: Sequence[str]) -> Features:
         """Media of `sample` for `modalities`; raises MediaError if they cannot be decoded whole."""
@@ -150,7 +152,7 @@ class ClipReader:
             return sample
 
         # Decoding releases the interpreter lock, so two threads overlap one clip's decoding with another's encoding.
-        return check_each(
+        checked = check_each(
             samples,
             check,
             name=lambda sample: sample.id,
@@ -160,12 +162,14 @@ class ClipReader:
             n_threads=2,
             progress=progress,
         )
+        self._facts.save()
+        return checked
 
     def _sha256(self, sample: Sample, modality: str) -> str:
-        path = sample.audio if modality == "audio" and sample.audio is not None else sample.video
+        """Identity of the medium: the hash of its file, for face crops in RGB order with the order."""
+        own = {"audio": sample.audio, "face": sample.face, "face_motion": sample.face}.get(modality)
+        path = own if own is not None else sample.video
         assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
-        status = os.stat(path)
-        key = (path, status.st_size, status.st_mtime_ns)
-        if key not in self._hashes:
-            self._hashes[key] = sha256_of_file(path)
-        return self._hashes[key]
+        digest = self._facts.sha256(path)
+        is_bgr = path != sample.face or sample.face_order == "bgr"
+        return digest if is_bgr else stable_hash([digest, sample.face_order])
