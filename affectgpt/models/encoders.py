@@ -131,8 +131,8 @@ class WhisperSound(nn.Module):
         )
 
 
-# By the model type in config.json, classes that AutoModel does not choose: the image side of models with two towers, the
-# encoder of one with a decoder. And how their names differ in a checkpoint of the whole.
+# By the model type in config.json, classes that AutoModel does not choose: the image side of models with two towers,
+# the encoder of one with a decoder. And how their names differ in a checkpoint of the whole.
 SIDES: dict[str, tuple[Any, dict[str, str] | None]] = {
     "clip": (CLIPVisionModelWithProjection, None),
     "clip_vision_model": (CLIPVisionModelWithProjection, None),

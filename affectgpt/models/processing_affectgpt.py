@@ -16,8 +16,8 @@ sample without the modality has no row. W windows of sound of S samples, T frame
     pixel_values_faces        [N_face, T, 3, H, W]         float32    face crops, stretched and normalised like frames
     pixel_values_face_videos  [N_face_motion, T, 3, H, W]  float32
     <m>_states, <m>_states_mask    [N_m, T, E], [N_m, T] bool    cached encoder states instead of that modality's media
-    multi_rows                [N_multi, S] int64    models with a pre-fusion: for each sample that shows one of the S fused
-                                                    modalities its row in each of them; -1 = it lacks that one
+    multi_rows                [N_multi, S] int64    models with a pre-fusion: for each sample that shows any of the S
+                                                    fused modalities its row in each of them; -1 = it lacks that one
 
 A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each sample, and no attention_mask.
 """

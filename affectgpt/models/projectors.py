@@ -1,8 +1,8 @@
 """The trained bridge: frozen encoder states -> soft tokens in the LLM's embedding space.
 
 Every projector has one signature, `forward(states [B, T, E], mask [B, T]) -> [B, Q, D]`, and respects the mask: states
-behind it change nothing. The pre-fusion (`PreFusion`) takes the states of several modalities at once. All compute in fp32
-whatever the precision of the encoders and the LLM.
+behind it change nothing. The pre-fusion (`PreFusion`) takes the states of several modalities at once. All compute in
+fp32 whatever the precision of the encoders and the LLM.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ class PreFusion(nn.Module):
     """Soft tokens from the states of several modalities together (AffectGPT, ICML 2025, section on pre-fusion).
 
     attention: each source's mean over time -> linear to H -> side by side -> linear to H -> one score a source ->
-    weighted sum -> linear to the LLM: one soft token. With softmax the weights are shared out among the sources that the
-    sample has; without, as in the published code, the scores themselves are the weights and an absent source counts 0.
+    weighted sum -> linear to the LLM: one soft token. With softmax the weights are shared out among the sources that
+    the sample has; without, as in the published code, the scores themselves are the weights and an absent one counts 0.
 
     qformer: all states, brought to H, in one sequence with positions -> a Q-Former -> linear to the LLM. Each source
     has its own range of positions, so that an absent one moves no other.
