@@ -26,7 +26,7 @@ POOLS = {
 
 tokens: all tokens of all steps; window / frame: the mean of each step's tokens (class token left out); cls: the class
 token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector,
-of all tokens; pooled_mean: one vector, of the pooled ones; queries: what a BLIP-2's image Q-Former reads from each frame.
+of all tokens; pooled_mean: one vector, of the pooled ones; queries: what a BLIP-2's image Q-Former reads of each frame.
 """
 PROJECTORS = ("qformer", "linear", "attention", "grouped")
 FUSIONS = ("attention", "qformer")
