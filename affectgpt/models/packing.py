@@ -35,6 +35,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Rows of queries that meet their keys at once on a CPU: small enough to skip most of what causality forbids, large
 # enough for the matrix product (of 64, 96, 128 and 192 the fastest on AVX-512, 266 tokens a sample).
 _BLOCK = 96
+# Tokens that a CPU takes through a feed-forward block at once, so that what lies between its products stays in cache.
+_ROWS = 512
 # Logits at once: 2^24 are 64 MB in fp32.
 _LOGITS = 1 << 24
 
@@ -227,8 +229,16 @@ def _layer(layer: Any, pack: Pack, states: Tensor, cos: Tensor, sin: Tensor) -> 
         )
     mixed = attend(query, key, value, cos, sin, rows, pack, attention.head_dim, attention.scaling)  # [Q, H*d]
     states = states + attention.o_proj(mixed)
-    normed = _norm(layer.post_attention_layernorm, states)
-    return states + feed_forward.down_proj(_Gated.apply(feed_forward.gate_proj(normed), feed_forward.up_proj(normed)))
+    norm, linears = (
+        layer.post_attention_layernorm,
+        (feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj),
+    )
+    if states.device.type == "cpu" and _is_frozen(norm) and all(map(_is_frozen_product, linears)):
+        weights = (linear.weight for linear in linears)
+        return _CpuFeedForward.apply(states, norm.weight, norm.variance_epsilon, *weights)
+    gate_proj, up_proj, down_proj = linears
+    normed = _norm(norm, states)
+    return states + down_proj(_Gated.apply(gate_proj(normed), up_proj(normed)))
 
 
 # ---------------------------------------------------------------- attention
@@ -415,11 +425,19 @@ def _rotate(heads: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---------------------------------------------------------------- norm and activation
 
 
+def _is_frozen(module: Any) -> bool:
+    """Whether its weight is a plain tensor that does not train; one that ZeRO-3 has split only the module can use."""
+    return not module.weight.requires_grad and not hasattr(module.weight, "ds_id")
+
+
+def _is_frozen_product(linear: nn.Module) -> bool:
+    """Whether it is a frozen product and nothing else: no LoRA, no bias, not quantized."""
+    return type(linear) is nn.Linear and linear.bias is None and _is_frozen(linear)
+
+
 def _norm(norm: Any, states: Tensor) -> Tensor:
-    """Root-mean-square norm of a frozen module; one that trains, or whose weight ZeRO-3 has split, runs itself."""
-    if norm.weight.requires_grad or _is_split(norm.weight):
-        return norm(states)
-    return _RmsNorm.apply(states, norm.weight, norm.variance_epsilon)
+    """Root-mean-square norm of a frozen module; any other runs itself."""
+    return _RmsNorm.apply(states, norm.weight, norm.variance_epsilon) if _is_frozen(norm) else norm(states)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -427,20 +445,32 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, eps):  # type: ignore[no-untyped-def]
-        wide = torch.promote_types(states.dtype, torch.float32)
-        square = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=wide).square_()
-        inverse = square.div_(states.shape[-1]).add_(eps).rsqrt_()  # [T, 1]
+        inverse = _inverse_rms(states, eps)
         ctx.save_for_backward(states, weight, inverse)
-        # As transformers rounds: to the states' precision before the weight.
-        return (states * inverse).to(states.dtype).mul_(weight)
+        return _scaled(states, inverse, weight)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        states, weight, inverse = ctx.saved_tensors
-        weighted = grad * weight
-        dot = (weighted * states).sum(dim=-1, keepdim=True, dtype=inverse.dtype)
-        slope = dot.mul_(inverse**3).div_(-states.shape[-1])  # [T, 1]
-        return (weighted * inverse).addcmul_(states, slope).to(states.dtype), None, None
+        return _norm_gradient(grad, *ctx.saved_tensors), None, None
+
+
+def _inverse_rms(states: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of each row, at least in fp32.  [T, D] -> [T, 1]"""
+    wide = torch.promote_types(states.dtype, torch.float32)
+    square = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=wide).square_()
+    return square.div_(states.shape[-1]).add_(eps).rsqrt_()
+
+
+def _scaled(states: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    # As transformers rounds: to the states' precision before the weight.
+    return (states * inverse).to(states.dtype).mul_(weight)
+
+
+def _norm_gradient(grad: Tensor, states: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    weighted = grad * weight
+    dot = (weighted * states).sum(dim=-1, keepdim=True, dtype=inverse.dtype)
+    slope = dot.mul_(inverse**3).div_(-states.shape[-1])  # [T, 1]
+    return (weighted * inverse).addcmul_(states, slope).to(states.dtype)
 
 
 class _Gated(torch.autograd.Function):
@@ -457,23 +487,55 @@ class _Gated(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), functional.silu(gate).mul_(grad)
 
 
+class _CpuFeedForward(torch.autograd.Function):
+    """states + down(silu(gate(norm(states))) * up(norm(states))), all frozen, `_ROWS` tokens at a time.
+
+    What lies between the products stays in the processor's cache; only states, gate and up are kept.
+    """
+
+    @staticmethod
+    def forward(ctx, states, norm, eps, gate_weight, up_weight, down_weight):  # type: ignore[no-untyped-def]
+        inverse = _inverse_rms(states, eps)
+        gate, up = (states.new_empty(len(states), len(gate_weight)) for _ in range(2))
+        out = torch.empty_like(states)
+        for rows in _rows(len(states)):
+            normed = _scaled(states[rows], inverse[rows], norm)
+            torch.mm(normed, gate_weight.t(), out=gate[rows])
+            torch.mm(normed, up_weight.t(), out=up[rows])
+            gated = functional.silu(gate[rows]).mul_(up[rows])
+            torch.mm(gated, down_weight.t(), out=out[rows]).add_(states[rows])
+        ctx.save_for_backward(states, norm, inverse, gate, up, gate_weight, up_weight, down_weight)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        states, norm, inverse, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        d_states = torch.empty_like(states)
+        for rows in _rows(len(states)):
+            d_gated = torch.mm(grad[rows], down_weight)
+            d_up = functional.silu(gate[rows]).mul_(d_gated)
+            d_gate = torch.ops.aten.silu_backward(d_gated.mul_(up[rows]), gate[rows])
+            d_normed = torch.mm(d_gate, gate_weight).addmm_(d_up, up_weight)
+            torch.add(_norm_gradient(d_normed, states[rows], norm, inverse[rows]), grad[rows], out=d_states[rows])
+        return d_states, None, None, None, None, None
+
+
+def _rows(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
+
+
 # ---------------------------------------------------------------- loss
 
 
 def summed_loss(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropies of states [K, D] under the LLM's output layer against targets [K]."""
-    if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not _is_split(head.weight):
+    if _is_frozen_product(head):
         return _FrozenHeadLoss.apply(states, head.weight, targets)
     n_rows = _rows_at_once(head.out_features)
     chunks = zip(states.split(n_rows), targets.split(n_rows), strict=True)
     # Made anew in the backward pass instead of kept.
     losses = [checkpoint(_chunk_loss, head, rows, wanted, use_reentrant=False) for rows, wanted in chunks]
     return torch.stack(losses).sum()
-
-
-def _is_split(weight: Tensor) -> bool:
-    """Whether ZeRO-3 holds a part of it in each process, so that only the module itself can use it."""
-    return hasattr(weight, "ds_id")
 
 
 def _rows_at_once(vocabulary: int) -> int:
