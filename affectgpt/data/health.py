@@ -1,0 +1,249 @@
+"""Is a data set sound? Counts of what is there, lists of what is wrong, and pictures of both."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from affectgpt.data.clips import Sampling, load_clip
+from affectgpt.data.facts import MediaFacts
+from affectgpt.data.sources import check_each, probe_samples
+from affectgpt.media import MediaInfo
+from affectgpt.runtime import write_text_atomic
+from affectgpt.schema import BadSample, Sample, write_jsonl
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_LETTER = re.compile(r"\w")
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a set of samples holds.
+
+    Attributes:
+        name: of the source.
+        n_rows: rows that were read, usable or not.
+        bad: unusable rows and files, with reasons.
+        samples: usable, with probed modalities.
+        duration_s, size_px: of the clips whose headers state them; size as stored.
+        duplicates: ids of files with the same bytes.
+        wrong_language: ids whose text is hardly in the language it is said to be in.
+    """
+
+    name: str
+    n_rows: int
+    bad: Sequence[BadSample]
+    samples: Sequence[Sample]
+    duration_s: Sequence[float] = ()
+    size_px: Counter[tuple[int, int]] = field(default_factory=Counter)
+    duplicates: Sequence[tuple[str, ...]] = ()
+    wrong_language: Sequence[str] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong; clips without sound or labels are facts, not faults."""
+        return not (self.bad or self.duplicates or self.wrong_language)
+
+    def labels(self) -> Counter[str]:
+        """How often each open-vocabulary label stands in the set."""
+        return Counter(word for sample in self.samples for word in sample.labels or ())
+
+    def labels_per_clip(self) -> Counter[int]:
+        return Counter(len(sample.labels or ()) for sample in self.samples)
+
+    def fixed_labels(self) -> Counter[str]:
+        return Counter(sample.label for sample in self.samples if sample.label)
+
+    def modalities(self) -> Counter[str]:
+        return Counter(name for sample in self.samples for name in sample.modalities or ())
+
+    def texts(self) -> Counter[str]:
+        """How many samples have each text, by language."""
+        found: Counter[str] = Counter()
+        for sample in self.samples:
+            for lang in sorted({sample.lang, *sample.translations}):
+                texts = sample.in_language(lang)
+                names = ("subtitle", "description", "labels", "label")
+                found.update(f"{name} ({lang})" for name in names if getattr(texts, name))
+        return found
+
+    def table(self) -> str:
+        """The report for people."""
+        n, has = len(self.samples), self.modalities()
+        silent = sum("audio" not in (sample.modalities or ()) for sample in self.samples if sample.video)
+        lines = [self.name, f"  rows {self.n_rows}, usable {n}, bad {len(self.bad)}"]
+        lines.append(f"  media: {', '.join(f'{name} {count}' for name, count in has.items()) or 'none'}")
+        if silent:
+            lines.append(f"  clips without sound: {silent} of {n}")
+        if self.duration_s:
+            low, middle, high = min(self.duration_s), statistics.median(self.duration_s), max(self.duration_s)
+            total_h = sum(self.duration_s) / 3600
+            lines.append(f"  duration: {low:.2f} to {high:.2f} s, median {middle:.2f} s, {total_h:.2f} h in all")
+        if self.size_px:
+            sizes = [f"{width} x {height} ({count})" for (width, height), count in self.size_px.most_common(4)]
+            lines.append(f"  size: {', '.join(sizes)}{_more(self.size_px, 4)}")
+        lines.append(f"  texts: {', '.join(f'{name} {count}' for name, count in self.texts().items()) or 'none'}")
+        if labels := self.labels():
+            per_clip = statistics.mean(len(sample.labels) for sample in self.samples if sample.labels)
+            lines.append(f"  labels: {labels.total()} of {len(labels)} words, {per_clip:.2f} a clip that has any")
+            lines.append(f"    {_top(labels, 10)}")
+        if fixed := self.fixed_labels():
+            lines.append(f"  fixed labels: {_top(fixed, 12)}")
+        if splits := Counter(sample.split for sample in self.samples if sample.split):
+            lines.append(f"  splits: {_top(splits, 8)}")
+        lines += [f"  WRONG: {text}" for text in self.faults()]
+        return "\n".join(lines)
+
+    def faults(self) -> list[str]:
+        """One line for each kind of fault, with examples."""
+        kinds: dict[str, list[BadSample]] = {}
+        for row in self.bad:
+            kinds.setdefault(_kind(row.reason), []).append(row)
+        found = [f"{len(rows)} {kind}, for example {rows[0].id!r}: {rows[0].reason}" for kind, rows in kinds.items()]
+        if self.duplicates:
+            shown = " = ".join(self.duplicates[0])
+            found.append(f"{len(self.duplicates)} files stand under several ids, for example {shown}")
+        if self.wrong_language:
+            n = len(self.wrong_language)
+            found.append(f"{n} texts are hardly in their language, for example of {self.wrong_language[0]!r}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "rows": self.n_rows,
+            "usable": len(self.samples),
+            "bad": [vars(row) for row in self.bad],
+            "media": dict(self.modalities()),
+            "duration_s": {"median": statistics.median(self.duration_s), "total": sum(self.duration_s)}
+            if self.duration_s
+            else None,
+            "texts": dict(self.texts()),
+            "labels": dict(self.labels().most_common()),
+            "labels_per_clip": {str(key): value for key, value in sorted(self.labels_per_clip().items())},
+            "fixed_labels": dict(self.fixed_labels().most_common()),
+            "duplicates": [list(ids) for ids in self.duplicates],
+            "wrong_language": list(self.wrong_language),
+        }
+
+
+def _top(counts: Counter[Any], n: int) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common(n)) + _more(counts, n)
+
+
+def _more(counts: Counter[Any], n: int) -> str:
+    return f" and {len(counts) - n} more" if len(counts) > n else ""
+
+
+def _kind(reason: str) -> str:
+    """The kind of a fault, by its message."""
+    kinds = {
+        "no such file": "missing files",
+        "0 bytes": "empty files",
+        "cut off": "truncated files",
+        "ends after": "truncated files",
+        "no index": "truncated files",
+        "cannot be": "unreadable files",
+        "must be unique": "rows with an id that stands already",
+    }
+    return next((kind for words, kind in kinds.items() if words in reason), "other bad rows")
+
+
+def examine(
+    name: str,
+    samples: Sequence[Sample],
+    bad: Iterable[BadSample] = (),
+    *,
+    facts: MediaFacts | None = None,
+    decode: bool = False,
+) -> Health:
+    """Look at every row and the headers of every file.
+
+    Args:
+        bad: rows that could not be read.
+        decode: also decode every clip whole, which finds damage that headers do not show.
+    """
+    facts = facts or MediaFacts()
+    bad = list(bad)
+    n_rows = len(samples) + len(bad)
+    usable, bad_media = probe_samples(samples, on_bad="skip", facts=facts)
+    bad += bad_media
+    if decode:
+        usable, damaged = check_each(
+            usable,
+            _decoded,
+            name=lambda sample: sample.id,
+            where=lambda sample: str(sample.video or sample.audio),
+            on_bad="skip",
+            what="decoding",
+        )
+        bad += damaged
+    infos = [facts.info(path) for sample in usable if (path := sample.video or sample.audio)]
+    health = Health(
+        name,
+        n_rows,
+        bad,
+        usable,
+        [duration for info in infos if (duration := _duration_s(info)) is not None],
+        Counter((info.width, info.height) for info in infos if info.width and info.height),
+        duplicates(usable, facts),
+        [sample.id for sample in usable if _is_wrong_language(sample)],
+    )
+    facts.save()
+    return health
+
+
+def duplicates(samples: Iterable[Sample], facts: MediaFacts) -> list[tuple[str, ...]]:
+    """Ids of files with the same bytes; only files of the same size are hashed. One file named by two rows counts too."""
+    by_size: dict[int, list[Sample]] = {}
+    for sample in samples:
+        if path := sample.video or sample.audio:
+            by_size.setdefault(Path(path).stat().st_size, []).append(sample)
+    by_content: dict[str, list[str]] = {}
+    for same in by_size.values():
+        for sample in same if len(same) > 1 else ():
+            by_content.setdefault(facts.sha256(str(sample.video or sample.audio)), []).append(sample.id)
+    return [tuple(ids) for ids in by_content.values() if len(ids) > 1]
+
+
+def _decoded(sample: Sample) -> Sample:
+    load_clip(sample, sample.modalities or (), Sampling())
+    return sample
+
+
+def _duration_s(info: MediaInfo) -> float | None:
+    return info.duration_s if info.duration_s is not None else (info.video_duration_s or info.audio_duration_s)
+
+
+def _is_wrong_language(sample: Sample) -> bool:
+    """Whether a description is said to be English and is mostly Chinese characters, or the other way round."""
+    for lang in {sample.lang, *sample.translations}:
+        if text := sample.in_language(lang).description:
+            letters = len(_LETTER.findall(text))
+            share = len(_CHINESE.findall(text)) / max(1, letters)
+            if letters and (share > 0.5 if lang == "en" else lang == "zh" and share < 0.1):
+                return True
+    return False
+
+
+def write(folder: Path, reports: Sequence[Health], leaks: Sequence[str] = ()) -> list[Path]:
+    """Write health.json, bad_samples.jsonl, and a picture for each report as PNG and SVG; returns the files."""
+    from affectgpt.data.pictures import draw
+
+    content = {"reports": [report.to_dict() for report in reports], "leaks": list(leaks)}
+    files = [folder / "health.json"]
+    write_text_atomic(files[0], json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    if bad := [row for report in reports for row in report.bad]:
+        files.append(folder / "bad_samples.jsonl")
+        write_jsonl(files[-1], bad)
+    for number, report in enumerate(reports):
+        stem = folder / ("health" if len(reports) == 1 else f"health-{number + 1}")
+        draw(stem, report)
+        files += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    return files
