@@ -103,7 +103,7 @@ class SourceConfig:
 
     manifest: str | None = None  # path of a .jsonl or .csv manifest; demo:coarse and demo:fine name the embedded corpus
     format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
-    folder: str | None = None  # where a data set of that format lies; null = data.folder
+    folder: str | None = None  # where a data set of that format lies, below data.folder; null = there itself
     options: dict[str, Any] = field(default_factory=dict)  # of the format: names of its tables and media folders
     split: str | None = None  # only rows with this split; null = all
     split_file: str | None = None  # instead: only the names in this list (.txt, .csv), beside the data set

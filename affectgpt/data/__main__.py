@@ -109,7 +109,7 @@ def convert(arguments: Sequence[str]) -> int:
     """Write a data set as a manifest; rows that cannot be used are listed and left out."""
     from dataclasses import replace
 
-    from affectgpt.data.formats import PREFERENCE, Preference, open_folder, read_preferences
+    from affectgpt.data.formats import PREFERENCE, Preference
     from affectgpt.schema import BadSample, write_jsonl
 
     own, rest = _split(arguments)
@@ -119,7 +119,7 @@ def convert(arguments: Sequence[str]) -> int:
     out = Path(own["out"])
     items: list[Any]
     if source.format == PREFERENCE:
-        rows = list(read_preferences(*_opened(open_folder, source)))
+        rows = _preferences(source)
         items = [row for row in rows if isinstance(row, Preference)]
         bad = [row for row in rows if isinstance(row, BadSample)]
     else:
@@ -140,17 +140,19 @@ def convert(arguments: Sequence[str]) -> int:
     return 1 if bad else 0
 
 
-def _opened(open_folder: Any, source: Any) -> Any:
+def _preferences(source: Any) -> list[Any]:
+    from affectgpt.data.formats import open_folder, read_preferences
+
     folder, options = open_folder(source.format, Path(source.folder).expanduser(), source.options)
-    return (folder, *options.values())
+    return list(read_preferences(folder, **options))
 
 
 def _check_preferences(source: Any) -> int:
     from collections import Counter
 
-    from affectgpt.data.formats import Preference, open_folder, read_preferences
+    from affectgpt.data.formats import Preference
 
-    rows = list(read_preferences(*_opened(open_folder, source)))
+    rows = _preferences(source)
     pairs = [row for row in rows if isinstance(row, Preference)]
     bad = [row for row in rows if not isinstance(row, Preference)]
     missing = {pair.video for pair in pairs if pair.video and not Path(pair.video).is_file()}

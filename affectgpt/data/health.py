@@ -200,7 +200,7 @@ def examine(
 
 
 def duplicates(samples: Iterable[Sample], facts: MediaFacts) -> list[tuple[str, ...]]:
-    """Ids of files with the same bytes; only files of the same size are hashed. One file named by two rows counts too."""
+    """Ids of files with the same bytes (or of one file in two rows); only files of the same size are hashed."""
     by_size: dict[int, list[Sample]] = {}
     for sample in samples:
         if path := sample.video or sample.audio:

@@ -94,7 +94,7 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
     """Read a manifest, or a data set in a published format, and keep the part that the source names.
 
     Args:
-        folder: where the data set lies, for a source with a format that names no folder itself.
+        folder: where data sets lie: the folder of a source with a format is looked for below it.
 
     Raises:
         ValueError: unknown format, missing files, an empty part, names of `split_file` that are not there; with
@@ -112,9 +112,10 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
         samples, bad = read_samples(source.manifest, on_bad=on_bad)
     else:
         assert source.format is not None
-        if (place := source.folder or folder) is None:
+        if source.folder is None and folder is None:
             raise ValueError(f"format {source.format!r}: say where the data set lies: data.folder=/path/to/it")
-        name, base = f"{source.format} in {place}", Path(place).expanduser()
+        base = Path(folder or "").expanduser() / Path(source.folder or "").expanduser()
+        name = f"{source.format} in {base}"
         rows, files = read_format(source.format, base, source.options)
         samples = [row for row in rows if isinstance(row, Sample)]
         bad = [row for row in rows if isinstance(row, BadSample)]
