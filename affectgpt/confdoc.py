@@ -63,12 +63,12 @@ def document() -> str:
     ]
     classes = [item for item in vars(conf_schema).values() if isinstance(item, type)]
     schemas = [item for item in classes if dataclasses.is_dataclass(item)]
-    commands = ("TrainConfig", "InferConfig", "EvalConfig", "PlanConfig", "ZeroShotConfig")
-    for schema in sorted(schemas, key=lambda item: item.__name__ not in commands):
+    commands = {schema for schema in schemas if (inspect.getdoc(schema) or "").startswith("python ")}
+    for schema in sorted(schemas, key=lambda item: item not in commands):
         title = (inspect.getdoc(schema) or schema.__name__).rstrip(".")
-        heading = f"`{title}`" if schema.__name__ in commands else schema.__name__.removesuffix("Config")
+        heading = f"`{title}`" if schema in commands else schema.__name__.removesuffix("Config")
         lines += [f"## {heading}", ""]
-        if schema.__name__ not in commands:
+        if schema not in commands:
             lines += [f"{title}.", ""]
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         for name, kind, default, comment in fields_of(schema):
