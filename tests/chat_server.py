@@ -1,5 +1,6 @@
 """A real local HTTP server that speaks the chat-completions protocol and fails on demand."""
 
+import hashlib
 import json
 import threading
 import time
@@ -10,12 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class ChatServer:
     """`answer(body)` makes the text; `faults` is a list of faults for the next requests, then all goes well.
 
-    Faults: an int = that HTTP status, ("retry-after", seconds) = 429 with the header, "slow", "hang up", "no json",
-    "no choices".
+    Faults: an int = that HTTP status, ("retry-after", seconds) = 429 with the header, "slow", "hang up", "cut" (in the
+    middle of the answer), "no json", "no choices". `choose(body)` names the fault of requests for which the list is
+    empty. `n_answered` counts answers sent whole.
     """
 
-    def __init__(self, answer: Callable[[dict], str] = lambda body: body["messages"][-1]["content"].upper()) -> None:
+    def __init__(
+        self,
+        answer: Callable[[dict], str] = lambda body: body["messages"][-1]["content"].upper(),
+        choose: Callable[[dict], object] = lambda body: None,
+    ) -> None:
         self.answer = answer
+        self.choose = choose
+        self.n_answered = 0
         self.faults: list = []
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
@@ -36,7 +44,7 @@ class ChatServer:
                     outer.times.append(time.monotonic())
                     outer.in_flight += 1
                     outer.most_in_flight = max(outer.most_in_flight, outer.in_flight)
-                    fault = outer.faults.pop(0) if outer.faults else None
+                    fault = outer.faults.pop(0) if outer.faults else outer.choose(body)
                 try:
                     time.sleep(outer.delay_s)
                     self.reply(fault, body)
@@ -65,20 +73,28 @@ class ChatServer:
                     choice["message"] = {"role": "assistant", "content": outer.answer(body)}
                     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
                     head = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"] + "-served"}
-                    self.send(200, {**head, "choices": [choice], "usage": usage})
+                    self.send(200, {**head, "choices": [choice], "usage": usage}, cut=fault == "cut")
+                    with outer.lock:
+                        outer.n_answered += fault != "cut"
 
-            def send(self, status, value, headers=None):
+            def send(self, status, value, headers=None, cut=False):
                 data = b"<html>not json</html>" if value is None else json.dumps(value).encode()
                 self.send_response(status)
                 for name, text in {"Content-Type": "application/json", **(headers or {})}.items():
                     self.send_header(name, text)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                if cut:
+                    self.wfile.write(data[: len(data) // 2])
+                    self.close_connection = True
+                    self.connection.close()
+                else:
+                    self.wfile.write(data)
 
             def log_message(self, *arguments):
                 pass
 
+        ThreadingHTTPServer.request_queue_size = 128
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
@@ -91,3 +107,12 @@ class ChatServer:
     def __exit__(self, *exception) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def fill_in(body: dict) -> str:
+    """An answer of the JSON schema that a request asks for; its texts differ from request to request."""
+    schema = body["response_format"]["json_schema"]["schema"]
+    mark = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+    made = {"string": lambda kind: f"something plain, {mark}", "number": lambda kind: 0.5}
+    made["array"] = lambda kind: kind["items"].get("enum", ["calm", "tired"])[:2]
+    return json.dumps({name: made[kind["type"]](kind) for name, kind in schema["properties"].items()})

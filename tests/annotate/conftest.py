@@ -1,0 +1,71 @@
+"""Small clips, and the command as a function."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from affectgpt.annotate.run import run
+from affectgpt.cli import compose
+from affectgpt.demo.performance import Identity, Performance, Voice
+from affectgpt.demo.voice import render_voice
+from affectgpt.schema import Sample, write_jsonl
+
+LINE = "I can not believe that you really told him"
+
+
+def write_sound(path: Path, samples: np.ndarray, rate_hz: int = 16000) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+def write_clips(folder: Path, n: int, *, seconds: float = 0.6, subtitle: str | None = "You told him.") -> Path:
+    """A manifest of `n` short sounds, each another file."""
+    voice = render_voice(Performance(seconds, Identity(1), voice=Voice(), text=LINE))
+    samples = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(n):
+        name = f"clip{number:05d}"
+        voice[-1] = (3 * number + 1) / 32767  # one sample makes another file; sent as 16 bit, it is still another
+        write_sound(folder / f"{name}.wav", voice)
+        samples.append(Sample(id=name, audio=f"{name}.wav", subtitle=subtitle))
+    write_jsonl(folder / "clips.jsonl", samples)
+    return folder / "clips.jsonl"
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    return write_clips(tmp_path / "clips", 4)
+
+
+def settings(manifest: Path, out: Path, *more: str) -> list[str]:
+    return [f"input=['{manifest}']", f"out='{out}'", *more]
+
+
+def served(url: str, *more: str) -> list[str]:
+    """Settings that ask the test server for everything."""
+    return [
+        "annotator=openai",
+        "annotator.model=toy",
+        f"annotator.base_url={url}",
+        "annotator.sees=[images,sound]",
+        "annotator.backoff_s=0.01",
+        *more,
+    ]
+
+
+def annotate(manifest: Path, out: Path, *more: str) -> int:
+    """python -m affectgpt.annotate <manifest> out=<out> ..."""
+    return run(compose("annotate", settings(manifest, out, *more)))
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,311 @@
+"""The command, from clips to a folder: complete, resumable, shared by processes, never paying twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from affectgpt.annotate.record import from_row
+from affectgpt.annotate.run import records_of
+from affectgpt.runtime import UserError
+from affectgpt.schema import read_samples
+
+from ..chat_server import ChatServer, fill_in
+from .conftest import annotate, rows_of, served, settings, write_clips
+
+ROOT = Path(__file__).parents[2]
+STEPS = ("acoustic", "disambiguate", "merge", "translate", "labels")  # calls of emer_coarse for a sound with a subtitle
+
+
+def start(manifest: Path, out: Path, *more: str) -> subprocess.Popen:
+    arguments = [sys.executable, "-m", "affectgpt.annotate", *settings(manifest, out, *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def identity(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def test_without_any_model_clips_become_a_manifest_that_training_reads(clips, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert annotate(clips, out) == 0
+    samples, bad = read_samples(out / "manifest.jsonl")
+    assert not bad
+    assert [sample.id for sample in samples] == [f"clip{number:05d}" for number in range(4)] or len(samples) == 4
+    for sample in samples:
+        assert sample.labels
+        assert "In the voice" in sample.description
+        assert "声音" in sample.translations["zh"]["description"]
+        assert Path(sample.audio).is_file()
+    said = capsys.readouterr().out
+    assert "4 of 4 clips complete (4 now, 0 before)" in said
+    assert "calls 0" in said
+
+
+def test_a_second_run_makes_nothing_and_another_setting_makes_it_anew(clips, tmp_path, capsys):
+    out = tmp_path / "out"
+    annotate(clips, out)
+    before = (out / "records.jsonl").read_bytes()
+    assert annotate(clips, out) == 0
+    assert (out / "records.jsonl").read_bytes() == before
+    assert "(0 now, 4 before)" in capsys.readouterr().out
+    assert annotate(clips, out, "lang=zh") == 0
+    assert len(rows_of(out / "records.jsonl")) == 8
+    assert {record.lang for record in records_of(out)} == {"zh"}
+    assert annotate(clips, out) == 0  # back again: the older records count once more, and nothing is made
+    assert {record.lang for record in records_of(out)} == {"en"}
+
+
+def test_a_clip_without_sound_voice_or_file_is_named_with_its_reason(tmp_path, capsys):
+    clips = write_clips(tmp_path / "clips", 3)
+    (clips.parent / "clip00001.wav").write_bytes(b"")
+    (clips.parent / "clip00002.wav").unlink()
+    out = tmp_path / "out"
+    assert annotate(clips, out) == 3
+    failed = {row["id"]: row for row in rows_of(out / "failed.jsonl")}
+    assert set(failed) == {"clip00001", "clip00002"}
+    assert "clip00002.wav" in failed["clip00002"]["reason"]
+    assert "1 of 3 clips complete" in capsys.readouterr().out
+    write_clips(tmp_path / "clips", 3)  # mended
+    assert annotate(clips, out) == 0
+    assert rows_of(out / "failed.jsonl") == []
+    assert len(rows_of(out / "manifest.jsonl")) == 3
+
+
+def test_a_served_model_is_asked_once_for_every_step_and_its_tokens_are_told(clips, tmp_path, capsys):
+    with ChatServer(fill_in) as server:
+        out = tmp_path / "out"
+        prices = ("annotator.price_in=2", "annotator.price_out=10")
+        assert annotate(clips, out, *served(server.url, *prices)) == 0
+        assert len(server.requests) == 4 * len(STEPS)
+        assert annotate(clips, out, *served(server.url, *prices)) == 0
+        assert len(server.requests) == 4 * len(STEPS)
+    record = next(iter(records_of(out)))
+    assert Counter(note.step for note in record.provenance if note.prompt_sha256) == Counter(STEPS)
+    assert {note.model for note in record.provenance} == {"measured", "toy"}
+    assert all((note.tokens_in, note.tokens_out) == (3, 2) for note in record.provenance if note.prompt_sha256)
+    assert {clue.source for clue in record.clues} == {"toy"}
+    report = json.loads((out / "report.json").read_text())
+    assert report["cost_of_folder"] == pytest.approx(20 * (3 * 2 + 2 * 10) / 1e6)
+    assert "calls 20 (0 repairs" in capsys.readouterr().out
+
+
+def test_media_reach_the_server_in_the_parts_of_the_protocol_and_never_the_file(clips, tmp_path):
+    with ChatServer(fill_in) as server:
+        annotate(clips, tmp_path / "out", *served(server.url), "limit=1")
+    (heard,) = [body for body in server.requests if isinstance(body["messages"][0]["content"], list)]
+    sound, text = heard["messages"][0]["content"]
+    assert sound["type"] == "input_audio"
+    assert "pitch_hz: median pitch" in text["text"]
+    assert len(max((tmp_path / "out" / "store" / "answers.jsonl").read_text().splitlines(), key=len)) < 5000
+
+
+def test_an_answer_of_the_wrong_form_is_objected_to_once_and_then_failed_without_asking_again(clips, tmp_path, capsys):
+    def stubborn(body: dict) -> str:
+        step = body["response_format"]["json_schema"]["name"]
+        wrong = step == "acoustic" and (len(body["messages"]) == 1 or "clip" in stubborn.never)
+        return "I am not JSON" if wrong else fill_in(body)
+
+    stubborn.never = ""
+    with ChatServer(stubborn) as server:
+        assert annotate(clips, tmp_path / "a", *served(server.url)) == 0  # mended by the repair
+        assert len(server.requests) == 4 * (len(STEPS) + 1)
+        repair = next(body for body in server.requests if len(body["messages"]) == 3)
+        assert "no JSON object in it" in repair["messages"][2]["content"]
+        assert "4 repairs" in capsys.readouterr().out
+        stubborn.never = "clip"
+        server.requests.clear()
+        assert annotate(clips, tmp_path / "b", *served(server.url)) == 3
+        assert len(server.requests) == 4 * 2  # acoustic twice; nothing that needs it was asked
+        assert annotate(clips, tmp_path / "b", *served(server.url)) == 3
+        assert len(server.requests) == 4 * 2  # the useless answers are paid for and kept
+    failed = rows_of(tmp_path / "b" / "failed.jsonl")
+    assert len(failed) == 4
+    assert "no usable answer of toy in two attempts: no JSON object in it" in failed[0]["reason"]
+
+
+def test_evidence_that_was_not_measured_is_refused(clips, tmp_path):
+    def inventive(body: dict) -> str:
+        values = json.loads(fill_in(body))
+        if "evidence" in values:
+            values["evidence"] = ["AU12"]
+        return json.dumps(values)
+
+    with ChatServer(inventive) as server:
+        assert annotate(clips, tmp_path / "out", *served(server.url), "limit=1") == 3
+    (failed,) = rows_of(tmp_path / "out" / "failed.jsonl")
+    assert "['AU12'] are no measured facts" in failed["reason"]
+
+
+def test_errors_are_retried_and_never_stored(clips, tmp_path):
+    with ChatServer(fill_in) as server:
+        server.faults = [500, "hang up", "cut", "no json", "no choices", ("retry-after", 0.05), 429, 503]
+        out = tmp_path / "out"
+        assert annotate(clips, out, *served(server.url)) == 0
+        assert server.n_answered == 4 * len(STEPS)
+    assert len(rows_of(out / "store" / "answers.jsonl")) == 4 * len(STEPS)
+
+
+def test_a_request_that_the_server_refuses_fails_its_clip_and_is_tried_again_next_time(clips, tmp_path):
+    with ChatServer(fill_in) as server:
+        server.faults = [400]
+        out = tmp_path / "out"
+        assert annotate(clips, out, *served(server.url, "annotator.concurrency=1")) == 3
+        assert "HTTP 400" in rows_of(out / "failed.jsonl")[0]["reason"]
+        assert annotate(clips, out, *served(server.url)) == 0
+        assert server.n_answered == 4 * len(STEPS)
+
+
+def test_a_wrong_key_stops_at_once_with_what_to_check(clips, tmp_path):
+    with ChatServer(fill_in, choose=lambda body: 401) as server:
+        with pytest.raises(UserError, match=r"toy at .*HTTP 401.*check model, base_url and \$OPENAI_API_KEY"):
+            annotate(clips, tmp_path / "out", *served(server.url, "annotator.concurrency=1"))
+        assert len(server.requests) == 1
+
+
+def test_a_server_that_only_fails_is_left_alone_after_twenty_requests(tmp_path):
+    clips = write_clips(tmp_path / "clips", 40)
+    with ChatServer(fill_in, choose=lambda body: 500) as server:
+        with pytest.raises(UserError, match="20 requests in a row failed, the last with: HTTP 500"):
+            annotate(
+                clips, tmp_path / "out", *served(server.url, "annotator.max_retries=0", "annotator.concurrency=1")
+            )
+        assert len(server.requests) == 20
+
+
+def test_the_budget_stops_cleanly_and_a_higher_one_goes_on(clips, tmp_path, capsys):
+    prices = ("annotator.price_in=0", "annotator.price_out=1000", "annotator.max_tokens=2", "annotator.concurrency=1")
+    with ChatServer(fill_in) as server:
+        out = tmp_path / "out"
+        assert annotate(clips, out, *served(server.url, *prices), "budget=0.0131") == 4  # an answer costs 0.002
+        assert len(server.requests) == 6
+        assert "stopped: the next call could exceed budget=0.0131" in capsys.readouterr().out
+        assert annotate(clips, out, *served(server.url, *prices), "budget=0.041") == 0
+        assert len(server.requests) == 4 * len(STEPS)
+    with pytest.raises(UserError, match="a budget needs prices"):
+        annotate(clips, tmp_path / "other", *served("http://localhost:1/v1"), "budget=1")
+
+
+def test_a_plan_tells_calls_and_cost_calls_nothing_and_knows_what_is_answered(clips, tmp_path, capsys):
+    with ChatServer(fill_in) as server:
+        out = tmp_path / "out"
+        priced = served(server.url, "annotator.price_in=2", "annotator.price_out=10")
+        assert annotate(clips, out, *priced, "plan=true") == 0
+        assert not server.requests
+        assert not out.exists()
+        said = capsys.readouterr().out
+        assert "in all 20 calls" in said
+        assert "~ estimated" in said
+        annotate(clips, out, *priced, "limit=1")
+        capsys.readouterr()
+        assert annotate(clips, out, *priced, "plan=true") == 0
+        said = capsys.readouterr().out
+        assert "in all 15 calls, 45 tokens in, 30 out, cost 0.00" in said
+        assert len(server.requests) == 5
+    assert annotate(clips, out, "plan=true") == 0
+    assert "no model is asked" in capsys.readouterr().out
+
+
+def test_many_clips_through_every_fault_are_complete_or_named_and_calls_made_are_calls_needed(tmp_path):
+    clips = write_clips(tmp_path / "clips", 200)
+    faults = [429, 500, "hang up", "cut", "no json", "no choices", ("retry-after", 0.01)]
+    dice = random.Random(0)
+
+    def now_and_then(body: dict) -> object:
+        return dice.choice(faults) if dice.random() < 0.3 else None
+
+    def sometimes_wrong(body: dict) -> str:
+        first = int(identity(body["messages"][0])[:2], 16)
+        bad = first < 8 if len(body["messages"]) == 1 else first < 3
+        return '{"clue": ' if bad else fill_in(body)
+
+    with ChatServer(sometimes_wrong, now_and_then) as server:
+        out = tmp_path / "out"
+        code = annotate(clips, out, *served(server.url, "annotator.concurrency=16", "annotator.max_retries=30"))
+        answered = server.n_answered
+        asked = Counter(identity(body) for body in server.requests)
+    records, failed = {record.id for record in records_of(out)}, rows_of(out / "failed.jsonl")
+    assert code == (3 if failed else 0)
+    assert len(records) + len(failed) == 200
+    assert not records & {row["id"] for row in failed}
+    assert all("no usable answer" in row["reason"] for row in failed)
+    assert answered == len(asked) == len(rows_of(out / "store" / "answers.jsonl"))
+    for row in rows_of(out / "records.jsonl"):
+        from_row(row)
+
+
+def test_two_processes_on_one_folder_do_no_call_twice_and_both_end_complete(tmp_path):
+    clips = write_clips(tmp_path / "clips", 40)
+    with ChatServer(fill_in) as server:
+        server.delay_s = 0.02
+        out = tmp_path / "out"
+        both = [start(clips, out, *served(server.url, "annotator.concurrency=4")) for _ in range(2)]
+        said = [process.communicate(timeout=120)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        asked = Counter(identity(body) for body in server.requests)
+    assert set(asked.values()) == {1}
+    assert len(asked) == 40 * len(STEPS)
+    assert len(rows_of(out / "records.jsonl")) == 40
+    shares = [json.loads((out / "report.json").read_text())["made"]]
+    assert 0 <= shares[0] <= 40
+    assert all("40 of 40 clips complete" in text for text in said)
+
+
+def test_killed_again_and_again_no_answer_that_arrived_is_asked_for_again(tmp_path):
+    clips = write_clips(tmp_path / "clips", 60)
+    out, concurrency, n_kills = tmp_path / "out", 4, 0
+    answers = out / "store" / "answers.jsonl"
+    stored_when_asked: Counter[str] = Counter()
+
+    with ChatServer(fill_in) as server:
+        server.delay_s = 0.02
+        while True:
+            process = start(clips, out, *served(server.url, f"annotator.concurrency={concurrency}"))
+            n_before = sum(1 for _ in answers.open("rb")) if answers.is_file() else 0
+            while process.poll() is None and n_kills < 3:
+                if answers.is_file() and sum(1 for _ in answers.open("rb")) > n_before + 50:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    n_kills += 1
+                time.sleep(0.01)
+            said = process.communicate(timeout=120)[0]
+            if process.returncode != -signal.SIGKILL:
+                break
+        assert process.returncode == 0, said
+        asked = Counter(identity(body) for body in server.requests)
+        stored_when_asked.update(asked)
+    assert n_kills == 3
+    rows = rows_of(answers)
+    assert len({row["key"] for row in rows}) == len(rows) == len(asked) == 60 * len(STEPS)
+    repeated = sum(asked.values()) - len(asked)
+    assert repeated <= n_kills * concurrency  # only what was in flight when the process died
+    assert len(rows_of(out / "records.jsonl")) == 60
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_lets_calls_in_flight_end_and_the_exit_code_tells(tmp_path, name, code):
+    clips = write_clips(tmp_path / "clips", 30)
+    with ChatServer(fill_in) as server:
+        server.delay_s = 0.1
+        out = tmp_path / "out"
+        process = start(clips, out, *served(server.url, "annotator.concurrency=4"))
+        while len(server.requests) < 10 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, name))
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == code, said
+        assert f"stopped by {name}" in said
+        assert len(rows_of(out / "store" / "answers.jsonl")) == len(server.requests) < 30 * len(STEPS)
