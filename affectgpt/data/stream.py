@@ -93,6 +93,8 @@ class TrainingStream:
         parts: the sources of the mixture.
         modalities: branches that the model has; others are never shown.
         encode: makes the model's inputs out of a draw.
+        bucket: so many draws in a row, those of one optimizer step, are taken in order of their texts' lengths, so that
+            padded batches hold samples of like length. What a step holds stays the same; 1 = in the order drawn.
 
     Raises:
         ValueError: a sample lacks the texts that the recipe's tasks and languages ask for (named, with the count).
@@ -107,11 +109,14 @@ class TrainingStream:
         length: int,
         seed: int,
         encode: Callable[[Draw], Any],
+        bucket: int = 1,
     ) -> None:
         self._parts = [part.samples for part in parts]
         self._recipe = recipe
         self._modalities = tuple(modalities)
         self._encode = encode
+        self._bucket = bucket
+        self._order: tuple[int, list[int]] = (-1, [])  # of the bucket that was asked for last: its start, its draws
         self._length = length
         asked = [part.asked(recipe) for part in parts]
         for part, (tasks, langs, choice) in zip(parts, asked, strict=True):
@@ -156,7 +161,19 @@ class TrainingStream:
         return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates if task == "fixed" else ())
 
     def __getitem__(self, n: int) -> Any:
+        if self._bucket > 1:
+            start = n - n % self._bucket
+            if self._order[0] != start:
+                places = range(start, min(start + self._bucket, self._length))
+                self._order = start, sorted(places, key=lambda place: _n_bytes(self.draw(place)))
+            n = self._order[1][n - start]
         return self._encode(self.draw(n))
+
+
+def _n_bytes(draw: Draw) -> int:
+    """Length of a draw's own words, which goes with its number of tokens."""
+    subtitle = draw.sample.subtitle if draw.with_subtitle else None
+    return len((answer(draw.sample, draw.task, draw.lang) + (subtitle or "")).encode())
 
 
 def _passes(n_samples: int, length: int, seed: int, source: int) -> np.ndarray:

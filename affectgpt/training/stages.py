@@ -255,13 +255,16 @@ def _train(
         to_deepspeed=to_deepspeed,
     )
     assert arguments.world_size == processes.world_size, "the Trainer counts other processes than were started"
+    step_size = stage.batch_size * stage.accumulation * arguments.world_size
     stream = TrainingStream(
         training,
         recipe_of(stage),
         modalities=model.modalities,
-        length=total_steps * stage.batch_size * stage.accumulation * arguments.world_size,
+        length=total_steps * step_size,
         seed=config.seed,
         encode=EncodeDraw(processor, reader),
+        # With one batch a step there is nothing to sort, and the order within a batch stays as drawn.
+        bucket=step_size if not stage.packing and step_size > stage.batch_size else 1,
     )
     log.info(
         "%d training samples, %d held out for validation, %d bad; %d steps of %d samples",

@@ -78,3 +78,17 @@ def test_what_is_hidden_is_drawn_as_it_was_before_there_were_face_crops():
         shown = tuple(name for name, value in zip(MODALITIES, row, strict=False) if value >= 0.3)
         assert dataset[n].modalities == (shown or (MODALITIES[row[:3].argmax()],))
         assert dataset[n].with_subtitle == (row[3] >= 0.5)
+
+
+def test_a_bucket_holds_the_draws_of_its_step_in_order_of_length():
+    longer = [Sample(id=f"s{n}", description="d" * (1 + n * 7 % 11), labels=("sad",), modalities=()) for n in range(11)]
+    recipe = Recipe(tasks={"description": 1.0}, langs={"en": 1.0})
+    parts = [Part(longer, 1.0)]
+    values = {"modalities": (), "length": 22, "seed": 3, "encode": lambda draw: draw.sample}
+    plain, sorted_ = TrainingStream(parts, recipe, **values), TrainingStream(parts, recipe, bucket=8, **values)
+    for start in range(0, 22, 8):
+        places = range(start, min(start + 8, 22))
+        drawn, bucket = [plain[n] for n in places], [sorted_[n] for n in places]
+        assert Counter(row.id for row in drawn) == Counter(row.id for row in bucket)
+        assert [len(row.description) for row in bucket] == sorted(len(row.description) for row in drawn)
+    assert [sorted_[n].id for n in reversed(range(22))] == [sorted_[n].id for n in range(22)][::-1]
