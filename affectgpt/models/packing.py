@@ -19,7 +19,7 @@ transformers' own attention masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -188,14 +188,25 @@ class _PackByPack(torch.autograd.Function):
         return None, None, *((next(sums) * grad if wanted else None) for wanted in ctx.needs_input_grad[2:])
 
 
-def answer_states(llm: Any, embeds: Tensor, position_ids: Tensor, pack: Pack) -> Tensor:
-    """Final states [Q, D] at the places `pack.queries()` of a pack: embeds [1, T, D] with positions [1, T]."""
+def answer_states(
+    llm: Any,
+    embeds: Tensor,
+    position_ids: Tensor,
+    pack: Pack,
+    attends: Sequence[Callable[..., Tensor]] | None = None,
+) -> Tensor:
+    """Final states [Q, D] at the places `pack.queries()` of a pack: embeds [1, T, D] with positions [1, T].
+
+    Args:
+        attends: for each layer what takes the place of `attend`; generation keeps keys and values there.
+    """
     decoder = llm.model
     cos, sin = (table[0] for table in decoder.rotary_emb(embeds, position_ids=position_ids))  # [T, d], halves alike
     rotation = tuple(table[:, : table.shape[-1] // 2].contiguous() for table in (cos, sin))
     states, whole, last = embeds[0], pack.whole(), len(decoder.layers) - 1
     for number, layer in enumerate(decoder.layers):
-        step = partial(_layer, layer, pack if number == last else whole)
+        mix = attend if attends is None else attends[number]
+        step = partial(_layer, layer, pack if number == last else whole, mix)
         if getattr(layer, "gradient_checkpointing", False) and layer.training:
             states = checkpoint(step, states, *rotation, use_reentrant=False)
         else:
@@ -212,7 +223,7 @@ def _check_window(config: Any, longest: int) -> None:
         )
 
 
-def _layer(layer: Any, pack: Pack, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _layer(layer: Any, pack: Pack, attend: Callable[..., Tensor], states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """One decoder layer.  [T, D] -> [Q, D], the rows that have queries"""
     attention, feed_forward = layer.self_attn, layer.mlp
     normed = _norm(layer.input_layernorm, states)  # [T, D]
