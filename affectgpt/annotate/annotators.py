@@ -232,9 +232,8 @@ class Served:
                 seconds = time.monotonic() - started
             finally:
                 self._purse.reserved -= most
-        choice, usage = completion.choices[0], completion.usage
-        tokens_in = usage.prompt_tokens if usage else None
-        tokens_out = usage.completion_tokens if usage else None
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if self._tokens and usage:
             self._tokens.give(n_in + self.config.max_tokens - (tokens_in or 0) - (tokens_out or 0))
         return {
@@ -242,13 +241,13 @@ class Served:
             "model": self.name,
             "media_sha256": question.clip.sha256,
             "request": request,
-            "text": choice.message.content or "",
-            "finish": choice.finish_reason or "",
+            "text": choice.get("message", {}).get("content") or "",
+            "finish": choice.get("finish_reason") or "",
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
             "cost": self.cost(tokens_in or 0, tokens_out or 0),
             "seconds": round(seconds, 3),
-            "answered_by": completion.model,
+            "answered_by": completion.get("model"),
             "server": self.config.base_url or "api.openai.com",
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -267,7 +266,7 @@ class Served:
             parts.append(Media.sound(sound.samples, sound.rate_hz).part())
         return parts
 
-    async def _send(self, body: dict[str, Any], n_in: int) -> Any:
+    async def _send(self, body: dict[str, Any], n_in: int) -> dict[str, Any]:
         """One answer, after retries; raises CallFailed, or stops the run where every call would fail."""
         import openai
 
@@ -280,8 +279,9 @@ class Served:
             self._stop.check()
             wait_s = min(60.0, config.backoff_s * 2**attempt) * self._jitter.uniform(0.5, 1.0)
             try:
-                completion = await self._connect().chat.completions.create(**body)
-                if getattr(completion, "choices", None):
+                # The client's own chat.completions.create would walk through the body twice to fit it to its types.
+                completion = await self._connect().post("/chat/completions", cast_to=object, body=body)
+                if isinstance(completion, dict) and completion.get("choices"):
                     self._in_a_row = 0
                     return completion
                 reason = "an answer without choices"

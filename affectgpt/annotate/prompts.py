@@ -173,6 +173,18 @@ PROMPTS: dict[str, Prompt] = {
             "zh": "上面描述中的人物的感受有多愉快？请用一个数字回答，从 -5（极不愉快）经 0（中性）到 5（极愉快）。",
         },
     ),
+    "verify": Prompt(
+        {"labels": "words"},
+        ("clues",),
+        20,
+        {
+            "en": "Above are notes about one person in a clip, and nothing else is known. List every word or short phrase "
+            "for what the person feels that follows from these notes alone, the clearest first. If nothing follows, "
+            "leave the list empty.",
+            "zh": "以上是关于一段视频中同一个人的笔记，除此之外一无所知。请列出仅凭这些笔记就能得出的此人的情绪词或短语，"
+            "最明显的在前。若得不出任何结论，请留空。",
+        },
+    ),
     "explain": Prompt(
         {"description": "text", "labels": "words"},
         ("transcript",),

@@ -180,9 +180,7 @@ def test_a_server_that_only_fails_is_left_alone_after_twenty_requests(tmp_path):
     clips = write_clips(tmp_path / "clips", 40)
     with ChatServer(fill_in, choose=lambda body: 500) as server:
         with pytest.raises(UserError, match="20 requests in a row failed, the last with: HTTP 500"):
-            annotate(
-                clips, tmp_path / "out", *served(server.url, "annotator.max_retries=0", "annotator.concurrency=1")
-            )
+            annotate(clips, tmp_path / "out", *served(server.url, "annotator.max_retries=0", "annotator.concurrency=1"))
         assert len(server.requests) == 20
 
 

@@ -1,0 +1,114 @@
+"""Prompts in two languages, and answers that keep or break their form."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from affectgpt.annotate.prompts import PROMPTS, RANKED, BadAnswer, parse, render, repair, schema
+from affectgpt.annotate.record import Fact
+
+ABOUT = {
+    "evidence": [
+        Fact("pitch_hz", "acoustic", 200.0, "Hz"),
+        Fact("loudness_dbfs", "acoustic", -20.0, "dBFS"),
+        Fact("AU12", "visual", 2.0, "of 5", 0.4, 0.8),
+    ],
+    "clues": [{"modality": "visual", "text": "Her lips are parted."}, {"modality": "acoustic", "text": "A low voice."}],
+    "transcript": "Fine,\n thanks.",
+    "description": {"en": "She is at ease."},
+}
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_every_prompt_renders_in_both_languages_with_nothing_left_open(name, lang):
+    text = render(name, lang, ABOUT)
+    assert not re.search(r"\{[a-z_]+\}", text)
+    assert bool(re.search("[\u4e00-\u9fff]", text)) == (lang == "zh")
+    shown = json.loads(text[text.rindex("\n{") :])
+    assert set(shown) == set(schema(name, ABOUT, lang)["properties"])
+    assert "JSON" not in render(name, lang, ABOUT, structured=False)
+
+
+def test_measured_facts_stand_in_the_question_of_their_modality_only():
+    assert "- AU12: lip corners pulled up (0.4-0.8 s)" in render("visual", "en", ABOUT)
+    assert "pitch_hz" not in render("visual", "en", ABOUT)
+    heard = render("acoustic", "en", ABOUT)
+    assert "- pitch_hz: median pitch 200 Hz" in heard
+    assert "- loudness_dbfs: -20 dBFS" in heard
+    assert "evidence" not in schema("acoustic", {})["properties"]  # nothing measured: nothing to name
+
+
+def test_notes_and_words_stand_in_the_text_questions_on_one_line_each():
+    text = render("disambiguate", "en", ABOUT)
+    assert "Seen:\nHer lips are parted." in text
+    assert "What the person says:\nFine, thanks." in text
+    assert "Description:\nShe is at ease." in render("translate", "zh", ABOUT).replace("描述：", "Description:")
+
+
+def test_a_good_answer_is_read_also_in_a_fence_and_between_words():
+    fields = {"clue": " A low voice. ", "evidence": ["pitch_hz", "pitch_hz"]}
+    expected = {"clue": "A low voice.", "evidence": ["pitch_hz"]}
+    for text in (json.dumps(fields), f"Sure!\n```json\n{json.dumps(fields)}\n```"):
+        assert parse("acoustic", text, ABOUT) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "problem"),
+    [
+        ("acoustic", "I cannot hear it.", "no JSON object in it"),
+        ("acoustic", '{"clue": "low"', "no JSON object in it"),
+        ("acoustic", '{"clue": "low",}', "not JSON"),
+        ("acoustic", {"clue": "low"}, "evidence must be a list of words, found None"),
+        ("acoustic", {"clue": "", "evidence": []}, "are empty"),
+        ("acoustic", {"clue": 3, "evidence": []}, "clue must be a text, found 3"),
+        ("acoustic", {"clue": "low", "evidence": ["AU12"]}, r"\['AU12'\] are no measured facts"),
+        ("acoustic", {"clue": "low", "evidence": [], "more": 1}, r"\['more'\] were not asked for"),
+        ("labels", {"labels": "sad", "confidence": 1}, "labels must be a list of words"),
+        ("labels", {"labels": ["sad"], "confidence": 3}, "confidence must be a number from 0 to 1, found 3"),
+        ("valence", {"valence": -6}, "valence must be a number from -5 to 5, found -6"),
+        ("valence", {"valence": True}, "valence must be a number"),
+        ("ranking", {"ranking": ["joyful"]}, r"\['joyful'\] are none of"),
+    ],
+)
+def test_an_answer_of_the_wrong_form_says_what_is_wrong(name, answer, problem):
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    with pytest.raises(BadAnswer, match=problem) as caught:
+        parse(name, text, ABOUT)
+    assert str(caught.value) in repair(caught.value, "en")
+
+
+def test_a_clip_part_in_which_nothing_is_seen_may_stay_empty():
+    fields = {"beginning": "", "middle": "Brows lowered.", "end": "", "evidence": []}
+    assert parse("visual", json.dumps(fields), ABOUT)["middle"] == "Brows lowered."
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("acoustic", " A low voice. ", {"clue": "A low voice."}),
+        ("labels", "sad, tired；难过。", {"labels": ["sad", "tired", "难过"]}),
+        ("valence", "I would say -2.5 of 5.", {"valence": -2.5}),
+        ("merge", "She is tired.", {"description": "She is tired."}),
+    ],
+)
+def test_models_that_write_no_json_are_read_as_plain_text(name, text, expected):
+    assert parse(name, text, ABOUT, structured=False) == expected
+
+
+def test_plain_text_without_what_was_asked_for_is_no_answer():
+    with pytest.raises(BadAnswer, match="valence must be a number"):
+        parse("valence", "rather pleasant", ABOUT, structured=False)
+    with pytest.raises(BadAnswer, match="are empty"):
+        parse("merge", "  ", ABOUT, structured=False)
+
+
+def test_the_schema_is_strict_and_closes_the_sets_that_are_closed():
+    form = schema("ranking", ABOUT, "zh")
+    assert form["additionalProperties"] is False
+    assert form["required"] == ["ranking"]
+    assert form["properties"]["ranking"]["items"]["enum"] == list(RANKED["zh"])
+    assert schema("visual", ABOUT)["properties"]["evidence"]["items"]["enum"] == ["AU12"]
