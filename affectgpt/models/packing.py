@@ -206,7 +206,7 @@ def answer_states(
     states, whole, last = embeds[0], pack.whole(), len(decoder.layers) - 1
     for number, layer in enumerate(decoder.layers):
         mix = attend if attends is None else attends[number]
-        step = partial(_layer, layer, pack if number == last else whole, mix)
+        step = partial(_layer, layer, pack if number == last else whole, attend=mix)
         if getattr(layer, "gradient_checkpointing", False) and layer.training:
             states = checkpoint(step, states, *rotation, use_reentrant=False)
         else:
@@ -223,7 +223,9 @@ def _check_window(config: Any, longest: int) -> None:
         )
 
 
-def _layer(layer: Any, pack: Pack, attend: Callable[..., Tensor], states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _layer(
+    layer: Any, pack: Pack, states: Tensor, cos: Tensor, sin: Tensor, *, attend: Callable[..., Tensor]
+) -> Tensor:
     """One decoder layer.  [T, D] -> [Q, D], the rows that have queries"""
     attention, feed_forward = layer.self_attn, layer.mlp
     normed = _norm(layer.input_layernorm, states)  # [T, D]
