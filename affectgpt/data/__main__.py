@@ -213,7 +213,7 @@ def _configured(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], str | N
     """The sources of data=... by what they are for, and data.folder."""
     from affectgpt.cli import compose
 
-    data = compose("train", list(overrides)).data
+    data = compose("eval", list(overrides)).data  # not train, which would make sure of the base models too
     return {"coarse": data.coarse, "fine": data.fine, "test": data.test}, data.folder
 
 

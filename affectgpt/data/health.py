@@ -145,7 +145,7 @@ def _kind(reason: str) -> str:
     """The kind of a fault, by its message."""
     kinds = {
         "no such file": "missing files",
-        "0 bytes": "empty files",
+        "has 0 bytes": "empty files",
         "cut off": "truncated files",
         "ends after": "truncated files",
         "no index": "truncated files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,11 @@ def draw(path: Path, health: Health) -> None:
     known = {font.name for font in font_manager.fontManager.ttflist}
     chinese = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
     fonts = ["DejaVu Sans", *(name for name in chinese if name in known)]
-    with rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": fonts, "axes.unicode_minus": False}):
+    with (
+        warnings.catch_warnings(),
+        rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": fonts, "axes.unicode_minus": False}),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no font here has it: an empty box is drawn
         figure = Figure(figsize=(9.6, 6.8), layout="constrained")  # no pyplot: no window, no global state
         figure.suptitle(f"{health.name}: {len(health.samples)} of {health.n_rows} rows usable", fontsize=10)
         durations, labels, per_clip, has = figure.subplots(2, 2).flat
@@ -49,7 +54,7 @@ def draw(path: Path, health: Health) -> None:
 
 def _histogram(axes: Any, health: Health) -> None:
     if health.duration_s:
-        axes.hist(health.duration_s, bins=min(30, max(5, len(set(health.duration_s)))), color=_GREY)
+        axes.hist(health.duration_s, bins=min(30, max(5, round(2 * len(health.duration_s) ** 0.5))), color=_GREY)
     axes.set(title="duration", xlabel="seconds", ylabel="clips")
 
 

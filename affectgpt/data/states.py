@@ -17,15 +17,15 @@ import logging
 import mmap
 import os
 import secrets
+import struct
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -38,19 +38,26 @@ ABOUT = "about.json"
 SHARD_BYTES = 256 << 20
 _ALIGNMENT = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # a record holds the place in this tuple: append only
-_RECORD = np.dtype(
-    [
-        ("sha256", "V32"),
-        ("offset", "<u8"),
-        ("n_bytes", "<u8"),
-        ("rows", "<u4"),
-        ("width", "<u4"),
-        ("dtype", "<u4"),
-        ("facts_bytes", "<u4"),
-        ("crc32", "<u4"),  # of tensor and facts
-        ("check", "<u4"),  # crc32 of the record up to here
-    ]
-)
+_RECORD = struct.Struct("<32sQQIIIII")  # `_Record`
+_CHECK = struct.Struct("<I")  # behind each record: crc32 of it
+_RECORD_BYTES = _RECORD.size + _CHECK.size
+
+
+class _Record(NamedTuple):
+    """Where an entry lies in its shard and what it is."""
+
+    sha256: bytes
+    offset: int
+    n_bytes: int
+    rows: int
+    width: int
+    dtype: int  # place in _DTYPES
+    facts_bytes: int
+    crc32: int  # of tensor and facts
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.n_bytes + self.facts_bytes
 
 
 class StateStore:
@@ -64,7 +71,7 @@ class StateStore:
     def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self._about = about
-        self._entries: dict[bytes, tuple[str, np.void]] = {}  # address -> (shard, record)
+        self._entries: dict[bytes, tuple[str, bytes]] = {}  # address -> (shard, its record)
         self._seen: dict[str, int] = {}  # shard -> bytes of its index that were read
         self._forget()
 
@@ -100,18 +107,32 @@ class StateStore:
 
     def refresh(self) -> None:
         """Take up what this and other processes have written since."""
-        for path in sorted(self.folder.glob("*.index")):
-            shard, known = path.stem, self._seen.get(path.stem, 0)
+        for shard, size in self._indices():
+            known = self._seen.get(shard, 0)
+            if size < known + _RECORD_BYTES:
+                continue
+            path = self.folder / f"{shard}.index"
             with suppress(FileNotFoundError), path.open("rb") as file:  # it may have been compacted away meanwhile
                 file.seek(known)
                 data = file.read()
-                whole = len(data) - len(data) % _RECORD.itemsize  # the rest is half a record: its writer was killed
-                for record in np.frombuffer(data[:whole], dtype=_RECORD):
-                    if _check(record) != int(record["check"]):
+                whole = len(data) - len(data) % _RECORD_BYTES  # the rest is half a record: its writer was killed
+                for start in range(0, whole, _RECORD_BYTES):
+                    record = data[start : start + _RECORD.size]
+                    if zlib.crc32(record) != _CHECK.unpack_from(data, start + _RECORD.size)[0]:
                         log.warning("%s: a damaged record is left out; its clip is encoded again", path)
                         continue
-                    self._entries[record["sha256"].tobytes()] = (shard, record)
+                    self._entries[record[:32]] = (shard, record)
                 self._seen[shard] = known + whole
+
+    def _indices(self) -> list[tuple[str, int]]:
+        """(shard, bytes of its index), in the order in which the shards were begun."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as files:
+            return sorted((file.name[:-6], file.stat().st_size) for file in files if file.name.endswith(".index"))
+        return []
+
+    def _record(self, key: bytes) -> tuple[str, _Record]:
+        shard, record = self._entries[key]
+        return shard, _Record._make(_RECORD.unpack(record))
 
     def read(self, sha256: str) -> tuple[Tensor, dict[str, Any]] | None:
         """States [T, E], mapped from disk, and facts; None if there are none, or (with a warning) damaged ones."""
@@ -121,19 +142,16 @@ class StateStore:
             with suppress(OSError):  # a cache on read-only storage has no last use
                 os.utime(self.folder / ABOUT)
         key = bytes.fromhex(sha256)
-        shard, record = self._entries[key]
-        buffer = self._map(shard, int(record["offset"]) + int(record["n_bytes"]) + int(record["facts_bytes"]))
-        if buffer is None or not self._is_sound(key, record, buffer):
+        shard, record = self._record(key)
+        buffer = self._map(shard, record.end)
+        if buffer is None or not self._is_sound(record, buffer):
             log.warning("%s: the states of %s are damaged and will be made again", self.folder / shard, sha256)
             del self._entries[key]
             return None
-        start, middle = int(record["offset"]), int(record["offset"]) + int(record["n_bytes"])
-        shape = (int(record["rows"]), int(record["width"]))
-        dtype = _DTYPES[int(record["dtype"])]
-        count = shape[0] * shape[1]
-        states = torch.frombuffer(buffer, dtype=dtype, count=count, offset=start) if count else torch.empty(0)
-        facts = json.loads(buffer[middle : middle + int(record["facts_bytes"])])
-        return states.to(dtype).view(shape), facts
+        dtype, count = _DTYPES[record.dtype], record.rows * record.width
+        states = torch.frombuffer(buffer, dtype=dtype, count=count, offset=record.offset) if count else torch.empty(0)
+        facts = json.loads(buffer[record.offset + record.n_bytes : record.end])
+        return states.to(dtype).view(record.rows, record.width), facts
 
     def write(self, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> None:
         """Append states [T, E] and their facts."""
@@ -148,15 +166,19 @@ class StateStore:
             if self._writer is None or self._writer.position >= SHARD_BYTES:
                 self._open_shard()
             assert self._writer is not None
-            record = np.zeros((), dtype=_RECORD)
-            record["sha256"] = np.void(bytes.fromhex(sha256))
-            record["rows"], record["width"] = states.shape
-            record["dtype"] = _DTYPES.index(states.dtype)
-            record["n_bytes"], record["facts_bytes"] = len(payload), len(described)
-            record["crc32"] = zlib.crc32(described, zlib.crc32(payload))
-            record["offset"] = self._writer.append(payload + described)
-            record["check"] = _check(record)
-            self._writer.append_record(record.tobytes())
+            record = _RECORD.pack(
+                *_Record(
+                    sha256=bytes.fromhex(sha256),
+                    offset=self._writer.append(payload + described),
+                    n_bytes=len(payload),
+                    rows=states.shape[0],
+                    width=states.shape[1],
+                    dtype=_DTYPES.index(states.dtype),
+                    facts_bytes=len(described),
+                    crc32=zlib.crc32(described, zlib.crc32(payload)),
+                )
+            )
+            self._writer.append_record(record + _CHECK.pack(zlib.crc32(record)))
 
     def _open_shard(self) -> None:
         if self._writer is not None:
@@ -181,15 +203,13 @@ class StateStore:
             return None
         return self._maps[shard]
 
-    def _is_sound(self, key: bytes, record: np.void, buffer: mmap.mmap) -> bool:
-        if key in self._checked:
+    def _is_sound(self, record: _Record, buffer: mmap.mmap) -> bool:
+        if record.sha256 in self._checked:
             return True
-        start = int(record["offset"])
-        stop = start + int(record["n_bytes"]) + int(record["facts_bytes"])
         with memoryview(buffer) as view:
-            sound = zlib.crc32(view[start:stop]) == int(record["crc32"])
+            sound = zlib.crc32(view[record.offset : record.end]) == record.crc32
         if sound:
-            self._checked.add(key)
+            self._checked.add(record.sha256)
         return sound
 
     @property
@@ -209,11 +229,11 @@ class StateStore:
         """Read everything; the addresses whose bytes do not fit their checksum."""
         self.refresh()
         bad = []
-        for key, (shard, record) in list(self._entries.items()):
-            end = int(record["offset"]) + int(record["n_bytes"]) + int(record["facts_bytes"])
-            buffer = self._map(shard, end)
+        for key in list(self._entries):
+            shard, record = self._record(key)
+            buffer = self._map(shard, record.end)
             self._checked.discard(key)
-            if buffer is None or not self._is_sound(key, record, buffer):
+            if buffer is None or not self._is_sound(record, buffer):
                 bad.append(key.hex())
         return bad
 
@@ -233,11 +253,8 @@ class StateStore:
                 continue
             try:
                 held = [key.hex() for key, (place, _) in self._entries.items() if place == shard]
-                n_bytes = sum(
-                    int(self._entries[bytes.fromhex(name)][1][part])
-                    for name in held
-                    for part in ("n_bytes", "facts_bytes")
-                )
+                records = [self._record(bytes.fromhex(name))[1] for name in held]
+                n_bytes = sum(record.n_bytes + record.facts_bytes for record in records)
                 path = self.folder / f"{shard}.states"
                 is_tight = path.exists() and path.stat().st_size <= n_bytes + _ALIGNMENT * len(held)
                 if is_tight and not bad.intersection(held):
@@ -296,7 +313,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _check(record: np.void) -> int:
-    return zlib.crc32(record.tobytes()[:-4])
