@@ -48,7 +48,7 @@ def wheel_f(truth: Sequence[str], predicted: Sequence[str]) -> float | None:
     None where the wheels know no word of `truth`.
 
     >>> wheel_f(["sad", "tired"], ["sorrowful"]), wheel_f(["neutral"], ["sad"])
-    (0.8, None)
+    (0.933333, None)
     """
     scores = score_samples([truth], [predicted], _grouping(), LEVEL1)[0]
     known = scores[~np.isnan(scores[:, 0])]

@@ -1,0 +1,241 @@
+"""Label Studio's files: the two screens as labeling configurations, tasks with predictions, and exports read back.
+
+Screen `clues`: the clip with a time slider, what is said, and the pre-labelled clues, one text field each, to correct,
+remove or add to. Screen `labels`: the clip, candidate labels to tick (none is ticked beforehand), and a field for other
+emotions. The JSON is written directly, in the task format of Label Studio 1.x; no SDK is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from affectgpt.annotate.record import MODALITIES, Annotation, Clue
+from affectgpt.runtime import stable_hash
+
+SCREENS = ("clues", "labels")
+MEDIA = ("video", "audio")
+
+
+class ReviewError(ValueError):
+    """A file of a review cannot be used; the message names file, task, what was found and what was expected."""
+
+
+_WORDS = {
+    "en": {
+        "clues": "Watch the whole clip; drag the slider to look at a moment again. Correct the clues, remove what is not "
+        "there, add what is missing. Describe what can be seen and heard, not who the person is.",
+        "labels": "Tick every word that fits what the person feels. Add words if those given do not say it all.",
+        "says": "What the person says",
+        "visual": "Seen",
+        "acoustic": "Heard",
+        "lexical": "What the words mean",
+        "candidates": "Candidate emotions",
+        "other": "Other emotions",
+        "add": "add one, then Enter",
+    },
+    "zh": {
+        "clues": "请完整观看视频，可拖动滑块反复查看任一时刻。请修改线索、删除不存在的内容、补充遗漏的内容。"
+        "只写看到和听到的，不写人物身份。",
+        "labels": "请勾选所有符合此人感受的词。若所给词语不足以表达，请自行补充。",
+        "says": "此人所说的话",
+        "visual": "看到的内容",
+        "acoustic": "听到的内容",
+        "lexical": "话语的含义",
+        "candidates": "候选情绪",
+        "other": "其他情绪",
+        "add": "输入一条，按回车",
+    },
+}
+
+
+def screen_config(screen: str, medium: str, lang: str) -> str:
+    """The labeling configuration (XML) of a screen for clips of a medium ("video" or "audio")."""
+    words = _WORDS[lang]
+    player = '<Video name="clip" value="$clip"/>' if medium == "video" else '<Audio name="clip" value="$clip"/>'
+    lines = [
+        "<View>",
+        f"  <Header value={quoteattr(words[screen])} size='5'/>",
+        f"  {player}",
+        f"  <Header value={quoteattr(words['says'])}/>",
+        '  <Text name="said" value="$said"/>',
+    ]
+    if screen == "clues":
+        for modality in MODALITIES:
+            lines += [f"  <Header value={quoteattr(words[modality])}/>", _field(modality, words["add"], rows=3)]
+    else:
+        lines += [
+            f"  <Header value={quoteattr(words['candidates'])}/>",
+            '  <Choices name="emotions" toName="clip" choice="multiple" showInline="true" value="$candidates"/>',
+            f"  <Header value={quoteattr(words['other'])}/>",
+            _field("other", words["add"], rows=1),
+        ]
+    return "\n".join([*lines, "</View>", ""])
+
+
+def _field(name: str, hint: str, rows: int) -> str:
+    return (
+        f'  <TextArea name="{name}" toName="clip" editable="true" rows="{rows}" showSubmitButton="true" '
+        f"placeholder={quoteattr(hint)}/>"
+    )
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+_SPAN = re.compile(r"^\[(\d+(?:\.\d+)?) ?[-–] ?(\d+(?:\.\d+)?) ?s\]\s*")
+
+
+def clue_to_text(clue: Clue) -> str:
+    """A clue as it stands in a text field: its time in front.
+
+    >>> clue_to_text(Clue("visual", "He looks up.", 0.5, 1.25, "m"))
+    '[0.5-1.25 s] He looks up.'
+    """
+    if clue.start_s is None or clue.end_s is None:
+        return clue.text
+    return f"[{clue.start_s:g}-{clue.end_s:g} s] {clue.text}"
+
+
+def clue_from_text(modality: str, text: str, source: str) -> Clue:
+    """A clue out of a text field; a time that runs backwards is part of the text."""
+    match = _SPAN.match(text.strip())
+    if match and float(match[1]) <= float(match[2]) and text.strip()[match.end() :]:
+        return Clue(modality, text.strip()[match.end() :], float(match[1]), float(match[2]), source)
+    return Clue(modality, text.strip(), source=source)
+
+
+def medium_of(record: Annotation) -> str | None:
+    """What a clip is shown as; None = there is nothing to play."""
+    return next((name for name in MEDIA if record.media.get(name)), None)
+
+
+def local_url(path: str, root: Path) -> str:
+    """Where Label Studio serves a local file below its document root.
+
+    Raises:
+        ReviewError: the file lies elsewhere.
+    """
+    try:
+        relative = Path(path).resolve().relative_to(root.resolve())
+    except ValueError:
+        raise ReviewError(f"{path}: lies outside media_root={root}; give a folder above all clips") from None
+    return f"/data/local-files/?d={quote(relative.as_posix())}"
+
+
+def task(
+    screen: str, record: Annotation, url: str, clues: Sequence[Clue], labels: Sequence[str], **about: Any
+) -> dict[str, Any]:
+    """One task: the clip, what is pre-labelled, and in `data.about` whose task of which round it is."""
+    data: dict[str, Any] = {"clip": url, "said": record.transcript or "—"}
+    given = {name: [clue_to_text(clue) for clue in clues if clue.modality == name] for name in MODALITIES}
+    if screen == "clues":
+        # What was given stays in the task, so that an export alone tells who changed what.
+        data["given"] = given
+    else:
+        data["candidates"] = [{"value": label} for label in labels]
+    data["about"] = {"id": record.id, "screen": screen, "lang": record.lang, **about}
+    result = [_result(name, "textarea", {"text": texts}) for name, texts in given.items() if texts]
+    whole: dict[str, Any] = {"data": data}
+    if screen == "clues" and result:
+        whole["predictions"] = [{"model_version": stable_hash(given)[:12], "result": result}]
+    return whole
+
+
+def _result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"id": f"{name}-1", "from_name": name, "to_name": "clip", "type": kind, "value": value}
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one person answered to one task.
+
+    Attributes:
+        about: id, screen, and what else `task` was given, such as round and annotator.
+        person: number of the person in Label Studio, as text.
+        clues: texts by modality (screen `clues`); given: what was pre-labelled.
+        labels: ticked candidates and other emotions (screen `labels`).
+        seconds: time that it took, or None.
+        at: when it was last changed, ISO 8601.
+    """
+
+    about: Mapping[str, Any]
+    person: str
+    clues: Mapping[str, tuple[str, ...]]
+    given: Mapping[str, tuple[str, ...]]
+    labels: tuple[str, ...]
+    other: tuple[str, ...]
+    seconds: float | None
+    at: str
+
+
+def read_export(path: Path) -> Iterator[Answer | str]:
+    """The answers in Label Studio's export ("JSON", not "JSON-MIN"); for tasks without one, the reason as a text.
+
+    Raises:
+        ReviewError: another format, or tasks that this program did not write.
+    """
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ReviewError(f"{path}: not JSON ({error}); export the project as JSON") from None
+    if not isinstance(tasks, list):
+        raise ReviewError(f"{path}: expected a list of tasks, found {type(tasks).__name__}; export the project as JSON")
+    for number, item in enumerate(tasks):
+        where = f"{path}[{number}]"
+        if not isinstance(item, dict) or not isinstance(item.get("annotations"), list):
+            keys = sorted(item)[:8] if isinstance(item, dict) else type(item).__name__
+            raise ReviewError(f"{where}: a task without annotations, found {keys}; export as JSON, not as JSON-MIN")
+        data = item.get("data") or {}
+        about = data.get("about")
+        if not isinstance(about, dict) or about.get("screen") not in SCREENS or "id" not in about:
+            raise ReviewError(f"{where}: the task has no data.about; was it made by `annotate review`?")
+        if not item["annotations"]:
+            yield "not answered"
+        for annotation in item["annotations"]:
+            if annotation.get("was_cancelled"):
+                yield "skipped by the annotator"
+            else:
+                yield _answer(annotation, data, where)
+
+
+def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) -> Answer:
+    fields: dict[str, list[str]] = {}
+    for result in annotation.get("result") or []:
+        name, value = result.get("from_name"), result.get("value") or {}
+        found = value.get("text", value.get("choices"))
+        found = [found] if isinstance(found, str) else found
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ReviewError(f"{where}: result {name!r}: expected texts or choices, found {sorted(value)}")
+        fields.setdefault(str(name), []).extend(text.strip() for text in found if text.strip())
+    if strange := sorted(set(fields) - {*MODALITIES, "emotions", "other"}):
+        raise ReviewError(f"{where}: results {strange} belong to no screen; was the labeling configuration changed?")
+    other = [part.strip() for text in fields.get("other", []) for part in re.split(r"[,;，、；\n]", text)]
+    given = data.get("given") or {}
+    seconds = annotation.get("lead_time")
+    return Answer(
+        about=data["about"],
+        person=_person(annotation.get("completed_by"), where),
+        clues={name: tuple(fields.get(name, ())) for name in MODALITIES},
+        given={name: tuple(given.get(name, ())) for name in MODALITIES},
+        labels=tuple(dict.fromkeys([*fields.get("emotions", []), *filter(None, other)])),
+        other=tuple(dict.fromkeys(filter(None, other))),
+        seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+        at=str(annotation.get("updated_at") or annotation.get("created_at") or ""),
+    )
+
+
+def _person(completed_by: Any, where: str) -> str:
+    """The number alone: names and addresses of annotators are not taken over."""
+    number = completed_by.get("id") if isinstance(completed_by, dict) else completed_by
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ReviewError(f"{where}: completed_by {completed_by!r}: expected the number of a person")
+    return str(number)
