@@ -104,6 +104,7 @@ def render(
     modalities: Sequence[str] | None = None,
     with_subtitle: bool = True,
     with_answer: bool = False,
+    asked: str | None = None,
 ) -> list[Message]:
     """The chat messages of one sample: the user turn, and the assistant turn if `with_answer`.
 
@@ -112,12 +113,13 @@ def render(
         task, lang, candidates: see the module's head.
         modalities: media to show, None = all that the sample has. Asking for one that it lacks is an error.
         with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
+        asked: a question in other words, in place of the task's, which are those that training teaches.
 
     >>> from affectgpt.schema import Sample
     >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="description")[0].content
     '<audio>\\nThe person says: "Fine."\\nWatch and listen, then explain what the person feels and which clues show it.'
     """
-    asked = question(task, lang, candidates)
+    asked = question(task, lang, candidates) if asked is None else asked
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
     if unknown := [name for name in wanted if name not in MODALITIES]:

@@ -1,6 +1,6 @@
 import pytest
 
-from affectgpt.prompts import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, media_of, render
+from affectgpt.prompts import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, media_of, question, render
 from affectgpt.schema import Sample
 
 FULL = Sample(
@@ -98,3 +98,10 @@ def test_an_answer_that_the_sample_lacks_is_named(task, lacks):
         render(
             Sample(id="v3", modalities=()), task=task, candidates=("a",) if task == "fixed" else (), with_answer=True
         )
+
+
+def test_a_question_in_other_words_stands_where_that_of_the_task_would():
+    sample = Sample(id="v", subtitle="Fine.", modalities=("audio",))
+    own = render(sample, asked="Does she lie?")[0].content
+    assert own == render(sample)[0].content.replace(question("both"), "Does she lie?")
+    assert own.endswith("\nDoes she lie?")
