@@ -282,7 +282,7 @@ def attend(
         return _CpuAttention.apply(query, key, value, cos, sin, rows, pack, head_dim, scale)
     at = slice(None) if rows is None else rows
     query, key, value = (heads.unflatten(1, (-1, head_dim)) for heads in (query, key, value))  # [T, H, d]
-    query, key = _rotated(query, cos[at], sin[at]), _rotated(key, cos, sin)
+    query, key = rotated(query, cos[at], sin[at]), rotated(key, cos, sin)
     if query.dtype in (torch.bfloat16, torch.float16) and (flash := _flash_varlen()) is not None:
         n_queries = pack.n_queries
         bounds = [
@@ -293,7 +293,7 @@ def attend(
     return _sample_by_sample(query, key, value, pack, scale).flatten(1)
 
 
-def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding.  heads [T, H, d], cos and sin [T, d/2] -> [T, H, d]"""
     first, second = heads.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
