@@ -23,6 +23,7 @@ from affectgpt.prompts import LANGUAGES, MODALITIES
 HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # of the colour channels in files of face crops
 _TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # what a translation may hold
+_PLAIN_LIST = re.compile(r"\['[^'\"\\]*'(?:, '[^'\"\\]*')*\]")
 _BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
@@ -144,6 +145,8 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
         text = value.strip()
         if not text or text.lower() in ("nan", "none", "[]"):
             return None
+        if _PLAIN_LIST.fullmatch(text):  # much quicker, and the form of nearly all
+            return tuple(dict.fromkeys(word for part in text[2:-2].split("', '") if (word := part.strip()))) or None
         try:
             parsed = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -70,14 +70,16 @@ class MediaFacts:
         """Append what is new; several processes may do so."""
         if self._file is None or not self._changed or self._known is None:
             return
-        rows = [[path, *self._known[path]] for path in self._changed]
+        paths = list(self._changed)  # other threads may be adding to it
+        rows = [[path, *self._known[path][:2], dict(self._known[path][2])] for path in paths]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self._file}.lock"), self._file.open("ab+") as file:
             if file.seek(0, os.SEEK_END) and not _ends_line(self._file):
                 file.write(b"\n")  # a killed process left half a line
             file.write(text.encode("utf-8", "surrogateescape"))
-        self._changed = {}
+        for path in paths:
+            self._changed.pop(path, None)
 
     def _facts(self, path: str) -> dict[str, Any]:
         """The facts of the file as it is now; an empty dictionary is new."""

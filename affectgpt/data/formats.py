@@ -91,7 +91,6 @@ class Folder:
 
     def media(self, name: str) -> dict[str, Any]:
         """Media fields of a sample; a video that is not there keeps its path, and fails when it is looked at."""
-        check_id(name)
         found: dict[str, Any] = {}
         videos, sounds = self._listing[0].get(name, []), self._listing[1].get(name, [])
         for files in (videos, sounds):
@@ -542,7 +541,7 @@ def read_preferences(folder: Folder, *, file: str = "track3_emoprefer.csv") -> I
                 raise ValueError(f"preference is {row['preference']!r}; expected a1, a2 or same")
             if a1 is None or a2 is None:
                 raise ValueError("a1 or a2 is empty; a pair needs both descriptions")
-            media = folder.media(name)
+            media = folder.media(check_id(name))
             yield Preference(name, a1, a2, choice, media.get("video"), media.get("audio"))
         except FormatError:
             raise

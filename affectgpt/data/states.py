@@ -60,17 +60,65 @@ class _Record(NamedTuple):
         return self.offset + self.n_bytes + self.facts_bytes
 
 
+class Room:
+    """What the stores below a folder may hold together; several processes keep to it side by side.
+
+    Args:
+        folder: of all stores.
+        limit_bytes: what all its files may hold. Each process looks at the files again after every thousandth of it
+            that it has written, so that n of them exceed it by less than n thousandths.
+    """
+
+    _AGAIN_S = 60.0  # how long "full" holds before the files are looked at again
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._folder = folder
+        self._limit = limit_bytes
+        self._measured: int | None = None
+        self._since = 0
+        self._full_since_s: float | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something was refused a moment ago."""
+        return self._full_since_s is not None and time.monotonic() - self._full_since_s < self._AGAIN_S
+
+    def take(self, n_bytes: int) -> bool:
+        """Whether there is room for `n_bytes`, which then counts as used."""
+        if self.is_full:
+            return False
+        if self._measured is None or self._full_since_s is not None or self._since > self._limit // 1000:
+            self._measured, self._since, self._full_since_s = folder_bytes(self._folder), 0, None
+        if self._measured + self._since + n_bytes > self._limit:
+            self._full_since_s = time.monotonic()
+            return False
+        self._since += n_bytes
+        return True
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below `folder`, which other processes may be changing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                total += path.stat().st_size
+    return total
+
+
 class StateStore:
     """States [T, E] and facts by the sha256 of the medium they came from.
 
     Args:
         folder: made when something is first written.
         about: what decides the states, written to about.json.
+        room: how much may be written; None = any amount.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None, room: Room | None = None) -> None:
         self.folder = folder
         self._about = about
+        self._room = room
         self._entries: dict[bytes, tuple[str, bytes]] = {}  # address -> (shard, its record)
         self._seen: dict[str, int] = {}  # shard -> bytes of its index that were read
         self._forget()
@@ -85,7 +133,7 @@ class StateStore:
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("folder", "_about", "_entries", "_seen")}
+        return {name: self.__dict__[name] for name in ("folder", "_about", "_room", "_entries", "_seen")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -144,6 +192,9 @@ class StateStore:
         key = bytes.fromhex(sha256)
         shard, record = self._record(key)
         buffer = self._map(shard, record.end)
+        if buffer is None and not (self.folder / f"{shard}.index").exists():  # compacted away: it lies elsewhere now
+            del self._entries[key]
+            return self.read(sha256)
         if buffer is None or not self._is_sound(record, buffer):
             log.warning("%s: the states of %s are damaged and will be made again", self.folder / shard, sha256)
             del self._entries[key]
@@ -153,13 +204,15 @@ class StateStore:
         facts = json.loads(buffer[record.offset + record.n_bytes : record.end])
         return states.to(dtype).view(record.rows, record.width), facts
 
-    def write(self, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> None:
-        """Append states [T, E] and their facts."""
+    def write(self, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> bool:
+        """Append states [T, E] and their facts; False if there is no room for them."""
         states = states.detach().cpu().contiguous()
         if states.ndim != 2 or states.dtype not in _DTYPES:
             raise ValueError(f"states must be [T, E] in one of {_DTYPES}, found {states.dtype} {list(states.shape)}")
         payload = states.view(torch.uint8).numpy().tobytes() if states.numel() else b""
         described = json.dumps(facts).encode()
+        if self._room is not None and not self._room.take(len(payload) + len(described) + _ALIGNMENT + _RECORD_BYTES):
+            return False
         with self._lock:
             if self._pid != os.getpid():  # forked: the parent's shard, and the lock on it, are the parent's
                 self._inherited, self._writer, self._pid = self._writer, None, os.getpid()
@@ -179,6 +232,7 @@ class StateStore:
                 )
             )
             self._writer.append_record(record + _CHECK.pack(zlib.crc32(record)))
+        return True
 
     def _open_shard(self) -> None:
         if self._writer is not None:
@@ -223,7 +277,7 @@ class StateStore:
     @property
     def n_bytes(self) -> int:
         """Size on disk."""
-        return sum(path.stat().st_size for path in self.folder.glob("*") if path.is_file())
+        return folder_bytes(self.folder)
 
     def damaged(self) -> list[str]:
         """Read everything; the addresses whose bytes do not fit their checksum."""

@@ -93,9 +93,10 @@ def test_prepare_fills_the_cache_once_and_finds_clips_that_cannot_be_decoded(tmp
     read = reader(tmp_path / "cache", encoder)
     bad_sample = Sample(id="cut", video=str(cut), modalities=("frames",))
     for _ in range(2):
-        good, bad = read.prepare([sample, bad_sample], MODALITIES, on_bad="skip")
-        assert [item.id for item in good] == ["a"]
-        assert [item.id for item in bad] == ["cut"]
+        prepared = read.prepare([sample, bad_sample], MODALITIES, on_bad="skip")
+        assert [item.id for item in prepared.good] == ["a"]
+        assert [item.id for item in prepared.bad] == ["cut"]
+        assert prepared.n_uncached == 0
     assert encoder.calls == 1
     with pytest.raises(ValueError, match="sample 'cut'"):
         read.prepare([bad_sample], MODALITIES, on_bad="raise")
@@ -105,8 +106,8 @@ def test_without_a_cache_skip_decodes_everything_before_training(tmp_path, clip,
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(clip.read_bytes()[:-400])
     bad_sample = Sample(id="cut", video=str(cut), modalities=("frames",))
-    good, bad = ClipReader(SAMPLING).prepare([sample, bad_sample], MODALITIES, on_bad="skip")
-    assert ([item.id for item in good], [item.id for item in bad]) == (["a"], ["cut"])
+    prepared = ClipReader(SAMPLING).prepare([sample, bad_sample], MODALITIES, on_bad="skip")
+    assert ([item.id for item in prepared.good], [item.id for item in prepared.bad]) == (["a"], ["cut"])
 
 
 def test_a_cache_without_a_way_to_fill_it_is_refused(tmp_path):

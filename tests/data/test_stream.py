@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from affectgpt.data.stream import Draw, Part, Recipe, TrainingStream
+from affectgpt.data.stream import Draw, Part, Recipe, TrainingStream, weighted, with_texts
 from affectgpt.schema import Sample
 
 MODALITIES = ("audio", "frames", "motion")
@@ -92,3 +92,53 @@ def test_a_bucket_holds_the_draws_of_its_step_in_order_of_length():
         assert Counter(row.id for row in drawn) == Counter(row.id for row in bucket)
         assert [len(row.description) for row in bucket] == sorted(len(row.description) for row in drawn)
     assert [sorted_[n].id for n in reversed(range(22))] == [sorted_[n].id for n in range(22)][::-1]
+
+
+def test_each_source_is_asked_for_what_it_has():
+    parts = [
+        Part(samples(5, "a"), 1.0),
+        Part(samples(5, "b", labels=None, label="sad"), 1.0, tasks={"fixed": 1.0, "description": 1.0, "both": 0.0}),
+        Part(samples(5, "c", description=None, lang="zh"), 1.0, tasks={"labels": 1.0}, langs={"zh": 1.0}),
+    ]
+    dataset = stream(parts, length=3000)
+    found = Counter(
+        (draw.sample.id[0], draw.task, draw.lang, draw.candidates) for draw in map(dataset.draw, range(3000))
+    )
+    assert set(found) == {
+        ("a", "both", "en", ()),
+        ("a", "labels", "en", ()),
+        ("b", "fixed", "en", ("sad",)),
+        ("b", "description", "en", ()),
+        ("c", "labels", "zh", ()),
+    }
+    assert found["b", "fixed", "en", ("sad",)] / 1000 == pytest.approx(0.5, abs=0.06)
+
+
+def test_tasks_are_drawn_as_by_the_generators_own_choice():
+    dataset = stream([(samples(5), 1.0)], seed=9)
+    chosen = np.random.default_rng([9, 1]).choice(2, 60, p=[0.5, 0.5])
+    assert [dataset[n].task for n in range(60)] == [("both", "labels")[number] for number in chosen]
+
+
+def test_a_mixture_goes_on_where_it_stopped():
+    parts = [(samples(7, "a"), 2.0), Part(samples(11, "b", label="sad"), 1.0, tasks={"fixed": 1.0})]
+    whole = [stream(parts)[n] for n in range(60)]
+    resumed = stream(parts)
+    assert [resumed[n] for n in range(23, 60)] == whole[23:]
+
+
+def test_weights_by_size_draw_every_sample_about_equally_often():
+    parts = weighted([Part(samples(10, "a")), Part(samples(90, "b"))], "proportional")
+    drawn = Counter(stream(parts, length=4000)[n].sample.id[0] for n in range(4000))
+    assert drawn["a"] / 4000 == pytest.approx(0.1, abs=0.02)
+    assert weighted(parts, "given") == parts
+    with pytest.raises(ValueError, match=r"data\.weights is 'size'; expected given or proportional"):
+        weighted(parts, "size")
+
+
+def test_samples_without_texts_are_left_out_with_the_reason_if_asked():
+    good, bad = with_texts([*samples(2), *samples(1, "x", labels=None)], ["both"], ["en"], on_bad="skip")
+    assert [sample.id for sample in good] == ["s0", "s1"]
+    assert "sample 'x0' has no labels in 'en'" in bad[0].reason
+    with pytest.raises(ValueError, match=r"its label 'sad' is none of the candidates \['happy'\]"):
+        with_texts(samples(1, label="sad"), ["fixed"], ["en"], ["happy"])
