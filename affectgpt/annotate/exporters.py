@@ -1,19 +1,60 @@
-"""Records in the forms that others read."""
+"""Records in the forms that others read. What a form cannot hold is said in `LOSES`; dropped records are left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from affectgpt.annotate.checks import verdict
+from affectgpt.annotate.evidence import phrase
+from affectgpt.annotate.labelstudio import SCREENS, local_url, medium_of, screen_config, task
 from affectgpt.annotate.prompts import other_language
-from affectgpt.annotate.record import Annotation
+from affectgpt.annotate.record import Annotation, from_row, read_records
+from affectgpt.annotate.store import Log
+from affectgpt.media import MediaError, probe
+from affectgpt.prompts import LABEL_SEPARATOR, question
+from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.schema import Sample, write_jsonl
+
+LOSES = {
+    "manifest": "clues, measured facts, confidence, checks, provenance, and all but the first of the ranking",
+    "merr": "open-vocabulary labels, times of clues, confidence, checks, provenance, and texts in the other language",
+    "sharegpt": "everything but one description and its labels as a second turn; subtitles, valence, the other language",
+    "labelstudio": "measured facts, descriptions, valence, ranking, confidence, checks, provenance",
+}
+
+
+def records_in(path: Path) -> Iterator[Annotation]:
+    """The records of an output folder (the newest of each clip), or of a records.jsonl alone; nothing is written."""
+    file = path / "records.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a folder that `python -m affectgpt.annotate` wrote")
+    if file is path:
+        yield from read_records(path)
+        return
+    log = Log(file, name=lambda row: row["id"])
+    try:
+        for row in log.rows():
+            yield from_row(row)
+    finally:
+        log.close()
+
+
+# ---- our own ---------------------------------------------------------------------------------------------------------
 
 
 def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
-    """One manifest row a record: what training and evaluation read. A description in the other language becomes a
-    translation; a record without one, or without labels, simply lacks them."""
+    """One manifest row a record that no check drops: what training and evaluation read. A description in the other
+    language becomes a translation; a record without one, or without labels, simply lacks them."""
     for record in records:
+        if verdict(record) == "drop":
+            continue
         other = other_language(record.lang)
         translations = {other: {"description": record.description[other]}} if other in record.description else {}
         yield Sample(
@@ -41,3 +82,146 @@ def write_manifest(path: Path, records: Iterable[Annotation]) -> int:
 
     write_jsonl(path, counted())
     return n
+
+
+# ---- others ----------------------------------------------------------------------------------------------------------
+
+
+def export(records: Iterable[Annotation], to: str, out: Path, media_root: Path | None = None) -> Counter[str]:
+    """Write `records` in the form `to` below `out`; returns what was written and left out, by name.
+
+    Args:
+        media_root: labelstudio only: the folder that Label Studio serves files from.
+    """
+    if to not in LOSES:
+        raise UserError(f"to is {to!r}; expected one of {list(LOSES)}")
+    out.mkdir(parents=True, exist_ok=True)
+    found: Counter[str] = Counter()
+    write: Callable[[Iterator[Annotation]], None] = {
+        "manifest": lambda kept: found.update(written=write_manifest(out / "manifest.jsonl", kept)),
+        "merr": lambda kept: _merr(kept, out, found),
+        "sharegpt": lambda kept: _sharegpt(kept, out, found),
+        "labelstudio": lambda kept: _labelstudio(kept, out, found, media_root),
+    }[to]
+    write(_not_dropped(records, found))
+    return found
+
+
+def _not_dropped(records: Iterable[Annotation], found: Counter[str]) -> Iterator[Annotation]:
+    for record in records:
+        if verdict(record) == "drop":
+            found["left out: dropped by a check"] += 1
+        else:
+            yield record
+
+
+def _link_media(record: Annotation, out: Path) -> dict[str, str]:
+    """Links to a clip's files in the places where published data sets have them; their paths below `out`, by name."""
+    places = {
+        "video": lambda path: f"video/{record.id}{Path(path).suffix}",
+        "audio": lambda path: f"audio/{record.id}{Path(path).suffix}",
+        "face": lambda path: f"openface_face/{record.id}/{record.id}.npy",
+    }
+    linked = {}
+    for name, place in places.items():
+        if source := record.media.get(name):
+            linked[name] = place(source)
+            link = out / linked[name]
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink():
+                link.unlink()
+            elif link.exists():
+                raise UserError(f"{link}: there is a file already; export to an empty folder")
+            os.symlink(Path(source).resolve(), link)
+    return linked
+
+
+def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None:
+    """MERR_fine_grained.json, its index, transcription_en_all.csv, and links to the media."""
+    entries: dict[str, Any] = {}
+    index = []
+    said = io.StringIO()
+    table = csv.writer(said, lineterminator="\n")
+    table.writerow(["name", "sentence"])
+    for record in records:
+        _link_media(record, out)
+        units = [fact for fact in record.evidence if fact.name.startswith("AU")]
+        by_modality = {
+            name: " ".join(clue.text for clue in record.clues if clue.modality == name)
+            for name in ("visual", "acoustic")
+        }
+        entry = {
+            "AU_list": [fact.name for fact in units],
+            "visual_prior_list": [words for fact in units if (words := phrase(fact, record.lang))],
+            "audio_prior_list": by_modality["acoustic"],
+            "peak_AU_list": [fact.name for fact in units],
+            "visual_objective": by_modality["visual"],
+            "text": record.transcript or "",
+            "smp_reason_caption": record.description.get(record.lang, ""),
+        }
+        if times := [fact.value for fact in record.evidence if fact.name == "peak_s"]:
+            entry["peak_s"] = times[0]
+        emotion = record.ranking[0] if record.ranking else None
+        if emotion:
+            entry["pseu_emotion"] = emotion
+            if " " in emotion:
+                found["without a row in the index: the emotion has a space"] += 1
+            else:
+                valence = -10 if record.valence is None else record.valence
+                index.append(f"{record.id} {_n_frames(record)} {emotion} {valence:g}\n")
+        if record.transcript:
+            table.writerow([record.id, record.transcript])
+        entries[record.id] = entry
+        found["written"] += 1
+    write_text_atomic(out / "MERR_fine_grained.json", json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
+    write_text_atomic(out / "MERR_fine_grained.txt", "".join(index))
+    write_text_atomic(out / "transcription_en_all.csv", said.getvalue())
+
+
+def _n_frames(record: Annotation) -> int:
+    """Frames as the file's header says; 0 where it does not, or where the file is gone."""
+    try:
+        return probe(record.media["video"]).n_frames if record.media.get("video") else 0
+    except (MediaError, OSError):
+        return 0
+
+
+def _sharegpt(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None:
+    """sharegpt.json: a list of conversations, and links to the media. A sound file stands under "video" as well: the
+    format knows no other field that its readers share."""
+    entries = []
+    for record in records:
+        medium = medium_of(record)
+        text = record.description.get(record.lang)
+        if medium is None or text is None:
+            found[f"left out: no {'clip' if medium is None else 'description'}"] += 1
+            continue
+        asked = question("description", record.lang)
+        turns = [{"from": "human", "value": f"<video>\n{asked}"}, {"from": "gpt", "value": text}]
+        if record.labels:
+            labels = LABEL_SEPARATOR[record.lang].join(record.labels)
+            turns += [{"from": "human", "value": question("labels", record.lang)}, {"from": "gpt", "value": labels}]
+        entries.append({"id": record.id, "video": _link_media(record, out)[medium], "conversations": turns})
+        found["written"] += 1
+    write_text_atomic(out / "sharegpt.json", json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
+
+
+def _labelstudio(records: Iterator[Annotation], out: Path, found: Counter[str], root: Path | None) -> None:
+    """Both screens for one person to look through, without rounds; `annotate review` makes those."""
+    root = root or Path("/")
+    files: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        medium = medium_of(record)
+        if medium is None:
+            found["left out: nothing to play"] += 1
+            continue
+        url = local_url(record.media[medium], root)
+        for screen in SCREENS:
+            one = task(screen, record, url, record.clues, record.labels)
+            files.setdefault((screen, medium), []).append(one)
+            write_text_atomic(out / f"{screen}.{medium}.xml", screen_config(screen, medium, record.lang))
+        found["written"] += 1
+    for (screen, medium), tasks in files.items():
+        write_text_atomic(
+            out / f"{screen}.{medium}.json", json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
+        )

@@ -23,7 +23,7 @@ class Transcriber:
     def __init__(self, name: str, store: Store, *, revision: str | None = None, device: str = "auto") -> None:
         self.name, self._store, self._revision, self._device = name, store, revision, device
         self._lock = asyncio.Lock()
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[Any, Any, Any] | None = None  # model, feature extractor, tokenizer
 
     async def answer(self, step: str, clip: Clip, lang: str) -> tuple[dict[str, Any], bool]:
         """The stored or new text of a clip."""
@@ -40,10 +40,10 @@ class Transcriber:
     def _hear(self, clip: Clip, lang: str) -> dict[str, Any]:
         import torch
 
-        model, processor = self._load()
+        model, extractor, tokenizer = self._load()
         started = time.monotonic()
-        sound = clip.sound(processor.feature_extractor.sampling_rate)
-        inputs = processor(
+        sound = clip.sound(extractor.sampling_rate)
+        inputs = extractor(
             sound.samples,
             sampling_rate=sound.rate_hz,
             return_tensors="pt",
@@ -56,7 +56,7 @@ class Transcriber:
             options["return_timestamps"] = True  # how Whisper goes on beyond its window
         with torch.inference_mode():
             tokens = model.generate(**inputs, **options)
-        text = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+        text = tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
         return {
             "text": text,
             "finish": "eos",
@@ -66,7 +66,7 @@ class Transcriber:
             "seconds": round(time.monotonic() - started, 3),
         }
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[Any, Any, Any]:
         if self._loaded is None:
             import torch
             import transformers
@@ -76,9 +76,10 @@ class Transcriber:
                 model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(self.name, revision=self._revision)
             except (ValueError, KeyError) as error:
                 raise UserError(f"transcriber={self.name}: no speech recogniser of transformers ({error})") from error
-            processor = transformers.AutoProcessor.from_pretrained(self.name, revision=self._revision)
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(self.name, revision=self._revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, revision=self._revision)
             place = "cuda" if self._device != "cpu" and torch.cuda.is_available() else "cpu"
-            self._loaded = model.to(place).eval(), processor
+            self._loaded = model.to(place).eval(), extractor, tokenizer
         return self._loaded
 
 

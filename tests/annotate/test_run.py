@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_without_any_model_clips_become_a_manifest_that_training_reads(clips, tm
     assert annotate(clips, out) == 0
     samples, bad = read_samples(out / "manifest.jsonl")
     assert not bad
-    assert [sample.id for sample in samples] == [f"clip{number:05d}" for number in range(4)] or len(samples) == 4
+    assert sorted(sample.id for sample in samples) == [f"clip{number:05d}" for number in range(4)]
     for sample in samples:
         assert sample.labels
         assert "In the voice" in sample.description
@@ -257,16 +258,16 @@ def test_two_processes_on_one_folder_do_no_call_twice_and_both_end_complete(tmp_
     assert set(asked.values()) == {1}
     assert len(asked) == 40 * len(STEPS)
     assert len(rows_of(out / "records.jsonl")) == 40
-    shares = [json.loads((out / "report.json").read_text())["made"]]
-    assert 0 <= shares[0] <= 40
     assert all("40 of 40 clips complete" in text for text in said)
+    made = [int(re.search(r"\((\d+) now", text).group(1)) for text in said]
+    assert sum(made) == 40
+    assert min(made) > 0  # they shared the work
 
 
 def test_killed_again_and_again_no_answer_that_arrived_is_asked_for_again(tmp_path):
-    clips = write_clips(tmp_path / "clips", 60)
+    clips = write_clips(tmp_path / "clips", 40)
     out, concurrency, n_kills = tmp_path / "out", 4, 0
     answers = out / "store" / "answers.jsonl"
-    stored_when_asked: Counter[str] = Counter()
 
     with ChatServer(fill_in) as server:
         server.delay_s = 0.02
@@ -274,7 +275,7 @@ def test_killed_again_and_again_no_answer_that_arrived_is_asked_for_again(tmp_pa
             process = start(clips, out, *served(server.url, f"annotator.concurrency={concurrency}"))
             n_before = sum(1 for _ in answers.open("rb")) if answers.is_file() else 0
             while process.poll() is None and n_kills < 3:
-                if answers.is_file() and sum(1 for _ in answers.open("rb")) > n_before + 50:
+                if answers.is_file() and sum(1 for _ in answers.open("rb")) > n_before + 30:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
                     n_kills += 1
@@ -284,13 +285,12 @@ def test_killed_again_and_again_no_answer_that_arrived_is_asked_for_again(tmp_pa
                 break
         assert process.returncode == 0, said
         asked = Counter(identity(body) for body in server.requests)
-        stored_when_asked.update(asked)
     assert n_kills == 3
     rows = rows_of(answers)
-    assert len({row["key"] for row in rows}) == len(rows) == len(asked) == 60 * len(STEPS)
+    assert len({row["key"] for row in rows}) == len(rows) == len(asked) == 40 * len(STEPS)
     repeated = sum(asked.values()) - len(asked)
     assert repeated <= n_kills * concurrency  # only what was in flight when the process died
-    assert len(rows_of(out / "records.jsonl")) == 60
+    assert len(rows_of(out / "records.jsonl")) == 40
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

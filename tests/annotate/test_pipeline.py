@@ -1,0 +1,293 @@
+"""Pipelines: order, concurrency, errors; every shipped one, and every kind of annotator, on real clips."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from affectgpt.annotate import steps
+from affectgpt.annotate.annotators import Stop
+from affectgpt.annotate.pipeline import ancestors, annotate_clip, check_pipeline, for_each
+from affectgpt.annotate.run import records_of
+from affectgpt.annotate.steps import STEPS, StepFailed, Work
+from affectgpt.cli import compose
+from affectgpt.conf_schema import PipelineConfig, StepConfig
+from affectgpt.runtime import UserError
+from affectgpt.schema import Sample, write_jsonl
+
+from .. import tiny_chat
+from ..chat_server import ChatServer, fill_in
+from ..data.conftest import write_clip
+from ..models import tiny
+from .conftest import annotate, rows_of, served, write_clips
+
+PIPELINES = ("emer_coarse", "emer", "ov_merd", "merr", "s0", "s1", "s2")
+
+
+@pytest.fixture
+def films(tmp_path) -> Path:
+    """Two clips with pictures and sound, one without sound, one of them with OpenFace's table."""
+    samples = []
+    for number in range(3):
+        write_clip(tmp_path / f"film{number}.mp4", seed=number, n_frames=12, seconds=1.2, sound=number != 2)
+        samples.append(Sample(id=f"film{number}", video=f"film{number}.mp4", subtitle="You told him."))
+    write_jsonl(tmp_path / "films.jsonl", samples)
+    (tmp_path / "openface").mkdir()
+    with (tmp_path / "openface" / "film0.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["frame", " timestamp", " confidence", " success", " AU06_r", " AU12_r", " AU45_r"])
+        for frame in range(12):
+            out.writerow([frame + 1, frame / 10, 0.97, 1, 2.0 if frame > 5 else 0.0, 3.0 if frame == 8 else 1.0, 0.1])
+    return tmp_path / "films.jsonl"
+
+
+def spec(name: str, *needs: str, **more: object) -> StepConfig:
+    return StepConfig(name=name, needs=list(needs), **more)
+
+
+def work() -> Work:
+    return Work(clip=None, lang="en", annotators={})
+
+
+def test_steps_run_as_soon_as_what_they_need_is_there_and_side_by_side(monkeypatch):
+    spans = {}
+
+    def step(name):
+        async def run(work, spec, about):
+            begun = time.monotonic()
+            await asyncio.sleep(0.1)
+            spans[name] = (begun, time.monotonic(), sorted(about.get("labels", ())))
+            return {"labels": [name]}
+
+        return run
+
+    for name in "abcd":
+        monkeypatch.setitem(STEPS, name, step(name))
+    found = asyncio.run(annotate_clip(work(), [spec("a"), spec("b"), spec("c", "a"), spec("d", "b", "c")]))
+    assert found == {"labels": ["a", "b", "c", "d"]}  # in the pipeline's order, not that of their ends
+    assert spans["b"][0] < spans["a"][1]  # a and b side by side
+    assert spans["c"][0] >= spans["a"][1]
+    assert spans["d"][2] == ["a", "b", "c"]  # what is needed by what is needed comes along
+
+
+def test_a_failing_step_lets_those_under_way_end_and_is_the_error_that_is_told(monkeypatch):
+    ended = []
+
+    async def fails(work, spec, about):
+        raise StepFailed("broken")
+
+    async def slow(work, spec, about):
+        await asyncio.sleep(0.05)
+        ended.append("slow")
+        return {}
+
+    async def after(work, spec, about):
+        ended.append("after")
+        return {}
+
+    for function in (fails, slow, after):
+        monkeypatch.setitem(STEPS, function.__name__, function)
+    with pytest.raises(StepFailed, match="broken"):
+        asyncio.run(annotate_clip(work(), [spec("slow"), spec("fails"), spec("after", "fails")]))
+    assert ended == ["slow"]
+
+
+def test_items_are_drawn_only_when_a_worker_is_free():
+    drawn, under_way, most = [], [0], [0]
+
+    def items():
+        for number in range(50):
+            drawn.append(number)
+            yield number
+
+    async def handle(item):
+        under_way[0] += 1
+        most[0] = max(most[0], len(drawn) - item + under_way[0])
+        await asyncio.sleep(0.001)
+        under_way[0] -= 1
+
+    asyncio.run(for_each(items(), handle, n_workers=4, stop=Stop()))
+    assert len(drawn) == 50
+    assert most[0] <= 8
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "problem"),
+    [
+        ([], "has no steps"),
+        ([spec("labels", "merge"), spec("merge")], r"'labels' needs \['merge'\]; before it come \[\]"),
+        ([spec("merge"), spec("merge")], "two steps are named 'merge'"),
+        ([spec("smell")], "there is no 'smell'; there are .*acoustic"),
+        ([spec("mine", step="no.such.module:step")], "no.such.module:step cannot be imported"),
+        ([spec("merge", prompt="poem")], "no prompt 'poem'"),
+    ],
+)
+def test_a_pipeline_that_cannot_run_is_refused_with_the_reason(pipeline, problem):
+    with pytest.raises(UserError, match=problem):
+        check_pipeline(PipelineConfig(name="toy", steps=pipeline))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_shipped_pipeline_can_run_and_uses_only_what_comes_before(name):
+    pipeline = compose("annotate", [f"pipeline={name}"]).pipeline
+    check_pipeline(pipeline)
+    assert pipeline.name == name
+    last = pipeline.steps[-1]
+    assert ancestors(pipeline.steps, last)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_shipped_pipeline_makes_records_with_a_served_model(name, films, tmp_path):
+    with ChatServer(fill_in) as server:
+        out = tmp_path / "out"
+        code = annotate(films, out, *served(server.url), f"pipeline={name}", f"openface='{films.parent / 'openface'}'")
+    records = {record.id: record for record in records_of(out)}
+    if name == "merr":  # only one clip has a table, so the others have no peak
+        assert code == 3
+        assert set(records) == {"film0"}
+        assert {row["reason"] for row in rows_of(out / "failed.jsonl")} == {
+            "no peak frame: no OpenFace table, or no face tracked"
+        }
+    else:
+        assert code == 0
+        assert set(records) == {"film0", "film1", "film2"}
+    record = records["film0"]
+    assert record.labels
+    assert record.description["en"]
+    facts = {fact.name: fact.value for fact in record.evidence}
+    assert facts["peak_s"] == 0.8
+    assert facts["AU12"] == 3.0
+    seen = [clue for clue in record.clues if clue.modality == "visual"]
+    if name == "merr":
+        assert (seen[0].start_s, seen[0].end_s) == (0.8, 0.8)
+    elif name.startswith("s"):
+        assert not seen
+    else:
+        assert [clue.start_s for clue in seen] == sorted(clue.start_s for clue in seen)
+        assert len(seen) == 3
+        assert "zh" in record.description
+        assert not [clue for clue in records["film2"].clues if clue.modality == "acoustic"]  # it has no sound
+
+
+def test_the_local_annotator_names_muscles_and_rests_only_on_what_was_measured(films, tmp_path):
+    out = tmp_path / "out"
+    annotate(films, out, f"openface='{films.parent / 'openface'}'")
+    record = next(record for record in records_of(out) if record.id == "film0")
+    visual = next(clue for clue in record.clues if clue.modality == "visual")
+    assert "lip corners pulled up (0.0-1.1 s)" in visual.text.replace("(0.2-", "(0.0-")
+    assert set(visual.evidence) == {"face_tracked_share", "AU06", "AU12"}
+    assert record.labels[0] == "happy"  # cheeks and lip corners: the rule of MERR
+    assert record.confidence == 0.2
+
+
+def test_a_step_of_ones_own_is_named_by_module_and_function(clips, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_steps.py").write_text(
+        "def loudest(work, spec, about):\n    return {'labels': [spec.options['word']]}\n", encoding="utf-8"
+    )
+    mine = "pipeline.steps=[{name: measure}, {name: loudest, step: 'my_steps:loudest', options: {word: loud}}]"
+    assert annotate(clips, tmp_path / "out", mine) == 0
+    assert {record.labels for record in records_of(tmp_path / "out")} == {("loud",)}
+
+
+def test_sound_shown_to_a_model_that_does_not_hear_is_refused_with_the_way_out(clips, tmp_path):
+    with pytest.raises(UserError, match=r"'acoustic' shows \['sound'\].*sees only \['images'\].*annotator@audio="):
+        annotate(clips, tmp_path / "out", *served("http://127.0.0.1:9/v1"), "annotator.sees=[images]")
+
+
+def test_one_role_can_have_an_annotator_of_its_own(films, tmp_path):
+    with ChatServer(fill_in) as server:
+        out = tmp_path / "out"
+        assert annotate(films, out, *served(server.url), "annotator@audio=local", "annotator.sees=[images]") == 0
+    steps_asked = Counter(body["response_format"]["json_schema"]["name"] for body in server.requests)
+    assert steps_asked["visual"] == 3
+    assert "acoustic" not in steps_asked
+    record = next(record for record in records_of(out) if record.id == "film0")
+    assert {clue.modality: clue.source for clue in record.clues}["acoustic"] == "local-rules"
+
+
+def test_other_clips_of_a_speaker_tell_what_is_usual_for_them(tmp_path):
+    clips = write_clips(tmp_path / "clips", 3)
+    annotate(clips, tmp_path / "out", "speaker='^(clip)'")
+    for record in records_of(tmp_path / "out"):
+        relative = {fact.name: fact.value for fact in record.evidence if "speaker" in fact.name}
+        assert relative == {"pitch_vs_speaker_st": 0.0, "loudness_vs_speaker_db": 0.0, "rate_vs_speaker": 1.0}
+
+
+# ---- models in this process ------------------------------------------------------------------------------------------
+
+
+def test_models_in_process_answer_in_batches_and_their_answers_are_kept(films, tmp_path, monkeypatch):
+    vision = tiny_chat.write_llava_onevision(tmp_path / "onevision")
+    audio = tiny_chat.write_qwen2_audio(tmp_path / "qwen2-audio")
+    asked = []
+
+    from affectgpt.mllm import TransformersChat
+
+    answer = TransformersChat.answer
+
+    def watched(self, requests, max_new_tokens=256):
+        asked.append((self.name, len(requests), {request.sound is not None for request in requests}))
+        return answer(self, requests, max_new_tokens)
+
+    monkeypatch.setattr(TransformersChat, "answer", watched)
+    more = (
+        "annotator=transformers",
+        f"annotator.model='{vision}'",
+        "annotator.structured=none",
+        "annotator.max_tokens=4",
+        "annotator.device=cpu",
+        "annotator@audio=transformers",
+        f"audio.model='{audio}'",
+        "audio.sees=[sound]",
+        "audio.structured=none",
+        "audio.max_tokens=4",
+        "audio.device=cpu",
+        "pipeline.steps=[{name: measure}, {name: visual, annotator: vision, needs: [measure]}, "
+        "{name: acoustic, annotator: audio, needs: [measure]}, {name: merge, needs: [visual, acoustic]}]",
+    )
+    out = tmp_path / "out"
+    annotate(films, out, *more)
+    answers = rows_of(out / "store" / "answers.jsonl")
+    by_step = Counter(row["step"] for row in answers)
+    assert by_step["visual"] >= 3
+    assert by_step["acoustic"] >= 2
+    assert {name for name, _, sound in asked if sound == {True}} == {str(audio)}
+    assert max(n for _, n, _ in asked) > 1
+    assert all(row["tokens_in"] > 0 for row in answers)
+    n_before = len(asked)
+    annotate(films, out, *more)
+    assert len(asked) == n_before  # also those that were of no use: what was answered stays answered
+    failed = {row["id"] for row in rows_of(out / "failed.jsonl")}
+    assert {record.id for record in records_of(out)} | failed == {"film0", "film1", "film2"}
+
+
+def test_a_speech_recogniser_writes_down_what_no_subtitle_says(tmp_path):
+    whisper = tiny.write_whisper(tmp_path / "whisper")
+    tiny.write_bpe_tokenizer(whisper, ["<|endoftext|>"], eos_token="<|endoftext|>")
+    clips = write_clips(tmp_path / "clips", 2, subtitle=None)
+    out = tmp_path / "out"
+    annotate(clips, out, f"transcriber='{whisper}'")
+    answers = rows_of(out / "store" / "answers.jsonl")
+    assert [row["step"] for row in answers] == ["transcribe"] * 2
+    for record in records_of(out):
+        assert next(note for note in record.provenance if note.step == "transcribe").model == str(whisper)
+        heard = next(row["text"] for row in answers if row["media_sha256"] == record.media_sha256)
+        assert record.transcript == (heard.strip() or None)
+    annotate(clips, out, f"transcriber='{whisper}'")
+    assert len(rows_of(out / "store" / "answers.jsonl")) == 2
+
+
+def test_without_a_subtitle_and_a_recogniser_the_transcript_is_missing_and_counted(tmp_path, capsys):
+    clips = write_clips(tmp_path / "clips", 2, subtitle=None)
+    assert annotate(clips, tmp_path / "out") == 0
+    assert "without       2  transcript" in capsys.readouterr().out
+    assert {record.transcript for record in records_of(tmp_path / "out")} == {None}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["without"]["transcript"] == 2
+    assert steps.STEPS["transcribe"] is steps.transcribe
