@@ -116,13 +116,24 @@ def _read(file: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:
     n_damaged = 0
     if not file.exists():
         return known
-    with file.open(encoding="utf-8", errors="surrogateescape") as stream:
-        for line in stream:
-            try:
-                path, size, mtime_ns, facts = json.loads(line)
-                known[path] = (int(size), int(mtime_ns), dict(facts))
-            except (ValueError, TypeError):
-                n_damaged += 1
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    try:
+        rows = json.loads(f"[{','.join(filter(None, lines))}]")  # all at once is twice as quick as line by line
+    except ValueError:
+        rows = [_parsed(line) for line in lines if line]
+    for row in rows:
+        try:
+            path, size, mtime_ns, facts = row
+            known[path] = (int(size), int(mtime_ns), dict(facts))
+        except (ValueError, TypeError):
+            n_damaged += 1
     if n_damaged:
         log.warning("%s: %d damaged lines are left out; those files are looked at again", file, n_damaged)
     return known
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -125,6 +125,11 @@ class Prepared:
     bad: list[BadSample]
     n_uncached: int
 
+    @property
+    def summary(self) -> tuple[list[BadSample], int]:
+        """(bad samples, number that the cache lacks): what processes tell each other."""
+        return self.bad, self.n_uncached
+
 
 class ClipReader:
     """Gives the media of a sample to training and inference alike: from the cache if there is one, else decoded.
@@ -156,6 +161,9 @@ class ClipReader:
         self._encode = encode
         self._facts = facts or MediaFacts()
         self._n_threads = n_threads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encode": None}  # what encodes, a model, does not travel to loader processes
 
     def __call__(self, sample: Sample, modalities: Sequence[str]) -> Features:
         """Media of `sample` for `modalities`, with a cache always as states, which are made here if there are none.
