@@ -119,6 +119,7 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
         return _score(config, files[0], Path(config.out) if config.out else files[0].parent)
 
     from affectgpt.data.facts import facts_in
+    from affectgpt.data.features import cache_mode
     from affectgpt.data.sources import probe_samples, read_source, report_bad
 
     loaded = _load(config, None)
@@ -133,7 +134,8 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
     file = out / "predictions.jsonl"
     settings = _settings(loaded, config)
-    _predict_to_file(loaded, samples, file, config, bad, settings, config.data.backend, config.data.cache_features)
+    cache = cache_mode(config.data.cache_features) != "off"
+    _predict_to_file(loaded, samples, file, config, bad, settings, config.data.backend, cache)
     report_bad(bad, out)
     return _score(config, file, out)
 
@@ -351,7 +353,11 @@ def _predict(
         loaded.model,
         loaded.processor,
         samples,
-        loaded.reader(backend=backend, cache_folder=Path(config.paths.cache) if cache else None),
+        loaded.reader(
+            backend=backend,
+            cache_folder=Path(config.paths.cache) if cache else None,
+            limit_gb=config.paths.cache_limit_gb,
+        ),
         asking=asking,
         decoding=decoding,
         name=loaded.name,

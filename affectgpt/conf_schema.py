@@ -14,6 +14,7 @@ class PathsConfig:
     """Where things are kept."""
 
     cache: str = "~/.cache/affectgpt"  # embedded corpus, small base models and encoder states; env AFFECTGPT_CACHE
+    cache_limit_gb: float | None = None  # what encoder states may hold on disk; null = no limit
     runs: str = "runs"  # one folder a run: checkpoints, config, metrics, predictions
 
 
@@ -127,7 +128,7 @@ class DataConfig:
     leak_check: str = "raise"  # training samples that are in the test set: raise, drop (left out, counted), warn or off
     on_bad: str = "raise"  # bad samples: raise stops, skip leaves them out, lists them and counts them
     backend: str = "pyav"  # video decoder: pyav, decord or torchcodec
-    cache_features: bool = True  # keep the frozen encoders' states on disk and never compute them twice
+    cache_features: Any = "ahead"  # keep encoder states on disk: ahead, first_epoch or off (true = ahead, false = off)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,8 +75,19 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_folder: Path | None = None) -> ClipReader:
-    """The way from a sample's files to what `processor.encode` takes; with a cache folder, through encoder states."""
+def clip_reader(
+    model: Any,
+    processor: Any,
+    *,
+    backend: str = "pyav",
+    cache_folder: Path | None = None,
+    limit_gb: float | None = None,
+) -> ClipReader:
+    """The way from a sample's files to what `processor.encode` takes; with a cache folder, through encoder states.
+
+    Args:
+        limit_gb: what the encoder states in the folder may hold; None = no limit.
+    """
     sampling = _sampling(processor)
     if cache_folder is None:
         return ClipReader(sampling, backend=backend)
@@ -92,8 +104,23 @@ def clip_reader(model: Any, processor: Any, *, backend: str = "pyav", cache_fold
         for name, settings in processor.branches.items()
     }
     fingerprints = {name: [model.encoder_fingerprint(name), fed[name], backend] for name in model.modalities}
-    cache = FeatureCache(cache_folder / "features", fingerprints, about=model.config.spec["encoders"])
-    return ClipReader(sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder))
+    cache = FeatureCache(
+        cache_folder / "features",
+        fingerprints,
+        about=model.config.spec["encoders"],
+        limit_bytes=None if limit_gb is None else round(limit_gb * 1e9),
+    )
+    on_gpu = any(next(encoder.parameters()).is_cuda for encoder in model.encoders.values())
+    # A GPU encodes faster than one thread decodes; on the CPU both share the cores.
+    n_threads = max(2, n_cores() // torch.cuda.device_count()) if on_gpu else 2
+    return ClipReader(
+        sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder), n_threads=n_threads
+    )
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sampling(processor: Any) -> Sampling:
@@ -122,8 +149,8 @@ class LoadedModel:
     processor: Any
     weights_sha256: str
 
-    def reader(self, *, backend: str, cache_folder: Path | None) -> ClipReader:
-        return clip_reader(self.model, self.processor, backend=backend, cache_folder=cache_folder)
+    def reader(self, *, backend: str, cache_folder: Path | None, limit_gb: float | None = None) -> ClipReader:
+        return clip_reader(self.model, self.processor, backend=backend, cache_folder=cache_folder, limit_gb=limit_gb)
 
 
 def load(
@@ -147,9 +174,7 @@ def load(
     folder = published or checkpoint_to_use(runs, checkpoint)
     log.info("checkpoint %s", folder)
     if (folder / TRAINED_MANIFEST).is_file():
-        model, processor = load_trained(
-            folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization
-        )
+        model, processor = load_trained(folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization)
     elif quantization not in (None, "none"):
         raise UserError(f"{folder} is a full model; quantization is for training checkpoints, whose LLM is read anew")
     else:

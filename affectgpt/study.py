@@ -195,6 +195,7 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
 
     Labels alone are asked for: a curve needs many answers, and the labels are what is scored.
     """
+    from affectgpt.data.features import cache_mode
     from affectgpt.inference import Asking, Decoding, predict
     from affectgpt.loading import clip_reader, load
     from affectgpt.models.checkpoint import load_trained_tensors
@@ -209,8 +210,13 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
         parts[name] = [sample for part in read_sources(_whole(sources), config.data)[0] for sample in part.samples]
     parts["whole"] = [*parts["train"], *parts["test"]]
     loaded = load(str(checkpoints[0]), run.parent, device=config.device)
-    cache = Path(config.paths.cache) if config.data.cache_features else None
-    reader = clip_reader(loaded.model, loaded.processor, backend=config.data.backend, cache_folder=cache)
+    reader = clip_reader(
+        loaded.model,
+        loaded.processor,
+        backend=config.data.backend,
+        cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
+        limit_gb=config.paths.cache_limit_gb,
+    )
     decoding = Decoding(4 * config.generate.batch_size, config.study.max_new_tokens)
     for number, checkpoint in enumerate(checkpoints):
         if number < len(points):

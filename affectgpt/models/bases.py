@@ -65,9 +65,9 @@ def fetch(name: str, what: str, revision: str | None = None) -> Path:
     return folder
 
 
-def fetch_all(spec: Any, with_encoders: bool = True) -> None:
+def fetch_all(spec: Any, with_encoders: bool = True, with_llm: bool = True) -> None:
     """`fetch` every base model of a `ModelSpec` that is no local folder."""
-    models = {"llm": (spec.llm, spec.llm_revision)}
+    models = {"llm": (spec.llm, spec.llm_revision)} if with_llm else {}
     if with_encoders:
         models |= {what: (encoder.name, encoder.revision) for what, encoder in spec.encoders.items()}
     for what, (name, revision) in models.items():

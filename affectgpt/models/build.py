@@ -163,14 +163,14 @@ def build(
 
     Args:
         load_encoders: False leaves the encoders' weights on disk, for training from cached states.
-        load_llm: False leaves the LLM's there, for work with encoders alone.
+        load_llm: False neither fetches nor reads the LLM's, for work with encoders alone; its fingerprint is left out.
 
     Raises:
         FileNotFoundError: a base model is not there; names which.
         ValueError: a base model does not fit what the spec asks of it.
     """
-    spec, fingerprints = _pin(spec)
-    bases.fetch_all(spec, load_encoders)
+    spec, fingerprints = _pin(spec, load_llm)
+    bases.fetch_all(spec, load_encoders, load_llm)
     # transformers draws weights before it replaces them by those of a file; later draws must not depend on how many.
     with torch.random.fork_rng(devices=[]):
         return _assemble(spec, fingerprints, load_encoders, load_llm)
@@ -285,7 +285,7 @@ def _shape_of_encoder(encoder: EncoderSpec) -> tuple[dict[str, Any], dict[str, A
     return encoders.base_fields(config, encoder.pool), shapes.published_preprocessing(name)
 
 
-def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
+def _pin(spec: ModelSpec, with_llm: bool = True) -> tuple[ModelSpec, dict[str, str]]:
     """(spec with absolute folders and hub commits instead of branches, fingerprint of each base model)."""
 
     def pin(name: str, what: str, revision: str | None) -> tuple[str, str | None]:
@@ -296,7 +296,7 @@ def _pin(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:
         return name, commit or revision
 
     fingerprints: dict[str, str] = {}
-    llm, llm_revision = pin(spec.llm, "llm", spec.llm_revision)
+    llm, llm_revision = pin(spec.llm, "llm", spec.llm_revision) if with_llm else (spec.llm, spec.llm_revision)
     pinned = {}
     for modality in spec.modalities:
         name, revision = pin(spec.encoders[modality].name, modality, spec.encoders[modality].revision)

@@ -248,7 +248,11 @@ class AffectGPTProcessor(ProcessorMixin):
     # ---------------------------------------------------------------- samples and batches
 
     def encode(
-        self, messages: Sequence[Message], media: Mapping[str, Any] | None = None, answer: str | None = None
+        self,
+        messages: Sequence[Message],
+        media: Mapping[str, Any] | None = None,
+        answer: str | None = None,
+        text: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """One sample's tensors, without batch dimension (`collate` batches them).
 
@@ -257,6 +261,7 @@ class AffectGPTProcessor(ProcessorMixin):
             media: modality -> waveform (with `samples` and `rate_hz`), frames uint8 [T, H, W, 3], or cached encoder
                 states [T, E]; exactly the modalities whose placeholders the messages show.
             answer: the text to learn; None and no assistant message = a prompt for generation, without labels.
+            text: `input_ids` and `labels` of these messages and this answer, if they are known; None = tokenised here.
         """
         messages, media = list(messages), dict(media or {})
         if answer is None and messages[-1][0] == "assistant":
@@ -268,6 +273,13 @@ class AffectGPTProcessor(ProcessorMixin):
                     f"{name}: the prompt shows it {shown.count(name)} times, the media hold {sorted(media)}; "
                     "each modality shown needs its medium, and each medium its placeholder, once"
                 )
+        features = self._text(messages, answer) if text is None else dict(text)
+        for name in shown:
+            features.update(self.media(name, media[name]))
+        return features
+
+    def _text(self, messages: Sequence[Message], answer: str | None) -> dict[str, Tensor]:
+        """`input_ids` [L] of the prompt, or of prompt and answer with their `labels` [L]."""
         prompt = self.prompt_text(messages)
         ids = self._ids(prompt)
         features: dict[str, Tensor] = {}
@@ -280,8 +292,6 @@ class AffectGPTProcessor(ProcessorMixin):
                 f"the text has {len(ids)} tokens, the LLM takes {self.max_tokens}; shorten the subtitle or the answer"
             )
         features["input_ids"] = torch.tensor(ids)
-        for name in shown:
-            features.update(self.media(name, media[name]))
         return features
 
     def __call__(

@@ -13,23 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import TrainingArguments
 
 from affectgpt.conf_schema import DataConfig, SourceConfig, StageConfig, TrainConfig
 from affectgpt.data import leaks
 from affectgpt.data.facts import MediaFacts, facts_in
-from affectgpt.data.features import ClipReader
+from affectgpt.data.features import ClipReader, cache_mode
 from affectgpt.data.sources import probe_samples, read_source, report_bad
 from affectgpt.data.splits import hold_out
-from affectgpt.data.stream import Draw, Part, Recipe, TrainingStream, weighted, with_texts
+from affectgpt.data.stream import Part, Recipe, TrainingStream, weighted, with_texts
 from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, pretrained, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors, read_spec
-from affectgpt.prompts import render
+from affectgpt.models.processing_affectgpt import MEDIA_KEYS
 from affectgpt.runtime import (
     RunRecord,
     UserError,
@@ -43,6 +42,7 @@ from affectgpt.training import distributed
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
 from affectgpt.training.checkpoints import BEST, checkpoint_to_start_from, complete_checkpoints
 from affectgpt.training.distributed import Processes
+from affectgpt.training.loader import Batches, EncodeDraw
 from affectgpt.training.schedule import Schedule
 from affectgpt.training.trainer import StageTrainer
 
@@ -54,6 +54,7 @@ _FREE_ON_RESUME = (
     "logging",
     "paths",
     "device",
+    "data.cache_features",
     "stage.n_workers",
     "stage.keep_last",
     "strategy.num_processes",
@@ -67,28 +68,6 @@ class StageResult:
 
     run: Path
     exit_code: int
-
-
-class EncodeDraw:
-    """Makes model inputs out of a draw; a class of its own so that loader processes can take it along."""
-
-    def __init__(self, processor: Any, reader: ClipReader) -> None:
-        self._processor = processor
-        self._reader = reader
-
-    def __call__(self, draw: Draw) -> dict[str, torch.Tensor]:
-        shown = self._processor.visible(draw.modalities)
-        question, answer = render(
-            draw.sample,
-            task=draw.task,
-            lang=draw.lang,
-            candidates=draw.candidates,
-            modalities=shown,
-            with_subtitle=draw.with_subtitle,
-            with_answer=True,
-        )
-        media = self._reader(draw.sample, shown).media
-        return self._processor.encode([question], media, answer=answer.content)
 
 
 @dataclass(frozen=True)
@@ -228,16 +207,22 @@ def _train(
         assert to_deepspeed is not None
         distributed.partition_frozen(model.language_model, to_deepspeed, stage.batch_size, stage.accumulation)
         model.in_lockstep = True
-    # Encoders only give states: no wrapper shall move, copy or split them. With a cache they are needed once.
+    # Encoders only give states: no wrapper shall move, copy or split them.
     encoders = model.set_encoders_aside()
     encoders.to(device)
     model.to(device)
-    cache_folder = Path(config.paths.cache) if config.data.cache_features else None
-    reader = clip_reader(model, processor, backend=config.data.backend, cache_folder=cache_folder)
-    training, validation, bad_clips = prepare_training(
+    caching = cache_mode(config.data.cache_features)
+    reader = clip_reader(
+        model,
+        processor,
+        backend=config.data.backend,
+        cache_folder=None if caching == "off" else Path(config.paths.cache),
+        limit_gb=config.paths.cache_limit_gb,
+    )
+    training, validation, bad_clips, n_uncached = prepare_training(
         parts, stage, config.data, config.seed, reader, model.modalities, processes
     )
-    if cache_folder is not None:
+    if n_uncached == 0:  # with all states at hand the encoders need no place on the GPU
         encoders.to("cpu")
     bad = [*bad, *bad_clips]
     if processes.is_main:
@@ -299,12 +284,15 @@ def _train(
             wandb_log.show_generations(step, _with_frames(validation, rows, config.logging.n_sample_generations))
         return validation_scores(rows, validation, asking.lang)
 
+    collate = partial(processor.collate, packed=stage.packing)
+    batches = Batches(collate, model.encode, reader, MEDIA_KEYS)
     trainer = StageTrainer(
         model=model,
         args=arguments,
         train_dataset=stream,
         eval_dataset=validation or None,
-        data_collator=partial(processor.collate, packed=stage.packing),
+        batches=batches,
+        data_collator=batches,
         callbacks=callbacks,
         processor=processor,
         schedule=schedule,
@@ -377,21 +365,33 @@ def prepare_training(
     reader: ClipReader,
     modalities: Sequence[str],
     processes: Processes,
-) -> tuple[list[Part], list[Sample], list[BadSample]]:
-    """Encode the training data (with a cache; each process its share) and hold out the validation samples.
+) -> tuple[list[Part], list[Sample], list[BadSample], int]:
+    """Encode the training data (with a cache that is filled ahead; each process its share) and hold out validation.
 
     Returns:
-        training parts, validation samples (out of the training data, never the test split), bad clips.
+        training parts, validation samples (out of the training data, never the test split), bad clips, and how many
+        clips will need encoders in the steps.
     """
     usable: list[Part] = []
     bad: list[BadSample] = []
+    n_uncached = 0
+    ahead = cache_mode(data.cache_features) == "ahead"
     for part in parts:
         samples = part.samples
         mine = processes.share(samples)
-        left_out = processes.together(
-            lambda mine=mine: reader.prepare(mine, modalities, on_bad=data.on_bad, what="encoding clips")[1]
+        prepared = processes.together(
+            lambda mine=mine: (
+                reader.prepare(
+                    mine,
+                    modalities,
+                    on_bad=data.on_bad,
+                    encode=ahead,
+                    what="encoding clips" if ahead else "reading clips",
+                ).summary
+            )
         )
-        bad_clips = [row for rows in left_out for row in rows]
+        bad_clips = [row for rows, _ in prepared for row in rows]
+        n_uncached += sum(count for _, count in prepared)
         bad += bad_clips
         bad_ids = {row.id for row in bad_clips}
         good = [sample for sample in samples if sample.id not in bad_ids]
@@ -412,7 +412,7 @@ def prepare_training(
         rest, held = hold_out(part.samples, n=share, seed=seed)
         training.append(replace(part, samples=rest))
         validation += held
-    return training, validation, bad
+    return training, validation, bad, n_uncached
 
 
 def training_arguments(

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from affectgpt.models.checkpoint import (
 from affectgpt.runtime import write_text_atomic
 from affectgpt.training import distributed
 from affectgpt.training.checkpoints import BEST, COMPLETE, complete_checkpoints
+from affectgpt.training.loader import Batches
 from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
@@ -36,6 +37,7 @@ class StageTrainer(Trainer):
 
     Args:
         processor: saved beside the trained tensors.
+        batches: completes what the loader hands over.
         schedule: the learning rate.
         validate: called as validate(model, step) every `eval_steps`; returns scores with the key "f_s", by which the
             best checkpoint is kept. None = no validation.
@@ -46,6 +48,7 @@ class StageTrainer(Trainer):
         self,
         *args: Any,
         processor: Any,
+        batches: Batches,
         schedule: Schedule,
         validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
         keep_last: int = 2,
@@ -53,6 +56,7 @@ class StageTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._processor = processor
+        self._batches = batches
         self._schedule = schedule
         self._validate = validate
         self._keep_last = keep_last
@@ -85,9 +89,9 @@ class StageTrainer(Trainer):
             )
         return loss
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        found = super().get_batch_samples(*args, **kwargs)
+        found = super().get_batch_samples(self._batches.complete(epoch_iterator), *args, **kwargs)
         self._seen.waited_s += time.perf_counter() - start
         return found
 

@@ -3,28 +3,33 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from affectgpt.data.stream import Part, Recipe, TrainingStream
 from affectgpt.schema import Sample
-from affectgpt.training.stages import EncodeDraw
+from affectgpt.training.loader import EncodeDraw
 
 
 class Processor:
-    """Hands back what it would encode."""
+    """Remembers what it would encode."""
 
     def visible(self, modalities):
         return tuple(name for name in modalities if name != "frames")
 
-    def encode(self, messages, media, answer):
-        return messages[0].content, sorted(media), answer
+    def encode(self, messages, media, answer, text):
+        self.seen = messages[0].content, sorted(media), answer
+        return {"input_ids": torch.zeros(1), "labels": torch.zeros(1)}
 
 
 def encode(task: str, candidates=("sad", "happy"), label: str = "sad"):
     sample = Sample(id="v1", label=label, labels=("sad",), modalities=("audio", "frames"))
-    reader = lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown))  # noqa: E731
+    reader = SimpleNamespace(stored=lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown), missing={}))
     recipe = Recipe(tasks={task: 1.0}, langs={"en": 1.0}, candidates=candidates)
-    encoded = EncodeDraw(Processor(), reader)
-    return TrainingStream([Part([sample])], recipe, modalities=("audio", "frames"), length=1, seed=0, encode=encoded)[0]
+    processor = Processor()
+    encoded = EncodeDraw(processor, reader)
+    parts = [Part([sample])]
+    TrainingStream(parts, recipe, modalities=("audio", "frames"), length=1, seed=0, encode=encoded)[0]
+    return processor.seen
 
 
 def test_the_question_lists_the_candidates_and_the_answer_is_the_label():

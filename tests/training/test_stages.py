@@ -101,6 +101,23 @@ def test_cached_and_online_features_train_the_same_weights(finished, tmp_path):
     assert same(weights(run_stage(online).run / "checkpoint-6"), weights(run / "checkpoint-6"))
 
 
+@pytest.mark.parametrize(("limit_gb", "n_workers"), [(None, 0), (None, 1), (1e-5, 0)])
+def test_states_kept_as_they_come_up_and_those_without_room_train_the_same_weights(
+    finished, tmp_path, limit_gb, n_workers
+):
+    config, run = finished
+    filled = in_folder(config, tmp_path)
+    filled.paths.cache, filled.paths.cache_limit_gb = str(tmp_path / "cache"), limit_gb
+    filled.data.cache_features = "first_epoch" if limit_gb is None else "ahead"
+    filled.stage.n_workers = n_workers
+    assert same(weights(run_stage(filled).run / "checkpoint-6"), weights(run / "checkpoint-6"))
+    n_states = len(list((tmp_path / "cache").rglob("about.json")))
+    n_bytes = sum(path.stat().st_size for path in (tmp_path / "cache" / "features").rglob("*.states"))
+    assert n_states == 3
+    assert n_bytes
+    assert limit_gb is None or n_bytes < limit_gb * 1e9
+
+
 def test_resumed_from_any_checkpoint_equals_uninterrupted(finished, tmp_path):
     config, run = finished
     interrupted = in_folder(config, tmp_path)
