@@ -1,4 +1,8 @@
-"""From samples to predictions: batched generation, written line by line, going on where a killed run stopped."""
+"""From samples to predictions: batched generation, written line by line, going on where a killed run stopped.
+
+samples --threads: decode or read the cache, write the prompt--> inputs, a bounded number ahead
+inputs --encoders, projectors--> prompts of embeddings --`models.generation`--> answers, in the samples' order
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,28 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from affectgpt.data.features import ClipReader
 from affectgpt.data.sources import check_each
 from affectgpt.metrics.extract import read_labels
+from affectgpt.models import generation
 from affectgpt.prompts import MODALITIES, PROMPT_VERSION, render
 from affectgpt.runtime import UserError, append_jsonl_records, stable_hash, write_json_atomic
 from affectgpt.schema import BadSample, Prediction, Sample, prediction_from_row, to_json
 
 log = logging.getLogger("affectgpt")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,34 @@ def shown_modalities(sample: Sample, model_has: Sequence[str], asking: Asking) -
     return shown
 
 
+class Answer(NamedTuple):
+    """What the LLM wrote; `finish` is "eos", or "length" if it was cut."""
+
+    text: str
+    n_tokens: int
+    finish: str
+
+
+Engine = Callable[[Any, Any, Iterable[Mapping[str, Any]], Decoding], Iterator[Answer]]
+"""(model, processor, encoded samples, decoding) -> their answers, in order."""
+
+
+def answers(model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding) -> Iterator[Answer]:
+    """Answers to encoded samples (`processor.encode`), in their order; `inputs` is read as far as there is room.
+
+    Greedy answers come from `models.generation` where it knows the LLM; all others from transformers' `generate`. The
+    text is the same as that of each sample alone.
+    """
+    is_greedy = not decoding.do_sample and decoding.num_beams == 1
+    by = _by_own_loop if is_greedy and generation.knows(model) else _by_transformers
+    return by(model, processor, inputs, decoding)
+
+
+def generate_texts(model: Any, processor: Any, inputs: Sequence[Mapping[str, Any]], decoding: Decoding) -> list[Answer]:
+    """`answers` to samples that are all at hand."""
+    return list(answers(model, processor, inputs, decoding))
+
+
 def predict(
     model: Any,
     processor: Any,
@@ -81,8 +120,11 @@ def predict(
     name: str | None = None,
     on_bad: str = "raise",
     bad: list[BadSample] | None = None,
+    engine: Engine = answers,
 ) -> Iterator[Prediction]:
     """Yield one prediction a usable sample, in order, generating `decoding.batch_size` at a time.
+
+    Clips are read and prepared in threads while answers are written; memory does not grow with the number of samples.
 
     Args:
         samples: with probed modalities.
@@ -90,66 +132,173 @@ def predict(
         name: what made the prediction, for the record.
         on_bad: "raise" stops at a clip that cannot be read; "skip" leaves it out.
         bad: receives what was left out.
+        engine: writes the answers.
     """
     model.eval()
-    for start in range(0, len(samples), decoding.batch_size):
-        chunk = samples[start : start + decoding.batch_size]
-        encoded: dict[str, Any] = {}
 
-        def read(sample: Sample, encoded: dict[str, Any] = encoded) -> Sample:
-            shown = processor.visible(shown_modalities(sample, model.modalities, asking))
-            features = reader(sample, shown)
-            messages = render(
-                sample,
-                task=asking.task,
-                lang=asking.lang,
-                candidates=asking.candidates,
-                modalities=shown,
-                with_subtitle=asking.use_subtitle,
-            )
-            encoded[sample.id] = (shown, features.facts, processor.encode(messages, features.media))
+    def read(sample: Sample) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
+        shown = processor.visible(shown_modalities(sample, model.modalities, asking))
+        features = reader(sample, shown)
+        messages = render(
+            sample,
+            task=asking.task,
+            lang=asking.lang,
+            candidates=asking.candidates,
+            modalities=shown,
+            with_subtitle=asking.use_subtitle,
+        )
+        return shown, features.facts, processor.encode(messages, features.media)
+
+    def attempt(sample: Sample) -> Any:
+        made: list[Any] = []
+
+        def keep(sample: Sample) -> Sample:
+            made.append(read(sample))
             return sample
 
-        good, left_out = check_each(
-            chunk,
-            read,
+        _, left_out = check_each(
+            [sample],
+            keep,
             name=lambda sample: sample.id,
             where=lambda sample: str(sample.video or sample.audio),
             on_bad=on_bad,
             what="reading",
-            n_threads=1,
+            n_threads=0,
             progress=False,
         )
-        if bad is not None:
-            bad += left_out
-        if not good:
-            continue
-        items = [encoded[sample.id] for sample in good]
-        texts = generate_texts(model, processor, [inputs for _, _, inputs in items], decoding)
-        for sample, (shown, facts, _), (text, n_tokens, finish) in zip(good, items, texts, strict=True):
+        return left_out[0] if left_out else (sample, *made[0])
+
+    asked: deque[tuple[Sample, tuple[str, ...], dict[str, Any]]] = deque()
+
+    def inputs() -> Iterator[Mapping[str, Any]]:
+        n_threads = min(_MAX_READERS, os.cpu_count() or 1)
+        for result in read_ahead(samples, attempt, n_ahead=decoding.batch_size + n_threads, n_threads=n_threads):
+            if isinstance(result, BadSample):
+                if bad is not None:
+                    bad.append(result)
+                continue
+            sample, shown, facts, encoded = result
+            asked.append((sample, shown, facts))
+            yield encoded
+
+    with contextlib.closing(inputs()) as source:
+        for answer in engine(model, processor, source, decoding):
+            sample, shown, facts = asked.popleft()
             subtitle = sample.in_language(asking.lang, strict=False).subtitle if asking.use_subtitle else None
             yield Prediction(
                 id=sample.id,
-                text=text,
-                labels=None if asking.task == "description" else read_labels(text).labels,
+                text=answer.text,
+                labels=None if asking.task == "description" else read_labels(answer.text).labels,
                 task=asking.task,
                 lang=asking.lang,
                 modalities=shown + (("text",) if subtitle else ()),
                 subtitle=subtitle,
                 media=facts,
-                n_tokens=n_tokens,
-                finish=finish,
+                n_tokens=answer.n_tokens,
+                finish=answer.finish,
                 model=name,
                 prompt_version=PROMPT_VERSION,
             )
 
 
+_MAX_READERS = 8
+
+
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item], Result], *, n_ahead: int, n_threads: int
+) -> Iterator[Result]:
+    """`map(read, items)` in threads, in order, at most `n_ahead` results before they are asked for.
+
+    What `read` raises comes up in its turn; leaving the iterator drops what has not been begun.
+    """
+    todo, waiting = iter(items), deque()  # type: ignore[var-annotated]
+    pool = ThreadPoolExecutor(n_threads)
+    try:
+        while True:
+            waiting.extend(pool.submit(read, item) for item in islice(todo, n_ahead - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def prompt_embeds(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """Word embeddings and soft tokens of encoded samples, [L, D] each; encoders run once a sample."""
+    batch = processor.collate(rows, for_generation=True)
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    with torch.no_grad():
+        embeds = model.embed(batch.pop("input_ids"), batch)  # [B, L, D], padded on the left
+    return [padded[-len(row["input_ids"]) :] for padded, row in zip(embeds, rows, strict=True)]
+
+
+def answer_of(processor: Any, tokens: Sequence[int]) -> Answer:
+    """The answer that new tokens spell, up to the first stop token."""
+    ends = set(processor.stop_token_ids)
+    stop = next((place for place, token in enumerate(tokens) if token in ends), None)
+    text = processor.tokenizer.decode(list(tokens[:stop]), skip_special_tokens=True).strip()
+    return Answer(text, len(tokens) if stop is None else stop + 1, "length" if stop is None else "eos")
+
+
+def _by_own_loop(
+    model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding
+) -> Iterator[Answer]:
+    source = enumerate(inputs)
+
+    def take(n: int) -> list[generation.Prompt]:
+        if not (taken := list(islice(source, n))):
+            return []
+        embeds = prompt_embeds(model, processor, [row for _, row in taken])
+        return [
+            generation.Prompt(number, each, decoding.max_new_tokens)
+            for (number, _), each in zip(taken, embeds, strict=True)
+        ]
+
+    stops = model.generation_config.eos_token_id
+    ended: dict[int, list[int]] = {}
+    n_given = 0
+    for number, tokens in generation.greedy(
+        model.language_model,
+        take,
+        batch_size=decoding.batch_size,
+        stop_ids=stops if isinstance(stops, list) else [] if stops is None else [stops],
+        suppressed_ids=model.generation_config.suppress_tokens or (),
+    ):
+        ended[number] = tokens
+        while n_given in ended:
+            yield answer_of(processor, ended.pop(n_given))
+            n_given += 1
+
+
+_SORTED_BATCHES = 4
+"""Batches whose samples are sorted by length before they are padded."""
+
+
+def _by_transformers(
+    model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding
+) -> Iterator[Answer]:
+    size = decoding.batch_size
+    # What is drawn at random belongs to a sample by its place in the run, so sampled answers keep the input's order.
+    n_together = size if decoding.do_sample else _SORTED_BATCHES * size
+    source = iter(inputs)
+    while window := list(islice(source, n_together)):
+        order = list(range(len(window)))
+        if not decoding.do_sample:
+            order.sort(key=lambda place: len(window[place]["input_ids"]), reverse=True)
+        made: dict[int, Answer] = {}
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            made |= zip(
+                places, _batch_by_transformers(model, processor, [window[p] for p in places], decoding), strict=True
+            )
+        yield from (made[place] for place in range(len(window)))
+
+
 @torch.no_grad()
-def generate_texts(
-    model: Any, processor: Any, inputs: Sequence[dict[str, Any]], decoding: Decoding
-) -> list[tuple[str, int, str]]:
-    """Generate for encoded samples; (text, number of new tokens, "eos" or "length") each."""
-    batch = processor.collate(list(inputs), for_generation=True)
+def _batch_by_transformers(
+    model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], decoding: Decoding
+) -> list[Answer]:
+    batch = processor.collate(rows, for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     options: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "num_beams": decoding.num_beams}
     if decoding.do_sample:
@@ -158,14 +307,7 @@ def generate_texts(
         # Given as None, they also silence the sampling values that a chat model's own generation config may carry.
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     output = model.generate(**batch, **options)
-    new = output[:, batch["input_ids"].shape[1] :]
-    ends = set(processor.stop_token_ids)
-    results = []
-    for row in new.tolist():
-        stop = next((place for place, token in enumerate(row) if token in ends), None)
-        text = processor.tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
-        results.append((text, len(row) if stop is None else stop + 1, "length" if stop is None else "eos"))
-    return results
+    return [answer_of(processor, tokens) for tokens in output[:, batch["input_ids"].shape[1] :].tolist()]
 
 
 def predict_to_file(
