@@ -38,9 +38,19 @@ _SCHEMAS = {
     "cache": conf_schema.CacheConfig,
     "zeroshot": conf_schema.ZeroShotConfig,
     "annotate": conf_schema.AnnotateConfig,
+    "records": conf_schema.RecordsConfig,
+    "serve": conf_schema.ServeConfig,
 }
 
 _USAGE = {
+    "serve": """Serve a checkpoint, or another chat model, by the protocol of OpenAI's API (docs/serve.md).
+
+  python -m affectgpt.serve                                   # the last complete run, at http://127.0.0.1:8000/v1
+  python -m affectgpt.serve runs/fine port=8001 media_folder=/data/clips
+  python -m affectgpt.serve model=Qwen/Qwen2.5-VL-7B-Instruct dtype=bfloat16
+  AFFECTGPT_API_KEY=... python -m affectgpt.serve runs/fine host=0.0.0.0
+
+SIGTERM and Ctrl-C let running requests finish.""",
     "annotate": """Describe and label clips: evidence, clues, descriptions and labels, each with where it came from.
 
   python -m affectgpt.annotate videos/ out=emer_coarse/                       # local: no model, no server, no key
@@ -49,9 +59,21 @@ _USAGE = {
   python -m affectgpt.annotate clips.csv out=o pipeline=merr openface=openface/ annotator=transformers ...
   python -m affectgpt.annotate demo:coarse out=o limit=50                     # the embedded corpus
 
+  python -m affectgpt.annotate check | merge | export | review | import | report   # what is done with the records
+
 Repeating the command goes on where it stopped and never repeats a call whose answer arrived.
 Exit code: 0 all complete, 3 some failed or dropped, 4 budget reached, 130 / 143 interrupted.
 Groups: pipeline=emer_coarse|emer|ov_merd|merr|s0|s1|s2, annotator=local|openai|vllm|transformers.""",
+    "records": """Check, merge, export, review and report what `python -m affectgpt.annotate videos/ out=...` wrote.
+
+  python -m affectgpt.annotate check emer_coarse/ policy.near_duplicate=drop      # keep, ask a human, or drop
+  python -m affectgpt.annotate merge qwen/ gpt/ out=merged/ how=majority          # several annotators, and agreement
+  python -m affectgpt.annotate export emer_coarse/ to=merr out=merr/              # or manifest, sharegpt, labelstudio
+  python -m affectgpt.annotate review emer_coarse/ to=emer_fine/ round=1 annotators=a,b,c,d
+  python -m affectgpt.annotate import exports/*.json to=emer_fine/                # what people answered
+  python -m affectgpt.annotate report emer_coarse/                                # counts, labels, pictures
+
+docs/human-review.md describes the two rounds.""",
     "zeroshot": """Ask other multimodal models, without training, and write predictions.jsonl as infer.py does.
 
   python -m affectgpt.zeroshot model=Qwen/Qwen2.5-VL-7B-Instruct data=... strategy=s1 out=preds.jsonl
@@ -138,9 +160,22 @@ def zeroshot() -> None:
 
 
 def annotate() -> None:
-    """Entry point of python -m affectgpt.annotate; arguments without `=` are inputs."""
+    """Entry point of python -m affectgpt.annotate; arguments without `=` are inputs, a first one may be a verb."""
+    if sys.argv[1:2] and sys.argv[1] in ("check", "merge", "export", "review", "import", "report"):
+        sys.exit(_records(sys.argv[1], sys.argv[2:]))
     sys.argv[1:] = positional_to_overrides(quote_texts(sys.argv[1:], conf_schema.AnnotateConfig), "input")
     _run("annotate", _annotate)
+
+
+def _records(verb: str, arguments: Sequence[str]) -> int:
+    """A verb of python -m affectgpt.annotate that works on records."""
+
+    def run(config: conf_schema.RecordsConfig) -> int:
+        from affectgpt.annotate.verbs import run_verb
+
+        return run_verb(verb, config)
+
+    return _guarded(run, options("records", positional_to_overrides(arguments, "input"), positional="input"))
 
 
 def _annotate(config: conf_schema.AnnotateConfig) -> int:
@@ -242,6 +277,17 @@ def options(command: str, arguments: Sequence[str], positional: str) -> Any:
     except OmegaConfBaseException as error:
         print(f"error: {str(error).splitlines()[0]}; --help lists the settings", file=sys.stderr)
         sys.exit(2)
+
+
+def serve() -> None:
+    """Entry point of python -m affectgpt.serve."""
+
+    def run(config: conf_schema.ServeConfig) -> int:
+        from affectgpt.serve import run_server
+
+        return run_server(config)
+
+    sys.exit(_guarded(run, options("serve", sys.argv[1:], positional="checkpoint")))
 
 
 def plan() -> None:
@@ -482,7 +528,7 @@ def _guarded(task: Callable[[Any], int], config: Any) -> int:
     set_up_logging()
     for finding in known_mismatches():
         print(finding, file=sys.stderr)
-    hubbed = (conf_schema.TrainConfig, conf_schema.InferConfig, conf_schema.EvalConfig)
+    hubbed = (conf_schema.TrainConfig, conf_schema.InferConfig, conf_schema.EvalConfig, conf_schema.ServeConfig)
     if isinstance(config, hubbed) and config.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
     try:

@@ -417,6 +417,37 @@ class PushConfig:
 
 
 @dataclass
+class ServeConfig:
+    """python -m affectgpt.serve; with the environment variable AFFECTGPT_API_KEY set, clients must send that key"""
+
+    checkpoint: str | None = None  # run or checkpoint folder, also as plain argument; null = the last complete run
+    model: str | None = None  # instead: a transformers-native chat model by hub id or folder
+    revision: str | None = None  # model only: hub revision
+    name: str | None = None  # model name that clients send; null = the checkpoint's run and folder, or model
+    host: str = "127.0.0.1"  # address to listen at; 0.0.0.0 = reachable from other machines
+    port: int = 8000  # 0 = any free one
+    media_folder: str | None = None  # videos below it may be named by path in requests; null = none may
+    max_batch: int = 8  # requests generated together
+    max_wait_ms: float = 20.0  # how long a request waits for others to join it
+    max_requests: int = 64  # requests in the server at once; further ones get status 429
+    max_request_mb: float = 64.0  # longest body
+    max_media_s: float = 600.0  # longest video or sound
+    max_images: int = 32  # pictures a request
+    max_megapixels: float = 2.5  # largest picture or video frame; 1920 x 1080 has 2.1
+    max_new_tokens: int = 256  # longest answer of a request that names no max_tokens
+    max_tokens_limit: int = 4096  # largest max_tokens that a request may name
+    n_frames: int = 8  # model only: frames taken from a video
+    n_decoders: int = 2  # requests whose media are decoded at once
+    backend: str = "pyav"  # video decoder
+    dtype: str | None = None  # LLM precision: float32, bfloat16; null = as trained or published
+    quantization: str | None = None  # checkpoint only: LLM packed as nf4 or int8, or none; null = as trained
+    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
+    device: str = "auto"  # auto, cpu or cuda
+    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are
+
+
+@dataclass
 class AnnotatorConfig:
     """Who answers the questions of an annotation pipeline: annotator=..., a file of conf/annotator."""
 
@@ -491,4 +522,26 @@ class AnnotateConfig:
     workers: int | None = None  # clips worked on at once; null = by cores and concurrency
     backend: str = "pyav"  # video decoder
     fsync: bool = False  # answers and records also survive a power cut, not only a killed process
+    checked: str | None = None  # pipeline=emer_checked: records.jsonl of a finished review, whose clues are taken
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+
+
+@dataclass
+class RecordsConfig:
+    """python -m affectgpt.annotate check, merge, export, review, import or report"""
+
+    input: list[str] = field(default_factory=list)  # folders of records, or exports of Label Studio; plain arguments
+    to: str | None = None  # export: manifest, merr, sharegpt or labelstudio; review, import: folder of the review
+    out: str | None = None  # merge, export: folder to write; export: null = export_<to> in the folder
+    how: str = "union"  # merge: labels by union or majority
+    policy: dict[str, str] = field(default_factory=dict)  # check: keep, ask or drop by check, policy.refusal=ask
+    threshold: float = 0.85  # check: share of five-letter runs from which two descriptions are near-duplicates
+    round: int = 1  # review: 1 or 2
+    annotators: str = ""  # review: names of this round's people, a,b,c,d; pseudonyms will do
+    per_clip: int | None = None  # review: annotators a clip; null = all of the round
+    screens: str = "clues,labels"  # review: what is checked
+    which: str = "all"  # review: all clips, or ask: those that a check wants a human to look at
+    seed: int = 0  # review: draws who checks what
+    media_root: str | None = None  # review, export: folder that Label Studio serves; null = the one above all clips
+    pictures: bool = True  # report: draw pictures (needs matplotlib)
     paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept

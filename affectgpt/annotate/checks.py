@@ -24,6 +24,9 @@ import numpy as np
 from affectgpt.annotate.record import Annotation
 from affectgpt.runtime import UserError
 
+VERSION = "checks-1"
+"""Changes whenever a record would be judged otherwise."""
+
 VERDICTS = ("keep", "ask", "drop")
 
 POLICY: dict[str, str] = {
@@ -31,7 +34,7 @@ POLICY: dict[str, str] = {
     "generic_clue": "ask",
     "repeated_clue": "keep",
     "refusal": "drop",
-    "wrong_language": "drop",
+    "wrong_language": "ask",
     "label_without_clue": "drop",
     "absent_modality": "ask",
     "unmeasured_claim": "ask",
@@ -145,7 +148,24 @@ GENERIC = {
 
 _STOP = frozenset(
     (
-        *("a", "an", "and", "are", "as", "at", "be", "by", "can", "can't", "cannot", "for", "from", "has", "have", "he"),
+        *(
+            "a",
+            "an",
+            "and",
+            "are",
+            "as",
+            "at",
+            "be",
+            "by",
+            "can",
+            "can't",
+            "cannot",
+            "for",
+            "from",
+            "has",
+            "have",
+            "he",
+        ),
         *("her", "his", "in", "is", "it", "its", "of", "on", "or", "she", "that", "the", "their", "there", "they"),
         *("this", "to", "was", "were", "which", "who", "with"),
     )
@@ -157,7 +177,9 @@ def _content(text: str, lang: str) -> frozenset[str]:
     if lang == "zh":
         plain = "".join(_HAN.findall(text))
         return frozenset(plain[i : i + 2] for i in range(len(plain) - 1))
-    return frozenset(word.lower().removesuffix("'s").removesuffix("s") for word in _WORD.findall(text) if word.lower() not in _STOP)
+    return frozenset(
+        word.lower().removesuffix("'s").removesuffix("s") for word in _WORD.findall(text) if word.lower() not in _STOP
+    )
 
 
 _GENERIC = {lang: [_content(sentence, lang) for sentence in sentences] for lang, sentences in GENERIC.items()}
@@ -435,6 +457,13 @@ class Duplicates:
         query = "SELECT firsts.name, n FROM texts JOIN firsts USING (first) WHERE kind = ? AND texts.name = ?"
         first, n = self._db.execute(query, (kind, name)).fetchone()
         return first, n
+
+    def knows(self, record: Annotation) -> bool:
+        """Whether this record, with as many clues, was taken up."""
+        names = [("description", record.id)] if record.description.get(record.lang) else []
+        names += [(clue.modality, f"{record.id} {number}") for number, clue in enumerate(record.clues)]
+        query = "SELECT 1 FROM texts WHERE kind = ? AND name = ?"
+        return all(self._db.execute(query, name).fetchone() for name in names)
 
     def close(self) -> None:
         self._db.close()

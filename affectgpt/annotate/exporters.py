@@ -25,7 +25,7 @@ from affectgpt.schema import Sample, write_jsonl
 LOSES = {
     "manifest": "clues, measured facts, confidence, checks, provenance, and all but the first of the ranking",
     "merr": "open-vocabulary labels, times of clues, confidence, checks, provenance, and texts in the other language",
-    "sharegpt": "everything but one description and its labels as a second turn; subtitles, valence, the other language",
+    "sharegpt": "all but one description, and the labels as a second turn",
     "labelstudio": "measured facts, descriptions, valence, ranking, confidence, checks, provenance",
 }
 
@@ -222,6 +222,4 @@ def _labelstudio(records: Iterator[Annotation], out: Path, found: Counter[str], 
             write_text_atomic(out / f"{screen}.{medium}.xml", screen_config(screen, medium, record.lang))
         found["written"] += 1
     for (screen, medium), tasks in files.items():
-        write_text_atomic(
-            out / f"{screen}.{medium}.json", json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
-        )
+        write_text_atomic(out / f"{screen}.{medium}.json", json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")

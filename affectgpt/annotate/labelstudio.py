@@ -29,8 +29,8 @@ class ReviewError(ValueError):
 
 _WORDS = {
     "en": {
-        "clues": "Watch the whole clip; drag the slider to look at a moment again. Correct the clues, remove what is not "
-        "there, add what is missing. Describe what can be seen and heard, not who the person is.",
+        "clues": "Watch the whole clip; drag the slider to look at a moment again. Correct the clues, remove what is "
+        "not there, add what is missing. Describe what can be seen and heard, not who the person is.",
         "labels": "Tick every word that fits what the person feels. Add words if those given do not say it all.",
         "says": "What the person says",
         "visual": "Seen",

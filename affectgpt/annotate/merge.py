@@ -1,6 +1,6 @@
 """Several annotators' records of the same clips as one: labels by union or majority, and how far they agreed.
 
-    python -m affectgpt.annotate merge qwen/ gpt/ salmonn/ out=merged/ how=majority
+python -m affectgpt.annotate merge qwen/ gpt/ salmonn/ out=merged/ how=majority
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from affectgpt.annotate.agreement import jaccard
 from affectgpt.annotate.checks import shingles, similarity, verdict
-from affectgpt.annotate.record import Annotation, RecordError, from_row
+from affectgpt.annotate.record import Annotation, Clue, RecordError, from_row
 from affectgpt.annotate.review import unite
 from affectgpt.annotate.store import Log
 from affectgpt.runtime import UserError, stable_hash
@@ -53,7 +53,7 @@ def merge_records(records: Mapping[str, Annotation], how: str) -> Annotation:
     nearest = min(
         records.values(), key=lambda record: jaccard(frozenset(label.lower() for label in record.labels), merged)
     )
-    clues = []
+    clues: list[Clue] = []
     for clue in (clue for record in records.values() for clue in record.clues):
         own = shingles(clue.text)
         said = (shingles(other.text) for other in clues if other.modality == clue.modality)

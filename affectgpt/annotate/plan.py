@@ -23,7 +23,6 @@ from affectgpt.media import MediaError, probe
 from affectgpt.schema import Sample
 
 _NEEDS = {"visual": "images", "peak": "images", "acoustic": "sound", "disambiguate": "transcript", "explain": "any"}
-_NO_CALL = ("measure", "join", "transcribe")
 
 
 @dataclass
@@ -51,15 +50,14 @@ def plan(
     for sample in tqdm(samples, "looking at clips", leave=False, delay=1):
         try:
             sample = probe_sample(sample)
-            info = probe(sample.audio or sample.video or "")
             openface = Path(config.openface) / f"{sample.id}.csv" if config.openface else None
             files = list(files_of(sample, openface if openface and openface.is_file() else None))
             sha256 = media_sha256(files, store.hashes) if store else ""
         except (MediaError, OSError):
             n_unreadable += 1
             continue
-        if "audio" in (sample.modalities or ()):
-            sound_s.append(info.duration_s or 0.0)
+        if "audio" in (sample.modalities or ()) and len(sound_s) < 200:  # a mean needs no more
+            sound_s.append(probe(sample.audio or sample.video or "").duration_s or 0.0)
         # Without the record's key at hand, a clip counts as complete if its newest record is of the same files.
         row = store.records.latest(sample.id) if store else None
         n_complete += row is not None and row["media_sha256"] == sha256
@@ -73,7 +71,7 @@ def plan(
     lines = []
     for spec in config.pipeline.steps:
         annotator = annotators[spec.annotator]
-        if (spec.step or spec.name) in _NO_CALL or annotator.kind == "local":
+        if not _asks(spec) or annotator.kind == "local":
             continue
         used = store.by_call.get((spec.name, annotator.model or "")) if store else None
         n, tokens_in, tokens_out = used or (0, 0, 0)
@@ -86,10 +84,15 @@ def plan(
     return lines, n_complete, n_unreadable
 
 
+def _asks(spec: StepConfig) -> bool:
+    """Whether a step asks an annotator: it has a prompt. A step of your own that asks says which one it takes."""
+    return (spec.prompt or spec.step or spec.name) in prompts.PROMPTS
+
+
 def _applies(spec: StepConfig, sample: Sample, config: AnnotateConfig) -> bool:
     """Whether a step would ask about this clip."""
     step = spec.step or spec.name
-    if step in _NO_CALL:
+    if not _asks(spec):
         return False
     has = sample.modalities or ()
     speaks = bool(sample.in_language(config.lang, strict=False).subtitle or (config.transcriber and "audio" in has))
@@ -102,9 +105,7 @@ def _estimate(
 ) -> tuple[float, float]:
     """Tokens of one call before any was made."""
     step = spec.step or spec.name
-    prompt = prompts.PROMPTS.get(spec.prompt or step)
-    if prompt is None:
-        return 300.0, 100.0
+    prompt = prompts.PROMPTS[spec.prompt or step]
     lang = prompts.other_language(config.lang) if step == "translate" else config.lang
     n_in = estimate_tokens(prompts.render(spec.prompt or step, lang, {}))
     usual = {"evidence": 150, "clues": 250, "description": 200, "transcript": 20}

@@ -178,11 +178,11 @@ PROMPTS: dict[str, Prompt] = {
         ("clues",),
         20,
         {
-            "en": "Above are notes about one person in a clip, and nothing else is known. List every word or short phrase "
-            "for what the person feels that follows from these notes alone, the clearest first. If nothing follows, "
-            "leave the list empty.",
-            "zh": "以上是关于一段视频中同一个人的笔记，除此之外一无所知。请列出仅凭这些笔记就能得出的此人的情绪词或短语，"
-            "最明显的在前。若得不出任何结论，请留空。",
+            "en": "Above are notes about one person in a clip, and nothing else is known. List every word or short "
+            "phrase for what the person feels that follows from these notes alone, the clearest first. If nothing "
+            "follows, leave the list empty.",
+            "zh": "以上是关于一段视频中同一个人的笔记，除此之外一无所知。请列出仅凭这些笔记就能得出的此人的"
+            "情绪词或短语，最明显的在前。若得不出任何结论，请留空。",
         },
     ),
     "explain": Prompt(

@@ -73,7 +73,7 @@ class Report:
         ]
         self.human += is_checked(record)
         self.transcripts += bool(record.transcript)
-        self.descriptions.update(record.description)
+        self.descriptions.update(list(record.description))
         self.clues.update({clue.modality for clue in record.clues})
         for clue in record.clues:
             size = len(clue.text) if record.lang == "zh" else len(clue.text.split())

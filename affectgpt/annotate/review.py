@@ -9,7 +9,7 @@ that somebody added is there. The folder of a review:
     round1/               what Label Studio is given: <screen>.<medium>.xml and <screen>.<medium>.<annotator>.json
     answers.jsonl         one line an answer; the newest of a (round, screen, clip, annotator) counts
     changes.jsonl         who changed what
-    report.json           counts and agreement
+    review_report.json    counts and agreement
     records.jsonl, manifest.jsonl     the result, once each clip's rounds are done
 """
 
@@ -251,8 +251,8 @@ def _alike(a: str, b: str) -> float:
 def merge_clues(given: Sequence[str], answers: Sequence[Sequence[str]]) -> list[str]:
     """One list of texts from several annotators' versions of one list, by the rule of this module.
 
-    >>> merge_clues(["He smiles.", "He waves."], [["He smiles a bit."], ["He smiles a bit.", "He nods."], ["He smiles."]])
-    ['He smiles a bit.', 'He nods.']
+    >>> merge_clues(["He smiles.", "He waves."], [["He smiles a bit."], ["He smiles a bit.", "A nod."], ["He smiles."]])
+    ['He smiles a bit.', 'A nod.']
     """
     changes = [diff(given, answer) for answer in answers]
     merged: list[str] = []
@@ -364,14 +364,18 @@ def _key_of(answer: Answer, review: Review, path: Path) -> str:
         raise ReviewError(f"{path}: clip {name!r} is of round {number}; this review has {sorted(review.rounds)}")
     setup = review.rounds[number]
     if person not in setup["assignment"].get(name, ()) or about["screen"] not in setup["screens"]:
-        raise ReviewError(f"{path}: clip {name!r}, screen {about['screen']!r} was not given to {person!r} in this review")
+        raise ReviewError(
+            f"{path}: clip {name!r}, screen {about['screen']!r} was not given to {person!r} in this review"
+        )
     return f"{number} {about['screen']} {person} {name}"
 
 
 def _only_one(people: dict[str, str], name: str, person: str) -> None:
     """Note that annotator `name` is `person`; raise if that was somebody else, or the person is another annotator."""
     if people.setdefault(name, person) != person:
-        raise ReviewError(f"tasks of annotator {name!r} were answered by persons {people[name]} and {person}; expected one")
+        raise ReviewError(
+            f"tasks of annotator {name!r} were answered by persons {people[name]} and {person}; expected one"
+        )
     if others := [other for other, known in people.items() if known == person and other != name]:
         raise ReviewError(
             f"person {person} answered as {others[0]!r} and as {name!r}; rounds need different people: have one redo it"
@@ -428,14 +432,14 @@ def finished(record: Annotation, review: Review, answers: Answers) -> Annotation
         for screen in review.rounds[str(number)]["screens"]:
             given = answers.of(number, screen, record.id)
             of = len(review.rounds[str(number)]["assignment"][record.id])
-            rows.append({"check": f"human_{screen}_round_{number}", "verdict": "keep", "reason": f"{len(given)} of {of}"})
+            rows.append(
+                {"check": f"human_{screen}_round_{number}", "verdict": "keep", "reason": f"{len(given)} of {of}"}
+            )
             seconds = sum(row["seconds"] or 0.0 for row in given.values())
             parameters = {"annotators": list(given)}
             steps.append(Provenance(f"human_{screen}_{number}", "human", parameters=parameters, seconds=seconds))
     kept = tuple(row for row in record.checks if row["verdict"] == "keep")  # whoever was to be asked, has been
-    result = replace(
-        record, clues=clues, labels=labels, checks=(*kept, *rows), provenance=(*record.provenance, *steps)
-    )
+    result = replace(record, clues=clues, labels=labels, checks=(*kept, *rows), provenance=(*record.provenance, *steps))
     return replace(result, key=stable_hash([record.key, "review", asdict(result)]))
 
 
@@ -495,6 +499,11 @@ def report_rounds(review: Review, answers: Answers) -> tuple[list[RoundReport], 
                 )
             )
     return reports, rows
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row of changes.jsonl."""
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _changes(row: Mapping[str, Any], screen: str) -> list[dict[str, str]]:

@@ -54,6 +54,7 @@ class Totals:
         made, there: records made now, and those that were there already (or that another process made meanwhile).
         failed, dropped: clips by reason: errors, and clips that hold nothing to annotate.
         without: records that lack a kind of clue, or a transcript.
+        checked: records by what checks found, as verdict and check.
         calls, repaired: answers asked for, and how many had to be asked for again for their form.
     """
 
@@ -63,6 +64,7 @@ class Totals:
     failed: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     without: Counter[str] = field(default_factory=Counter)
+    checked: Counter[str] = field(default_factory=Counter)
     calls: int = 0
     repaired: int = 0
     retries: int = 0
@@ -262,7 +264,7 @@ class _Run:
             provenance=tuple(sorted(work.notes, key=lambda note: order[note.step])),
             **{name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()},
         )
-        self.totals.without.update(_lacks(record))
+        self._tell(record)
         return to_row(record)
 
     def _is_there(self, name: str, key: str) -> bool:
@@ -274,9 +276,14 @@ class _Run:
                 self.store.records.append(row)
         if row is None:
             return False
-        self.totals.without.update(_lacks(from_row(row)))
+        self._tell(from_row(row))
         self._mended(name)
         return True
+
+    def _tell(self, record: Annotation) -> None:
+        """Count what a record lacks and what checks found in it."""
+        self.totals.without.update(_lacks(record))
+        self.totals.checked.update({f"{row['verdict']:<9}{row['check']}" for row in record.checks})
 
     def _mended(self, name: str) -> None:
         """What failed before is no longer failed."""
@@ -381,6 +388,7 @@ def told(totals: Totals, row: dict[str, Any], config: AnnotateConfig, store: Sto
     if totals.n_left:
         lines.append(f"  left     {totals.n_left:>6}  not begun or not finished; the same command goes on")
     lines += [f"  without  {n:>6}  {what}" for what, n in totals.without.most_common()]
+    lines += [f"  {what[:9]}{n:>6}  {what[9:]}" for what, n in totals.checked.most_common()]
     tokens = f"{row['tokens_in']:,} tokens in, {row['tokens_out']:,} out"
     uncounted = f", {store.n_uncounted} answers without a token count" if store.n_uncounted else ""
     lines.append(

@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from affectgpt.annotate import checks as record_checks
 from affectgpt.annotate import evidence, local, prompts
 from affectgpt.annotate.annotators import Annotator, Local, Question
 from affectgpt.annotate.clips import Clip
 from affectgpt.annotate.prompts import BadAnswer
-from affectgpt.annotate.record import Clue, Fact, Provenance
+from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.conf_schema import StepConfig
 from affectgpt.runtime import UserError
@@ -334,6 +335,18 @@ async def explain(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"description": {work.lang: values["description"]}, "labels": values.get("labels", [])}
 
 
+def checks(work: Work, spec: StepConfig, about: Part) -> Part:
+    """What is wrong with what the steps before found. options: policy = {check: keep | ask | drop}."""
+    started, clip = time.monotonic(), work.clip
+    media = {name: path for name in ("video", "audio", "face") if (path := getattr(clip.sample, name))}
+    parts = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+    record = Annotation(clip.sample.id, clip.sha256, media=media, lang=work.lang, provenance=tuple(work.notes), **parts)
+    policy = record_checks.policy_of(spec.options.get("policy", {}))
+    rows = record_checks.rows_of(record_checks.check_record(record, clip.sees), policy)
+    work.note_local(spec.name, "rules", record_checks.VERSION, time.monotonic() - started)
+    return {"checks": list(rows)}
+
+
 def _plain(about: Part) -> Part:
     """`about` with clues as mappings, as prompts read them."""
     return {
@@ -346,6 +359,6 @@ STEPS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         *(measure, transcribe, visual, peak, acoustic, disambiguate, merge, rewrite, join, translate),
-        *(labels, ranking, valence, explain),
+        *(labels, ranking, valence, explain, checks),
     )
 }

@@ -96,7 +96,7 @@ def test_a_served_model_is_asked_once_for_every_step_and_its_tokens_are_told(cli
         assert len(server.requests) == 4 * len(STEPS)
     record = next(iter(records_of(out)))
     assert Counter(note.step for note in record.provenance if note.prompt_sha256) == Counter(STEPS)
-    assert {note.model for note in record.provenance} == {"measured", "toy"}
+    assert {note.model for note in record.provenance} == {"measured", "toy", "rules"}
     assert all((note.tokens_in, note.tokens_out) == (3, 2) for note in record.provenance if note.prompt_sha256)
     assert {clue.source for clue in record.clues} == {"toy"}
     report = json.loads((out / "report.json").read_text())
