@@ -13,7 +13,8 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients that are killed are part of the game
+        # Clients that are killed, also in the middle of a request, are part of the game.
+        if not isinstance(sys.exc_info()[1], (ConnectionError, json.JSONDecodeError)):
             super().handle_error(request, client_address)
 
 

@@ -130,9 +130,9 @@ def check(record: Annotation) -> Annotation:
             isinstance(clue.text, str) and bool(clue.text.strip()), name, "clue text", clue.text, "a non-empty text"
         )
         _expect(bool(clue.source), name, "clue source", clue.source, "the name of a model")
-        span = (clue.start_s, clue.end_s)
-        whole = span == (None, None) or (_number(clue.start_s) and _number(clue.end_s) and 0 <= span[0] <= span[1])
-        _expect(whole, name, "clue start_s and end_s", span, "0 <= start_s <= end_s, or both null")
+        start, end = clue.start_s, clue.end_s
+        whole = start is end is None or (_number(start) and _number(end) and 0 <= (start or 0) <= (end or 0))
+        _expect(whole, name, "clue start_s and end_s", (start, end), "0 <= start_s <= end_s, or both null")
         _expect(
             set(clue.evidence) <= measured,
             name,

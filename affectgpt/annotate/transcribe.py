@@ -51,7 +51,7 @@ class Transcriber:
             truncation=False,
             padding="longest" if sound.duration_s > 30 else "max_length",  # Whisper wants 30 s, or says so itself
         ).to(model.device)
-        options = {"language": LANGUAGES[lang], "task": "transcribe"} if _is_multilingual(model) else {}
+        options: dict[str, Any] = {"language": LANGUAGES[lang], "task": "transcribe"} if _is_multilingual(model) else {}
         if sound.duration_s > 30:
             options["return_timestamps"] = True  # how Whisper goes on beyond its window
         with torch.inference_mode():
