@@ -141,7 +141,8 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
 def train() -> None:
     """Entry point of train.py."""
     # The deepspeed launcher adds --local_rank=n, which stands in the environment too.
-    sys.argv[1:] = whole_weights([argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")])
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    sys.argv[1:] = whole_weights(folders_as_data(given))
     _run("train", _train)
 
 
@@ -390,6 +391,26 @@ def quote_texts(arguments: Sequence[str], schema: type) -> list[str]:
 
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+def folders_as_data(arguments: Sequence[str]) -> list[str]:
+    """`data=FOLDER` for a folder that holds a manifest.jsonl, such as annotation writes, as training data of stage 1.
+
+    A folder that exists wins over a file of conf/data of that name.
+
+    >>> folders_as_data(["stage=coarse", "data=demo"])
+    ['stage=coarse', 'data=demo']
+    """
+    changed: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        manifest = Path(value) / "manifest.jsonl"
+        if key != "data" or not value or not manifest.is_file():
+            changed.append(argument)
+            continue
+        changed += ["data=own_manifest", f"data.name={_quoted(manifest.parent.name)}"]
+        changed += [f"data.coarse=[{{manifest:{_quoted(str(manifest))}}}]", "data.fine=[]", "data.test=[]"]
+    return changed
 
 
 def whole_weights(arguments: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ import pytest
 
 from affectgpt.annotate.record import from_row
 from affectgpt.annotate.run import records_of
+from affectgpt.cli import compose, folders_as_data
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 
@@ -307,3 +308,12 @@ def test_a_signal_lets_calls_in_flight_end_and_the_exit_code_tells(tmp_path, nam
         assert process.returncode == code, said
         assert f"stopped by {name}" in said
         assert len(rows_of(out / "store" / "answers.jsonl")) == len(server.requests) < 30 * len(STEPS)
+
+
+def test_training_takes_the_folder_as_its_data(clips, tmp_path):
+    annotate(clips, tmp_path / "it's mine")
+    overrides = folders_as_data(["stage=coarse", f"data={tmp_path}/it's mine"])
+    data = compose("train", overrides).data
+    assert data.name == "it's mine"
+    assert [source.manifest for source in data.coarse] == [str(tmp_path / "it's mine" / "manifest.jsonl")]
+    assert not data.test
