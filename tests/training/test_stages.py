@@ -195,7 +195,7 @@ def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_
 ):
     calls = []
     block = packing._layer
-    monkeypatch.setattr(packing, "_layer", lambda *args: calls.append(args[0]) or block(*args))
+    monkeypatch.setattr(packing, "_layer", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
     counts, weights_of = {}, {}
     for checkpointing in (False, True):
         config = in_folder(finished[0], tmp_path / str(checkpointing))
