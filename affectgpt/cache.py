@@ -15,10 +15,14 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("affectgpt")
 
-_CLIPS_A_TASK = 8
+_CLIPS_A_TASK = {"cpu": 8, "cuda": 128}
 GB = 10**9
 
 
@@ -47,6 +51,16 @@ class Job:
     folder: Path
     backend: str
     device: str
+    limit_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of some clips: how many are in the cache, which are bad, and how many found no room."""
+
+    n_cached: int
+    bad: list[BadSample]
+    n_without_room: int
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -56,29 +70,37 @@ def run_build(config: CacheConfig) -> int:
     """Encode every clip of the data set; exit code 0, or 3 if clips were left out (listed in bad_samples.jsonl)."""
     from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import report_bad
+    from affectgpt.data.states import folder_bytes
     from affectgpt.loading import model_spec, quiet_libraries, torch_device
     from affectgpt.training.stages import read_sources
 
     start = time.monotonic()
     quiet_libraries()
-    sources: list[SourceConfig] = [*config.data.coarse, *config.data.fine, *config.data.test]
-    if not sources:
-        raise UserError(f"data {config.data.name!r} names no manifest; see conf/data")
-    parts, bad = read_sources(sources, config.data, facts=facts_in(Path(config.paths.cache)))
-    samples = list({(sample.video, sample.audio): sample for part in parts for sample in part.samples}.values())
-    folder = Path(config.paths.cache)
-    device = torch_device(config.device)
-    job = Job(model_spec(config.model, seed=0), folder, config.data.backend, device.type)
-    tasks = [samples[first : first + _CLIPS_A_TASK] for first in range(0, len(samples), _CLIPS_A_TASK)]
     engine = {"processes": in_processes, "ray": on_ray}.get(config.engine)
     if engine is None:
         raise UserError(f"engine is {config.engine!r}; expected processes or ray")
-    n_done = 0
-    with tqdm(total=len(samples), desc="encoding", unit="clip") as bar:
-        for n_good, left_out in engine(job, tasks, config.n_processes):
-            n_done += n_good
-            bad += left_out
-            bar.update(n_good + len(left_out))
+    sources: list[SourceConfig] = [*config.data.coarse, *config.data.fine, *config.data.test]
+    if not sources:
+        raise UserError(f"data {config.data.name!r} names no manifest; see conf/data")
+    folder = Path(config.paths.cache)
+    parts, bad = read_sources(sources, config.data, facts=facts_in(folder))
+    samples = list({_media(sample): sample for part in parts for sample in part.samples}.values())
+    device = torch_device(config.device)
+    spec = model_spec(config.model, seed=0)
+    job = Job(spec, folder, config.data.backend, device.type, config.paths.cache_limit_gb)
+    n_a_task = _CLIPS_A_TASK[device.type]
+    tasks = [samples[first : first + n_a_task] for first in range(0, len(samples), n_a_task)]
+    n_cached = n_without_room = 0
+    shown_s = 0.0
+    with tqdm(total=len(samples), desc="encoding", unit=" clips") as bar:
+        for done in engine(job, tasks, config.n_processes):
+            n_cached += done.n_cached
+            n_without_room += done.n_without_room
+            bad += done.bad
+            if time.monotonic() - shown_s > 2.0:
+                shown_s = time.monotonic()
+                bar.set_postfix_str(f"{folder_bytes(folder / 'features') / GB:.2f} GB in the cache", refresh=False)
+            bar.update(done.n_cached + done.n_without_room + len(done.bad))
             if bad and config.data.on_bad == "raise":
                 raise UserError(
                     f"sample {bad[0].id!r} ({bad[0].where}): {bad[0].reason}. Mend or remove it, or leave out such "
@@ -86,23 +108,30 @@ def run_build(config: CacheConfig) -> int:
                 )
     folder.mkdir(parents=True, exist_ok=True)
     report_bad(bad, folder)
-    n_bytes = sum(store.n_bytes for store in stores(folder))
     log.info(
-        "%d clips in the cache, %d left out, %.1f s; %s holds %.2f GB of states",
-        n_done,
+        "%d clips in the cache, %d left out, %.1f s; %s holds %.3f GB of states",
+        n_cached,
         len(bad),
         time.monotonic() - start,
         folder / "features",
-        n_bytes / GB,
+        folder_bytes(folder / "features") / GB,
     )
-    return 3 if bad else 0
+    if n_without_room:
+        log.warning(
+            "%d clips found no room under paths.cache_limit_gb=%g: training encodes them each time they come up; "
+            "allow more, or free space with `python -m affectgpt.cache gc`",
+            n_without_room,
+            config.paths.cache_limit_gb,
+        )
+    return 3 if bad or n_without_room else 0
 
 
-Result = tuple[int, list[BadSample]]
+def _media(sample: Sample) -> tuple[str | None, ...]:
+    return sample.video, sample.audio, sample.face, sample.face_order
 
 
 class Encoder:
-    """Encoders without an LLM behind them, in one process: clips in, number of good ones and the bad ones out."""
+    """Encoders without an LLM behind them, in one process; clips in, what became of them out."""
 
     def __init__(self, job: Job, number: int = 0) -> None:
         import torch
@@ -117,36 +146,48 @@ class Encoder:
             device = f"cuda:{number % torch.cuda.device_count()}"
         model.encoders.to(device)
         self._modalities = model.modalities
-        self._reader = clip_reader(model, processor, backend=job.backend, cache_folder=job.folder)
+        self._reader = clip_reader(
+            model, processor, backend=job.backend, cache_folder=job.folder, limit_gb=job.limit_gb
+        )
 
-    def __call__(self, samples: Sequence[Sample]) -> Result:
-        good, bad = self._reader.prepare(samples, self._modalities, on_bad="skip", what="", progress=False)
-        return len(good), bad
+    def __call__(self, samples: Sequence[Sample]) -> Done:
+        done = self._reader.prepare(samples, self._modalities, on_bad="skip", progress=False)
+        return Done(len(done.good) - done.n_uncached, done.bad, done.n_uncached)
 
 
+_job: Job | None = None
+_number = 0
 _encoder: Encoder | None = None
 
 
 def _start(job: Job, numbers: Any) -> None:
+    """In a new process. The encoders wait for the first task, whose caller hears of what goes wrong with them."""
     import torch
 
-    global _encoder
+    global _job, _number
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    set_up_logging()
     if job.device == "cpu":
         torch.set_num_threads(1)  # one clip a core is faster than one clip on all cores
-    _encoder = Encoder(job, numbers.get())
+    _job, _number = job, numbers.get()
 
 
-def _encode(samples: Sequence[Sample]) -> Result:
-    assert _encoder is not None
+def _encode(samples: Sequence[Sample]) -> Done:
+    global _encoder
+    if _encoder is None:
+        assert _job is not None
+        _encoder = Encoder(_job, _number)
     return _encoder(samples)
 
 
-def in_processes(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None) -> Iterator[Result]:
+def in_processes(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None) -> Iterator[Done]:
     """Encode on this machine: one process a core, or one a card."""
     import torch
 
+    from affectgpt.loading import n_cores
+
     if n_processes is None:
-        n_processes = torch.cuda.device_count() if job.device == "cuda" else _n_cores()
+        n_processes = torch.cuda.device_count() if job.device == "cuda" else n_cores()
     n_processes = max(1, min(n_processes, len(tasks)))
     if n_processes == 1:
         yield from map(Encoder(job), tasks)
@@ -155,14 +196,24 @@ def in_processes(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int |
     numbers = context.SimpleQueue()
     for number in range(n_processes):
         numbers.put(number)
-    with context.Pool(n_processes, _start, (job, numbers)) as pool:
-        yield from pool.imap_unordered(_encode, tasks)
+    with ProcessPoolExecutor(n_processes, context, _start, (job, numbers)) as pool:
+        try:
+            for future in as_completed([pool.submit(_encode, task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that encodes was killed, perhaps for want of memory; the same command goes on, "
+                f"with fewer of them by n_processes (it was {n_processes})"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def on_ray(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None) -> Iterator[Result]:
+def on_ray(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None) -> Iterator[Done]:
     """Encode on a Ray cluster: one actor a card or a core; the cache must lie on storage that all nodes share."""
     try:
         import ray
+        from ray.exceptions import RayActorError
         from ray.util import ActorPool
     except ImportError as error:
         raise UserError("engine=ray needs ray: pip install 'affectgpt[cluster]'") from error
@@ -171,21 +222,26 @@ def on_ray(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None)
     n_actors = n_processes or int(ray.cluster_resources().get(resource, 1))
     remote = ray.remote(num_gpus=1, num_cpus=1)(_Actor) if resource == "GPU" else ray.remote(num_cpus=1)(_Actor)
     pool = ActorPool([remote.remote(job) for _ in range(max(1, min(n_actors, len(tasks))))])
-    yield from pool.map_unordered(lambda actor, task: actor.encode.remote(task), list(tasks))
+    try:
+        yield from pool.map_unordered(lambda actor, task: actor.encode.remote(task), list(tasks))
+    except RayActorError as error:
+        raise UserError(f"a process of the Ray cluster ended ({error}); the same command goes on") from error
+    finally:
+        ray.shutdown()
 
 
 class _Actor:
     """`Encoder` as a Ray actor; Ray shows each actor its own card as number 0."""
 
     def __init__(self, job: Job) -> None:
+        import torch
+
+        if job.device == "cpu":
+            torch.set_num_threads(1)
         self._encoder = Encoder(job)
 
-    def encode(self, samples: Sequence[Sample]) -> Result:
+    def encode(self, samples: Sequence[Sample]) -> Done:
         return self._encoder(samples)
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- care ------------------------------------------------------------------------------------------------------------
@@ -244,13 +300,14 @@ def verify(cache: Path, *, repair: bool) -> int:
 def collect(cache: Path, *, max_gb: float | None, unused_days: float | None, now_s: float | None = None) -> str:
     """Free space: damaged and doubled entries always; then stores unused for long; then the least recently used ones
     until the rest fits. Returns what was done, a line each."""
+    from affectgpt.data.states import folder_bytes
+
     now_s = time.time() if now_s is None else now_s
     done = []
-    for folder in sorted((cache / "features").glob("*/*")):
-        if folder.is_dir() and not (folder / "about.json").exists():
-            n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            shutil.rmtree(folder)
-            done.append(f"removed {folder}: an old layout that nothing reads, {n_bytes / GB:.3f} GB")
+    for folder in _old_folders(cache):
+        n_bytes = folder_bytes(folder)
+        shutil.rmtree(folder)
+        done.append(f"removed {folder}: an old layout that nothing reads, {n_bytes / GB:.3f} GB")
     kept = []
     for store in stores(cache):
         days = (now_s - store.last_used_s) / 86400
@@ -264,6 +321,12 @@ def collect(cache: Path, *, max_gb: float | None, unused_days: float | None, now
     while max_gb is not None and kept and sum(store.n_bytes for store in kept) > max_gb * GB:
         done.append(_remove(kept.pop(0), f"the least recently used, over max_gb={max_gb:g}"))
     return "\n".join(done or ["nothing to do"])
+
+
+def _old_folders(cache: Path) -> list[Path]:
+    """Stores of one file an entry, as they were before there were shards; nothing else is taken for one."""
+    folders = [path for path in (cache / "features").glob("*/*") if re.fullmatch("[0-9a-f]{16}", path.name)]
+    return sorted(path for path in folders if any(path.glob("[0-9a-f][0-9a-f]/*.safetensors")))
 
 
 def _remove(store: StateStore, why: str) -> str:
@@ -281,19 +344,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cli.cache()
         return 0
     set_up_logging()
-    verb = arguments.pop(0)
+    try:
+        return _care(arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _care(verb: str, arguments: Sequence[str]) -> int:
     allowed = {"ls": (), "verify": ("repair",), "gc": ("max_gb", "unused_days")}[verb]
     options = dict(item.partition("=")[::2] for item in arguments)
-    cache = Path(options.pop("paths.cache", os.environ.get("AFFECTGPT_CACHE", "~/.cache/affectgpt"))).expanduser()
+    folder = options.pop("paths.cache", os.environ.get("AFFECTGPT_CACHE", "~/.cache/affectgpt"))
+    cache = Path(folder).expanduser()
     if unknown := sorted(set(options) - set(allowed)):
-        print(f"{verb} takes {', '.join((*allowed, 'paths.cache'))}; found {unknown}", file=sys.stderr)
-        return 2
+        raise UserError(f"{verb} takes {', '.join((*allowed, 'paths.cache'))}; found {unknown}")
     if verb == "ls":
         print(list_stores(cache))
         return 0
     if verb == "verify":
-        return verify(cache, repair=options.get("repair") == "true")
-    numbers = {name: float(value) for name, value in options.items()}
+        if (repair := options.get("repair", "false")) not in ("true", "false"):
+            raise UserError(f"repair is {repair!r}; expected true or false")
+        return verify(cache, repair=repair == "true")
+    numbers: dict[str, float] = {}
+    for name, text in options.items():
+        try:
+            numbers[name] = float(text)
+        except ValueError:
+            raise UserError(f"{name} is {text!r}; expected a number") from None
+        if not numbers[name] >= 0:
+            raise UserError(f"{name} is {text}; expected a number of at least 0")
     print(collect(cache, max_gb=numbers.get("max_gb"), unused_days=numbers.get("unused_days")))
     return 0
 

@@ -112,7 +112,7 @@ def clip_reader(
     )
     on_gpu = any(next(encoder.parameters()).is_cuda for encoder in model.encoders.values())
     # A GPU encodes faster than one thread decodes; on the CPU both share the cores.
-    n_threads = max(2, n_cores() // torch.cuda.device_count()) if on_gpu else 2
+    n_threads = min(16, max(2, n_cores() // torch.cuda.device_count())) if on_gpu else 2
     return ClipReader(
         sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder), n_threads=n_threads
     )
