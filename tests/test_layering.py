@@ -13,7 +13,7 @@ LEVELS = {
     1: ("conf_schema", "confdoc", "runtime", "llm", "media", "tables", "doctor", "mllm_video"),
     2: ("metrics", "data", "models", "mllm"),
     3: ("training", "inference", "loading", "costs", "zeroshot", "annotate", "demo"),
-    4: ("cli", "cache", "commands", "export", "hub", "plan", "study", "analyze", "submit", "convert"),
+    4: ("cli", "cache", "commands", "export", "hub", "plan", "study", "analyze", "submit", "convert", "serve"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 # One part may use another of the same level only where it is listed here.
@@ -38,6 +38,8 @@ SIDEWAYS = {
     ("plan", "cli"),
     ("cli", "study"),
     ("cli", "cache"),
+    ("cli", "serve"),
+    ("serve", "cli"),
     ("cache", "cli"),
     ("study", "commands"),
 }
