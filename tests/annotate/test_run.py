@@ -311,9 +311,9 @@ def test_a_signal_lets_calls_in_flight_end_and_the_exit_code_tells(tmp_path, nam
 
 
 def test_training_takes_the_folder_as_its_data(clips, tmp_path):
-    annotate(clips, tmp_path / "it's mine")
-    overrides = folders_as_data(["stage=coarse", f"data={tmp_path}/it's mine"])
+    annotate(clips, tmp_path / "my clips, mine")
+    overrides = folders_as_data(["stage=coarse", f"data={tmp_path}/my clips, mine"])
     data = compose("train", overrides).data
-    assert data.name == "it's mine"
-    assert [source.manifest for source in data.coarse] == [str(tmp_path / "it's mine" / "manifest.jsonl")]
+    assert data.name == "my clips, mine"
+    assert [source.manifest for source in data.coarse] == [str(tmp_path / "my clips, mine" / "manifest.jsonl")]
     assert not data.test
