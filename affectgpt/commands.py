@@ -28,6 +28,8 @@ def run_inference(config: InferConfig) -> int:
     """Explain every input; print, or append to `out`. Exit code 0, or 3 if samples were left out."""
     from affectgpt.data.sources import probe_samples, read_manifest, report_bad, samples_from_paths
 
+    if config.engine not in ("auto", "vllm"):
+        raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
     if not config.input:
         raise UserError("nothing to look at: python infer.py video.mp4 (or a folder, or a manifest); --help shows more")
     manifests = [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
@@ -332,6 +334,8 @@ def _settings(loaded: LoadedModel, config: InferConfig | EvalConfig) -> dict[str
     asking, decoding = _asking_and_decoding(config)
     packed = (loaded.model.config.spec or {}).get("llm_quantization")
     more = {"quantization": packed} if packed else {}
+    if isinstance(config, InferConfig) and config.engine != "auto":
+        more["engine"] = config.engine
     return settings_of(asking, decoding, model=loaded.name, weights=loaded.weights_sha256, seed=config.seed, **more)
 
 
@@ -349,6 +353,11 @@ def _predict(
 
     seed_everything(config.seed)
     asking, decoding = _asking_and_decoding(config)
+    engine = {}
+    if isinstance(config, InferConfig) and config.engine == "vllm":
+        from affectgpt.inference_vllm import VllmEngine
+
+        engine = {"engine": VllmEngine(loaded.model)}
     return predict(
         loaded.model,
         loaded.processor,
@@ -363,6 +372,7 @@ def _predict(
         name=loaded.name,
         on_bad=config.data.on_bad if isinstance(config, EvalConfig) else config.on_bad,
         bad=bad,
+        **engine,
     )
 
 

@@ -247,6 +247,7 @@ class InferConfig:
     on_bad: str = "raise"  # bad samples: raise or skip
     backend: str = "pyav"  # video decoder
     cache_features: bool = False  # keep encoder states on disk
+    engine: str = "auto"  # what writes the answers: auto, or vllm (where that package is installed)
     dtype: str | None = None  # LLM precision; null = as trained
     quantization: str | None = None  # LLM packed as nf4 or int8, or none; null = as trained
     base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved

@@ -125,8 +125,8 @@ def main() -> None:
         f"{size.llm.vocab_size}; prompts of {mean:.0f}, answers of {statistics.mean(limits):.0f} tokens in the mean"
     )
     print(
-        f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {options.clock} time; "
-        f"load average before {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
+        f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; "
+        f"{options.clock} time; load average before {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
     )
     few = 6
     plain = by_transformers(model, prompts[:few], limits[:few], 1)

@@ -12,7 +12,7 @@ LEVELS = {
     0: ("schema", "prompts"),
     1: ("conf_schema", "confdoc", "runtime", "llm", "media", "tables", "doctor", "mllm_video"),
     2: ("metrics", "data", "models", "mllm"),
-    3: ("training", "inference", "loading", "costs", "zeroshot", "annotate", "demo"),
+    3: ("training", "inference", "inference_vllm", "loading", "costs", "zeroshot", "annotate", "demo"),
     4: ("cli", "cache", "commands", "export", "hub", "plan", "study", "analyze", "submit", "convert", "serve"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
@@ -25,6 +25,7 @@ SIDEWAYS = {
     ("llm", "runtime"),
     ("doctor", "media"),
     ("training", "inference"),
+    ("inference_vllm", "inference"),
     ("zeroshot", "inference"),
     ("training", "loading"),
     ("loading", "training"),
