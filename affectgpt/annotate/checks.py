@@ -173,10 +173,9 @@ _STOP = frozenset(
 
 
 def _content(text: str, lang: str) -> frozenset[str]:
-    """What a sentence is made of: content words, or pairs of Chinese characters."""
+    """What a sentence is made of: content words, or Chinese characters without particles."""
     if lang == "zh":
-        plain = "".join(_HAN.findall(text))
-        return frozenset(plain[i : i + 2] for i in range(len(plain) - 1))
+        return frozenset(_HAN.findall(text)) - frozenset("的了是在而和与")
     return frozenset(
         word.lower().removesuffix("'s").removesuffix("s") for word in _WORD.findall(text) if word.lower() not in _STOP
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -46,8 +47,9 @@ from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_t
 from affectgpt.schema import check_id
 
 ROUNDS = (1, 2)
-SAME_CLUE = 0.6
-"""Texts alike by this ratio (difflib) are one clue that was edited; below it, one was removed and another added."""
+SAME_CLUE = 0.5
+"""Texts that share so many of their words (difflib's ratio; Chinese: characters) are one clue that was edited; of those
+that share fewer, one was removed and another added."""
 
 
 # ---- who checks what -------------------------------------------------------------------------------------------------
@@ -245,7 +247,8 @@ def diff(given: Sequence[str], answer: Sequence[str]) -> list[Change]:
 
 
 def _alike(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a.lower(), b.lower(), autojunk=False).ratio()
+    first, second = (re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower()) for text in (a, b))
+    return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
 def merge_clues(given: Sequence[str], answers: Sequence[Sequence[str]]) -> list[str]:
@@ -455,7 +458,7 @@ class RoundReport:
 
     Attributes:
         answered, asked: answers that are there, and that were asked for.
-        changes: annotator -> kind of change -> count (clues), or "ticked", "left", "added" (labels).
+        changes: annotator -> kind of change -> count.
         agreement: on label sets; None for clues.
         seconds: median time of an answer, or None.
     """
@@ -464,7 +467,7 @@ class RoundReport:
     screen: str
     answered: int
     asked: int
-    changes: dict[str, Counter[str]]
+    changes: dict[str, dict[str, int]]
     agreement: Agreement | None
     seconds: float | None
 
@@ -493,7 +496,7 @@ def report_rounds(review: Review, answers: Answers) -> tuple[list[RoundReport], 
                     screen,
                     sum(len(clip) for clip in clips),
                     asked,
-                    changes,
+                    {person: dict(counts) for person, counts in changes.items()},
                     agreement(clips) if screen == "labels" else None,
                     seconds[len(seconds) // 2] if seconds else None,
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +43,8 @@ def _needed(value: str | None, name: str, meaning: str) -> str:
 def _print(text: str) -> None:
     """Print, wrapped at 100 columns."""
     for line in text.splitlines():
-        print("\n".join(textwrap.wrap(line, report.WIDTH, subsequent_indent="  ", drop_whitespace=True) or [""]))
+        # A path is never broken: it is there to be copied.
+        print(textwrap.fill(line, report.WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
@@ -106,9 +108,7 @@ def merge(config: RecordsConfig) -> int:
         n = 0
         for found in together([Path(name) for name in config.input], left_out):
             label_sets.append({name: record.labels for name, record in found.items()})
-            row = to_row(merge_records(found, config.how))
-            if log.latest(row["id"]) != row:
-                log.append(row)
+            _append_if_new(log, merge_records(found, config.how))
             n += 1
     finally:
         log.close()
@@ -121,6 +121,12 @@ def merge(config: RecordsConfig) -> int:
     print("\n".join(lines))
     print(f"{out}: records.jsonl, agreement.json, manifest.jsonl ({n_rows} rows)")
     return 0
+
+
+def _append_if_new(log: Log, record: Annotation) -> None:
+    row = json.loads(json.dumps(to_row(record)))  # as it is read back: tuples are lists there
+    if log.latest(record.id) != row:
+        log.append(row)
 
 
 def _print_counts(counts: Mapping[str, int]) -> None:
@@ -200,9 +206,7 @@ def import_review(config: RecordsConfig) -> int:
     log = Log(folder / "records.jsonl", name=lambda row: row["id"])
     try:
         for record in done:
-            row = to_row(record)
-            if log.latest(record.id) != row:
-                log.append(row)
+            _append_if_new(log, record)
     finally:
         log.close()
     write_text_atomic(folder / "changes.jsonl", "".join(f"{review.line_of(row)}\n" for row in changes))
@@ -235,7 +239,7 @@ def _told_round(one: review.RoundReport) -> list[str]:
     lines = [f"round {one.round}, {one.screen}: {one.answered} of {one.asked} answers{time}"]
     kinds = ("kept", "edited", "removed", "added") if one.screen == "clues" else ("ticked", "added")
     for name, counts in one.changes.items():
-        lines.append(f"  {name:<16}" + "  ".join(f"{kind} {counts[kind]}" for kind in kinds))
+        lines.append(f"  {name:<16}" + "  ".join(f"{kind} {counts.get(kind, 0)}" for kind in kinds))
     return [*lines, f"  {one.agreement.told()}"] if one.agreement else lines
 
 

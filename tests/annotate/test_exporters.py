@@ -1,0 +1,149 @@
+"""Exports, read back by the readers of the published formats; and the report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from affectgpt.annotate import report
+from affectgpt.annotate.exporters import LOSES, export, records_in
+from affectgpt.annotate.labelstudio import clue_from_text
+from affectgpt.annotate.record import Clue
+from affectgpt.cli import annotate as command
+from affectgpt.data.formats import read_format
+from affectgpt.demo.performance import Identity, Performance, Voice
+from affectgpt.demo.voice import render_voice
+from affectgpt.runtime import UserError
+from affectgpt.schema import read_samples
+
+from .conftest import LINE, write_sound
+from .toy import HEARD, SEEN, VOICE, au, record, write_records
+
+DROPPED = ({"check": "refusal", "verdict": "drop", "reason": "As an AI"},)
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Two videos (their bytes do not matter here), a sound, and one that is dropped."""
+    (tmp_path / "media").mkdir()
+    for name in ("a b.mp4", "b.mp4"):
+        (tmp_path / "media" / name).write_bytes(b"video")
+    write_sound(tmp_path / "media" / "c.wav", render_voice(Performance(0.3, Identity(1), voice=Voice(), text=LINE)))
+    where = tmp_path / "media"
+    return [
+        record(
+            "a",
+            media={"video": str(where / "a b.mp4")},
+            ranking=("happy",),
+            valence=2.5,
+            evidence=(VOICE, *au(6, 12)),
+            description={"en": 'Glad, "very" glad,\nand so on.', "zh": "很高兴。"},
+        ),
+        record("b", media={"video": str(where / "b.mp4")}, transcript=None),
+        record("c", media={"audio": str(where / "c.wav")}, clues=(HEARD,)),
+        record("d", media={"video": str(where / "b.mp4")}, checks=DROPPED),
+    ]
+
+
+def test_a_manifest_reads_back_as_what_was_known(records, tmp_path):
+    found = export(records, "manifest", tmp_path / "out")
+    assert found == {"written": 3, "left out: dropped by a check": 1}
+    samples, bad = read_samples(tmp_path / "out" / "manifest.jsonl")
+    assert not bad
+    first = samples[0]
+    assert (first.labels, first.label, first.valence) == (("confused", "puzzled"), "happy", 2.5)
+    assert first.in_language("zh").description == "很高兴。"
+
+
+def test_merr_reads_back_through_its_reader(records, tmp_path):
+    assert export(records, "merr", tmp_path / "out")["written"] == 3
+    samples, _ = read_format("merr", tmp_path / "out", {})
+    by_id = {sample.id: sample for sample in samples}
+    assert set(by_id) == {"a", "b", "c"}
+    assert by_id["a"].description == records[0].description["en"]
+    assert (by_id["a"].label, by_id["a"].valence, by_id["a"].subtitle) == ("happy", 2.5, records[0].transcript)
+    assert (by_id["b"].label, by_id["b"].subtitle) == (None, None)
+    assert by_id["c"].audio.endswith("audio/c.wav")
+    entry = json.loads((tmp_path / "out" / "MERR_fine_grained.json").read_text())["a"]
+    assert entry["AU_list"] == entry["peak_AU_list"] == ["AU06", "AU12"]
+    assert entry["visual_prior_list"] == ["cheeks raised", "lip corners pulled up"]
+    assert (tmp_path / "out" / "video" / "a.mp4").read_bytes() == b"video"
+
+
+def test_sharegpt_reads_back_through_its_reader_as_descriptions_or_labels(records, tmp_path):
+    assert export(records, "sharegpt", tmp_path / "out")["written"] == 3
+    samples, _ = read_format("llava", tmp_path / "out", {"file": "sharegpt.json"})
+    assert [(sample.id, sample.description) for sample in samples] == [
+        (item.id, item.description["en"]) for item in records[:3]
+    ]
+    assert samples[2].audio.endswith("audio/c.wav")
+    turns = json.loads((tmp_path / "out" / "sharegpt.json").read_text())[0]["conversations"]
+    assert turns[3]["value"] == "confused, puzzled"
+
+
+def test_label_studio_tasks_hold_clues_and_labels(records, tmp_path):
+    export(records, "labelstudio", tmp_path / "out")
+    (task, _) = json.loads((tmp_path / "out" / "clues.video.json").read_text())
+    back = [
+        clue_from_text(result["from_name"], text, "toy")
+        for result in task["predictions"][0]["result"]
+        for text in result["value"]["text"]
+    ]
+    assert back == [SEEN, HEARD]
+    assert task["data"]["clip"].endswith("media/a%20b.mp4")
+    (task,) = json.loads((tmp_path / "out" / "labels.audio.json").read_text())
+    assert [row["value"] for row in task["data"]["candidates"]] == ["confused", "puzzled"]
+
+
+def test_exports_can_be_repeated_and_another_form_is_named(records, tmp_path):
+    for to in LOSES:
+        export(records, to, tmp_path / to)
+        export(records, to, tmp_path / to)
+    with pytest.raises(UserError, match="to is 'coco'; expected one of"):
+        export(records, "coco", tmp_path)
+    with pytest.raises(UserError, match="give a folder that"):
+        list(records_in(tmp_path))
+
+
+def test_the_report_counts_by_hand_fits_the_screen_and_draws(tmp_path, capsys, monkeypatch):
+    ask = {"check": "near_duplicate", "verdict": "ask", "reason": ""}
+    blind = {"check": "blind_verifier", "verdict": "ask", "reason": "", "labels": "sad", "score": "0.200"}
+    items = [
+        record("a", valence=-2, checks=(ask, blind)),
+        record("b", labels=("Confused",), clues=(Clue("visual", "One two three four.", source="x"),)),
+        record("c", checks=DROPPED),
+        *(record(f"l{n}", labels=(f"a rather long label {n}",)) for n in range(20)),
+    ]
+    folder = write_records(tmp_path / "r", items)
+    monkeypatch.setattr("sys.argv", ["annotate", "report", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "23 records: keep 21, ask 1, drop 1" in said
+    assert "ask          1    4.3 %  near_duplicate" in said
+    assert "blind verifier: 1 records, mean F on the wheels 0.200; 1 below 0.34" in said
+    assert all(len(line) <= 100 for line in said.splitlines() if str(tmp_path) not in line)
+    row = json.loads((folder / "report" / "report.json").read_text())
+    assert row["labels"]["confused"] == 2
+    assert row["labels_per_clip"] == {"1": 21, "2": 1}
+    assert row["records_with_clue"] == {"visual": 22, "acoustic": 21}
+    assert row["median_clue_words"] == {"visual": 5, "acoustic": 5}
+    assert row["valence"] == {"-2": 1}
+    for name in ("checks", "labels", "sectors", "labels_per_clip", "valence", "clue_lengths"):
+        assert (folder / "report" / f"{name}.png").stat().st_size > 1000
+        assert "<svg" in (folder / "report" / f"{name}.svg").read_text()
+
+
+def test_a_folder_without_records_is_an_error_that_says_where_to_look(tmp_path, capsys, monkeypatch):
+    folder = write_records(tmp_path / "r", [])
+    monkeypatch.setattr("sys.argv", ["annotate", "report", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 2
+    assert "no records; a run that made none says why in failed.jsonl" in capsys.readouterr().err
+
+
+def test_the_lower_median_is_a_value_that_occurs():
+    assert report.median_of(report.Counter({1: 1, 4: 1})) == 1
