@@ -24,7 +24,9 @@ from affectgpt.llm import Media
 from affectgpt.runtime import UserError, stable_hash
 
 if TYPE_CHECKING:
-    import openai
+    import ssl
+
+    import httpx
 
     from affectgpt.mllm import Reply, Request, TransformersChat
 
@@ -124,7 +126,7 @@ class Bucket:
 
 def estimate_tokens(text: str) -> int:
     """About four ASCII letters a token, and one token for every other character; only for limits and estimates."""
-    n_ascii = sum(character < "\x80" for character in text)
+    n_ascii = len(text.encode("ascii", "ignore"))
     return n_ascii // 4 + len(text) - n_ascii + 1
 
 
@@ -182,7 +184,10 @@ class Served:
         self._slots = asyncio.Semaphore(config.concurrency)
         self._requests = Bucket(config.requests_per_min) if config.requests_per_min else None
         self._tokens = Bucket(config.tokens_per_min) if config.tokens_per_min else None
-        self._client: openai.AsyncOpenAI | None = None
+        # A client a slot: one for all would look through all its connections at every request.
+        self._clients: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []
+        self._tls: ssl.SSLContext | None = None
         self._jitter = random.Random(0)
         self._in_a_row = 0  # failures since the last answer
         self.retries = 0
@@ -226,9 +231,9 @@ class Served:
             most = self.cost(n_in, self.config.max_tokens)
             self._purse.reserve(most)
             try:
-                parts = await asyncio.to_thread(self._parts, question) if question.shows else []
+                body = await asyncio.to_thread(self._body, question) if question.shows else self._body(question)
                 started = time.monotonic()
-                completion = await self._send(self.request(question, parts), n_in)
+                completion = await self._send(body, n_in)
                 seconds = time.monotonic() - started
             finally:
                 self._purse.reserved -= most
@@ -256,6 +261,9 @@ class Served:
         """In the currency of the prices; 0 without prices."""
         return (tokens_in * (self.config.price_in or 0) + tokens_out * (self.config.price_out or 0)) / 1e6
 
+    def _body(self, question: Question) -> bytes:
+        return json.dumps(self.request(question, self._parts(question)), ensure_ascii=False).encode()
+
     def _parts(self, question: Question) -> list[dict[str, Any]]:
         parts = []
         if sampling := question.shows.get("images"):
@@ -266,9 +274,9 @@ class Served:
             parts.append(Media.sound(sound.samples, sound.rate_hz).part())
         return parts
 
-    async def _send(self, body: dict[str, Any], n_in: int) -> dict[str, Any]:
+    async def _send(self, body: bytes, n_in: int) -> dict[str, Any]:
         """One answer, after retries; raises CallFailed, or stops the run where every call would fail."""
-        import openai
+        import httpx
 
         config = self.config
         for attempt in range(config.max_retries + 1):
@@ -278,28 +286,33 @@ class Served:
                 await self._tokens.take(n_in + config.max_tokens, self._stop)
             self._stop.check()
             wait_s = min(60.0, config.backoff_s * 2**attempt) * self._jitter.uniform(0.5, 1.0)
+            client = self._idle.pop() if self._idle else self._connect()
             try:
-                # The client's own chat.completions.create would walk through the body twice to fit it to its types.
-                completion = await self._connect().post("/chat/completions", cast_to=object, body=body)
-                if isinstance(completion, dict) and completion.get("choices"):
-                    self._in_a_row = 0
-                    return completion
-                reason = "an answer without choices"
-            except openai.APIStatusError as error:
-                reason = f"HTTP {error.status_code}: {self._redacted(error.message)}"
-                if error.status_code in _HOPELESS:
-                    self._stop.set("error")
-                    hint = f"check model, base_url and ${config.api_key_env}"
-                    raise UserError(f"{self._where()}: {reason}; {hint}") from None
-                if error.status_code not in _RETRIED:
-                    break
-                wait_s = _retry_after_s(error.response.headers.get("retry-after"), wait_s)
-            except openai.APITimeoutError:
+                # Not client.post, which puts address and headers together anew each time.
+                response = await client.send(httpx.Request("POST", self._url, headers=self._headers, content=body))
+                if response.is_success:
+                    completion = response.json()
+                    if isinstance(completion, dict) and completion.get("choices"):
+                        self._in_a_row = 0
+                        return completion
+                    reason = "an answer without choices"
+                else:
+                    reason = f"HTTP {response.status_code}: {self._redacted(_message(response))}"
+                    if response.status_code in _HOPELESS:
+                        self._stop.set("error")
+                        hint = f"check model, base_url and ${config.api_key_env}"
+                        raise UserError(f"{self._where()}: {reason}; {hint}")
+                    if response.status_code not in _RETRIED:
+                        break
+                    wait_s = _retry_after_s(response.headers.get("retry-after"), wait_s)
+            except httpx.TimeoutException:
                 reason = f"no answer within {config.timeout_s:g} s"
-            except openai.APIConnectionError as error:
-                reason = f"no connection ({self._redacted(str(error.__cause__ or error))})"
-            except (json.JSONDecodeError, openai.APIResponseValidationError) as error:
+            except (httpx.TransportError, httpx.DecodingError, httpx.TooManyRedirects) as error:
+                reason = f"no connection ({self._redacted(str(error) or type(error).__name__)})"
+            except ValueError as error:  # of response.json: no JSON, or no UTF-8
                 reason = f"an answer that is no JSON ({self._redacted(str(error))})"
+            finally:
+                self._idle.append(client)
             if attempt < config.max_retries:
                 self.retries += 1
                 await self._stop.sleep(wait_s)
@@ -309,26 +322,26 @@ class Served:
             raise UserError(f"{self._where()}: {self._in_a_row} requests in a row failed, the last with: {reason}")
         raise CallFailed(f"{reason} (attempt {attempt + 1} of at most {config.max_retries + 1})")
 
-    def _connect(self) -> openai.AsyncOpenAI:
-        import openai
+    def _connect(self) -> httpx.AsyncClient:
+        import httpx
 
-        if self._client is None:
-            key = os.environ.get(self.config.api_key_env)
-            if not key and self.config.base_url is None:
-                self._stop.set("error")
-                name = self.config.api_key_env
-                raise UserError(f"the environment variable {name} is not set; set it, or name a server by base_url")
-            self._client = openai.AsyncOpenAI(
-                api_key=key or "not-needed",
-                base_url=self.config.base_url,
-                timeout=self.config.timeout_s,
-                max_retries=0,
-            )
-        return self._client
+        key = os.environ.get(self.config.api_key_env)
+        if not key and self.config.base_url is None:
+            self._stop.set("error")
+            name = self.config.api_key_env
+            raise UserError(f"the environment variable {name} is not set; set it, or name a server by base_url")
+        self._tls = self._tls or httpx.create_ssl_context()
+        base_url = httpx.URL(self.config.base_url or "https://api.openai.com/v1")
+        self._url = base_url.copy_with(path=base_url.path.rstrip("/") + "/chat/completions")
+        fields = {"Host": base_url.netloc.decode(), "Authorization": f"Bearer {key or 'not-needed'}"}
+        self._headers = httpx.Headers({**fields, "Accept": "application/json", "Content-Type": "application/json"})
+        client = httpx.AsyncClient(timeout=self.config.timeout_s, follow_redirects=True, verify=self._tls)
+        self._clients.append(client)
+        return client
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        for client in self._clients:
+            await client.aclose()
 
     def _where(self) -> str:
         return f"{self.name} at {self.config.base_url or 'api.openai.com'}"
@@ -491,6 +504,14 @@ def decides(config: AnnotatorConfig) -> dict[str, Any]:
 
 def _key(question: Question, model: str, request: Mapping[str, Any]) -> str:
     return stable_hash([CODE_VERSION, question.clip.sha256, question.step, model, request])
+
+
+def _message(response: httpx.Response) -> str:
+    """What a server says of an error: the message of the protocol's error object, else the beginning of its text."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:300]
 
 
 def _retry_after_s(header: str | None, otherwise: float) -> float:

@@ -164,7 +164,9 @@ _NESTED = {"clues": Clue, "evidence": Fact, "provenance": Provenance}
 
 def to_row(record: Annotation) -> dict[str, Any]:
     """The JSON object of a record, `key` first; raises RecordError if the record breaks its schema."""
-    row = asdict(check(record))
+    row = dict(vars(check(record)))
+    for name in _NESTED:  # not dataclasses.asdict, which copies every number and text
+        row[name] = [dict(vars(item)) for item in row[name]]
     return {"key": row.pop("key"), **row}
 
 

@@ -187,7 +187,9 @@ class _Run:
         for row in bad:
             self._failed(row.id, "input", row.reason, totals.failed, stable_hash([row.id, row.reason]))
         _on_signals(self.stop)
-        n_workers = config.workers or 2 * _cores() + max(annotator.config.concurrency for annotator in made.values())
+        # A quarter more clips than requests, so that slots stay busy while clips are looked at and records written.
+        n_requests = max(annotator.config.concurrency for annotator in made.values())
+        n_workers = config.workers or 2 * _cores() + 5 * n_requests // 4
         self.later: list[Sample] = []
         with tqdm(total=len(samples), desc=config.pipeline.name, unit="clip", file=sys.stderr) as self.bar:
             try:
@@ -229,7 +231,7 @@ class _Run:
                     return
                 clip = Clip(await asyncio.to_thread(probe_sample, sample), sha256, openface, self.config.backend)
                 row = await self._record(clip, key)
-                await asyncio.to_thread(store.records.append, row)
+                await store.records.put(row)
                 self._mended(sample.id)
                 self._advance(made=1)
             finally:

@@ -18,7 +18,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Log:
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._read_to = 0  # bytes of the file that stand in the index
         self._lock = threading.RLock()
+        self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
+        self._writing = False
         # An empty name is a temporary database on disk that vanishes with the process.
         self._index = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._index.execute("PRAGMA journal_mode = OFF")
@@ -64,30 +66,52 @@ class Log:
         self._index.close()
         os.close(self._file)
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row, which has a "key"; when this returns, the line is in the file, whole.
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Write rows, each with a "key"; when this returns, their lines are in the file, whole.
 
         Raises:
             OSError: the disk is full or gone; the file then ends as before.
         """
-        data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        data = [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows]
         with self._lock:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
                 self._cut_torn_line()
                 self.refresh()
                 size = os.fstat(self._file).st_size
-                written = os.write(self._file, data)
-                if written != len(data):
+                n_bytes = sum(map(len, data))
+                written = os.write(self._file, b"".join(data))
+                if written != n_bytes:
                     os.ftruncate(self._file, size)
-                    raise OSError(
-                        f"{self.path}: only {written} of {len(data)} bytes could be written; is the disk full?"
-                    )
+                    raise OSError(f"{self.path}: only {written} of {n_bytes} bytes could be written; is the disk full?")
                 if self._fsync:
                     os.fsync(self._file)
-                self.refresh()
+                self._take_up(zip(rows, map(len, data), strict=True))
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    async def put(self, row: dict[str, Any]) -> None:
+        """As `append`, off the event loop; rows that come while others are being written are written together."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((row, done))
+        if len(self._waiting) > 1 or self._writing:
+            await done
+            return
+        self._writing = True
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                try:
+                    await asyncio.to_thread(self.append, *(item for item, _ in batch))
+                except (OSError, UserError) as error:
+                    for _, waiter in batch:
+                        waiter.set_exception(error)
+                else:
+                    for _, waiter in batch:
+                        waiter.set_result(None)
+        finally:
+            self._writing = False
+        await done
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The newest row with this key, also if another process wrote it a moment ago."""
@@ -130,14 +154,21 @@ class Log:
                     return
                 lines, start = [], self._read_to
                 for line in whole.splitlines(keepends=True):
-                    row = self._parse(line, start)
-                    lines.append((start, row["key"], self._name(row)))
-                    self._on_row(row)
+                    lines.append((self._parse(line, start), len(line)))
                     start += len(line)
-                self._index.execute("BEGIN")
-                self._index.executemany("INSERT INTO lines VALUES (?, ?, ?)", lines)
-                self._index.execute("COMMIT")
-                self._read_to = start
+                self._take_up(lines)
+
+    def _take_up(self, lines: Iterable[tuple[dict[str, Any], int]]) -> None:
+        """Put the next lines of the file, as rows and numbers of bytes, into the index."""
+        entries, start = [], self._read_to
+        for row, n_bytes in lines:
+            entries.append((start, row["key"], self._name(row)))
+            self._on_row(row)
+            start += n_bytes
+        self._index.execute("BEGIN")
+        self._index.executemany("INSERT INTO lines VALUES (?, ?, ?)", entries)
+        self._index.execute("COMMIT")
+        self._read_to = start
 
     def _newest(self, column: str, value: str) -> dict[str, Any] | None:
         with self._lock:
@@ -270,7 +301,7 @@ async def once(
                 if (row := rows.get(key)) is not None:  # it came between the look and the claim
                     return row, False
                 row = {"key": key, **await make()}
-                await asyncio.to_thread(rows.append, row)
+                await rows.put(row)
                 return row, True
             finally:
                 claims.release(key)
