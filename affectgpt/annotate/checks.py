@@ -399,15 +399,24 @@ N_HASHES, N_BANDS = 64, 16
 """MinHash with 16 bands of 4: texts that share 85 % of their shingles meet with probability 0.99999, those that share
 20 % with 0.03 (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4)."""
 
+MAX_IN_BAND = 64
+"""Texts that one band leads to. Where hundreds are alike but for less than the threshold (a template with other
+numbers), bands are full and a near-duplicate can be missed, never an equal text; so work grows with the clips only."""
+
 _PRIME = (1 << 31) - 1
 
 
-def shingles(text: str, size: int = 5) -> np.ndarray:
-    """Hashes of all runs of `size` characters, spaces and case aside: uint64 [n], sorted, no repeats."""
-    plain = " ".join(text.lower().split())
-    pieces = {plain[i : i + size] for i in range(max(len(plain) - size + 1, 1))}
-    values = [int.from_bytes(hashlib.blake2b(piece.encode(), digest_size=8).digest(), "big") for piece in pieces]
-    return np.array(sorted(values), dtype=np.uint64)
+_POWERS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, 6, dtype=np.uint64)  # an odd number: no power loses bits
+
+
+def shingles(text: str) -> np.ndarray:
+    """Hashes of all runs of five characters, spaces and case aside: uint64 [n], sorted, no repeats."""
+    plain = " ".join(text.lower().split()).ljust(5)
+    letters = np.frombuffer(plain.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    values = np.lib.stride_tricks.sliding_window_view(letters, 5) @ _POWERS  # [n], modulo 2**64
+    values ^= values >> np.uint64(33)  # mix high bits into low ones, as in MurmurHash3's last steps
+    values *= np.uint64(0xFF51AFD7ED558CCD)
+    return np.unique(values ^ (values >> np.uint64(33)))
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
@@ -429,7 +438,7 @@ class Duplicates:
         self._b = rng.integers(0, _PRIME, N_HASHES, dtype=np.uint64)[:, None]
         self._db = sqlite3.connect("", isolation_level=None)  # an empty name: temporary, on disk
         self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("CREATE TABLE bands (band BLOB PRIMARY KEY, first INTEGER) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE bands (band BLOB, first INTEGER, PRIMARY KEY (band, first)) WITHOUT ROWID")
         self._db.execute("CREATE TABLE firsts (first INTEGER PRIMARY KEY, name TEXT, shingles BLOB, n INTEGER)")
         self._db.execute("CREATE TABLE texts (kind TEXT, name TEXT, first INTEGER, PRIMARY KEY (kind, name))")
 
@@ -438,7 +447,8 @@ class Duplicates:
         own = shingles(text)
         bands = [kind.encode() + b"\0" + band for band in self._bands(own)]
         marks = ",".join("?" * len(bands))
-        rows = self._db.execute(f"SELECT DISTINCT first FROM bands WHERE band IN ({marks})", bands).fetchall()
+        query = f"SELECT first FROM bands WHERE band IN ({marks}) GROUP BY first ORDER BY COUNT(*) DESC LIMIT 8"
+        rows = self._db.execute(query, bands).fetchall()
         best, first = 0.0, None
         for (candidate,) in rows:
             (blob,) = self._db.execute("SELECT shingles FROM firsts WHERE first = ?", (candidate,)).fetchone()
@@ -447,7 +457,8 @@ class Duplicates:
         if first is None or best < self.threshold:
             cursor = self._db.execute("INSERT INTO firsts (name, shingles, n) VALUES (?, ?, 0)", (name, own.tobytes()))
             first = cursor.lastrowid
-            self._db.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, first) for band in bands])
+            insert = "INSERT OR IGNORE INTO bands SELECT ?1, ?2 WHERE (SELECT COUNT(*) FROM bands WHERE band = ?1) < ?3"
+            self._db.executemany(insert, [(band, first, MAX_IN_BAND) for band in bands])
         self._db.execute("UPDATE firsts SET n = n + 1 WHERE first = ?", (first,))
         self._db.execute("INSERT OR REPLACE INTO texts VALUES (?, ?, ?)", (kind, name, first))
 
@@ -468,11 +479,12 @@ class Duplicates:
         self._db.close()
 
     def _bands(self, values: np.ndarray) -> list[bytes]:
-        """The MinHash signature in bands, each with its number."""
+        """The MinHash signature in bands, each with its number, and as a whole: equal texts always meet."""
         x = (values % np.uint64(_PRIME))[None, :]
         signature = ((self._a * x + self._b) % np.uint64(_PRIME)).min(axis=1)  # [H]; below 2**62, nothing overflows
         rows = np.split(signature.astype(np.uint32), N_BANDS)
-        return [bytes([number]) + row.tobytes() for number, row in enumerate(rows)]
+        whole = hashlib.blake2b(values.tobytes(), digest_size=16).digest()
+        return [whole, *(bytes([number]) + row.tobytes() for number, row in enumerate(rows))]
 
 
 REPEATED_FROM = 20

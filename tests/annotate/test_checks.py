@@ -121,10 +121,21 @@ def test_near_duplicates_are_those_of_the_jaccard_similarity_of_their_shingles()
     assert sum("near_duplicate" in [f.check for f in duplicate_findings(item, duplicates)] for item in records) >= 20
 
 
+def test_equal_texts_meet_even_where_hundreds_are_almost_alike(monkeypatch):
+    monkeypatch.setattr(checks, "MAX_IN_BAND", 2)
+    duplicates = Duplicates(threshold=0.99)
+    for number in range(60):
+        duplicates.add("description", f"c{number}", f"The median pitch is {number} Hz and the speech is slow and even.")
+    duplicates.add("description", "again", "The median pitch is 59 Hz and the speech is slow and even.")
+    assert duplicates.group("description", "again") == ("c59", 2)
+
+
 def test_a_clue_of_many_clips_is_repeated_in_all_of_them_and_memory_stays_flat():
     def many(n):
         for number in range(n):
-            yield record(f"c{number}", clues=(clue("He leans on the table."),), description={"en": f"{number} " * 30})
+            yield record(
+                f"c{number}", clues=(clue("He leans on the table."),), description={"en": f"{number:05d} " * 30}
+            )
 
     def peak(n):
         duplicates = Duplicates()
@@ -134,8 +145,8 @@ def test_a_clue_of_many_clips_is_repeated_in_all_of_them_and_memory_stays_flat()
         tracemalloc.stop()
         return size, duplicates
 
-    small, _ = peak(50)
-    large, duplicates = peak(300)
+    small, _ = peak(100)
+    large, duplicates = peak(400)
     assert large < 1.5 * small
     assert [f.check for f in duplicate_findings(record("c0", clues=(clue("He leans on the table."),)), duplicates)] == [
         "repeated_clue"
