@@ -6,6 +6,7 @@ run folder is never overwritten: a second run of the same name gets a number beh
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +18,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,37 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """No search for cyclic garbage while many objects are made that stay, and none among them later.
+
+    Each search walks through all objects: of the start of training on 100,000 clips it took a third.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `path` whole or not at all."""
+    _write_atomic(path, [text])
+
+
+def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
+    """As `write_text_atomic`, line by line; nothing is held in memory."""
+    _write_atomic(path, (f"{line}\n" for line in lines))
+
+
+def _write_atomic(path: Path, texts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(texts)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -7,8 +7,8 @@ rows are never repaired or replaced. Columns and their meaning: docs/data-format
 from __future__ import annotations
 
 import ast
+import copy
 import csv
-import io
 import json
 import math
 import os
@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 from affectgpt.prompts import LANGUAGES, MODALITIES
 
@@ -75,6 +75,12 @@ class Sample:
     def __post_init__(self) -> None:
         check_id(self.id)
 
+    def with_modalities(self, modalities: tuple[str, ...]) -> Sample:
+        """The same sample with these; `replace` would check again what has been checked, for each of many samples."""
+        changed = copy.copy(self)
+        object.__setattr__(changed, "modalities", modalities)
+        return changed
+
     def in_language(self, lang: str, strict: bool = True) -> Sample:
         """The same sample with its texts in `lang`.
 
@@ -89,6 +95,9 @@ class Sample:
             raise ValueError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {HELP}")
         texts["subtitle"] = texts["subtitle"] or self.subtitle
         return replace(self, lang=lang, translations={}, **texts)
+
+
+_COLUMNS = frozenset(item.name for item in fields(Sample))
 
 
 def true_labels(sample: Sample, lang: str = "en") -> tuple[str, ...]:
@@ -188,9 +197,8 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
                     row.setdefault(name, value)
                 else:
                     translations.setdefault(other, {})[name] = value
-    allowed = {item.name for item in fields(Sample)}
-    if unknown := sorted(set(row) - allowed):
-        raise ValueError(f"unknown columns {unknown}; expected some of {sorted(allowed)}")
+    if unknown := sorted(row.keys() - _COLUMNS):
+        raise ValueError(f"unknown columns {unknown}; expected some of {sorted(_COLUMNS)}")
     for texts in (row, *translations.values()):
         for name in _TEXT_FIELDS:
             if name == "labels":
@@ -211,7 +219,7 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
         if (entry := row.get(key)) is not None:
             if not isinstance(entry, str):
                 raise ValueError(f"{key} must be a path, found {entry!r}")
-            row[key] = str(folder / entry) if folder is not None else entry
+            row[key] = _below(folder, entry) if folder is not None else entry
     if "modalities" in row:
         row["modalities"] = tuple(parse_label_list(row["modalities"]) or ())
         if odd := set(row["modalities"]) - set(MODALITIES):
@@ -219,6 +227,13 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     if not (row.get("video") or row.get("audio") or row.get("face") or row.get("subtitle")):
         raise ValueError("no video, audio, face or subtitle: there is nothing to look at; give at least one")
     return Sample(**{**row, "id": sample_id, "lang": lang, "translations": translations})
+
+
+def _below(folder: Path, entry: str) -> str:
+    """`str(folder / entry)`; most entries are plain, for which making a Path is the slowest part of reading a row."""
+    if entry.startswith(("/", ".")) or "//" in entry or "/." in entry or entry.endswith("/") or os.sep != "/":
+        return str(folder / entry)
+    return os.path.join(folder, entry) if str(folder) != "." else entry
 
 
 def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tuple[list[Sample], list[BadSample]]:
@@ -235,20 +250,11 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
         raise ValueError(f"on_bad is {on_bad!r}; expected 'raise' or 'skip'")
     samples: list[Sample] = []
     bad: list[BadSample] = []
-    first_line: dict[str, int] = {}
-    for line_no, row in _rows(path):
-        sample_id = str(row.get("id", row.get("name", "?"))) if isinstance(row, Mapping) else "?"
-        try:
-            if isinstance(row, ValueError):
-                raise row
-            sample = sample_from_row(row, path.parent)
-            if sample.id in first_line:
-                raise ValueError(f"the id stands already in line {first_line[sample.id]}; ids must be unique")
-        except ValueError as error:
-            bad.append(BadSample(sample_id, f"{path}:{line_no}", str(error)))
-            continue
-        first_line[sample.id] = line_no
-        samples.append(sample)
+    for item in stream_samples(path):
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            bad.append(item)
     if bad and on_bad == "raise":
         listed = "\n".join(f"{item.where}: sample {item.id!r}: {item.reason}" for item in bad[:20])
         more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
@@ -258,28 +264,62 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
     return samples, bad
 
 
+class FirstLines(Protocol):
+    """Remembers the line at which an id first stood; a dict will do where ids fit into memory."""
+
+    def setdefault(self, key: str, default: int, /) -> int: ...
+
+
+def stream_samples(
+    path: str | os.PathLike[str], first_lines: FirstLines | None = None
+) -> Iterator[Sample | BadSample]:
+    """The rows of a manifest one by one, in file order: samples, and rows that cannot be used.
+
+    Raises:
+        ManifestError: no such file, another format, not UTF-8.
+    """
+    path, first_lines = Path(path), {} if first_lines is None else first_lines
+    for line_no, row in _rows(path):
+        sample_id = str(row.get("id", row.get("name", "?"))) if isinstance(row, Mapping) else "?"
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            sample = sample_from_row(row, path.parent)
+            if (first := first_lines.setdefault(sample.id, line_no)) != line_no:
+                raise ValueError(f"the id stands already in line {first}; ids must be unique")
+        except ValueError as error:
+            yield BadSample(sample_id, f"{path}:{line_no}", str(error))
+            continue
+        yield sample
+
+
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number, row); a row that is no JSON object comes as the ValueError that says so."""
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest file; {HELP}")
     if path.suffix not in (".jsonl", ".csv"):
         raise ManifestError(f"{path}: a manifest ends in .jsonl or .csv, found {path.suffix!r}; {HELP}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {HELP}") from None
-    if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        line_no = 2
-        for row in reader:
-            if None in row:
-                yield line_no, ValueError(f"{len(row[None])} more cells than the header; quote cells that hold commas")
-            else:
-                yield line_no, row
-            line_no = reader.line_num + 1
-        return
-    # Not splitlines: a subtitle may hold U+2028 and other characters that it takes for line ends.
-    for line_no, line in enumerate(text.split("\n"), 1):
+    # JSONL: lines end at "\n" alone; a subtitle may hold U+2028 and other characters that are taken for line ends.
+    with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else "\n") as file:
+        try:
+            yield from _csv_rows(file) if path.suffix == ".csv" else _jsonl_rows(file)
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {HELP}") from None
+
+
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(file)
+    line_no = 2
+    for row in reader:
+        if None in row:
+            yield line_no, ValueError(f"{len(row[None])} more cells than the header; quote cells that hold commas")
+        else:
+            yield line_no, row
+        line_no = reader.line_num + 1
+
+
+def _jsonl_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
+    for line_no, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:

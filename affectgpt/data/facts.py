@@ -59,12 +59,12 @@ class MediaFacts:
             self._remember(path, facts, "sha256", sha256_of_file(path))
         return facts["sha256"]
 
-    def knows(self, path: str, fact: str) -> bool:
-        """Whether `fact` ("info", "faces", "sha256") of the file as it is now needs no look into it."""
-        try:
-            return fact in self._facts(path)
-        except MissingMedia:
-            return False
+    def lists(self, path: str, fact: str) -> bool:
+        """Whether `fact` ("info", "faces", "sha256") of a file of this name is known, if it has not changed since."""
+        self._load()
+        assert self._known is not None
+        known = self._known.get(path)
+        return known is not None and fact in known[2]
 
     def save(self) -> None:
         """Append what is new; several processes may do so."""
@@ -83,8 +83,8 @@ class MediaFacts:
 
     def _facts(self, path: str) -> dict[str, Any]:
         """The facts of the file as it is now; an empty dictionary is new."""
-        if self._known is None:
-            self._known = {} if self._file is None else _read(self._file)
+        self._load()
+        assert self._known is not None
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -93,6 +93,10 @@ class MediaFacts:
         if known is None or known[0] != status.st_size or known[1] != status.st_mtime_ns:
             known = self._known[path] = (status.st_size, status.st_mtime_ns, {})
         return known[2]
+
+    def _load(self) -> None:
+        if self._known is None:
+            self._known = {} if self._file is None else _read(self._file)
 
     def _remember(self, path: str, facts: dict[str, Any], name: str, value: Any) -> None:
         facts[name] = value

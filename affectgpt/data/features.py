@@ -259,15 +259,27 @@ class ClipReader:
             return True
         wanted = [name for name in sample.modalities or () if name in modalities]
         try:
-            return not all(self._cache.has(name, self._sha256(sample, name)) for name in wanted)
+            hashes: dict[str | None, str] = {}  # by file, since several modalities come from one
+            for name in wanted:
+                file = self._file(sample, name)
+                if file not in hashes:
+                    hashes[file] = self._sha256(sample, name)
+                if not self._cache.has(name, hashes[file]):
+                    return True
+            return False
         except OSError:
             return True
 
     def _sha256(self, sample: Sample, modality: str) -> str:
         """Identity of the medium: the hash of its file, for face crops in RGB order with the order."""
-        own = {"audio": sample.audio, "face": sample.face, "face_motion": sample.face}.get(modality)
-        path = own if own is not None else sample.video
+        path = self._file(sample, modality)
         assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
         digest = self._facts.sha256(path)
         is_bgr = path != sample.face or sample.face_order == "bgr"
         return digest if is_bgr else stable_hash([digest, sample.face_order])
+
+    @staticmethod
+    def _file(sample: Sample, modality: str) -> str | None:
+        if modality == "audio" and sample.audio is not None:
+            return sample.audio
+        return sample.face if modality in ("face", "face_motion") else sample.video

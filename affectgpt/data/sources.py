@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,7 +167,7 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
         if lacking := [name for name in sample.modalities if name not in found]:
             raise ValueError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}")
         found &= set(sample.modalities)
-    return replace(sample, modalities=tuple(name for name in MODALITIES if name in found))
+    return sample.with_modalities(tuple(name for name in MODALITIES if name in found))
 
 
 def check_each(
@@ -220,7 +220,7 @@ def probe_samples(
 ) -> tuple[list[Sample], list[BadSample]]:
     """`probe_sample` for many, in order; see `check_each` for the policy. New facts are saved."""
     facts = facts or MediaFacts()
-    unknown = [sample for sample in samples if not all(facts.knows(path, fact) for path, fact in _files(sample))]
+    unknown = [sample for sample in samples if not all(facts.lists(path, fact) for path, fact in _files(sample))]
 
     def check(todo: Sequence[Sample], **options: Any) -> tuple[list[Sample], list[BadSample]]:
         return check_each(

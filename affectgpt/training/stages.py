@@ -35,6 +35,7 @@ from affectgpt.runtime import (
     new_run_folder,
     runs_named,
     seed_everything,
+    without_collector,
     write_text_atomic,
 )
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels, write_jsonl
@@ -108,7 +109,8 @@ def _run_stage(config: TrainConfig, processes: Processes) -> StageResult:
     if not sources:
         raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
     # Mistakes in a manifest, missing files and a missing first stage shall show before there is a run folder.
-    parts, bad = processes.by_main(lambda: _training_parts(config, sources))
+    with without_collector():
+        parts, bad = processes.by_main(lambda: _training_parts(config, sources))
     run = processes.by_main(lambda: _open_run(config, parts, processes.world_size))
     log.info("run %s: stage %s, model %s, data %s", run.folder, stage.name, config.model.name, config.data.name)
     log.info("strategy %s: num_processes %d", config.strategy.name, processes.world_size)
@@ -219,9 +221,10 @@ def _train(
         cache_folder=None if caching == "off" else Path(config.paths.cache),
         limit_gb=config.paths.cache_limit_gb,
     )
-    training, validation, bad_clips, n_uncached = prepare_training(
-        parts, stage, config.data, config.seed, reader, model.modalities, processes
-    )
+    with without_collector():
+        training, validation, bad_clips, n_uncached = prepare_training(
+            parts, stage, config.data, config.seed, reader, model.modalities, processes
+        )
     if n_uncached == 0:  # with all states at hand the encoders need no place on the GPU
         encoders.to("cpu")
     bad = [*bad, *bad_clips]

@@ -96,5 +96,5 @@ def test_half_a_line_of_a_killed_process_is_left_out_and_the_next_line_is_whole(
     facts.save()
     assert "1 damaged lines" in caplog.text
     again = MediaFacts(file)
-    assert again.knows(str(clip), "sha256")
+    assert again.lists(str(clip), "sha256")
     assert again.sha256(str(clip)) == digest

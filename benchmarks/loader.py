@@ -1,0 +1,347 @@
+"""What data cost: python benchmarks/loader.py [costs] [start] [build] [wait] [--size brief|demo] [--clips 100 ...]
+
+    costs   processor seconds that grow with the number of clips, each step on its own, and the cost of one draw
+    start   from the command `train.py` to its first step, media known from an earlier start
+    build   `affectgpt.cache` on one core and on all: clips/s, and the share of the cores that it keeps busy
+    wait    share of a run's time that waits for the loader: first epoch, and epochs from the cache
+
+Base models have the shapes of benchmarks/step.py and random weights. Clips are drawn noise with a tone; for large
+numbers a few files stand under many names, with made-up hashes and states for each, as if all were different.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+from step import SIZES, Size
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Blip2VisionModel,
+    HubertModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    VideoMAEModel,
+)
+
+from affectgpt.conf_schema import DataConfig, ModelConfig, SourceConfig
+from affectgpt.data.facts import FILE, MediaFacts
+from affectgpt.data.stream import Part, Recipe, TrainingStream
+from affectgpt.demo.video import write_mp4
+from affectgpt.loading import clip_reader, model_spec, quiet_libraries
+from affectgpt.models import build
+from affectgpt.runtime import write_text_atomic
+from affectgpt.schema import Sample, write_jsonl
+from affectgpt.training.loader import EncodeDraw
+from affectgpt.training.stages import read_sources
+
+ROOT = Path(__file__).parent.parent
+TEXT = "The brows are lowered, the lips are pressed and the voice is flat, so the person may be sad or angry. "
+MODELS = {"audio": HubertModel, "frames": Blip2VisionModel, "motion": VideoMAEModel}
+
+
+def write_base_models(size: Size, folder: Path) -> dict[str, Any]:
+    """Random models of this size on disk; the content of a conf/model file."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder / "llm"
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(size.llm).save_pretrained(folder / "llm")
+    for name, config in size.encoders.items():
+        MODELS[name](config).save_pretrained(folder / name)
+    projector = {"kind": "qformer", **size.projector}
+    return {
+        "name": "benchmark",
+        "llm": {"path": str(folder / "llm")},
+        "encoders": {name: {"path": str(folder / name)} for name in size.encoders},
+        "projectors": dict.fromkeys(size.encoders, projector),
+        "sampling": {"window_s": size.window_s, "max_windows": size.n_windows},
+    }
+
+
+def write_clips(folder: Path, n: int, *, seconds: float, edge: int, rate_hz: int = 10) -> list[Path]:
+    folder.mkdir(parents=True)
+    for number in range(n):
+        rng = np.random.default_rng(number)
+        small = rng.integers(0, 255, (round(seconds * rate_hz), edge // 8, edge // 8, 3), dtype=np.uint8)
+        frames = small.repeat(8, axis=1).repeat(8, axis=2)
+        sound = 0.3 * np.sin(2 * np.pi * (200 + number) * np.arange(round(16000 * seconds)) / 16000)
+        write_mp4(folder / f"{number}.mp4", frames, rate_hz=rate_hz, waveform=sound.astype(np.float32))
+    return sorted(folder.iterdir())
+
+
+def write_manifest(path: Path, files: Sequence[Path]) -> None:
+    write_jsonl(
+        path,
+        [
+            Sample(
+                f"clip{number:06d}",
+                video=str(file),
+                subtitle=f"This is sentence {number}.",
+                description=TEXT * 2 + f"It is clip {number}.",
+                labels=("sad", "angry"),
+            )
+            for number, file in enumerate(files)
+        ],
+    )
+
+
+def many_clips(folder: Path, n: int) -> Path:
+    """A manifest of `n` clips: few files under `n` names."""
+    few = write_clips(folder / "few", 32, seconds=0.5, edge=32)
+    names = [folder / "many" / f"{number:06d}.mp4" for number in range(n)]
+    (folder / "many").mkdir()
+    for number, name in enumerate(names):
+        os.link(few[number % len(few)], name)
+    write_manifest(folder / "m.jsonl", names)
+    return folder / "m.jsonl"
+
+
+def pretend_known(folder: Path, manifest: Path, config: Any) -> None:
+    """Facts, hashes and (small) states of every clip, as an earlier run would have left them."""
+    cache = folder / "cache"
+    cache.mkdir()
+    model, processor = build(model_spec(config, seed=0), load_llm=False)
+    reader = clip_reader(model, processor, cache_folder=cache)
+    widths = {name: base.hidden_size for name, base in SIZES["demo"].encoders.items() if name in model.modalities}
+    states = {name: torch.zeros(8, model.config.projector(name).input_size) for name in widths}
+    lines = []
+    with manifest.open(encoding="utf-8") as rows:
+        for row in map(json.loads, rows):
+            status = os.stat(row["video"])
+            digest = hashlib.sha256(row["id"].encode()).hexdigest()
+            info = {"has_video": True, "has_audio": True, "duration_s": 0.5}
+            lines.append(
+                json.dumps([row["video"], status.st_size, status.st_mtime_ns, {"info": info, "sha256": digest}])
+            )
+            for name, state in states.items():
+                reader._cache.write(name, digest, state, {})
+    write_text_atomic(cache / FILE, "\n".join(lines) + "\n")
+
+
+class Clock:
+    """Processor seconds by name, which other work on the machine disturbs least."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, per: int = 1) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.seconds[name] = (time.process_time() - start) / per
+
+
+def costs(options: argparse.Namespace, folder: Path, config: Any) -> None:
+    """One row a step, one column a number of clips."""
+    columns: dict[int, dict[str, float]] = {}
+    for n in options.clips:
+        place = folder / f"costs{n}"
+        place.mkdir()
+        manifest = many_clips(place, n)
+        clock = Clock()
+        source = SourceConfig(manifest=str(manifest))
+        data = DataConfig(name="benchmark")
+        if n <= 10_000:
+            with clock("probe, first time (us a clip)", per=n):
+                read_sources([source], data, facts=MediaFacts(place / "first" / FILE))
+            clock.seconds["probe, first time (us a clip)"] *= 1e6
+        pretend_known(place, manifest, config)
+        recipe = Recipe({"both": 1.0}, {"en": 1.0}, modality_dropout=0.1)
+        facts = MediaFacts(place / "cache" / FILE)
+        with clock("manifest, known facts, texts"):
+            parts, _ = read_sources([source], data, facts=facts, recipe=recipe)
+        samples = parts[0].samples
+        model, processor = build(model_spec(config, seed=0), load_llm=False)
+        reader = clip_reader(model, processor, cache_folder=place / "cache")
+        with clock("index, and is all in the cache?"):
+            assert reader.prepare(samples, model.modalities, on_bad="raise").n_uncached == 0
+        with clock("300,000 draws: shuffle"):
+            stream = TrainingStream(
+                [Part(samples)],
+                recipe,
+                modalities=model.modalities,
+                length=300_000,
+                seed=0,
+                encode=EncodeDraw(processor, reader),
+            )
+        with clock("first example"):
+            stream[0]
+        some = np.random.default_rng(0).integers(0, len(stream), 500).tolist()
+        with clock("a draw (us)", per=len(some)):
+            for number in some:
+                stream.draw(number)
+        with clock("an example, new text (us)", per=len(some)):
+            for number in some:
+                stream[number]
+        with clock("an example again (us)", per=len(some)):
+            for number in some:
+                stream[number]
+        for name in ("a draw (us)", "an example, new text (us)", "an example again (us)"):
+            clock.seconds[name] *= 1e6
+        columns[n] = clock.seconds
+    print("processor seconds, or us      " + "".join(f"{n:>12,}" for n in columns))
+    for name in columns[options.clips[-1]] | columns[options.clips[0]]:
+        cells = "".join(f"{columns[n][name]:12.3f}" if name in columns[n] else f"{'-':>12}" for n in columns)
+        print(f"{name:<31}{cells}")
+
+
+def train_command(folder: Path, manifest: Path, **settings: object) -> list[str]:
+    sources = [{"manifest": str(manifest)}]
+    values = {
+        "stage": "coarse",
+        "model": "benchmark",
+        "data.coarse": json.dumps(sources).replace('"', ""),
+        "data.fine": "[]",
+        "data.test": "[]",
+        "stage.log_every": 1,
+        "stage.n_validation": 0,
+        "paths.runs": folder / "runs",
+        "paths.cache": folder / "cache",
+        "device": "cpu",
+        "hydra.searchpath": f"[file://{folder.parent}/conf]",
+    }
+    return [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *(f"{key}={value}" for key, value in {**values, **settings}.items()),
+    ]
+
+
+def start(options: argparse.Namespace, folder: Path, config: Any) -> None:
+    """Seconds from the command to the first line of metrics.jsonl."""
+    n = max(options.clips)
+    place = folder / "start"
+    place.mkdir()
+    manifest = many_clips(place, n)
+    pretend_known(place, manifest, config)
+    for title, extra in (("--help", ["--help"]), ("first step", [])):
+        times = []
+        for turn in range(options.rounds):
+            runs = place / f"runs-{turn}"
+            command = [*train_command(place, manifest, **{"paths.runs": runs}), *extra]
+            began = time.perf_counter()
+            with (place / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+                while process.poll() is None and not any(runs.glob("*/metrics.jsonl")):
+                    time.sleep(0.02)
+                while process.poll() is None and not any(path.stat().st_size for path in runs.glob("*/metrics.jsonl")):
+                    time.sleep(0.02)
+                times.append(time.perf_counter() - began)
+                if process.poll() not in (None, 0):
+                    sys.exit((place / "log").read_text())
+                process.kill()
+        print(f"{title:<12} of {n:,} clips: {min(times):.2f} s (best of {len(times)}; {max(times):.2f} s the worst)")
+
+
+def measured(command: Sequence[str]) -> tuple[float, float, str]:
+    """(seconds, processor seconds, output) of a command and its processes."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout + done.stderr
+
+
+def build_cache(options: argparse.Namespace, folder: Path, config: Any) -> None:
+    place = folder / "build"
+    place.mkdir()
+    write_manifest(place / "m.jsonl", write_clips(place / "clips", options.n_build, seconds=3.0, edge=240, rate_hz=25))
+    n_cores = os.cpu_count() or 1
+    for n_processes in (1, n_cores):
+        command = train_command(place, place / "m.jsonl")
+        kept = [item for item in command[2:] if not item.startswith(("stage", "paths.runs"))]
+        kept += [f"n_processes={n_processes}", f"paths.cache={place}/cache-{n_processes}"]
+        os.environ["OMP_NUM_THREADS"] = "1"
+        again = [measured([sys.executable, "-m", "affectgpt.cache", *kept])[:2] for _ in range(2)]
+        (wall, cpu), (idle_wall, idle_cpu) = again
+        seconds = wall - idle_wall
+        print(
+            f"build by {n_processes} processes: {options.n_build} clips of 3 s in {wall:.1f} s, {idle_wall:.1f} s of "
+            f"them starting; {seconds / options.n_build * 1e3:.0f} ms a clip, {options.n_build / seconds:.1f} clips/s, "
+            f"{(cpu - idle_cpu) / (seconds * n_processes):.0%} of {n_processes} cores busy"
+        )
+        del os.environ["OMP_NUM_THREADS"]
+    n_bytes = sum(path.stat().st_size for path in (place / "cache-1" / "features").rglob("*") if path.is_file())
+    print(f"{n_bytes / options.n_build / 1e6:.2f} MB of states a clip")
+
+
+def wait(options: argparse.Namespace, folder: Path, config: Any) -> None:
+    place = folder / "wait"
+    place.mkdir()
+    write_manifest(place / "m.jsonl", write_clips(place / "clips", 24, seconds=3.0, edge=240, rate_hz=25))
+    steps = {"stage.epochs": 1, "stage.iterations_per_epoch": options.steps, "stage.save_every": 10_000}
+    for title, settings in (
+        ("online", {"data.cache_features": "off"}),
+        ("first epoch fills the cache", {"data.cache_features": "first_epoch"}),
+        ("cached", {}),
+        ("cached, no loader processes", {"stage.n_workers": 0}),
+    ):
+        runs = place / title.replace(" ", "-").replace(",", "")
+        measured(train_command(place, place / "m.jsonl", **steps, **settings, **{"paths.runs": runs}))
+        (file,) = runs.glob("*/metrics.jsonl")
+        rows = [row for row in map(json.loads, file.read_text().splitlines()) if "data_wait_share" in row]
+        seconds = [3 / row["samples_per_s"] for row in rows]
+        parts = {"first step": slice(0, 1), "steps 2-8": slice(1, 8), "later steps": slice(8, None)}
+        cells = []
+        for name, part in parts.items():
+            waited = sum(row["data_wait_share"] * s for row, s in zip(rows[part], seconds[part], strict=True))
+            cells.append(f"{name} {waited / sum(seconds[part]):.2%} of {sum(seconds[part]) / len(seconds[part]):.3f} s")
+        print(f"waits for data, {title}: " + ", ".join(cells))
+
+
+TASKS = {"costs": costs, "start": start, "build": build_cache, "wait": wait}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], default=[])
+    parser.add_argument("--size", choices=SIZES, default="brief", help="models of build and wait")
+    parser.add_argument("--clips", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000, 115_595])
+    parser.add_argument("--rounds", type=int, default=3, help="of start")
+    parser.add_argument("--n-build", type=int, default=24, help="clips that build encodes")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run of wait, 3 samples each")
+    options = parser.parse_args()
+    quiet_libraries()
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; load average before: {load}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for task in options.tasks or TASKS:
+            size = options.size if task in ("build", "wait") else "demo"
+            conf = folder / task
+            conf.mkdir()
+            values = write_base_models(SIZES[size], conf / "base")
+            (conf / "conf" / "model").mkdir(parents=True)
+            write_text_atomic(conf / "conf" / "model" / "benchmark.yaml", yaml.safe_dump(values))
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
+            TASKS[task](options, conf, config)
+
+
+if __name__ == "__main__":
+    main()
