@@ -506,6 +506,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Reply:
+    """An answer; `finish` is "eos" or "length", the counts are of this request alone, `facts` those of `Prepared`."""
+
     text: str
     n_prompt_tokens: int
     n_new_tokens: int
