@@ -520,7 +520,10 @@ class AnnotateConfig:
     speaker: str | None = None  # regular expression whose first group is the speaker in an id: "^([^_]+)_"
     split: str | None = None  # rows of a manifest with this split
     limit: int | None = None  # only the first so many clips
-    workers: int | None = None  # clips worked on at once; null = by cores and concurrency
+    workers: int | None = None  # clips worked on at once, in each process; null = by cores and concurrency
+    engine: str = "single"  # single (this process), processes (of this machine) or ray (a cluster)
+    shards: int | None = None  # parts of the clips with engine=processes or ray; null = one a process
+    n_processes: int | None = None  # shards worked on at once; null = cores of the machine or the cluster
     backend: str = "pyav"  # video decoder
     fsync: bool = False  # answers and records also survive a power cut, not only a killed process
     checked: str | None = None  # pipeline=emer_checked: records.jsonl of a finished review, whose clues are taken
