@@ -59,7 +59,9 @@ def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
         translations = {other: {"description": record.description[other]}} if other in record.description else {}
         yield Sample(
             id=record.id,
-            **{name: path for name, path in record.media.items() if name in ("video", "audio", "face")},
+            video=record.media.get("video"),
+            audio=record.media.get("audio"),
+            face=record.media.get("face"),
             subtitle=record.transcript,
             description=record.description.get(record.lang),
             labels=record.labels or None,
@@ -150,7 +152,7 @@ def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None
             name: " ".join(clue.text for clue in record.clues if clue.modality == name)
             for name in ("visual", "acoustic")
         }
-        entry = {
+        entry: dict[str, Any] = {
             "AU_list": [fact.name for fact in units],
             "visual_prior_list": [words for fact in units if (words := phrase(fact, record.lang))],
             "audio_prior_list": by_modality["acoustic"],

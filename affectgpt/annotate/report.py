@@ -197,13 +197,9 @@ def draw(report: Report, folder: Path) -> list[Path]:
                       horizontal=horizontal)  # fmt: skip
             made.append(folder / name)
 
-    names = sorted({name for name, _ in report.checks}, key=lambda name: -sum(report.checks[name, v] for v in VERDICTS))
-    if names:
-        series = {way: [float(report.checks[name, way]) for name in names] for way in VERDICTS}
-        series = {way: values for way, values in series.items() if any(values)}
-        draw_bars(folder / "checks", names, series, title=f"What checks found in {report.n} records", unit="records",
-                  horizontal=True)  # fmt: skip
-        made.append(folder / "checks")
+    order = sorted(report.checks, key=lambda item: (-VERDICTS.index(item[1]), -report.checks[item]))
+    found = {f"{way}: {name}": float(report.checks[name, way]) for name, way in order}
+    bars("checks", found, f"What checks found in {report.n} records", "records", True)
     top = dict(report.labels.most_common(N_LABELS))
     bars("labels", {key: float(n) for key, n in top.items()}, _title_of_labels(report, len(top)), "records", True)
     sectors = {name: float(n) for name, n in report.sectors.most_common()}

@@ -414,12 +414,12 @@ def finished(record: Annotation, review: Review, answers: Answers) -> Annotation
     """
     if set(review.rounds) != {str(number) for number in ROUNDS}:
         return "round 2 is not set up"
-    for number, setup in review.rounds.items():
+    for name, setup in review.rounds.items():
         if record.id not in setup["assignment"]:
-            return f"not in round {number}"
+            return f"not in round {name}"
         for screen in setup["screens"]:
-            if not answers.of(int(number), screen, record.id):
-                return f"no answer in round {number}"
+            if not answers.of(int(name), screen, record.id):
+                return f"no answer in round {name}"
     first_clues, first_labels = _after(record, answers, 1)
     between = replace(record, clues=first_clues, labels=first_labels)
     clues, labels = _after(between, answers, 2)
