@@ -213,7 +213,7 @@ def _data(trained: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         return "The run's record does not say; fill in what it was trained on."
     rows = ["| source | split | weight | clips |", "|---|---|---|---|"]
     for source in sources:
-        shown = Path(source["manifest"]).name
+        shown = Path(source["manifest"]).name if source.get("manifest") else source.get("format")
         rows.append(f"| {shown} | {source.get('split') or 'all'} | {source.get('weight', 1.0):g} | {_clips(source)} |")
     lines = [f"Stage {stage}, data `{data.get('name')}`:", "", *rows]
     if record.get("n_bad_samples"):
@@ -227,7 +227,7 @@ def _clips(source: Mapping[str, Any]) -> str:
     """Rows of a manifest with the source's split, if the file is still here."""
     from affectgpt.data.sources import read_manifest
 
-    if not Path(source["manifest"]).is_file():
+    if not source.get("manifest") or not Path(source["manifest"]).is_file():
         return "not counted"
     samples, bad = read_manifest(source["manifest"], split=source.get("split"), on_bad="skip")
     return f"{len(samples)}" + (f" ({len(bad)} bad)" if bad else "")

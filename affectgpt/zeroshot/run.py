@@ -22,8 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from affectgpt.conf_schema import ZeroShotConfig
-from affectgpt.data.sources import check_each, probe_samples, read_manifest, report_bad
+from affectgpt.conf_schema import SourceConfig, ZeroShotConfig
+from affectgpt.data.sources import check_each, probe_samples, read_source, report_bad
 from affectgpt.inference import predict_to_file
 from affectgpt.metrics.extract import read_labels
 from affectgpt.mllm import Request
@@ -42,7 +42,7 @@ _OF_KIND = {"whole": ("images", "sound"), "audio": ("sound",), "video": ("images
 def run(config: ZeroShotConfig) -> int:
     """Ask, or export the questions; exit code 0, or 3 if samples were left out."""
     check(config)
-    samples, bad = _samples(config)
+    samples, bad, files = _samples(config)
     assert config.out is not None
     out = Path(config.out)
     if config.action == "export":
@@ -52,7 +52,7 @@ def run(config: ZeroShotConfig) -> int:
         return 3 if bad else 0
 
     folder = out.with_name(f"{out.name}.steps")
-    record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=_manifests(config))
+    record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=files)
     models = _asked(config)
     _name_strangers(models, {item.id for item in (*samples, *bad)})
     samples = _with_media(samples, config, bad)
@@ -192,24 +192,23 @@ def _system(name: str | None, base_url: str | None, folder: Path, config: ZeroSh
     return Answered(Path(name)) if name.endswith(".jsonl") else InProcess(name, config)
 
 
-def _manifests(config: ZeroShotConfig) -> list[str]:
-    return [config.manifest] if config.manifest else [source.manifest for source in config.data.test]
-
-
-def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample]]:
-    """The clips with probed media."""
-    sources = [(config.manifest, config.split)] if config.manifest else None
-    sources = sources or [(source.manifest, source.split) for source in config.data.test]
+def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample], list[Path]]:
+    """The clips with probed media, those left out, and the files that were read."""
+    sources = config.data.test
+    if config.manifest:
+        sources = [SourceConfig(manifest=config.manifest, split=config.split)]
     if not sources:
         raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with manifest=")
     samples: list[Sample] = []
     bad: list[BadSample] = []
-    for manifest, split in sources:
-        found, bad_rows = read_manifest(manifest, split=split, on_bad=config.data.on_bad)
-        usable, bad_media = probe_samples(found, on_bad=config.data.on_bad)
+    files: list[Path] = []
+    for source in sources:
+        rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
+        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad)
         samples += usable
-        bad += bad_rows + bad_media
-    return samples, bad
+        bad += rows.bad + bad_media
+        files += rows.files
+    return samples, bad, files
 
 
 def _step(
