@@ -63,7 +63,8 @@ SIGTERM and Ctrl-C let running requests finish.""",
 
 Repeating the command goes on where it stopped and never repeats a call whose answer arrived.
 Exit code: 0 all complete, 3 some failed or dropped, 4 budget reached, 130 / 143 interrupted.
-Groups: pipeline=emer_coarse|emer|ov_merd|merr|s0|s1|s2, annotator=local|openai|vllm|transformers.""",
+Groups: pipeline=emer_coarse|emer|emer_verified|emer_checked|ov_merd|merr|s0|s1|s2,
+annotator=local|openai|vllm|transformers.""",
     "records": """Check, merge, export, review and report what `python -m affectgpt.annotate videos/ out=...` wrote.
 
   python -m affectgpt.annotate check emer_coarse/ policy.near_duplicate=drop      # keep, ask a human, or drop
