@@ -6,6 +6,7 @@ Only this module knows Hydra. It imports nothing heavy before a command really s
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -464,6 +465,8 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
 def set_environment() -> None:
     """Environment of libraries that must stand before they are imported; what the user has set stays."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # On a CPU it says at import, asked for or not, that a kernel for GPUs' 4-bit products could not be fetched.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the first process only
     # Threads that wait by spinning take cores from others that need them: with one other busy process on two cores,
