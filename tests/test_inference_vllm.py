@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from affectgpt.commands import run_inference
+from affectgpt.conf_schema import InferConfig
 from affectgpt.inference import Decoding, generate_texts
 from affectgpt.inference_vllm import VllmEngine, sampling_values
 from affectgpt.models import LoraSpec, build
@@ -96,3 +98,8 @@ def test_without_the_package_the_error_names_it(built, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="engine=vllm needs the package vllm: pip install vllm"):
         VllmEngine(built[0])
+
+
+def test_an_unknown_engine_is_refused_before_anything_is_loaded():
+    with pytest.raises(UserError, match="engine is 'tpu'; expected auto or vllm"):
+        run_inference(InferConfig(input=["clip.mp4"], engine="tpu"))
