@@ -231,9 +231,10 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
 
 def _below(folder: Path, entry: str) -> str:
     """`str(folder / entry)`; most entries are plain, for which making a Path is the slowest part of reading a row."""
-    if entry.startswith(("/", ".")) or "//" in entry or "/." in entry or entry.endswith("/") or os.sep != "/":
+    text = str(folder)
+    if entry[:1] == "." or "//" in entry or "/." in entry or entry[-1:] == "/" or os.sep != "/" or text == ".":
         return str(folder / entry)
-    return os.path.join(folder, entry) if str(folder) != "." else entry
+    return entry if entry[0] == "/" else f"{text.rstrip('/')}/{entry}"
 
 
 def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tuple[list[Sample], list[BadSample]]:
@@ -270,9 +271,7 @@ class FirstLines(Protocol):
     def setdefault(self, key: str, default: int, /) -> int: ...
 
 
-def stream_samples(
-    path: str | os.PathLike[str], first_lines: FirstLines | None = None
-) -> Iterator[Sample | BadSample]:
+def stream_samples(path: str | os.PathLike[str], first_lines: FirstLines | None = None) -> Iterator[Sample | BadSample]:
     """The rows of a manifest one by one, in file order: samples, and rows that cannot be used.
 
     Raises:

@@ -241,11 +241,11 @@ def start(options: argparse.Namespace, folder: Path, config: Any) -> None:
     manifest = many_clips(place, n)
     pretend_known(place, manifest, config)
     for title, extra in (("--help", ["--help"]), ("first step", [])):
-        times = []
+        times, worked = [], []
         for turn in range(options.rounds):
             runs = place / f"runs-{turn}"
             command = [*train_command(place, manifest, **{"paths.runs": runs}), *extra]
-            began = time.perf_counter()
+            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             with (place / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
                 while process.poll() is None and not any(runs.glob("*/metrics.jsonl")):
                     time.sleep(0.02)
@@ -255,7 +255,11 @@ def start(options: argparse.Namespace, folder: Path, config: Any) -> None:
                 if process.poll() not in (None, 0):
                     sys.exit((place / "log").read_text())
                 process.kill()
-        print(f"{title:<12} of {n:,} clips: {min(times):.2f} s (best of {len(times)}; {max(times):.2f} s the worst)")
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            worked.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        print(
+            f"{title} of {n:,} clips: {min(times):.2f} s (best of {len(times)}), {min(worked):.2f} s of processor time"
+        )
 
 
 def measured(command: Sequence[str]) -> tuple[float, float, str]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from affectgpt.schema import (
     parse_label_list,
     prediction_from_row,
     read_samples,
+    sample_from_row,
     to_json,
     write_jsonl,
 )
@@ -180,3 +182,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         write_jsonl(path, items())
     assert "old" in path.read_text()
+
+
+@pytest.mark.parametrize("folder", [".", "/", "/data", "sets/mine"])
+@pytest.mark.parametrize(
+    "entry", ["a.mp4", "x/a.mp4", "./a.mp4", "x//a.mp4", "../a.mp4", "/b/a.mp4", "x/./a.mp4", ".a", "x/"]
+)
+def test_paths_of_media_are_those_that_pathlib_joins(folder, entry):
+    found = sample_from_row({"id": "a", "video": entry}, Path(folder)).video
+    assert found == str(Path(folder) / entry)
