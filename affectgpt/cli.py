@@ -40,6 +40,7 @@ _SCHEMAS = {
     "zeroshot": conf_schema.ZeroShotConfig,
     "annotate": conf_schema.AnnotateConfig,
     "records": conf_schema.RecordsConfig,
+    "study": conf_schema.StudyOfAnnotatorsConfig,
     "serve": conf_schema.ServeConfig,
 }
 
@@ -60,12 +61,22 @@ SIGTERM and Ctrl-C let running requests finish.""",
   python -m affectgpt.annotate clips.csv out=o pipeline=merr openface=openface/ annotator=transformers ...
   python -m affectgpt.annotate demo:coarse out=o limit=50                     # the embedded corpus
 
+  python -m affectgpt.annotate clips.jsonl out=o engine=processes             # in shards; engine=ray on a cluster
+  python -m affectgpt.annotate study ...                                      # which models; study --help
   python -m affectgpt.annotate check | merge | export | review | import | report   # what is done with the records
 
 Repeating the command goes on where it stopped and never repeats a call whose answer arrived.
 Exit code: 0 all complete, 3 some failed or dropped, 4 budget reached, 130 / 143 interrupted.
 Groups: pipeline=emer_coarse|emer|emer_verified|emer_checked|ov_merd|merr|s0|s1|s2,
 annotator=local|openai|vllm|transformers.""",
+    "study": """Compare models to annotate with: every choice of one model a column, scored against references.
+
+  python -m affectgpt.annotate study clips.csv out=study references=clips.csv repeats=2 annotator=openai \\
+      annotator.model=... audio=[vllm:Qwen2-Audio@http://a:8000/v1,local] merge=[openai:...] \\
+      video=[vllm:Qwen2.5-VL@http://b:8000/v1,none] translate=[vllm:Qwen2.5-7B@http://c:8000/v1]
+
+`annotator` reads the labels, in all rows the same. A model that is added costs its own calls only.
+Settings of annotate (pipeline=, limit=, lang=, annotator.concurrency= ...) hold for all rows.""",
     "records": """Check, merge, export, review and report what `python -m affectgpt.annotate videos/ out=...` wrote.
 
   python -m affectgpt.annotate check emer_coarse/ policy.near_duplicate=drop      # keep, ask a human, or drop
@@ -166,8 +177,49 @@ def annotate() -> None:
     """Entry point of python -m affectgpt.annotate; arguments without `=` are inputs, a first one may be a verb."""
     if sys.argv[1:2] and sys.argv[1] in ("check", "merge", "export", "review", "import", "report"):
         sys.exit(_records(sys.argv[1], sys.argv[2:]))
+    if sys.argv[1:2] == ["study"]:
+        sys.exit(_study_of_annotators(sys.argv[2:]))
     sys.argv[1:] = positional_to_overrides(quote_texts(sys.argv[1:], conf_schema.AnnotateConfig), "input")
     _run("annotate", _annotate)
+
+
+def _study_of_annotators(arguments: Sequence[str]) -> int:
+    """python -m affectgpt.annotate study: own settings, and those of annotate for all rows."""
+    names = {field.name for field in dataclasses.fields(conf_schema.StudyOfAnnotatorsConfig)}
+    if {"-h", "--help"} & set(arguments):
+        print(help_text("study", conf_schema.StudyOfAnnotatorsConfig))
+        return 0
+    own = [text for text in arguments if text.partition("=")[0] in names]
+    common = positional_to_overrides(
+        quote_texts([text for text in arguments if text not in own], conf_schema.AnnotateConfig), "input"
+    )
+    config = options("study", own, positional="references")
+
+    def run(base: conf_schema.AnnotateConfig) -> int:
+        from affectgpt.annotate.study import ROLES, run_study
+
+        columns = {name: {text: _candidate(text, name, common) for text in getattr(config, name)} for name in ROLES}
+        if config.references:
+            config.references = _embedded(config.references, Path(base.paths.cache))
+        return run_study(config, base, columns)
+
+    return _guarded(run, compose("annotate", common))
+
+
+def _candidate(text: str, column: str, common: Sequence[str]) -> conf_schema.AnnotatorConfig | None:
+    """The annotator that `kind:model@server` names, kind being a file of conf/annotator; None for "none"."""
+    if text == "none":
+        return None
+    kind, _, rest = text.partition(":")
+    model, _, server = rest.partition("@")
+    shown = {"audio": "[sound]", "video": "[images]"}.get(column)
+    given = [item for item in common if not item.startswith(("annotator=", "annotator.model=", "annotator.sees="))]
+    chosen = [f"annotator={kind}"]
+    chosen += [f"annotator.model={_quoted(model)}"] if model else []
+    chosen += [f"annotator.base_url={_quoted(server)}"] if server else []
+    chosen += [f"annotator.sees={shown}"] if shown and kind != "local" else []
+    given = [item for item in given if not (server and item.startswith("annotator.base_url="))]
+    return compose("annotate", [*given, *chosen]).annotator
 
 
 def _records(verb: str, arguments: Sequence[str]) -> int:

@@ -512,6 +512,9 @@ class AnnotateConfig:
     vision: AnnotatorConfig | None = None  # annotator@vision=...: another one for pictures
     audio: AnnotatorConfig | None = None  # annotator@audio=...: another one for sound
     text: AnnotatorConfig | None = None  # annotator@text=...: another one for text
+    translator: AnnotatorConfig | None = None  # for steps that name the role translator; null = the one for text
+    reader: AnnotatorConfig | None = None  # for steps that name the role reader (of labels); null = the one for text
+    answers_in: str | None = None  # folder of answers that several outputs share; null = out
     plan: bool = False  # print what would be called and at what cost; call nothing
     budget: float | None = None  # what the folder's calls may cost in all, in the currency of the prices
     lang: str = "en"  # en or zh: language of prompts and answers; step translate adds the other
@@ -528,6 +531,19 @@ class AnnotateConfig:
     fsync: bool = False  # answers and records also survive a power cut, not only a killed process
     checked: str | None = None  # pipeline=emer_checked: records.jsonl of a finished review, whose clues are taken
     paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+
+
+@dataclass
+class StudyOfAnnotatorsConfig:
+    """python -m affectgpt.annotate study; all other settings are those of annotate, the same in every row"""
+
+    audio: list[str] = field(default_factory=list)  # that hear: kind:name, kind:name@http://server/v1, local or none
+    video: list[str] = field(default_factory=list)  # that see, in the same way
+    merge: list[str] = field(default_factory=list)  # that read the words in the light of the clues, and merge
+    translate: list[str] = field(default_factory=list)  # that translate the description
+    references: str | None = None  # file with the true labels
+    repeats: int = 1  # runs of every row; the table then shows mean and standard deviation
+    lexicon: str = "builtin"  # builtin, or a folder with published emotion-wheel tables
 
 
 @dataclass

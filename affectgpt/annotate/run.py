@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,21 @@ from affectgpt.annotate.exporters import write_manifest
 from affectgpt.annotate.pipeline import annotate_clip, check_pipeline, fingerprint, for_each
 from affectgpt.annotate.record import Annotation, RecordError, from_row, to_row
 from affectgpt.annotate.steps import Dropped, StepFailed, Work
-from affectgpt.annotate.store import Store
+from affectgpt.annotate.store import FirstLines, Store
 from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.conf_schema import AnnotateConfig, AnnotatorConfig
-from affectgpt.data.sources import probe_sample, read_manifest, samples_from_paths
+from affectgpt.data.sources import probe_sample, samples_from_paths
 from affectgpt.media import MediaError
 from affectgpt.prompts import LANGUAGES
-from affectgpt.runtime import RunRecord, UserError, stable_hash, write_json_atomic, write_text_atomic
-from affectgpt.schema import BadSample, Sample
+from affectgpt.runtime import RunRecord, UserError, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.schema import HELP, BadSample, Sample, stream_samples
 
 log = logging.getLogger("affectgpt")
 
 COMPLETE, SOME_FAILED, BUDGET = 0, 3, 4
 _SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
-ROLES = ("vision", "audio", "text")
+ROLES = ("vision", "audio", "text", "translator", "reader")
+_TEXT_ROLES = ("translator", "reader")  # the annotator for text serves them unless they have their own
 
 
 @dataclass
@@ -79,17 +80,22 @@ class Totals:
 def run(config: AnnotateConfig) -> int:
     """Annotate; exit code 0 (all complete), 3 (some failed or dropped), 4 (budget), 130 or 143 (interrupted)."""
     check(config)
-    samples, bad = read_input(config)
+    clips = Clips(config)
     if config.plan:
         from affectgpt.annotate.plan import print_plan
 
-        return print_plan(config, samples, annotators_of(config))
+        return print_plan(config, [item for item in clips if isinstance(item, Sample)], annotators_of(config))
+    if config.engine != "single":
+        from affectgpt.annotate.scale import run_sharded
+
+        return run_sharded(config, clips)
+    refuse_shards(config)
     out = Path(config.out or "")
     record = RunRecord.start(out, kind="annotate", config=asdict(config), inputs=_manifests(config))
-    store = Store(out, fsync=config.fsync)
+    store = Store(out, fsync=config.fsync, answers_in=Path(config.answers_in or out))
     try:
         cost_before, tokens_before = store.cost, (store.tokens_in, store.tokens_out)
-        totals, stop = asyncio.run(_Run(config, store).all(samples, bad))
+        totals, stop = asyncio.run(_Run(config, store).all(clips))
         n_rows = write_outputs(store)
         totals_row = {
             **vars(totals),
@@ -99,10 +105,11 @@ def run(config: AnnotateConfig) -> int:
             "tokens_out": store.tokens_out - tokens_before[1],
             "cost": store.cost - cost_before,
             "cost_of_folder": store.cost,
+            "uncounted": store.n_uncounted,
             "manifest_rows": n_rows,
         }
         write_json_atomic(out / "report.json", totals_row)
-        print(told(totals, totals_row, config, store))
+        print(told(totals, totals_row, config))
         code = exit_code(totals, stop)
         record.finish("finished" if code in (COMPLETE, SOME_FAILED) else "stopped", exit_code=code, report=totals_row)
         return code
@@ -138,23 +145,52 @@ def check(config: AnnotateConfig) -> None:
 
 def annotators_of(config: AnnotateConfig) -> dict[str, AnnotatorConfig]:
     """The annotator of each role: its own, or the common one."""
-    return {role: getattr(config, role) or config.annotator for role in ROLES}
+    own = {role: getattr(config, role) or (config.text if role in _TEXT_ROLES else None) for role in ROLES}
+    return {role: annotator or config.annotator for role, annotator in own.items()}
 
 
 def _manifests(config: AnnotateConfig) -> list[str]:
     return [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
 
 
-def read_input(config: AnnotateConfig) -> tuple[Sequence[Sample], list[BadSample]]:
-    """The clips to annotate, not yet looked at, and rows of the manifest that cannot be used."""
-    bad: list[BadSample] = []
-    if manifests := _manifests(config):
-        if len(config.input) > 1:
+class Clips:
+    """The clips of a run, not yet looked at, and rows of its manifest that cannot be used.
+
+    A manifest is read anew by every iteration and never held; of folders and files the names are held.
+    """
+
+    def __init__(self, config: AnnotateConfig) -> None:
+        self._config = config
+        self._manifest = next(iter(_manifests(config)), None)
+        if self._manifest and len(config.input) > 1:
             raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
-        samples, bad = read_manifest(manifests[0], split=config.split, on_bad="skip")
-    else:
-        samples = samples_from_paths(config.input)
-    return samples[: config.limit], bad
+        self._samples = [] if self._manifest else samples_from_paths(config.input)
+        n_good = 0
+        self.n = 0
+        for item in self:
+            self.n += 1
+            n_good += isinstance(item, Sample)
+        if not n_good:
+            of_split = f" of split {config.split!r}" if config.split else ""
+            raise UserError(f"{self._manifest}: no usable sample{of_split} ({self.n} rows cannot be used); {HELP}")
+
+    def __iter__(self) -> Iterator[Sample | BadSample]:
+        config, n_good = self._config, 0
+        rows = stream_samples(self._manifest, FirstLines()) if self._manifest else iter(self._samples)
+        for item in rows:
+            if isinstance(item, Sample):
+                if config.split is not None and item.split != config.split:
+                    continue
+                if config.limit is not None and n_good == config.limit:
+                    return
+                n_good += 1
+            yield item
+
+
+def refuse_shards(config: AnnotateConfig) -> None:
+    """A folder that was made in shards keeps its paid answers there."""
+    if (Path(config.out or "") / "shards").exists():
+        raise UserError(f"{config.out} was made in shards; go on with engine=processes or engine=ray, or another out=")
 
 
 class _Run:
@@ -171,8 +207,8 @@ class _Run:
         self.configs = configs
         self.usual: dict[str, dict[str, float]] = {}
 
-    async def all(self, samples: Sequence[Sample], bad: Sequence[BadSample]) -> tuple[Totals, Stop]:
-        """Annotate all samples."""
+    async def all(self, clips: Clips) -> tuple[Totals, Stop]:
+        """Annotate all clips."""
         started = time.monotonic()
         config, totals, self.stop = self.config, self.totals, Stop()
         purse = Purse(config.budget, self.store, self.stop)
@@ -183,19 +219,17 @@ class _Run:
         self.transcriber = None
         if config.transcriber:
             self.transcriber = Transcriber(config.transcriber, self.store, device=config.annotator.device)
-        totals.n_clips = len(samples) + len(bad)
-        for row in bad:
-            self._failed(row.id, "input", row.reason, totals.failed, stable_hash([row.id, row.reason]))
+        totals.n_clips = clips.n
         _on_signals(self.stop)
         # A quarter more clips than requests, so that slots stay busy while clips are looked at and records written.
         n_requests = max(annotator.config.concurrency for annotator in made.values())
         n_workers = config.workers or 2 * _cores() + 5 * n_requests // 4
-        self.later: list[Sample] = []
-        with tqdm(total=len(samples), desc=config.pipeline.name, unit="clip", file=sys.stderr) as self.bar:
+        self.later: list[Sample | BadSample] = []
+        with tqdm(total=clips.n, desc=config.pipeline.name, unit="clip", file=sys.stderr) as self.bar:
             try:
                 if config.speaker:
-                    await self._learn_speakers(samples)
-                await for_each(iter(samples), self.one, n_workers=n_workers, stop=self.stop)
+                    await self._learn_speakers(clips)
+                await for_each(iter(clips), self.one, n_workers=n_workers, stop=self.stop)
                 while self.later and not self.stop.reason:  # others work on these: see what becomes of them
                     todo, self.later = self.later, []
                     await for_each(iter(todo), self.one, n_workers=n_workers, stop=self.stop)
@@ -211,9 +245,13 @@ class _Run:
         totals.seconds = round(time.monotonic() - started, 2)
         return totals, self.stop
 
-    async def one(self, sample: Sample) -> None:
+    async def one(self, sample: Sample | BadSample) -> None:
         """Make the record of one clip, or name why there is none."""
         totals, store = self.totals, self.store
+        if isinstance(sample, BadSample):
+            key = stable_hash([sample.id, sample.reason])
+            self._failed(sample.id, "input", f"{sample.where}: {sample.reason}", totals.failed, key, "unusable row")
+            return
         openface = self._openface(sample)
         key = stable_hash([self.settings, sample.id, "unread"])
         try:
@@ -306,7 +344,7 @@ class _Run:
     def _usual_of(self, sample: Sample) -> dict[str, float]:
         return self.usual.get(self._speaker(sample) or "", {})
 
-    async def _learn_speakers(self, samples: Sequence[Sample]) -> None:
+    async def _learn_speakers(self, clips: Clips) -> None:
         """Measure every clip once; the medians of a speaker with several clips are what is usual for them."""
         found: dict[str, dict[str, list[float]]] = {}
 
@@ -323,7 +361,8 @@ class _Run:
                 if fact.name in evidence.RELATIVE:
                     found.setdefault(speaker, {}).setdefault(fact.name, []).append(fact.value)
 
-        await for_each(iter(samples), measure, n_workers=_cores(), stop=self.stop)
+        samples = (item for item in clips if isinstance(item, Sample))
+        await for_each(samples, measure, n_workers=_cores(), stop=self.stop)
         for speaker, values in found.items():
             medians = {name: round(statistics.median(all_), 3) for name, all_ in values.items() if len(all_) > 1}
             if medians:
@@ -372,16 +411,13 @@ def _on_signals(stop: Stop) -> None:
 
 def write_outputs(store: Store) -> int:
     """failed.jsonl and manifest.jsonl from what stands in the folder now; returns the manifest's rows."""
-    failed = []
-    for row in store.failures.rows():
-        if not row.get("mended"):
-            shown = {name: row[name] for name in ("id", "where", "reason", "dropped")}
-            failed.append(json.dumps(shown, ensure_ascii=False) + "\n")
-    write_text_atomic(store.folder / "failed.jsonl", "".join(failed))
+    failed = (row for row in store.failures.rows() if not row.get("mended"))
+    shown = ({name: row[name] for name in ("id", "where", "reason", "dropped")} for row in failed)
+    write_lines_atomic(store.folder / "failed.jsonl", (json.dumps(row, ensure_ascii=False) for row in shown))
     return write_manifest(store.folder / "manifest.jsonl", (from_row(row) for row in store.records.rows()))
 
 
-def told(totals: Totals, row: dict[str, Any], config: AnnotateConfig, store: Store) -> str:
+def told(totals: Totals, row: dict[str, Any], config: AnnotateConfig) -> str:
     """The report on screen."""
     done = totals.made + totals.there
     lines = [f"{done} of {totals.n_clips} clips complete ({totals.made} now, {totals.there} before)"]
@@ -392,7 +428,7 @@ def told(totals: Totals, row: dict[str, Any], config: AnnotateConfig, store: Sto
     lines += [f"  without  {n:>6}  {what}" for what, n in totals.without.most_common()]
     lines += [f"  {what[:9]}{n:>6}  {what[9:]}" for what, n in totals.checked.most_common()]
     tokens = f"{row['tokens_in']:,} tokens in, {row['tokens_out']:,} out"
-    uncounted = f", {store.n_uncounted} answers without a token count" if store.n_uncounted else ""
+    uncounted = f", {row['uncounted']} answers without a token count" if row["uncounted"] else ""
     lines.append(
         f"calls {totals.calls} ({totals.repaired} repairs, {totals.retries} retries), {tokens}{uncounted}, "
         f"cost {row['cost']:.4f} (folder: {row['cost_of_folder']:.4f}), {totals.seconds:.1f} s"

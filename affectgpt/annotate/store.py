@@ -203,6 +203,20 @@ class Log:
         os.ftruncate(self._file, self._read_to)
 
 
+class FirstLines:
+    """Where each id of a manifest first stood; on disk, so that memory does not grow with the manifest."""
+
+    def __init__(self) -> None:
+        self._index = sqlite3.connect("", isolation_level=None)
+        self._index.execute("PRAGMA journal_mode = OFF")
+        self._index.execute("CREATE TABLE first (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+
+    def setdefault(self, key: str, default: int, /) -> int:
+        """The line that stands for `key`; `default` if none did."""
+        self._index.execute("INSERT OR IGNORE INTO first VALUES (?, ?)", (key, default))
+        return int(self._index.execute("SELECT line FROM first WHERE id = ?", (key,)).fetchone()[0])
+
+
 class Claims:
     """Locks by name, shared by processes and gone with the process that holds them."""
 
@@ -244,20 +258,23 @@ class Store:
         store/hashes.jsonl    hashes of media files that were read
         store/claims          locks, no data
 
+    With `answers_in`, answers, hashes and claims lie in that folder's store instead, which several outputs share.
+
     Attributes:
         cost, n_answers, tokens_in, tokens_out: of all answers in the folder, whoever asked for them.
         by_call: (step, model) -> [answers, tokens in, tokens out].
     """
 
-    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = False, answers_in: Path | None = None) -> None:
+        shared = (answers_in or folder) / "store"
         self.folder = folder
         self.cost, self.n_answers, self.tokens_in, self.tokens_out, self.n_uncounted = 0.0, 0, 0, 0, 0
         self.by_call: dict[tuple[str, str], list[int]] = {}
-        self.answers = Log(folder / "store" / "answers.jsonl", name=_call_of, on_row=self._count, fsync=fsync)
+        self.answers = Log(shared / "answers.jsonl", name=_call_of, on_row=self._count, fsync=fsync)
         self.records = Log(folder / "records.jsonl", name=lambda row: row["id"], fsync=fsync)
         self.failures = Log(folder / "store" / "failures.jsonl", name=lambda row: row["id"])
-        self.hashes = Log(folder / "store" / "hashes.jsonl")
-        self.claims = Claims(folder / "store" / "claims")
+        self.hashes = Log(shared / "hashes.jsonl")
+        self.claims = Claims(shared / "claims")
 
     def answered(self, media_sha256: str, step: str, model: str) -> int:
         """How many answers there are to this step's questions about this clip."""
