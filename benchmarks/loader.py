@@ -299,7 +299,12 @@ def wait(options: argparse.Namespace, folder: Path, config: Any) -> None:
     place = folder / "wait"
     place.mkdir()
     write_manifest(place / "m.jsonl", write_clips(place / "clips", 24, seconds=3.0, edge=240, rate_hz=25))
-    steps = {"stage.epochs": 1, "stage.iterations_per_epoch": options.steps, "stage.save_every": 10_000}
+    steps = {
+        "stage.epochs": 1,
+        "stage.iterations_per_epoch": options.steps,
+        "stage.save_every": 10_000,
+        "stage.warmup_steps": 1,
+    }
     for title, settings in (
         ("online", {"data.cache_features": "off"}),
         ("first epoch fills the cache", {"data.cache_features": "first_epoch"}),
