@@ -306,10 +306,10 @@ def wait(options: argparse.Namespace, folder: Path, config: Any) -> None:
         "stage.warmup_steps": 1,
     }
     for title, settings in (
-        ("online", {"data.cache_features": "off"}),
-        ("first epoch fills the cache", {"data.cache_features": "first_epoch"}),
         ("cached", {}),
         ("cached, no loader processes", {"stage.n_workers": 0}),
+        ("first epoch fills the cache", {"data.cache_features": "first_epoch", "paths.cache": place / "first"}),
+        ("online", {"data.cache_features": "off"}),
     ):
         runs = place / title.replace(" ", "-").replace(",", "")
         measured(train_command(place, place / "m.jsonl", **steps, **settings, **{"paths.runs": runs}))
