@@ -535,8 +535,9 @@ class AnnotateConfig:
 
 @dataclass
 class StudyOfAnnotatorsConfig:
-    """python -m affectgpt.annotate study; all other settings are those of annotate, the same in every row"""
+    """python -m affectgpt.annotate study"""
 
+    # All other settings are those of annotate, the same in every row.
     audio: list[str] = field(default_factory=list)  # that hear: kind:name, kind:name@http://server/v1, local or none
     video: list[str] = field(default_factory=list)  # that see, in the same way
     merge: list[str] = field(default_factory=list)  # that read the words in the light of the clues, and merge

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -332,7 +332,7 @@ def _jsonl_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
 
 def to_json(item: Sample | Prediction | BadSample) -> str:
     """One JSON line without the fields that are unset."""
-    row = {key: value for key, value in asdict(item).items() if value not in (None, {}, ())}
+    row = {key: value for key, value in vars(item).items() if value not in (None, {}, ())}
     if isinstance(item, Sample) and item.face is None:
         row.pop("face_order", None)
     return json.dumps(row, ensure_ascii=False)

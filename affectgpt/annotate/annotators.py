@@ -154,14 +154,25 @@ class Purse:
     store: Store
     stop: Stop
     reserved: float = 0.0
+    n_held: int = 0
 
-    def reserve(self, most: float) -> None:
-        if self.cap is not None:
+    async def reserve(self, most: float) -> None:
+        """Wait until `most` surely fits, since calls in flight may cost less than they could; else stop the run."""
+        while self.cap is not None:
             self.store.answers.refresh()  # what other processes have spent
-            if self.store.cost + self.reserved + most > self.cap:
+            if self.store.cost + self.reserved + most <= self.cap:
+                break
+            if not self.n_held:
                 self.stop.set("budget")
                 self.stop.check()
+            await self.stop.sleep(0.01)
         self.reserved += most
+        self.n_held += 1
+
+    def release(self, most: float) -> None:
+        """The call of a reservation has ended, and what it cost is counted."""
+        self.n_held -= 1
+        self.reserved = self.reserved - most if self.n_held else 0.0
 
 
 class Served:
@@ -221,22 +232,25 @@ class Served:
         shown = [{**item, "longest_px": self.config.longest_px} for item in question.media()]
         request = self.request(question, shown)
         key = _key(question, self.name, request)
-        return await once(self._store.answers, self._store.claims, key, lambda: self._ask(question, request))
+        held: list[float] = []
+        try:
+            return await once(self._store.answers, self._store.claims, key, lambda: self._ask(question, request, held))
+        finally:
+            for most in held:  # not before the answer's cost is counted, which is when it is stored
+                self._purse.release(most)
 
-    async def _ask(self, question: Question, request: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, question: Question, request: dict[str, Any], held: list[float]) -> dict[str, Any]:
         self._stop.check()
         n_in = estimate_tokens(json.dumps(request, ensure_ascii=False)) + media_tokens(question.media(), self.config)
         async with self._slots:
             self._stop.check()
             most = self.cost(n_in, self.config.max_tokens)
-            self._purse.reserve(most)
-            try:
-                body = await asyncio.to_thread(self._body, question) if question.shows else self._body(question)
-                started = time.monotonic()
-                completion = await self._send(body, n_in)
-                seconds = time.monotonic() - started
-            finally:
-                self._purse.reserved -= most
+            await self._purse.reserve(most)
+            held.append(most)
+            body = await asyncio.to_thread(self._body, question) if question.shows else self._body(question)
+            started = time.monotonic()
+            completion = await self._send(body, n_in)
+            seconds = time.monotonic() - started
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if self._tokens and usage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def from_row(row: Mapping[str, Any]) -> Annotation:
     for key in ("labels", "ranking", "checks"):
         _expect(isinstance(values.get(key, ()), (list, tuple)), name, key, values.get(key), "a list")
         values[key] = tuple(values.get(key, ()))
-    values["clues"] = tuple(Clue(**{**asdict(clue), "evidence": tuple(clue.evidence)}) for clue in values["clues"])
+    values["clues"] = tuple(Clue(**{**vars(clue), "evidence": tuple(clue.evidence)}) for clue in values["clues"])
     return check(Annotation(**values))
 
 

@@ -199,6 +199,13 @@ def test_the_budget_stops_cleanly_and_a_higher_one_goes_on(clips, tmp_path, caps
         annotate(clips, tmp_path / "other", *served("http://localhost:1/v1"), "budget=1")
 
 
+def test_a_budget_that_is_just_enough_is_enough_with_many_calls_in_flight(clips, tmp_path):
+    prices = ("annotator.price_in=0", "annotator.price_out=1000", "annotator.max_tokens=5")
+    with ChatServer(fill_in) as server:  # an answer costs 0.002 and could cost 0.005
+        assert annotate(clips, tmp_path / "out", *served(server.url, *prices), "budget=0.0431") == 0
+        assert len(server.requests) == 4 * len(STEPS)
+
+
 def test_a_plan_tells_calls_and_cost_calls_nothing_and_knows_what_is_answered(clips, tmp_path, capsys):
     with ChatServer(fill_in) as server:
         out = tmp_path / "out"
