@@ -162,6 +162,14 @@ def steps_of(given: Sequence[StepConfig], left_out: Sequence[str], *, translated
     if missing := sorted({"merge", "labels"} - {step.step or step.name for step in given}):
         raise UserError(f"a study needs a pipeline with the steps merge and labels; {missing} are missing")
     kept = [step for step in given if (step.step or step.name) not in left_out]
+    if left_out:  # what is not to be heard or seen is not to be measured either
+        without = {"without": list(left_out)}
+        kept = [
+            replace(step, step=f"{__name__}:measured_without", options={**step.options, **without})
+            if (step.step or step.name) == "measure"
+            else step
+            for step in kept
+        ]
     names = {step.name for step in kept}
     kept = [replace(step, needs=[name for name in step.needs if name in names]) for step in kept]
     (labels,) = [step for step in kept if step.name == "labels"]
@@ -186,6 +194,12 @@ def needed(given: Sequence[StepConfig], last: str) -> list[StepConfig]:
             found.add(name)
             todo += by_name[name].needs
     return [step for step in given if step.name in found]
+
+
+def measured_without(work: Work, spec: StepConfig, about: Part) -> Part:
+    """Measured evidence without that of modalities. options: without = [visual, acoustic]."""
+    part = steps.measure(work, spec, about)
+    return {"evidence": [fact for fact in part["evidence"] if fact.modality not in spec.options["without"]]}
 
 
 async def translated_labels(work: Work, spec: StepConfig, about: Part) -> Part:

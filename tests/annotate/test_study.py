@@ -126,15 +126,17 @@ def test_a_study_runs_without_any_model(clips, capsys):
         code = cli._study_of_annotators(
             [
                 *settings(clips, clips.parent.parent / "study"),
-                *("audio=[local]", "video=[none,local]", "merge=[local]", "translate=[local]"),
+                *("audio=[local,none]", "video=[local]", "merge=[local]", "translate=[local]"),
                 f"references={clips.parent.parent / 'references.csv'}",
             ]
         )
         assert not server.requests
     assert code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("local  none   local  local")
-    assert lines[2].startswith("local  local  local  local")
+    assert lines[1].startswith("local  local  local  local")
+    assert lines[2].startswith("none   local  local  local")
+    nothing_left = lines[2].split()
+    assert nothing_left[-3:] == ["3", "3", "0"]  # clips of sound alone: without it, no label
 
 
 def test_the_grid_leaves_out_rows_without_clues_and_says_what_is_missing(clips):
@@ -175,6 +177,7 @@ def test_steps_of_a_pipeline_are_cut_to_what_labels_need():
     english = study.steps_of(given, ["visual"], translated=False)
     assert [step.name for step in english] == ["transcribe", "measure", "acoustic", "disambiguate", "merge", "labels"]
     assert all("visual" not in step.needs for step in english)
+    assert english[1].options == {"without": ["visual"]}
     chinese = study.steps_of(given, [], translated=True)
     assert [step.name for step in chinese][-3:] == ["merge", "translate", "labels"]
     assert [step.annotator for step in chinese][-3:] == ["text", "translator", "reader"]
