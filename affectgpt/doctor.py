@@ -36,10 +36,12 @@ CORE: Mapping[str, tuple[str, str | None]] = {
     "omegaconf": ("2.3", "2.4"),
     "av": ("15", None),
     "openai": ("1.60", None),
+    "httpx": ("0.28", "1"),
     "wandb": ("0.19", None),
     "numpy": ("1.26", None),
     "pillow": ("10.3", None),
     "tqdm": ("4.66", None),
+    "filelock": ("3.12", None),
 }
 OPTIONAL: Mapping[str, str] = {
     "torchvision": "timm encoders",
