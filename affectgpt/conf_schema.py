@@ -552,7 +552,7 @@ class RecordsConfig:
     """python -m affectgpt.annotate check, merge, export, review, import or report"""
 
     input: list[str] = field(default_factory=list)  # folders of records, or exports of Label Studio; plain arguments
-    to: str | None = None  # export: manifest, merr, sharegpt or labelstudio; review, import: folder of the review
+    to: str | None = None  # export: manifest, merr, sharegpt or labelstudio; review, import: folder [emer_fine]
     out: str | None = None  # merge, export: folder to write; export: null = export_<to> in the folder
     how: str = "union"  # merge: labels by union or majority
     policy: dict[str, str] = field(default_factory=dict)  # check: keep, ask or drop by check, policy.refusal=ask

@@ -34,6 +34,10 @@ def _one(config: RecordsConfig) -> Path:
     return Path(config.input[0])
 
 
+REVIEW_FOLDER = "emer_fine"
+"""Where people's answers are gathered unless to= says otherwise."""
+
+
 def _needed(value: str | None, name: str, meaning: str) -> str:
     if not value:
         raise UserError(f"{name}= is missing: {meaning}")
@@ -156,7 +160,7 @@ def export_records(config: RecordsConfig) -> int:
 def set_up_review(config: RecordsConfig) -> int:
     """Label Studio's files for one round."""
     source = _one(config)
-    folder = Path(_needed(config.to, "to", "the folder of the review, such as to=emer_fine/"))
+    folder = Path(config.to or REVIEW_FOLDER)
     if config.which not in ("all", "ask"):
         raise UserError(f"which is {config.which!r}; expected all or ask")
     names = [name.strip() for name in config.annotators.split(",") if name.strip()]
@@ -185,7 +189,7 @@ def set_up_review(config: RecordsConfig) -> int:
         screen, medium, _ = path.stem.split(".", 2)
         print(f"  {path.name}   with labeling interface {screen}.{medium}.xml")
     _print(
-        f"then export each project as JSON: python -m affectgpt.annotate import exports/*.json to={config.to} "
+        f"then export each project as JSON: python -m affectgpt.annotate import exports/*.json to={folder} "
         "(docs/human-review.md)"
     )
     return 0
@@ -193,7 +197,7 @@ def set_up_review(config: RecordsConfig) -> int:
 
 def import_review(config: RecordsConfig) -> int:
     """Answers of people into a review; once both rounds are done, its records and manifest."""
-    folder = Path(_needed(config.to, "to", "the folder of the review, such as to=emer_fine/"))
+    folder = Path(config.to or REVIEW_FOLDER)
     found = review.import_exports([Path(name) for name in config.input], folder)
     setup, answers = review.Review.read(folder), review.Answers(folder)
     reports, changes = review.report_rounds(setup, answers)

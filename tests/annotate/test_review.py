@@ -135,6 +135,14 @@ def test_after_one_round_nothing_is_finished(tmp_path, capsys, monkeypatch):
     assert not (fine / "manifest.jsonl").exists()
 
 
+def test_without_a_folder_the_review_lies_in_emer_fine(tmp_path, monkeypatch):
+    source = write_records(tmp_path / "coarse", RECORDS)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "review", source, "round=1", "annotators=ann,bob") == 0
+    assert run(monkeypatch, "import", EXPORTS[0]) == 0
+    assert (tmp_path / "emer_fine" / "changes.jsonl").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
