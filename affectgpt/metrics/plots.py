@@ -153,7 +153,8 @@ def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(n_rows, n_columns, number + 1, sharey=first.get(panel.y_label))
             first.setdefault(panel.y_label, axes)
-            for (line, marker), (label, (x, values, smooth)) in zip(styles * 3, panel.curves.items(), strict=False):
+            for i, (label, (x, values, smooth)) in enumerate(panel.curves.items()):
+                line, marker = styles[i % len(styles)]
                 axes.plot(x, values, color="0.7", linestyle=line, linewidth=0.8)
                 marked = marker if len(x) <= 30 else None
                 axes.plot(x, smooth, color="black", linestyle=line, marker=marked, markersize=3.5, label=label)
