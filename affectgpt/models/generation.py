@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from affectgpt.models import packing
+from affectgpt.models import kernels, packing
 from affectgpt.models.packing import Pack
 
 # Buffers grow by this many tokens, so that growing costs little and short answers little memory.
@@ -251,15 +251,15 @@ class _Memory:
         self, place: int, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None,
         pack: Pack, head_dim: int, scale: float,
     ) -> Tensor:  # fmt: skip
-        """`packing.attend`, and keep keys and values of the pack's prompts at `place` and behind."""
-        rotated = packing.rotated(key.unflatten(1, (-1, head_dim)), cos, sin)  # [T, Hk, d]
+        """`kernels.attend`, and keep keys and values of the pack's prompts at `place` and behind."""
+        rotated = kernels.rotated(key.unflatten(1, (-1, head_dim)), cos, sin)  # [T, Hk, d]
         keys, values = self._reserve(max(pack.lengths) + 1, rotated)
         plain = value.unflatten(1, (-1, head_dim))
         parts = zip(rotated.split(pack.lengths), plain.split(pack.lengths), strict=True)
         for at, (some_keys, some_values) in enumerate(parts, place):
             keys[at, :, : len(some_keys)] = some_keys.transpose(0, 1)
             values[at, :, : len(some_values)] = some_values.transpose(0, 1)
-        return packing.attend(query, key, value, cos, sin, rows, pack, head_dim, scale)
+        return kernels.attend(query, key, value, cos, sin, rows, pack, head_dim, scale)
 
     def step(
         self, lengths: Tensor, bias: Tensor, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
@@ -277,7 +277,7 @@ class _Memory:
         n, n_keys = bias.shape
         both = torch.cat([query, key], dim=1).unflatten(1, (-1, head_dim))  # [n, H + Hk, d]
         n_kv = key.shape[1] // head_dim
-        heads, new_key = packing.rotated(both, cos, sin).split([both.shape[1] - n_kv, n_kv], dim=1)
+        heads, new_key = kernels.rotated(both, cos, sin).split([both.shape[1] - n_kv, n_kv], dim=1)
         keys, values = self._reserve(n_keys, new_key)
         at = torch.arange(n, device=lengths.device)
         keys[at, :, lengths], values[at, :, lengths] = new_key, value.unflatten(1, (-1, head_dim))

@@ -249,7 +249,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         batch = self.with_states(batch)
         for name in SLOTS:
             tokens = self.soft_tokens(name, batch)
-            n_slots = int(slots[name].sum()) if name in slots else 0
+            places = slots[name].flatten().nonzero()[:, 0] if name in slots else None
+            n_slots = 0 if places is None else len(places)
             n_tokens = 0 if tokens is None else tokens.shape[0] * tokens.shape[1]
             if n_slots != n_tokens:
                 shape = "no sample" if tokens is None else f"{tokens.shape[0]} samples x {tokens.shape[1]} tokens"
@@ -258,7 +259,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     "make both with the processor of this model"
                 )
             if tokens is not None:
-                embeds = embeds.masked_scatter(slots[name][..., None], tokens.to(embeds.dtype))
+                flat, new = embeds.flatten(0, 1), tokens.flatten(0, 1).to(embeds.dtype)
+                embeds = flat.index_copy(0, places, new).view_as(embeds)
             elif name in self.projectors and (self.training or self.in_lockstep):
                 embeds = embeds + self._idle(name, embeds.device).to(embeds.dtype)
         return embeds

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from affectgpt.models.configuration_affectgpt import ProjectorConfig
 
@@ -35,6 +38,48 @@ class Positions(nn.Module):
                 "use fewer frames or windows, or train with a larger max_positions"
             )
         return states + self.embedding(steps)
+
+
+class CrossAttention(Blip2QFormerMultiHeadAttention):
+    """Cross-attention of few queries to many states, its products in the order that takes the fewest operations.
+
+    Keys and values of T states cost T*E*H*d multiplications each. But a query meets a key as (q Wk) s, and the weighted
+    sum of values is (sum w s) Wv: with no more queries than a head has dimensions it is cheaper to bring Wk and Wv to
+    the queries, and the gradients of Wk and Wv are then products over queries instead of states. The bias of keys adds
+    the same to all scores of a query, which softmax takes away: it is left out, and its gradient is exactly zero.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        n_samples, n_queries = hidden_states.shape[:2]
+        heads, head_dim, states = self.num_attention_heads, self.attention_head_size, encoder_hidden_states
+        masked = encoder_attention_mask
+        known = masked is None or (masked.dtype == torch.bool and masked.shape[1] == 1)
+        if n_queries > head_dim or states is None or not known:
+            return super().forward(
+                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, **kwargs
+            )
+        query = (self.query(hidden_states) * self.scaling).view(-1, heads, head_dim).transpose(0, 1)  # [H, B*Q, d]
+        query = torch.bmm(query, self.key.weight.view(heads, head_dim, -1))  # [H, B*Q, E]
+        query = query.view(heads, n_samples, n_queries, -1).transpose(0, 1).flatten(1, 2)  # [B, H*Q, E]
+        scores = torch.bmm(query, states.transpose(1, 2))  # [B, H*Q, T]
+        if masked is not None:
+            scores = scores.view(n_samples, heads, n_queries, -1).masked_fill(~masked, float("-inf")).flatten(1, 2)
+        weights = scores.softmax(dim=-1)
+        if self.training and self.attention_dropout:
+            weights = functional.dropout(weights, self.attention_dropout)
+        mixed = torch.bmm(weights, states).view(n_samples, heads, n_queries, -1).transpose(0, 1).flatten(1, 2)
+        mixed = torch.bmm(mixed, self.value.weight.view(heads, head_dim, -1).transpose(1, 2))  # [H, B*Q, d]
+        shares = weights.sum(dim=-1).view(n_samples, heads, n_queries).transpose(0, 1).reshape(heads, -1, 1)
+        mixed = mixed + shares * self.value.bias.view(heads, 1, head_dim)  # 1 without dropout
+        mixed = mixed + 0.0 * self.key.bias.view(heads, 1, head_dim)
+        return mixed.view(heads, n_samples, n_queries, head_dim).permute(1, 2, 0, 3).flatten(2), None
 
 
 class QFormer(nn.Module):
@@ -62,6 +107,8 @@ class QFormer(nn.Module):
                 initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
             )
         )
+        for layer in self.qformer.encoder.layer:
+            layer.crossattention.attention.__class__ = CrossAttention
         self.output = nn.Linear(config.hidden_size, output_size)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from affectgpt.models import LoraSpec, build, packing
+from affectgpt.models import LoraSpec, build, kernels, packing
 from tests.models import tiny
 from tests.models.test_modeling import ANSWERS, SHOWN, gradients
 
@@ -84,6 +87,81 @@ def test_a_token_budget_bounds_the_tokens_that_go_through_the_llm_at_once(fresh,
     assert len(seen) > 2
     assert max(seen) <= model.token_budget
     assert sum(seen) == 2 * lengths.sum()  # two layers, every token once, no second pass
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two threads for tiny samples; gives the names of threads that computed a layer, and with how many of torch's."""
+    seen, layer, n_before = [], packing._layer, torch.get_num_threads()
+
+    def noted(*args, **more):
+        seen.append((threading.current_thread().name, torch.get_num_threads(), len(args[2])))
+        return layer(*args, **more)
+
+    monkeypatch.setattr(packing, "_layer", noted)
+    monkeypatch.setattr(packing, "_A_THREAD", 1)
+    torch.set_num_threads(2)
+    yield seen
+    torch.set_num_threads(n_before)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_packs_side_by_side_on_threads_give_loss_and_gradients_of_one_pack(bases, lora, two_threads):
+    model, processor = build(tiny.tiny_spec(bases, lora=lora))
+    awake(model)
+    batch = processor.collate(samples(processor), packed=True)
+    torch.set_num_threads(1)
+    alone = loss_and_gradients(model, batch)
+    assert {name for name, *_ in two_threads} == {"MainThread"}
+    two_threads.clear()
+    torch.set_num_threads(2)
+    together = loss_and_gradients(model, batch)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert {name.split("_")[0] for name, *_ in two_threads} == {"pack"}
+    assert {n_threads for _, n_threads, _ in two_threads} == {1}
+    assert torch.get_num_threads() == 2
+    torch.testing.assert_close(loss_and_gradients(model, batch), together, rtol=0, atol=0)  # whichever ends first
+    with torch.no_grad():
+        assert torch.equal(model(**batch).loss, together[0])
+
+
+def test_packs_side_by_side_share_the_token_budget_and_the_work(fresh, two_threads):
+    model, processor = fresh
+    batch = processor.collate(samples(processor), packed=True)
+    spans, marks = packing._spans(batch["position_ids"], batch["labels"][0] != -100)
+    longest, n_tokens = max(stop - start for start, stop in spans), len(marks)
+    for budget in (n_tokens, 2 * longest + 1, 2 * longest, longest):
+        n_workers, limit = packing._side_by_side(spans, budget, 2)
+        packs = packing._packs(spans, marks, limit)
+        assert n_workers == (1 if budget == longest else 2)
+        assert n_workers * max(pack.stop - pack.start for pack in packs) <= budget
+        assert [length for pack in packs for length in pack.lengths] == [stop - start for start, stop in spans]
+        model.token_budget = budget
+        two_threads.clear()
+        model(**batch).loss.backward()
+        assert len({name for name, *_ in two_threads}) <= n_workers
+        assert max(n for *_, n in two_threads) <= limit
+
+
+def test_what_draws_random_numbers_is_not_spread_over_threads(bases, two_threads):
+    model, processor = build(tiny.tiny_spec(bases, lora=dataclasses.replace(LORA, dropout=0.5)))
+    batch = processor.collate(samples(processor), packed=True)
+    awake(model)(**batch).loss.backward()
+    assert {name for name, *_ in two_threads} == {"MainThread"}
+    two_threads.clear()
+    model.eval()(**batch).loss.backward()
+    assert "MainThread" not in {name for name, *_ in two_threads}
+
+
+def test_an_error_in_a_thread_comes_out_of_the_step(fresh, two_threads, monkeypatch):
+    model, processor = fresh
+
+    def fails(*args, **more):
+        raise RuntimeError(f"no memory in {threading.current_thread().name.split('_')[0]}")
+
+    monkeypatch.setattr(packing, "_layer", fails)
+    with pytest.raises(RuntimeError, match="no memory in pack"):
+        model(**processor.collate(samples(processor), packed=True))
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
@@ -168,8 +246,10 @@ def packed_row():
     return embeds, positions, labels
 
 
+@pytest.mark.parametrize("kept", [0, 1000], ids=["made anew", "kept"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_the_packed_loss_is_that_of_transformers_on_each_sample_in_double_precision(kv_heads):
+def test_the_packed_loss_is_that_of_transformers_on_each_sample_in_double_precision(kv_heads, kept, monkeypatch):
+    monkeypatch.setattr(kernels, "_KEPT", kept)
     llm = small_llm(num_key_value_heads=kv_heads)
     embeds, positions, labels = packed_row()
     ours, theirs = embeds.clone().requires_grad_(), embeds.clone().requires_grad_()
@@ -219,10 +299,10 @@ def test_torchs_attention_on_each_sample_equals_the_blocks_of_the_cpu():
         key, value = torch.randn(2, sum(LENGTHS), 2, 8, generator=generator)
         angles = torch.rand(sum(LENGTHS), 4, generator=generator)
         cos, sin = angles.cos(), angles.sin()
-        by_sample = packing._sample_by_sample(
-            packing.rotated(query, cos[rows], sin[rows]), packing.rotated(key, cos, sin), value, pack, 0.3
+        by_sample = kernels._sample_by_sample(
+            kernels.rotated(query, cos[rows], sin[rows]), kernels.rotated(key, cos, sin), value, pack, 0.3
         )
-        blocks = packing.attend(query.flatten(1), key.flatten(1), value.flatten(1), cos, sin, rows, pack, 8, 0.3)
+        blocks = kernels.attend(query.flatten(1), key.flatten(1), value.flatten(1), cos, sin, rows, pack, 8, 0.3)
         torch.testing.assert_close(by_sample.flatten(1), blocks, rtol=1e-5, atol=1e-5)
 
 
@@ -231,12 +311,12 @@ def test_torchs_attention_on_each_sample_equals_the_blocks_of_the_cpu():
 
 @pytest.mark.parametrize("kind", ["frozen", "trained", "biased"])
 def test_the_loss_in_chunks_has_value_and_gradient_of_cross_entropy(kind, monkeypatch):
-    monkeypatch.setattr(packing, "_LOGITS", 3 * 11)  # three rows at once
+    monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 3)
     torch.manual_seed(0)
     head = nn.Linear(6, 11, bias=kind == "biased").double().requires_grad_(kind == "trained")
     states, targets = torch.randn(10, 6, dtype=torch.float64), torch.randint(0, 11, (10,))
     ours, theirs = states.clone().requires_grad_(), states.clone().requires_grad_()
-    (3 * packing.summed_loss(head, ours, targets)).backward()
+    (3 * kernels.summed_loss(head, ours, targets)).backward()
     grad, head.weight.grad = head.weight.grad, None
     (3 * functional.cross_entropy(head(theirs), targets, reduction="sum")).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
@@ -244,12 +324,12 @@ def test_the_loss_in_chunks_has_value_and_gradient_of_cross_entropy(kind, monkey
 
 
 def test_logits_are_never_there_for_all_answers_at_once(monkeypatch):
-    monkeypatch.setattr(packing, "_LOGITS", 4 * 100)
+    monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 4)
     sizes = []
     linear = functional.linear
     monkeypatch.setattr(functional, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
     head = nn.Linear(8, 100, bias=False).requires_grad_(False)
-    packing.summed_loss(head, torch.randn(10, 8, requires_grad=True), torch.zeros(10, dtype=torch.long)).backward()
+    kernels.summed_loss(head, torch.randn(10, 8, requires_grad=True), torch.zeros(10, dtype=torch.long)).backward()
     assert sizes == [4, 4, 2]
 
 

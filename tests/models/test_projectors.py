@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from affectgpt.models.configuration_affectgpt import ProjectorConfig
-from affectgpt.models.projectors import Projector
+from affectgpt.models.projectors import CrossAttention, Projector
 
 KINDS = ("qformer", "linear", "attention")
 
@@ -93,3 +94,45 @@ def test_all_trainable_parameters_of_the_paper():
         video = Projector(ProjectorConfig("qformer", input_size=768, n_queries=32, max_positions=32), 4096)
         audio = Projector(ProjectorConfig("qformer", input_size=1024, n_queries=8, max_positions=8), 4096)
     assert sum(p.numel() for model in (video, audio) for p in model.parameters()) == 44_959_744
+
+
+@pytest.mark.parametrize("mask", ["all", "uneven"])
+@pytest.mark.parametrize("n_queries", [4, 6])  # up to the 4 dimensions of a head the products change their order
+def test_cross_attention_of_few_queries_has_values_and_gradients_of_the_librarys(n_queries, mask, monkeypatch):
+    model = projector("qformer", n_queries).train()
+    inputs, seen = states(3, 9).requires_grad_(), torch.ones(3, 9, dtype=torch.bool)
+    if mask == "uneven":
+        seen[1, 5:] = False
+    weights = torch.randn(3, n_queries, 12, generator=torch.Generator().manual_seed(2))
+
+    def run():
+        tokens = model(inputs, seen)
+        return tokens, torch.autograd.grad((tokens * weights).sum(), [inputs, *model.parameters()])
+
+    products = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args: products.append(1) or bmm(*args))
+    tokens, gradients = run()
+    assert len(products) == (8 if n_queries == 4 else 0)  # four in each of two layers
+    monkeypatch.setattr(CrossAttention, "forward", Blip2QFormerMultiHeadAttention.forward)
+    expected, expected_gradients = run()
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
+    names = ["states", *(name for name, _ in model.named_parameters())]
+    if n_queries == 4:
+        assert all(
+            not gradient.any()
+            for name, gradient in zip(names, gradients, strict=True)
+            if name.endswith("crossattention.attention.key.bias")
+        )
+
+
+def test_dropout_of_cross_attention_keeps_its_mean_and_the_values_bias_follows_the_weights():
+    torch.manual_seed(0)
+    few = next(part for part in projector("qformer", 4, dropout=0.5).modules() if isinstance(part, CrossAttention))
+    hidden, inputs = torch.randn(1, 4, 8), torch.randn(1, 9, 10)
+    expected = Blip2QFormerMultiHeadAttention.forward(few.eval(), hidden, encoder_hidden_states=inputs)[0]
+    few.train()
+    drawn = torch.stack([few(hidden, encoder_hidden_states=inputs)[0].detach() for _ in range(4000)])
+    assert float(drawn.std(dim=0).min()) > 0
+    torch.testing.assert_close(drawn.mean(dim=0), expected, rtol=0, atol=5 * float(drawn.std(dim=0).max()) / 4000**0.5)
