@@ -101,7 +101,7 @@ def greedy(
 
     def chosen(states: Tensor) -> Tensor:
         """The likeliest tokens.  [n, D] -> [n]"""
-        logits = head(states)
+        logits = kernels.product(head, states)
         if len(suppressed):
             logits[:, suppressed] = float("-inf")
         return logits.argmax(dim=-1)

@@ -26,6 +26,8 @@ _BLOCK = 96
 _KEPT = 8
 # Tokens that a CPU takes through a feed-forward block at once, so that what lies between its products stays in cache.
 _ROWS = 1536
+# Rows for which reading a weight takes longer than computing with it.
+_FEW_ROWS = 8
 # Elements of a norm that a CPU takes at once, so that its several passes find them in cache.
 _ELEMENTS = 1 << 17
 # Logits at once: 64 MB in fp32; on a CPU what its cache holds.
@@ -124,13 +126,15 @@ class _CpuAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, cos, sin, pack, head_dim, scale):  # type: ignore[no-untyped-def]
         ctx.pack, ctx.head_dim, ctx.scale = pack, head_dim, scale
-        ctx.keeps, kept = max(pack.lengths) <= _KEPT * head_dim, []
+        wanted, kept = any(ctx.needs_input_grad), []
+        ctx.keeps = wanted and max(pack.lengths) <= _KEPT * head_dim
         mixed = torch.empty_like(query)  # [Q, H*d]
         scaled = cos * scale, sin * scale
         for q, k, seen in _samples(pack):
             sample_query = _to_heads(query[q], head_dim, *(table[seen] for table in scaled))  # [H, n, d]
             sample_key, sample_value = _to_heads(key[k], head_dim, cos[k], sin[k]), _to_heads(value[k], head_dim)
-            kept += [sample_query, sample_key, sample_value]
+            if wanted:
+                kept += [sample_query, sample_key, sample_value]
             into = mixed[q].unflatten(1, (-1, head_dim))  # [n, H, d]
             for rows, n_keys in _blocks(q, k):
                 weights = _weights(sample_query[:, rows], sample_key[:, :n_keys])  # [Hk, G*n, m]
@@ -138,7 +142,7 @@ class _CpuAttention(torch.autograd.Function):
                 into[rows] = block.view(len(sample_query), -1, head_dim).transpose(0, 1)
                 if ctx.keeps:
                     kept.append(weights)
-        if any(ctx.needs_input_grad):
+        if wanted:
             ctx.save_for_backward(cos, sin, *kept)
         return mixed
 
@@ -231,6 +235,22 @@ def _rotate(heads: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---------------------------------------------------------------- norm and activation
 
 
+def product(linear: Any, states: Tensor) -> Tensor:
+    """linear(states), in the order that a CPU is fastest at while few tokens are written.  [n, D] -> [n, E]
+
+    Weights that are read from memory for a few rows are read twice as fast with the weights on the left; for one row
+    that is so of two equal ones (docs/speed.md).
+    """
+    n_rows = len(states)
+    plain = type(linear) is nn.Linear and states.dtype == torch.float32 and states.device.type == "cpu"
+    if not plain or n_rows > _FEW_ROWS or torch.is_grad_enabled() or hasattr(linear.weight, "ds_id"):
+        return linear(states)
+    # Rows one after the other in memory, before and after: MKL is slow with the other order.
+    rows = states.expand(2, -1) if n_rows == 1 else states
+    out = torch.mm(linear.weight, rows.contiguous().t()).t()[:n_rows].contiguous()
+    return out if linear.bias is None else out + linear.bias
+
+
 def _is_frozen(module: Any) -> bool:
     """Whether its weight is a plain tensor that does not train; one that ZeRO-3 has split only the module can use."""
     return not module.weight.requires_grad and not hasattr(module.weight, "ds_id")
@@ -308,11 +328,13 @@ class _Gated(torch.autograd.Function):
 def feed_forward(norm: Any, mlp: Any, states: Tensor) -> Tensor:
     """states + down(silu(gate(norm(states))) * up(norm(states))).  [T, D] -> [T, D]"""
     linears = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    if states.device.type == "cpu" and _is_frozen(norm) and all(map(_is_frozen_product, linears)):
+    few = len(states) <= _FEW_ROWS and not torch.is_grad_enabled()
+    if not few and states.device.type == "cpu" and _is_frozen(norm) and all(map(_is_frozen_product, linears)):
         weights = (linear.weight for linear in linears)
         return _CpuFeedForward.apply(states, norm.weight, norm.variance_epsilon, *weights)
     normed = rms_norm(norm, states)
-    return states + mlp.down_proj(_Gated.apply(mlp.gate_proj(normed), mlp.up_proj(normed)))
+    gated = _Gated.apply(product(mlp.gate_proj, normed), product(mlp.up_proj, normed))
+    return states + product(mlp.down_proj, gated)
 
 
 class _CpuFeedForward(torch.autograd.Function):

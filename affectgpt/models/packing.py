@@ -302,17 +302,17 @@ def _layer(
     """One decoder layer.  [T, D] -> [Q, D], the rows that have queries"""
     attention = layer.self_attn
     normed = kernels.rms_norm(layer.input_layernorm, states)  # [T, D]
-    key, value = attention.k_proj(normed), attention.v_proj(normed)  # [T, Hk*d]
+    key, value = (kernels.product(linear, normed) for linear in (attention.k_proj, attention.v_proj))  # [T, Hk*d]
     rows = None
     if any(pack.firsts):
         rows = pack.queries().to(states.device)
         states, normed = states[rows], normed[rows]  # [Q, D]
-    query = attention.q_proj(normed)  # [Q, H*d]
+    query = kernels.product(attention.q_proj, normed)  # [Q, H*d]
     if hasattr(attention, "q_norm"):  # Qwen3 normalises each head
         query, key = (
             kernels.rms_norm(norm, heads.view(-1, attention.head_dim)).view_as(heads)
             for norm, heads in ((attention.q_norm, query), (attention.k_norm, key))
         )
     mixed = attend(query, key, value, cos, sin, rows, pack, attention.head_dim, attention.scaling)  # [Q, H*d]
-    states = states + attention.o_proj(mixed)
+    states = states + kernels.product(attention.o_proj, mixed)
     return kernels.feed_forward(layer.post_attention_layernorm, layer.mlp, states)

@@ -355,3 +355,18 @@ def test_only_what_is_needed_is_kept_for_the_backward_pass():
         kept[name] = sum(size for place, size in found.items() if place not in weights)
         del alive
     assert kept["ours"] < kept["theirs"] * 2 / 3, kept
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_few_rows_equal_those_of_the_module(bias, monkeypatch):
+    linear = nn.Linear(40, 24, bias=bias)
+    products, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args: products.append(len(args[1][0])) or mm(*args))
+    with torch.no_grad():
+        for n in (1, 2, 8, 9):
+            states = torch.randn(40, n).t()  # the other order in memory
+            ours = kernels.product(linear, states)
+            assert ours.is_contiguous()
+            torch.testing.assert_close(ours, linear(states))
+    assert products == [2, 2, 8]  # one row is taken twice, nine go through the module
+    assert kernels.product(linear, torch.randn(2, 40)).requires_grad  # where gradients are wanted, too
