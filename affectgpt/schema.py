@@ -98,6 +98,7 @@ class Sample:
 
 
 _COLUMNS = frozenset(item.name for item in fields(Sample))
+_TRANSLATED = {f"{name}_{lang}": (name, lang) for lang in LANGUAGES for name in _TEXT_FIELDS}
 
 
 def true_labels(sample: Sample, lang: str = "en") -> tuple[str, ...]:
@@ -189,9 +190,9 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     if not isinstance(row.get("translations", {}), Mapping):
         raise ValueError(f"translations must map a language to texts, found {row['translations']!r}")
     translations = {key: dict(texts) for key, texts in row.pop("translations", {}).items()}
-    for other in LANGUAGES:
-        for name in _TEXT_FIELDS:
-            if (key := f"{name}_{other}") in row:
+    if not _TRANSLATED.keys().isdisjoint(row):
+        for key, (name, other) in _TRANSLATED.items():
+            if key in row:
                 value = row.pop(key)
                 if other == lang:
                     row.setdefault(name, value)
