@@ -27,7 +27,7 @@ _KEPT = 8
 # Tokens that a CPU takes through a feed-forward block at once, so that what lies between its products stays in cache.
 _ROWS = 1536
 # Rows for which reading a weight takes longer than computing with it.
-_FEW_ROWS = 8
+_FEW_ROWS = 16
 # Elements of a norm that a CPU takes at once, so that its several passes find them in cache.
 _ELEMENTS = 1 << 17
 # Logits at once: 64 MB in fp32; on a CPU what its cache holds.
