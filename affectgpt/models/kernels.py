@@ -242,13 +242,18 @@ def product(linear: Any, states: Tensor) -> Tensor:
     that is so of two equal ones (docs/speed.md).
     """
     n_rows = len(states)
-    plain = type(linear) is nn.Linear and states.dtype == torch.float32 and states.device.type == "cpu"
-    if not plain or n_rows > _FEW_ROWS or torch.is_grad_enabled() or hasattr(linear.weight, "ds_id"):
+    if not _is_few(states) or type(linear) is not nn.Linear or hasattr(linear.weight, "ds_id"):
         return linear(states)
     # Rows one after the other in memory, before and after: MKL is slow with the other order.
     rows = states.expand(2, -1) if n_rows == 1 else states
     out = torch.mm(linear.weight, rows.contiguous().t()).t()[:n_rows].contiguous()
     return out if linear.bias is None else out + linear.bias
+
+
+def _is_few(states: Tensor) -> bool:
+    """Whether `product` has a way of its own; in bf16 the usual one is the fastest."""
+    is_fp32 = states.dtype == torch.float32 and states.device.type == "cpu"
+    return is_fp32 and len(states) <= _FEW_ROWS and not torch.is_grad_enabled()
 
 
 def _is_frozen(module: Any) -> bool:
@@ -328,8 +333,12 @@ class _Gated(torch.autograd.Function):
 def feed_forward(norm: Any, mlp: Any, states: Tensor) -> Tensor:
     """states + down(silu(gate(norm(states))) * up(norm(states))).  [T, D] -> [T, D]"""
     linears = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    few = len(states) <= _FEW_ROWS and not torch.is_grad_enabled()
-    if not few and states.device.type == "cpu" and _is_frozen(norm) and all(map(_is_frozen_product, linears)):
+    if (
+        not _is_few(states)
+        and states.device.type == "cpu"
+        and _is_frozen(norm)
+        and all(map(_is_frozen_product, linears))
+    ):
         weights = (linear.weight for linear in linears)
         return _CpuFeedForward.apply(states, norm.weight, norm.variance_epsilon, *weights)
     normed = rms_norm(norm, states)

@@ -180,9 +180,12 @@ def packed_loss(
     """
     targets = functional.pad(labels, (0, 1), value=-100)[0, 1:]  # [T]; place t predicts token t + 1
     spans, marks = _spans(position_ids, targets != -100)
-    # Dropout draws from one generator, whose numbers threads would take in an order of chance.
-    alone = embeds.device.type != "cpu" or any(
-        isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in llm.modules()
+    # Dropout draws from one generator, whose numbers threads would take in an order of chance; and weights that ZeRO-3
+    # has split are gathered in an order that all processes share.
+    alone = (
+        embeds.device.type != "cpu"
+        or any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in llm.modules())
+        or any(hasattr(parameter, "ds_id") for parameter in llm.parameters())
     )
     n_threads = 1 if alone else torch.get_num_threads()
     n_workers, limit = _side_by_side(spans, token_budget or len(marks), n_threads)

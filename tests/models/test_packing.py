@@ -153,6 +153,13 @@ def test_what_draws_random_numbers_is_not_spread_over_threads(bases, two_threads
     assert "MainThread" not in {name for name, *_ in two_threads}
 
 
+def test_weights_that_zero3_has_split_are_not_gathered_by_threads(fresh, two_threads):
+    model, processor = fresh
+    next(model.language_model.parameters()).ds_id = 0
+    model(**processor.collate(samples(processor), packed=True)).loss.backward()
+    assert {name for name, *_ in two_threads} == {"MainThread"}
+
+
 def test_an_error_in_a_thread_comes_out_of_the_step(fresh, two_threads, monkeypatch):
     model, processor = fresh
 
