@@ -377,3 +377,9 @@ def test_products_of_few_rows_equal_those_of_the_module(bias, monkeypatch):
             torch.testing.assert_close(ours, linear(states))
     assert products == [2, 2, 16]  # one row is taken twice, seventeen go through the module
     assert kernels.product(linear, torch.randn(2, 40)).requires_grad  # where gradients are wanted, too
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_rows_of_logits_shrink_with_the_vocabulary_down_to_what_keeps_a_product_busy(device):
+    rows = [kernels._rows_at_once(vocabulary, torch.device(device)) for vocabulary in (1_000, 2_000, 10_000_000)]
+    assert rows[0] >= 2 * rows[1] > 2 * rows[2] == 128
