@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -150,3 +152,9 @@ def emotion_llama(seed: int = 7, width: int = LLM_WIDTH) -> State:
     for number in (1, 2, 3):
         state |= draw.linear(f"feats_llama_proj{number}", HEARD_WIDTH, width)
     return state | draw.linear("attention.fc_att", 8, 7) | draw.linear("attention.feats_prep.0.0", HEARD_WIDTH, 8)
+
+
+def save(state: State, path: Path, key: str | None = "model", **others: object) -> Path:
+    """A file of `torch.save`: the state below `key`, beside `others`, or the bare state."""
+    torch.save({key: state, **others} if key else state, path)
+    return path

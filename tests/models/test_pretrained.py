@@ -14,10 +14,11 @@ from affectgpt.models import (
     ProjectorSpec,
     SamplingSpec,
     build,
-    convert,
     save_trained,
 )
+from affectgpt.models.convert import convert
 from affectgpt.models.pretrained import folder_of, start_from, start_of
+from affectgpt.runtime import sha256_of_file
 from tests.models import foreign, tiny
 
 
@@ -26,7 +27,7 @@ def base(tmp_path_factory):
     """A converted sound branch, for HuBERT's 32 states and an LLM of 32."""
     folder = tmp_path_factory.mktemp("converted")
     torch.save({"model": foreign.audio_branch()}, folder / "a.pth")
-    convert.convert([folder / "a.pth"], folder / "base")
+    convert([folder / "a.pth"], folder / "base")
     return folder / "base"
 
 
@@ -66,7 +67,7 @@ def test_branches_of_the_folder_are_taken_and_the_others_stay_random(spec, base)
     assert started["random"] == ["projectors.frames"]
     assert started["sources"]["projectors.audio"] == {
         "file": "a.pth",
-        "sha256": convert.sha256_of_file(base.parent / "a.pth"),
+        "sha256": sha256_of_file(base.parent / "a.pth"),
     }
 
 
@@ -108,7 +109,7 @@ def test_scores_without_softmax_do_not_start_a_projection_with_softmax(spec, tmp
     state = foreign.affectgpt_2025(targets={"self_attn.q_proj": (32, 32)})
     state = {name: tensor for name, tensor in state.items() if name.startswith("audio")}
     torch.save({"model": state}, tmp_path / "a.pth")
-    convert.convert([tmp_path / "a.pth"], tmp_path / "base")
+    convert([tmp_path / "a.pth"], tmp_path / "base")
     described = json.loads((tmp_path / "base" / "projectors.json").read_text())
     assert described["branches"]["audio"]["projector"]["softmax"] is False
     model, _ = built(with_audio(spec, kind="attention", n_queries=1, max_positions=0))
@@ -129,7 +130,7 @@ def emotion_llama(spec, tmp_path, **lora):
 def test_adapters_are_taken_with_the_projections(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(foreign, "HEARD_WIDTH", 32)
     torch.save({"model": foreign.emotion_llama()}, tmp_path / "e.pth")
-    convert.convert([tmp_path / "e.pth"], tmp_path / "base")
+    convert([tmp_path / "e.pth"], tmp_path / "base")
     model, _ = built(emotion_llama(spec, tmp_path))
     started = start_from(model, tmp_path / "base")
     assert started["pretrained"] == ["projectors.audio", "lora"]

@@ -1,0 +1,166 @@
+"""Published files in, safetensors out: nothing from a file is run, and memory holds one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from affectgpt.runtime import sha256_of_file
+
+
+class ConvertError(ValueError):
+    """A file cannot be converted; the message says which, why, and what to do."""
+
+
+@dataclass
+class Weights:
+    """The named tensors of one file, read when asked for.
+
+    Attributes:
+        shapes: name -> shape, of every tensor.
+        dtypes: name -> torch dtype.
+        load: name -> tensor. Of files that can be mapped, only what is asked for gets into memory.
+        remarks: what a person should know about the file itself.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    load: Callable[[str], Tensor]
+    remarks: list[str] = field(default_factory=list)
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of_file(self.path)
+
+
+def open_weights(path: Path) -> Weights:
+    """Look into a .safetensors file or a file of `torch.save`, whatever it is called.
+
+    Raises:
+        ConvertError: it is neither, it holds more than tensors and plain values, or it holds no named tensors.
+    """
+    if not path.is_file():
+        raise ConvertError(f"{path} does not exist or is no file")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if len(head) == 9 and head[8:] == b"{":  # eight bytes of length, then JSON
+        return _open_safetensors(path)
+    remarks = []
+    try:
+        if head.startswith(b"PK"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:  # before torch 1.6 files were one pickle, which cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            remarks.append("in torch's old format, so it was read whole into memory")
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)[^\n]*", str(error))
+        raise ConvertError(
+            f"{path} is refused ({refused[0] if refused else str(error).splitlines()[0]}): it holds objects besides "
+            "tensors, or is no checkpoint, and opening such objects runs code from the file. If you trust its source, "
+            "open it in the program that wrote it, keep the tensors only and convert that file: "
+            "torch.save({'model': {k: v for k, v in checkpoint['model'].items()}}, 'tensors.pth')"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise ConvertError(
+            f"{path} cannot be read ({reason[0] if reason else type(error).__name__}); "
+            "is the download complete, and is it a checkpoint at all?"
+        ) from error
+    tensors = _tensors_of(content, path, remarks)
+    return Weights(
+        path,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: tensor.dtype for name, tensor in tensors.items()},
+        tensors.__getitem__,
+        remarks,
+    )
+
+
+def _open_safetensors(path: Path) -> Weights:
+    shapes, dtypes = {}, {}
+    try:
+        file = safe_open(path, framework="pt")
+        for name in file.keys():  # noqa: SIM118  (not a mapping)
+            part = file.get_slice(name)
+            shapes[name] = tuple(part.get_shape())
+            dtypes[name] = _DTYPES[part.get_dtype()]
+    except SafetensorError as error:
+        raise ConvertError(f"{path} cannot be read ({error}); is the download complete?") from error
+    return Weights(path, shapes, dtypes, file.get_tensor)
+
+
+def _tensors_of(content: Any, path: Path, remarks: list[str]) -> dict[str, Tensor]:
+    """The state dict in what `torch.load` gave: the dictionary itself, or the one it keeps under a usual name."""
+    for key in ("model", "state_dict", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            if others := sorted(str(name) for name in content if name != key):
+                remarks.append(f"beside {key!r} it holds {', '.join(others)}: not used")
+            content = content[key]
+            break
+    tensors = (
+        {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise ConvertError(f"{path} holds no dictionary of named tensors but {type(content).__name__}")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to write; `load` makes it when its turn has come."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+
+
+def write_safetensors(path: Path, entries: Sequence[Entry]) -> int:
+    """Write tensors one after another, so that memory holds one at a time; returns the bytes of the file.
+
+    The library's own writer wants all of them at once. Format: eight bytes of header length, a JSON header with the
+    place of each tensor, then the bytes (github.com/huggingface/safetensors, Format).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry in entries:
+        size = math.prod(entry.shape) * entry.dtype.itemsize
+        header[entry.name] = {
+            "dtype": _DTYPE_NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            tensor = entry.load().detach().to(entry.dtype).contiguous()
+            if tuple(tensor.shape) != entry.shape:
+                raise ConvertError(f"{entry.name} is {list(tensor.shape)}, announced as {list(entry.shape)}")
+            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return path.stat().st_size
