@@ -338,7 +338,7 @@ def serve() -> None:
     """Entry point of python -m affectgpt.serve."""
 
     def run(config: conf_schema.ServeConfig) -> int:
-        from affectgpt.serve import run_server
+        from affectgpt.serve.command import run_server
 
         return run_server(config)
 

@@ -40,7 +40,6 @@ SIDEWAYS = {
     ("cli", "study"),
     ("cli", "cache"),
     ("cli", "serve"),
-    ("serve", "cli"),
     ("cache", "cli"),
     ("study", "commands"),
 }

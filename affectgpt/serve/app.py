@@ -1,0 +1,200 @@
+"""The web application: who is let in, which address gives what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.conf_schema import ServeConfig
+from affectgpt.serve.ask import read_ask
+from affectgpt.serve.batches import Batcher
+from affectgpt.serve.models import Served, prepare
+from affectgpt.serve.problems import Problem
+from affectgpt.serve.replies import completion, events, reply_of
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request as HttpRequest
+    from starlette.responses import Response
+
+KEY_VARIABLE = "AFFECTGPT_API_KEY"
+BODY_TIMEOUT_S = 60.0
+
+
+class Gate:
+    """ASGI middleware: lets in who has the key, and no more requests for answers than there is room for.
+
+    A request counts from its first line to the last byte of its answer, so that bodies cannot pile up in memory.
+    """
+
+    def __init__(
+        self, app: Any, api_key: str | None, most: int, retry_s: Callable[[], int], counts: dict[str, int]
+    ) -> None:
+        self._app = app
+        self._key = api_key
+        self._most = most
+        self._retry_s = retry_s
+        self._counts = counts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self._app(scope, receive, send)
+            return
+        if self._key is not None and not self._is_known(dict(scope["headers"]).get(b"authorization", b"")):
+            text = f"no valid key: expected the header 'Authorization: Bearer <the server's {KEY_VARIABLE}>'"
+            await Problem(401, text, code="invalid_api_key").response()(scope, receive, send)
+            return
+        if scope["path"] != "/v1/chat/completions":
+            await self._app(scope, receive, send)
+            return
+        if self._counts["open"] >= self._most:
+            text = f"{self._counts['open']} requests are being answered, and there is room for {self._most}; come again"
+            problem = Problem(429, text, code="queue_full", retry_s=self._retry_s())
+            await problem.response()(scope, receive, send)
+            return
+        self._counts["open"] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._counts["open"] -= 1
+
+    def _is_known(self, header: bytes) -> bool:
+        scheme, _, given = header.partition(b" ")
+        assert self._key is not None
+        return hmac.compare_digest(given.strip(), self._key.encode()) and scheme.lower() == b"bearer"
+
+
+def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None) -> Starlette:
+    """The web application: /v1/chat/completions, /v1/models and /health."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    counts = {"open": 0}
+    created = int(time.time())
+    decoders = ThreadPoolExecutor(config.n_decoders, "decoder")
+    batcher = Batcher(served.generate, max_batch=config.max_batch, max_wait_s=config.max_wait_ms / 1000)
+
+    def retry_s() -> int:
+        n_batches = len(batcher.waiting) / config.max_batch + 1
+        return min(60, max(1, math.ceil(n_batches * batcher.last_s)))
+
+    async def chat(request: HttpRequest) -> Response:
+        ask = read_ask(await _read_body(request, config), served.name, config)
+        prepared = await asyncio.get_running_loop().run_in_executor(decoders, partial(prepare, served, ask, config))
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+        future = batcher.put(prepared)
+        if ask.stream:
+            rows = events(head, future, ask.include_usage)
+            return StreamingResponse(rows, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        gone = asyncio.ensure_future(_disconnected(request))
+        await asyncio.wait([future, gone], return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not future.done():
+            future.cancel()
+            return Response(status_code=499)  # nobody reads it
+        return JSONResponse(completion(head, reply_of(future)))
+
+    def about() -> dict[str, Any]:
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "affectgpt",
+            "sees": list(served.sees),
+        }
+
+    async def models(request: HttpRequest) -> Response:
+        return JSONResponse({"object": "list", "data": [about()]})
+
+    async def model(request: HttpRequest) -> Response:
+        if (name := request.path_params["name"]) != served.name:
+            raise Problem(404, f"model {name!r} is not served here; expected {served.name!r}", code="model_not_found")
+        return JSONResponse(about())
+
+    async def health(request: HttpRequest) -> Response:
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": served.name,
+                "requests": counts["open"],
+                "waiting": len(batcher.waiting),
+                "answered": batcher.n_answered,
+                "batches": batcher.n_batches,
+                "largest_batch": batcher.largest,
+            }
+        )
+
+    async def problem(request: HttpRequest, error: Problem) -> Response:
+        return error.response()
+
+    async def http_error(request: HttpRequest, error: HTTPException) -> Response:
+        known = "GET /health, GET /v1/models, POST /v1/chat/completions"
+        text = f"{request.method} {request.url.path}: {error.detail}; expected one of {known}"
+        return Problem(error.status_code, text).response()
+
+    async def failure(request: HttpRequest, error: Exception) -> Response:
+        return Problem(500, "the server failed on this request; its log says why").response()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        work = asyncio.ensure_future(batcher.run())
+        yield
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        decoders.shutdown()
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/health", health),
+        ],
+        middleware=[Middleware(Gate, api_key, config.max_requests, retry_s, counts)],
+        exception_handlers={Problem: problem, HTTPException: http_error, Exception: failure},
+        lifespan=lifespan,
+    )
+
+
+async def _read_body(request: HttpRequest, config: ServeConfig) -> Any:
+    """The JSON of a request, read up to the limit."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a page in a browser can send others without the server's consent
+        raise Problem(415, f"Content-Type is {kind!r}; expected application/json")
+    most = int(config.max_request_mb * 1e6)
+    too_long = Problem(413, f"the body is longer than {config.max_request_mb:g} MB (max_request_mb); send less media")
+    if int(request.headers.get("content-length") or 0) > most:
+        raise too_long
+
+    async def read() -> bytes:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > most:
+                raise too_long
+        return bytes(data)
+
+    try:
+        return json.loads(await asyncio.wait_for(read(), BODY_TIMEOUT_S))
+    except asyncio.TimeoutError:
+        raise Problem(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"the body is no JSON ({error})") from None
+
+
+async def _disconnected(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,73 @@
+"""python -m affectgpt.serve: check the settings, load the model, listen until told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+from affectgpt.conf_schema import ServeConfig
+from affectgpt.runtime import UserError
+from affectgpt.serve.app import KEY_VARIABLE, build_app
+from affectgpt.serve.models import load_served
+
+log = logging.getLogger("affectgpt")
+
+
+def run_server(config: ServeConfig) -> int:
+    """Load the model, listen and answer until SIGTERM or Ctrl-C; running requests are finished first."""
+    check(config)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}; pip install 'affectgpt[serve]'") from None
+    api_key = os.environ.get(KEY_VARIABLE)
+    if api_key is not None and not api_key.strip():
+        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; give it a key, or unset it")
+    listener = bind(config.host, config.port)
+    with contextlib.closing(listener):
+        served = load_served(config)
+        if api_key is None and config.host not in ("127.0.0.1", "localhost", "::1"):
+            log.warning("%s: anybody who reaches %s can ask; set %s", served.name, config.host, KEY_VARIABLE)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        sees = ", ".join(served.sees) or "text only"
+        log.info("serving %s (%s) at http://%s:%d/v1", served.name, sees, host, listener.getsockname()[1])
+        signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn hands the signal on once all is answered
+        app = build_app(served, config, api_key=api_key)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+    return 0
+
+
+def exit_with(code: int) -> None:
+    raise SystemExit(code)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at that address, before a model is loaded in vain."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)  # connections wait from here on, also while the model is loaded
+    except (OSError, OverflowError) as error:
+        raise UserError(f"host={host} port={port}: cannot listen there ({error}); try another port=") from error
+    return listener
+
+
+def check(config: ServeConfig) -> None:
+    """Raise UserError where settings make no sense."""
+    for name in ("max_batch", "max_requests", "max_request_mb", "max_media_s", "max_images", "max_megapixels"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
+    for name in ("max_new_tokens", "max_tokens_limit", "n_frames", "n_decoders"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} is {getattr(config, name)}; expected at least 1")
+    if config.max_wait_ms < 0:
+        raise UserError(f"max_wait_ms is {config.max_wait_ms}; expected 0 or more")
+    if config.media_folder is not None and not Path(config.media_folder).expanduser().is_dir():
+        raise UserError(f"media_folder={config.media_folder}: no such folder")

@@ -1,0 +1,122 @@
+"""The media of a request, checked before they are decoded: what they are, how large, how long."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.conf_schema import ServeConfig
+from affectgpt.serve.ask import Medium
+from affectgpt.serve.problems import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CONTAINERS = "mov,matroska,avi,wav,mp3,flac,ogg,aac,mpegts,flv,asf"
+"""Demuxers of ffmpeg that requests may reach: files that hold media. Others (concat, hls, dash ...) hold names of
+files, and would open them."""
+
+
+class Files:
+    """The media of one request as files, checked against the limits; what came as bytes lies in `folder`."""
+
+    def __init__(self, folder: Path, config: ServeConfig) -> None:
+        self._folder = folder
+        self._config = config
+        self._named: dict[str, str] = {}
+
+    def path(self, medium: Medium | None) -> str | None:
+        """The file of a video or sound."""
+        if medium is None:
+            return None
+        path = medium.path
+        if path is None:
+            assert medium.data is not None
+            path = self._folder / str(len(self._named))
+            path.write_bytes(medium.data)
+        self._named[str(path)] = medium.where
+        check_media(path, medium, self._config)
+        return str(path)
+
+    def scrubbed(self, message: str) -> str:
+        """`message` with places in the request instead of paths of this machine."""
+        for path, where in self._named.items():
+            message = message.replace(path, where)
+        return message
+
+
+def check_media(path: Path, medium: Medium, config: ServeConfig) -> None:
+    """Raise Problem unless `path` holds media itself, in the stated format, of a size and length within the limits."""
+    import av
+
+    longest_s = 0.0
+    try:
+        with av.open(
+            f"file:{path}",
+            container_options={"protocol_whitelist": "file", "format_whitelist": _CONTAINERS},
+            metadata_errors="ignore",
+        ) as container:
+            found = container.format.name
+            streams = [stream for stream in container.streams if stream.type in ("video", "audio")]
+            for stream in streams:
+                if stream.type == "video" and stream.codec_context is not None:
+                    _check_pixels(stream.codec_context.width, stream.codec_context.height, medium.where, config)
+            # Headers may state anything; packets say how much there is to decode.
+            sums = dict.fromkeys((stream.index for stream in streams), 0.0)
+            for packet in container.demux(streams) if streams else ():
+                sums[packet.stream_index] += float((packet.duration or 0) * (packet.time_base or 0))
+                longest_s = max(longest_s, sums[packet.stream_index])
+                if longest_s > config.max_media_s:
+                    break
+    except av.FFmpegError as error:
+        expected = f"a media file that ffmpeg reads as one of {_CONTAINERS}"
+        raise Problem(
+            400, f"{medium.where}: cannot be read ({error.strerror}); expected {expected}", param=medium.where
+        ) from None
+    if medium.kind and found != medium.kind:
+        raise Problem(400, f"{medium.where}: format says {medium.kind}, found {found}", param=medium.where)
+    if longest_s > config.max_media_s:
+        raise Problem(
+            400, f"{medium.where}: longer than {config.max_media_s:g} s (max_media_s); cut it", param=medium.where
+        )
+
+
+def _check_pixels(width: int, height: int, where: str, config: ServeConfig) -> None:
+    if width * height > config.max_megapixels * 1e6:
+        most = f"{config.max_megapixels:g} megapixels (max_megapixels)"
+        raise Problem(400, f"{where}: {width} x {height} pixels; expected at most {most}: shrink it", param=where)
+
+
+def read_pictures(images: Sequence[Medium], n: int | None, config: ServeConfig) -> tuple[np.ndarray, list[int]]:
+    """`n` of the pictures, spread evenly in their order as frames of a video are (None = all), and which they are.
+
+    Returns:
+        uint8 [T,H,W,3] RGB, and T indices; with fewer than `n` pictures some repeat.
+
+    Raises:
+        Problem: one cannot be read or is too large, or their sizes differ.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from affectgpt.media import uniform_indices
+
+    pictures = []
+    for medium in images:
+        assert medium.data is not None
+        try:
+            picture = Image.open(io.BytesIO(medium.data), formats=("JPEG", "PNG", "WEBP"))
+            _check_pixels(*picture.size, medium.where, config)
+            pictures.append(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = str(error).partition(" <")[0]
+            raise Problem(
+                400, f"{medium.where}: no picture to be read ({reason}); expected JPEG, PNG or WebP", param=medium.where
+            ) from None
+    if len(sizes := {picture.shape for picture in pictures}) > 1:
+        found = sorted(f"{width} x {height}" for height, width, _ in sizes)
+        raise Problem(400, f"pictures of {', '.join(found)} pixels; expected frames of one clip, all of one size")
+    indices = uniform_indices(len(pictures), n or len(pictures)).tolist()
+    return np.stack([pictures[index] for index in indices]), indices

@@ -1,0 +1,157 @@
+"""Answers are those of infer.py, and say what was really seen and heard."""
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from affectgpt import conf_schema as conf
+from affectgpt.llm import Media
+from affectgpt.media import read_frames
+from affectgpt.mllm import Request, load
+from affectgpt.serve.ask import read_ask
+from affectgpt.serve.models import Chat, prepare
+
+from .. import tiny_chat
+from .conftest import N, ask, asking, error_of, frames_of, running, text, uri, video
+
+
+def test_a_video_gets_the_answer_of_infer_and_is_seen_and_heard_alike(client, inferred, manifest):
+    for name in ("clip0", "clip11"):  # the second has no sound
+        for url in (uri(manifest.parent / f"{name}.mp4"), f"{name}.mp4", f"file://{manifest.parent / name}.mp4"):
+            answer = ask(client, video(url), affectgpt={"subtitle": "I see."})
+            row, told = inferred[name], answer.affectgpt
+            assert answer.choices[0].message.content == row["text"]
+            assert answer.choices[0].finish_reason == {"eos": "stop", "length": "length"}[row["finish"]]
+            assert answer.usage.completion_tokens == row["n_tokens"]
+            assert answer.usage.total_tokens == row["n_tokens"] + answer.usage.prompt_tokens
+            assert told["modalities"] == row["modalities"]
+            assert told["media"] == row["media"]
+            assert told["labels"] == row.get("labels", [])
+            assert (told["task"], told["prompt_version"]) == (row["task"], row["prompt_version"])
+            assert told["left_out"] == ({} if name == "clip0" else {"audio": "not in the request"})
+
+
+def test_frames_given_as_pictures_leave_the_motion_branch_out_and_the_answer_says_so(client, manifest):
+    clip = manifest.parent / "clip3.mp4"
+    told = ask(client, *frames_of(clip, 4), affectgpt={"task": "labels"}).affectgpt
+    assert told["modalities"] == ["frames"]
+    assert told["media"] == {"frames": {"pictures": [0, 2]}}
+    assert told["left_out"] == {
+        "audio": "not in the request",
+        "motion": "the clip came as pictures, not as a video",
+    }
+
+
+def test_pictures_that_lose_nothing_are_what_the_video_holds(served, client, manifest):
+    clip = manifest.parent / "clip4.mp4"
+    pictures = []
+    for image in read_frames(clip, 2).images:
+        Image.fromarray(image).save(file := io.BytesIO(), "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        pictures.append({"type": "image_url", "image_url": {"url": url, "detail": "high"}})
+    by_pictures = ask(client, *pictures)
+    by_video = ask(client, video("clip4.mp4"), affectgpt={"modalities": ["frames"]})
+    assert by_pictures.choices[0].message.content == by_video.choices[0].message.content
+    assert by_pictures.usage == by_video.usage
+    assert by_video.affectgpt["left_out"]["motion"] == "not asked for"
+    config = conf.ServeConfig(media_folder=str(manifest.parent))
+    fed = [
+        prepare(served, read_ask(asking(*parts), "tiny", config), config).inputs["pixel_values"]
+        for parts in (pictures, pictures[::-1], [video("clip4.mp4")])
+    ]
+    assert (fed[0] == fed[2]).all()
+    assert (fed[1] == fed[2].flip(0)).all()
+
+
+def test_a_sound_is_heard_in_place_of_the_track_of_the_video(client, manifest):
+    tone = (0.3 * np.sin(np.arange(8000))).astype(np.float32)
+    told = ask(client, video("clip0.mp4"), Media.sound(tone, 16000).part()).affectgpt
+    assert told["media"]["audio"]["duration_s"] == 0.5
+    alone = ask(client, Media.sound(tone, 16000).part())
+    assert alone.affectgpt["modalities"] == ["audio"]
+
+
+def test_text_is_the_question_in_place_of_the_task(served, client, manifest):
+    own = ask(client, video("clip0.mp4"), text("What does the person feel, and why?"))
+    assert own.affectgpt["task"] is None
+    assert "labels" not in own.affectgpt
+    again = ask(client, text("What does the person feel, and why?"), video("clip0.mp4"))
+    assert again.choices[0].message.content == own.choices[0].message.content
+    longer = ask(client, video("clip0.mp4"), text("What does the person feel, and why? Look well."))
+    assert longer.usage.prompt_tokens > own.usage.prompt_tokens
+
+
+def test_a_question_without_media_and_a_chat_of_several_turns_are_answered(client):
+    turns = [("user", "Merge these."), ("assistant", "Done."), ("user", "Shorter.")]
+    messages = [{"role": role, "content": words} for role, words in turns]
+    whole, first = ask(client, messages=messages), ask(client, messages=messages[:1])
+    assert whole.usage.prompt_tokens > first.usage.prompt_tokens
+    assert first.affectgpt["modalities"] == []
+
+
+def test_a_placeholder_in_a_text_is_text(client):
+    plain, spiked = (ask(client, text(words)) for words in ("audio", "<audio>"))
+    assert spiked.affectgpt["modalities"] == []
+    assert 0 < spiked.usage.prompt_tokens - plain.usage.prompt_tokens < 10
+
+
+def test_tasks_and_languages_are_those_of_the_prompts(client):
+    sizes = {
+        key: ask(client, video("clip0.mp4"), affectgpt=options).usage.prompt_tokens
+        for key, options in {
+            "both": {},
+            "labels": {"task": "labels"},
+            "zh": {"lang": "zh"},
+            "fixed": {"task": "fixed", "candidates": ["sad", "happy"]},
+            "told": {"subtitle": "I see."},
+        }.items()
+    }
+    assert len(set(sizes.values())) == 5
+
+
+def test_a_seeded_draw_is_repeated_whoever_asks_beside_it(client):
+    def draw(seed):
+        answer = ask(client, video("clip0.mp4"), temperature=1.5, seed=seed)
+        return answer.choices[0].message.content
+
+    alone = draw(5)
+    with ThreadPoolExecutor(6) as pool:
+        drawn = list(pool.map(draw, [5, 6, 5, 7, 5, 8]))
+    assert drawn[0] == drawn[2] == drawn[4] == alone
+    assert len(set(drawn)) > 1
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return load(tiny_chat.write_qwen2_5_omni(tmp_path_factory.mktemp("omni")), device="cpu")
+
+
+def test_another_chat_model_answers_as_it_does_in_process(chat, manifest):
+    clip = manifest.parent / "clip2.mp4"
+    config = {"name": "tiny", "n_frames": 4, "media_folder": str(manifest.parent)}
+    with running(Chat(chat, conf.ServeConfig(**config)), config=config) as (client, url):
+        answer = ask(client, video("clip2.mp4"), text("How is she?"))
+        only_text = ask(
+            client, messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hm?"}]
+        )
+        pictures = ask(client, *frames_of(clip, 4), text("How is she?"))
+        refused = error_of(url, asking(text("a"), temperature=1))[1]["message"]
+        wrong = error_of(url, asking(text("a"), affectgpt={"task": "labels"}))[1]["message"]
+    served = Chat(chat, conf.ServeConfig(**config))
+    assert answer.affectgpt["modalities"] == ["frames", "audio"]
+    assert pictures.affectgpt == {"modalities": ["frames"], "media": {"frames": {"pictures": [0, 1, 2, 3]}}}
+    (alone,) = chat.answer([Request("Hm?", system="Be brief.")], N)
+    assert (only_text.choices[0].message.content, only_text.usage.prompt_tokens) == (alone.text, alone.n_prompt_tokens)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": [video("clip2.mp4"), text("How is she?")]}]}
+    prepared = prepare(served, read_ask(body, "tiny", conf.ServeConfig(**config)), conf.ServeConfig(**config))
+    frames = read_frames(clip, 4)
+    assert (prepared.inputs.images == frames.images).all()
+    assert prepared.inputs.sound.duration_s == pytest.approx(chat.max_sound_s, abs=0.1)
+    (direct,) = chat.answer([prepared.inputs], N)
+    assert answer.choices[0].message.content == direct.text
+    assert "answers greedily here" in refused
+    assert "affectgpt is for AffectGPT" in wrong
