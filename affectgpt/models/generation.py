@@ -81,6 +81,7 @@ def greedy(
     batch_size: int,
     stop_ids: Sequence[int],
     suppressed_ids: Sequence[int] = (),
+    watch: Callable[[Any, Sequence[int]], None] | None = None,
 ) -> Iterator[tuple[Any, list[int]]]:
     """Continue prompts by the likeliest token until a stop token or their limit.
 
@@ -88,6 +89,7 @@ def greedy(
         take: gives the next prompts, at most so many as asked; none = there are no more.
         batch_size: rows that are continued together.
         suppressed_ids: tokens that are never written.
+        watch: is called after each pass with the key and all new tokens so far of every open prompt.
 
     Yields:
         (key, new tokens with the stop token) of each prompt as it ends.
@@ -106,6 +108,12 @@ def greedy(
             logits[:, suppressed] = float("-inf")
         return logits.argmax(dim=-1)
 
+    def ended() -> list[tuple[Any, list[int]]]:
+        if watch is not None:
+            for row in rows._rows:
+                watch(row.key, row.tokens)
+        return rows.close_ended(stops)
+
     while True:
         room = batch_size - len(rows)
         if waiting and (room >= few or not len(rows)):
@@ -113,13 +121,13 @@ def greedy(
             waiting = len(prompts) == room
             for some in _portions(prompts):
                 rows.open(some, chosen(rows.read(some)))
-            yield from rows.close_ended(stops)
+            yield from ended()
             if not len(rows) and waiting:
                 continue
         if not len(rows):
             return
         rows.add(chosen(rows.step(table(rows.tokens))))
-        yield from rows.close_ended(stops)
+        yield from ended()
 
 
 def _portions(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:

@@ -56,7 +56,9 @@ def by_transformers(model, processor, row: dict[str, Tensor], n_tokens: int, sto
     return output[0, batch["input_ids"].shape[1] :].tolist()
 
 
-def by_loop(model, processor, rows, limits: list[int], stops: list[int], batch_size: int) -> dict[int, list[int]]:
+def by_loop(
+    model, processor, rows, limits: list[int], stops: list[int], batch_size: int, watch=None
+) -> dict[int, list[int]]:
     waiting = []
     for key, (row, limit) in enumerate(zip(rows, limits, strict=True)):
         batch = processor.collate([row], for_generation=True)
@@ -68,7 +70,11 @@ def by_loop(model, processor, rows, limits: list[int], stops: list[int], batch_s
         return taken
 
     suppressed = model.generation_config.suppress_tokens or ()
-    return dict(greedy(model.language_model, take, batch_size=batch_size, stop_ids=stops, suppressed_ids=suppressed))
+    return dict(
+        greedy(
+            model.language_model, take, batch_size=batch_size, stop_ids=stops, suppressed_ids=suppressed, watch=watch
+        )
+    )
 
 
 def test_every_batch_size_writes_the_tokens_of_each_prompt_alone_with_limits_and_early_stops(built):
@@ -99,6 +105,22 @@ def test_places_of_ended_rows_are_taken_at_once_and_never_more_than_the_batch_is
     assert sum(sizes) == sum(limit - 1 for limit in limits)
     assert sizes.index(min(sizes)) > len(sizes) - max(limits)
     assert len(sizes) < sum(limit - 1 for limit in limits) / 2
+
+
+def test_who_watches_sees_every_token_of_every_prompt_as_it_comes(built):
+    model, processor = built
+    limits, seen = [3, 8, 1, 5, 4, 8], {}
+
+    def watch(key, tokens):
+        lengths = seen.setdefault(key, [])
+        if not lengths or len(tokens) > len(lengths[-1]):
+            lengths.append(list(tokens))
+
+    rows = encoded(processor, len(limits))
+    answers = by_loop(model, processor, rows, limits, [], 3, watch)
+    assert answers == by_loop(model, processor, rows, limits, [], 3)
+    for key, tokens in answers.items():
+        assert seen[key] == [tokens[: n + 1] for n in range(len(tokens))]
 
 
 def test_buffers_end_as_long_as_the_longest_row_needs(built):
