@@ -25,6 +25,7 @@ from affectgpt.models import (
     ProjectorSpec,
     SamplingSpec,
     bases,
+    quantize,
 )
 from affectgpt.models.checkpoint import load_trained
 from affectgpt.runtime import UserError, sha256_of_file
@@ -180,6 +181,7 @@ def load(
     else:
         model = AffectGPTForConditionalGeneration.from_pretrained(folder)
         processor = AffectGPTProcessor.from_pretrained(folder)
+    quantize.check_shapes(model, torch_device(device))
     model.to(torch_device(device))
     model.eval()
     weights = next(iter(sorted(folder.glob("*.safetensors"))))

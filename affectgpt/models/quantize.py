@@ -46,6 +46,33 @@ def loading_options(quantization: str | None, dtype: torch.dtype) -> dict[str, A
     return {"quantization_config": config, "device_map": {"": "cpu"}}  # the caller moves it, as any other model
 
 
+def check_shapes(model: nn.Module, device: torch.device) -> None:
+    """Refuse, before anything is computed, nf4 layers that `device` cannot answer with.
+
+    On CPUs with AVX-512 BF16 bitsandbytes packs them anew at the first answer, in tiles of 32 rows and 64 columns
+    (`bitsandbytes.functional._convert_weight_packed_for_cpu`, 0.50). GPUs, other CPUs and training take any shape.
+
+    Raises:
+        ValueError: names the first layer that does not fit, its shape, and how many there are.
+    """
+    if device.type != "cpu":
+        return
+    misfits = {
+        name: [module.out_features, module.in_features]
+        for name, module in model.named_modules()
+        if getattr(module, "support_avx512bf16_for_cpu", False)
+        and (module.out_features % 32 or module.in_features % 64)
+    }
+    if misfits:
+        name, shape = next(iter(misfits.items()))
+        more = f" (and {len(misfits) - 1} more layers)" if len(misfits) > 1 else ""
+        raise ValueError(
+            f"nf4: {name} is {shape}{more}; on this CPU rows must be a multiple of 32 and columns one of 64. "
+            "Take model.llm.quantization=int8, which has no such limit, leave the LLM unpacked "
+            "(null in training, none in inference), or run on a GPU"
+        )
+
+
 def n_weights(parameter: torch.Tensor) -> int:
     """How many numbers `parameter` stands for; two of them share a byte in nf4."""
     state = getattr(parameter, "quant_state", None)

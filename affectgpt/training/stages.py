@@ -26,7 +26,7 @@ from affectgpt.data.stream import Part, Recipe, TrainingStream, weighted, with_t
 from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
-from affectgpt.models import build, pretrained, trainable_table
+from affectgpt.models import build, pretrained, quantize, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors, read_spec
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS
 from affectgpt.runtime import (
@@ -204,6 +204,7 @@ def _train(
     log.info("%s", trainable_table(model))
 
     device = torch_device(config.device)
+    quantize.check_shapes(model, device)  # an evaluation would find out too late
     to_deepspeed = distributed.deepspeed_config(config.strategy, n_trainable)
     if config.strategy.name == "zero3":
         assert to_deepspeed is not None

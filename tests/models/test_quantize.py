@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from affectgpt import loading
 from affectgpt.models import LoraSpec, build, load_trained, trainable_table
 from affectgpt.models.checkpoint import save_trained
-from affectgpt.models.quantize import loading_options, weight_bytes
+from affectgpt.models.quantize import check_shapes, loading_options, weight_bytes
 
 from . import tiny
 
@@ -98,6 +100,44 @@ def test_a_checkpoint_remembers_how_its_llm_was_packed(paths, tmp_path):
     packed = next(line for line in trainable_table(model).splitlines() if line.startswith("language_model"))
     whole = next(line for line in trainable_table(unpacked).splitlines() if line.startswith("language_model"))
     assert packed == whole  # counted as weights, not as bytes
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(32, 64), (64, 128), (32, 96), (32, 32), (48, 64), (31, 63)])
+def test_a_shape_is_refused_where_its_answer_would_fail(rows, columns):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the quantization extra")
+    torch.manual_seed(0)
+    packed = bitsandbytes.nn.Linear4bit(columns, rows, bias=False, quant_type="nf4").to("cpu").requires_grad_(False)
+    model = nn.ModuleDict({"proj": packed}).eval()
+    refused = failed = False
+    try:
+        check_shapes(model, torch.device("cpu"))
+    except ValueError:
+        refused = True
+    try:
+        model["proj"](torch.ones(1, 2, columns))
+    except (AssertionError, RuntimeError):
+        failed = True
+    assert refused == failed
+
+
+def test_a_checkpoint_asked_for_in_nf4_names_the_layer_that_is_too_narrow(bases, tmp_path, monkeypatch):
+    """The tiny LLM is 32 wide. Other CPUs than those with AVX-512 BF16 take it."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the quantization extra")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model, processor = build(tiny.tiny_spec(bases))
+    save_trained(model, processor, tmp_path / "best")
+    with pytest.raises(ValueError, match="nf4") as raised:
+        loading.load(str(tmp_path / "best"), tmp_path, device="cpu", quantization="nf4")
+    assert str(raised.value).startswith(
+        "nf4: language_model.model.layers.0.self_attn.q_proj is [32, 32] (and 11 more layers); "
+        "on this CPU rows must be a multiple of 32 and columns one of 64. Take model.llm.quantization=int8"
+    )
+    packed, _ = load_trained(tmp_path / "best", llm_quantization="nf4")
+    assert isinstance(
+        packed.get_submodule("language_model.model.layers.0.self_attn.q_proj"), bitsandbytes.nn.Linear4bit
+    )
+    check_shapes(packed, torch.device("cuda"))  # a GPU takes it
+    loading.load(str(tmp_path / "best"), tmp_path, device="cpu", quantization="int8")
 
 
 def test_an_unknown_packing_and_a_missing_package_are_named(monkeypatch):

@@ -254,6 +254,18 @@ def test_a_stage_starts_from_the_end_of_the_last_complete_run(finished, base_mod
     assert RunRecord.read(result.run).values["init_from"] == str(run / "checkpoint-6")
 
 
+def test_an_llm_too_narrow_to_answer_in_nf4_is_refused_before_the_first_step(
+    base_models, manifest, tmp_path, monkeypatch
+):
+    pytest.importorskip("bitsandbytes", reason="needs the quantization extra")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    narrow = make_train_config(base_models, manifest, tmp_path)
+    narrow.device, narrow.model.llm.quantization = "cpu", "nf4"
+    with pytest.raises(ValueError, match=r"q_proj is \[32, 32\] .* on this CPU rows must be a multiple of 32"):
+        run_stage(narrow)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
 def test_projections_for_another_shape_are_refused_with_the_tensor(finished, base_models, manifest, tmp_path):
     wrong = make_train_config(base_models, manifest, tmp_path, name="fine", init_from=str(finished[1]))
     wrong.model.projectors["audio"] = ProjectorConfig(n_queries=5, hidden_size=16, n_layers=2, n_heads=2)
