@@ -215,8 +215,8 @@ def _candidate(text: str, column: str, common: Sequence[str]) -> conf_schema.Ann
     shown = {"audio": "[sound]", "video": "[images]"}.get(column)
     given = [item for item in common if not item.startswith(("annotator=", "annotator.model=", "annotator.sees="))]
     chosen = [f"annotator={kind}"]
-    chosen += [f"annotator.model={_quoted(model)}"] if model else []
-    chosen += [f"annotator.base_url={_quoted(server)}"] if server else []
+    chosen += [f"annotator.model={_literal(model)}"] if model else []
+    chosen += [f"annotator.base_url={_literal(server)}"] if server else []
     chosen += [f"annotator.sees={shown}"] if shown and kind != "local" else []
     given = [item for item in given if not (server and item.startswith("annotator.base_url="))]
     return compose("annotate", [*given, *chosen]).annotator
@@ -428,16 +428,17 @@ def positional_to_overrides(arguments: Sequence[str], key: str) -> list[str]:
         # Hydra's own options and their values (--cfg job) stay. A path may itself hold "=": an existing file wins over
         # an override of that spelling.
         is_option = text.startswith("-") or before in _HYDRA_OPTIONS
-        (plain if not is_option and ("=" not in text or Path(text).exists()) else rest).append(text)
+        (plain if not is_option and ("=" not in text or os.path.exists(text)) else rest).append(text)
     if not plain:
         return rest
-    return [*rest, f"{key}=[{','.join(map(_quoted, plain))}]"]
+    return [*rest, f"{key}=[{','.join(map(_literal, plain))}]"]
 
 
 def quote_texts(arguments: Sequence[str], schema: type) -> list[str]:
     """Quote the values of text settings for Hydra, whose grammar gives quotes, commas and braces in them a meaning.
 
-    `null` and values that are quoted for Hydra already stay, and so does everything in a sweep (-m).
+    `null` and values that are quoted for Hydra already stay, and so does everything in a sweep (-m). What people said
+    is taken to the letter: in it quotes around the whole and `${...}` mean themselves, too.
 
     >>> quote_texts(["subtitle=It's ok, a=b", "split=null", "json=true"], conf_schema.InferConfig)
     ["subtitle='It\\\\'s ok, a=b'", 'split=null', 'json=true']
@@ -448,11 +449,17 @@ def quote_texts(arguments: Sequence[str], schema: type) -> list[str]:
     changed = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        is_plain = key in texts and equals and value not in ("", "null") and not _QUOTED.fullmatch(value)
-        changed.append(f"{key}={_quoted(value)}" if is_plain and not Path(argument).exists() else argument)
+        # os.path.exists, because Path.exists raises where a long text is no possible name of a file.
+        if key not in texts or not equals or value in ("", "null") or os.path.exists(argument):
+            changed.append(argument)
+        elif key in _SPOKEN:
+            changed.append(f"{key}={_literal(value)}")
+        else:
+            changed.append(argument if _QUOTED.fullmatch(value) else f"{key}={_quoted(value)}")
     return changed
 
 
+_SPOKEN = ("subtitle",)  # settings that hold what people said
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
 
@@ -471,8 +478,8 @@ def folders_as_data(arguments: Sequence[str]) -> list[str]:
         if key != "data" or not value or not manifest.is_file():
             changed.append(argument)
             continue
-        changed += ["data=own_manifest", f"data.name={_quoted(manifest.parent.name)}"]
-        changed += [f"data.coarse=[{{manifest:{_quoted(str(manifest))}}}]", "data.fine=[]", "data.test=[]"]
+        changed += ["data=own_manifest", f"data.name={_literal(manifest.parent.name)}"]
+        changed += [f"data.coarse=[{{manifest:{_literal(str(manifest))}}}]", "data.fine=[]", "data.test=[]"]
     return changed
 
 
@@ -493,7 +500,12 @@ def whole_weights(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(text: str) -> str:
     """`text` as a quoted string of Hydra: there a backslash means itself, except in front of a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", _escape, text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", _escape, text) + "'"
+
+
+def _literal(text: str) -> str:
+    """`text` as a quoted string of Hydra in which `${` is no interpolation (to OmegaConf a backslash in front says so)."""
+    return _quoted(re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", text))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -120,7 +120,7 @@ def test_an_existing_file_with_an_equals_sign_is_an_input(tmp_path, monkeypatch)
 
 
 def test_awkward_names_survive_the_way_through_hydra():
-    names = ["it's.mp4", "a,b.mp4", "x [1].mp4", "ü 你好.mp4", "c:\\d.mp4", "$x{y}.mp4", "50%.mp4"]
+    names = ["it's.mp4", "a,b.mp4", "x [1].mp4", "ü 你好.mp4", "c:\\d.mp4", "$x{y}.mp4", "${x}.mp4", "50%.mp4"]
     assert compose("infer", positional_to_overrides(names, "input")).input == names
 
 
@@ -132,16 +132,30 @@ def test_ctrl_c_ends_with_one_line_and_130(capsys):
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
 
 
-@pytest.mark.parametrize("text", ["I'm fine.", 'It\'s "ok", a=b, {好的} [x]', "trailing\\", "a: b", "7", "'tis"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm fine.", 'It\'s "ok", a=b, {好的} [x]', "trailing\\", "a: b", "7", "'tis", '"All of it in quotes."',
+        "'Oh.'", "costs ${price}, said ${oc.env:HOME}", "${", r"\${x} \\${y} '${z}'", "}{", "a\\\n", "true", "~x @y #z",
+        "long " * 200,
+    ],
+)  # fmt: skip
 def test_a_subtitle_is_taken_as_it_is_written(text):
     arguments = quote_texts([f"subtitle={text}"], InferConfig)
     assert compose("infer", arguments).subtitle == text
 
 
-def test_texts_quoted_for_hydra_and_null_stay_as_hydra_reads_them():
-    arguments = quote_texts(["subtitle='I\\'m, well'", 'out="p.jsonl"', "split=null"], InferConfig)
-    config = compose("infer", arguments)
-    assert (config.subtitle, config.out, config.split) == ("I'm, well", "p.jsonl", None)
+def test_the_command_takes_a_subtitle_that_looks_like_an_interpolation(tmp_path):
+    result = run("infer.py", "nowhere.mp4", "subtitle=I owe ${x}, he said", f"paths.runs={tmp_path}", cwd=tmp_path)
+    assert "nowhere.mp4: no such file" in result.stderr
+
+
+def test_settings_quoted_for_hydra_interpolations_in_them_and_null_stay_as_hydra_reads_them():
+    arguments = quote_texts(
+        ["subtitle=null", "checkpoint='I\\'m, well'", "out=${paths.runs}/p.jsonl", "split=null"], InferConfig
+    )
+    config = compose("infer", [*arguments, "paths.runs=here"])
+    assert (config.subtitle, config.checkpoint, config.out, config.split) == (None, "I'm, well", "here/p.jsonl", None)
 
 
 def test_tasks_given_on_the_command_line_replace_those_of_the_recipe():
