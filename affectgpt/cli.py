@@ -504,7 +504,7 @@ def _quoted(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """`text` as a quoted string of Hydra in which `${` is no interpolation (to OmegaConf a backslash in front says so)."""
+    """`text` as a quoted string of Hydra in which `${` is no interpolation: OmegaConf wants a backslash before it."""
     return _quoted(re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", text))
 
 
