@@ -20,10 +20,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from affectgpt.conf_schema import CacheConfig, SourceConfig
 from affectgpt.runtime import UserError, set_up_logging
-from affectgpt.schema import BadSample, Sample
+from affectgpt.schema import BadSample, Sample, sample_from_row, to_json
 
 if TYPE_CHECKING:
     from affectgpt.data.states import StateStore
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("affectgpt")
 
 _CLIPS_A_TASK = {"cpu": 8, "cuda": 128}
+_TIMES = 3  # that a task is begun on a cluster before it is held for what ends the actors
 GB = 10**9
 
 
@@ -210,38 +212,104 @@ def in_processes(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int |
 
 
 def on_ray(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None) -> Iterator[Done]:
-    """Encode on a Ray cluster: one actor a card or a core; the cache must lie on storage that all nodes share."""
+    """Encode with Ray Data on a cluster, an actor a card or core; the cache must lie on storage that all nodes share.
+
+    Actors that are lost begin anew, and with them their clips; what they have put into the cache is not made again.
+    """
     try:
         import ray
-        from ray.exceptions import RayActorError
-        from ray.util import ActorPool
+        import ray.data
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
-        raise UserError("engine=ray needs ray: pip install 'affectgpt[cluster]'") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
-    resource = "GPU" if job.device == "cuda" else "CPU"
-    n_actors = n_processes or int(ray.cluster_resources().get(resource, 1))
-    remote = ray.remote(num_gpus=1, num_cpus=1)(_Actor) if resource == "GPU" else ray.remote(num_cpus=1)(_Actor)
-    pool = ActorPool([remote.remote(job) for _ in range(max(1, min(n_actors, len(tasks))))])
+        raise UserError(f"engine=ray needs Ray Data ({error}): pip install 'affectgpt[cluster]'") from error
+    # For its own actors Ray Data makes Ray's core write an error that is none to the terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    is_ours = not ray.is_initialized()
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
-        yield from pool.map_unordered(lambda actor, task: actor.encode.remote(task), list(tasks))
-    except RayActorError as error:
+        resource, share = ("GPU", {"num_gpus": 1}) if job.device == "cuda" else ("CPU", {"num_cpus": 1})
+        n_actors = max(1, min(n_processes or int(ray.cluster_resources().get(resource, 1)), len(tasks)))
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Begun).remote()
+        rows = [{"task": number, "clips": "\n".join(map(to_json, task))} for number, task in enumerate(tasks)]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            fn_constructor_args=(job, begun),
+            batch_size=1,  # of tasks; a block holds one, so that each is heard of as it ends
+            compute=ray.data.ActorPoolStrategy(size=n_actors),
+            **share,
+        )
+        _quieten(dataset.context)
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            for row in map(json.loads, batch["said"]):
+                if "error" in row:
+                    raise UserError(row["error"])
+                yield Done(**{**row, "bad": [BadSample(**bad) for bad in row["bad"]]})
+    except RayTaskError:
+        raise  # a defect in what an actor runs; it carries the actor's traceback
+    except RayError as error:
         raise UserError(f"a process of the Ray cluster ended ({error}); the same command goes on") from error
     finally:
-        ray.shutdown()
+        if is_ours:
+            ray.shutdown()
+
+
+def _quieten(context: Any) -> None:
+    """No words of Ray Data on the terminal (its log is in the session's folder), and time for a cluster to grow."""
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+class _Begun:
+    """How often each task was begun; an actor, since Ray Data itself would begin a task for ever."""
+
+    def __init__(self) -> None:
+        self._times: Counter[int] = Counter()
+
+    def again(self, task: int) -> int:
+        self._times[task] += 1
+        return self._times[task]
 
 
 class _Actor:
-    """`Encoder` as a Ray actor; Ray shows each actor its own card as number 0."""
+    """`Encoder` in an actor of Ray Data, which shows each its own card as number 0; texts in, texts out.
 
-    def __init__(self, job: Job) -> None:
+    The encoders wait for the first task, and what the user can mend is told in words: an error would come back with
+    advice on settings of Ray Data.
+    """
+
+    def __init__(self, job: Job, begun: Any) -> None:
+        self._job = job
+        self._begun = begun
+        self._encoder: Encoder | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        return {"said": [json.dumps(self._said(*row)) for row in zip(batch["task"], batch["clips"], strict=True)]}
+
+    def _said(self, task: int, clips: str) -> dict[str, Any]:
+        import ray
+
+        samples = [sample_from_row(json.loads(line)) for line in clips.split("\n")]
+        if ray.get(self._begun.again.remote(int(task))) > _TIMES:
+            error = (
+                f"{_TIMES} processes of the Ray cluster ended over the clips {samples[0].id!r} to {samples[-1].id!r}"
+            )
+            return {"error": f"{error}, perhaps for want of memory; the same command goes on, what was encoded is kept"}
+        try:
+            if self._encoder is None:
+                self._encoder = self._new_encoder()
+            return asdict(self._encoder(samples))
+        except (UserError, ValueError, FileNotFoundError) as error:
+            return {"error": str(error)}
+
+    def _new_encoder(self) -> Encoder:
         import torch
 
-        if job.device == "cpu":
+        if self._job.device == "cpu":
             torch.set_num_threads(1)
-        self._encoder = Encoder(job)
-
-    def encode(self, samples: Sequence[Sample]) -> Done:
-        return self._encoder(samples)
+        return Encoder(self._job)
 
 
 # ---- care ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from safetensors.torch import load_file
 
 from affectgpt import cache as module
 from affectgpt import conf_schema as conf
-from affectgpt.cache import collect, list_stores, main, run_build, stores
+from affectgpt.cache import Done, collect, list_stores, main, on_ray, run_build, stores
 from affectgpt.data.states import folder_bytes
 from affectgpt.models import AffectGPTForConditionalGeneration
 from affectgpt.runtime import UserError
-from affectgpt.schema import read_samples, write_jsonl
+from affectgpt.schema import BadSample, Sample, read_samples, write_jsonl
 from affectgpt.training.stages import run_stage
 
 from .conftest import make_train_config
@@ -163,14 +164,101 @@ def test_an_unknown_engine_is_named(base_models, manifest, tmp_path):
         run_build(build_config(base_models, manifest, tmp_path, engine="spark"))
 
 
-def test_a_ray_cluster_fills_the_same_cache(base_models, manifest, built, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
+def test_a_ray_cluster_fills_the_same_cache_and_lists_bad_clips(base_models, manifest, built, tmp_path, monkeypatch):
+    pytest.importorskip("ray.data")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    assert run_build(build_config(base_models, manifest, tmp_path, engine="ray")) == 0
+    samples, _ = read_samples(manifest)
+    torn = tmp_path / "torn.mp4"
+    data = bytearray(Path(samples[0].video).read_bytes())
+    data[len(data) // 4 : -3000] = bytes(len(data[len(data) // 4 : -3000]))  # its header is sound: actors find it out
+    torn.write_bytes(data)
+    own = tmp_path / "m.jsonl"
+    write_jsonl(own, [*samples, replace(samples[0], id="torn", video=str(torn))])
+    config = build_config(base_models, own, tmp_path, engine="ray")
+    config.data.coarse, config.data.fine, config.data.test = [conf.SourceConfig(manifest=str(own))], [], []
+    config.data.on_bad = "skip"
+    monkeypatch.setitem(module._CLIPS_A_TASK, "cpu", 4)
+    assert run_build(config) == 3
+    (row,) = (tmp_path / "cache" / "bad_samples.jsonl").read_text().splitlines()
+    assert json.loads(row)["id"] == "torn"
+    assert "torn.mp4" in json.loads(row)["reason"]
     ours = {store.folder.name: store for store in stores(tmp_path / "cache")}
     for store in stores(Path(built.paths.cache)):
         assert sorted(ours[store.folder.name]) == sorted(store)
         assert all(torch.equal(ours[store.folder.name].read(name)[0], store.read(name)[0]) for name in store)
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        yield
+        ray.shutdown()
+
+
+def on_one_actor(encode, n_tasks: int):
+    """What comes of `n_tasks` tasks of two clips, v<task> and w<task>, by an actor that does `encode` for encoders."""
+
+    class Actor(module._Actor):
+        def _new_encoder(self):
+            return encode
+
+    tasks = [[Sample(id=f"{letter}{task}", video="clip.mp4") for letter in "vw"] for task in range(n_tasks)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_Actor", Actor)
+        yield from on_ray(SimpleNamespace(device="cpu"), tasks, 1)
+
+
+def test_a_task_whose_actor_is_killed_is_done_by_the_next_one(ray_session, tmp_path):
+    def encode(samples):
+        mark = tmp_path / samples[0].id
+        if samples[0].id == "v1" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Done(len(samples), [BadSample(samples[1].id, "here", "torn")], 0)
+
+    done = list(on_one_actor(encode, n_tasks=4))
+    assert (tmp_path / "v1").exists()
+    assert sum(item.n_cached for item in done) == 8
+    assert sorted(item.bad[0].id for item in done) == ["w0", "w1", "w2", "w3"]
+
+
+def test_clips_that_kill_every_actor_end_the_build_and_are_named(ray_session, tmp_path):
+    def encode(samples):
+        if samples[0].id == "v2":
+            (tmp_path / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Done(len(samples), [], 0)
+
+    with pytest.raises(UserError, match="3 processes of the Ray cluster ended over the clips 'v2' to 'w2'"):
+        list(on_one_actor(encode, n_tasks=4))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_mistake_in_an_actor_ends_the_build_in_its_own_words(ray_session):
+    def encode(samples):
+        raise FileNotFoundError("audio: no base model folder")
+
+    with pytest.raises(UserError, match=r"^audio: no base model folder$"):
+        list(on_one_actor(encode, n_tasks=2))
+
+
+def test_a_build_on_a_ray_cluster_that_is_left_begins_no_more_tasks(ray_session, tmp_path):
+    def encode(samples):
+        (tmp_path / samples[0].id).touch()
+        time.sleep(0.1)
+        return Done(len(samples), [], 0)
+
+    build = on_one_actor(encode, n_tasks=30)
+    assert next(build).n_cached == 2
+    build.close()
+    n_begun = len(list(tmp_path.iterdir()))
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) <= n_begun + 1 < 30
 
 
 def test_the_list_names_modality_encoder_clips_and_size(cache):
