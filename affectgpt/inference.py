@@ -27,6 +27,7 @@ from affectgpt.models import generation
 from affectgpt.prompts import MODALITIES, PROMPT_VERSION, render
 from affectgpt.runtime import UserError, append_jsonl_records, stable_hash, write_json_atomic
 from affectgpt.schema import BadSample, Prediction, Sample, prediction_from_row, to_json
+from affectgpt.streaming import Listener, Streamer, Telling
 
 log = logging.getLogger("affectgpt")
 
@@ -93,20 +94,37 @@ Engine = Callable[[Any, Any, Iterable[Mapping[str, Any]], Decoding], Iterator[An
 """(model, processor, encoded samples, decoding) -> their answers, in order."""
 
 
-def answers(model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding) -> Iterator[Answer]:
+def answers(
+    model: Any,
+    processor: Any,
+    inputs: Iterable[Mapping[str, Any]],
+    decoding: Decoding,
+    listeners: Mapping[int, Listener] | None = None,
+) -> Iterator[Answer]:
     """Answers to encoded samples (`processor.encode`), in their order; `inputs` is read as far as there is room.
 
     Greedy answers come from `models.generation` where it knows the LLM; all others from transformers' `generate`. The
     text is the same as that of each sample alone.
+
+    Args:
+        listeners: by the place of an input: are told the text of its answer as far as it is certain, while it is being
+            written. With beams nothing is certain before the end.
     """
     is_greedy = not decoding.do_sample and decoding.num_beams == 1
     by = _by_own_loop if is_greedy and generation.knows(model) else _by_transformers
-    return by(model, processor, inputs, decoding)
+    telling = Telling(processor.tokenizer, processor.stop_token_ids, listeners) if listeners else None
+    return by(model, processor, inputs, decoding, telling)
 
 
-def generate_texts(model: Any, processor: Any, inputs: Sequence[Mapping[str, Any]], decoding: Decoding) -> list[Answer]:
+def generate_texts(
+    model: Any,
+    processor: Any,
+    inputs: Sequence[Mapping[str, Any]],
+    decoding: Decoding,
+    listeners: Mapping[int, Listener] | None = None,
+) -> list[Answer]:
     """`answers` to samples that are all at hand."""
-    return list(answers(model, processor, inputs, decoding))
+    return list(answers(model, processor, inputs, decoding, listeners))
 
 
 def predict(
@@ -241,7 +259,11 @@ def answer_of(processor: Any, tokens: Sequence[int]) -> Answer:
 
 
 def _by_own_loop(
-    model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding
+    model: Any,
+    processor: Any,
+    inputs: Iterable[Mapping[str, Any]],
+    decoding: Decoding,
+    telling: Telling | None = None,
 ) -> Iterator[Answer]:
     source = enumerate(inputs)
 
@@ -263,6 +285,7 @@ def _by_own_loop(
         batch_size=decoding.batch_size,
         stop_ids=stops if isinstance(stops, list) else [] if stops is None else [stops],
         suppressed_ids=model.generation_config.suppress_tokens or (),
+        watch=None if telling is None else telling.tell,
     ):
         ended[number] = tokens
         while n_given in ended:
@@ -275,12 +298,17 @@ _SORTED_BATCHES = 4
 
 
 def _by_transformers(
-    model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding
+    model: Any,
+    processor: Any,
+    inputs: Iterable[Mapping[str, Any]],
+    decoding: Decoding,
+    telling: Telling | None = None,
 ) -> Iterator[Answer]:
     size = decoding.batch_size
     # What is drawn at random belongs to a sample by its place in the run, so sampled answers keep the input's order.
     n_together = size if decoding.do_sample else _SORTED_BATCHES * size
     source = iter(inputs)
+    n_before = 0
     while window := list(islice(source, n_together)):
         order = list(range(len(window)))
         if not decoding.do_sample:
@@ -288,15 +316,18 @@ def _by_transformers(
         made: dict[int, Answer] = {}
         for start in range(0, len(order), size):
             places = order[start : start + size]
-            made |= zip(
-                places, _batch_by_transformers(model, processor, [window[p] for p in places], decoding), strict=True
-            )
+            streamer = None
+            if telling is not None and decoding.num_beams == 1:
+                streamer = Streamer(telling, [n_before + place for place in places])
+            rows = [window[place] for place in places]
+            made |= zip(places, _batch_by_transformers(model, processor, rows, decoding, streamer), strict=True)
+        n_before += len(window)
         yield from (made[place] for place in range(len(window)))
 
 
 @torch.no_grad()
 def _batch_by_transformers(
-    model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], decoding: Decoding
+    model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], decoding: Decoding, streamer: Streamer | None
 ) -> list[Answer]:
     batch = processor.collate(rows, for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
@@ -306,6 +337,8 @@ def _batch_by_transformers(
     else:
         # Given as None, they also silence the sampling values that a chat model's own generation config may carry.
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if streamer is not None:
+        options["streamer"] = streamer
     output = model.generate(**batch, **options)
     return [answer_of(processor, tokens) for tokens in output[:, batch["input_ids"].shape[1] :].tolist()]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 
 from affectgpt.media import Waveform
 from affectgpt.runtime import UserError
+from affectgpt.streaming import Listener, Streamer, Telling
 
 log = logging.getLogger("affectgpt")
 
@@ -116,8 +117,17 @@ class TransformersChat:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
-    def answer(self, requests: Sequence[Request], max_new_tokens: int = 256) -> list[Reply]:
+    def answer(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 256,
+        listeners: Mapping[int, Listener] | None = None,
+    ) -> list[Reply]:
         """Greedy answers in the order of `requests`; those that show media of one shape are generated together.
+
+        Args:
+            listeners: by the place of a request: are told the text of its answer as far as it is certain, while it is
+                being written.
 
         Raises:
             UserError: a request shows what this model cannot see, or sound of a wrong rate or beyond `max_sound_s`.
@@ -128,9 +138,11 @@ class TransformersChat:
             shape = None if request.images is None else request.images.shape
             groups.setdefault((shape, request.sound is not None), []).append(place)
         replies: dict[int, Reply] = {}
+        telling = Telling(self._tokenizer, self._ends, listeners) if listeners else None
         for places in groups.values():
             together = [requests[place] for place in places]
-            replies |= zip(places, self._generate(self.encode(together), max_new_tokens), strict=True)
+            streamer = Streamer(telling, places) if telling else None
+            replies |= zip(places, self._generate(self.encode(together), max_new_tokens, streamer), strict=True)
         return [replies[place] for place in range(len(requests))]
 
     def render(self, request: Request) -> str:
@@ -194,9 +206,8 @@ class TransformersChat:
         return moved
 
     @torch.no_grad()
-    def _generate(self, inputs: dict[str, Any], max_new_tokens: int) -> list[Reply]:
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
+    def _generate(self, inputs: dict[str, Any], max_new_tokens: int, streamer: Streamer | None) -> list[Reply]:
+        ends = self._ends
         output = self.model.generate(
             **self.move(inputs),
             max_new_tokens=max_new_tokens,
@@ -206,6 +217,7 @@ class TransformersChat:
             top_p=None,
             top_k=None,
             pad_token_id=self._tokenizer.pad_token_id,
+            streamer=streamer,
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         replies = []
@@ -215,6 +227,12 @@ class TransformersChat:
             n_new = len(row) if stop is None else stop + 1
             replies.append(Reply(text, int(mask.sum()), n_new, "length" if stop is None else "eos"))
         return replies
+
+    @property
+    def _ends(self) -> set[int]:
+        """The tokens behind which an answer has ended."""
+        ends = self.model.generation_config.eos_token_id
+        return set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
 
     def _check(self, request: Request) -> None:
         shows = {"images": request.images is not None, "sound": request.sound is not None}

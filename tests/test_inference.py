@@ -198,3 +198,45 @@ def test_no_samples_give_no_answers(built):
     assert generate_texts(*built, [], Decoding()) == []
     assert list(predict(*built, [], Reader(), asking=Asking(), decoding=Decoding())) == []
     assert generation.knows(built[0])
+
+
+def encoded(processor, n: int) -> list:
+    return [
+        processor.encode(tiny.question(*SHOWN[i % 5]), tiny.media(*SHOWN[i % 5], seed=i, duration_s=0.15))
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("decoding", [Decoding(3, 12), Decoding(3, 12, do_sample=True), Decoding(3, 12, num_beams=2)])
+def test_listeners_hear_beginnings_of_their_answers_and_change_none(built, monkeypatch, decoding):
+    model, processor = built
+    stopping_early(model, processor, monkeypatch)
+    rows = encoded(processor, 7)
+    torch.manual_seed(0)
+    plain = generate_texts(model, processor, rows, decoding)
+    heard = {number: [] for number in (0, 2, 3, 6)}
+    torch.manual_seed(0)
+    listeners = {number: texts.append for number, texts in heard.items()}
+    assert generate_texts(model, processor, rows, decoding, listeners) == plain
+    assert decoding.num_beams > 1 or len({answer.n_tokens for answer in plain}) > 1
+    for number, texts in heard.items():
+        assert all(plain[number].text.startswith(text) for text in texts)
+        assert texts == sorted(texts, key=len)
+        if plain[number].finish == "eos" and plain[number].text and decoding.num_beams == 1:
+            assert texts[-1] == plain[number].text
+    assert bool(sum(map(len, heard.values()))) == (decoding.num_beams == 1)
+
+
+@pytest.mark.parametrize("own_loop", [True, False])
+def test_the_first_words_are_heard_after_a_few_of_many_steps(built, monkeypatch, own_loop):
+    model, processor = built
+    place, name = (generation._Rows, "step") if own_loop else (type(model.language_model), "forward")
+    step, steps, heard_at = getattr(place, name), [], []
+    monkeypatch.setattr(place, name, lambda self, *args, **more: steps.append(1) or step(self, *args, **more))
+    monkeypatch.setattr(generation, "knows", lambda model: own_loop)
+    listeners = {0: lambda text: heard_at.append(len(steps))}
+    (answer,) = generate_texts(model, processor, encoded(processor, 1), Decoding(1, 40), listeners)
+    assert answer.n_tokens == 40
+    assert len(steps) >= 39
+    assert heard_at[0] < 10
+    assert len(set(heard_at)) > 10

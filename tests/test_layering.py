@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
 LEVELS = {
     0: ("schema", "prompts"),
-    1: ("conf_schema", "confdoc", "runtime", "llm", "media", "tables", "doctor", "mllm_video"),
+    1: ("conf_schema", "confdoc", "runtime", "llm", "media", "tables", "doctor", "mllm_video", "streaming"),
     2: ("metrics", "data", "models", "mllm"),
     3: ("training", "inference", "inference_vllm", "loading", "costs", "zeroshot", "annotate", "demo"),
     4: ("cli", "cache", "commands", "export", "hub", "plan", "study", "analyze", "submit", "convert", "serve"),

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from affectgpt.serve.ask import read_ask
 from affectgpt.serve.batches import Batcher
 from affectgpt.serve.models import Served, prepare
 from affectgpt.serve.problems import Problem
-from affectgpt.serve.replies import completion, events, reply_of
+from affectgpt.serve.replies import Draft, completion, events, reply_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -94,10 +95,12 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         ask = read_ask(await _read_body(request, config), served.name, config)
         prepared = await asyncio.get_running_loop().run_in_executor(decoders, partial(prepare, served, ask, config))
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
-        future = batcher.put(prepared)
         if ask.stream:
-            rows = events(head, future, ask.include_usage)
+            draft = Draft()
+            future = batcher.put(replace(prepared, listener=draft.write))
+            rows = events(head, future, draft, ask.include_usage)
             return StreamingResponse(rows, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        future = batcher.put(prepared)
         gone = asyncio.ensure_future(_disconnected(request))
         await asyncio.wait([future, gone], return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()

@@ -14,6 +14,7 @@ from affectgpt.runtime import UserError
 from affectgpt.serve.ask import Ask, Options, Wish
 from affectgpt.serve.media import Files, read_pictures
 from affectgpt.serve.problems import Problem, short
+from affectgpt.streaming import Listener
 
 if TYPE_CHECKING:
     from affectgpt.loading import LoadedModel
@@ -28,12 +29,14 @@ class Prepared:
         inputs: what the model takes.
         facts: for the field `affectgpt` of the answer.
         reads_labels: whether labels are looked for in the answer.
+        listener: is told the answer as far as it is certain; a batch that is tried again tells it from the beginning.
     """
 
     inputs: Any
     wish: Wish
     facts: dict[str, Any]
     reads_labels: bool = False
+    listener: Listener | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ class AffectGPT:
             decoding = replace(decoding, do_sample=True, temperature=wish.temperature, top_p=wish.top_p)
         if wish.seed is not None:
             seed_everything(wish.seed)
-        texts = generate_texts(self._model, self._processor, [item.inputs for item in items], decoding)
+        inputs = [item.inputs for item in items]
+        texts = generate_texts(self._model, self._processor, inputs, decoding, _listeners(items))
         replies = []
         for item, (text, n_new, finish) in zip(items, texts, strict=True):
             labels = {"labels": list(read_labels(text).labels)} if item.reads_labels else {}
@@ -207,11 +211,16 @@ class Chat:
 
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:
         """Answers to requests with one wish."""
-        replies = self._chat.answer([item.inputs for item in items], items[0].wish.max_new_tokens)
+        inputs = [item.inputs for item in items]
+        replies = self._chat.answer(inputs, items[0].wish.max_new_tokens, _listeners(items))
         return [
             Reply(reply.text, reply.n_prompt_tokens, reply.n_new_tokens, reply.finish, item.facts)
             for item, reply in zip(items, replies, strict=True)
         ]
+
+
+def _listeners(items: Sequence[Prepared]) -> dict[int, Listener]:
+    return {place: item.listener for place, item in enumerate(items) if item.listener is not None}
 
 
 Served = AffectGPT | Chat
