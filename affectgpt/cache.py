@@ -225,7 +225,13 @@ def on_ray(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None)
     # For its own actors Ray Data makes Ray's core write an error that is none to the terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     is_ours = not ray.is_initialized()
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except ConnectionError as error:
+        raise UserError(
+            f"{error}; RAY_ADDRESS says which cluster, RAY_ADDRESS=local takes this machine alone, and "
+            "RAY_BACKEND_LOG_LEVEL=warning shows why it did not answer"
+        ) from error
     try:
         resource, share = ("GPU", {"num_gpus": 1}) if job.device == "cuda" else ("CPU", {"num_cpus": 1})
         n_actors = max(1, min(n_processes or int(ray.cluster_resources().get(resource, 1)), len(tasks)))
