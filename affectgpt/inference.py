@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import torch
 from affectgpt.data.features import ClipReader
 from affectgpt.data.sources import check_each
 from affectgpt.metrics.extract import read_labels
-from affectgpt.models import generation
+from affectgpt.models import generation, packing
 from affectgpt.prompts import MODALITIES, PROMPT_VERSION, render
 from affectgpt.runtime import UserError, append_jsonl_records, stable_hash, write_json_atomic
 from affectgpt.schema import BadSample, Prediction, Sample, prediction_from_row, to_json
@@ -61,6 +62,7 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     num_beams: int = 1
+    compile: bool = False
 
 
 def shown_modalities(sample: Sample, model_has: Sequence[str], asking: Asking) -> tuple[str, ...]:
@@ -109,11 +111,32 @@ def answers(
     Args:
         listeners: by the place of an input: are told the text of its answer as far as it is certain, while it is being
             written. With beams nothing is certain before the end.
+
+    Raises:
+        UserError: `decoding.compile` is asked for where transformers' `generate` writes, or without a compiler.
     """
     is_greedy = not decoding.do_sample and decoding.num_beams == 1
     by = _by_own_loop if is_greedy and generation.knows(model) else _by_transformers
+    if decoding.compile:
+        _check_compiling(model, by is _by_own_loop)
     telling = Telling(processor.tokenizer, processor.stop_token_ids, listeners) if listeners else None
     return by(model, processor, inputs, decoding, telling)
+
+
+def _check_compiling(model: Any, by_own_loop: bool) -> None:
+    if not by_own_loop:
+        raise UserError(
+            "generate.compile=true is for greedy answers (do_sample=false, num_beams=1) of LLMs of the families "
+            f"{', '.join(packing.FAMILIES)}; here transformers' generate writes them. Leave it out"
+        )
+    from torch._inductor import config as inductor
+
+    compiler = inductor.cpp.cxx[1]  # g++ or clang++, unless CXX names another
+    if model.device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"generate.compile=true needs a C++ compiler on a CPU, and there is no {compiler} on the PATH; install one "
+            "or name another by the environment variable CXX"
+        )
 
 
 def generate_texts(
@@ -286,6 +309,7 @@ def _by_own_loop(
         stop_ids=stops if isinstance(stops, list) else [] if stops is None else [stops],
         suppressed_ids=model.generation_config.suppress_tokens or (),
         watch=None if telling is None else telling.tell,
+        compiles=decoding.compile,
     ):
         ended[number] = tokens
         while n_given in ended:
@@ -388,5 +412,5 @@ def predict_to_file(
 
 def settings_of(asking: Asking, decoding: Decoding, **more: Any) -> dict[str, Any]:
     """What decides the answers, as plain values for `predict_to_file`; batch size and speed do not belong to it."""
-    kept = {key: value for key, value in asdict(decoding).items() if key != "batch_size"}
+    kept = {key: value for key, value in asdict(decoding).items() if key not in ("batch_size", "compile")}
     return json.loads(json.dumps({**asdict(asking), **kept, "prompt_version": PROMPT_VERSION, **more}))

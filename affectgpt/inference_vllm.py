@@ -50,6 +50,8 @@ class VllmEngine:
     ) -> Iterator[Answer]:
         if decoding.num_beams > 1:
             raise UserError("engine=vllm searches no beams; set generate.num_beams=1, or engine=auto")
+        if decoding.compile:
+            raise UserError("engine=vllm compiles by itself; leave generate.compile out")
         wanted = self._vllm.SamplingParams(**sampling_values(model, decoding))
         source = iter(inputs)
         while rows := list(islice(source, _BATCHES_AT_ONCE * decoding.batch_size)):

@@ -3,7 +3,8 @@
 From mp4 files to answers, with random models of the given size in their real formats. The first row works as published
 code does: one clip after the other is decoded, encoded and asked about by transformers' `generate`. The others are what
 infer.py does: clips decoded ahead in threads, answers written in a batch that is refilled; and with the states of the
-encoders from the cache, as for a second question about the same clips. The cache is filled before, and timed. All rows
+encoders from the cache, as for a second question about the same clips, plain and with compiled layers
+(`generate.compile`). The cache is filled before, and timed; compiling comes before, too. All rows
 answer the same clips; their texts are compared. Rows take turns and a row's time is the median of its turns.
 """
 
@@ -88,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="brief")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
@@ -104,7 +105,7 @@ def main() -> None:
         write_clips(folder / "clips", options.clips)
         samples, _ = probe_samples(samples_from_paths([folder / "clips"], SUBTITLE))
         decode, cached = clip_reader(model, processor), clip_reader(model, processor, cache_folder=folder / "cache")
-        asking, decoding = Asking(), Decoding(options.batch_size, size.answer)
+        asking = Asking()
 
         def one_by_one(samples: Sequence[Sample]) -> Iterator[str]:
             for sample in samples:
@@ -113,7 +114,9 @@ def main() -> None:
                 new = model.generate(**batch, max_new_tokens=size.answer)[0, batch["input_ids"].shape[1] :]
                 yield processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
-        def batched(reader: Any) -> Callable[[Sequence[Sample]], Iterator[str]]:
+        def batched(reader: Any, *, compiles: bool = False) -> Callable[[Sequence[Sample]], Iterator[str]]:
+            decoding = Decoding(options.batch_size, size.answer, compile=compiles)
+
             def run(samples: Sequence[Sample]) -> Iterator[str]:
                 rows = predict(model, processor, samples, reader, asking=asking, decoding=decoding)
                 return (row.text for row in rows)
@@ -125,6 +128,7 @@ def main() -> None:
             Row("one by one, online", one_by_one, few),
             Row(f"batch {options.batch_size}, online", batched(decode), options.clips),
             Row(f"batch {options.batch_size}, cached", batched(cached), options.clips),
+            Row(f"batch {options.batch_size}, cached, compiled", batched(cached, compiles=True), options.clips),
         ]
         prompt = processor.prompt_ids(render(samples[0], modalities=model.modalities))
         shape = f"LLM {size.llm.num_hidden_layers} x {size.llm.hidden_size}"
@@ -141,6 +145,9 @@ def main() -> None:
         cached.prepare(samples, model.modalities, on_bad="raise", progress=False)
         filling = (clock() - start) / len(samples)
         texts = [list(row.run(samples[:few])) for row in rows]
+        start = time.perf_counter()
+        list(rows[-1].run(samples[: options.batch_size]))
+        print(f"compiling and the first batch: {time.perf_counter() - start:.0f} s, not in the table")
         same = [sum(a == b for a, b in zip(each, texts[0], strict=True)) for each in texts]
         print(f"texts equal to the first row's: {', '.join(f'{n} of {few}' for n in same[1:])}")
 
@@ -150,11 +157,11 @@ def main() -> None:
                 n = sum(1 for _ in row.run(samples[: row.n_clips]))
                 row.times.append((clock() - start) / n)
     reference = statistics.median(rows[0].times)
-    print(f"\n{'':<20}  {'clips/s':>7}  {'ratio':>6}")
+    print(f"\n{'':<26}  {'clips/s':>7}  {'ratio':>6}")
     for row in rows:
         seconds = statistics.median(row.times)
-        print(f"{row.name:<20}  {1 / seconds:>7.2f}  {reference / seconds:>5.1f}x")
-    print(f"{'filling the cache':<20}  {1 / filling:>7.2f}")
+        print(f"{row.name:<26}  {1 / seconds:>7.2f}  {reference / seconds:>5.1f}x")
+    print(f"{'filling the cache':<26}  {1 / filling:>7.2f}")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
 

@@ -1,11 +1,11 @@
 """Tokens a second when answers are written: python benchmarks/generate.py [--size brief|demo] [--dtype bfloat16]
 
 Compares transformers' `generate` on padded batches, which keeps a batch until its last answer has ended, with the loop
-of affectgpt.models.generation. Both continue the same prompts of words and soft tokens (cached encoder states; the
-projections count, the encoders do not) by 0.8 to 1.2 of the mean number of tokens, as answers differ in length; the
-tokens are compared before anything is timed. Rows take turns and a row's time is the median of its turns, so that other
-work on the machine meets all of them alike; --clock cpu with --threads 1 measures processor time, which other work
-disturbs least.
+of affectgpt.models.generation, plain and with compiled layers. All continue the same prompts of words and soft tokens
+(cached encoder states; the projections count, the encoders do not) by 0.8 to 1.2 of the mean number of tokens, as
+answers differ in length; tokens are compared before anything is timed, and compiling is timed apart. Rows take turns
+and a row's time is the median of its turns, so that other work on the machine meets all of them alike; --clock cpu with
+--threads 1 measures processor time, which other work disturbs least.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,9 @@ def by_transformers(model: Any, rows: list[dict[str, Tensor]], limits: list[int]
     return answers
 
 
-def by_own_loop(model: Any, rows: list[dict[str, Tensor]], limits: list[int], batch_size: int) -> list[list[int]]:
+def by_own_loop(
+    model: Any, rows: list[dict[str, Tensor]], limits: list[int], batch_size: int, *, compiles: bool = False
+) -> list[list[int]]:
     waiting = list(range(len(rows)))
 
     def take(n: int) -> list[Prompt]:
@@ -85,8 +88,11 @@ def by_own_loop(model: Any, rows: list[dict[str, Tensor]], limits: list[int], ba
         embeds = prompt_embeds(model, Collator(), [rows[i] for i in taken]) if taken else []
         return [Prompt(i, each, limits[i]) for i, each in zip(taken, embeds, strict=True)]
 
-    ended = dict(greedy(model.language_model, take, batch_size=batch_size, stop_ids=[]))
+    ended = dict(greedy(model.language_model, take, batch_size=batch_size, stop_ids=[], compiles=compiles))
     return [ended[i] for i in range(len(rows))]
+
+
+by_compiled = partial(by_own_loop, compiles=True)
 
 
 def main() -> None:
@@ -107,7 +113,7 @@ def main() -> None:
     rows = [
         Row(name, run, batch_size)
         for batch_size in options.batch_sizes
-        for name, run in (("transformers", by_transformers), ("own loop", by_own_loop))
+        for name, run in (("transformers", by_transformers), ("own loop", by_own_loop), ("compiled", by_compiled))
     ]
     samples = make_samples(size, max(row.n_samples for row in rows))
     generator, states = torch.Generator().manual_seed(0), model.encode(samples[0])
@@ -132,16 +138,20 @@ def main() -> None:
     plain = by_transformers(model, prompts[:few], limits[:few], 1)
     same = [
         sum(a == b for a, b in zip(run(model, prompts[:few], limits[:few], n), plain, strict=True))
-        for run, n in ((by_own_loop, 1), (by_own_loop, 4), (by_transformers, few))
+        for run, n in ((by_own_loop, 1), (by_own_loop, 4), (by_compiled, 4), (by_transformers, few))
     ]
     print(
-        f"equal to transformers at batch 1, of {few} answers: own loop at batch 1 {same[0]}, at batch 4 {same[1]}; "
-        f"transformers at batch {few} {same[2]}"
+        f"equal to transformers at batch 1, of {few} answers: own loop at batch 1 {same[0]}, at batch 4 {same[1]}, "
+        f"compiled {same[2]}; transformers at batch {few} {same[3]}"
     )
-    if options.dtype == "float32" and same[:2] != [few, few]:
+    if options.dtype == "float32" and same[:3] != [few] * 3:
         raise SystemExit("answers differ in fp32")
 
     for row in rows:
+        if row.run is by_compiled:
+            start = time.perf_counter()
+            row.run(model, prompts[: row.batch_size], limits[: row.batch_size], row.batch_size)
+            print(f"compiling for batch {row.batch_size} and its first answers: {time.perf_counter() - start:.0f} s")
         n = min(row.n_samples, row.batch_size * 2)
         row.memory_mb = peak_memory_mb(lambda row=row, n=n: row.run(model, prompts[:n], [8] * n, row.batch_size))
     for _ in range(options.rounds):
@@ -160,9 +170,10 @@ def main() -> None:
             f"{row.batch_size:>5}  {row.name:<12}  {1 / mine:>8.1f}  {seconds[row.name, first] / mine:>10.2f}x  "
             f"{seconds['transformers', row.batch_size] / mine:>14.2f}x  {row.memory_mb:>9.0f}"
         )
-    last = rows[-1]
-    whole = seconds["transformers", first] / seconds[last.name, last.batch_size]
-    print(f"\nown loop at batch {last.batch_size} against transformers at batch {first}: {whole:.2f}x")
+    print()
+    for row in rows[-2:]:
+        whole = seconds["transformers", first] / seconds[row.name, row.batch_size]
+        print(f"{row.name} at batch {row.batch_size} against transformers at batch {first}: {whole:.2f}x")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
 

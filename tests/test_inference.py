@@ -7,12 +7,14 @@ import time
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from affectgpt import inference
 from affectgpt.data.features import Features
 from affectgpt.inference import Asking, Decoding, answers, generate_texts, predict, prompt_embeds, read_ahead
 from affectgpt.media import MediaError
 from affectgpt.models import build, generation
+from affectgpt.runtime import UserError
 from affectgpt.schema import Sample
 
 from .models import tiny
@@ -205,6 +207,16 @@ def encoded(processor, n: int) -> list:
         processor.encode(tiny.question(*SHOWN[i % 5]), tiny.media(*SHOWN[i % 5], seed=i, duration_s=0.15))
         for i in range(n)
     ]
+
+
+def test_compiling_is_refused_where_it_would_do_nothing_or_cannot_be_done(built):
+    model, processor = built
+    for decoding in (Decoding(do_sample=True, compile=True), Decoding(num_beams=2, compile=True)):
+        with pytest.raises(UserError, match=r"greedy answers \(do_sample=false, num_beams=1\) of LLMs of the families"):
+            next(answers(model, processor, [], decoding))
+    expected = r"there is no no-such-compiler on the PATH; install one or name another by .* CXX"
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UserError, match=expected):
+        next(answers(model, processor, [], Decoding(compile=True)))
 
 
 @pytest.mark.parametrize("decoding", [Decoding(3, 12), Decoding(3, 12, do_sample=True), Decoding(3, 12, num_beams=2)])

@@ -9,7 +9,8 @@ What differs from transformers' `generate`, and changes no token beyond what rou
 - A batch never waits for its longest answer: rows that have ended leave, waiting prompts take their places.
 - Keys and values lie in one buffer a layer, in the order in which the products of this machine read them fastest;
   nothing is copied when a token is added.
-- One pass over the layers' own submodules a token, without the masks, checks and outputs of a general forward method.
+- One pass over the layers' own submodules a token, without the masks, checks and outputs of a general forward method;
+  torch can compile it.
 
 The layers are those that `packing` knows, so LoRA, quantized layers and tied embeddings work as they do in training.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from affectgpt.models.packing import Pack
 
 # Buffers grow by this many tokens, so that growing costs little and short answers little memory.
 _GROWTH = 64
+# And by this many where each size has to be compiled for.
+_COMPILED_GROWTH = 128
 # Tokens of prompts that go through the LLM at once.
 _PROMPT_TOKENS = 4096
 # What a generation config may hold without changing a greedy answer, beside what `greedy` is given.
@@ -82,6 +85,7 @@ def greedy(
     stop_ids: Sequence[int],
     suppressed_ids: Sequence[int] = (),
     watch: Callable[[Any, Sequence[int]], None] | None = None,
+    compiles: bool = False,
 ) -> Iterator[tuple[Any, list[int]]]:
     """Continue prompts by the likeliest token until a stop token or their limit.
 
@@ -90,13 +94,15 @@ def greedy(
         batch_size: rows that are continued together.
         suppressed_ids: tokens that are never written.
         watch: is called after each pass with the key and all new tokens so far of every open prompt.
+        compiles: layers run compiled by torch while more than half of the rows are taken. It takes some seconds for
+            each size that the buffers grow to, 128 tokens apart.
 
     Yields:
         (key, new tokens with the stop token) of each prompt as it ends.
     """
-    rows = _Rows(llm, batch_size)
-    head, table, stops = llm.get_output_embeddings(), llm.get_input_embeddings(), frozenset(stop_ids)
-    suppressed = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=table.weight.device)
+    rows = _Rows(llm, batch_size, compiles=compiles)
+    head, stops = llm.get_output_embeddings(), frozenset(stop_ids)
+    suppressed = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=rows.tokens.device)
     # Room is filled a few rows at a time: a pass over one prompt alone costs a GPU as much as one over some.
     few = max(1, batch_size // 8)
     waiting = True
@@ -126,7 +132,7 @@ def greedy(
                 continue
         if not len(rows):
             return
-        rows.add(chosen(rows.step(table(rows.tokens))))
+        rows.add(chosen(rows.step()))
         yield from ended()
 
 
@@ -160,10 +166,15 @@ class _Rows:
         lengths: `n_kept` of each row [n].
     """
 
-    def __init__(self, llm: Any, n_places: int) -> None:
-        self._llm = llm
-        self._device = llm.get_input_embeddings().weight.device
-        self._memory = [_Memory(n_places) for _ in llm.model.layers]
+    def __init__(self, llm: Any, n_places: int, *, compiles: bool = False) -> None:
+        self._llm, self._n_places, self._compiles = llm, n_places, compiles
+        self._table = llm.get_input_embeddings()
+        self._device = self._table.weight.device
+        growth = _COMPILED_GROWTH if compiles else _GROWTH
+        self._memory = [
+            _Memory(n_places, llm.config.num_key_value_heads, layer.self_attn.head_dim, growth)
+            for layer in llm.model.layers
+        ]
         self._rows: list[_Row] = []
         self.tokens = self.lengths = torch.zeros(0, dtype=torch.int64, device=self._device)
 
@@ -190,14 +201,23 @@ class _Rows:
         self.tokens = torch.cat([self.tokens, first])
         _note(new, first)
 
-    def step(self, embeds: Tensor) -> Tensor:
-        """Take the newest token of each row through the LLM.  [n, D] -> [n, D]"""
+    def step(self) -> Tensor:
+        """Take the newest token of each row through the LLM.  -> [n, D]"""
         n, longest = len(self), max(row.n_kept for row in self._rows) + 1
-        pack = Pack(0, (1,) * n, (0,) * n, _NONE)
-        unseen = torch.arange(longest, device=self._device) > self.lengths[:, None]  # [n, C]
-        bias = torch.zeros(unseen.shape, dtype=embeds.dtype, device=self._device).masked_fill_(unseen, float("-inf"))
-        attends = [partial(memory.step, self.lengths, bias) for memory in self._memory]
-        return packing.answer_states(self._llm, embeds[None], self.lengths[None], pack, attends)
+        compiled = self._compiles and 2 * n > self._n_places
+        # Compiled code is made for one shape: all places count, and all that the buffers hold.
+        n_places = self._n_places if compiled else n
+        tokens, lengths = (functional.pad(each, (0, n_places - n)) for each in (self.tokens, self.lengths))
+        states = self._table(tokens)  # [P, D]
+        buffers = [memory.buffers(n_places, longest, whole=compiled) for memory in self._memory]
+        unseen = torch.arange(buffers[0][0].shape[2], device=self._device) > lengths[:, None]  # [P, C]
+        bias = torch.zeros(unseen.shape, dtype=states.dtype, device=self._device).masked_fill_(unseen, float("-inf"))
+        decoder = self._llm.model
+        rotation = packing.rotation_of(decoder, states[None], lengths[None])
+        step = _compiled() if compiled else _step
+        for layer, (keys, values) in zip(decoder.layers, buffers, strict=True):
+            states = step(layer, states, *rotation, lengths, bias, keys, values)
+        return kernels.rms_norm(decoder.norm, states[:n])
 
     def add(self, tokens: Tensor) -> None:
         """Append the token that `step` has led to to each row."""
@@ -227,11 +247,46 @@ class _Rows:
 
 
 _NONE = torch.empty(0, dtype=torch.int64)
+_NEWEST = Pack(0, (1,), (0,), _NONE)
 
 
 def _note(rows: Sequence[_Row], tokens: Tensor) -> None:
     for row, token in zip(rows, tokens.tolist(), strict=True):
         row.tokens.append(token)
+
+
+def _step(
+    layer: Any, states: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor, bias: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """One decoder layer for the newest token of each row, whose key and value it keeps, too.
+
+    Args:
+        states: [n, D]; cos, sin: [n, d/2].
+        lengths: tokens that each row keeps [n].
+        bias: [n, C], -inf where a row has nothing yet.
+        keys, values: [n, Hk, C, d], written in place.
+
+    Returns:
+        [n, D]
+    """
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: Any, pack: Pack, head_dim: int,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        query, key, value = (flat.unflatten(1, (-1, head_dim)) for flat in (query, key, value))  # [n, H, d]
+        at = torch.arange(len(lengths), device=lengths.device)
+        keys[at, :, lengths], values[at, :, lengths] = kernels.rotated(key, cos, sin), value
+        return _attend(kernels.rotated(query, cos, sin), keys, values, bias, scale).flatten(1)
+
+    return packing.layer_states(layer, _NEWEST, states, cos, sin, attend=attend)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Tensor]:
+    """`_step` compiled by torch: once for each number of rows and size of buffers, for all layers alike."""
+    # Shapes that may vary are slower by far: the compiler then leaves attention to general matrix products.
+    return torch.compile(_step, dynamic=False)
 
 
 class _Memory:
@@ -241,15 +296,16 @@ class _Memory:
     in bf16 (docs/speed.md).
     """
 
-    def __init__(self, n_places: int) -> None:
-        self._n_places = n_places
+    def __init__(self, n_places: int, n_heads: int, head_dim: int, growth: int) -> None:
+        self._n_places, self._n_heads, self._head_dim, self._growth = n_places, n_heads, head_dim, growth
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def _reserve(self, n_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values with room for `n_tokens` a row; `like` [T, Hk, d] gives the rest of the shape."""
+        """Keys and values with room for `n_tokens` a row; `like` gives type and device."""
         if self._keys is None or self._values is None or self._keys.shape[2] < n_tokens:
-            shape = (self._n_places, like.shape[1], n_tokens + _GROWTH, like.shape[2])
+            n_tokens = self._growth * (n_tokens // self._growth + 1)
+            shape = (self._n_places, self._n_heads, n_tokens, self._head_dim)
             on_cpu, wide = like.device.type == "cpu", like.dtype == torch.float32
             self._keys = _grown(self._keys, shape, like, transposed=on_cpu and not wide)
             self._values = _grown(self._values, shape, like, transposed=on_cpu and wide)
@@ -269,27 +325,11 @@ class _Memory:
             values[at, :, : len(some_values)] = some_values.transpose(0, 1)
         return kernels.attend(query, key, value, cos, sin, rows, pack, head_dim, scale)
 
-    def step(
-        self, lengths: Tensor, bias: Tensor, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
-        rows: Tensor | None, pack: Pack, head_dim: int, scale: float,
-    ) -> Tensor:  # fmt: skip
-        """Attention of one new token a row to what its row keeps; keeps its key and value, too.
-
-        Args:
-            lengths: [n]; bias: [n, C], -inf where a row has nothing yet.
-            query: [n, H*d]; key, value: [n, Hk*d].
-
-        Returns:
-            [n, H*d]
-        """
-        n, n_keys = bias.shape
-        both = torch.cat([query, key], dim=1).unflatten(1, (-1, head_dim))  # [n, H + Hk, d]
-        n_kv = key.shape[1] // head_dim
-        heads, new_key = kernels.rotated(both, cos, sin).split([both.shape[1] - n_kv, n_kv], dim=1)
-        keys, values = self._reserve(n_keys, new_key)
-        at = torch.arange(n, device=lengths.device)
-        keys[at, :, lengths], values[at, :, lengths] = new_key, value.unflatten(1, (-1, head_dim))
-        return _attend(heads, keys[:n, :, :n_keys], values[:n, :, :n_keys], bias, scale).reshape(n, -1)
+    def buffers(self, n: int, n_tokens: int, *, whole: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `n` places, with room for `n_tokens` each and (unless `whole`) for no more."""
+        assert self._keys is not None, "nothing was read"
+        keys, values = self._reserve(n_tokens, self._keys)
+        return (keys[:n], values[:n]) if whole else (keys[:n, :, :n_tokens], values[:n, :, :n_tokens])
 
     def move(self, order: Sequence[int]) -> None:
         """Put the row at place `order[i]` to place i."""

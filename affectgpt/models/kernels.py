@@ -256,6 +256,11 @@ def _is_few(states: Tensor) -> bool:
     return is_fp32 and len(states) <= _FEW_ROWS and not torch.is_grad_enabled()
 
 
+def _is_step(states: Tensor) -> bool:
+    """Whether so few tokens are written that nothing is gained by taking them in parts; this way can be compiled."""
+    return not torch.is_grad_enabled() and states.numel() <= _ELEMENTS
+
+
 def _is_frozen(module: Any) -> bool:
     """Whether its weight is a plain tensor that does not train; one that ZeRO-3 has split only the module can use."""
     return not module.weight.requires_grad and not hasattr(module.weight, "ds_id")
@@ -268,7 +273,11 @@ def _is_frozen_product(linear: nn.Module) -> bool:
 
 def rms_norm(norm: Any, states: Tensor) -> Tensor:
     """Root-mean-square norm of a frozen module; any other runs itself."""
-    return _RmsNorm.apply(states, norm.weight, norm.variance_epsilon) if _is_frozen(norm) else norm(states)
+    if not _is_frozen(norm):
+        return norm(states)
+    if _is_step(states):
+        return _scaled(states, _inverse_rms(states, norm.variance_epsilon), norm.weight)
+    return _RmsNorm.apply(states, norm.weight, norm.variance_epsilon)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -334,7 +343,7 @@ def feed_forward(norm: Any, mlp: Any, states: Tensor) -> Tensor:
     """states + down(silu(gate(norm(states))) * up(norm(states))).  [T, D] -> [T, D]"""
     linears = mlp.gate_proj, mlp.up_proj, mlp.down_proj
     if (
-        not _is_few(states)
+        not _is_step(states)
         and states.device.type == "cpu"
         and _is_frozen(norm)
         and all(map(_is_frozen_product, linears))
@@ -342,7 +351,8 @@ def feed_forward(norm: Any, mlp: Any, states: Tensor) -> Tensor:
         weights = (linear.weight for linear in linears)
         return _CpuFeedForward.apply(states, norm.weight, norm.variance_epsilon, *weights)
     normed = rms_norm(norm, states)
-    gated = _Gated.apply(product(mlp.gate_proj, normed), product(mlp.up_proj, normed))
+    gate, up = product(mlp.gate_proj, normed), product(mlp.up_proj, normed)
+    gated = _Gated.apply(gate, up) if torch.is_grad_enabled() else functional.silu(gate).mul_(up)
     return states + product(mlp.down_proj, gated)
 
 

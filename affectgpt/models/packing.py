@@ -277,17 +277,23 @@ def answer_states(
         attends: for each layer what takes the place of `kernels.attend`; generation keeps keys and values there.
     """
     decoder = llm.model
-    cos, sin = (table[0] for table in decoder.rotary_emb(embeds, position_ids=position_ids))  # [T, d], halves alike
-    rotation = tuple(table[:, : table.shape[-1] // 2].contiguous() for table in (cos, sin))
+    rotation = rotation_of(decoder, embeds, position_ids)
     states, whole, last = embeds[0], pack.whole(), len(decoder.layers) - 1
     for number, layer in enumerate(decoder.layers):
         mix = kernels.attend if attends is None else attends[number]
-        step = partial(_layer, layer, pack if number == last else whole, attend=mix)
+        step = partial(layer_states, layer, pack if number == last else whole, attend=mix)
         if getattr(layer, "gradient_checkpointing", False) and layer.training:
             states = checkpoint(step, states, *rotation, use_reentrant=False)
         else:
             states = step(states, *rotation)
     return kernels.rms_norm(decoder.norm, states)
+
+
+def rotation_of(decoder: Any, embeds: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary embedding at positions [1, T], [T, d/2] each; the type is that of `embeds`."""
+    cos, sin = (table[0] for table in decoder.rotary_emb(embeds, position_ids=position_ids))  # [T, d], halves alike
+    half = cos.shape[-1] // 2
+    return cos[:, :half].contiguous(), sin[:, :half].contiguous()
 
 
 def _check_window(config: Any, longest: int) -> None:
@@ -299,10 +305,14 @@ def _check_window(config: Any, longest: int) -> None:
         )
 
 
-def _layer(
+def layer_states(
     layer: Any, pack: Pack, states: Tensor, cos: Tensor, sin: Tensor, *, attend: Callable[..., Tensor]
 ) -> Tensor:
-    """One decoder layer.  [T, D] -> [Q, D], the rows that have queries"""
+    """One decoder layer.  [T, D] -> [Q, D], the rows that have queries
+
+    Args:
+        attend: `kernels.attend`, or what takes its place.
+    """
     attention = layer.self_attn
     normed = kernels.rms_norm(layer.input_layernorm, states)  # [T, D]
     key, value = (kernels.product(linear, normed) for linear in (attention.k_proj, attention.v_proj))  # [T, Hk*d]

@@ -275,7 +275,8 @@ def _train(
         asking = Asking(
             task="both" if stage.tasks.get("both") else "labels", lang=max(stage.langs, key=stage.langs.get)
         )
-        decoding = Decoding(config.generate.batch_size, config.generate.max_new_tokens)
+        generate = config.generate
+        decoding = Decoding(generate.batch_size, generate.max_new_tokens, compile=generate.compile)
         mine = processes.equal_share(validation)
         made = processes.together(
             lambda: list(predict(model, processor, mine, reader, asking=asking, decoding=decoding))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,9 +33,13 @@ LLMS = {
 
 @pytest.fixture(scope="module", params=[(name, lora) for name in LLMS for lora in (False, True)], ids=str)
 def built(request, tmp_path_factory):
-    """A tiny model of each family, frozen and with LoRA whose both halves are away from zero."""
     name, lora = request.param
-    paths = tiny.write_base_models(tmp_path_factory.mktemp("base"), LLMS[name])
+    return with_adapters(name, tmp_path_factory.mktemp("base"), lora=lora)
+
+
+def with_adapters(name: str, folder: Path, *, lora: bool):
+    """A tiny model of a family, frozen or with LoRA whose both halves are away from zero."""
+    paths = tiny.write_base_models(folder, LLMS[name])
     model, processor = build(tiny.tiny_spec(paths, lora=LORA if lora else None))
     torch.manual_seed(3)
     for tensor_name, tensor in model.named_parameters():
@@ -57,7 +64,7 @@ def by_transformers(model, processor, row: dict[str, Tensor], n_tokens: int, sto
 
 
 def by_loop(
-    model, processor, rows, limits: list[int], stops: list[int], batch_size: int, watch=None
+    model, processor, rows, limits: list[int], stops: list[int], batch_size: int, **options
 ) -> dict[int, list[int]]:
     waiting = []
     for key, (row, limit) in enumerate(zip(rows, limits, strict=True)):
@@ -71,9 +78,7 @@ def by_loop(
 
     suppressed = model.generation_config.suppress_tokens or ()
     return dict(
-        greedy(
-            model.language_model, take, batch_size=batch_size, stop_ids=stops, suppressed_ids=suppressed, watch=watch
-        )
+        greedy(model.language_model, take, batch_size=batch_size, stop_ids=stops, suppressed_ids=suppressed, **options)
     )
 
 
@@ -92,13 +97,37 @@ def test_every_batch_size_writes_the_tokens_of_each_prompt_alone_with_limits_and
         assert [together[key] for key in range(len(rows))] == alone, f"batch size {batch_size}"
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with g++")
+@pytest.mark.parametrize("family", ["llama3-gqa", "qwen3-head-norms"])
+def test_compiled_layers_write_the_same_tokens_and_run_while_more_than_half_of_the_rows_are_taken(
+    family, tmp_path, monkeypatch
+):
+    model, processor = with_adapters(family, tmp_path, lora=family == "llama3-gqa")
+    rows = encoded(processor, 7)
+    limits = [9, 2, 14, 5, 90, 12, 3]  # the longest outgrows its buffer while it is alone
+    compiled, sizes = generation._compiled(), []
+    monkeypatch.setattr(generation, "_COMPILED_GROWTH", 64)
+    monkeypatch.setattr(generation, "_compiled", lambda: lambda *given: sizes.append(len(given[1])) or compiled(*given))
+    for batch_size in (1, 4):
+        sizes.clear()
+        plain = by_loop(model, processor, rows, limits, [], batch_size)
+        assert not sizes
+        assert by_loop(model, processor, rows, limits, [], batch_size, compiles=True) == plain
+        assert set(sizes) == {batch_size}
+        n_steps = len(sizes) // len(model.language_model.model.layers)
+        if batch_size == 1:
+            assert n_steps == sum(limit - 1 for limit in limits)
+        else:
+            assert 10 < n_steps < 80  # not while the last row is alone
+
+
 def test_places_of_ended_rows_are_taken_at_once_and_never_more_than_the_batch_is_open(built, monkeypatch):
     model, processor = built
     rows = encoded(processor, 9)
     limits = [3, 8, 2, 5, 4, 8, 2, 3, 6]
     sizes = []
     step = generation._Rows.step
-    monkeypatch.setattr(generation._Rows, "step", lambda self, embeds: sizes.append(len(self)) or step(self, embeds))
+    monkeypatch.setattr(generation._Rows, "step", lambda self: sizes.append(len(self)) or step(self))
     by_loop(model, processor, rows, limits, [], 3)
     assert max(sizes) == 3
     # A row of n tokens takes n - 1 steps beyond its prompt; steps below the batch are those of the last prompts alone.
@@ -117,7 +146,7 @@ def test_who_watches_sees_every_token_of_every_prompt_as_it_comes(built):
             lengths.append(list(tokens))
 
     rows = encoded(processor, len(limits))
-    answers = by_loop(model, processor, rows, limits, [], 3, watch)
+    answers = by_loop(model, processor, rows, limits, [], 3, watch=watch)
     assert answers == by_loop(model, processor, rows, limits, [], 3)
     for key, tokens in answers.items():
         assert seen[key] == [tokens[: n + 1] for n in range(len(tokens))]
@@ -131,10 +160,10 @@ def test_buffers_end_as_long_as_the_longest_row_needs(built):
         for _ in range(3):  # a place is used again and again
             rows.open([prompt], rows.read([prompt]).argmax(dim=-1) % 7)
             for _ in range(20):
-                rows.add(rows.step(model.get_input_embeddings()(rows.tokens)).argmax(dim=-1) % 7)
+                rows.add(rows.step().argmax(dim=-1) % 7)
             rows._rows[0].limit = 1
             assert len(rows.close_ended(frozenset())) == 1
-    assert {memory._keys.shape[2] for memory in rows._memory} == {11 + generation._GROWTH}
+    assert {memory._keys.shape[2] for memory in rows._memory} == {generation._GROWTH}
 
 
 def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():

@@ -80,8 +80,10 @@ def test_a_token_budget_bounds_the_tokens_that_go_through_the_llm_at_once(fresh,
         torch.cat([(batch["position_ids"][0] == 0).nonzero()[:, 0], torch.tensor([batch["labels"].numel()])])
     )
     seen = []
-    layer = packing._layer
-    monkeypatch.setattr(packing, "_layer", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more))
+    layer = packing.layer_states
+    monkeypatch.setattr(
+        packing, "layer_states", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more)
+    )
     model.token_budget = int(lengths[:2].sum())
     model(**batch).loss.backward()
     assert len(seen) > 2
@@ -92,13 +94,13 @@ def test_a_token_budget_bounds_the_tokens_that_go_through_the_llm_at_once(fresh,
 @pytest.fixture
 def two_threads(monkeypatch):
     """Two threads for tiny samples; gives the names of threads that computed a layer, and with how many of torch's."""
-    seen, layer, n_before = [], packing._layer, torch.get_num_threads()
+    seen, layer, n_before = [], packing.layer_states, torch.get_num_threads()
 
     def noted(*args, **more):
         seen.append((threading.current_thread().name, torch.get_num_threads(), len(args[2])))
         return layer(*args, **more)
 
-    monkeypatch.setattr(packing, "_layer", noted)
+    monkeypatch.setattr(packing, "layer_states", noted)
     monkeypatch.setattr(packing, "_A_THREAD", 1)
     torch.set_num_threads(2)
     yield seen
@@ -166,7 +168,7 @@ def test_an_error_in_a_thread_comes_out_of_the_step(fresh, two_threads, monkeypa
     def fails(*args, **more):
         raise RuntimeError(f"no memory in {threading.current_thread().name.split('_')[0]}")
 
-    monkeypatch.setattr(packing, "_layer", fails)
+    monkeypatch.setattr(packing, "layer_states", fails)
     with pytest.raises(RuntimeError, match="no memory in pack"):
         model(**processor.collate(samples(processor), packed=True))
 
@@ -180,8 +182,8 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_packed_batch_and_recomp
     batch = processor.collate(samples(processor), packed=True)
     plain = loss_and_gradients(model, batch)
     calls = []
-    layer = packing._layer
-    monkeypatch.setattr(packing, "_layer", lambda *args, **more: calls.append(1) or layer(*args, **more))
+    layer = packing.layer_states
+    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(1) or layer(*args, **more))
     model.gradient_checkpointing_enable()
     torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
     assert len(calls) == 4

@@ -194,8 +194,8 @@ def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_
     finished, tmp_path, monkeypatch
 ):
     calls = []
-    block = packing._layer
-    monkeypatch.setattr(packing, "_layer", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
+    block = packing.layer_states
+    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
     counts, weights_of = {}, {}
     for checkpointing in (False, True):
         config = in_folder(finished[0], tmp_path / str(checkpointing))
