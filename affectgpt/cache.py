@@ -74,7 +74,7 @@ def run_build(config: CacheConfig) -> int:
     from affectgpt.data.sources import report_bad
     from affectgpt.data.states import folder_bytes
     from affectgpt.loading import model_spec, quiet_libraries, torch_device
-    from affectgpt.training.stages import read_sources
+    from affectgpt.training.samples import read_sources
 
     start = time.monotonic()
     quiet_libraries()

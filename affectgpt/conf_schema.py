@@ -151,7 +151,8 @@ class StageConfig:
     max_grad_norm: float = 1.0  # gradient clipping
     packing: bool = True  # samples side by side in one row, nothing padded; false = padded to the longest of the batch
     token_budget: int | None = 4096  # packing: tokens that go through the LLM at once; null = the whole batch
-    gradient_checkpointing: bool = False  # trade compute for memory in the LLM
+    gradient_checkpointing: bool = False  # keep one state a layer of the LLM and compute the rest again
+    activation_gb: Any = None  # instead: checkpoint as few layers as keep activations below this; auto = what a GPU has
     tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights: description, labels, both, fixed
     candidates: list[str] = field(default_factory=list)  # task fixed: the labels to choose from
     langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages

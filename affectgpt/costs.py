@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
+from affectgpt.models.activations import kept_tensors
 from affectgpt.models.build import hollow_settings
 
 GIB = 1 << 30
@@ -285,21 +286,3 @@ def _embeds(llm: nn.Module, n_tokens: int, device: str) -> Tensor:
     """[1, L, D] with a gradient, as the soft tokens among them have one."""
     weight = llm.get_input_embeddings().weight
     return torch.empty(1, n_tokens, weight.shape[1], dtype=weight.dtype, device=device, requires_grad=True)
-
-
-@contextmanager
-def kept_tensors(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect what autograd saves beside `weights`: storage -> bytes, each storage once."""
-    known = {tensor.untyped_storage()._cdata for tensor in weights}
-    kept: dict[int, int] = {}
-    alive = []  # a freed storage's address would be taken by the next
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            alive.append(tensor)
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept

@@ -18,6 +18,7 @@ from affectgpt.runtime import UserError
 if TYPE_CHECKING:
     from affectgpt.conf_schema import PlanConfig
     from affectgpt.costs import Part, SampleCost
+    from affectgpt.models.activations import Kept
 
 GIB = 1 << 30
 
@@ -71,6 +72,7 @@ class Setup:
 
     Attributes:
         batch_size: samples on a card and step, before `accumulation`.
+        checkpointing: share of the LLM's layers that keep only their input.
         token_budget: packed tokens that go through the LLM at once; None = the whole batch.
         packed: no padding; else every sample is as long as `padding` times the mean.
         answer_logits: logits only where there are labels; else at all positions.
@@ -86,7 +88,7 @@ class Setup:
     accumulation: int = 1
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    checkpointing: bool = False
+    checkpointing: float = 0.0
     token_budget: int | None = None
     packed: bool = True
     padding: float = 1.15
@@ -105,9 +107,9 @@ class Setup:
             raise UserError(f"share is {self.share}; expected a share of the peak above 0 and up to 1")
 
     @property
-    def n_passes(self) -> int:
+    def n_passes(self) -> float:
         """Passes over the LLM's weights in a step: forward, again when checkpointing, and backward to the inputs."""
-        return 3 if self.checkpointing else 2
+        return 2 + self.checkpointing
 
     def tokens(self, cost: SampleCost) -> float:
         """Positions that a sample takes in the LLM."""
@@ -174,10 +176,14 @@ def activation_bytes(cost: SampleCost, setup: Setup) -> float:
 
     With checkpointing each block keeps its input, and one block at a time all that it needs.
     """
-    per_token = float(cost.llm_bytes_per_token)
-    if setup.checkpointing:
-        per_token = cost.n_layers * cost.hidden_bytes + per_token / cost.n_layers
-    return setup.tokens(cost) * per_token
+    return setup.tokens(cost) * kept_of(cost).of(round(setup.checkpointing * cost.n_layers))
+
+
+def kept_of(cost: SampleCost) -> Kept:
+    """What a token leaves in the LLM."""
+    from affectgpt.models.activations import Kept
+
+    return Kept(cost.n_layers, cost.llm_bytes_per_token / cost.n_layers, cost.hidden_bytes)
 
 
 def logit_bytes(cost: SampleCost, setup: Setup) -> float:
@@ -301,6 +307,10 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         model, spec, sound_s=config.sound_s, text_tokens=config.text_tokens, answer_tokens=config.answer_tokens
     )
     stage = config.stage
+    if isinstance(stage.activation_gb, (int, float)):
+        tokens = round(at_once(cost, setup) * setup.tokens(cost))
+        n = kept_of(cost).n_checkpointed(tokens, 1e9 * stage.activation_gb)
+        setup = replace(setup, checkpointing=n / cost.n_layers)
     samples = stage.epochs * stage.iterations_per_epoch * setup.batch_size * setup.accumulation * setup.n_gpus
     rows = []
     for card in cards:
@@ -308,7 +318,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
             name: largest_batch(
                 parts, n_linear, cost, replace(setup, checkpointing=checkpointing, token_budget=None), card
             )
-            for name, checkpointing in (("plain", False), ("checkpointing", True))
+            for name, checkpointing in (("plain", 0.0), ("checkpointing", 1.0))
         }
         step = step_time(parts, n_linear, cost, setup, card)
         rate = setup.batch_size / step.seconds
@@ -326,7 +336,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
                 "pass_hours": config.n_clips / (rate * setup.n_gpus) / 3600,
             }
         )
-    published = replace(setup, online=True, packed=False, answer_logits=False, checkpointing=False, token_budget=None)
+    published = replace(setup, online=True, packed=False, answer_logits=False, checkpointing=0.0, token_budget=None)
     return {
         "model": config.model.name,
         "stage": stage.name,
@@ -342,7 +352,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         },
         "memory": {
             name: memory(parts, n_linear, cost, replace(setup, checkpointing=checkpointing))
-            for name, checkpointing in (("plain", False), ("checkpointing", True))
+            for name, checkpointing in (("plain", 0.0), ("checkpointing", 1.0))
         },
         "stage_samples": samples,
         "n_clips": config.n_clips,
@@ -361,7 +371,7 @@ def setup_of(config: PlanConfig) -> Setup:
         accumulation=stage.accumulation,
         offload_optimizer=strategy.offload_optimizer,
         offload_parameters=strategy.offload_parameters,
-        checkpointing=stage.gradient_checkpointing,
+        checkpointing=float(stage.gradient_checkpointing),
         packed=stage.packing,
         token_budget=stage.token_budget if stage.packing and strategy.name != "zero3" else None,
         padding=config.padding,
@@ -402,7 +412,8 @@ def _head(plan: Mapping[str, Any]) -> str:
             f"model {plan['model']}, stage {plan['stage']}, strategy {setup['strategy']} on {n} card{'s' * (n > 1)}",
             "encoders " + ("in every step" if setup["online"] else "from the cache of states")
             + (", packed samples" if setup["packed"] else f", padded samples ({setup['padding']:g} x the mean length)")
-            + (f", {setup['quantization']} LLM" if setup["quantization"] else ""),
+            + (f", {setup['quantization']} LLM" if setup["quantization"] else "")
+            + (f", {setup['checkpointing']:.0%} of its layers checkpointed" if setup["checkpointing"] else ""),
             f"a sample: {sample['tokens']} tokens = {soft} + {sample['text_tokens']} text, "
             f"{sample['head_positions']} of them answer; {sample['sound_s']:g} s of sound",
         ]

@@ -137,7 +137,8 @@ def _lock(folder: Path) -> FileLock:
 
 def _train(config: TrainConfig) -> Path:
     """The finished run of that name, trained or gone on with if need be."""
-    from affectgpt.training.stages import differing_settings, run_stage
+    from affectgpt.training.runs import differing_settings
+    from affectgpt.training.stages import run_stage
 
     runs = Path(config.paths.runs)
     assert config.name is not None
@@ -199,7 +200,8 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
     from affectgpt.inference import Asking, Decoding, predict
     from affectgpt.loading import clip_reader, load
     from affectgpt.models.checkpoint import load_trained_tensors
-    from affectgpt.training.stages import read_sources, validation_scores
+    from affectgpt.training.samples import read_sources
+    from affectgpt.training.stages import validation_scores
 
     path = run / CURVE
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -49,7 +49,7 @@ from affectgpt.models import build
 from affectgpt.runtime import write_text_atomic
 from affectgpt.schema import Sample, write_jsonl
 from affectgpt.training.loader import EncodeDraw
-from affectgpt.training.stages import read_sources
+from affectgpt.training.samples import read_sources
 
 ROOT = Path(__file__).parent.parent
 TEXT = "The brows are lowered, the lips are pressed and the voice is flat, so the person may be sad or angry. "

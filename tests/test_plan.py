@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from affectgpt import conf_schema as conf
 from affectgpt.cli import compose
-from affectgpt.costs import _llm_bytes_per_token, _llm_flops, count_sample, kept_tensors, linear_weights, parameters
+from affectgpt.costs import _llm_bytes_per_token, _llm_flops, count_sample, linear_weights, parameters
 from affectgpt.loading import model_spec
+from affectgpt.models.activations import kept_tensors
 from affectgpt.models.build import build_hollow
 from affectgpt.plan import (
     CARDS,
@@ -176,6 +177,12 @@ def test_checkpointing_keeps_inputs_of_blocks_and_pays_with_a_forward_pass(publi
     assert activation_bytes(cost, Setup(checkpointing=True)) == pytest.approx(
         266 * (32 * 2 * 4096 + cost.llm_bytes_per_token / 32)
     )
+    # Of half of the layers: half of the pass, and the other half keeps what it kept.
+    half = activation_bytes(cost, Setup(checkpointing=0.5))
+    assert half == pytest.approx(
+        (activation_bytes(cost, Setup()) + cost.tokens * cost.n_layers * cost.hidden_bytes) / 2
+    )
+    assert Setup(checkpointing=0.5).n_passes == 2.5
     plain, again = (sample_flops(cost, Setup(checkpointing=c))["LLM"]["bfloat16"] for c in (False, True))
     assert again / plain == pytest.approx(1.5, rel=0.01)
 
@@ -266,3 +273,19 @@ def test_the_gpu_benchmark_runs_as_a_toy_and_says_when_there_is_no_gpu():
     refused = subprocess.run([*command, "model=affectgpt"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "no GPU here; run this on a machine with one" in refused.stdout
+
+
+def test_a_limit_of_activations_checkpoints_as_few_layers_as_it_asks_for(small_plan):
+    plain = make_plan(small_plan)
+    whole, least = (plain["memory"][name]["LLM activations"] for name in ("plain", "checkpointing"))
+    assert least < whole
+    loose, tight = (
+        make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=limit / 1e9)))
+        for limit in (1.01 * whole, 0.99 * whole)
+    )
+    assert loose["setup"]["checkpointing"] == 0
+    assert tight["setup"]["checkpointing"] == 1 / plain["sample"]["n_layers"]
+    assert "of its layers checkpointed" in text_of(tight)
+    assert "checkpointed" not in text_of(loose)
+    with pytest.raises(ValueError, match=r"tokens at once keep at least .* allow more, or at most \d+ tokens"):
+        make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=0.5 * least / 1e9)))

@@ -8,59 +8,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainingArguments
 
-from affectgpt.conf_schema import DataConfig, SourceConfig, StageConfig, TrainConfig
-from affectgpt.data import leaks
-from affectgpt.data.facts import MediaFacts, facts_in
-from affectgpt.data.features import ClipReader, cache_mode
-from affectgpt.data.sources import probe_samples, read_source, report_bad
-from affectgpt.data.splits import hold_out
-from affectgpt.data.stream import Part, Recipe, TrainingStream, weighted, with_texts
+from affectgpt.conf_schema import TrainConfig
+from affectgpt.data.features import cache_mode
+from affectgpt.data.sources import report_bad
+from affectgpt.data.stream import Part, TrainingStream
 from affectgpt.inference import Asking, Decoding, predict
 from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, pretrained, quantize, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors, read_spec
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS
-from affectgpt.runtime import (
-    RunRecord,
-    UserError,
-    new_run_folder,
-    runs_named,
-    seed_everything,
-    without_collector,
-    write_text_atomic,
-)
+from affectgpt.runtime import UserError, seed_everything, without_collector
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels, write_jsonl
 from affectgpt.training import distributed
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
-from affectgpt.training.checkpoints import BEST, checkpoint_to_start_from, complete_checkpoints
+from affectgpt.training.checkpoints import BEST, complete_checkpoints
 from affectgpt.training.distributed import Processes
 from affectgpt.training.loader import Batches, EncodeDraw
+from affectgpt.training.memory import activation_limit_gb, check_activation_gb, keep_within
+from affectgpt.training.runs import Run, open_run
+from affectgpt.training.samples import prepare_training, recipe_of, training_parts
 from affectgpt.training.schedule import Schedule
 from affectgpt.training.trainer import StageTrainer
 
 log = logging.getLogger("affectgpt")
-
-# What may differ between a run and its continuation, since it does not decide the weights.
-_FREE_ON_RESUME = (
-    "resume",
-    "logging",
-    "paths",
-    "device",
-    "data.cache_features",
-    "stage.n_workers",
-    "stage.keep_last",
-    "strategy.num_processes",
-    "strategy.timeout_s",
-)
 
 
 @dataclass(frozen=True)
@@ -69,22 +47,6 @@ class StageResult:
 
     run: Path
     exit_code: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder that is open for training.
-
-    Attributes:
-        record: run.json; only the first process writes it.
-        init_from: the checkpoint that the stage started from.
-        resume_from: the checkpoint to go on from; None = there is none yet.
-    """
-
-    folder: Path
-    record: RunRecord
-    init_from: Path | None
-    resume_from: Path | None
 
 
 def run_stage(config: TrainConfig) -> StageResult:
@@ -97,6 +59,7 @@ def run_stage(config: TrainConfig) -> StageResult:
             f"strategy=zero3 does not split a packed LLM (model.llm.quantization={config.model.llm.quantization}); "
             "take strategy=ddp or zero2, or leave the quantization out"
         )
+    check_activation_gb(config.stage, config.strategy.name)
     with Processes(config.strategy, torch_device(config.device)) as processes:
         if not processes.is_main:
             log.setLevel(logging.WARNING)
@@ -110,8 +73,8 @@ def _run_stage(config: TrainConfig, processes: Processes) -> StageResult:
         raise UserError(f"data {config.data.name!r} has no training manifest for stage {stage.name!r}; see conf/data")
     # Mistakes in a manifest, missing files and a missing first stage shall show before there is a run folder.
     with without_collector():
-        parts, bad = processes.by_main(lambda: _training_parts(config, sources))
-    run = processes.by_main(lambda: _open_run(config, parts, processes.world_size))
+        parts, bad = processes.by_main(lambda: training_parts(config, sources))
+    run = processes.by_main(lambda: open_run(config, parts, processes.world_size))
     log.info("run %s: stage %s, model %s, data %s", run.folder, stage.name, config.model.name, config.data.name)
     log.info("strategy %s: num_processes %d", config.strategy.name, processes.world_size)
     if run.resume_from is not None:
@@ -138,30 +101,6 @@ def _run_stage(config: TrainConfig, processes: Processes) -> StageResult:
 
 def _nothing(*arguments: object, **values: object) -> None:
     """What processes other than the first write."""
-
-
-def _open_run(config: TrainConfig, parts: Sequence[Part], n_processes: int) -> Run:
-    stage = config.stage
-    init_from = None
-    pretrained.folder_of(config.model.init, config.model.init_from)  # a wrong one shall show before there is a run
-    if stage.init_from and not config.resume:
-        init_from = checkpoint_to_start_from(Path(config.paths.runs), stage.init_from)
-    folder, resume_from = _run_folder(config, n_processes)
-    record = RunRecord.read(folder)
-    if record is None:
-        record = RunRecord.start(
-            folder,
-            kind=f"train {stage.name}",
-            config=asdict(config),
-            inputs=[file for part in parts for file in part.files],
-            init_from=None if init_from is None else str(init_from),
-            num_processes=n_processes,
-        )
-        write_text_atomic(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-    else:
-        record.resume()
-        init_from = Path(record.values["init_from"]) if record.values["init_from"] else None
-    return Run(folder, record, init_from, resume_from)
 
 
 def starting_model(config: TrainConfig) -> tuple[Any, Any]:
@@ -214,6 +153,9 @@ def _train(
     encoders = model.set_encoders_aside()
     encoders.to(device)
     model.to(device)
+    if stage.activation_gb is not None:
+        limit_gb = processes.by_main(lambda: activation_limit_gb(stage.activation_gb, device, n_trainable))
+        keep_within(model, stage, limit_gb)
     caching = cache_mode(config.data.cache_features)
     reader = clip_reader(
         model,
@@ -318,108 +260,6 @@ def _train(
     return {"loss": output.training_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
 
 
-def recipe_of(stage: StageConfig) -> Recipe:
-    """What the stage asks for and shows."""
-    return Recipe(stage.tasks, stage.langs, stage.modality_dropout, stage.subtitle_dropout, tuple(stage.candidates))
-
-
-def _training_parts(config: TrainConfig, sources: Sequence[SourceConfig]) -> tuple[list[Part], list[BadSample]]:
-    """The training data with the texts that the stage asks for, and without what the test set holds."""
-    facts = facts_in(Path(config.paths.cache))
-    parts, bad = read_sources(sources, config.data, facts=facts, recipe=recipe_of(config.stage))
-    parts, leaked = leaks.keep_apart(parts, config.data, facts)
-    return parts, [*bad, *leaked]
-
-
-def read_sources(
-    sources: Sequence[SourceConfig],
-    data: DataConfig,
-    *,
-    facts: MediaFacts | None = None,
-    recipe: Recipe | None = None,
-) -> tuple[list[Part], list[BadSample]]:
-    """Read the sources and look at the headers of their media; the parts, and what was left out.
-
-    Args:
-        recipe: if given, samples must have the texts that it (or their source) asks for.
-    """
-    parts: list[Part] = []
-    bad: list[BadSample] = []
-    for source in sources:
-        rows = read_source(source, data.folder, on_bad=data.on_bad)
-        samples, bad_media = probe_samples(rows.samples, on_bad=data.on_bad, facts=facts)
-        bad += rows.bad + bad_media
-        files = tuple(str(file) for file in rows.files)
-        part = Part(samples, source.weight, source.tasks, source.langs, tuple(source.candidates), files)
-        if recipe is not None:
-            tasks, langs, candidates = part.asked(recipe)
-            samples, lacking = with_texts(samples, tasks, langs, candidates, on_bad=data.on_bad)
-            bad += lacking
-            part = replace(part, samples=samples, candidates=candidates)
-        if not samples:
-            raise UserError(f"{rows.name}: no usable sample is left; the first of {len(bad)}: {bad[0].reason}")
-        parts.append(part)
-    return weighted(parts, data.weights), bad
-
-
-def prepare_training(
-    parts: Sequence[Part],
-    stage: StageConfig,
-    data: DataConfig,
-    seed: int,
-    reader: ClipReader,
-    modalities: Sequence[str],
-    processes: Processes,
-) -> tuple[list[Part], list[Sample], list[BadSample], int]:
-    """Encode the training data (with a cache that is filled ahead; each process its share) and hold out validation.
-
-    Returns:
-        training parts, validation samples (out of the training data, never the test split), bad clips, and how many
-        clips will need encoders in the steps.
-    """
-    usable: list[Part] = []
-    bad: list[BadSample] = []
-    n_uncached = 0
-    ahead = cache_mode(data.cache_features) == "ahead"
-    for part in parts:
-        samples = part.samples
-        mine = processes.share(samples)
-        prepared = processes.together(
-            lambda mine=mine: (
-                reader.prepare(
-                    mine,
-                    modalities,
-                    on_bad=data.on_bad,
-                    encode=ahead,
-                    what="encoding clips" if ahead else "reading clips",
-                ).summary
-            )
-        )
-        bad_clips = [row for rows, _ in prepared for row in rows]
-        n_uncached += sum(count for _, count in prepared)
-        bad += bad_clips
-        bad_ids = {row.id for row in bad_clips}
-        good = [sample for sample in samples if sample.id not in bad_ids]
-        if not good:
-            raise UserError(f"none of {len(samples)} clips can be decoded; the first: {bad[0].id!r}: {bad[0].reason}")
-        usable.append(replace(part, samples=good))
-    parts = usable
-    n_all = sum(len(part.samples) for part in parts)
-    if stage.n_validation >= n_all:
-        raise UserError(
-            f"stage.n_validation={stage.n_validation} would hold out all of {n_all} usable training samples; lower it "
-            "(0 = no validation) or add samples"
-        )
-    validation: list[Sample] = []
-    training: list[Part] = []
-    for part in parts:
-        share = round(stage.n_validation * len(part.samples) / n_all)
-        rest, held = hold_out(part.samples, n=share, seed=seed)
-        training.append(replace(part, samples=rest))
-        validation += held
-    return training, validation, bad, n_uncached
-
-
 def training_arguments(
     config: TrainConfig,
     run: Path,
@@ -493,41 +333,3 @@ def _with_frames(
             frames = read_frames(sample.video, 3).images
         rows.append((sample, by_id[sample.id], frames))
     return rows
-
-
-def _run_folder(config: TrainConfig, n_processes: int) -> tuple[Path, Path | None]:
-    """The run's folder, and with `resume` the checkpoint to go on from (None = it has none yet)."""
-    runs, name = Path(config.paths.runs), config.name or config.stage.name
-    if not config.resume:
-        return new_run_folder(runs, name), None
-    named = runs_named(runs, name)
-    if not named:
-        raise UserError(f"resume=true, but {runs} holds no run named {name!r}; leave resume out to start one")
-    run = named[-1]
-    record = RunRecord.read(run)
-    assert record is not None
-    if record.values["status"] == "finished":
-        raise UserError(f"resume=true, but {run} is finished; leave resume out to start another run")
-    if differing := differing_settings(record.values["config"], asdict(config)):
-        listed = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
-        raise UserError(f"{run} was started with other settings, so it cannot go on:\n{listed}")
-    if (before := record.values.get("num_processes", 1)) != n_processes:
-        raise UserError(
-            f"{run} was trained by {before} processes, now there are {n_processes}: batches would be others, and the "
-            f"optimizer state is split by process. Go on with {before} (torchrun --nproc_per_node), or start a run "
-            f"from its last checkpoint with stage.init_from={run}/checkpoint-<step>"
-        )
-    checkpoints = complete_checkpoints(run)
-    return run, checkpoints[-1] if checkpoints else None
-
-
-def differing_settings(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(setting, before, now) of what decides the weights and differs between two configurations as dictionaries."""
-    if prefix in _FREE_ON_RESUME:
-        return []
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for key in sorted({*before, *now}):
-            found += differing_settings(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
-    return [] if before == now else [(prefix, before, now)]

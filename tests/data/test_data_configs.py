@@ -6,7 +6,7 @@ import pytest
 
 from affectgpt.cli import compose
 from affectgpt.data.stream import TrainingStream
-from affectgpt.training.stages import _training_parts, recipe_of
+from affectgpt.training.samples import recipe_of, training_parts
 
 from . import layouts
 from .layouts import NAMES
@@ -41,7 +41,7 @@ def test_a_published_set_trains_by_name_and_folder(tmp_path, data, make):
     layouts.media(tmp_path, NAMES, real=True)
     config = configure(data, tmp_path)
     config.paths.cache = str(tmp_path / "cache")
-    parts, bad = _training_parts(config, config.data.fine)
+    parts, bad = training_parts(config, config.data.fine)
     assert not bad
     assert parts[0].files
     stream = TrainingStream(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from transformers import TrainerControl
 
 from affectgpt.conf_schema import LoraConfig, ProjectorConfig, SourceConfig
 from affectgpt.models import packing
+from affectgpt.models.activations import kept_bytes
 from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runtime import RunRecord, UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
@@ -27,7 +29,7 @@ from affectgpt.training.checkpoints import (
     complete_checkpoints,
     last_complete_run,
 )
-from affectgpt.training.stages import run_stage, validation_scores
+from affectgpt.training.stages import run_stage, starting_model, validation_scores
 
 from ..conftest import make_train_config
 
@@ -208,6 +210,32 @@ def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_
     assert counts == {False: 12, True: 24}
     for name, tensor in weights_of[True].items():
         torch.testing.assert_close(tensor, weights_of[False][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_limit_of_activations_recomputes_as_many_blocks_as_it_takes_and_trains_the_same_weights(
+    finished, tmp_path, monkeypatch, caplog
+):
+    calls = []
+    block = packing.layer_states
+    config = in_folder(finished[0], tmp_path)
+    config.stage.n_validation = 0
+    config.stage.token_budget = 1000
+    model, _ = starting_model(config)
+    kept = kept_bytes(model.train().language_model)
+    config.stage.activation_gb = 1000 * (kept.input_bytes + kept.layer_bytes) / 1e9  # one of the two blocks
+    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
+    with caplog.at_level(logging.INFO, logger="affectgpt"):
+        run = run_stage(config).run
+    assert "gradient checkpointing in 1 of 2 layers: 1000 tokens at once keep" in caplog.text
+    # The probe of one block, and in each of six steps two blocks and the first one once more.
+    assert len(calls) == 1 + 6 * 3
+    limited = weights(run / "checkpoint-6")
+    calls.clear()
+    config = in_folder(finished[0], tmp_path / "plain")
+    config.stage.n_validation = 0
+    plain = weights(run_stage(config).run / "checkpoint-6")
+    for name, tensor in limited.items():
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_bf16_llm_trains_fp32_projections_with_nearly_the_losses_of_fp32(finished, tmp_path):
