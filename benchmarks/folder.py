@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from step import SIZES, Size, cpu_name
+from step import SIZES, Size, cpu_name, write_figures
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from affectgpt.data.sources import probe_samples, samples_from_paths
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -164,6 +165,8 @@ def main() -> None:
     print(f"{'filling the cache':<26}  {1 / filling:>7.2f}")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
+    figures = {row.name: {"clips_s": 1 / statistics.median(row.times)} for row in rows}
+    write_figures(options.json, {"rows": figures, "filling_clips_s": 1 / filling})
 
 
 if __name__ == "__main__":

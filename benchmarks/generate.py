@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb
+from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -176,6 +178,16 @@ def main() -> None:
         print(f"{row.name} at batch {row.batch_size} against transformers at batch {first}: {whole:.2f}x")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
+    figures = [
+        {
+            "name": row.name,
+            "batch": row.batch_size,
+            "tokens_s": 1 / statistics.median(row.times),
+            "memory_mb": row.memory_mb,
+        }
+        for row in rows
+    ]
+    write_figures(options.json, {"rows": figures})
 
 
 if __name__ == "__main__":

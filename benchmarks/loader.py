@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import yaml
 from omegaconf import OmegaConf
-from step import SIZES, Size
+from step import SIZES, Size, write_figures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Blip2VisionModel,
@@ -157,7 +157,7 @@ class Clock:
         self.seconds[name] = (time.process_time() - start) / per
 
 
-def costs(options: argparse.Namespace, folder: Path, config: Any) -> None:
+def costs(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, Any]:
     """One row a step, one column a number of clips."""
     columns: dict[int, dict[str, float]] = {}
     for n in options.clips:
@@ -209,6 +209,7 @@ def costs(options: argparse.Namespace, folder: Path, config: Any) -> None:
     for name in columns[options.clips[-1]] | columns[options.clips[0]]:
         cells = "".join(f"{columns[n][name]:12.3f}" if name in columns[n] else f"{'-':>12}" for n in columns)
         print(f"{name:<31}{cells}")
+    return {str(n): seconds for n, seconds in columns.items()}
 
 
 def train_command(folder: Path, manifest: Path, **settings: object) -> list[str]:
@@ -233,13 +234,14 @@ def train_command(folder: Path, manifest: Path, **settings: object) -> list[str]
     ]
 
 
-def start(options: argparse.Namespace, folder: Path, config: Any) -> None:
+def start(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, Any]:
     """Seconds from the command to the first line of metrics.jsonl."""
     n = max(options.clips)
     place = folder / "start"
     place.mkdir()
     manifest = many_clips(place, n)
     pretend_known(place, manifest, config)
+    figures = {}
     for title, extra in (("--help", ["--help"]), ("first step", [])):
         times, worked = [], []
         for turn in range(options.rounds):
@@ -260,6 +262,8 @@ def start(options: argparse.Namespace, folder: Path, config: Any) -> None:
         print(
             f"{title} of {n:,} clips: {min(times):.2f} s (best of {len(times)}), {min(worked):.2f} s of processor time"
         )
+        figures[title] = min(times)
+    return figures
 
 
 def measured(command: Sequence[str]) -> tuple[float, float, str]:
@@ -272,11 +276,11 @@ def measured(command: Sequence[str]) -> tuple[float, float, str]:
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout + done.stderr
 
 
-def build_cache(options: argparse.Namespace, folder: Path, config: Any) -> None:
+def build_cache(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, Any]:
     place = folder / "build"
     place.mkdir()
     write_manifest(place / "m.jsonl", write_clips(place / "clips", options.n_build, seconds=3.0, edge=240, rate_hz=25))
-    n_cores = os.cpu_count() or 1
+    n_cores, figures = os.cpu_count() or 1, {}
     for n_processes in (1, n_cores):
         command = train_command(place, place / "m.jsonl")
         kept = [item for item in command[2:] if not item.startswith(("stage", "paths.runs"))]
@@ -291,12 +295,14 @@ def build_cache(options: argparse.Namespace, folder: Path, config: Any) -> None:
             f"{(cpu - idle_cpu) / (seconds * n_processes):.0%} of {n_processes} cores busy"
         )
         del os.environ["OMP_NUM_THREADS"]
+        figures[f"seconds a clip, {n_processes} processes"] = seconds / options.n_build
     n_bytes = sum(path.stat().st_size for path in (place / "cache-1" / "features").rglob("*") if path.is_file())
     print(f"{n_bytes / options.n_build / 1e6:.2f} MB of states a clip")
+    return figures
 
 
-def wait(options: argparse.Namespace, folder: Path, config: Any) -> None:
-    place = folder / "wait"
+def wait(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, Any]:
+    place, figures = folder / "wait", {}
     place.mkdir()
     write_manifest(place / "m.jsonl", write_clips(place / "clips", 24, seconds=3.0, edge=240, rate_hz=25))
     steps = {
@@ -321,7 +327,9 @@ def wait(options: argparse.Namespace, folder: Path, config: Any) -> None:
         for name, part in parts.items():
             waited = sum(row["data_wait_share"] * s for row, s in zip(rows[part], seconds[part], strict=True))
             cells.append(f"{name} {waited / sum(seconds[part]):.2%} of {sum(seconds[part]) / len(seconds[part]):.3f} s")
+            figures[f"{title}, {name}"] = waited / sum(seconds[part])
         print(f"waits for data, {title}: " + ", ".join(cells))
+    return figures
 
 
 TASKS = {"costs": costs, "start": start, "build": build_cache, "wait": wait}
@@ -335,10 +343,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of start")
     parser.add_argument("--n-build", type=int, default=24, help="clips that build encodes")
     parser.add_argument("--steps", type=int, default=40, help="steps of each run of wait, 3 samples each")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     quiet_libraries()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; load average before: {load}")
+    figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for task in options.tasks or TASKS:
@@ -349,7 +359,8 @@ def main() -> None:
             (conf / "conf" / "model").mkdir(parents=True)
             write_text_atomic(conf / "conf" / "model" / "benchmark.yaml", yaml.safe_dump(values))
             config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
-            TASKS[task](options, conf, config)
+            figures[task] = TASKS[task](options, conf, config)
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import json
 import math
 import os
 import platform
@@ -23,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -402,6 +404,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -450,6 +453,7 @@ def main() -> None:
     print()
     header = ("", "samples/s", "ratio", "tokens/s", "GFLOP a sample", "of peak", "memory MB")
     lines, reference = [header], 0.0
+    figures: dict[str, Any] = {"rows": {}, "llm_share_of_peak": {}}
     for row in rows:
         seconds = statistics.median(row.times)
         if row.name.split(": ")[-1].startswith("online"):
@@ -460,6 +464,13 @@ def main() -> None:
         formats = ("{:.2f}", "{:.2f}", "{:.0f}", "{:.1f}")
         numbers = [layout.format(cell) for layout, cell in zip(formats, cells, strict=True)]
         lines.append((row.name, *numbers, share, f"{row.memory_mb:.0f}"))
+        figures["rows"][row.name] = {
+            "samples_s": 1 / seconds,
+            "ratio": reference / seconds,
+            "gflop": row.flops / 1e9,
+            "share_of_peak": row.flops / seconds / own if row.cached else None,
+            "memory_mb": row.memory_mb,
+        }
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]))
@@ -468,12 +479,19 @@ def main() -> None:
         row = next(row for row in rows if row.name == name)
         flops, seconds = llm_share(row, size, samples, clock)
         own = top[torch.bfloat16 if row.is_bf16 else torch.float32][0]
+        figures["llm_share_of_peak"]["bf16" if row.is_bf16 else "fp32"] = flops / seconds / own
         print(
             f"LLM alone, {'bf16' if row.is_bf16 else 'fp32'}: {flops / len(samples) / 1e9:.1f} GFLOP a sample needed, "
             f"{len(samples) / seconds:.2f} samples/s, {flops / seconds / own:.0%} of the peak at its shapes"
         )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
+    write_figures(options.json, figures)
+
+
+def write_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

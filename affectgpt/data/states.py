@@ -292,12 +292,16 @@ class StateStore:
         return bad
 
     def compact(self) -> int:
-        """Rewrite shards without entries that are damaged or stand twice; returns the bytes that became free.
+        """Rewrite shards without entries that are damaged or stand twice, and small shards as few; returns the bytes that
+        became free.
 
         Shards that a living process appends to are left alone.
         """
         before = self.n_bytes
         bad = set(self.damaged())
+        small = [path.stem for path in self.folder.glob("*.states") if path.stat().st_size < SHARD_BYTES // 2]
+        if len(small) == 1:
+            small = []
         shards = {path.stem for path in self.folder.glob("*.index")} | {p.stem for p in self.folder.glob("*.states")}
         for shard in sorted(shards):
             lock = FileLock(self.folder / f"{shard}.lock")
@@ -311,7 +315,7 @@ class StateStore:
                 n_bytes = sum(record.n_bytes + record.facts_bytes for record in records)
                 path = self.folder / f"{shard}.states"
                 is_tight = path.exists() and path.stat().st_size <= n_bytes + _ALIGNMENT * len(held)
-                if is_tight and not bad.intersection(held):
+                if is_tight and shard not in small and not bad.intersection(held):
                     continue
                 for name in held:  # a copy first: at no moment is an entry nowhere
                     if (found := self.read(name)) is not None:

@@ -182,6 +182,22 @@ def test_compacting_keeps_every_sound_entry_and_frees_the_rest(store, monkeypatc
     assert other.compact() == 0
 
 
+def test_compacting_makes_one_shard_of_many_small_ones_and_then_rests(store):
+    for number in range(4):  # as four runs leave them
+        fill(store, [number])
+        store.close()
+    assert len(list(store.folder.glob("*.states"))) == 4
+    reader = StateStore(store.folder)
+    assert torch.equal(reader.read(address(1))[0], some(1))
+    other = StateStore(store.folder)
+    other.compact()
+    (shard,) = store.folder.glob("*.states")
+    for each in (reader, StateStore(store.folder)):  # one that was open before finds what has moved
+        assert all(torch.equal(each.read(address(number))[0], some(number)) for number in range(4))
+    assert other.compact() == 0
+    assert list(store.folder.glob("*.states")) == [shard]
+
+
 def test_a_shard_that_a_living_process_writes_is_not_compacted(store):
     fill(store, [1, 1])
     assert StateStore(store.folder).compact() == 0
