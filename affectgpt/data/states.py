@@ -292,8 +292,7 @@ class StateStore:
         return bad
 
     def compact(self) -> int:
-        """Rewrite shards without damaged entries or such that stand twice, and small ones as few; returns the bytes that
-        became free.
+        """Rewrite shards without damaged and doubled entries, small ones as few; returns the bytes that became free.
 
         Shards that a living process appends to are left alone.
         """
