@@ -19,7 +19,7 @@ from affectgpt.data.clips import Sampling, load_clip
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import check_each
 from affectgpt.data.states import Room, StateStore
-from affectgpt.runtime import stable_hash
+from affectgpt.runtime import stable_hash, without_collector
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
@@ -220,7 +220,8 @@ class ClipReader:
         Args:
             encode: False = leave the cache as it is.
         """
-        lacking = [sample for sample in samples if self._lacks(sample, modalities)]
+        with without_collector():  # of the lookup alone: who decodes and encodes leaves cycles behind
+            lacking = [sample for sample in samples if self._lacks(sample, modalities)]
         encode = encode and self._cache is not None
         if not lacking or (not encode and on_bad == "raise"):
             self._facts.save()

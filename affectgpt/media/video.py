@@ -177,7 +177,9 @@ def _decode_wanted(path: PathLike, wanted: set[int]) -> _Decoded:
 def _upright(frame: Any) -> np.ndarray:
     """RGB picture [H,W,3], turned and mirrored as the display matrix says, to the nearest right angle."""
     image = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # Of a small copy: frame and side data refer to each other, so that the frame, and with it its decoder's threads,
+    # would live until the next search for such cycles.
+    matrix = frame.reformat(width=16, height=16, interpolation="POINT").side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
     # Rows (a b u), (c d v), (x y w) of 32-bit fixed point map a point to (a x + c y, b x + d y); libavutil/display.h.

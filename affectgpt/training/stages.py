@@ -164,10 +164,9 @@ def _train(
         cache_folder=None if caching == "off" else Path(config.paths.cache),
         limit_gb=config.paths.cache_limit_gb,
     )
-    with without_collector():
-        training, validation, bad_clips, n_uncached = prepare_training(
-            parts, stage, config.data, config.seed, reader, model.modalities, processes
-        )
+    training, validation, bad_clips, n_uncached = prepare_training(
+        parts, stage, config.data, config.seed, reader, model.modalities, processes
+    )
     if n_uncached == 0:  # with all states at hand the encoders need no place on the GPU
         encoders.to("cpu")
     bad = [*bad, *bad_clips]

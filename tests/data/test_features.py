@@ -1,3 +1,4 @@
+import gc
 import shutil
 
 import numpy as np
@@ -100,6 +101,18 @@ def test_prepare_fills_the_cache_once_and_finds_clips_that_cannot_be_decoded(tmp
     assert encoder.calls == 1
     with pytest.raises(ValueError, match="sample 'cut'"):
         read.prepare([bad_sample], MODALITIES, on_bad="raise")
+
+
+def test_garbage_is_collected_while_clips_are_encoded(tmp_path, sample):
+    collecting = []
+
+    class Watching(Encoder):
+        def __call__(self, media):
+            collecting.append(gc.isenabled())
+            return super().__call__(media)
+
+    reader(tmp_path, Watching()).prepare([sample], MODALITIES, on_bad="raise", progress=False)
+    assert collecting == [True]
 
 
 def test_without_a_cache_skip_decodes_everything_before_training(tmp_path, clip, sample):

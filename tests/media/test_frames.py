@@ -1,3 +1,5 @@
+import gc
+import os
 import subprocess
 import sys
 
@@ -109,6 +111,21 @@ def test_rotation_and_mirroring_of_the_display_matrix_are_applied(tmp_path, suff
     image = read_frames(path, 1).images[0]
     assert image.shape == ((96, 64, 3) if abs(display["degrees"]) == 90 else (64, 96, 3))
     assert corner_colours(image) == corners
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux")
+def test_decoding_leaves_no_threads_behind_though_nobody_searches_for_garbage(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", numbered_clip(12))
+    read_frames(path, 8)
+    gc.collect()
+    n_threads = len(os.listdir("/proc/self/task"))
+    gc.disable()
+    try:
+        for _ in range(3):
+            read_frames(path, 8)
+        assert len(os.listdir("/proc/self/task")) <= n_threads
+    finally:
+        gc.enable()
 
 
 def test_colours_are_red_green_blue_in_this_order(tmp_path):
