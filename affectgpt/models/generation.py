@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ class _Rows:
         bias = torch.zeros(unseen.shape, dtype=states.dtype, device=self._device).masked_fill_(unseen, float("-inf"))
         decoder = self._llm.model
         rotation = packing.rotation_of(decoder, states[None], lengths[None])
-        step = _compiled() if compiled else _step
+        step = _compiled(n_places, bias.shape[1]) if compiled else _step
         for layer, (keys, values) in zip(decoder.layers, buffers, strict=True):
             states = step(layer, states, *rotation, lengths, bias, keys, values)
         return kernels.rms_norm(decoder.norm, states[:n])
@@ -282,11 +283,13 @@ def _step(
     return packing.layer_states(layer, _NEWEST, states, cos, sin, attend=attend)
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Tensor]:
-    """`_step` compiled by torch: once for each number of rows and size of buffers, for all layers alike."""
-    # Shapes that may vary are slower by far: the compiler then leaves attention to general matrix products.
-    return torch.compile(_step, dynamic=False)
+@lru_cache(maxsize=64)
+def _compiled(n_places: int, n_tokens: int) -> Callable[..., Tensor]:
+    """`_step` compiled by torch for so many rows and tokens in the buffers, for all layers alike."""
+    # Of one function torch compiles no more than eight shapes, and then none; a copy for each has but one. Shapes that
+    # may vary are slower by far: the compiler then leaves attention to general matrix products.
+    own = FunctionType(_step.__code__.replace(), _step.__globals__, _step.__name__)
+    return torch.compile(own, dynamic=False)
 
 
 class _Memory:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from affectgpt.models import AffectGPTForConditionalGeneration, LoraSpec, build, generation, packing
 from affectgpt.models.generation import Prompt, greedy
@@ -105,9 +107,13 @@ def test_compiled_layers_write_the_same_tokens_and_run_while_more_than_half_of_t
     model, processor = with_adapters(family, tmp_path, lora=family == "llama3-gqa")
     rows = encoded(processor, 7)
     limits = [9, 2, 14, 5, 90, 12, 3]  # the longest outgrows its buffer while it is alone
-    compiled, sizes = generation._compiled(), []
+    compiled, sizes = generation._compiled, []
     monkeypatch.setattr(generation, "_COMPILED_GROWTH", 64)
-    monkeypatch.setattr(generation, "_compiled", lambda: lambda *given: sizes.append(len(given[1])) or compiled(*given))
+    monkeypatch.setattr(
+        generation,
+        "_compiled",
+        lambda *shape: lambda *given: sizes.append(len(given[1])) or compiled(*shape)(*given),
+    )
     for batch_size in (1, 4):
         sizes.clear()
         plain = by_loop(model, processor, rows, limits, [], batch_size)
@@ -119,6 +125,21 @@ def test_compiled_layers_write_the_same_tokens_and_run_while_more_than_half_of_t
             assert n_steps == sum(limit - 1 for limit in limits)
         else:
             assert 10 < n_steps < 80  # not while the last row is alone
+
+
+def test_more_sizes_of_buffers_than_torch_compiles_of_one_function_are_all_compiled(tmp_path, monkeypatch):
+    model, processor = with_adapters("llama", tmp_path, lora=False)
+    monkeypatch.setattr(generation, "_COMPILED_GROWTH", 4)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced alone, which is quick
+    generation._compiled.cache_clear()
+    counters.clear()
+    rows = encoded(processor, 1)
+    most = torch._dynamo.config.recompile_limit
+    limits = [4 * (most + 3)]
+    plain = by_loop(model, processor, rows, limits, [], 1)
+    assert by_loop(model, processor, rows, limits, [], 1, compiles=True) == plain
+    assert counters["stats"]["unique_graphs"] > most
+    generation._compiled.cache_clear()  # the next test compiles in earnest
 
 
 def test_places_of_ended_rows_are_taken_at_once_and_never_more_than_the_batch_is_open(built, monkeypatch):
