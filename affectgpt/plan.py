@@ -295,7 +295,9 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     from affectgpt.costs import count_sample, linear_weights, parameters
     from affectgpt.loading import model_spec, quiet_libraries
     from affectgpt.models.build import build_hollow
+    from affectgpt.training.memory import check_activation_gb
 
+    check_activation_gb(config.stage, config.strategy.name)
     cards = [CARDS[name] for name in SHOWN] if config.gpu is None else [_card(config.gpu)]
     setup = setup_of(config)
     quiet_libraries()
@@ -307,7 +309,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         model, spec, sound_s=config.sound_s, text_tokens=config.text_tokens, answer_tokens=config.answer_tokens
     )
     stage = config.stage
-    if isinstance(stage.activation_gb, (int, float)):
+    if stage.activation_gb not in (None, "auto"):
         tokens = round(at_once(cost, setup) * setup.tokens(cost))
         n = kept_of(cost).n_checkpointed(tokens, 1e9 * stage.activation_gb)
         setup = replace(setup, checkpointing=n / cost.n_layers)

@@ -289,3 +289,5 @@ def test_a_limit_of_activations_checkpoints_as_few_layers_as_it_asks_for(small_p
     assert "checkpointed" not in text_of(loose)
     with pytest.raises(ValueError, match=r"tokens at once keep at least .* allow more, or at most \d+ tokens"):
         make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=0.5 * least / 1e9)))
+    with pytest.raises(UserError, match=r"stage\.activation_gb is -1; expected GB above 0, auto, or null"):
+        make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=-1)))

@@ -299,8 +299,8 @@ class _Memory:
     in bf16 (docs/speed.md).
     """
 
-    def __init__(self, n_places: int, n_heads: int, head_dim: int, growth: int) -> None:
-        self._n_places, self._n_heads, self._head_dim, self._growth = n_places, n_heads, head_dim, growth
+    def __init__(self, n_places: int, n_kv_heads: int, head_dim: int, growth: int) -> None:
+        self._n_places, self._n_kv_heads, self._head_dim, self._growth = n_places, n_kv_heads, head_dim, growth
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -308,7 +308,7 @@ class _Memory:
         """Keys and values with room for `n_tokens` a row; `like` gives type and device."""
         if self._keys is None or self._values is None or self._keys.shape[2] < n_tokens:
             n_tokens = self._growth * (n_tokens // self._growth + 1)
-            shape = (self._n_places, self._n_heads, n_tokens, self._head_dim)
+            shape = (self._n_places, self._n_kv_heads, n_tokens, self._head_dim)
             on_cpu, wide = like.device.type == "cpu", like.dtype == torch.float32
             self._keys = _grown(self._keys, shape, like, transposed=on_cpu and not wide)
             self._values = _grown(self._values, shape, like, transposed=on_cpu and wide)
