@@ -32,9 +32,17 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.conf_schema import BenchmarkConfig
-from affectgpt.llm import ChatClient
-from affectgpt.metrics import GROUPINGS, empty, evaluate, load_lexicon, random_labels, read_predictions, read_references
+from affectgpt.chat.served import ChatClient
+from affectgpt.config import BenchmarkConfig
+from affectgpt.metrics import (
+    GROUPINGS,
+    empty,
+    evaluate,
+    load_lexicon,
+    random_labels,
+    read_predictions,
+    read_references,
+)
 from affectgpt.metrics import plots as draw
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_truth

@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Iterator
 
-from affectgpt import conf_schema
+from affectgpt import config as conf_schema
 
 _FIELD = re.compile(r"    (\w+): (.+?) = (.+?)  # (.+)")
 
@@ -55,7 +55,7 @@ def document() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every setting, generated from `affectgpt/conf_schema.py` by `python -m affectgpt.confdoc`. Values stand in",
+        "Every setting, generated from `affectgpt/config.py` by `python -m affectgpt.confdoc`. Values stand in",
         "the YAML files under `conf/`; anything can be set on the command line as `key=value`, nested with dots",
         "(`stage.batch_size=8`). A misspelt key or a value of the wrong type is refused before anything runs.",
         "`--cfg job` prints the composed configuration.",

@@ -15,23 +15,10 @@ A task says what is asked for:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from affectgpt.schema import Sample
+from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
 
-MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
-"""What a sample may have, in the order in which the placeholders stand in the prompt: sound, pictures and a short film
-of the whole scene, pictures and a short film of aligned face crops."""
-
-SLOTS = ("multi", *MODALITIES)
-"""Soft-token branches of a model, in prompt order. ``multi`` is no medium: a pre-fusion projector makes it from the
-states of the others, and the processor of a model that has one writes its placeholder."""
-
-PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
-
-TASKS = ("description", "labels", "both", "fixed")
-LANGUAGES = ("en", "zh")
 PROMPT_VERSION = "1"
 """Changes whenever a word below changes, and travels with every prediction and checkpoint."""
 

@@ -18,8 +18,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from affectgpt.prompts import LANGUAGES, MODALITIES
+MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
+"""What a sample may have, in the order in which the placeholders stand in the prompt: sound, pictures and a short film
+of the whole scene, pictures and a short film of aligned face crops."""
 
+SLOTS = ("multi", *MODALITIES)
+"""Soft-token branches of a model, in prompt order. ``multi`` is no medium: a pre-fusion projector makes it from the
+states of the others, and the processor of a model that has one writes its placeholder."""
+
+PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
+
+TASKS = ("description", "labels", "both", "fixed")
+LANGUAGES = ("en", "zh")
 HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # of the colour channels in files of face crops
 _TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # what a translation may hold

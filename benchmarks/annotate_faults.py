@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from affectgpt.annotate.record import from_row  # noqa: E402
 from tests.annotate.conftest import rows_of, served, settings, write_clips  # noqa: E402
-from tests.chat_server import ChatServer, fill_in  # noqa: E402
+from tests.chat.chat_server import ChatServer, fill_in  # noqa: E402
 
 
 class Counted(list):

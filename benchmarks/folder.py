@@ -29,8 +29,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from affectgpt.data.sources import probe_samples, samples_from_paths
 from affectgpt.demo.models import make_tokenizer
 from affectgpt.demo.video import write_mp4
-from affectgpt.inference import Asking, Decoding, predict
-from affectgpt.loading import clip_reader, quiet_libraries
+from affectgpt.inference.loading import clip_reader, quiet_libraries
+from affectgpt.inference.prediction import Asking, Decoding, predict
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
 from affectgpt.prompts import render
 from affectgpt.schema import Sample

@@ -1,7 +1,7 @@
 """Tokens a second when answers are written: python benchmarks/generate.py [--size brief|demo] [--dtype bfloat16]
 
 Compares transformers' `generate` on padded batches, which keeps a batch until its last answer has ended, with the loop
-of affectgpt.models.generation, plain and with compiled layers. All continue the same prompts of words and soft tokens
+of affectgpt.engine.generation, plain and with compiled layers. All continue the same prompts of words and soft tokens
 (cached encoder states; the projections count, the encoders do not) by 0.8 to 1.2 of the mean number of tokens, as
 answers differ in length; tokens are compared before anything is timed, and compiling is timed apart. Rows take turns
 and a row's time is the median of its turns, so that other work on the machine meets all of them alike; --clock cpu with
@@ -25,9 +25,9 @@ from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb, writ
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from affectgpt.inference import prompt_embeds
+from affectgpt.engine.generation import Prompt, greedy
+from affectgpt.inference.prediction import prompt_embeds
 from affectgpt.models import AffectGPTProcessor
-from affectgpt.models.generation import Prompt, greedy
 
 
 class Collator:

@@ -40,11 +40,11 @@ from transformers import (
     VideoMAEModel,
 )
 
-from affectgpt.conf_schema import DataConfig, ModelConfig, SourceConfig
+from affectgpt.config import DataConfig, ModelConfig, SourceConfig
 from affectgpt.data.facts import FILE, MediaFacts
 from affectgpt.data.stream import Part, Recipe, TrainingStream
 from affectgpt.demo.video import write_mp4
-from affectgpt.loading import clip_reader, model_spec, quiet_libraries
+from affectgpt.inference.loading import clip_reader, model_spec, quiet_libraries
 from affectgpt.models import build
 from affectgpt.runtime import write_text_atomic
 from affectgpt.schema import Sample, write_jsonl

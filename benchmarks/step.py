@@ -33,7 +33,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Blip2VisionConfig, HubertConfig, LlamaConfig, VideoMAEConfig
 
-from affectgpt.models import AffectGPTConfig, AffectGPTForConditionalGeneration, packing
+from affectgpt.engine import packing
+from affectgpt.models import AffectGPTConfig, AffectGPTForConditionalGeneration
 from affectgpt.models.configuration_affectgpt import EncoderConfig, ProjectorConfig
 from affectgpt.models.modeling_affectgpt import MEDIA_KEYS
 from affectgpt.models.processing_affectgpt import pad_states

@@ -5,7 +5,7 @@
 
 Weights are random in the published shapes (nothing is downloaded), LLM and encoders in bf16, projectors in fp32. Four
 ways: encoders in every step or states at hand, samples padded or packed. The card's own peak is measured with a large
-matrix product; shares are counted operations (`affectgpt.costs`) over time over that peak.
+matrix product; shares are counted operations (`affectgpt.plan.costs`) over time over that peak.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from affectgpt.cli import compose
-from affectgpt.costs import count_sample
-from affectgpt.loading import model_spec, quiet_libraries
+from affectgpt.inference.loading import model_spec, quiet_libraries
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
 from affectgpt.models.build import build_hollow, hollow_settings
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS
-from affectgpt.plan import GIB, Setup, total_flops
+from affectgpt.plan.command import GIB, Setup, total_flops
+from affectgpt.plan.costs import count_sample
 
 DEFAULTS = {"model": "affectgpt", "n_steps": 10, "batch_size": 8, "text_tokens": 170, "answer_tokens": 100}
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from affectgpt import conf_schema as conf
+from affectgpt import config as conf
 from affectgpt.schema import Sample, write_jsonl
-
-from .data.conftest import write_clip
-from .models import tiny
+from tests.data.conftest import write_clip
+from tests.models import tiny
 
 # One thread a test process: tiny models gain nothing from more, and processes side by side starve each other.
 torch.set_num_threads(1)

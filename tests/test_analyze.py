@@ -8,7 +8,7 @@ import pytest
 
 from affectgpt.analyze import ANALYSES, correlation_matrix, main, parse
 from affectgpt.runtime import UserError
-from tests.chat_server import ChatServer
+from tests.chat.chat_server import ChatServer
 
 pytest.importorskip("matplotlib")
 

@@ -1,4 +1,8 @@
-"""Who may import whom: a module imports its own package and lower levels only."""
+"""Who may import whom: a room of the package imports itself and lower rooms, nothing else. There are no exceptions.
+
+Every file is read, `__main__` files and imports inside functions too. Rooms of one line of `LEVELS` do not import each
+other. The command line stands above all rooms, and only files that start a command import it.
+"""
 
 import ast
 import subprocess
@@ -8,67 +12,79 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
-LEVELS = {
-    0: ("schema", "prompts"),
-    1: ("conf_schema", "confdoc", "runtime", "llm", "media", "tables", "doctor", "mllm_video", "streaming"),
-    2: ("metrics", "data", "models", "mllm"),
-    3: ("training", "inference", "inference_vllm", "loading", "costs", "zeroshot", "annotate", "demo"),
-    4: ("cli", "cache", "commands", "export", "hub", "plan", "study", "analyze", "submit", "convert", "serve"),
-}
-LEVEL = {name: level for level, names in LEVELS.items() for name in names}
-# One part may use another of the same level only where it is listed here.
-SIDEWAYS = {
-    ("prompts", "schema"),
-    ("schema", "prompts"),
-    ("confdoc", "conf_schema"),
-    ("doctor", "runtime"),
-    ("llm", "runtime"),
-    ("doctor", "media"),
-    ("training", "inference"),
-    ("inference_vllm", "inference"),
-    ("zeroshot", "inference"),
-    ("training", "loading"),
-    ("loading", "training"),
-    ("cli", "commands"),
-    ("cli", "export"),
-    ("export", "cli"),
-    ("cli", "hub"),
-    ("hub", "cli"),
-    ("hub", "export"),
-    ("cli", "plan"),
-    ("plan", "cli"),
-    ("cli", "study"),
-    ("cli", "cache"),
-    ("cli", "serve"),
-    ("cache", "cli"),
-    ("study", "commands"),
-}
+LEVELS = (
+    ("schema", "runtime"),
+    ("prompts", "config", "journal", "runs", "tables"),
+    ("confdoc", "media", "chat", "engine"),
+    ("data", "metrics", "models"),
+    ("spread",),
+    ("cache",),
+    ("inference",),
+    ("training", "zeroshot", "serve"),
+    ("annotate", "plan", "convert", "hub", "doctor", "analyze", "submit", "loading"),
+    ("demo",),
+    ("cli",),
+    ("export", "study"),  # python -m affectgpt.export: files that only start a command
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part_of(module: str) -> str:
-    pieces = module.split(".")
-    return pieces[1] if len(pieces) > 1 else ""
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(line, module) of everything that a file imports, wherever it does."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: write imports in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(node.lineno, name) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_its_own_part_and_lower_levels(path):
+def test_a_file_imports_only_its_own_room_and_lower_ones(path):
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if own == "__init__" or path.name == "__main__.py":
+    if own == "__init__":
+        assert not [module for _, module in imported(path) if module.startswith("affectgpt")]
         return
     assert own in LEVEL, f"{own} is on no level; add it to LEVELS"
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        modules = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules = [node.module]
-            if node.module == "affectgpt":
-                modules = [f"affectgpt.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        for module in modules:
-            if module.split(".")[0] == "affectgpt" and (other := part_of(module)) and other != own:
-                allowed = LEVEL[other] < LEVEL[own] or (own, other) in SIDEWAYS
-                assert allowed, f"{path.relative_to(PACKAGE)}:{node.lineno} imports {module}"
+    starts_a_command = path.name == "__main__.py"
+    for line, module in imported(path):
+        room = module.split(".")[1] if module.startswith("affectgpt.") else own
+        if room == "__version__":
+            continue
+        allowed = room == own or LEVEL[room] < LEVEL[own] or (starts_a_command and room == "cli")
+        assert allowed, f"{path.relative_to(PACKAGE)}:{line} imports {module}"
+
+
+def test_files_import_each_other_in_no_circle():
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+    def targets(path: Path) -> set[str]:
+        found = set()
+        for _, module in imported(path):
+            name = module
+            while name and name not in files:
+                name = name.rpartition(".")[0]
+            if name and name != "affectgpt":
+                found.add(name)
+        return found
+
+    graph = {name: targets(path) - {name} for name, path in files.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -1,7 +1,7 @@
 import pytest
 
-from affectgpt.prompts import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, media_of, question, render
-from affectgpt.schema import Sample
+from affectgpt.prompts import media_of, question, render
+from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
 
 FULL = Sample(
     id="v1",

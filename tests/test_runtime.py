@@ -2,15 +2,9 @@ import json
 
 import pytest
 
-from affectgpt.runtime import (
-    RunRecord,
-    UserError,
-    append_jsonl_records,
-    new_run_folder,
-    runs_named,
-    stable_hash,
-    write_text_atomic,
-)
+from affectgpt.journal import append_jsonl_records
+from affectgpt.runs import RunRecord, new_run_folder, runs_named
+from affectgpt.runtime import UserError, stable_hash, write_text_atomic
 
 
 def test_a_second_run_of_the_same_name_gets_a_number_and_overwrites_nothing(tmp_path):

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.annotate.clips import Clip
-from affectgpt.annotate.store import Store, once
-from affectgpt.conf_schema import AnnotatorConfig
-from affectgpt.llm import Media
+from affectgpt.annotate.store import Store
+from affectgpt.chat.served import Media
+from affectgpt.config import AnnotatorConfig
+from affectgpt.journal import once
 from affectgpt.runtime import UserError, stable_hash
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from affectgpt.mllm import Reply, Request, TransformersChat
+    from affectgpt.chat.local import Reply, Request, TransformersChat
 
 log = logging.getLogger("affectgpt")
 
@@ -425,7 +426,7 @@ class InProcess:
 
     def _generate(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         if self._chat is None:
-            from affectgpt.mllm import load
+            from affectgpt.chat.local import load
 
             config = self.config
             log.info("loading %s", self.name)
@@ -446,7 +447,7 @@ class InProcess:
         ]
 
     def _request(self, question: Question) -> Request:
-        from affectgpt.mllm import Request
+        from affectgpt.chat.local import Request
 
         chat = self._chat
         assert chat is not None

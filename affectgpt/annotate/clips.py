@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.annotate.store import Log
+from affectgpt.journal import Log
 from affectgpt.media import Frames, Waveform, read_audio, read_faces, read_frames
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.runtime import sha256_of_file, stable_hash

@@ -13,10 +13,10 @@ from typing import Any
 
 from affectgpt.annotate.checks import verdict
 from affectgpt.annotate.evidence import phrase
-from affectgpt.annotate.labelstudio import SCREENS, local_url, medium_of, screen_config, task
 from affectgpt.annotate.prompts import other_language
 from affectgpt.annotate.record import Annotation, from_row, read_records
-from affectgpt.annotate.store import Log
+from affectgpt.annotate.review.labelstudio import SCREENS, local_url, medium_of, screen_config, task
+from affectgpt.journal import Log
 from affectgpt.media import MediaError, probe
 from affectgpt.prompts import LABEL_SEPARATOR, question
 from affectgpt.runtime import UserError, write_text_atomic

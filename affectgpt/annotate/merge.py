@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from affectgpt.annotate.agreement import jaccard
 from affectgpt.annotate.checks import shingles, similarity, verdict
 from affectgpt.annotate.record import Annotation, Clue, RecordError, from_row
-from affectgpt.annotate.review import unite
-from affectgpt.annotate.store import Log
+from affectgpt.annotate.review.agreement import jaccard
+from affectgpt.annotate.review.rounds import unite
+from affectgpt.journal import Log
 from affectgpt.runtime import UserError, stable_hash
 
 HOW = ("union", "majority")

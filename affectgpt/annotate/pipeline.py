@@ -11,7 +11,7 @@ from affectgpt.annotate import evidence, prompts
 from affectgpt.annotate.annotators import CODE_VERSION, Stop, Stopped, decides
 from affectgpt.annotate.record import fold
 from affectgpt.annotate.steps import Part, Work, function_of, run_step
-from affectgpt.conf_schema import AnnotatorConfig, PipelineConfig, StepConfig
+from affectgpt.config import AnnotatorConfig, PipelineConfig, StepConfig
 from affectgpt.runtime import UserError, stable_hash
 
 Item = TypeVar("Item")

@@ -17,7 +17,7 @@ from affectgpt.annotate import prompts
 from affectgpt.annotate.annotators import estimate_tokens
 from affectgpt.annotate.clips import files_of, media_sha256
 from affectgpt.annotate.store import Store
-from affectgpt.conf_schema import AnnotateConfig, AnnotatorConfig, StepConfig
+from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig
 from affectgpt.data.sources import probe_sample
 from affectgpt.media import MediaError, probe
 from affectgpt.schema import Sample

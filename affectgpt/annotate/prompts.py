@@ -15,7 +15,7 @@ from typing import Any
 
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
-from affectgpt.prompts import LANGUAGES
+from affectgpt.schema import LANGUAGES
 
 VERSION = "annotate-1"
 """Changes whenever a word below changes; part of every call's key and of every record."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from affectgpt.prompts import LANGUAGES
-from affectgpt.schema import check_id
+from affectgpt.schema import LANGUAGES, check_id
 
 MODALITIES = ("visual", "acoustic", "lexical")
 VALENCE = (-5.0, 5.0)

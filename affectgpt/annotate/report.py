@@ -12,7 +12,7 @@ from typing import Any
 
 from affectgpt.annotate.checks import VERDICTS, verdict
 from affectgpt.annotate.record import MODALITIES, Annotation
-from affectgpt.annotate.review import is_checked
+from affectgpt.annotate.review.rounds import is_checked
 from affectgpt.annotate.verify import AGREES_FROM
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.metrics.plots import draw_bars

@@ -30,14 +30,15 @@ from affectgpt.annotate.exporters import write_manifest
 from affectgpt.annotate.pipeline import annotate_clip, check_pipeline, fingerprint, for_each
 from affectgpt.annotate.record import Annotation, RecordError, from_row, to_row
 from affectgpt.annotate.steps import Dropped, StepFailed, Work
-from affectgpt.annotate.store import FirstLines, Store
+from affectgpt.annotate.store import Store
 from affectgpt.annotate.transcribe import Transcriber
-from affectgpt.conf_schema import AnnotateConfig, AnnotatorConfig
+from affectgpt.config import AnnotateConfig, AnnotatorConfig
 from affectgpt.data.sources import probe_sample, samples_from_paths
+from affectgpt.journal import FirstLines
 from affectgpt.media import MediaError
-from affectgpt.prompts import LANGUAGES
-from affectgpt.runtime import RunRecord, UserError, stable_hash, write_json_atomic, write_lines_atomic
-from affectgpt.schema import HELP, BadSample, Sample, stream_samples
+from affectgpt.runs import RunRecord
+from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.schema import HELP, LANGUAGES, BadSample, Sample, stream_samples
 
 log = logging.getLogger("affectgpt")
 
@@ -86,7 +87,7 @@ def run(config: AnnotateConfig) -> int:
 
         return print_plan(config, [item for item in clips if isinstance(item, Sample)], annotators_of(config))
     if config.engine != "single":
-        from affectgpt.annotate.scale import run_sharded
+        from affectgpt.annotate.shards import run_sharded
 
         return run_sharded(config, clips)
     refuse_shards(config)

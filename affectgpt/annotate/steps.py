@@ -24,7 +24,7 @@ from affectgpt.annotate.clips import Clip
 from affectgpt.annotate.prompts import BadAnswer
 from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
-from affectgpt.conf_schema import StepConfig
+from affectgpt.config import StepConfig
 from affectgpt.runtime import UserError
 
 Part = dict[str, Any]

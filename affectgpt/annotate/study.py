@@ -30,11 +30,10 @@ from affectgpt.annotate import prompts, steps
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.run import COMPLETE, SOME_FAILED, Clips, run
 from affectgpt.annotate.steps import Part, Work
-from affectgpt.conf_schema import AnnotateConfig, AnnotatorConfig, StepConfig, StudyOfAnnotatorsConfig
+from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig, StudyOfAnnotatorsConfig
 from affectgpt.metrics import Lexicon, evaluate, load_lexicon, read_references
-from affectgpt.prompts import LANGUAGES
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
-from affectgpt.schema import Sample
+from affectgpt.schema import LANGUAGES, Sample
 
 ROLES = {"audio": "audio", "video": "vision", "merge": "text", "translate": "translator"}
 """Column of the table -> role of the annotator that it chooses."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from affectgpt.annotate.annotators import CODE_VERSION
 from affectgpt.annotate.clips import Clip
-from affectgpt.annotate.store import Store, once
+from affectgpt.annotate.store import Store
+from affectgpt.journal import once
 from affectgpt.runtime import UserError, stable_hash
 
 log = logging.getLogger("affectgpt")

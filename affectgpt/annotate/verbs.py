@@ -10,14 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from affectgpt.annotate import checks, report, review
-from affectgpt.annotate.agreement import agreement
+from affectgpt.annotate import checks, report
 from affectgpt.annotate.exporters import LOSES, export, records_in, write_manifest
-from affectgpt.annotate.labelstudio import SCREENS
 from affectgpt.annotate.merge import HOW, merge_records, together
 from affectgpt.annotate.record import Annotation, from_row, to_row
-from affectgpt.annotate.store import Log, Store
-from affectgpt.conf_schema import RecordsConfig
+from affectgpt.annotate.review import rounds as review
+from affectgpt.annotate.review.agreement import agreement
+from affectgpt.annotate.review.labelstudio import SCREENS
+from affectgpt.annotate.store import Store
+from affectgpt.config import RecordsConfig
+from affectgpt.journal import Log
 from affectgpt.runtime import UserError, write_json_atomic, write_text_atomic
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from affectgpt.annotate.annotators import Local
 from affectgpt.annotate.steps import Part, Work, ask
-from affectgpt.conf_schema import StepConfig
+from affectgpt.config import StepConfig
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.metrics.sets import harmonic_mean
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping, score_samples

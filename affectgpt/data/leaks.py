@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from affectgpt.conf_schema import DataConfig
+from affectgpt.config import DataConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import read_source
 from affectgpt.data.stream import Part

@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from affectgpt.conf_schema import SourceConfig
+from affectgpt.config import SourceConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
 from affectgpt.media import MediaError
-from affectgpt.prompts import MODALITIES
-from affectgpt.schema import BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
+from affectgpt.schema import MODALITIES, BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
 from affectgpt.tables import read_names
 
 log = logging.getLogger("affectgpt")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.prompts import MODALITIES, TASKS, answer
-from affectgpt.schema import BadSample, Sample
+from affectgpt.prompts import answer
+from affectgpt.schema import MODALITIES, TASKS, BadSample, Sample
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,7 @@ from affectgpt.demo.corpus import build_once, n_cores
 from affectgpt.demo.emotions import CHINESE, draw_scene, perform
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, syllables
-from affectgpt.demo.text import (
-    N_LINES,
-    Clues,
-    describe,
-    labels_in_chinese,
-    seen_by_people,
-    subtitle_of,
-    without,
-)
+from affectgpt.demo.text import N_LINES, Clues, describe, labels_in_chinese, seen_by_people, subtitle_of, without
 from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.runtime import stable_hash

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.conf_schema import BenchmarkConfig
+from affectgpt.config import BenchmarkConfig
 from affectgpt.metrics.classification import classify, hit_rate, score_sentiment, sentiment_of, to_class
 from affectgpt.metrics.evaluate import Predictions, evaluate, labels_by_id
 from affectgpt.metrics.io import ScoreFileError, read_references

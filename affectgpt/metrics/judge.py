@@ -1,6 +1,6 @@
 """Scores that ask a language model: grouping of synonyms, label extraction from descriptions, and a judge.
 
-Every question is asked at temperature 0 through `affectgpt.llm.ChatClient`, whose file of answers makes the score
+Every question is asked at temperature 0 through `affectgpt.chat.served.ChatClient`, whose file of answers makes the score
 repeatable without a call. A prompt carries its version: a changed word is another question, never an old answer.
 
 - LLM grouping (EMER, OV-MER and AffectGPT papers; MER2024): the union of the true and predicted labels of one sample is
@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from affectgpt.llm import ChatClient
+from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
 from affectgpt.metrics.sets import SetScore, set_score
 from affectgpt.prompts import Message

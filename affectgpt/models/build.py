@@ -21,7 +21,7 @@ from affectgpt.models.configuration_affectgpt import (
 )
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.prompts import MODALITIES, SLOTS
+from affectgpt.schema import MODALITIES, SLOTS
 
 # CLIP's normalisation, which EVA-CLIP shares; used where a base model has no preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

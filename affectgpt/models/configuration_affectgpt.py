@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from affectgpt.prompts import SLOTS
+from affectgpt.schema import SLOTS
 
 IMAGES, VIDEOS = ("frames", "face"), ("motion", "face_motion")
 """Modalities seen picture by picture, and those seen as a short film."""

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from affectgpt.models import packing
+from affectgpt.engine import packing
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.models.quantize import n_weights
-from affectgpt.prompts import SLOTS
+from affectgpt.schema import SLOTS
 
 MANIFEST_NAME = "affectgpt.json"
 """The file that marks a folder of trained tensors only; see `checkpoint.py`."""

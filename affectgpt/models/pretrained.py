@@ -1,6 +1,6 @@
 """Start a stage from pretrained projections instead of random ones: `model.init=pretrained model.init_from=<folder>`.
 
-The folder is what `affectgpt.models.convert` writes: `projectors.safetensors`, `projectors.json`, and `lora/` if there
+The folder is what `affectgpt.convert` writes: `projectors.safetensors`, `projectors.json`, and `lora/` if there
 are adapters. Whole branches are taken or none of their tensors: a branch that is in both the folder and the model must
 fit exactly, the others of the model keep their random values, and the answer says which are which.
 """

@@ -35,7 +35,8 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
-from affectgpt.prompts import MODALITIES, PLACEHOLDERS, SLOTS, Message, media_of
+from affectgpt.prompts import Message, media_of
+from affectgpt.schema import MODALITIES, PLACEHOLDERS, SLOTS
 
 MEDIA_KEYS = {
     "audio": "input_values",

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.conf_schema import ServeConfig
+from affectgpt.config import ServeConfig
 from affectgpt.serve.ask import read_ask
 from affectgpt.serve.batches import Batcher
 from affectgpt.serve.models import Served, prepare

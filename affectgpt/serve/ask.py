@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affectgpt.conf_schema import ServeConfig
-from affectgpt.prompts import LANGUAGES, TASKS
+from affectgpt.config import ServeConfig
+from affectgpt.schema import LANGUAGES, TASKS
 from affectgpt.serve.problems import Problem, short
 
 HELP = "see docs/serve.md"

@@ -9,7 +9,7 @@ import signal
 import socket
 from pathlib import Path
 
-from affectgpt.conf_schema import ServeConfig
+from affectgpt.config import ServeConfig
 from affectgpt.runtime import UserError
 from affectgpt.serve.app import KEY_VARIABLE, build_app
 from affectgpt.serve.models import load_served

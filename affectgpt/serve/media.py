@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectgpt.conf_schema import ServeConfig
+from affectgpt.config import ServeConfig
 from affectgpt.serve.ask import Medium
 from affectgpt.serve.problems import Problem
 

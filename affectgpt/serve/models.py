@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.conf_schema import ServeConfig
-from affectgpt.prompts import MODALITIES, Message
+from affectgpt.config import ServeConfig
+from affectgpt.engine.streaming import Listener
+from affectgpt.prompts import Message
 from affectgpt.runtime import UserError
+from affectgpt.schema import MODALITIES
 from affectgpt.serve.ask import Ask, Options, Wish
 from affectgpt.serve.media import Files, read_pictures
 from affectgpt.serve.problems import Problem, short
-from affectgpt.streaming import Listener
 
 if TYPE_CHECKING:
-    from affectgpt.loading import LoadedModel
-    from affectgpt.mllm import TransformersChat
+    from affectgpt.chat.local import TransformersChat
+    from affectgpt.inference.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class AffectGPT:
     def prepare(self, ask: Ask, files: Files) -> Prepared:
         """Decode what the model sees of the request and write its prompt; ValueError or Problem if that cannot be."""
         from affectgpt.data.sources import probe_sample
-        from affectgpt.inference import Asking, shown_modalities
+        from affectgpt.inference.prediction import Asking, shown_modalities
         from affectgpt.prompts import PROMPT_VERSION, render
         from affectgpt.schema import Sample
 
@@ -136,7 +137,7 @@ class AffectGPT:
 
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:
         """Answers to requests with one wish."""
-        from affectgpt.inference import Decoding, generate_texts
+        from affectgpt.inference.prediction import Decoding, generate_texts
         from affectgpt.metrics.extract import read_labels
         from affectgpt.runtime import seed_everything
 
@@ -156,7 +157,7 @@ class AffectGPT:
 
 
 class Chat:
-    """Another chat model, through `affectgpt.mllm`."""
+    """Another chat model, through `affectgpt.chat.local`."""
 
     def __init__(self, chat: TransformersChat, config: ServeConfig) -> None:
         self.name = config.name or chat.name
@@ -166,8 +167,8 @@ class Chat:
 
     def prepare(self, ask: Ask, files: Files) -> Prepared:
         """Decode what the model sees of the request; ValueError or Problem if that cannot be."""
+        from affectgpt.chat.local import Request
         from affectgpt.media import probe, read_audio, read_frames
-        from affectgpt.mllm import Request
 
         chat = self._chat
         prompt = "\n\n".join(text for _, text in ask.turns)
@@ -229,7 +230,7 @@ Served = AffectGPT | Chat
 def load_served(config: ServeConfig) -> Served:
     """The model that `config` names; see `loading.load` and `mllm.load` for errors."""
     if config.model is None:
-        from affectgpt.loading import load
+        from affectgpt.inference.loading import load
 
         loaded = load(
             config.checkpoint,
@@ -244,8 +245,8 @@ def load_served(config: ServeConfig) -> Served:
         raise UserError(
             "model= serves another chat model; checkpoint=, quantization= and base_models= are for AffectGPT"
         )
-    from affectgpt.loading import quiet_libraries
-    from affectgpt.mllm import load as load_chat
+    from affectgpt.chat.local import load as load_chat
+    from affectgpt.inference.loading import quiet_libraries
 
     quiet_libraries()
     return Chat(load_chat(config.model, config.revision, device=config.device, dtype=config.dtype or "auto"), config)

@@ -17,7 +17,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from affectgpt.runtime import UserError, append_jsonl_records, write_text_atomic
+from affectgpt.journal import append_jsonl_records
+from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.schema import Prediction, Sample
 
 log = logging.getLogger("affectgpt")

@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from affectgpt.conf_schema import StrategyConfig
+from affectgpt.config import StrategyConfig
 from affectgpt.runtime import UserError
 
 log = logging.getLogger("affectgpt")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.data.features import ClipReader, Place
+from affectgpt.cache.reader import ClipReader, Place
 from affectgpt.data.stream import Draw
 from affectgpt.prompts import render
 

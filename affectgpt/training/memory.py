@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from affectgpt.conf_schema import StageConfig
-from affectgpt.models import activations, packing
+from affectgpt.config import StageConfig
+from affectgpt.engine import activations, packing
 from affectgpt.runtime import UserError
 
 log = logging.getLogger("affectgpt")

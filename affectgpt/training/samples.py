@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from affectgpt.conf_schema import DataConfig, SourceConfig, StageConfig, TrainConfig
+from affectgpt.cache.reader import ClipReader, cache_mode
+from affectgpt.config import DataConfig, SourceConfig, StageConfig, TrainConfig
 from affectgpt.data import leaks
 from affectgpt.data.facts import MediaFacts, facts_in
-from affectgpt.data.features import ClipReader, cache_mode
 from affectgpt.data.sources import probe_samples, read_source
 from affectgpt.data.splits import hold_out
 from affectgpt.data.stream import Part, Recipe, weighted, with_texts

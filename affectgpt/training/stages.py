@@ -15,25 +15,25 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from affectgpt.conf_schema import TrainConfig
-from affectgpt.data.features import cache_mode
+from affectgpt.cache.reader import cache_mode
+from affectgpt.config import TrainConfig
 from affectgpt.data.sources import report_bad
 from affectgpt.data.stream import Part, TrainingStream
-from affectgpt.inference import Asking, Decoding, predict
-from affectgpt.loading import clip_reader, model_spec, quiet_libraries, torch_device
+from affectgpt.inference.loading import clip_reader, model_spec, quiet_libraries, torch_device
+from affectgpt.inference.prediction import Asking, Decoding, predict
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, pretrained, quantize, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors, read_spec
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS
+from affectgpt.runs import BEST, complete_checkpoints
 from affectgpt.runtime import UserError, seed_everything, without_collector
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels, write_jsonl
 from affectgpt.training import distributed
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
-from affectgpt.training.checkpoints import BEST, complete_checkpoints
 from affectgpt.training.distributed import Processes
 from affectgpt.training.loader import Batches, EncodeDraw
 from affectgpt.training.memory import activation_limit_gb, check_activation_gb, keep_within
-from affectgpt.training.runs import Run, open_run
+from affectgpt.training.run_folder import Run, open_run
 from affectgpt.training.samples import prepare_training, recipe_of, training_parts
 from affectgpt.training.schedule import Schedule
 from affectgpt.training.trainer import StageTrainer

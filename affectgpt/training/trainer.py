@@ -23,9 +23,9 @@ from affectgpt.models.checkpoint import (
     save_trained,
     trained_tensors,
 )
+from affectgpt.runs import BEST, COMPLETE, complete_checkpoints
 from affectgpt.runtime import write_text_atomic
 from affectgpt.training import distributed
-from affectgpt.training.checkpoints import BEST, COMPLETE, complete_checkpoints
 from affectgpt.training.loader import Batches
 from affectgpt.training.schedule import Schedule
 

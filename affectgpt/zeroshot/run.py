@@ -22,12 +22,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from affectgpt.conf_schema import SourceConfig, ZeroShotConfig
+from affectgpt.chat.local import Request
+from affectgpt.config import SourceConfig, ZeroShotConfig
 from affectgpt.data.sources import check_each, probe_samples, read_source, report_bad
-from affectgpt.inference import predict_to_file
+from affectgpt.inference.prediction import predict_to_file
 from affectgpt.metrics.extract import read_labels
-from affectgpt.mllm import Request
-from affectgpt.runtime import RunRecord, UserError, write_text_atomic
+from affectgpt.runs import RunRecord
+from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.schema import BadSample, Prediction, Sample
 from affectgpt.zeroshot import prompts
 from affectgpt.zeroshot.systems import Answered, InProcess, Served, System, read_answers

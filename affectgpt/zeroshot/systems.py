@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.llm import ChatClient, Media
+from affectgpt.chat.local import Reply, Request, TransformersChat, load
+from affectgpt.chat.served import ChatClient, Media
 from affectgpt.media import Waveform, read_audio, read_frames
-from affectgpt.mllm import Reply, Request, TransformersChat, load
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample, check_id
 
 if TYPE_CHECKING:
-    from affectgpt.conf_schema import ZeroShotConfig
+    from affectgpt.config import ZeroShotConfig
 
 log = logging.getLogger("affectgpt")
 

@@ -12,9 +12,8 @@ from affectgpt.annotate.checks import Duplicates, check_record, duplicate_findin
 from affectgpt.annotate.record import Clue, Fact
 from affectgpt.cli import annotate as command
 from affectgpt.runtime import UserError
-
-from .conftest import annotate, rows_of
-from .toy import HEARD, SEEN, VOICE, au, record, write_records
+from tests.annotate.conftest import annotate, rows_of
+from tests.annotate.toy import HEARD, SEEN, VOICE, au, record, write_records
 
 ZH = {
     "lang": "zh",

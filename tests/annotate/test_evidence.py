@@ -7,15 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from affectgpt.annotate.evidence import (
-    UNITS,
-    crop_facts,
-    face_facts,
-    phrase,
-    prosody,
-    sound_facts,
-    speaker_facts,
-)
+from affectgpt.annotate.evidence import UNITS, crop_facts, face_facts, phrase, prosody, sound_facts, speaker_facts
 from affectgpt.annotate.record import Fact
 from affectgpt.demo.performance import Identity, Performance, Voice, syllables
 from affectgpt.demo.voice import render_voice

@@ -8,17 +8,16 @@ import pytest
 
 from affectgpt.annotate import report
 from affectgpt.annotate.exporters import LOSES, export, records_in
-from affectgpt.annotate.labelstudio import clue_from_text
 from affectgpt.annotate.record import Clue
+from affectgpt.annotate.review.labelstudio import clue_from_text
 from affectgpt.cli import annotate as command
 from affectgpt.data.formats import read_format
 from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.voice import render_voice
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
-
-from .conftest import LINE, write_sound
-from .toy import HEARD, SEEN, VOICE, au, record, write_records
+from tests.annotate.conftest import LINE, write_sound
+from tests.annotate.toy import HEARD, SEEN, VOICE, au, record, write_records
 
 DROPPED = ({"check": "refusal", "verdict": "drop", "reason": "As an AI"},)
 

@@ -17,15 +17,14 @@ from affectgpt.annotate.pipeline import ancestors, annotate_clip, check_pipeline
 from affectgpt.annotate.run import records_of
 from affectgpt.annotate.steps import STEPS, StepFailed, Work
 from affectgpt.cli import compose
-from affectgpt.conf_schema import PipelineConfig, StepConfig
+from affectgpt.config import PipelineConfig, StepConfig
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample, write_jsonl
-
-from .. import tiny_chat
-from ..chat_server import ChatServer, fill_in
-from ..data.conftest import write_clip
-from ..models import tiny
-from .conftest import annotate, rows_of, served, write_clips
+from tests.annotate.conftest import annotate, rows_of, served, write_clips
+from tests.chat import tiny_chat
+from tests.chat.chat_server import ChatServer, fill_in
+from tests.data.conftest import write_clip
+from tests.models import tiny
 
 PIPELINES = ("emer_coarse", "emer", "ov_merd", "merr", "s0", "s1", "s2")
 
@@ -228,7 +227,7 @@ def test_models_in_process_answer_in_batches_and_their_answers_are_kept(films, t
     audio = tiny_chat.write_qwen2_audio(tmp_path / "qwen2-audio")
     asked = []
 
-    from affectgpt.mllm import TransformersChat
+    from affectgpt.chat.local import TransformersChat
 
     answer = TransformersChat.answer
 

@@ -21,9 +21,8 @@ from affectgpt.annotate.run import records_of
 from affectgpt.cli import compose, folders_as_data
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
-
-from ..chat_server import ChatServer, fill_in
-from .conftest import annotate, rows_of, served, settings, write_clips
+from tests.annotate.conftest import annotate, rows_of, served, settings, write_clips
+from tests.chat.chat_server import ChatServer, fill_in
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("acoustic", "disambiguate", "merge", "translate", "labels")  # calls of emer_coarse for a sound with a subtitle

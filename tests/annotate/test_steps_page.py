@@ -10,9 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from affectgpt.annotate.run import records_of
-
-from ..chat_server import ChatServer, fill_in
-from .conftest import write_clips
+from tests.annotate.conftest import write_clips
+from tests.chat.chat_server import ChatServer, fill_in
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,8 @@ from affectgpt import cli
 from affectgpt.annotate import study
 from affectgpt.cli import compose
 from affectgpt.runtime import UserError
-
-from ..chat_server import ChatServer
-from .conftest import served, settings, write_clips
+from tests.annotate.conftest import served, settings, write_clips
+from tests.chat.chat_server import ChatServer
 
 N = 3
 WORDS = {"good": "happy", "bad": "angry"}

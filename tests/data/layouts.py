@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .conftest import write_clip
+from tests.data.conftest import write_clip
 
 NAMES = ("samplenew_01", "samplenew_02", "samplenew_03")
 

@@ -7,9 +7,8 @@ import pytest
 from affectgpt.cli import compose
 from affectgpt.data.stream import TrainingStream
 from affectgpt.training.samples import recipe_of, training_parts
-
-from . import layouts
-from .layouts import NAMES
+from tests.data import layouts
+from tests.data.layouts import NAMES
 
 NAMES_OF_DATA = sorted(path.stem for path in Path("conf/data").resolve().glob("*.yaml") if path.stem != "demo")
 TASKS = "stage.tasks={description:1.0}"

@@ -3,14 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from affectgpt.conf_schema import SourceConfig
+from affectgpt.config import SourceConfig
 from affectgpt.data.clips import Sampling, load_clip
 from affectgpt.data.formats import FORMATS, FormatError, open_folder, options_of, read_format, read_preferences
 from affectgpt.data.sources import probe_sample, read_source
 from affectgpt.schema import BadSample, ManifestError, Sample
-
-from . import layouts
-from .layouts import NAMES
+from tests.data import layouts
+from tests.data.layouts import NAMES
 
 
 def read(folder, format, **options):

@@ -6,9 +6,8 @@ import pytest
 from affectgpt.data.__main__ import main
 from affectgpt.data.sources import read_source
 from affectgpt.schema import read_samples
-
-from . import layouts
-from .layouts import NAMES
+from tests.data import layouts
+from tests.data.layouts import NAMES
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_one_file_under_two_ids_and_a_text_in_another_language_are_wrong(folder,
 def test_a_converted_set_reads_as_the_same_samples(folder, capsys):
     out = folder / "made" / "manifest.jsonl"
     assert run("convert", "format=ovmerd", f"folder={folder}", f"out={out}") == 0
-    from affectgpt.conf_schema import SourceConfig
+    from affectgpt.config import SourceConfig
 
     before = read_source(SourceConfig(format="ovmerd", folder=str(folder))).samples
     after, _ = read_samples(out)

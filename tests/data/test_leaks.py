@@ -4,14 +4,13 @@ import shutil
 
 import pytest
 
-from affectgpt.conf_schema import DataConfig, SourceConfig
+from affectgpt.config import DataConfig, SourceConfig
 from affectgpt.data import facts as facts_module
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.leaks import find_leaks, keep_apart
 from affectgpt.data.stream import Part
 from affectgpt.schema import Sample
-
-from .conftest import write_clip
+from tests.data.conftest import write_clip
 
 
 @pytest.fixture

@@ -1,16 +1,9 @@
 import pytest
 
-from affectgpt.data.sources import (
-    probe_sample,
-    probe_samples,
-    read_manifest,
-    report_bad,
-    samples_from_paths,
-)
+from affectgpt.data.sources import probe_sample, probe_samples, read_manifest, report_bad, samples_from_paths
 from affectgpt.data.splits import hold_out, split_by_hash
 from affectgpt.schema import BadSample, Sample
-
-from .conftest import write_clip
+from tests.data.conftest import write_clip
 
 
 def test_a_folder_gives_its_media_files_sorted_with_their_names_as_ids(tmp_path):

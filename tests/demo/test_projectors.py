@@ -12,7 +12,7 @@ from affectgpt.demo.emotions import CHINESE, FEELINGS
 from affectgpt.demo.models import Steps, build_base_models
 from affectgpt.demo.performance import sample_curve
 from affectgpt.demo.projectors import PEOPLE, Effort, build_projectors, demo_spec, draw_clip, media_of
-from affectgpt.loading import model_spec
+from affectgpt.inference.loading import model_spec
 from affectgpt.models import build
 from affectgpt.models.pretrained import start_from
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affectgpt import conf_schema as conf
+from affectgpt import config as conf
 from affectgpt.cli import compose
-from affectgpt.commands import run_evaluation
+from affectgpt.inference.command import run_evaluation
 from affectgpt.metrics.benchmarks import KINDS, mean_result, run_benchmark
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.runtime import UserError

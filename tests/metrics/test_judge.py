@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from affectgpt.llm import ChatClient
+from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.judge import (
     extract_by_llm,
     group_by_llm,
@@ -16,7 +16,7 @@ from affectgpt.metrics.judge import (
     parse_score,
 )
 from affectgpt.metrics.sets import set_score
-from tests.chat_server import ChatServer
+from tests.chat.chat_server import ChatServer
 
 SYNONYMS = [{"happy", "joyful", "glad"}, {"angry", "mad"}]
 

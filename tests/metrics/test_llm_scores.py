@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from affectgpt.chat.served import ChatError
 from affectgpt.cli import compose
-from affectgpt.commands import run_evaluation
-from affectgpt.llm import ChatError
-from tests.chat_server import ChatServer
+from affectgpt.inference.command import run_evaluation
+from tests.chat.chat_server import ChatServer
 from tests.metrics.test_judge import by_rule
 
 

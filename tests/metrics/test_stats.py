@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from affectgpt.metrics.stats import (
-    averaged,
-    bootstrap_interval,
-    mean_f_statistic,
-    paired_test,
-    resampled_means,
-)
+from affectgpt.metrics.stats import averaged, bootstrap_interval, mean_f_statistic, paired_test, resampled_means
 
 
 def draws(n, p, seed=0):

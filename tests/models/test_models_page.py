@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from affectgpt.cli import compose
-from affectgpt.loading import model_spec
+from affectgpt.inference.loading import model_spec
 from affectgpt.models import build_hollow, trainable_table
 from tests.models.test_presets import PUBLISHED, hollow
 

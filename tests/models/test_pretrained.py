@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from affectgpt.convert import convert
 from affectgpt.models import (
     CheckpointError,
     EncoderSpec,
@@ -16,7 +17,6 @@ from affectgpt.models import (
     build,
     save_trained,
 )
-from affectgpt.models.convert import convert
 from affectgpt.models.pretrained import folder_of, start_from, start_of
 from affectgpt.runtime import sha256_of_file
 from tests.models import foreign, tiny

@@ -3,12 +3,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from affectgpt import loading
+from affectgpt.inference import loading
 from affectgpt.models import LoraSpec, build, load_trained, trainable_table
 from affectgpt.models.checkpoint import save_trained
 from affectgpt.models.quantize import check_shapes, loading_options, weight_bytes
-
-from . import tiny
+from tests.models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 

@@ -46,7 +46,8 @@ from transformers import (
 )
 
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
-from affectgpt.prompts import PLACEHOLDERS, Message
+from affectgpt.prompts import Message
+from affectgpt.schema import PLACEHOLDERS
 
 WIDTH = 32
 MODALITIES = ("audio", "frames", "motion")

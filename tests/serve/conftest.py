@@ -12,16 +12,15 @@ import httpx
 import openai
 import pytest
 
-from affectgpt import conf_schema as conf
-from affectgpt.commands import run_inference
-from affectgpt.llm import Media
+from affectgpt import config as conf
+from affectgpt.chat.served import Media
+from affectgpt.inference.command import run_inference
 from affectgpt.media import read_frames
 from affectgpt.serve.app import build_app
 from affectgpt.serve.command import bind
 from affectgpt.serve.models import AffectGPT, Prepared, Reply
 from affectgpt.training.stages import run_stage
-
-from ..conftest import make_train_config
+from tests.conftest import make_train_config
 
 N = 6  # new tokens
 
@@ -55,7 +54,7 @@ def trained(base_models, manifest, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(trained) -> AffectGPT:
-    from affectgpt.loading import load as load_checkpoint
+    from affectgpt.inference.loading import load as load_checkpoint
 
     return AffectGPT(load_checkpoint(str(trained), trained.parent, device="cpu"), conf.ServeConfig(name="tiny"))
 

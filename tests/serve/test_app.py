@@ -9,11 +9,10 @@ import numpy as np
 import openai
 import pytest
 
-from affectgpt import conf_schema as conf
-from affectgpt.llm import ChatClient, Media
+from affectgpt import config as conf
+from affectgpt.chat.served import ChatClient, Media
 from affectgpt.media import read_frames
-
-from .conftest import N, Slow, ask, asking, error_of, running, text, wait_for
+from tests.serve.conftest import N, Slow, ask, asking, error_of, running, text, wait_for
 
 
 def test_models_and_health_are_told(server):

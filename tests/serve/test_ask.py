@@ -5,9 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 
-from affectgpt.llm import Media
-
-from .conftest import asking, error_of, running, text, video
+from affectgpt.chat.served import Media
+from tests.serve.conftest import asking, error_of, running, text, video
 
 PICTURE = Media.picture(np.zeros((8, 8, 3), np.uint8)).part()
 LARGER = Media.picture(np.zeros((8, 9, 3), np.uint8)).part()

@@ -10,8 +10,7 @@ import pytest
 from affectgpt.serve.ask import Wish
 from affectgpt.serve.batches import Batcher
 from affectgpt.serve.models import Prepared, Reply
-
-from .conftest import Slow, ask, running, text, video
+from tests.serve.conftest import Slow, ask, running, text, video
 
 
 def test_requests_that_arrive_together_share_batches_and_get_their_answers_one_by_one(server, inferred):

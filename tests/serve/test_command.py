@@ -13,11 +13,10 @@ import httpx
 import openai
 import pytest
 
-from affectgpt import conf_schema as conf
+from affectgpt import config as conf
 from affectgpt.runtime import UserError
 from affectgpt.serve.command import bind, run_server
-
-from .conftest import N, ask, video
+from tests.serve.conftest import N, ask, video
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,12 +2,11 @@
 
 import pytest
 
-from affectgpt import conf_schema as conf
+from affectgpt import config as conf
 from affectgpt.serve.ask import Medium
 from affectgpt.serve.media import check_media
 from affectgpt.serve.problems import Problem
-
-from .conftest import asking, error_of, running, text, uri, video
+from tests.serve.conftest import asking, error_of, running, text, uri, video
 
 
 @pytest.mark.parametrize("lines", ["ffconcat version 1.0\nfile clip0.mp4\n", "#EXTM3U\n#EXTINF:1,\nclip0.mp4\n"])

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from affectgpt import conf_schema as conf
-from affectgpt.llm import Media
+from affectgpt import config as conf
+from affectgpt.chat.local import Request, load
+from affectgpt.chat.served import Media
 from affectgpt.media import read_frames
-from affectgpt.mllm import Request, load
 from affectgpt.serve.ask import read_ask
 from affectgpt.serve.models import Chat, prepare
-
-from .. import tiny_chat
-from .conftest import N, ask, asking, error_of, frames_of, running, text, uri, video
+from tests.chat import tiny_chat
+from tests.serve.conftest import N, ask, asking, error_of, frames_of, running, text, uri, video
 
 
 def test_a_video_gets_the_answer_of_infer_and_is_seen_and_heard_alike(client, inferred, manifest):

@@ -10,13 +10,12 @@ import openai
 import pytest
 import torch
 
-from affectgpt import conf_schema as conf
-from affectgpt.mllm import load
-from affectgpt.models import generation
+from affectgpt import config as conf
+from affectgpt.chat.local import load
+from affectgpt.engine import generation
 from affectgpt.serve.models import Chat, Reply
-
-from .. import tiny_chat
-from .conftest import Slow, ask, asking, running, text, video
+from tests.chat import tiny_chat
+from tests.serve.conftest import Slow, ask, asking, running, text, video
 
 ANSWERS = ("她笑了，也许他很累😀。 还好 …", "sad", "She smiles: 她笑了。\n\n It is a naïve smile, I think. ", "")
 

@@ -14,8 +14,7 @@ import torch
 
 from affectgpt.runtime import UserError
 from affectgpt.training import stages
-
-from ..conftest import make_train_config
+from tests.conftest import make_train_config
 
 
 def stop_after(n_draws: int) -> None:

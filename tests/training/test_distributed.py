@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from affectgpt.conf_schema import StrategyConfig
-from affectgpt.runtime import RunRecord, UserError
+from affectgpt.config import StrategyConfig
+from affectgpt.runs import RunRecord
+from affectgpt.runtime import UserError
 from affectgpt.training.distributed import Processes, check_strategy, deepspeed_config
 from affectgpt.training.stages import run_stage
-
-from ..conftest import make_train_config
+from tests.conftest import make_train_config
 
 ROOT = Path(__file__).parent.parent.parent
 STRATEGIES = ("ddp", "zero2", "zero3")

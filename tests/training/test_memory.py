@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from affectgpt.conf_schema import StageConfig
+from affectgpt.config import StageConfig
 from affectgpt.models import build
 from affectgpt.runtime import UserError
 from affectgpt.training.memory import activation_limit_gb, check_activation_gb, keep_within
-
-from ..models import tiny
+from tests.models import tiny
 
 
 @pytest.mark.parametrize(

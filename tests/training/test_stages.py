@@ -15,23 +15,23 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerControl
 
-from affectgpt.conf_schema import LoraConfig, ProjectorConfig, SourceConfig
-from affectgpt.models import packing
-from affectgpt.models.activations import kept_bytes
+from affectgpt.config import LoraConfig, ProjectorConfig, SourceConfig
+from affectgpt.engine import packing
+from affectgpt.engine.activations import kept_bytes
 from affectgpt.models.checkpoint import CheckpointError
-from affectgpt.runtime import RunRecord, UserError
-from affectgpt.schema import ManifestError, Prediction, Sample
-from affectgpt.training.callbacks import StopOnSignal
-from affectgpt.training.checkpoints import (
+from affectgpt.runs import (
     COMPLETE,
+    RunRecord,
     checkpoint_to_start_from,
     checkpoint_to_use,
     complete_checkpoints,
     last_complete_run,
 )
+from affectgpt.runtime import UserError
+from affectgpt.schema import ManifestError, Prediction, Sample
+from affectgpt.training.callbacks import StopOnSignal
 from affectgpt.training.stages import run_stage, starting_model, validation_scores
-
-from ..conftest import make_train_config
+from tests.conftest import make_train_config
 
 
 def weights(folder):

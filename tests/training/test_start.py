@@ -7,13 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from affectgpt.loading import model_spec
+from affectgpt.inference.loading import model_spec
 from affectgpt.models import CheckpointError, build
 from affectgpt.models.pretrained import save_start
-from affectgpt.runtime import RunRecord
+from affectgpt.runs import RunRecord
 from affectgpt.training.stages import run_stage, starting_model
-
-from ..conftest import make_train_config
+from tests.conftest import make_train_config
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from affectgpt.metrics.extract import read_labels
-from affectgpt.prompts import LABEL_LINE, LANGUAGES
+from affectgpt.prompts import LABEL_LINE
+from affectgpt.schema import LANGUAGES
 from affectgpt.zeroshot import prompts
 
 SHOWN = [("images",), ("sound",), ("images", "sound")]

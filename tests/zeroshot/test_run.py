@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt import cli, conf_schema
-from affectgpt.conf_schema import AskConfig, DataConfig, ZeroShotConfig
+from affectgpt import cli
+from affectgpt import config as conf_schema
+from affectgpt.config import AskConfig, DataConfig, ZeroShotConfig
 from affectgpt.metrics import read_predictions
 from affectgpt.runtime import UserError
 from affectgpt.zeroshot import prompts, systems
 from affectgpt.zeroshot.run import check, run
-
-from .. import tiny_chat
-from ..chat_server import ChatServer
-from ..models import tiny
+from tests.chat import tiny_chat
+from tests.chat.chat_server import ChatServer
+from tests.models import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -268,7 +268,7 @@ def test_settings_that_do_not_fit_are_named(config, change, message):
 
 
 def test_predictions_are_scored_as_any_others(config, manifest, tmp_path):
-    from affectgpt.commands import evaluate_config
+    from affectgpt.inference.command import evaluate_config
 
     run(replace(config, model=answered(tmp_path, "a", {f"clip{n}": "Emotions: happy" for n in (9, 10, 11)})))
     scored = conf_schema.EvalConfig(

@@ -1,0 +1,396 @@
+"""Many clips on many cores or nodes: the clips in shards, each shard a run of its own, the results in one folder.
+
+    python -m affectgpt.annotate clips.jsonl out=o engine=processes            # the cores of this machine
+    python -m affectgpt.annotate clips.jsonl out=o engine=ray shards=256       # a cluster; `out` on shared storage
+
+A clip belongs to a shard by the hash of its id (with `speaker`, of its speaker), so a longer manifest finds the old
+clips where they were. A shard is an ordinary run in out/shards/<number>, with a manifest, records, answers and a log;
+it goes on where it stopped, and a shard that two processes work on is shared by them. When all end, their records are
+brought together, and `out` looks as if one process had made it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from affectgpt.annotate.exporters import write_manifest
+from affectgpt.annotate.record import from_row
+from affectgpt.annotate.run import BUDGET, COMPLETE, ROLES, SOME_FAILED, Clips, Totals, annotators_of, told
+from affectgpt.annotate.run import run as run_single
+from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
+from affectgpt.journal import Log
+from affectgpt.runs import RunRecord
+from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.schema import Sample, to_json
+
+log = logging.getLogger("affectgpt")
+
+ENGINES = ("processes", "ray")
+_JOB, _SAID, _STOP, _BAD = "job.json", "log.txt", "stop", "bad.jsonl"
+_STOPPED = (130, 143)
+_ADDED = ("tokens_in", "tokens_out", "cost", "cost_of_folder", "uncounted")
+_FILES_AT_ONCE = 200
+
+
+def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
+    """Annotate in shards; exit codes as of a run in one process."""
+    if config.answers_in:
+        raise UserError("answers_in is of engine=single: every shard keeps its own answers")
+    if config.engine not in ENGINES:
+        raise UserError(f"engine is {config.engine!r}; expected single, {' or '.join(ENGINES)}")
+    out, started = Path(config.out or ""), time.monotonic()
+    if (out / "records.jsonl").exists() and not (out / "shards").exists():
+        raise UserError(f"{out} was made by engine=single, and its answers lie there; go on so, or choose another out=")
+    engine: Processes | Ray = Processes(config) if config.engine == "processes" else Ray(config)
+    n_shards = number_of_shards(out, config.shards, engine.n_processes)
+    record = RunRecord.start(out, kind="annotate", config=asdict(config))
+    folders = [out / "shards" / f"{number:05d}" for number in range(n_shards)]
+    bad = deal(clips, folders, config.speaker)
+    n_at_once = min(engine.n_processes, n_shards)
+    for folder in folders:
+        write_json_atomic(folder / _JOB, asdict(job_of(config, folder, n_shards, n_at_once)))
+        (folder / "report.json").unlink(missing_ok=True)
+    codes, stopped_by = watch(engine, folders, clips.n)
+    totals, row = collect(out, folders, bad)
+    totals.seconds = round(time.monotonic() - started, 2)
+    code = SOME_FAILED if totals.failed or totals.dropped else COMPLETE
+    if BUDGET in codes:
+        code, row["stopped_by"] = BUDGET, "budget"
+    if stopped_by:
+        code, row["stopped_by"] = 128 + stopped_by, signal.Signals(stopped_by).name
+    report = {**vars(totals), **row, "left": totals.n_left, "shards": n_shards}
+    write_json_atomic(out / "report.json", report)
+    print(told(totals, row, config))
+    record.finish("finished" if code in (COMPLETE, SOME_FAILED) else "stopped", exit_code=code, report=report)
+    return code
+
+
+# ---- in --------------------------------------------------------------------------------------------------------------
+
+
+def number_of_shards(out: Path, asked: int | None, n_processes: int) -> int:
+    """As the folder has it, else as asked for, else one a process; a folder keeps its number."""
+    path = out / "shards" / "shards.json"
+    if path.is_file():
+        there = int(json.loads(path.read_text(encoding="utf-8"))["n_shards"])
+        if asked not in (None, there):
+            raise UserError(f"{out} has {there} shards, and shards={asked} is asked for; leave it out to go on there")
+        return there
+    n = asked or n_processes
+    if n < 1:
+        raise UserError(f"shards is {n}; expected at least 1")
+    write_json_atomic(path, {"n_shards": n})
+    return n
+
+
+def deal(clips: Iterable[Any], folders: Sequence[Path], speaker: str | None = None) -> Counter[str]:
+    """Write every clip into the manifest of its shard; rows that cannot be used go to shards/bad.jsonl.
+
+    Returns:
+        the number of bad rows, by what the report calls them.
+    """
+    bad: Counter[str] = Counter()
+    for first in range(0, len(folders), _FILES_AT_ONCE):  # files that are open at once; few clusters have more shards
+        with ExitStack() as stack:
+            files = {}
+            for number, folder in list(enumerate(folders))[first : first + _FILES_AT_ONCE]:
+                folder.mkdir(parents=True, exist_ok=True)
+                files[number] = stack.enter_context((folder / ".input.tmp").open("w", encoding="utf-8"))
+            bad_file = stack.enter_context((folders[0].parent / _BAD).open("a" if first else "w"))
+            for item in clips:
+                if isinstance(item, Sample):
+                    if file := files.get(shard_of(item, len(folders), speaker)):
+                        file.write(to_json(_absolute(item)) + "\n")
+                elif not first:
+                    bad["unusable row"] += 1
+                    reason = f"{item.where}: {item.reason}"
+                    row = {"id": item.id, "where": "input", "reason": reason, "dropped": False}
+                    bad_file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for number in files:
+            os.replace(folders[number] / ".input.tmp", folders[number] / "input.jsonl")
+    return bad
+
+
+def shard_of(sample: Sample, n_shards: int, speaker: str | None = None) -> int:
+    """What is usual for a speaker is learned within a shard, so with `speaker` all clips of a person share one."""
+    match = re.search(speaker, sample.id) if speaker else None
+    return int(stable_hash(match.group(1) if match else sample.id)[:12], 16) % n_shards
+
+
+def _absolute(sample: Sample) -> Sample:
+    media = {name: os.path.abspath(path) for name in ("video", "audio", "face") if (path := getattr(sample, name))}
+    return replace(sample, **media)
+
+
+def job_of(config: AnnotateConfig, folder: Path, n_shards: int, n_at_once: int) -> AnnotateConfig:
+    """The run of one shard: its share of requests in flight, rate limits and budget, so that all together keep them."""
+
+    def share(annotator: AnnotatorConfig) -> AnnotatorConfig:
+        limits = {"requests_per_min": annotator.requests_per_min, "tokens_per_min": annotator.tokens_per_min}
+        return replace(
+            annotator,
+            concurrency=max(1, math.ceil(annotator.concurrency / n_at_once)),
+            **{name: limit and limit / n_at_once for name, limit in limits.items()},
+        )
+
+    return replace(
+        config,
+        input=[str((folder / "input.jsonl").resolve())],
+        out=str(folder.resolve()),
+        engine="single",
+        split=None,
+        limit=None,
+        budget=None if config.budget is None else config.budget / n_shards,
+        annotator=share(config.annotator),
+        answers_in=None,
+        **{role: (own := getattr(config, role)) and share(own) for role in ROLES},
+    )
+
+
+def config_of(values: Mapping[str, Any]) -> AnnotateConfig:
+    """The settings that `asdict` made plain."""
+    pipeline = values["pipeline"]
+    parts = {role: own and AnnotatorConfig(**own) for role in ROLES if (own := values[role])}
+    return AnnotateConfig(
+        **{
+            **values,
+            **parts,
+            "annotator": AnnotatorConfig(**values["annotator"]),
+            "pipeline": PipelineConfig(pipeline["name"], [StepConfig(**step) for step in pipeline["steps"]]),
+            "paths": PathsConfig(**values["paths"]),
+        }
+    )
+
+
+# ---- engines ---------------------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Shards in processes of this machine, as many at once as it has cores."""
+
+    def __init__(self, config: AnnotateConfig) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.n_processes = config.n_processes or cores
+
+    def run(self, folders: Sequence[Path], stop: Stopping) -> Iterator[tuple[Path, int] | None]:
+        """(folder, exit code) of shards as they end; None from time to time. After a stop, no further ones begin."""
+        waiting, running = deque(folders), {}
+        while running or (waiting and not stop.signal):
+            while waiting and len(running) < self.n_processes and not stop.signal:
+                folder = waiting.popleft()
+                running[folder] = start(folder)
+            time.sleep(0.1)
+            for folder in [folder for folder, process in running.items() if process.poll() is not None]:
+                yield folder, running.pop(folder).returncode
+            yield None
+
+
+class Ray:
+    """Shards as tasks of a Ray cluster, each in a process of its own; `out` and the clips on storage that all share."""
+
+    def __init__(self, config: AnnotateConfig) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("engine=ray needs ray: pip install 'affectgpt[cluster]'") from error
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        used = {step.annotator for step in config.pipeline.steps}
+        in_process = any(own.kind == "transformers" for role, own in annotators_of(config).items() if role in used)
+        self._n_gpus = 1 if in_process and ray.cluster_resources().get("GPU") else 0
+        resource = "GPU" if self._n_gpus else "CPU"
+        self.n_processes = config.n_processes or int(ray.cluster_resources().get(resource, 1))
+
+    def run(self, folders: Sequence[Path], stop: Stopping) -> Iterator[tuple[Path, int] | None]:
+        """As `Processes.run`; a shard whose node is lost is begun anew on another, and goes on where it was."""
+        import ray
+
+        remote = ray.remote(num_cpus=1, num_gpus=self._n_gpus, max_retries=3)(_wait_for)
+        waiting, running = deque(folders), {}
+        while running or (waiting and not stop.signal):
+            while waiting and len(running) < self.n_processes and not stop.signal:
+                folder = waiting.popleft()
+                running[remote.remote(str(folder.resolve()))] = folder
+            for reference in ray.wait(list(running), timeout=0.5)[0]:
+                yield running.pop(reference), ray.get(reference)
+            yield None
+
+
+def _wait_for(folder: str) -> int:
+    return start(Path(folder)).wait()
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that works on the shard in `folder`; in a session of its own, so that Ctrl-C comes through us alone."""
+    command = [sys.executable, "-m", "affectgpt.annotate.shards", str(folder.resolve())]
+    with (folder / _SAID).open("ab") as said:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+
+
+def main(folder: Path) -> int:
+    """One shard, in this process."""
+    config = config_of(json.loads((folder / _JOB).read_text(encoding="utf-8")))
+    threading.Thread(target=_look_after, args=(folder, os.getppid()), daemon=True).start()
+    if not (folder / "input.jsonl").stat().st_size:
+        return 0  # with few clips, a shard may have none
+    try:
+        return run_single(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _look_after(folder: Path, parent: int) -> None:
+    """End when the process that started this one is gone; stop cleanly when it says so."""
+    stop, told_to = folder.parent / _STOP, False
+    while os.getppid() == parent:
+        if stop.exists() and not told_to:
+            told_to = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+    os._exit(143)  # nothing half-written can stay: lines are whole
+
+
+# ---- while they run --------------------------------------------------------------------------------------------------
+
+
+class Stopping:
+    """The first Ctrl-C or SIGTERM lets the calls of all shards end; the second leaves, and the shards with us."""
+
+    def __init__(self, file: Path) -> None:
+        self.signal = 0
+        self._file = file
+
+    def __enter__(self) -> Stopping:
+        self._file.unlink(missing_ok=True)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if exception[0] is not None:
+            self._file.touch()  # shards that still run are not left alone
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        self._file.touch()
+        print("\nstopping: waiting for the calls in flight; once more to leave at once", file=sys.stderr)
+
+
+def watch(engine: Processes | Ray, folders: Sequence[Path], n_clips: int) -> tuple[list[int], int]:
+    """Run all shards under a bar of records written; their exit codes, and the signal that stopped them, or 0."""
+    codes: list[int] = []
+    written = {folder: _Lines(folder / "records.jsonl") for folder in folders}
+    looked = 0.0
+    shards_root = folders[0].parent
+    with (
+        Stopping(shards_root / _STOP) as stop,
+        tqdm(total=n_clips, desc=f"{len(folders)} shards", unit="clip", file=sys.stderr) as bar,
+    ):
+        for ended in engine.run(folders, stop):
+            if ended:
+                codes.append(ended[1])
+                if ended[1] not in (COMPLETE, SOME_FAILED, BUDGET, *_STOPPED):
+                    raise UserError(_why(*ended))
+            if ended or time.monotonic() > looked + 1:
+                looked = time.monotonic()
+                bar.n = min(n_clips, sum(lines.count() for lines in written.values()))
+                bar.set_postfix(shards=f"{len(codes)}/{len(folders)}", refresh=False)
+                bar.refresh()
+        return codes, stop.signal
+
+
+class _Lines:
+    """The number of lines of a file that grows; only what is new is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_to, self._n = path, 0, 0
+
+    def count(self) -> int:
+        if self._path.is_file():
+            with self._path.open("rb") as file:
+                file.seek(self._read_to)
+                while block := file.read(1 << 20):
+                    self._n += block.count(b"\n")
+                self._read_to = file.tell()
+        return self._n
+
+
+def _why(folder: Path, code: int) -> str:
+    lines = (folder / _SAID).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    why = errors[-1].removeprefix("error: ") if errors else f"exit code {code}; {folder / _SAID} tells more"
+    return f"shard {folder.name}: {why}"
+
+
+# ---- out -------------------------------------------------------------------------------------------------------------
+
+
+def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple[Totals, dict[str, Any]]:
+    """Bring records and failures of all shards together in `out`; what they did, added up."""
+    records = Log(out / "records.jsonl", name=lambda row: row["id"])
+    try:
+        for folder in folders:
+            for row in _rows(folder / "records.jsonl"):
+                there = records.latest(row["id"])
+                if there is None or there["key"] != row["key"]:
+                    records.append(row)
+        n_rows = write_manifest(out / "manifest.jsonl", (from_row(row) for row in records.rows()))
+    finally:
+        records.close()
+    failed = [out / "shards" / _BAD, *(folder / "failed.jsonl" for folder in folders)]
+    write_lines_atomic(out / "failed.jsonl", _lines_of(failed))
+    totals = Totals(n_clips=sum(bad.values()), failed=Counter(bad))
+    row: dict[str, Any] = {"stopped_by": "", **dict.fromkeys(_ADDED, 0)}
+    for folder in folders:
+        path = folder / "report.json"
+        if not path.is_file():
+            totals.n_clips += _Lines(folder / "input.jsonl").count()  # not begun, or nothing in it
+            continue
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("n_clips", "made", "there", "calls", "repaired", "retries"):
+            setattr(totals, name, getattr(totals, name) + report[name])
+        for name in ("failed", "dropped", "without", "checked"):
+            getattr(totals, name).update(report[name])
+        for name in _ADDED:
+            row[name] += report[name]
+    return totals, {**row, "manifest_rows": n_rows}
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        shard = Log(path, name=lambda row: row["id"])
+        try:
+            yield from shard.rows()
+        finally:
+            shard.close()
+
+
+def _lines_of(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                yield from (line.rstrip("\n") for line in file)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

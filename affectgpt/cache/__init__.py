@@ -1,0 +1,1 @@
+"""Encoder states on disk: store, reader, build and care."""

@@ -1,0 +1,394 @@
+"""Any transformers-native multimodal chat model behind one interface: a prompt with pictures and sound in, text out.
+
+    chat = load("Qwen/Qwen2.5-VL-7B-Instruct")
+    chat.sees                                                   # frozenset({"images"})
+    chat.answer([Request("What does she feel?", images=frames.images, times_s=frames.times_s)])[0].text
+
+What differs between models is one line each in `MODEL_TYPES`: how pictures enter (as one video or as single images),
+whether sound does, and whether the prompt is plain text because the model was trained without a chat template.
+Everything else is the model's own processor and chat template. Pixels are prepared by PIL and torch whether torchvision
+is installed or not, so that a model sees the same numbers on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from affectgpt.engine.streaming import Listener, Streamer, Telling
+from affectgpt.media import Waveform
+from affectgpt.runtime import UserError
+
+log = logging.getLogger("affectgpt")
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """How one transformers model type takes its input.
+
+    Attributes:
+        pictures: "video" (the frames are one video), "images" (each frame is an image) or None (blind).
+        sound: whether it hears.
+        template: False = the prompt is plain text; the processor itself puts the video in front.
+        n_frames: the one number of frames that it takes; None = any.
+    """
+
+    pictures: str | None = None
+    sound: bool = False
+    template: bool = True
+    n_frames: int | None = None
+
+
+_VIDEO = (
+    *("video_llava", "llava_next_video", "llava_onevision", "internvl", "smolvlm"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
+)
+MODEL_TYPES: dict[str, ModelType] = {
+    **dict.fromkeys(_VIDEO, ModelType("video")),
+    "instructblipvideo": ModelType("video", template=False, n_frames=4),
+    **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), ModelType("video", sound=True)),
+    **dict.fromkeys(("idefics3", "llava", "llava_next", "gemma3", "mistral3"), ModelType("images")),
+    **dict.fromkeys(("qwen2_audio", "audioflamingo3"), ModelType(sound=True)),
+}
+"""Types that this module knows; a model of another type that is a plain causal LM is asked with text only."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Attributes:
+        prompt: what is asked; control tokens of the model inside it are text, never media or turns.
+        images: uint8 [T,H,W,3] RGB, frames of one clip in order.
+        times_s: [T] seconds of the frames, for models that know time; None = one a second.
+        sound: mono, at the rate of the model (`TransformersChat.rate_hz`).
+        system: a system message, for models whose chat template has one.
+    """
+
+    prompt: str
+    images: np.ndarray | None = None
+    times_s: np.ndarray | None = None
+    sound: Waveform | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer; `finish` is "eos" or "length", token counts are of this request without padding."""
+
+    text: str
+    n_prompt_tokens: int
+    n_new_tokens: int
+    finish: str
+
+
+class TransformersChat:
+    """A loaded model with its processor; see `load`.
+
+    Attributes:
+        sees: subset of {"images", "sound"}.
+        rate_hz: sampling rate that the model hears at; None if it is deaf.
+        max_sound_s: longest sound that its processor keeps whole; None if it is deaf.
+        revision: commit of the hub that was loaded; None for a folder.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any, kind: ModelType) -> None:
+        self.name = name
+        self.model = model
+        self.processor = processor
+        self.kind = kind
+        self.sees = frozenset(["images"] * bool(kind.pictures) + ["sound"] * kind.sound)
+        extractor = getattr(processor, "feature_extractor", None)
+        self.rate_hz: int | None = extractor.sampling_rate if kind.sound else None
+        # Processors cut longer sound without a word: Qwen's at the window of their Whisper features.
+        longest_s = getattr(processor, "max_audio_len", extractor.chunk_length) if kind.sound else None
+        self.max_sound_s: float | None = None if longest_s is None else float(longest_s)
+        self.revision: str | None = getattr(model.config, "_commit_hash", None)
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._tokenizer.padding_side = "left"
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+
+    def answer(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 256,
+        listeners: Mapping[int, Listener] | None = None,
+    ) -> list[Reply]:
+        """Greedy answers in the order of `requests`; those that show media of one shape are generated together.
+
+        Args:
+            listeners: by the place of a request: are told the text of its answer as far as it is certain, while it is
+                being written.
+
+        Raises:
+            UserError: a request shows what this model cannot see, or sound of a wrong rate or beyond `max_sound_s`.
+        """
+        groups: dict[tuple, list[int]] = {}
+        for place, request in enumerate(requests):
+            self._check(request)
+            shape = None if request.images is None else request.images.shape
+            groups.setdefault((shape, request.sound is not None), []).append(place)
+        replies: dict[int, Reply] = {}
+        telling = Telling(self._tokenizer, self._ends, listeners) if listeners else None
+        for places in groups.values():
+            together = [requests[place] for place in places]
+            streamer = Streamer(telling, places) if telling else None
+            replies |= zip(places, self._generate(self.encode(together), max_new_tokens, streamer), strict=True)
+        return [replies[place] for place in range(len(requests))]
+
+    def render(self, request: Request) -> str:
+        """The prompt as text, with the media tokens and turns of the model's chat template."""
+        prompt, system = self._as_text(request.prompt), request.system and self._as_text(request.system)
+        if not self.kind.template:
+            return f"{system}\n{prompt}" if system else prompt
+        content: list[dict[str, str]] = []
+        if request.images is not None:
+            content += (
+                [{"type": "video"}] if self.kind.pictures == "video" else [{"type": "image"}] * len(request.images)
+            )
+        if request.sound is not None:
+            content.append({"type": "audio"})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+        if system:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        if not self.sees:  # templates of text-only models take plain strings
+            messages = [{"role": item["role"], "content": item["content"][-1]["text"]} for item in messages]
+        knows_thinking = "enable_thinking" in str(self.processor.chat_template)
+        options = {"enable_thinking": False} if knows_thinking else {}
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
+
+    def encode(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """Model inputs of requests that all show the same kinds of media, padded on the left."""
+        texts = [self.render(request) for request in requests]
+        bos = self._tokenizer.bos_token
+        options: dict[str, Any] = {"return_tensors": "pt"}
+        if hasattr(self.processor, "tokenizer") and self.kind.template:
+            options["text_kwargs"] = {"padding": True}  # said to all parts, it would leave Whisper's window unfilled
+        else:
+            options["padding"] = True
+        if bos and texts[0].startswith(bos):
+            options["add_special_tokens"] = False  # the template has written it
+        shown = [request for request in requests if request.images is not None]
+        if shown and self.kind.pictures == "images":
+            options["images"] = [list(request.images) for request in shown if request.images is not None]
+        elif shown:
+            name = "videos" if self.kind.template else "images"  # InstructBLIP-Video's word for its video
+            options[name] = [request.images for request in shown]
+            if self.kind.template:
+                options["do_sample_frames"] = False  # the frames are chosen already
+                options["video_metadata"] = [_metadata(request) for request in shown]
+        if sounds := [request.sound.samples for request in requests if request.sound is not None]:
+            options["audio"] = sounds
+            options["sampling_rate"] = self.rate_hz
+        inputs = dict(self.processor(text=texts, **options))
+        if "video_second_per_grid" in inputs:  # the Omni processors take one frame rate a call; frames here have times
+            step = self.processor.video_processor.temporal_patch_size
+            inputs["video_second_per_grid"] = torch.tensor([step / _metadata(request)["fps"] for request in shown])
+        return inputs
+
+    def move(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` on the model's device, pixels and sound in its precision."""
+        moved = {}
+        for key, value in inputs.items():
+            if isinstance(value, torch.Tensor):
+                dtype = self.model.dtype if value.is_floating_point() and key not in _KEEP_FLOAT32 else value.dtype
+                value = value.to(self.model.device, dtype)
+            moved[key] = value
+        return moved
+
+    @torch.no_grad()
+    def _generate(self, inputs: dict[str, Any], max_new_tokens: int, streamer: Streamer | None) -> list[Reply]:
+        ends = self._ends
+        output = self.model.generate(
+            **self.move(inputs),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self._tokenizer.pad_token_id,
+            streamer=streamer,
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        replies = []
+        for row, mask in zip(new.tolist(), inputs["attention_mask"], strict=True):
+            stop = next((place for place, token in enumerate(row) if token in ends), None)
+            text = self._tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
+            n_new = len(row) if stop is None else stop + 1
+            replies.append(Reply(text, int(mask.sum()), n_new, "length" if stop is None else "eos"))
+        return replies
+
+    @property
+    def _ends(self) -> set[int]:
+        """The tokens behind which an answer has ended."""
+        ends = self.model.generation_config.eos_token_id
+        return set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
+
+    def _check(self, request: Request) -> None:
+        shows = {"images": request.images is not None, "sound": request.sound is not None}
+        if unseen := [name for name, is_shown in shows.items() if is_shown and name not in self.sees]:
+            raise UserError(
+                f"{self.name} ({self.model.config.model_type}) takes no {' and no '.join(unseen)}; "
+                f"it sees {sorted(self.sees) or 'text only'}: leave them out, or ask another model"
+            )
+        if not self.kind.template and request.images is None:
+            raise UserError(f"{self.name} answers about a video only; show it images")
+        if request.images is not None:
+            images = request.images
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+                raise ValueError(f"images must be uint8 [T,H,W,3], found {images.dtype} {list(images.shape)}")
+            if self.kind.n_frames not in (None, len(images)):
+                raise UserError(f"{self.name} takes {self.kind.n_frames} frames, found {len(images)}")
+        if request.sound is not None:
+            sound = request.sound
+            if sound.rate_hz != self.rate_hz:
+                raise UserError(
+                    f"{self.name} hears at {self.rate_hz} Hz, found sound at {sound.rate_hz} Hz; "
+                    f"decode it with read_audio(path, {self.rate_hz})"
+                )
+            duration_s = len(sound.samples) / sound.rate_hz
+            if self.max_sound_s is not None and duration_s > self.max_sound_s:
+                raise UserError(
+                    f"{self.name} hears at most {self.max_sound_s:g} s, found {duration_s:.1f} s; cut the sound"
+                )
+
+    def _as_text(self, text: str) -> str:
+        """`text` in which no control token stands: each gets a space behind its first character."""
+        return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    @functools.cached_property
+    def _control(self) -> re.Pattern[str]:
+        tokens = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        for name in ("image_token", "video_token", "audio_token"):
+            tokens.add(str(getattr(self.processor, name, "") or ""))
+        tokens = {token for token in tokens if len(token) > 1}
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+_KEEP_FLOAT32 = frozenset(["second_per_grid_ts", "video_second_per_grid"])
+
+
+def _metadata(request: Request) -> dict[str, Any]:
+    """What transformers calls video metadata: frames at a steady rate, since clips are sampled evenly."""
+    assert request.images is not None
+    n = len(request.images)
+    times = request.times_s
+    span_s = float(times[-1] - times[0]) if times is not None else 0.0
+    rate_hz = (n - 1) / span_s if span_s > 0 else 1.0
+    return {"total_num_frames": n, "fps": rate_hz, "frames_indices": list(range(n)), "duration": n / rate_hz}
+
+
+def load(
+    name: str | Path, revision: str | None = None, *, device: str = "auto", dtype: str = "auto"
+) -> TransformersChat:
+    """Load a model from a folder or the hub.
+
+    Args:
+        name: a folder in transformers' format, or a hub id.
+        revision: commit of the hub; pin it where a figure is reported.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
+
+    Raises:
+        UserError: no such model, a type that is not known here, weights that are missing, or no chat template.
+    """
+    import transformers
+
+    name = str(name)
+    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"device={device} dtype={dtype}: expected auto, cpu or cuda, and auto or a float type")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise UserError(
+            f"{name}: no configuration to be read ({str(error).splitlines()[0]}); check the name, and fetch a model of "
+            f"the hub first where there is no network: hf download {name}"
+        ) from error
+    if config.model_type == "instructblip":  # published for images; the video model takes its weights as they are
+        config = transformers.InstructBlipVideoConfig.from_pretrained(name, revision=revision)
+        config.model_type = "instructblipvideo"
+    kind, model_class, model_config = _ways_in(name, config)
+    model, report = model_class.from_pretrained(
+        name, revision=revision, config=model_config, dtype=dtype, output_loading_info=True
+    )
+    if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise UserError(f"{name}: {len(wrong)} tensors are missing or of another shape, such as {wrong[:3]}")
+    if report["unexpected_keys"]:
+        log.info("%s: %d tensors are not used", name, len(report["unexpected_keys"]))
+    processor = _processor(name, revision, config, kind)
+    if kind.template and not (getattr(processor, "chat_template", None)):
+        raise UserError(f"{name} has no chat template, so how to ask it is unknown; use a chat or instruct version")
+    if config.model_type == "instructblipvideo":
+        found, expected = processor.tokenizer.convert_tokens_to_ids("<video>"), config.video_token_index
+        if found != expected:
+            raise UserError(
+                f"{name}: <video> is token {found}, but the configuration says video_token_index={expected}; take a "
+                "revision that was updated for videos, or write the index into its config.json"
+            )
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cuda" and place == "cpu":
+        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` says why")
+    return TransformersChat(name, model.to(place).eval(), processor, kind)
+
+
+def _ways_in(name: str, config: Any) -> tuple[ModelType, Any, Any]:
+    """How the model takes input, the class that holds it, and that class's part of the configuration."""
+    import transformers
+
+    kind = MODEL_TYPES.get(config.model_type)
+    if kind is None and type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        return ModelType(), transformers.AutoModelForCausalLM, config
+    if kind is None:
+        raise UserError(
+            f"{name}: model type {config.model_type!r} is not known here; known are {', '.join(MODEL_TYPES)} and "
+            "causal LMs. Serve it (base_url=...) or use the JSONL exchange; see docs/baselines.md"
+        )
+    if hasattr(config, "thinker_config"):  # the Omni models: text comes from the thinker, speech is not needed
+        config = config.thinker_config
+        return kind, transformers.AutoModelForImageTextToText._model_mapping[type(config)], config
+    for auto in ("AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM"):
+        if type(config) in (mapping := getattr(transformers, auto)._model_mapping):
+            return kind, mapping[type(config)], config
+    raise UserError(f"{name}: transformers {transformers.__version__} has no chat class for {config.model_type!r}")
+
+
+def _processor(name: str, revision: str | None, config: Any, kind: ModelType) -> Any:
+    """The model's processor, put together part by part, or the tokenizer of a text-only model.
+
+    AutoProcessor would refuse every processor that holds a video processor when torchvision is not installed.
+    """
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    where = {"revision": revision} if revision else {}
+    if not (kind.pictures or kind.sound):
+        return transformers.AutoTokenizer.from_pretrained(name, **where)
+    processor_class = PROCESSOR_MAPPING[type(config)]
+    settings, _ = processor_class.get_processor_dict(name, **where)
+    parts = []
+    for part in processor_class.get_attributes():
+        if part == "tokenizer":
+            parts.append(transformers.AutoTokenizer.from_pretrained(name, **where))
+        elif part.endswith("tokenizer"):
+            parts.append(transformers.AutoTokenizer.from_pretrained(name, subfolder=part, **where))
+        elif part == "video_processor":
+            from affectgpt.chat.video import VIDEO_PROCESSORS
+
+            parts.append(VIDEO_PROCESSORS[config.model_type].from_pretrained(name, **where))
+        elif part == "image_processor":
+            parts.append(transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **where))
+        else:
+            parts.append(transformers.AutoFeatureExtractor.from_pretrained(name, **where))
+    # Its check of the parts' classes looks the video processors up in a table that is empty without torchvision.
+    unchecked = type(processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None})
+    return unchecked.from_args_and_dict(parts, settings)

@@ -1,0 +1,127 @@
+"""The whole conversion: files recognised, outputs made of them and written, and the report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from affectgpt.convert.files import ConvertError, open_weights, write_safetensors
+from affectgpt.convert.images import eva, eva_qformer
+from affectgpt.convert.outputs import Output, Source
+from affectgpt.convert.parts import Recognised, recognise
+from affectgpt.convert.trained import MINIGPT_IMAGE_SIZE, lora, projectors
+from affectgpt.runtime import write_json_atomic
+
+REPORT = "report.json"
+
+
+def convert(
+    paths: Sequence[Path], folder: Path, *, image_size: int | None = None, visual: str = "face"
+) -> dict[str, Any]:
+    """Convert published files into the new folder `folder`; returns the report, which `report.json` there repeats.
+
+    An output that lacks something is not written, only reported; `report["complete"]` says whether all is well. If
+    nothing can be written there is no folder.
+
+    Args:
+        image_size: as in `outputs_of`.
+        visual: as in `recognise`.
+
+    Raises:
+        ConvertError: a file cannot be read or is not recognised, or two hold the same part.
+    """
+    files = [recognise(open_weights(path), visual) for path in paths]
+    outputs = outputs_of(files, image_size=image_size)
+    report: dict[str, Any] = {
+        "format": 1,
+        "files": [
+            {
+                "path": str(file.weights.path),
+                "sha256": file.weights.sha256,
+                "bytes": file.weights.path.stat().st_size,
+                "recognised": [part.title for part in file.parts],
+                "taken": len(file.taken),
+                "dropped": file.dropped,
+                "unexpected": file.unexpected,
+                "remarks": file.weights.remarks,
+            }
+            for file in files
+        ],
+        "outputs": [
+            {
+                "name": output.name,
+                "complete": output.is_complete,
+                "tensors": len(output.entries),
+                "missing": output.missing,
+                "misshapen": output.misshapen,
+                "needs": output.needs,
+            }
+            for output in outputs
+        ],
+        "complete": all(output.is_complete for output in outputs) and not any(file.unexpected for file in files),
+    }
+    if not any(output.is_complete for output in outputs):
+        return report
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp", dir=folder.parent))
+    try:
+        for output in outputs:
+            if output.is_complete:
+                _write(output, target)
+        write_json_atomic(target / REPORT, report)
+        os.chmod(target, 0o755)  # mkdtemp keeps others out
+        if folder.is_dir():  # an older conversion that may be replaced, or an empty folder
+            shutil.rmtree(folder)
+        os.replace(target, folder)
+    finally:
+        if target.exists():
+            shutil.rmtree(target)
+    return report
+
+
+def outputs_of(files: Sequence[Recognised], *, image_size: int | None = None) -> list[Output]:
+    """What the files give together.
+
+    Args:
+        image_size: pixels that the image encoder shall take; None = as in the file, 448 beside MiniGPT-v2's parts.
+
+    Raises:
+        ConvertError: two files hold the same part.
+    """
+    sources: dict[str, Source] = {}
+    homes: dict[str, Recognised] = {}
+    for file in files:
+        for part in file.parts:
+            if part.name in homes:
+                raise ConvertError(
+                    f"{homes[part.name].weights.path} and {file.weights.path} both hold: {part.title}; give one"
+                )
+            homes[part.name] = file
+        for ours, theirs in file.taken.items():
+            if ours in sources and not ours.startswith("vision_model.post_layernorm"):
+                raise ConvertError(
+                    f"{sources[ours][0].path} and {file.weights.path} both give {ours}; convert them apart"
+                )
+            sources.setdefault(ours, (file.weights, theirs))
+    results = []
+    if "blip2" in homes or ("eva" in homes and "views" not in homes):
+        results.append(eva_qformer(sources, homes, image_size))
+    if "eva" in homes and "views" in homes:
+        results.append(eva(sources, homes, image_size or MINIGPT_IMAGE_SIZE))
+    if any(name.startswith("projectors.") for name in sources):
+        results.append(projectors(sources, homes))
+    if "lora" in homes:
+        results.append(lora(sources, homes))
+    return results
+
+
+def _write(output: Output, target: Path) -> None:
+    path = target / output.weights
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, output.entries)
+    for name, value in output.settings.items():
+        write_json_atomic(path.parent / name, value)

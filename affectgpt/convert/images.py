@@ -1,0 +1,162 @@
+"""EVA's image encoder and BLIP-2's image Q-Former as base models in the layout of transformers' BLIP-2."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2Config, Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
+
+from affectgpt.convert.files import ConvertError, Entry
+from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
+from affectgpt.convert.parts import N_EVA_BLOCKS, PARTS, Recognised
+
+# What tensors do not show; the configurations of EVA-CLIP ViT-g and of BERT-base.
+N_EVA_HEADS = 16
+N_QFORMER_LAYERS, N_QFORMER_HEADS = 12, 12
+CLIP_PIXELS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_FIRST = "qformer.encoder.layer.0"
+
+
+def eva_qformer(sources: Mapping[str, Source], homes: Mapping[str, Recognised], image_size: int | None) -> Output:
+    """EVA + ln_vision + image Q-Former in the layout of transformers' BLIP-2."""
+    output = Output("eva_qformer", "eva_qformer/model.safetensors")
+    lacking = [part for part in PARTS if part.name in ("eva", "blip2") and part.name not in homes]
+    if lacking:
+        output.needs = [f"{part.title} (published as {part.found_in})" for part in lacking]
+        return output
+    vision_config = _vision_config(shapes_of(sources, "vision_model."), output)
+    shapes = shapes_of(sources)
+    anchors = (
+        "query_tokens",
+        f"{_FIRST}.crossattention.attention.key.weight",
+        f"{_FIRST}.intermediate_query.dense.weight",
+    )
+    output.missing += [name for name in anchors if name not in shapes]
+    if vision_config is None or output.missing:
+        return output
+    queries, key, wide = (shapes[name] for name in anchors)
+    qformer_config = Blip2QFormerConfig(
+        hidden_size=queries[-1], num_hidden_layers=N_QFORMER_LAYERS, num_attention_heads=N_QFORMER_HEADS,
+        intermediate_size=wide[0], encoder_hidden_size=key[-1], cross_attention_frequency=2,
+    )  # fmt: skip
+    if key[-1] != vision_config.hidden_size:
+        output.misshapen.append(
+            f"the image Q-Former reads states {key[-1]} wide, EVA gives {vision_config.hidden_size}: "
+            "the two files belong to different models"
+        )
+    expected = {
+        "query_tokens": (1, queries[-2], queries[-1]),
+        **state_shapes(lambda: Blip2VisionModel(vision_config), "vision_model."),
+        **state_shapes(lambda: Blip2QFormerModel(qformer_config), "qformer."),
+    }
+    own = {name: source for name, source in sources.items() if name.startswith(("qformer.", "query_tokens"))}
+    entries = {name: entry_of(name, source) for name, source in own.items()}
+    output.fill(expected, _vision_entries(sources) | entries)
+    _resize(output, vision_config, image_size)
+    config = Blip2Config(
+        vision_config=vision_config.to_dict(), qformer_config=qformer_config.to_dict(), num_query_tokens=queries[-2]
+    )
+    output.settings = _image_settings(config, vision_config.image_size)
+    return output
+
+
+def eva(sources: Mapping[str, Source], homes: Mapping[str, Recognised], image_size: int) -> Output:
+    """EVA as MiniGPT-v2 and Emotion-LLaMA run it: larger pictures, and a final norm that was never loaded.
+
+    Their ln_vision is frozen and stands in no file that they read, so it does nothing but normalise.
+    """
+    output = Output("eva", "eva/model.safetensors")
+    vision_config = _vision_config(shapes_of(sources, "vision_model."), output)
+    if vision_config is None:
+        return output
+    entries = _vision_entries(sources)
+    own = homes["views"].taken
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        key, shape = f"vision_model.post_layernorm.{name}", (vision_config.hidden_size,)
+        if key in own:
+            entries[key] = entry_of(key, (homes["views"].weights, own[key]))
+        else:
+            entries[key] = Entry(key, shape, torch.float32, partial(torch.full, shape, value))
+    output.fill(state_shapes(lambda: Blip2VisionModel(vision_config), "vision_model."), entries)
+    output.entries = [replace(entry, name=entry.name.removeprefix("vision_model.")) for entry in output.entries]
+    _resize(output, vision_config, image_size)
+    output.settings = _image_settings(vision_config, vision_config.image_size)
+    return output
+
+
+def _vision_config(shapes: Mapping[str, tuple[int, ...]], output: Output) -> Blip2VisionConfig | None:
+    """EVA's sizes out of its shapes; None, with what is missing noted, if they cannot be told."""
+    names = ("embeddings.position_embedding", "embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
+    output.missing += [f"vision_model.{name}" for name in names if name not in shapes]
+    if output.missing:
+        return None
+    positions, patches, wide = (shapes[name] for name in names)
+    side = math.isqrt(max(0, positions[1] - 1))
+    if side * side != positions[1] - 1:
+        output.misshapen.append(f"pos_embed is {list(positions)}: {positions[1] - 1} patches are no square")
+        return None
+    return Blip2VisionConfig(
+        hidden_size=positions[2], num_hidden_layers=N_EVA_BLOCKS, num_attention_heads=N_EVA_HEADS,
+        intermediate_size=wide[0], patch_size=patches[-1], image_size=side * patches[-1], qkv_bias=True,
+    )  # fmt: skip
+
+
+def _vision_entries(sources: Mapping[str, Source]) -> dict[str, Entry]:
+    """Tensors of `Blip2VisionModel`; the biases of queries and values become one, with zeros for the keys between."""
+    entries = {}
+    vision = {name: source for name, source in sources.items() if name.startswith("vision_model.")}
+    for name, source in vision.items():
+        if name.endswith(".q_bias"):
+            values = vision.get(name.replace(".q_bias", ".v_bias"))
+            if values is not None:
+                weights, theirs = source
+                shape = (3 * weights.shapes[theirs][0],)
+                joined = name.replace(".q_bias", ".qkv.bias")
+                entries[joined] = Entry(joined, shape, weights.dtypes[theirs], partial(_join_biases, source, values))
+        elif not name.endswith(".v_bias"):
+            entries[name] = entry_of(name, source)
+    return entries
+
+
+def _join_biases(queries: Source, values: Source) -> Tensor:
+    q, v = (weights.load(name) for weights, name in (queries, values))
+    return torch.cat([q, torch.zeros_like(q), v])  # EVA's keys have no bias
+
+
+def _resize(output: Output, config: Blip2VisionConfig, image_size: int | None) -> None:
+    """Make encoder and position embeddings fit another size of picture."""
+    if image_size is None or image_size == config.image_size:
+        return
+    if image_size % config.patch_size:
+        raise ConvertError(f"image_size={image_size} is no multiple of EVA's patches of {config.patch_size} pixels")
+    side = image_size // config.patch_size
+    config.image_size = image_size
+    for place, entry in enumerate(output.entries):
+        if entry.name.endswith("embeddings.position_embedding"):
+            shape = (1, side * side + 1, entry.shape[-1])
+            output.entries[place] = replace(entry, shape=shape, load=partial(_interpolated, entry, side))
+
+
+def _interpolated(entry: Entry, side: int) -> Tensor:
+    """Position embeddings for side x side patches; the class token keeps its own."""
+    table = entry.load().float()  # [1, 1 + n*n, E]
+    n = math.isqrt(table.shape[1] - 1)
+    grid = table[:, 1:].unflatten(1, (n, n)).permute(0, 3, 1, 2)  # [1, E, n, n]
+    grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)  # [1, 1 + side*side, E]
+
+
+def _image_settings(config: Any, image_size: int) -> dict[str, Any]:
+    size = {"height": image_size, "width": image_size}
+    pixels = {"image_processor_type": "BlipImageProcessor", "size": size, **CLIP_PIXELS}
+    return {"config.json": json.loads(config.to_json_string()), "preprocessor_config.json": pixels}

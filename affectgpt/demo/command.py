@@ -1,0 +1,137 @@
+"""The whole story on the embedded default, in minutes on two CPU cores:
+
+    python -m affectgpt.demo [--brief] [--runs DIR]
+
+builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each on the test
+split beside two baselines, and explains one clip. Everything it does is what train.py, eval.py and infer.py do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from affectgpt.cli import compose, set_environment
+from affectgpt.inference.command import evaluate_config, human
+from affectgpt.journal import append_jsonl_records
+from affectgpt.metrics import Report
+from affectgpt.runtime import log, set_up_logging, write_json_atomic
+
+BRIEF = {
+    "coarse": ["stage.epochs=1", "stage.iterations_per_epoch=40", "stage.validate_every=40", "stage.save_every=20"],
+    "fine": ["stage.epochs=1", "stage.iterations_per_epoch=20", "stage.validate_every=20", "stage.save_every=20"],
+}
+"""Overrides for a run that shows that everything works, not what it can do."""
+BOTH_STAGES = "coarse, then fine"
+_GENERATE = ("generate.batch_size=33", "generate.max_new_tokens=128")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m affectgpt.demo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--brief", action="store_true", help="a few steps only: shows that it works, not how well")
+    parser.add_argument("--runs", default="runs", help="where the runs are kept [%(default)s]")
+    options = parser.parse_args(arguments)
+    set_environment()
+    set_up_logging()
+    start = time.monotonic()
+    runs = Path(options.runs)
+    rows, final = tell(runs, brief=options.brief)
+    print(f"\n{table(rows)}\n")
+    print(explain_one(final))
+    write_json_atomic(runs / "demo-table.json", {title: report.primary.to_dict() for title, report in rows})
+    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; runs and demo-table.json are in {runs}", file=sys.stderr)
+    return 0
+
+
+def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
+    """Train and score everything; (title, report) of each row of the table, and the run that ended best equipped."""
+    from affectgpt.training.stages import run_stage
+
+    def train(name: str, stage: str, init_from: str) -> Path:
+        log.info("\n=== train %s", name)
+        given = [f"stage={stage}", f"name={name}", f"stage.init_from={init_from}", f"paths.runs={runs}", *_GENERATE]
+        return run_stage(compose("train", given + (BRIEF[stage] if brief else []))).run
+
+    def score(title: str, checkpoint: Path, *given: str) -> tuple[str, Report]:
+        log.info("\n=== score: %s", title.strip())
+        out = checkpoint / f"eval-{_slug(title)}"  # below the run, so that another demo has folders of its own
+        config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
+        return title, evaluate_config(config)[0]
+
+    before = score("before training", untrained(runs / "untrained"))
+    coarse = train("coarse", "coarse", "null")
+    fine_only = train("fine-only", "fine", "null")
+    fine = train("fine", "fine", str(coarse))
+    rows = [
+        ("heuristic: random", random_report()),
+        before,
+        score("coarse only", coarse),
+        score("fine only", fine_only),
+        score(BOTH_STAGES, fine),
+        score("  sound alone", fine, "modalities=[audio]", "use_subtitle=false"),
+        score("  pictures alone", fine, "modalities=[frames,motion]", "use_subtitle=false"),
+        score("  subtitle alone", fine, "modalities=[]"),
+    ]
+    return rows, fine
+
+
+def untrained(folder: Path) -> Path:
+    """A checkpoint of the model as it is before its first step."""
+    from affectgpt.inference.loading import model_spec, quiet_libraries
+    from affectgpt.models import build
+    from affectgpt.models.checkpoint import save_trained
+
+    quiet_libraries()
+    config = compose("train", ["stage=coarse"])
+    save_trained(*build(model_spec(config.model, config.seed)), folder)
+    return folder
+
+
+def random_report() -> Report:
+    """The papers' Random: one of six basic emotions, drawn for each test sample."""
+    from affectgpt.metrics import evaluate, random_labels, read_references
+
+    source = compose("eval").data.test[0]
+    references = read_references(source.manifest, split=source.split)
+    return evaluate(random_labels(references), references)
+
+
+def table(rows: Sequence[tuple[str, Report]]) -> str:
+    """F_S, precision and recall in percent (level-1 mean over the five wheels), n, and the 95 % interval of F_S."""
+    lines = [f"{'test split':<20} {'F_S':>6} {'precision':>10} {'recall':>8} {'n':>5}   95 % interval of F_S"]
+    for title, report in rows:
+        score = report.primary
+        interval = score.interval
+        shown = f"{100 * interval.low:5.1f} to {100 * interval.high:.1f}" if interval else ""
+        lines.append(
+            f"{title:<20} {100 * score.f_score:6.1f} {100 * score.precision:10.1f} {100 * score.recall:8.1f} "
+            f"{score.n:>5}   {shown}"
+        )
+    return "\n".join(lines)
+
+
+def _slug(title: str) -> str:
+    return title.strip().replace(" ", "-").replace(",", "")
+
+
+def explain_one(run: Path) -> str:
+    """The first test clip, explained by the last model, with its true labels."""
+    from affectgpt.data.sources import probe_sample, read_manifest
+    from affectgpt.schema import prediction_from_row
+
+    source = compose("eval").data.test[0]
+    sample = probe_sample(read_manifest(source.manifest, split=source.split)[0][0])
+    rows = append_jsonl_records(run / f"eval-{_slug(BOTH_STAGES)}" / "predictions.jsonl")
+    row = next(row for row in rows if row["id"] == sample.id)
+    wrapped = textwrap.fill(sample.description or "", 100, initial_indent="  ", subsequent_indent="  ")
+    truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"
+    again = f"  python infer.py {sample.video} checkpoint={run} subtitle={sample.subtitle!r}"
+    return f"One clip, explained: {human(prediction_from_row(row), sample)}\n\n{truth}\n{again}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Releases: full folders, the hub, model cards."""

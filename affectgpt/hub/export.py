@@ -1,0 +1,148 @@
+"""A checkpoint -> one full folder that needs nothing else: `python -m affectgpt.export runs/fine out=release`.
+
+The folder holds LLM, encoders, projectors and processor, and is loaded by `AffectGPTForConditionalGeneration` and
+`AffectGPTProcessor` with `from_pretrained`. It is read back and compared before the command says that it is done.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from affectgpt.inference.loading import quiet_libraries
+from affectgpt.media import Waveform
+from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, load_trained
+from affectgpt.prompts import Message
+from affectgpt.runs import checkpoint_to_use
+from affectgpt.runtime import UserError
+from affectgpt.schema import PLACEHOLDERS
+
+if TYPE_CHECKING:
+    from affectgpt.config import ExportConfig
+
+log = logging.getLogger("affectgpt")
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    merge_lora: bool = False,
+    dtype: str | None = None,
+    base_models: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the full folder `out` of a trained-only checkpoint and check it by reading it back.
+
+    Args:
+        merge_lora: add the adapters to the LLM's weights; else they stay apart, as they were trained.
+        dtype: precision of the LLM ("float32", "bfloat16"); None = as in training.
+        base_models: where base models lie now ("llm" or modality -> folder or hub id), if they moved.
+
+    Raises:
+        UserError: `out` holds files already, or there is nothing to merge.
+        RuntimeError: the folder, read back, gives other logits than the model that was written.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"out={out} is not empty; name a new folder, or delete it first")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    model, processor = load_trained(checkpoint, base_models=base_models, llm_dtype=dtype)
+    if merge_lora:
+        merge(model)
+    model.config.spec = without_paths(model.config.spec)
+    model.config.text_config._name_or_path = ""
+    expected = probe_logits(model, processor)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    del model
+    found = probe_logits(
+        AffectGPTForConditionalGeneration.from_pretrained(out).eval(), AffectGPTProcessor.from_pretrained(out)
+    )
+    if not torch.equal(expected, found):
+        raise RuntimeError(
+            f"{out}, read back, gives logits that differ by up to {(expected - found).abs().max():.3g} from the model "
+            "that was written; do not publish it, and report this"
+        )
+    n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    log.info("%s: %.2f GB, read back with the same logits", out, n_bytes / 1e9)
+    return out
+
+
+def merge(model: AffectGPTForConditionalGeneration) -> None:
+    """Add the adapters to the weights of the LLM, in place, and take them out.
+
+    The sum is rounded to the LLM's precision: in bf16 the logits change in their last digits.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, part) for name, part in model.language_model.named_modules() if isinstance(part, BaseTunerLayer)]
+    if not adapted:
+        raise UserError("merge_lora=true, but this checkpoint has no LoRA; leave merge_lora out")
+    for name, layer in adapted:
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.language_model.get_submodule(parent), child, layer.get_base_layer())
+    model.config.lora = None
+    if model.config.spec is not None:
+        model.config.spec = {**model.config.spec, "lora": None}
+
+
+def without_paths(spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The model's description with folders of this machine cut to their names; a release must not show them."""
+    if spec is None:
+        return None
+    spec = copy.deepcopy(dict(spec))
+    spec["llm"] = _public_name(spec["llm"])
+    for encoder in spec["encoders"].values():
+        encoder["name"] = _public_name(encoder["name"])
+    return spec
+
+
+def _public_name(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, processor: AffectGPTProcessor) -> Tensor:
+    """Logits of one made-up sample with every medium of the model, drawn from a fixed seed.  [1, L, V]"""
+    random = np.random.default_rng(0)
+    media: dict[str, Any] = {}
+    for name, branch in processor.branches.items():
+        if name == "audio":
+            duration_s = min(1.0, branch["window_s"] * branch["max_windows"])
+            n_samples = max(round(duration_s * branch["rate_hz"]), branch["min_samples"])
+            samples = random.standard_normal(n_samples).astype(np.float32)
+            media[name] = Waveform(samples, branch["rate_hz"], n_samples / branch["rate_hz"], branch["rate_hz"], 1)
+        elif "n_frames" in branch and branch.get("unless") not in processor.branches:
+            shape = (branch["n_frames"], branch["height"], branch["width"], 3)
+            media[name] = random.integers(0, 256, shape, dtype=np.uint8)
+    slots = "".join(PLACEHOLDERS[name] for name in PLACEHOLDERS if name in media)
+    return model(**processor([Message("user", f"{slots}\nWhat does the person feel?")], media)).logits
+
+
+def run_export(config: ExportConfig) -> int:
+    """Entry point behind the command line."""
+    quiet_libraries()
+    checkpoint = checkpoint_to_use(Path(config.paths.runs), config.checkpoint)
+    export(
+        checkpoint,
+        Path(config.out),
+        merge_lora=config.merge_lora,
+        dtype=config.dtype,
+        base_models=config.base_models,
+    )
+    print(f"{config.out}: full model of {checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    from affectgpt.cli import export as command
+
+    command()

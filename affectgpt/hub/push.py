@@ -1,0 +1,309 @@
+"""Base models from the hub, and releases to it.
+
+    python -m affectgpt.hub fetch model=affectgpt                      download all base models of a preset
+    python -m affectgpt.hub push runs/fine repo=user/name              publish the trained tensors with a model card
+    python -m affectgpt.hub push runs/fine repo=user/name full=true    publish the whole model
+
+A release of trained tensors is some hundred megabytes and names its base models by id and commit; whoever loads it
+needs them too. `python infer.py video.mp4 checkpoint=user/name` loads one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.runs import TRAINED_MANIFEST, RunRecord, checkpoint_to_use
+from affectgpt.runtime import UserError, write_text_atomic
+
+if TYPE_CHECKING:
+    from affectgpt.config import ModelConfig, PushConfig
+
+log = logging.getLogger("affectgpt")
+
+
+def fetch_models(config: ModelConfig) -> int:
+    """Download every base model of a preset that lies on the hub; prints where each lies and its commit."""
+    from affectgpt.models import bases
+
+    models = {"llm": (config.llm.path, config.llm.revision)}
+    models |= {name: (encoder.path, encoder.revision) for name, encoder in config.encoders.items()}
+    for what, (name, revision) in models.items():
+        if name.startswith("timm:") or bases.is_local(name):
+            print(f"{what}: {name} needs no download")
+            continue
+        folder = bases.fetch(name, what, revision)
+        n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        print(f"{what}: {name} at {folder.name}, {n_bytes / 1e9:.2f} GB in {folder}")
+    return 0
+
+
+# ---------------------------------------------------------------- release
+
+
+def push(config: PushConfig) -> int:
+    """Write the release folder, and unless `dry_run` put it on the hub."""
+    checkpoint = checkpoint_to_use(Path(config.paths.runs), config.checkpoint)
+    run = checkpoint.parent
+    out = Path(config.out) if config.out else run / f"release-{checkpoint.name}"
+    release(checkpoint, out, config)
+    if config.dry_run:
+        print(f"{out}: release written, not pushed (dry_run=true); read its README.md")
+        return 0
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(config.repo, private=config.private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=config.repo, folder_path=out, commit_message=f"Release of {run.name}/{checkpoint.name}"
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{config.repo} could not be pushed ({error}); run `hf auth login` with a token that may write there. "
+            f"The release lies in {out}"
+        ) from error
+    print(f"{config.repo}: pushed {out} as {commit.oid}")
+    return 0
+
+
+def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
+    """Write the release folder `out`: trained tensors and manifest, or the full model; and the model card.
+
+    Raises:
+        UserError: `out` is taken; or the trained tensors belong to base models that only this machine has.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"out={out} is not empty; name a new folder, or delete it first")
+    if not (checkpoint / TRAINED_MANIFEST).is_file():
+        raise UserError(f"{checkpoint} is no training checkpoint: it has no {TRAINED_MANIFEST}")
+    manifest = json.loads((checkpoint / TRAINED_MANIFEST).read_text(encoding="utf-8"))
+    local = [what for what, name, _ in base_models(manifest["spec"]) if Path(name).is_absolute()]
+    if config.full:
+        from affectgpt.hub.export import export
+        from affectgpt.inference.loading import quiet_libraries
+
+        quiet_libraries()
+        export(checkpoint, out, merge_lora=config.merge_lora, dtype=config.dtype, base_models=config.base_models)
+    elif local:
+        raise UserError(
+            f"base models {local} are folders of this machine, so nobody else could load the trained tensors alone; "
+            "add full=true to publish the whole model, or train from hub ids"
+        )
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in [checkpoint / TRAINED_MANIFEST, *sorted(checkpoint.glob("trained*.safetensors"))]:
+            shutil.copy2(path, out / path.name)
+    record = RunRecord.read(checkpoint.parent)
+    report = _report_of(checkpoint)
+    write_text_atomic(out / "README.md", model_card(manifest, record.values if record else {}, report, config))
+    return out
+
+
+def base_models(spec: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
+    """(what, id or folder, revision) of the LLM and each encoder of a manifest's spec."""
+    found = [("llm", spec["llm"], spec.get("llm_revision"))]
+    return found + [(what, encoder["name"], encoder.get("revision")) for what, encoder in spec["encoders"].items()]
+
+
+def _report_of(checkpoint: Path) -> dict[str, Any] | None:
+    """What `python eval.py` wrote beside the checkpoint; None if it was not scored."""
+    path = checkpoint.parent / f"eval-{checkpoint.name}" / "report.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+# ---------------------------------------------------------------- model card
+
+# Licences as the models' own pages name them; ids that are not here are left for the author to fill in.
+LICENCES = {
+    "meta-llama/Llama-2": "Llama 2 Community License",
+    "lmsys/vicuna-7b-v1.5": "Llama 2 Community License",
+    "meta-llama/Meta-Llama-3": "Meta Llama 3 Community License",
+    "Qwen/Qwen2.5-7B-Instruct": "Apache-2.0",
+    "Qwen/Qwen3-8B": "Apache-2.0",
+    "facebook/hubert-large-ll60k": "Apache-2.0",
+    "TencentGameMate/chinese-hubert-large": "MIT",
+    "Salesforce/blip2-opt-2.7b": "MIT",
+    "MCG-NJU/videomae-large": "CC BY-NC 4.0",
+    "facebook/dinov2-large": "Apache-2.0",
+    "google/siglip": "Apache-2.0",
+    "openai/whisper-large-v3": "Apache-2.0",
+}
+
+
+def licence_of(name: str) -> str:
+    return next((licence for start, licence in LICENCES.items() if name.startswith(start)), "see its page")
+
+
+def model_card(
+    manifest: Mapping[str, Any], record: Mapping[str, Any], report: Mapping[str, Any] | None, config: PushConfig
+) -> str:
+    """The README.md of a release, out of what the run itself wrote down; nothing in it is made up."""
+    spec = manifest["spec"]
+    models = base_models(spec)
+    trained = config_of(record)
+    sections = [
+        _front_matter(models, config),
+        f"# {config.repo.rpartition('/')[2]}",
+        "A multimodal LLM that explains which emotions a person in a video shows, and from which visual, acoustic and "
+        "lexical clues: frozen encoders, trained projections into a frozen LLM"
+        + (", LoRA adapters" if spec.get("lora") else "")
+        + ". Made with AffectGPT.",
+        "## Use\n\n" + _usage(config),
+        "## Parts\n\n" + _parts(models, spec, config),
+        "## Training data\n\n" + _data(trained, record),
+        "## Recipe\n\n" + _recipe(trained, record, spec),
+        "## Scores\n\n" + _scores(report),
+        _RESPONSIBLE_USE,
+        f"## Prompt\n\nPrompt version {manifest['prompts']} of AffectGPT {manifest['affectgpt']}; another version of "
+        "the prompt gives other answers.",
+        "## Citation\n\n" + _CITATION,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def config_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record.get("config") or {}
+
+
+def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig) -> str:
+    """Metadata that the hub reads."""
+    lines = ["---", "library_name: transformers", "pipeline_tag: video-text-to-text"]
+    if config.license:
+        lines.append(f"license: {config.license}")
+    lines += ["tags:", "- affectgpt", "- emotion-recognition", "- multimodal"]
+    if public := [name for _, name, _ in models if not Path(name).is_absolute()]:
+        lines += ["base_model:", *(f"- {name}" for name in dict.fromkeys(public))]
+    return "\n".join([*lines, "---"])
+
+
+def _usage(config: PushConfig) -> str:
+    command = f"python infer.py video.mp4 checkpoint={config.repo}"
+    if not config.full:
+        return f"```\n{command}\n```\n\nThis repository holds the trained tensors; the base models below are fetched."
+    return (
+        f"```\n{command}\n```\n\n```python\nfrom affectgpt.models import AffectGPTForConditionalGeneration, "
+        f'AffectGPTProcessor\n\nmodel = AffectGPTForConditionalGeneration.from_pretrained("{config.repo}")\n'
+        f'processor = AffectGPTProcessor.from_pretrained("{config.repo}")\n```'
+    )
+
+
+def _parts(models: list[tuple[str, str, str | None]], spec: Mapping[str, Any], config: PushConfig) -> str:
+    rows = ["| part | base model | revision | licence |", "|---|---|---|---|"]
+    for what, name, revision in models:
+        shown = f"{Path(name).name} (built locally)" if Path(name).is_absolute() else name
+        rows.append(f"| {what} | {shown} | {revision or '-'} | {licence_of(name)} |")
+    projectors = [f"{name}: {part['kind']}, {part['n_queries']} tokens" for name, part in spec["projectors"].items()]
+    lora = spec.get("lora")
+    adapters = "no LoRA" if not lora else f"LoRA r {lora['r']}" + (", merged into the LLM" if config.merge_lora else "")
+    return "\n".join([*rows, "", f"Trained: projectors ({'; '.join(projectors)}); {adapters}.", "", _LICENCE_NOTE])
+
+
+def _data(trained: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    stage = (trained.get("stage") or {}).get("name")
+    data = trained.get("data") or {}
+    sources = data.get(stage) or []
+    if not sources:
+        return "The run's record does not say; fill in what it was trained on."
+    rows = ["| source | split | weight | clips |", "|---|---|---|---|"]
+    for source in sources:
+        shown = Path(source["manifest"]).name if source.get("manifest") else source.get("format")
+        rows.append(f"| {shown} | {source.get('split') or 'all'} | {source.get('weight', 1.0):g} | {_clips(source)} |")
+    lines = [f"Stage {stage}, data `{data.get('name')}`:", "", *rows]
+    if record.get("n_bad_samples"):
+        lines += ["", f"{record['n_bad_samples']} samples could not be read and were left out."]
+    if record.get("init_from"):
+        lines += ["", f"It starts from the checkpoint `{'/'.join(Path(record['init_from']).parts[-2:])}`."]
+    return "\n".join(lines)
+
+
+def _clips(source: Mapping[str, Any]) -> str:
+    """Rows of a manifest with the source's split, if the file is still here."""
+    from affectgpt.data.sources import read_manifest
+
+    if not source.get("manifest") or not Path(source["manifest"]).is_file():
+        return "not counted"
+    samples, bad = read_manifest(source["manifest"], split=source.get("split"), on_bad="skip")
+    return f"{len(samples)}" + (f" ({len(bad)} bad)" if bad else "")
+
+
+def _recipe(trained: Mapping[str, Any], record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    stage = trained.get("stage")
+    if not stage:
+        return "The run's record is not here; fill in how it was trained."
+    steps = stage["epochs"] * stage["iterations_per_epoch"]
+    lines = [
+        f"- {steps} steps of {stage['batch_size'] * stage['accumulation']} samples a process, seed {trained['seed']}",
+        f"- AdamW, peak learning rate {stage['learning_rate']:g} after {stage['warmup_steps']} steps of warm-up, "
+        f"cosine to {stage['min_learning_rate']:g}, weight decay {stage['weight_decay']:g}",
+        f"- trained: {', '.join(stage['trainable'])}; LLM in {spec['llm_dtype']}",
+        f"- tasks {_shares(stage['tasks'])}; languages {_shares(stage['langs'])}",
+    ]
+    versions = record.get("versions") or {}
+    known = [f"{name} {versions[name]}" for name in ("affectgpt", "torch", "transformers") if name in versions]
+    lines.append(f"- code: commit {record.get('commit') or 'unknown'}; {', '.join(known)}")
+    return "\n".join(lines)
+
+
+def _shares(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+
+
+def _scores(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "Not scored. `python eval.py checkpoint=...` scores it; push again to show the result here."
+    rows = ["| score | F_S | precision | recall | n | 95 % interval of F_S |", "|---|---|---|---|---|---|"]
+    for name in ("level 1 mean", "level 2 mean"):
+        score = report["scores"].get(name)
+        if score:
+            interval = score.get("interval")
+            shown = "-" if interval is None else f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}"
+            values = " | ".join(f"{100 * score[key]:.1f}" for key in ("f_score", "precision", "recall"))
+            rows.append(f"| {name} | {values} | {score['n']} | {shown} |")
+    counts = report.get("counts") or {}
+    told = ", ".join(f"{counts[key]} {key}" for key in ("references", "missing", "unparsed") if key in counts)
+    return "\n".join(
+        [*rows, "", f"Open-vocabulary labels grouped by emotion wheels, in percent ({told}). Intervals by bootstrap."]
+    )
+
+
+_LICENCE_NOTE = (
+    "Licences of base models are given to the best of our knowledge and bind this release too; data sets have terms of "
+    "their own. Check both before you use it."
+)
+_RESPONSIBLE_USE = """## Intended use
+
+Research on multimodal emotion understanding, and help for people who annotate emotion in video.
+
+## Out of scope
+
+Decisions about people: hiring, schooling, credit, policing, migration, insurance, medical diagnosis, lie detection, or
+watching employees, pupils or the public. Several of these are forbidden by law in some places.
+
+## Limits
+
+- It describes what a person shows, not what they feel: expression and feeling differ between people, situations and
+  cultures, and can be acted.
+- It can be wrong with confidence and name clues that are not in the clip. Scores hold for clips like those of the test
+  set; acted drama, one language and good light are not the world.
+- It sees a few frames and a few seconds of sound, and one person at a time.
+
+## Privacy and bias
+
+Faces and voices are personal data, and emotions inferred from them are sensitive in many laws: have a legal basis and
+consent. Encoders and LLM bring the biases of their own training data; accuracy over age, gender, skin colour, accent
+and language was not measured unless the scores above say so."""
+_CITATION = """Cite the papers of the method (AffectGPT, arXiv 2306.15401; AffectGPT at ICML 2025, arXiv 2501.16566),
+the base models above, and the data sets that it was trained on."""
+
+
+if __name__ == "__main__":
+    from affectgpt.cli import hub
+
+    hub(sys.argv[1:])

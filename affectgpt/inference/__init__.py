@@ -1,0 +1,1 @@
+"""Samples -> predictions: checkpoints that are ready to answer, and the commands around them."""

@@ -1,0 +1,1 @@
+"""Parameters, memory, operations and speed of a run before it is started."""

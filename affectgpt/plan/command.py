@@ -1,0 +1,507 @@
+"""What a training run needs and how fast it can be, before it is started: `python -m affectgpt.plan model=affectgpt`.
+
+Parameters, operations and kept bytes are counted on the real modules without memory (`affectgpt.plan.costs`); memory and
+time follow from them and from the facts of a card. Times are bounds from arithmetic, memory traffic and links at a
+stated share of the peak: loading, launching and waiting are not in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.runtime import UserError
+
+if TYPE_CHECKING:
+    from affectgpt.config import PlanConfig
+    from affectgpt.engine.activations import Kept
+    from affectgpt.plan.costs import Part, SampleCost
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Card:
+    """Facts of a GPU, from its maker's data sheet.
+
+    Attributes:
+        memory_gib: what the driver shows, in GiB.
+        bf16_tflops, fp32_tflops: dense peak, summing in fp32; fp32 without TF32, which torch does not use unasked.
+        bandwidth_gb_s: of its memory. link_gb_s: to the next card, in one direction (NVLink, else PCIe).
+    """
+
+    name: str
+    memory_gib: float
+    bf16_tflops: float
+    fp32_tflops: float
+    bandwidth_gb_s: float
+    link_gb_s: float
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("a100", 79.2, 312, 19.5, 2039, 300),  # SXM, 80 GB
+        Card("a100-40", 39.4, 312, 19.5, 1555, 300),  # SXM, 40 GB
+        Card("h100", 79.1, 989, 67, 3350, 450),  # SXM, 80 GB
+        Card("h200", 139.8, 989, 67, 4800, 450),  # SXM
+        Card("l40s", 44.4, 362, 91.6, 864, 32),  # PCIe 4.0 x 16
+        Card("a10", 22.2, 125, 31.2, 600, 32),
+        Card("rtx3090", 23.6, 71, 35.6, 936, 32),
+        Card("rtx4090", 23.5, 165, 82.6, 1008, 32),
+        Card("rtx5090", 31.4, 209.5, 104.8, 1792, 64),  # PCIe 5.0 x 16
+    )
+}
+SHOWN = ("a100", "h100", "rtx4090")
+HOST_GB_S = 25.0  # to and from the computer's memory: PCIe 4.0 x 16 as measured by usual copy tests
+CONTEXT_BYTES = GIB  # the driver's context and the matrix library's workspace
+FRAGMENTED = 0.04  # share of a card that the allocator cannot use
+
+# Bytes of one entry of the logits at the loss: bf16 from the LLM, its fp32 copy, and log-softmax or its gradient.
+LOGIT_BYTES = {"bfloat16": 2 + 4 + 4, "float16": 2 + 4 + 4, "float32": 4 + 4}
+ADAM_BYTES = 8  # two fp32 moments a trained parameter
+QUANTIZED_BYTES = {"nf4": 4.127 / 8, "int8": 1.002}  # a weight with its scales (QLoRA, 2023, section 3; one a row)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the work is spread over cards, and what each step does.
+
+    Attributes:
+        batch_size: samples on a card and step, before `accumulation`.
+        checkpointing: share of the LLM's layers that keep only their input.
+        token_budget: packed tokens that go through the LLM at once; None = the whole batch.
+        packed: no padding; else every sample is as long as `padding` times the mean.
+        answer_logits: logits only where there are labels; else at all positions.
+        loss_chunk: positions whose logits exist at once; None = all of them.
+        online: encoders run in every step; else their states come from the cache.
+        quantization: None, "nf4" or "int8" weights of the LLM's linear layers.
+        share: of the card's peak that its matrix products reach.
+    """
+
+    strategy: str = "single"
+    n_gpus: int = 1
+    batch_size: int = 3
+    accumulation: int = 1
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    checkpointing: float = 0.0
+    token_budget: int | None = None
+    packed: bool = True
+    padding: float = 1.15
+    answer_logits: bool = True
+    loss_chunk: int | None = None
+    online: bool = False
+    quantization: str | None = None
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("single", "ddp", "zero2", "zero3"):
+            raise UserError(f"strategy is {self.strategy!r}; expected single, ddp, zero2 or zero3")
+        if self.strategy == "single" and self.n_gpus != 1:
+            raise UserError(f"strategy=single runs on one card, n_gpus is {self.n_gpus}; add strategy=ddp or zero2")
+        if not 0 < self.share <= 1:
+            raise UserError(f"share is {self.share}; expected a share of the peak above 0 and up to 1")
+
+    @property
+    def n_passes(self) -> float:
+        """Passes over the LLM's weights in a step: forward, again when checkpointing, and backward to the inputs."""
+        return 2 + self.checkpointing
+
+    def tokens(self, cost: SampleCost) -> float:
+        """Positions that a sample takes in the LLM."""
+        return cost.tokens * (1.0 if self.packed else self.padding)
+
+    def head_positions(self, cost: SampleCost) -> float:
+        return cost.head_positions if self.answer_logits else self.tokens(cost)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def memory(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup) -> dict[str, float]:
+    """Bytes on one card at the peak of a step, by what they are for.
+
+    Args:
+        n_linear: weights in the linear layers of the LLM's blocks, which quantization packs.
+    """
+    n = setup.n_gpus
+    trained = sum(part.trainable for part in parts)
+    weights = {"LLM weights": 0.0, "projector and LoRA weights": 0.0}
+    encoders = 0.0  # they leave the card once their states are cached, and no strategy splits them
+    for part in parts:
+        kind = part.name.split(".")[0]
+        if kind == "encoders":
+            encoders += part.bytes if setup.online else 0.0
+        else:
+            weights["LLM weights" if kind == "language_model" else "projector and LoRA weights"] += part.bytes
+    if setup.quantization:
+        width = _bytes_of(cost.llm_dtype)
+        weights["LLM weights"] -= n_linear * (width - QUANTIZED_BYTES[setup.quantization])
+    if setup.strategy == "zero3":
+        layer = weights["LLM weights"] / cost.n_layers
+        split = 0.0 if setup.offload_parameters else 1 / n
+        weights = {kind: size * split for kind, size in weights.items()}
+        weights["gathered layers"] = 2 * layer  # the one at work and the next one on its way
+    sharded = setup.strategy in ("zero2", "zero3")
+    buffers = 0.0 if setup.strategy == "single" else 4.0 * trained  # averaging copies gradients into flat buckets
+    return {
+        **weights,
+        "encoder weights": encoders,
+        "gradients": 4.0 * trained / (n if sharded else 1),
+        "optimizer state": 0.0
+        if setup.offload_optimizer
+        # DeepSpeed updates a flat fp32 copy of its share of the trained weights.
+        else (ADAM_BYTES + (4 if sharded else 0)) * trained / (n if sharded else 1),
+        "gradient buckets": buffers,
+        "LLM activations": at_once(cost, setup) * activation_bytes(cost, setup),
+        "projector activations": setup.batch_size * sum(part.kept_bytes for part in cost.projectors.values()),
+        "logits": logit_bytes(cost, setup),
+        "CUDA context": float(CONTEXT_BYTES),
+    }
+
+
+def at_once(cost: SampleCost, setup: Setup) -> float:
+    """Samples whose activations are held together: the batch, or as much of it as the token budget lets through."""
+    if setup.token_budget is None:
+        return setup.batch_size
+    return min(float(setup.batch_size), max(1.0, setup.token_budget / setup.tokens(cost)))
+
+
+def activation_bytes(cost: SampleCost, setup: Setup) -> float:
+    """Kept by the LLM for one sample until its backward pass.
+
+    With checkpointing each block keeps its input, and one block at a time all that it needs.
+    """
+    return setup.tokens(cost) * kept_of(cost).of(round(setup.checkpointing * cost.n_layers))
+
+
+def kept_of(cost: SampleCost) -> Kept:
+    """What a token leaves in the LLM."""
+    from affectgpt.engine.activations import Kept
+
+    return Kept(cost.n_layers, cost.llm_bytes_per_token / cost.n_layers, cost.hidden_bytes)
+
+
+def logit_bytes(cost: SampleCost, setup: Setup) -> float:
+    positions = at_once(cost, setup) * setup.head_positions(cost)
+    if setup.loss_chunk is not None:
+        positions = min(positions, setup.loss_chunk)
+    return positions * cost.vocab_size * LOGIT_BYTES[cost.llm_dtype]
+
+
+def largest_batch(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup, card: Card) -> int:
+    """Samples that fit the card in one step; 0 = not even one."""
+    room = card.memory_gib * GIB * (1 - FRAGMENTED)
+    with_one, with_two = (sum(memory(parts, n_linear, cost, replace(setup, batch_size=b)).values()) for b in (1, 2))
+    if with_one > room:
+        return 0
+    n = 1 + int((room - with_one) / (with_two - with_one))
+    while sum(memory(parts, n_linear, cost, replace(setup, batch_size=n + 1)).values()) <= room:
+        n += max(1, n // 64)  # a chunked loss grows no further than its chunk
+    while sum(memory(parts, n_linear, cost, replace(setup, batch_size=n)).values()) > room:
+        n -= 1
+    return n
+
+
+def _bytes_of(dtype: str) -> int:
+    return {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
+
+
+# ---------------------------------------------------------------- time
+
+
+def sample_flops(cost: SampleCost, setup: Setup) -> dict[str, dict[str, float]]:
+    """Operations of one sample, part -> dtype -> count.
+
+    Frozen weights get no gradient, so the LLM's backward pass is one product a weight instead of two: 2 passes in all
+    where full training takes 3.
+    """
+    head = cost.head_flops
+    longer = setup.tokens(cost) / cost.tokens  # attention's own share grows faster, by less than 2 % of the whole here
+    forward = (cost.llm.forward - head * cost.head_positions) * longer
+    backward = (cost.llm.backward - head * cost.head_positions) * longer
+    flops: dict[str, dict[str, float]] = {
+        "LLM": {cost.llm_dtype: forward * (setup.n_passes - 1) + backward},
+        "logits": {cost.llm_dtype: 2 * head * setup.head_positions(cost)},
+        "projectors": {"float32": float(sum(part.forward + part.backward for part in cost.projectors.values()))},
+    }
+    if setup.online:
+        flops["encoders"] = {}
+        for encoder in cost.encoders.values():
+            flops["encoders"][encoder.dtype] = flops["encoders"].get(encoder.dtype, 0.0) + encoder.flops
+    return flops
+
+
+def total_flops(cost: SampleCost, setup: Setup) -> float:
+    return sum(sum(by_dtype.values()) for by_dtype in sample_flops(cost, setup).values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step on one card, by what would limit it; the step takes the longest of them."""
+
+    matmul_s: float
+    memory_s: float
+    link_s: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.matmul_s, self.memory_s, self.link_s)
+
+    @property
+    def limit(self) -> str:
+        named = {"matmul": self.matmul_s, "memory": self.memory_s, "link": self.link_s}
+        return max(named, key=lambda name: named[name])
+
+
+def step_time(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup, card: Card) -> Step:
+    """Bounds of one step with `setup.batch_size` samples on each card."""
+    matmul_s = 0.0
+    for by_dtype in sample_flops(cost, setup).values():
+        for dtype, count in by_dtype.items():
+            peak = card.fp32_tflops if dtype == "float32" else card.bf16_tflops
+            matmul_s += setup.batch_size * count / (peak * 1e12 * setup.share)
+    held = memory(parts, n_linear, cost, replace(setup, strategy="single", n_gpus=1, offload_parameters=False))
+    trained = sum(part.trainable for part in parts)
+    weights = held["LLM weights"]
+    n_turns = setup.batch_size / at_once(cost, setup)  # each turn reads the weights again
+    moved = (
+        weights * setup.n_passes * n_turns
+        + 2 * n_turns * (held["LLM activations"] + held["logits"])  # written, then read
+        + 2 * held["projector activations"]
+        + 28 * trained  # AdamW reads weight, gradient and two moments, and writes three of them
+    )
+    others = (setup.n_gpus - 1) / setup.n_gpus
+    shared = 2 * 4 * trained * others if setup.strategy != "single" else 0.0  # a ring sends each gradient twice
+    if setup.strategy == "zero3":
+        shared += weights * setup.n_passes * others
+    link_s = shared / (card.link_gb_s * 1e9)
+    if setup.offload_optimizer:
+        link_s += 8 * trained / (HOST_GB_S * 1e9)  # gradients out, weights back
+    if setup.offload_parameters:
+        link_s += weights * setup.n_passes / setup.n_gpus / (HOST_GB_S * 1e9)
+    return Step(matmul_s, moved / (card.bandwidth_gb_s * 1e9), link_s)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def make_plan(config: PlanConfig) -> dict[str, Any]:
+    """Everything that the command prints, as JSON-like values."""
+    from affectgpt.inference.loading import model_spec, quiet_libraries
+    from affectgpt.models.build import build_hollow
+    from affectgpt.plan.costs import count_sample, linear_weights, parameters
+    from affectgpt.training.memory import check_activation_gb
+
+    check_activation_gb(config.stage, config.strategy.name)
+    cards = [CARDS[name] for name in SHOWN] if config.gpu is None else [_card(config.gpu)]
+    setup = setup_of(config)
+    quiet_libraries()
+    spec = model_spec(config.model, config.seed)
+    model = build_hollow(spec)
+    model.set_trainable(config.stage.trainable)
+    parts, n_linear = parameters(model), linear_weights(model)
+    cost = count_sample(
+        model, spec, sound_s=config.sound_s, text_tokens=config.text_tokens, answer_tokens=config.answer_tokens
+    )
+    stage = config.stage
+    if stage.activation_gb not in (None, "auto"):
+        tokens = round(at_once(cost, setup) * setup.tokens(cost))
+        n = kept_of(cost).n_checkpointed(tokens, 1e9 * stage.activation_gb)
+        setup = replace(setup, checkpointing=n / cost.n_layers)
+    samples = stage.epochs * stage.iterations_per_epoch * setup.batch_size * setup.accumulation * setup.n_gpus
+    rows = []
+    for card in cards:
+        fits = {
+            name: largest_batch(
+                parts, n_linear, cost, replace(setup, checkpointing=checkpointing, token_budget=None), card
+            )
+            for name, checkpointing in (("plain", 0.0), ("checkpointing", 1.0))
+        }
+        step = step_time(parts, n_linear, cost, setup, card)
+        rate = setup.batch_size / step.seconds
+        needed = sum(memory(parts, n_linear, cost, setup).values())
+        rows.append(
+            {
+                **dataclasses.asdict(card),
+                "largest_batch": fits,
+                "largest_tokens": {name: int(n * setup.tokens(cost)) for name, n in fits.items()},
+                "fits": needed <= card.memory_gib * GIB * (1 - FRAGMENTED),
+                "matmul_limit_samples_s": card.bf16_tflops * 1e12 / total_flops(cost, setup),
+                "samples_s": rate * setup.n_gpus,
+                "limited_by": step.limit,
+                "stage_hours": samples / (rate * setup.n_gpus) / 3600,
+                "pass_hours": config.n_clips / (rate * setup.n_gpus) / 3600,
+            }
+        )
+    published = replace(setup, online=True, packed=False, answer_logits=False, checkpointing=0.0, token_budget=None)
+    return {
+        "model": config.model.name,
+        "stage": stage.name,
+        "setup": dataclasses.asdict(setup),
+        "parts": [dataclasses.asdict(part) for part in parts],
+        "sample": {
+            **dataclasses.asdict(cost),
+            "tokens": cost.tokens,
+            "sound_s": config.sound_s,
+            "flops": sample_flops(cost, setup),
+            "flops_total": total_flops(cost, setup),
+            "flops_online_padded_all_logits": total_flops(cost, published),
+        },
+        "memory": {
+            name: memory(parts, n_linear, cost, replace(setup, checkpointing=checkpointing))
+            for name, checkpointing in (("plain", 0.0), ("checkpointing", 1.0))
+        },
+        "stage_samples": samples,
+        "n_clips": config.n_clips,
+        "cache_bytes": {name: encoder.bytes for name, encoder in cost.encoders.items()},
+        "cards": rows,
+    }
+
+
+def setup_of(config: PlanConfig) -> Setup:
+    """The run's settings that cost something."""
+    stage, strategy = config.stage, config.strategy
+    return Setup(
+        strategy=strategy.name,
+        n_gpus=config.n_gpus or strategy.num_processes or (1 if strategy.name == "single" else 8),
+        batch_size=stage.batch_size,
+        accumulation=stage.accumulation,
+        offload_optimizer=strategy.offload_optimizer,
+        offload_parameters=strategy.offload_parameters,
+        checkpointing=float(stage.gradient_checkpointing),
+        packed=stage.packing,
+        token_budget=stage.token_budget if stage.packing and strategy.name != "zero3" else None,
+        padding=config.padding,
+        online=config.online,
+        quantization=config.model.llm.quantization,
+        share=config.share,
+    )
+
+
+def _card(name: str) -> Card:
+    if name not in CARDS:
+        raise UserError(f"gpu is {name!r}; known cards are {', '.join(CARDS)}")
+    return CARDS[name]
+
+
+def run_plan(config: PlanConfig) -> int:
+    """Entry point behind the command line: print the plan."""
+    plan = make_plan(config)
+    print(json.dumps(plan, indent=1) if config.json else text_of(plan))
+    return 0
+
+
+# ---------------------------------------------------------------- text
+
+
+def text_of(plan: Mapping[str, Any]) -> str:
+    """The plan as text of at most 100 columns."""
+    blocks = [_head(plan), _parameter_table(plan), _operations(plan), _memory_table(plan), _card_table(plan)]
+    return "\n\n".join([*blocks, _cache(plan)])
+
+
+def _head(plan: Mapping[str, Any]) -> str:
+    setup, sample = plan["setup"], plan["sample"]
+    n = setup["n_gpus"]
+    soft = " + ".join(f"{count} {name}" for name, count in sample["soft_tokens"].items())
+    return "\n".join(
+        [
+            f"model {plan['model']}, stage {plan['stage']}, strategy {setup['strategy']} on {n} card{'s' * (n > 1)}",
+            "encoders " + ("in every step" if setup["online"] else "from the cache of states")
+            + (", packed samples" if setup["packed"] else f", padded samples ({setup['padding']:g} x the mean length)")
+            + (f", {setup['quantization']} LLM" if setup["quantization"] else "")
+            + (f", {setup['checkpointing']:.0%} of its layers checkpointed" if setup["checkpointing"] else ""),
+            f"a sample: {sample['tokens']} tokens = {soft} + {sample['text_tokens']} text, "
+            f"{sample['head_positions']} of them answer; {sample['sound_s']:g} s of sound",
+        ]
+    )  # fmt: skip
+
+
+def _parameter_table(plan: Mapping[str, Any]) -> str:
+    rows = [("parameters", "all", "trainable", "dtype", "GiB")]
+    for part in plan["parts"]:
+        counts = [f"{part[key]:,}" for key in ("parameters", "trainable")]
+        rows.append((part["name"], *counts, part["dtype"], f"{part['bytes'] / GIB:.2f}"))
+    totals = [sum(part[key] for part in plan["parts"]) for key in ("parameters", "trainable", "bytes")]
+    rows.append(("all", f"{totals[0]:,}", f"{totals[1]:,}", "", f"{totals[2] / GIB:.2f}"))
+    return _table(rows)
+
+
+def _operations(plan: Mapping[str, Any]) -> str:
+    sample = plan["sample"]
+    rows = [("operations a sample", "TFLOP", "share")]
+    for name, by_dtype in sample["flops"].items():
+        count = sum(by_dtype.values())
+        rows.append((f"{name} ({', '.join(by_dtype)})", f"{count / 1e12:.2f}", f"{count / sample['flops_total']:.0%}"))
+    rows.append(("all", f"{sample['flops_total'] / 1e12:.2f}", ""))
+    published = f"{sample['flops_online_padded_all_logits'] / 1e12:.2f}"
+    rows.append(("with encoders in every step, padding, all logits", published, ""))
+    return _table(rows)
+
+
+def _memory_table(plan: Mapping[str, Any]) -> str:
+    plain, checkpointing = plan["memory"]["plain"], plan["memory"]["checkpointing"]
+    title = f"memory of a card, {plan['setup']['batch_size']} samples (GiB)"
+    rows = [(title, "plain", "gradient checkpointing")]
+    for kind, size in plain.items():
+        if size or checkpointing[kind]:
+            rows.append((kind, f"{size / GIB:.2f}", f"{checkpointing[kind] / GIB:.2f}"))
+    rows.append(("all", *(f"{sum(kinds.values()) / GIB:.2f}" for kinds in (plain, checkpointing))))
+    return _table(rows)
+
+
+def _card_table(plan: Mapping[str, Any]) -> str:
+    setup = plan["setup"]
+    rows = [
+        ("card", "GiB", "largest", "with ckpt.", "most tokens", "samples/s", "limit", "by", "stage h", "pass h"),
+        ("", "", "batch", "batch", "a step", f"x {setup['n_gpus']}", "x 1", "", "", ""),
+    ]
+    for card in plan["cards"]:
+        rate = [f"{card['samples_s']:.1f}", f"{card['matmul_limit_samples_s']:.1f}", card["limited_by"]]
+        hours = [f"{card['stage_hours']:.1f}", f"{card['pass_hours']:.2f}"]
+        if not card["fits"]:
+            rate, hours = ["-", f"{card['matmul_limit_samples_s']:.1f}", "no room"], ["-", "-"]
+        rows.append(
+            (
+                card["name"],
+                f"{card['memory_gib']:g}",
+                str(card["largest_batch"]["plain"]),
+                str(card["largest_batch"]["checkpointing"]),
+                f"{max(card['largest_tokens'].values()):,}",
+                *rate,
+                *hours,
+            )
+        )
+    return (
+        _table(rows) + f"\nsamples/s at {setup['share']:.0%} of the peak with stage.batch_size={setup['batch_size']}; "
+        "limit: all of the bf16 peak\n"
+        f"stage h: {plan['stage_samples']:,} samples; pass h: once over {plan['n_clips']:,} clips"
+    )
+
+
+def _cache(plan: Mapping[str, Any]) -> str:
+    sizes = plan["cache_bytes"]
+    total = sum(sizes.values())
+    each = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
+    return f"cached states of a clip: {each} MB; of {plan['n_clips']:,} clips {total * plan['n_clips'] / 1e9:,.0f} GB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    from affectgpt.cli import plan
+
+    plan()

@@ -1,0 +1,288 @@
+"""What one sample costs: parameters, operations and kept bytes, counted on a model that takes no memory.
+
+Operations are counted by torch's `FlopCounterMode` while the real modules run on the meta device, the projectors on the
+CPU; a multiplication and an addition are 2 operations. Kept bytes are those of the tensors that autograd saves for the
+backward pass, found by running the LLM on fake tensors with the fused attention kernel. Nothing is estimated from a
+parameter count, so LoRA, grouped-query attention and other LLMs are counted as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface, PreTrainedModel
+
+from affectgpt.engine.activations import kept_tensors
+from affectgpt.media import audio_windows
+from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
+from affectgpt.models.build import hollow_settings
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part of the model.
+
+    Attributes:
+        dtype: of the largest share of its parameters.
+        bytes: of all of them, as stored.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """One frozen encoder on one sample: operations, and the states that it hands over.
+
+    Attributes:
+        states: (T, E).
+        bytes: of the states, which is what the cache keeps.
+    """
+
+    flops: int
+    dtype: str
+    states: tuple[int, int]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Operations of one forward and one backward pass, and the bytes that the forward pass keeps for the backward."""
+
+    forward: int
+    backward: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """All that one sample costs.
+
+    Attributes:
+        soft_tokens: branch -> Q.
+        text_tokens: prompt and answer.
+        head_positions: positions whose logits were counted in `llm`.
+        encoders: modality -> cost; projectors: branch -> cost of training it (frozen ones have no backward).
+        llm: of all its tokens, with the logits of `head_positions`.
+        head_flops: of the logits of one position, one pass.
+        llm_bytes_per_token: kept by the LLM's layers for each token; `n_layers` equal shares.
+        vocab_size, hidden_bytes: V, and the bytes of one token's hidden state.
+    """
+
+    soft_tokens: Mapping[str, int]
+    text_tokens: int
+    head_positions: int
+    encoders: Mapping[str, EncoderCost]
+    projectors: Mapping[str, PassCost]
+    llm: PassCost
+    head_flops: int
+    llm_bytes_per_token: int
+    n_layers: int
+    vocab_size: int
+    hidden_bytes: int
+    llm_dtype: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.soft_tokens.values()) + self.text_tokens
+
+
+def parameters(model: AffectGPTForConditionalGeneration) -> list[Part]:
+    """Each part's parameters, in the model's order."""
+    found = []
+    for name, tensors in model.parts().items():
+        by_dtype: dict[str, int] = {}
+        for tensor in tensors.values():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + tensor.numel()
+        found.append(
+            Part(
+                name,
+                sum(tensor.numel() for tensor in tensors.values()),
+                sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad),
+                max(by_dtype, key=lambda dtype: by_dtype[dtype]) if by_dtype else "",
+                sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+            )
+        )
+    return found
+
+
+def linear_weights(model: AffectGPTForConditionalGeneration) -> int:
+    """Weights in the linear layers of the LLM's blocks, without LoRA and head: those that quantization packs."""
+    head = model.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for name, module in model.language_model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name
+    )
+
+
+def count_sample(
+    model: AffectGPTForConditionalGeneration,
+    spec: ModelSpec,
+    *,
+    sound_s: float,
+    text_tokens: int,
+    answer_tokens: int | None,
+) -> SampleCost:
+    """Count one sample on `model`, which `build_hollow` made; its projectors are given memory on the way.
+
+    Args:
+        sound_s: duration of the sound, in seconds.
+        text_tokens: tokens of prompt and answer, without the soft ones.
+        answer_tokens: positions whose logits are computed; None = all.
+    """
+    encoders, states = {}, {}
+    for name in spec.modalities:
+        encoders[name] = _encoder(model, spec, name, sound_s)
+        states[f"{name}_states"] = torch.zeros(1, *encoders[name].states)
+        states[f"{name}_states_mask"] = torch.ones(1, encoders[name].states[0], dtype=torch.bool)
+    if "multi" in spec.projectors:
+        states["multi_rows"] = torch.zeros(1, len(model.config.projector("multi").sources), dtype=torch.long)
+    # A branch that steps back for another is not in the prompt of a sample that has both.
+    shown = [name for name in model.projectors if spec.projectors[name].unless not in spec.encoders]
+    projectors, soft_tokens = _projectors(model, shown, states)
+    n_tokens = sum(soft_tokens.values()) + text_tokens
+    positions = n_tokens if answer_tokens is None else min(answer_tokens, n_tokens)
+    llm = model.language_model
+    hidden = llm.get_input_embeddings().weight
+    forward, backward = _llm_flops(llm, n_tokens, positions)
+    one_more, _ = _llm_flops(llm, n_tokens, positions + 1)
+    kept = _llm_bytes_per_token(llm)
+    config = llm.config.get_text_config()
+    return SampleCost(
+        soft_tokens=soft_tokens,
+        text_tokens=text_tokens,
+        head_positions=positions,
+        encoders=encoders,
+        projectors=projectors,
+        llm=PassCost(forward, backward, kept * n_tokens),
+        head_flops=one_more - forward,
+        llm_bytes_per_token=kept,
+        n_layers=config.num_hidden_layers,
+        vocab_size=llm.get_output_embeddings().weight.shape[0],
+        hidden_bytes=hidden.shape[1] * hidden.element_size(),
+        llm_dtype=str(hidden.dtype).removeprefix("torch."),
+    )
+
+
+def _encoder(model: AffectGPTForConditionalGeneration, spec: ModelSpec, name: str, sound_s: float) -> EncoderCost:
+    encoder, sampling = model.encoders[name], spec.sampling
+    weight = next(encoder.parameters())
+    if name == "audio":
+        windows = audio_windows(
+            round(sound_s * sampling.rate_hz), sampling.rate_hz, window_s=sampling.window_s,
+            max_windows=sampling.max_windows, mode=sampling.window_mode,
+        )  # fmt: skip
+        media = torch.zeros(len(windows), windows[0][1] - windows[0][0], device=weight.device)
+    else:
+        settings = hollow_settings(spec, name)
+        media = torch.zeros(
+            settings["n_frames"], 3, settings["height"], settings["width"], device=weight.device
+        )  # [T, 3, H, W]
+    with FlopCounterMode(display=False) as counter:
+        states = encoder(media)  # [T, E]
+    flops = counter.get_total_flops()
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return EncoderCost(flops, dtype, tuple(states.shape), states.numel() * states.element_size())
+
+
+def _projectors(
+    model: AffectGPTForConditionalGeneration, shown: Iterable[str], states: Mapping[str, Tensor]
+) -> tuple[dict[str, PassCost], dict[str, int]]:
+    """(cost, soft tokens) of each branch; they check values of the mask, so they run on real memory."""
+    if next(model.projectors.parameters()).is_meta:
+        model.projectors.to_empty(device="cpu")
+    costs, soft_tokens = {}, {}
+    for name in shown:
+        projector = model.projectors[name]
+        trains = any(weight.requires_grad for weight in projector.parameters())
+        with FlopCounterMode(display=False) as counter, kept_tensors(projector.parameters()) as kept:
+            tokens = model.soft_tokens(name, states)  # [1, Q, D]
+            forward = counter.get_total_flops()
+            if trains:
+                tokens.sum().backward()
+        costs[name] = PassCost(forward, counter.get_total_flops() - forward, sum(kept.values()))
+        soft_tokens[name] = tokens.shape[1]
+        projector.zero_grad(set_to_none=True)
+    return costs, soft_tokens
+
+
+def _llm_flops(llm: PreTrainedModel, n_tokens: int, head_positions: int) -> tuple[int, int]:
+    """(forward, backward) of one sample through the LLM. Gradients reach its inputs, and LoRA where it trains."""
+    embeds = _embeds(llm, n_tokens, "meta")
+    with FlopCounterMode(display=False) as counter, _fused_attention(llm):
+        output = llm(
+            inputs_embeds=embeds, use_cache=False,
+            logits_to_keep=torch.zeros(head_positions, dtype=torch.long, device="meta"),
+        )  # fmt: skip
+        forward = counter.get_total_flops()
+        output.logits.sum().backward()
+    llm.zero_grad(set_to_none=True)
+    return forward, counter.get_total_flops() - forward
+
+
+def _llm_bytes_per_token(llm: PreTrainedModel, n_tokens: int = 64) -> int:
+    """Bytes that the LLM's layers keep for each token while training, with fused attention and one logit."""
+    was_training = llm.training
+    llm.train()
+    # Fake tensors say they are on the CPU, where scaled_dot_product_attention picks its fused kernel; on the meta
+    # device it would fall back to separate products and keep L x L weights, which no card does.
+    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention(llm):
+        fake = {name: _fake(tensor) for name, tensor in llm.state_dict(keep_vars=True).items()}
+        embeds = _embeds(llm, n_tokens, "cpu")
+        with kept_tensors(fake.values()) as kept:
+            torch.func.functional_call(
+                llm,
+                {**fake, **{name: _fake(buffer) for name, buffer in llm.named_buffers()}},
+                kwargs={"inputs_embeds": embeds, "use_cache": False, "logits_to_keep": 1},
+            )
+    llm.train(was_training)
+    return sum(kept.values()) // n_tokens
+
+
+@contextmanager
+def _fused_attention(llm: PreTrainedModel) -> Iterator[None]:
+    """Causal attention without a mask tensor, as in training from packed samples.
+
+    To make a mask transformers would look at values, which tensors without memory do not have; for an attention that it
+    does not know it makes none.
+    """
+    AttentionInterface.register("affectgpt_fused", _causal)
+    before = llm.config._attn_implementation
+    llm.set_attn_implementation("affectgpt_fused")
+    try:
+        yield
+    finally:
+        llm.set_attn_implementation(before)
+
+
+def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Heads before positions in, after them out.  [B, H, L, d] -> [B, L, H, d]"""
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+
+
+def _embeds(llm: nn.Module, n_tokens: int, device: str) -> Tensor:
+    """[1, L, D] with a gradient, as the soft tokens among them have one."""
+    weight = llm.get_input_embeddings().weight
+    return torch.empty(1, n_tokens, weight.shape[1], dtype=weight.dtype, device=device, requires_grad=True)

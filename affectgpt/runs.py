@@ -1,0 +1,205 @@
+"""Run folders: the record that explains a run, which runs and checkpoints are complete, and which one a name means.
+
+Each output folder holds `run.json`: command, commit, versions, resolved config, hashes of the inputs and a status. A
+run folder is never overwritten: a second run of the same name gets a number behind it. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from affectgpt.runtime import UserError, sha256_of_file, write_json_atomic
+
+RECORD = "run.json"
+_PACKAGES = ("affectgpt", "torch", "transformers", "accelerate", "peft", "numpy", "av", "sentencepiece", "hydra-core")
+COMPLETE = "COMPLETE"
+BEST = "best"
+TRAINED_MANIFEST = "affectgpt.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree that runs, with '-dirty'; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class RunRecord:
+    """`run.json` of one output folder: written at the start, updated with status and results at the end."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        self.folder = folder
+        self.values = values
+
+    @classmethod
+    def start(
+        cls, folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Iterable[str | Path] = (), **more: Any
+    ) -> RunRecord:
+        """Write the record with status "running"; `inputs` are files whose hashes belong to the run."""
+        values = {
+            "kind": kind,
+            "status": "running",
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": _git_commit(),
+            "versions": _versions(),
+            "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+            "inputs": {str(path): sha256_of_file(path) for path in inputs},
+            "config": config,
+            **more,
+        }
+        record = cls(folder, values)
+        record._started = time.monotonic()
+        record._write()
+        return record
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord | None:
+        path = folder / RECORD
+        return cls(folder, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    _started: float | None = None
+
+    def finish(self, status: str, **results: Any) -> None:
+        """`status`: "finished", "stopped" (asked to stop, resumable) or "failed"."""
+        self.values["status"] = status
+        self.values["ended"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        if self._started is not None:
+            self.values["duration_s"] = round(time.monotonic() - self._started, 1)
+        self.values.update(results)
+        self._write()
+
+    def resume(self) -> None:
+        self.values.setdefault("resumed", []).append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        self.values["status"] = "running"
+        self._started = time.monotonic()
+        self._write()
+
+    def _write(self) -> None:
+        write_json_atomic(self.folder / RECORD, self.values)
+
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def runs_named(runs: Path, name: str) -> list[Path]:
+    """Run folders `name`, `name-2`, `name-3` ... that have a record, oldest first."""
+    numbered = {}
+    for folder in runs.glob(f"{name}*") if runs.is_dir() else ():
+        match = re.fullmatch(re.escape(name) + r"(?:-(\d+))?", folder.name)
+        if match and (folder / RECORD).is_file():
+            numbered[int(match.group(1) or 1)] = folder
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def new_run_folder(runs: Path, name: str) -> Path:
+    """Make and return `runs/name`, or `runs/name-2` ... if it is taken."""
+    if not _RUN_NAME.fullmatch(name):
+        raise UserError(f"run name {name!r}: use letters, digits and . _ + - only, starting with a letter or digit")
+    number = 1
+    while True:
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run whose marker was written, oldest first.
+
+    Files are written in place, so a folder without the marker is what a killed run left behind.
+    """
+    found = {}
+    for folder in run.glob("checkpoint-*"):
+        if (match := _CHECKPOINT.fullmatch(folder.name)) and (folder / COMPLETE).exists():
+            found[int(match.group(1))] = folder
+    return [found[step] for step in sorted(found)]
+
+
+def last_complete_run(runs: Path, name: str) -> Path | None:
+    """The newest finished run called `name` (or `name-2` ...); None if there is none."""
+    for run in reversed(runs_named(runs, name)):
+        record = RunRecord.read(run)
+        if record is not None and record.values["status"] == "finished" and complete_checkpoints(run):
+            return run
+    return None
+
+
+def checkpoint_to_start_from(runs: Path, init_from: str) -> Path:
+    """The checkpoint that a stage starts from: a checkpoint folder, or the end of a run given by folder or name.
+
+    Raises:
+        UserError: there is none; the message says which command makes one.
+    """
+    folder = Path(init_from)
+    if (folder / TRAINED_MANIFEST).is_file():
+        return folder
+    run = folder if (folder / RECORD).is_file() else last_complete_run(runs, init_from)
+    checkpoints = complete_checkpoints(run) if run is not None else []
+    if not checkpoints:
+        raise UserError(
+            f"init_from is {init_from!r}, but {runs} holds no complete run of that name and it is no checkpoint "
+            f"folder; run `python train.py stage=coarse` first, or set stage.init_from=null to start from random values"
+        )
+    return checkpoints[-1]
+
+
+def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
+    """The checkpoint to ask: a checkpoint folder; a run (its best by validation, else its last); None = the newest
+    complete run of stage fine, else of stage coarse.
+
+    Raises:
+        UserError: there is none; the message says which command makes one.
+    """
+    if checkpoint is None:
+        run = last_complete_run(runs, "fine") or last_complete_run(runs, "coarse")
+        if run is None:
+            raise UserError(
+                f"{runs} holds no complete run; `python train.py stage=coarse` and `python train.py stage=fine` make "
+                "one, or name a checkpoint folder with checkpoint="
+            )
+    else:
+        folder = Path(checkpoint)
+        if (folder / TRAINED_MANIFEST).is_file() or (folder / "config.json").is_file():
+            return folder
+        if not folder.is_dir() and (runs / checkpoint).is_dir():
+            folder = runs / checkpoint
+        if not (folder / RECORD).is_file():
+            raise UserError(f"checkpoint {checkpoint!r} is neither a checkpoint nor a run folder")
+        run = folder
+    if (run / BEST / COMPLETE).exists():
+        return run / BEST
+    if checkpoints := complete_checkpoints(run):
+        return checkpoints[-1]
+    raise UserError(f"{run} holds no complete checkpoint; the same train.py command with resume=true goes on with it")

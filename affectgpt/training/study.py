@@ -1,0 +1,414 @@
+"""A study: the same two stages under different choices, as one sweep that ends in the paper's table and curves.
+
+    python train.py -m experiment=table4        # initialisation x length of stage 1 x stage 2 (AffectGPT, Table 4)
+    python train.py -m experiment=llms          # one frozen LLM beside another (its Figure 3)
+    python -m affectgpt.study runs/table4       # table and pictures again, from what the sweep left
+
+A cell of the sweep is one way of training: a variant (what the columns compare), how much of stage 1, whether stage 2
+follows. Cells share their runs: stage 1 is trained once a variant, and the 50-epoch cell is its checkpoint half-way. A
+cell that was scored is not computed again, so a stopped sweep goes on where it was.
+
+Nothing is chosen on the test split: stage 2 hands over its best checkpoint by validation on held-out training samples;
+the curves over whole, train and test set are drawn afterwards, to be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from affectgpt.config import EvalConfig, SourceConfig, TrainConfig
+from affectgpt.journal import append_jsonl_records
+from affectgpt.metrics.plots import NoMatplotlib, Panel, draw_curves
+from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
+from affectgpt.runtime import UserError, set_up_logging, write_json_atomic
+from affectgpt.schema import Sample, write_jsonl
+
+log = logging.getLogger("affectgpt")
+
+SETS = ("whole", "train", "test")
+CURVE = "curve.json"
+_CELL = "cell.json"
+_SMOOTHED_OVER = 3
+
+
+class Stopped(Exception):
+    """Training was asked to stop (SIGTERM, Ctrl-C); `exit_code` is what the command ends with."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"stopped with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row and column of the table; `stage1_epochs` 0 = without stage 1."""
+
+    variant: str
+    stage1_epochs: int
+    stage2: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-stage1-{self.stage1_epochs}-stage2-{'best' if self.stage2 else 'none'}"
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Where everything of the study lies."""
+    return Path(config.paths.runs) / config.study.name
+
+
+def run_cell(coarse: TrainConfig, fine: TrainConfig) -> Cell:
+    """Train what this cell needs and nobody has trained yet, and score it on the test split.
+
+    Args:
+        coarse, fine: the configuration of either stage under this cell's choices.
+
+    Raises:
+        Stopped: a stage was asked to stop; the same command goes on.
+        UserError: the settings do not fit each other, or those of runs that are there already.
+    """
+    study = coarse.study
+    share, n_points = study.stage1_share, study.n_points
+    if not 0 <= share <= 1 or n_points < 1 or round(share * n_points) != share * n_points:
+        raise UserError(
+            f"study.stage1_share={share} with study.n_points={n_points}: the share must lie between 0 and 1 and fall "
+            "on one of the checkpoints, k / n_points"
+        )
+    folder = folder_of(coarse)
+    variant = _slug(study.variant)
+    cell = Cell(variant, round(share * coarse.stage.epochs), study.stage2)
+    log.info("\n=== study %s, cell %s", study.name, cell.name)
+    start = _start_folder(coarse, folder / f"{variant}-start")
+    chosen = start
+    if share:
+        run = _train(_prepared(coarse, folder, f"{variant}-stage1", None))
+        _score_curve(run, [start, *complete_checkpoints(run)], coarse)
+        chosen = complete_checkpoints(run)[round(share * n_points) - 1]
+    if study.stage2:
+        run = _train(_prepared(fine, folder, f"{variant}-stage2-after-{cell.stage1_epochs}", chosen))
+        _score_curve(run, [chosen, *complete_checkpoints(run)], fine)
+        best = run / BEST
+        chosen = best if (best / COMPLETE).exists() else complete_checkpoints(run)[-1]
+    _score_cell(cell, chosen, fine, folder / "cells" / cell.name)
+    return cell
+
+
+def _slug(variant: str) -> str:
+    """The last part of an id or path, as a folder name."""
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", variant.rstrip("/").rpartition("/")[2]).strip("-.")
+    if not name:
+        raise UserError(f"study.variant={variant!r} leaves no name; say what the columns compare, e.g. ${{model.init}}")
+    return name
+
+
+def _prepared(config: TrainConfig, folder: Path, name: str, init_from: Path | None) -> TrainConfig:
+    """The stage with as many checkpoints as the curves need, all kept."""
+    stage, n_points = config.stage, config.study.n_points
+    total = stage.epochs * stage.iterations_per_epoch
+    if total % n_points:
+        raise UserError(f"study.n_points={n_points} does not divide the {total} steps of stage {stage.name}")
+    # Stage 1 hands over fixed epochs, so it is validated at its end only; stage 2 hands over its best checkpoint.
+    every = total // n_points
+    stage = replace(
+        stage,
+        init_from=None if init_from is None else str(init_from),
+        save_every=every,
+        keep_last=n_points,
+        validate_every=every if stage.name == "fine" else total,
+    )
+    # What a cell is about must not keep it from sharing a run with other cells.
+    study = replace(config.study, stage1_share=1.0, stage2=True)
+    return replace(config, stage=stage, study=study, name=name, paths=replace(config.paths, runs=str(folder)))
+
+
+def _lock(folder: Path) -> FileLock:
+    locks = folder.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock")
+
+
+def _train(config: TrainConfig) -> Path:
+    """The finished run of that name, trained or gone on with if need be."""
+    from affectgpt.training.run_folder import differing_settings
+    from affectgpt.training.stages import run_stage
+
+    runs = Path(config.paths.runs)
+    assert config.name is not None
+    with _lock(runs / config.name):  # cells that run side by side share stage 1
+        named = runs_named(runs, config.name)
+        record = RunRecord.read(named[-1]) if named else None
+        if record is not None and record.values["status"] == "finished":
+            if differing := differing_settings(record.values["config"], asdict(config)):
+                listed = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
+                raise UserError(
+                    f"{named[-1]} was trained with other settings; give this study another study.name:\n{listed}"
+                )
+            return named[-1]
+        result = run_stage(replace(config, resume=record is not None))
+        if result.exit_code:
+            raise Stopped(result.exit_code)
+        return result.run
+
+
+def _start_folder(config: TrainConfig, folder: Path) -> Path:
+    """A checkpoint of the variant before its first step."""
+    from affectgpt.models.checkpoint import save_trained
+    from affectgpt.training.stages import starting_model
+
+    with _lock(folder):
+        if not (folder / COMPLETE).exists():
+            save_trained(*starting_model(config), folder)
+            (folder / COMPLETE).write_text("step 0\n", encoding="utf-8")
+    return folder
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def _score_cell(cell: Cell, checkpoint: Path, config: TrainConfig, out: Path) -> None:
+    from affectgpt.inference.command import evaluate_config
+
+    if (out / _CELL).exists():
+        return
+    report, _ = evaluate_config(
+        EvalConfig(
+            checkpoint=str(checkpoint),
+            data=config.data,
+            out=str(out),
+            generate=config.generate,
+            paths=config.paths,
+            device=config.device,
+        )
+    )
+    write_json_atomic(out / _CELL, {**asdict(cell), "checkpoint": str(checkpoint), "score": report.primary.to_dict()})
+
+
+def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) -> None:
+    """Score every checkpoint on train and test part of the fine data; curve.json holds the scores.
+
+    Labels alone are asked for: a curve needs many answers, and the labels are what is scored.
+    """
+    from affectgpt.cache.reader import cache_mode
+    from affectgpt.inference.loading import clip_reader, load
+    from affectgpt.inference.prediction import Asking, Decoding, predict
+    from affectgpt.models.checkpoint import load_trained_tensors
+    from affectgpt.training.samples import read_sources
+    from affectgpt.training.stages import validation_scores
+
+    path = run / CURVE
+    points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if len(points) == len(checkpoints):
+        return
+    parts: dict[str, list[Sample]] = {}
+    for name, sources in (("train", config.data.fine), ("test", config.data.test)):
+        parts[name] = [sample for part in read_sources(_whole(sources), config.data)[0] for sample in part.samples]
+    parts["whole"] = [*parts["train"], *parts["test"]]
+    loaded = load(str(checkpoints[0]), run.parent, device=config.device)
+    reader = clip_reader(
+        loaded.model,
+        loaded.processor,
+        backend=config.data.backend,
+        cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
+        limit_gb=config.paths.cache_limit_gb,
+    )
+    decoding = Decoding(4 * config.generate.batch_size, config.study.max_new_tokens)
+    for number, checkpoint in enumerate(checkpoints):
+        if number < len(points):
+            continue
+        log.info("scoring %s on %d clips", checkpoint, len(parts["whole"]))
+        load_trained_tensors(loaded.model, checkpoint)
+        rows = list(
+            predict(loaded.model, loaded.processor, parts["whole"], reader, asking=Asking("labels"), decoding=decoding)
+        )
+        write_jsonl(run / "curve" / f"point-{number}.jsonl", rows)
+        by_id = {row.id: row for row in rows}
+        scores = {}
+        for name, samples in parts.items():
+            scores[name] = validation_scores([by_id[sample.id] for sample in samples], samples)
+        points.append({"checkpoint": checkpoint.name, **scores})
+        write_json_atomic(path, points)
+
+
+def _whole(sources: Sequence[SourceConfig]) -> list[SourceConfig]:
+    return [replace(source, weight=1.0) for source in sources]
+
+
+# ---- table and pictures ----------------------------------------------------------------------------------------------
+
+
+def report(folder: Path) -> str:
+    """Write table.md, table.json and the pictures of a study; returns the table for the terminal.
+
+    Raises:
+        UserError: no cell of the study has been scored yet.
+    """
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"cells/*/{_CELL}"))]
+    if not cells:
+        raise UserError(f"{folder} holds no scored cell; make some with python train.py -m experiment=table4")
+    write_json_atomic(folder / "table.json", cells)
+    text = table(cells)
+    (folder / "table.md").write_text(f"{markdown(cells)}\n", encoding="utf-8")
+    written = ["table.md", "table.json"]
+    try:
+        written += [f"{name}.png" for name in draw(folder)]
+    except NoMatplotlib as error:
+        written.append(f"no pictures ({error})")
+    return f"{text}\n\n{folder}: {', '.join(written)}"
+
+
+def _rows(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[tuple[int, bool], dict[str, Mapping[str, Any]]]]:
+    """(variants, (epochs of stage 1, stage 2) -> variant -> score)."""
+    variants = sorted({cell["variant"] for cell in cells})
+    rows: dict[tuple[int, bool], dict[str, Mapping[str, Any]]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell["stage1_epochs"], cell["stage2"])):
+        rows.setdefault((cell["stage1_epochs"], cell["stage2"]), {})[cell["variant"]] = cell["score"]
+    return variants, rows
+
+
+def _titles(epochs: int, stage2: bool) -> tuple[str, str]:
+    return f"{epochs} epochs" if epochs else "-", "best" if stage2 else "-"
+
+
+_COLUMNS = (("avg", "Avg"), ("precision", "precision"), ("recall", "recall"), ("f_score", "F_S"))
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as in the AffectGPT paper (Table 4), in percent: Avg = (precision + recall) / 2; and F_S, its interval."""
+    variants, rows = _rows(cells)
+    width = 52
+    lines = [" " * 18 + "".join(f"{variant:^{width}}" for variant in variants)]
+    names = f"{'Avg':>7}{'precision':>11}{'recall':>8}{'F_S':>7}  {'95 % interval':<15}"
+    lines.append(f"{'stage 1':<11}{'stage 2':<7}" + "".join(f"{names:<{width}}" for _ in variants))
+    for key, by_variant in rows.items():
+        titles = _titles(*key)
+        line = f"{titles[0]:<11}{titles[1]:<7}"
+        for variant in variants:
+            line += f"{_figures(by_variant.get(variant)):<{width}}"
+        lines.append(line.rstrip())
+    n = {score["n"] for by_variant in rows.values() for score in by_variant.values()}
+    lines.append(f"test split, n = {'-'.join(map(str, sorted(n)))}; level-1 mean over the five wheels, in percent")
+    return "\n".join(lines)
+
+
+def _figures(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return f"{'':>7}{'not yet':>11}"
+    avg, precision, recall, f_score = (100 * score[key] for key, _ in _COLUMNS)
+    interval = score.get("interval")
+    shown = f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}" if interval else ""
+    return f"{avg:>7.2f}{precision:>11.2f}{recall:>8.2f}{f_score:>7.2f}  {shown:<15}"
+
+
+def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The same table for a page."""
+    variants, rows = _rows(cells)
+    heads = [f"{variant}: {title}" for variant in variants for _, title in _COLUMNS]
+    lines = ["| stage 1 | stage 2 | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
+    for key, by_variant in rows.items():
+        figures = []
+        for variant in variants:
+            score = by_variant.get(variant)
+            figures += ["not yet" if score is None else f"{100 * score[name]:.2f}" for name, _ in _COLUMNS]
+        lines.append(f"| {' | '.join(_titles(*key))} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the curves show of one run: steps and Avg of each scored checkpoint by set, steps and training losses."""
+
+    title: str
+    steps: list[int]
+    avg: dict[str, list[float]]
+    loss_steps: list[int]
+    losses: list[float]
+
+
+def _read_run(run: Path, title: str) -> _Run | None:
+    if not (run / CURVE).exists():
+        return None
+    points = json.loads((run / CURVE).read_text(encoding="utf-8"))
+    steps = [0, *(int(point["checkpoint"].rpartition("-")[2]) for point in points[1:])]
+    avg = {name: [50 * (point[name]["precision"] + point[name]["recall"]) for point in points] for name in SETS}
+    logged = [row for row in append_jsonl_records(run / "metrics.jsonl") if "loss" in row]
+    return _Run(title, steps, avg, [row["step"] for row in logged], [row["loss"] for row in logged])
+
+
+def smoothed(values: Sequence[float], n: int = _SMOOTHED_OVER) -> list[float]:
+    """Centred moving mean over `n` values, over fewer at the ends.
+
+    >>> smoothed([0.0, 3.0, 6.0, 0.0])
+    [1.5, 3.0, 3.0, 3.0]
+    """
+    half = n // 2
+    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def draw(folder: Path) -> list[str]:
+    """The curves of the AffectGPT paper (Figures 1 to 5) from what the study has so far; names of the pictures."""
+
+    def scores(title: str, runs: Sequence[_Run], which: str) -> Panel:
+        lines = {run.title: (run.steps, run.avg[which], smoothed(run.avg[which])) for run in runs}
+        return Panel(title, "step", "Avg (%)", lines)
+
+    def losses(title: str, runs: Sequence[_Run]) -> Panel:
+        lines = {run.title: (run.loss_steps, run.losses, smoothed(run.losses, 9)) for run in runs}
+        return Panel(title, "step", "training loss", lines)
+
+    stage1 = {path.name.removesuffix("-stage1"): path for path in sorted(folder.glob("*-stage1"))}
+    first = [run for name, path in stage1.items() if (run := _read_run(path, name))]
+    second: dict[str, list[_Run]] = {}
+    for path in sorted(folder.glob("*-stage2-after-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        variant, _, epochs = path.name.rpartition("-stage2-after-")
+        title = f"stage 1: {epochs} epochs" if epochs != "0" else "without stage 1"
+        if run := _read_run(path, title):
+            second.setdefault(variant, []).append(run)
+    drawn = {
+        "stage1-sets": [
+            scores(f"{run.title}, {name}", [replace(run, title="Avg")], name) for run in first for name in SETS
+        ],
+        "stage1-variants": [losses("stage 1", first), scores("stage 1, whole set", first, "whole")] if first else [],
+        "stage2-sets": [
+            scores(f"{variant}, {name}", [replace(runs[-1], title="Avg")], name)
+            for variant, runs in second.items()
+            for name in SETS
+        ],
+        "stage2-necessity": [
+            panel
+            for variant, runs in second.items()
+            for panel in (losses(f"stage 2, {variant}", runs), scores(f"stage 2, {variant}, test", runs, "test"))
+        ],
+    }
+    columns = {"stage1-sets": 3, "stage2-sets": 3}
+    for name, panels in drawn.items():
+        if panels:
+            draw_curves(folder / name, panels, n_columns=columns.get(name, 2))
+    return [name for name, panels in drawn.items() if panels]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print((__doc__ or "").strip())
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    set_up_logging()
+    try:
+        print(report(Path(arguments[0])))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Many clips: shards that add up to one run, memory that does not grow, lines written together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import pytest
+
+from affectgpt.annotate import shards as scale
+from affectgpt.annotate import store
+from affectgpt.annotate.run import Clips, records_of
+from affectgpt.cli import compose
+from affectgpt.journal import Log
+from affectgpt.runtime import UserError
+from affectgpt.schema import Sample, write_jsonl
+from tests.annotate.conftest import annotate, rows_of, served, settings, write_clips
+from tests.chat.chat_server import ChatServer, fill_in
+
+ROOT = Path(__file__).parents[2]
+SHARDED = ("engine=processes", "shards=3", "n_processes=2")
+WORDS = (  # a pipeline that decodes nothing and asks nobody
+    "pipeline.name=words",
+    "pipeline.steps=[{name: transcribe}, {name: join, needs: [transcribe]}]",
+)
+
+
+def write_words(folder: Path, n: int) -> Path:
+    """A manifest of `n` clips that share one sound and differ in what is said."""
+    with wave.open(str(folder / "clip.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(640))
+    samples = (Sample(id=f"clip{number:05d}", audio="clip.wav", subtitle=f"Line {number}.") for number in range(n))
+    write_jsonl(folder / "clips.jsonl", samples)
+    return folder / "clips.jsonl"
+
+
+def plain(record) -> dict:
+    """A record without what differs from run to run."""
+    row = dict(vars(record))
+    row["provenance"] = [(note.step, note.model, note.prompt_sha256, note.parameters) for note in record.provenance]
+    return row
+
+
+def test_shards_together_make_what_one_process_makes(tmp_path, capsys):
+    clips = write_clips(tmp_path / "clips", 5)
+    assert annotate(clips, tmp_path / "single") == 0
+    assert annotate(clips, tmp_path / "many", *SHARDED) == 0
+    said = capsys.readouterr().out
+    assert "5 of 5 clips complete (5 now, 0 before)" in said
+    single = {record.id: plain(record) for record in records_of(tmp_path / "single")}
+    many = {record.id: plain(record) for record in records_of(tmp_path / "many")}
+    assert single == many
+    rows = [{row["id"]: row for row in rows_of(tmp_path / name / "manifest.jsonl")} for name in ("single", "many")]
+    assert rows[0] == rows[1]
+    assert len(list((tmp_path / "many" / "shards").glob("*/records.jsonl"))) > 1
+    assert annotate(clips, tmp_path / "many", *SHARDED) == 0
+    assert "(0 now, 5 before)" in capsys.readouterr().out
+    assert len(rows_of(tmp_path / "many" / "records.jsonl")) == 5
+
+
+def test_a_folder_keeps_its_number_of_shards_and_its_kind_of_engine(tmp_path):
+    clips = write_words(tmp_path, 4)
+    assert annotate(clips, tmp_path / "many", *WORDS, *SHARDED) == 0
+    with pytest.raises(UserError, match="has 3 shards, and shards=2 is asked for"):
+        annotate(clips, tmp_path / "many", *WORDS, "engine=processes", "shards=2")
+    with pytest.raises(UserError, match="was made in shards; go on with engine=processes"):
+        annotate(clips, tmp_path / "many", *WORDS)
+    assert annotate(clips, tmp_path / "single", *WORDS) == 0
+    with pytest.raises(UserError, match="was made by engine=single"):
+        annotate(clips, tmp_path / "single", *WORDS, *SHARDED)
+    with pytest.raises(UserError, match="expected single, processes or ray"):
+        annotate(clips, tmp_path / "other", *WORDS, "engine=threads")
+
+
+def test_rows_and_files_that_cannot_be_used_are_named_from_every_shard(tmp_path):
+    clips = write_clips(tmp_path / "clips", 4)
+    (clips.parent / "clip00002.wav").unlink()
+    with clips.open("a") as file:
+        file.write('{"id": "a/b", "subtitle": "x"}\n{"id": "clip00000", "subtitle": "again"}\n')
+    assert annotate(clips, tmp_path / "out", *SHARDED) == 3
+    failed = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out" / "failed.jsonl")}
+    assert set(failed) == {"a/b", "clip00000", "clip00002"}
+    assert "the id stands already in line 1" in failed["clip00000"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["n_clips"], report["made"], report["left"]) == (6, 3, 0)
+
+
+def test_a_shard_that_cannot_go_on_tells_why_on_screen(tmp_path):
+    clips = write_clips(tmp_path / "clips", 2)
+    with ChatServer(fill_in, choose=lambda body: 401) as server, pytest.raises(UserError, match=r"shard 0.*HTTP 401"):
+        annotate(clips, tmp_path / "out", *served(server.url), *SHARDED)
+
+
+def test_a_stopped_sharded_run_goes_on_without_repeating_a_call(tmp_path):
+    clips = write_clips(tmp_path / "clips", 12)
+    out = tmp_path / "out"
+    with ChatServer(fill_in) as server:
+        server.delay_s = 0.1
+        more = [*served(server.url, "annotator.concurrency=2"), "engine=processes", "shards=2"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "affectgpt.annotate", *settings(clips, out, *more)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while len(server.requests) < 6 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 143, said
+        assert "stopped by SIGTERM" in said
+        assert len(server.requests) < 60
+        server.delay_s = 0.0
+        assert annotate(clips, out, *more) == 0
+        bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
+    assert len(bodies) == len(set(bodies)) == 12 * 5
+
+
+def test_limits_are_shared_out_so_that_all_shards_together_keep_them():
+    config = compose("annotate", ["annotator=openai", "annotator.requests_per_min=60", "budget=8"])
+    config.annotator.concurrency = 10
+    job = scale.job_of(config, Path("/o/shards/0"), n_shards=4, n_at_once=2)
+    assert (job.annotator.concurrency, job.annotator.requests_per_min, job.budget) == (5, 30, 2)
+    assert scale.config_of(json.loads(json.dumps(scale.asdict(job)))) == job
+
+
+def test_clips_of_one_speaker_stay_together():
+    samples = [Sample(id=f"{person}_{number}", subtitle="x") for person in "abcdef" for number in range(5)]
+    by_speaker = {sample.id[0]: set() for sample in samples}
+    for sample in samples:
+        by_speaker[sample.id[0]].add(scale.shard_of(sample, 4, "^([a-z])_"))
+    assert all(len(shards) == 1 for shards in by_speaker.values())
+    assert len(set.union(*by_speaker.values())) > 1
+
+
+def test_a_manifest_is_streamed_and_counted(tmp_path):
+    write_words(tmp_path, 10)
+    clips = Clips(compose("annotate", settings(tmp_path / "clips.jsonl", tmp_path / "o", "limit=4")))
+    assert clips.n == 4
+    assert [clip.id for clip in clips] == [clip.id for clip in clips] == [f"clip{n:05d}" for n in range(4)]
+    with pytest.raises(UserError, match="no usable sample of split 'test'"):
+        Clips(compose("annotate", settings(tmp_path / "clips.jsonl", tmp_path / "o", "split=test")))
+
+
+def peak_mb(folder: Path, n: int) -> float:
+    """Most memory of the whole command over `n` clips."""
+    folder.mkdir()
+    manifest = write_words(folder, n)
+    code = (
+        "import resource, sys; from affectgpt.cli import compose; from affectgpt.annotate.run import run;"
+        "assert run(compose('annotate', sys.argv[1:])) == 0;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    arguments = settings(manifest, folder / "out", *WORDS, "workers=8")
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return float(result.stdout.splitlines()[-1])
+
+
+def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
+    few, many = peak_mb(tmp_path / "few", 1_000), peak_mb(tmp_path / "many", 10_000)
+    assert many < few + 8, f"{few:.0f} MB for 1,000 clips and {many:.0f} MB for 10,000"
+
+
+def test_rows_that_come_while_others_are_written_are_written_together(tmp_path, monkeypatch):
+    writes = []
+    real = os.write
+
+    def slow(file: int, data: bytes) -> int:
+        writes.append(data.count(b"\n"))
+        time.sleep(0.02)
+        return real(file, data)
+
+    monkeypatch.setattr(store.os, "write", slow)
+    rows = Log(tmp_path / "a.jsonl")
+
+    async def all_at_once() -> None:
+        async def one(number: int) -> None:
+            await rows.put({"key": str(number)})
+            assert f'"{number}"' in (tmp_path / "a.jsonl").read_text()  # it is in the file when put returns
+
+        await asyncio.gather(*(one(number) for number in range(50)))
+
+    asyncio.run(all_at_once())
+    assert writes[0] == 1
+    assert sum(writes) == 50
+    assert len(writes) <= 3
+    assert [rows.get(str(number)) for number in range(50)] == [{"key": str(number)} for number in range(50)]
+    rows.close()
+
+
+def test_a_full_disk_fails_every_row_that_waited(tmp_path, monkeypatch):
+    rows = Log(tmp_path / "a.jsonl")
+    monkeypatch.setattr(store.os, "write", lambda file, data: len(data) - 1)
+
+    async def two() -> list:
+        return await asyncio.gather(rows.put({"key": "a"}), rows.put({"key": "b"}), return_exceptions=True)
+
+    assert [type(error) for error in asyncio.run(two())] == [OSError, OSError]
+    assert rows.get("a") is None
+    rows.close()

@@ -1,0 +1,218 @@
+import copy
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from affectgpt.cache import store as module
+from affectgpt.cache.store import StateStore
+
+
+def address(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def some(number: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(3, 5, generator=torch.Generator().manual_seed(number)).to(dtype)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return StateStore(tmp_path / "store", {"encoder": "toy"})
+
+
+def fill(store, numbers):
+    for number in numbers:
+        store.write(address(number), some(number), {"number": number})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_read_is_what_was_written_bit_for_bit(store, dtype):
+    store.write(address(1), some(1, dtype), {"times_s": [0.0, 0.5]})
+    states, facts = StateStore(store.folder).read(address(1))
+    assert states.dtype == dtype
+    assert torch.equal(states, some(1, dtype))
+    assert facts == {"times_s": [0.0, 0.5]}
+
+
+def test_no_states_and_states_without_rows_are_different_things(store):
+    store.write(address(1), torch.empty(0, 5), {})
+    assert store.read(address(1))[0].shape == (0, 5)
+    assert store.read(address(2)) is None
+
+
+def test_a_reader_sees_what_others_write_after_it_was_opened(store):
+    reader = StateStore(store.folder)
+    assert reader.read(address(1)) is None
+    fill(store, [1, 2])
+    assert torch.equal(reader.read(address(2))[0], some(2))
+    assert len(reader) == 2
+
+
+def test_changing_a_tensor_that_was_read_changes_nothing_on_disk(store):
+    fill(store, [1])
+    store.read(address(1))[0].zero_()
+    assert torch.equal(StateStore(store.folder).read(address(1))[0], some(1))
+
+
+def test_a_later_entry_of_the_same_address_wins(store):
+    fill(store, [1])
+    store.write(address(1), some(7), {})
+    assert torch.equal(StateStore(store.folder).read(address(1))[0], some(7))
+
+
+def test_shards_are_closed_at_their_size_and_read_together(store, monkeypatch):
+    monkeypatch.setattr(module, "SHARD_BYTES", 200)
+    fill(store, range(10))
+    assert len(list(store.folder.glob("*.states"))) > 2
+    other = StateStore(store.folder)
+    assert all(torch.equal(other.read(address(number))[0], some(number)) for number in range(10))
+
+
+@pytest.mark.parametrize("where", ["tensor", "facts"])
+def test_a_flipped_byte_is_noticed_and_the_entry_counts_as_absent(store, caplog, where):
+    fill(store, [1, 2])
+    (path,) = store.folder.glob("*.states")
+    data = bytearray(path.read_bytes())
+    data[10 if where == "tensor" else 62] ^= 1
+    path.write_bytes(data)
+    reader = StateStore(store.folder)
+    assert reader.read(address(1)) is None
+    assert "damaged" in caplog.text
+    assert torch.equal(reader.read(address(2))[0], some(2))
+    reader.write(address(1), some(1), {})
+    assert torch.equal(StateStore(store.folder).read(address(1))[0], some(1))
+
+
+def test_a_damaged_record_is_left_out_and_the_others_are_found(store, caplog):
+    fill(store, [1, 2, 3])
+    (path,) = store.folder.glob("*.index")
+    data = bytearray(path.read_bytes())
+    data[72 + 40] ^= 1
+    path.write_bytes(data)
+    reader = StateStore(store.folder)
+    assert [address(number) in reader for number in (1, 2, 3)] == [True, False, True]
+    assert "damaged record" in caplog.text
+
+
+@pytest.mark.parametrize("lost", [1, 71])
+def test_half_a_record_and_a_cut_shard_lose_only_the_last_entry(store, lost):
+    fill(store, [1, 2])
+    (index,) = store.folder.glob("*.index")
+    index.write_bytes(index.read_bytes()[:-lost])
+    reader = StateStore(store.folder)
+    assert [address(number) in reader for number in (1, 2)] == [True, False]
+    (states,) = store.folder.glob("*.states")
+    states.write_bytes(states.read_bytes()[:80])
+    assert [StateStore(store.folder).read(address(number)) is None for number in (1, 2)] == [False, True]
+
+
+def _write_some(folder, first):
+    store = StateStore(folder)
+    fill(store, range(first, first + 20))
+
+
+def test_several_processes_write_one_store(store):
+    context = multiprocessing.get_context("fork")
+    fill(store, [0])  # the parent's shard is open when the children are forked
+    workers = [context.Process(target=_write_some, args=(store.folder, 100 * n)) for n in (1, 2)]
+    child = context.Process(target=fill, args=(store, range(300, 310)))
+    for worker in (*workers, child):
+        worker.start()
+    fill(store, range(1, 20))
+    for worker in (*workers, child):
+        worker.join(60)
+        assert worker.exitcode == 0
+    numbers = [*range(20), *range(100, 120), *range(200, 220), *range(300, 310)]
+    assert len(store) == len(numbers)
+    assert all(torch.equal(store.read(address(number))[0], some(number)) for number in numbers)
+    assert not store.damaged()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.data.test_states import fill
+from affectgpt.data.states import StateStore
+store = StateStore(Path(sys.argv[1]))
+number = 0
+while True:
+    fill(store, [number])
+    number += 1
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_entries_only(tmp_path):
+    root = Path(__file__).parent.parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, env={**os.environ}
+    )
+    while int(process.stdout.readline()) < 50:
+        time.sleep(0)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    store = StateStore(tmp_path)
+    assert len(store) >= 50
+    assert not store.damaged()
+    assert all(torch.equal(store.read(address(number))[0], some(number)) for number in range(50))
+
+
+def test_compacting_keeps_every_sound_entry_and_frees_the_rest(store, monkeypatch):
+    fill(store, range(5))
+    fill(store, range(5))  # twice
+    (path,) = store.folder.glob("*.states")
+    data = bytearray(path.read_bytes())
+    data[len(data) - 40] ^= 1  # the second entry of number 4
+    path.write_bytes(data)
+    store.close()
+    other = StateStore(store.folder)
+    assert other.damaged() == [address(4)]
+    assert other.compact() > 0
+    fresh = StateStore(store.folder)
+    assert sorted(fresh) == sorted(address(number) for number in range(4))
+    assert all(torch.equal(fresh.read(address(number))[0], some(number)) for number in range(4))
+    assert other.compact() == 0
+
+
+def test_compacting_makes_one_shard_of_many_small_ones_and_then_rests(store):
+    for number in range(4):  # as four runs leave them
+        fill(store, [number])
+        store.close()
+    assert len(list(store.folder.glob("*.states"))) == 4
+    reader = StateStore(store.folder)
+    assert torch.equal(reader.read(address(1))[0], some(1))
+    other = StateStore(store.folder)
+    other.compact()
+    (shard,) = store.folder.glob("*.states")
+    for each in (reader, StateStore(store.folder)):  # one that was open before finds what has moved
+        assert all(torch.equal(each.read(address(number))[0], some(number)) for number in range(4))
+    assert other.compact() == 0
+    assert list(store.folder.glob("*.states")) == [shard]
+
+
+def test_a_shard_that_a_living_process_writes_is_not_compacted(store):
+    fill(store, [1, 1])
+    assert StateStore(store.folder).compact() == 0
+    fill(store, [2])
+    assert torch.equal(StateStore(store.folder).read(address(2))[0], some(2))
+
+
+def test_a_store_travels_to_another_process_without_its_open_files(store):
+    fill(store, [1])
+    twin = copy.deepcopy(store)
+    twin.write(address(2), some(2), {})
+    assert torch.equal(store.read(address(2))[0], some(2))
+    assert len(list(store.folder.glob("*.states"))) == 2
+
+
+def test_states_of_another_shape_are_refused(store):
+    with pytest.raises(ValueError, match=r"must be \[T, E\].*found torch.float64 \[3\]"):
+        store.write(address(1), torch.zeros(3, dtype=torch.float64), {})

@@ -1,0 +1,63 @@
+"""A conversion appears whole or not at all, and its report tells everything."""
+
+import json
+
+import pytest
+
+from affectgpt.convert import conversion
+from affectgpt.convert.command import main
+from tests.models import foreign
+
+
+def test_the_report_counts_what_is_taken_and_says_what_is_left_out_and_why(base, files, states):
+    report = json.loads((base / "report.json").read_text())
+    by_path = {file["path"]: file for file in report["files"]}
+    eva, blip2, video = (by_path[str(files[name])] for name in ("eva", "blip2", "video"))
+    assert eva["taken"] + sum(map(len, eva["dropped"].values())) == len(states["eva"])
+    assert len(eva["dropped"]["block behind the 39th, whose output is what BLIP-2 and its successors read"]) == 13
+    assert blip2["dropped"]["projection to BLIP-2's own LLM"] == ["t5_proj.weight", "t5_proj.bias"]
+    assert len(blip2["dropped"]["feed-forward of text tokens"]) == 12 * 6
+    assert "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq" in video["dropped"]["counter, no weight"]
+    assert video["remarks"] == ["beside 'model' it holds epoch, optimizer: not used"]
+    assert not any(file["unexpected"] for file in report["files"])
+
+
+def test_what_is_complete_is_written_though_something_else_is_not(files, tmp_path):
+    assert main([str(files["eva"]), str(files["audio"]), f"out={tmp_path / 'base'}"]) == 1
+    assert sorted(path.name for path in (tmp_path / "base").iterdir()) == [
+        "projectors.json", "projectors.safetensors", "report.json",
+    ]  # fmt: skip
+
+
+def test_two_files_with_the_same_part_are_refused(files, tmp_path, capsys):
+    other = foreign.save(foreign.audio_branch(seed=9), tmp_path / "b.pth")
+    assert main([str(files["audio"]), str(other), f"out={tmp_path / 'base'}"]) == 2
+    assert "both hold: Q-Former projections of the sound" in capsys.readouterr().err
+
+
+def test_an_earlier_conversion_is_replaced_only_when_asked_and_other_folders_never(files, tmp_path, capsys):
+    out = tmp_path / "base"
+    assert main([str(files["audio"]), f"out={out}"]) == 0
+    assert main([str(files["video"]), f"out={out}"]) == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert main([str(files["video"]), f"out={out}", "overwrite=true"]) == 0
+    assert set(json.loads((out / "projectors.json").read_text())["branches"]) == {"frames"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    assert main([str(files["video"]), f"out={tmp_path / 'mine'}", "overwrite=true"]) == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
+
+
+def test_a_failed_write_leaves_the_earlier_conversion_as_it_was(files, tmp_path, monkeypatch):
+    out = tmp_path / "base"
+    main([str(files["audio"]), f"out={out}"])
+    before = (out / "projectors.safetensors").read_bytes()
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(conversion, "write_safetensors", fail)
+    with pytest.raises(OSError, match="disk full"):
+        main([str(files["video"]), f"out={out}", "overwrite=true"])
+    assert (out / "projectors.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]

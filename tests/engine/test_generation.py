@@ -1,0 +1,236 @@
+"""The loop of generation.py writes, token by token, what transformers' generate writes for each prompt alone."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from affectgpt.engine import generation, packing
+from affectgpt.engine.generation import Prompt, greedy
+from affectgpt.models import AffectGPTForConditionalGeneration, LoraSpec, build
+from tests.models import tiny
+
+TEXTS = (
+    "What does the person feel?",
+    "Why?",
+    "Which emotions does the person feel, and which clues in face, voice and words show it? Explain at length.",
+    "The person says: I see.",
+    "Sad?",
+)
+SHOWN = (("audio", "frames", "motion"), (), ("frames",), ("audio", "motion"), ("motion",))
+LORA = LoraSpec(4, 8, 0.0, ("q_proj", "v_proj"))
+LLMS = {
+    "llama": tiny.write_llama,
+    "llama3-gqa": tiny.write_llama3,
+    "qwen2-bias-tied": tiny.write_qwen2,
+    "qwen3-head-norms": tiny.write_qwen3,
+}
+
+
+@pytest.fixture(scope="module", params=[(name, lora) for name in LLMS for lora in (False, True)], ids=str)
+def built(request, tmp_path_factory):
+    name, lora = request.param
+    return with_adapters(name, tmp_path_factory.mktemp("base"), lora=lora)
+
+
+def with_adapters(name: str, folder: Path, *, lora: bool):
+    """A tiny model of a family, frozen or with LoRA whose both halves are away from zero."""
+    paths = tiny.write_base_models(folder, LLMS[name])
+    model, processor = build(tiny.tiny_spec(paths, lora=LORA if lora else None))
+    torch.manual_seed(3)
+    for tensor_name, tensor in model.named_parameters():
+        if ".lora_" in tensor_name:
+            tensor.data.normal_(std=0.3)
+    return model.eval(), processor
+
+
+def encoded(processor, n: int) -> list[dict[str, Tensor]]:
+    rows = []
+    for i in range(n):
+        shown = SHOWN[i % len(SHOWN)]
+        messages = tiny.question(*shown, text=TEXTS[i % len(TEXTS)] + " And you?" * (i // len(TEXTS)))
+        rows.append(processor.encode(messages, tiny.media(*shown, seed=i, duration_s=0.1 + 0.02 * i)))
+    return rows
+
+
+def by_transformers(model, processor, row: dict[str, Tensor], n_tokens: int, stops: list[int]) -> list[int]:
+    batch = processor.collate([row], for_generation=True)
+    output = model.generate(**batch, max_new_tokens=n_tokens, do_sample=False, eos_token_id=stops)
+    return output[0, batch["input_ids"].shape[1] :].tolist()
+
+
+def by_loop(
+    model, processor, rows, limits: list[int], stops: list[int], batch_size: int, **options
+) -> dict[int, list[int]]:
+    waiting = []
+    for key, (row, limit) in enumerate(zip(rows, limits, strict=True)):
+        batch = processor.collate([row], for_generation=True)
+        ids = batch.pop("input_ids")
+        waiting.append(Prompt(key, model.embed(ids, batch)[0], limit))
+
+    def take(n: int) -> list[Prompt]:
+        taken, waiting[:] = waiting[:n], waiting[n:]
+        return taken
+
+    suppressed = model.generation_config.suppress_tokens or ()
+    return dict(
+        greedy(model.language_model, take, batch_size=batch_size, stop_ids=stops, suppressed_ids=suppressed, **options)
+    )
+
+
+def test_every_batch_size_writes_the_tokens_of_each_prompt_alone_with_limits_and_early_stops(built):
+    model, processor = built
+    assert generation.knows(model)
+    rows = encoded(processor, 11)
+    limits = [9, 1, 14, 5, 20, 12, 3, 1, 17, 8, 70]  # the last outgrows its buffer twice
+    free = [by_transformers(model, processor, row, limit, []) for row, limit in zip(rows, limits, strict=True)]
+    # Tokens from the middle of answers become stops, so that answers end early and at different steps.
+    stops = sorted({free[2][6], free[4][2], free[8][11], *model.generation_config.eos_token_id})
+    alone = [by_transformers(model, processor, row, limit, stops) for row, limit in zip(rows, limits, strict=True)]
+    assert any(len(tokens) < limit for tokens, limit in zip(alone, limits, strict=True))
+    for batch_size in (1, 3, 16):
+        together = by_loop(model, processor, rows, limits, stops, batch_size)
+        assert [together[key] for key in range(len(rows))] == alone, f"batch size {batch_size}"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with g++")
+@pytest.mark.parametrize("family", ["llama3-gqa", "qwen3-head-norms"])
+def test_compiled_layers_write_the_same_tokens_and_run_while_more_than_half_of_the_rows_are_taken(
+    family, tmp_path, monkeypatch
+):
+    model, processor = with_adapters(family, tmp_path, lora=family == "llama3-gqa")
+    rows = encoded(processor, 7)
+    limits = [9, 2, 14, 5, 90, 12, 3]  # the longest outgrows its buffer while it is alone
+    compiled, sizes = generation._compiled, []
+    monkeypatch.setattr(generation, "_COMPILED_GROWTH", 64)
+    monkeypatch.setattr(
+        generation,
+        "_compiled",
+        lambda *shape: lambda *given: sizes.append(len(given[1])) or compiled(*shape)(*given),
+    )
+    for batch_size in (1, 4):
+        sizes.clear()
+        plain = by_loop(model, processor, rows, limits, [], batch_size)
+        assert not sizes
+        assert by_loop(model, processor, rows, limits, [], batch_size, compiles=True) == plain
+        assert set(sizes) == {batch_size}
+        n_steps = len(sizes) // len(model.language_model.model.layers)
+        if batch_size == 1:
+            assert n_steps == sum(limit - 1 for limit in limits)
+        else:
+            assert 10 < n_steps < 80  # not while the last row is alone
+
+
+def test_more_sizes_of_buffers_than_torch_compiles_of_one_function_are_all_compiled(tmp_path, monkeypatch):
+    model, processor = with_adapters("llama", tmp_path, lora=False)
+    monkeypatch.setattr(generation, "_COMPILED_GROWTH", 4)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced alone, which is quick
+    generation._compiled.cache_clear()
+    counters.clear()
+    rows = encoded(processor, 1)
+    most = torch._dynamo.config.recompile_limit
+    limits = [4 * (most + 3)]
+    plain = by_loop(model, processor, rows, limits, [], 1)
+    assert by_loop(model, processor, rows, limits, [], 1, compiles=True) == plain
+    assert counters["stats"]["unique_graphs"] > most
+    generation._compiled.cache_clear()  # the next test compiles in earnest
+
+
+def test_places_of_ended_rows_are_taken_at_once_and_never_more_than_the_batch_is_open(built, monkeypatch):
+    model, processor = built
+    rows = encoded(processor, 9)
+    limits = [3, 8, 2, 5, 4, 8, 2, 3, 6]
+    sizes = []
+    step = generation._Rows.step
+    monkeypatch.setattr(generation._Rows, "step", lambda self: sizes.append(len(self)) or step(self))
+    by_loop(model, processor, rows, limits, [], 3)
+    assert max(sizes) == 3
+    # A row of n tokens takes n - 1 steps beyond its prompt; steps below the batch are those of the last prompts alone.
+    assert sum(sizes) == sum(limit - 1 for limit in limits)
+    assert sizes.index(min(sizes)) > len(sizes) - max(limits)
+    assert len(sizes) < sum(limit - 1 for limit in limits) / 2
+
+
+def test_who_watches_sees_every_token_of_every_prompt_as_it_comes(built):
+    model, processor = built
+    limits, seen = [3, 8, 1, 5, 4, 8], {}
+
+    def watch(key, tokens):
+        lengths = seen.setdefault(key, [])
+        if not lengths or len(tokens) > len(lengths[-1]):
+            lengths.append(list(tokens))
+
+    rows = encoded(processor, len(limits))
+    answers = by_loop(model, processor, rows, limits, [], 3, watch=watch)
+    assert answers == by_loop(model, processor, rows, limits, [], 3)
+    for key, tokens in answers.items():
+        assert seen[key] == [tokens[: n + 1] for n in range(len(tokens))]
+
+
+def test_buffers_end_as_long_as_the_longest_row_needs(built):
+    model, _ = built
+    rows = generation._Rows(model.language_model, 2)
+    prompt = Prompt(0, torch.randn(10, model.get_input_embeddings().weight.shape[1]), 100)
+    with torch.no_grad():
+        for _ in range(3):  # a place is used again and again
+            rows.open([prompt], rows.read([prompt]).argmax(dim=-1) % 7)
+            for _ in range(20):
+                rows.add(rows.step().argmax(dim=-1) % 7)
+            rows._rows[0].limit = 1
+            assert len(rows.close_ended(frozenset())) == 1
+    assert {memory._keys.shape[2] for memory in rows._memory} == {generation._GROWTH}
+
+
+def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(*shape, generator=generator) for shape in ((3, 4, 8), (3, 2, 9, 8), (3, 2, 9, 8))
+    )
+    bias = torch.zeros(3, 9).masked_fill_(torch.arange(9) > torch.tensor([[3], [8], [0]]), float("-inf"))
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, None], keys, values, attn_mask=bias[:, None, None], scale=0.3, enable_gqa=True
+    )[:, :, 0]
+    torch.testing.assert_close(generation._attend(query, keys, values, bias, 0.3), plain, rtol=1e-5, atol=1e-6)
+    half = generation._attend(*(tensor.bfloat16() for tensor in (query, keys, values, bias)), 0.3)
+    torch.testing.assert_close(half.float(), plain, rtol=0.05, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.generation_config, "repetition_penalty", 1.2),
+        lambda model: setattr(model.generation_config, "no_repeat_ngram_size", 2),
+        lambda model: setattr(model.generation_config, "num_beams", 3),
+        lambda model: setattr(model, "in_lockstep", True),
+        lambda model: setattr(model.language_model.config, "model_type", "gemma"),
+        lambda model: setattr(model.language_model.config, "sliding_window", 64),
+        lambda model: setattr(model.language_model.config, "rope_parameters", {"rope_type": "dynamic"}),
+    ],
+    ids=["penalty", "ngrams", "beams", "zero3", "family", "window", "rope"],
+)
+def test_what_the_loop_would_not_give_is_left_to_transformers(tmp_path, change):
+    model, _ = build(tiny.tiny_spec(tiny.write_base_models(tmp_path)))
+    assert isinstance(model, AffectGPTForConditionalGeneration)
+    assert generation.knows(model)
+    change(model)
+    assert not generation.knows(model)
+
+
+def test_long_prompts_go_through_the_llm_in_portions(built, monkeypatch):
+    model, processor = built
+    rows = encoded(processor, 5)
+    whole = by_loop(model, processor, rows, [4] * 5, [], 5)
+    seen = []
+    states = packing.answer_states
+    monkeypatch.setattr(packing, "answer_states", lambda *args: seen.append(args[1].shape[1]) or states(*args))
+    monkeypatch.setattr(generation, "_PROMPT_TOKENS", 60)
+    assert by_loop(model, processor, rows, [4] * 5, [], 5) == whole
+    longest = max(len(row["input_ids"]) for row in rows)
+    assert len([n for n in seen if n > 5]) > 1
+    assert max(seen) <= max(60, longest)

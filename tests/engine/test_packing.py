@@ -1,0 +1,388 @@
+"""The packed step equals the plain padded one: losses and gradients, whatever trains and whatever the LLM."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from affectgpt.engine import kernels, packing
+from affectgpt.models import LoraSpec, build
+from tests.models import tiny
+from tests.models.test_modeling import ANSWERS, SHOWN, gradients
+
+EVERY_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA = LoraSpec(r=2, alpha=4, dropout=0.0, target_modules=EVERY_LAYER)
+
+
+def samples(processor):
+    """Four samples of different modalities, length and number of answer tokens."""
+    return [
+        processor.encode(tiny.question(*names), tiny.media(*names, seed=i, duration_s=0.05 + 0.1 * i), answer=answer)
+        for i, (names, answer) in enumerate(zip(SHOWN, ANSWERS, strict=True))
+    ]
+
+
+def loss_and_gradients(model, batch, **settings):
+    model.zero_grad()
+    loss = model(**batch, **settings).loss
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+def awake(model):
+    """LoRA starts as zero; with other values every trained tensor has a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model.train()
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_packed_training_has_the_loss_and_gradients_of_padded_training_for_every_llm(llm, bases, lora):
+    model, processor = build(tiny.tiny_spec({**bases, "llm": llm}, lora=lora))
+    awake(model)
+    rows = samples(processor)
+    n_items = torch.tensor(77)
+    padded = loss_and_gradients(model, processor.collate(rows), num_items_in_batch=n_items)
+    packed = loss_and_gradients(model, processor.collate(rows, packed=True), num_items_in_batch=n_items)
+    assert packing.knows(model.language_model)
+    assert packed[1].keys() == padded[1].keys()
+    # Gradients that are zero but for rounding (biases of attention keys) are measured by the size of the others.
+    floor = 1e-3 * max(grad.norm() for grad in padded[1].values())
+    relative = {
+        name: float((packed[1][name] - grad).norm() / grad.norm().clamp(min=floor)) for name, grad in padded[1].items()
+    }
+    assert abs(packed[0] / padded[0] - 1) < 1e-6
+    assert max(relative.values()) < 1e-5, relative
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_a_token_budget_changes_neither_loss_nor_gradients(bases, lora, budget):
+    model, processor = build(tiny.tiny_spec(bases, lora=lora))
+    awake(model)
+    batch = processor.collate(samples(processor), packed=True)
+    whole = loss_and_gradients(model, batch)
+    model.token_budget = budget
+    torch.testing.assert_close(loss_and_gradients(model, batch), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_token_budget_bounds_the_tokens_that_go_through_the_llm_at_once(fresh, monkeypatch):
+    model, processor = fresh
+    batch = processor.collate(samples(processor), packed=True)
+    lengths = torch.diff(
+        torch.cat([(batch["position_ids"][0] == 0).nonzero()[:, 0], torch.tensor([batch["labels"].numel()])])
+    )
+    seen = []
+    layer = packing.layer_states
+    monkeypatch.setattr(
+        packing, "layer_states", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more)
+    )
+    model.token_budget = int(lengths[:2].sum())
+    model(**batch).loss.backward()
+    assert len(seen) > 2
+    assert max(seen) <= model.token_budget
+    assert sum(seen) == 2 * lengths.sum()  # two layers, every token once, no second pass
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two threads for tiny samples; gives the names of threads that computed a layer, and with how many of torch's."""
+    seen, layer, n_before = [], packing.layer_states, torch.get_num_threads()
+
+    def noted(*args, **more):
+        seen.append((threading.current_thread().name, torch.get_num_threads(), len(args[2])))
+        return layer(*args, **more)
+
+    monkeypatch.setattr(packing, "layer_states", noted)
+    monkeypatch.setattr(packing, "_A_THREAD", 1)
+    torch.set_num_threads(2)
+    yield seen
+    torch.set_num_threads(n_before)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_packs_side_by_side_on_threads_give_loss_and_gradients_of_one_pack(bases, lora, two_threads):
+    model, processor = build(tiny.tiny_spec(bases, lora=lora))
+    awake(model)
+    batch = processor.collate(samples(processor), packed=True)
+    torch.set_num_threads(1)
+    alone = loss_and_gradients(model, batch)
+    assert {name for name, *_ in two_threads} == {"MainThread"}
+    two_threads.clear()
+    torch.set_num_threads(2)
+    together = loss_and_gradients(model, batch)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert {name.split("_")[0] for name, *_ in two_threads} == {"pack"}
+    assert {n_threads for _, n_threads, _ in two_threads} == {1}
+    assert torch.get_num_threads() == 2
+    torch.testing.assert_close(loss_and_gradients(model, batch), together, rtol=0, atol=0)  # whichever ends first
+    with torch.no_grad():
+        assert torch.equal(model(**batch).loss, together[0])
+
+
+def test_packs_side_by_side_share_the_token_budget_and_the_work(fresh, two_threads):
+    model, processor = fresh
+    batch = processor.collate(samples(processor), packed=True)
+    spans, marks = packing._spans(batch["position_ids"], batch["labels"][0] != -100)
+    longest, n_tokens = max(stop - start for start, stop in spans), len(marks)
+    for budget in (n_tokens, 2 * longest + 1, 2 * longest, longest):
+        n_workers, limit = packing._side_by_side(spans, budget, 2)
+        packs = packing._packs(spans, marks, limit)
+        assert n_workers == (1 if budget == longest else 2)
+        assert n_workers * max(pack.stop - pack.start for pack in packs) <= budget
+        assert [length for pack in packs for length in pack.lengths] == [stop - start for start, stop in spans]
+        model.token_budget = budget
+        two_threads.clear()
+        model(**batch).loss.backward()
+        assert len({name for name, *_ in two_threads}) <= n_workers
+        assert max(n for *_, n in two_threads) <= limit
+
+
+def test_what_draws_random_numbers_is_not_spread_over_threads(bases, two_threads):
+    model, processor = build(tiny.tiny_spec(bases, lora=dataclasses.replace(LORA, dropout=0.5)))
+    batch = processor.collate(samples(processor), packed=True)
+    awake(model)(**batch).loss.backward()
+    assert {name for name, *_ in two_threads} == {"MainThread"}
+    two_threads.clear()
+    model.eval()(**batch).loss.backward()
+    assert "MainThread" not in {name for name, *_ in two_threads}
+
+
+def test_weights_that_zero3_has_split_are_not_gathered_by_threads(fresh, two_threads):
+    model, processor = fresh
+    next(model.language_model.parameters()).ds_id = 0
+    model(**processor.collate(samples(processor), packed=True)).loss.backward()
+    assert {name for name, *_ in two_threads} == {"MainThread"}
+
+
+def test_an_error_in_a_thread_comes_out_of_the_step(fresh, two_threads, monkeypatch):
+    model, processor = fresh
+
+    def fails(*args, **more):
+        raise RuntimeError(f"no memory in {threading.current_thread().name.split('_')[0]}")
+
+    monkeypatch.setattr(packing, "layer_states", fails)
+    with pytest.raises(RuntimeError, match="no memory in pack"):
+        model(**processor.collate(samples(processor), packed=True))
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_gradient_checkpointing_changes_no_gradient_of_a_packed_batch_and_recomputes_each_layer(
+    bases, lora, monkeypatch
+):
+    model, processor = build(tiny.tiny_spec(bases, lora=lora))
+    awake(model)
+    batch = processor.collate(samples(processor), packed=True)
+    plain = loss_and_gradients(model, batch)
+    calls = []
+    layer = packing.layer_states
+    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(1) or layer(*args, **more))
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
+    assert len(calls) == 4
+
+
+def test_accumulating_packed_batches_gives_the_gradient_of_one(fresh):
+    model, processor = fresh
+    model.train()
+    rows = samples(processor)
+    n_items = torch.tensor(sum(int((row["labels"] != -100).sum()) for row in rows))
+    once = loss_and_gradients(model, processor.collate(rows, packed=True), num_items_in_batch=n_items)[1]
+    model.zero_grad()
+    for part in (rows[:1], rows[1:]):
+        model(**processor.collate(part, packed=True), num_items_in_batch=n_items).loss.backward()
+    torch.testing.assert_close(gradients(model), once, rtol=1e-4, atol=1e-6)
+
+
+def test_samples_of_a_pack_do_not_see_each_other(fresh):
+    model, processor = fresh
+    rows = samples(processor)
+    alone = [model(**processor.collate([row], packed=True), num_items_in_batch=1).loss for row in rows]
+    together = model(**processor.collate(rows, packed=True), num_items_in_batch=1).loss
+    torch.testing.assert_close(together, torch.stack(alone).sum())
+
+
+def test_a_bf16_llm_has_nearly_the_packed_loss_of_fp32_and_fp32_gradients(bases):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        model, processor = build(tiny.tiny_spec(bases, llm_dtype=dtype))
+        loss, grads = loss_and_gradients(model.train(), processor.collate(samples(processor), packed=True))
+        losses.append(loss)
+        assert {grad.dtype for grad in grads.values()} == {torch.float32}
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+
+
+def test_an_llm_of_another_family_trains_packed_by_its_own_forward_method(fresh, monkeypatch):
+    model, processor = fresh
+    rows = samples(processor)
+    fast = loss_and_gradients(model, processor.collate(rows, packed=True))
+    monkeypatch.setattr(packing, "FAMILIES", ())
+    torch.testing.assert_close(
+        loss_and_gradients(model, processor.collate(rows, packed=True)), fast, rtol=1e-3, atol=2e-6
+    )
+
+
+# ---------------------------------------------------------------- the LLM alone
+
+
+LENGTHS = (3, 130, 1, 97)
+
+
+def small_llm(kind=LlamaForCausalLM, config=LlamaConfig, **changes):
+    torch.manual_seed(0)
+    values = {
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
+    }  # fmt: skip
+    return kind(config(**{**values, **changes})).requires_grad_(False).double().train()
+
+
+def packed_row():
+    """embeds [1, T, 32], positions [1, T] and labels [1, T] of four samples; one has no label, one of them a gap."""
+    generator = torch.Generator().manual_seed(1)
+    embeds = torch.randn(1, sum(LENGTHS), 32, generator=generator, dtype=torch.float64)
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    labels = torch.full((1, sum(LENGTHS)), -100)
+    labels[0, 2], labels[0, 50:133], labels[0, 70:75] = 7, 9, -100
+    labels[0, 150:231] = torch.randint(0, 50, (81,), generator=generator)
+    return embeds, positions, labels
+
+
+@pytest.mark.parametrize("kept", [0, 1000], ids=["made anew", "kept"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_packed_loss_is_that_of_transformers_on_each_sample_in_double_precision(kv_heads, kept, monkeypatch):
+    monkeypatch.setattr(kernels, "_KEPT", kept)
+    llm = small_llm(num_key_value_heads=kv_heads)
+    embeds, positions, labels = packed_row()
+    ours, theirs = embeds.clone().requires_grad_(), embeds.clone().requires_grad_()
+    loss = packing.packed_loss(llm, ours, positions, labels)
+    loss.backward()
+    start, total = 0, 0.0
+    for length in LENGTHS:
+        part = slice(start, start + length)
+        logits = llm(inputs_embeds=theirs[:, part]).logits[0]
+        shifted = functional.pad(labels[0, part], (0, 1), value=-100)[1:]
+        total = total + functional.cross_entropy(logits, shifted, ignore_index=-100, reduction="sum")
+        start += length
+    reference = total / int((labels != -100).sum())
+    reference.backward()
+    # The loss is summed in fp32, whatever the LLM's precision.
+    torch.testing.assert_close(loss.double(), reference, rtol=1e-6, atol=0)
+    assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) < 1e-6
+
+
+def test_a_sliding_window_shorter_than_a_sample_is_an_error_and_a_longer_one_is_not():
+    embeds, positions, labels = packed_row()
+    config = {"kind": MistralForCausalLM, "config": MistralConfig}
+    with pytest.raises(ValueError, match=r"a sample has 130 tokens, the LLM's sliding window 129; .*packing=false"):
+        packing.packed_loss(small_llm(**config, sliding_window=129), embeds, positions, labels)
+    losses = [
+        packing.packed_loss(small_llm(**config, sliding_window=window), embeds, positions, labels)
+        for window in (130, None)
+    ]
+    assert torch.equal(*losses)
+
+
+def test_a_row_that_does_not_begin_with_a_sample_is_an_error():
+    embeds, positions, labels = packed_row()
+    with pytest.raises(ValueError, match="begins with position 0"):
+        packing.packed_loss(small_llm(), embeds, positions + 1, labels)
+
+
+def test_torchs_attention_on_each_sample_equals_the_blocks_of_the_cpu():
+    """What a GPU without FlashAttention runs."""
+    generator = torch.Generator().manual_seed(0)
+    learnt = torch.zeros(sum(LENGTHS), dtype=torch.bool)
+    learnt[40:60] = True
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    for pack in (packing.packs_of(positions, learnt)[0], packing.packs_of(positions, learnt)[0].whole()):
+        rows = pack.queries()
+        query = torch.randn(len(rows), 4, 8, generator=generator)
+        key, value = torch.randn(2, sum(LENGTHS), 2, 8, generator=generator)
+        angles = torch.rand(sum(LENGTHS), 4, generator=generator)
+        cos, sin = angles.cos(), angles.sin()
+        by_sample = kernels._sample_by_sample(
+            kernels.rotated(query, cos[rows], sin[rows]), kernels.rotated(key, cos, sin), value, pack, 0.3
+        )
+        blocks = kernels.attend(query.flatten(1), key.flatten(1), value.flatten(1), cos, sin, rows, pack, 8, 0.3)
+        torch.testing.assert_close(by_sample.flatten(1), blocks, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trained", "biased"])
+def test_the_loss_in_chunks_has_value_and_gradient_of_cross_entropy(kind, monkeypatch):
+    monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 3)
+    torch.manual_seed(0)
+    head = nn.Linear(6, 11, bias=kind == "biased").double().requires_grad_(kind == "trained")
+    states, targets = torch.randn(10, 6, dtype=torch.float64), torch.randint(0, 11, (10,))
+    ours, theirs = states.clone().requires_grad_(), states.clone().requires_grad_()
+    (3 * kernels.summed_loss(head, ours, targets)).backward()
+    grad, head.weight.grad = head.weight.grad, None
+    (3 * functional.cross_entropy(head(theirs), targets, reduction="sum")).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(grad, head.weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_logits_are_never_there_for_all_answers_at_once(monkeypatch):
+    monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 4)
+    sizes = []
+    linear = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
+    head = nn.Linear(8, 100, bias=False).requires_grad_(False)
+    kernels.summed_loss(head, torch.randn(10, 8, requires_grad=True), torch.zeros(10, dtype=torch.long)).backward()
+    assert sizes == [4, 4, 2]
+
+
+def test_only_what_is_needed_is_kept_for_the_backward_pass():
+    """Under two thirds of what transformers keeps; nothing that grows with the square of the length."""
+    llm, (embeds, positions, labels) = small_llm().float(), packed_row()
+    embeds = embeds.float()
+    kept = {}
+    for name in ("ours", "theirs"):
+        found = kept.setdefault(name, {})
+
+        def keep(tensor, found=found):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        weights = {parameter.untyped_storage().data_ptr() for parameter in llm.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            embeds_in = embeds.clone().requires_grad_()
+            if name == "ours":
+                alive = packing.packed_loss(llm, embeds_in, positions, labels)
+            else:
+                alive = llm(inputs_embeds=embeds_in, position_ids=positions, labels=labels, use_cache=False).loss
+        kept[name] = sum(size for place, size in found.items() if place not in weights)
+        del alive
+    assert kept["ours"] < kept["theirs"] * 2 / 3, kept
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_few_rows_equal_those_of_the_module(bias, monkeypatch):
+    linear = nn.Linear(40, 24, bias=bias)
+    products, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args: products.append(len(args[1][0])) or mm(*args))
+    with torch.no_grad():
+        for n in (1, 2, 16, 17):
+            states = torch.randn(40, n).t()  # the other order in memory
+            ours = kernels.product(linear, states)
+            assert ours.is_contiguous()
+            torch.testing.assert_close(ours, linear(states))
+    assert products == [2, 2, 16]  # one row is taken twice, seventeen go through the module
+    assert kernels.product(linear, torch.randn(2, 40)).requires_grad  # where gradients are wanted, too
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_rows_of_logits_shrink_with_the_vocabulary_down_to_what_keeps_a_product_busy(device):
+    rows = [kernels._rows_at_once(vocabulary, torch.device(device)) for vocabulary in (1_000, 2_000, 10_000_000)]
+    assert rows[0] >= 2 * rows[1] > 2 * rows[2] == 128

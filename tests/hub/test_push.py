@@ -1,0 +1,233 @@
+"""Hub ids, offline mode and releases, against a small hub on localhost; commands run as their own processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from affectgpt.config import PathsConfig, PushConfig
+from affectgpt.hub.push import model_card, release
+from affectgpt.models import build, save_trained
+from affectgpt.models.modeling_affectgpt import MANIFEST_NAME
+from affectgpt.runs import COMPLETE, RunRecord
+from affectgpt.runtime import UserError
+from tests.data.conftest import write_clip
+from tests.hub.hub_server import Hub, serve
+from tests.models import tiny
+
+ROOT = Path(__file__).parents[2]
+LLM, EYE = "team/llm", "team/eye"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("hub")) as hub:
+        tiny.write_llama(hub.folder(LLM))
+        (hub.folder(LLM) / "README.md").write_text("not needed")
+        (hub.folder(LLM) / "pytorch_model.bin").write_bytes(b"the same weights in another format")
+        tiny.write_eva(hub.folder(EYE))
+        yield hub
+
+
+def run(hub: Hub, home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command of its own, since huggingface_hub reads its environment once."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    settings = {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "t", "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env=kept | settings | environment,
+    )  # fmt: skip
+
+
+MODEL = (
+    "model=demo", "model.llm.path=team/llm", "~model.encoders.audio", "~model.encoders.motion",
+    "~model.projectors.audio", "~model.projectors.motion", "model.encoders.frames.path=team/eye",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fetched(hub, tmp_path_factory):
+    """(result of fetching both models, the cache)."""
+    home = tmp_path_factory.mktemp("home")
+    return run(hub, home, "-m", "affectgpt.hub", "fetch", *MODEL), home
+
+
+BUILD = """
+import json, sys
+from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+spec = ModelSpec(
+    llm="team/llm", llm_revision=(sys.argv[1:] or [None])[0], encoders={"frames": EncoderSpec("team/eye")},
+    projectors={"frames": ProjectorSpec(n_queries=3, hidden_size=16, n_heads=2)}, sampling=SamplingSpec(n_frames=2),
+)
+try:
+    model, _ = build(spec)
+except FileNotFoundError as error:
+    sys.exit(str(error))
+print(json.dumps(model.config.spec))
+"""
+
+
+def test_fetch_downloads_the_base_models_of_a_preset_in_one_format(hub, fetched):
+    result, home = fetched
+    assert result.returncode == 0, result.stderr
+    assert f"llm: team/llm at {hub.commit(LLM)}" in result.stdout
+    snapshot = home / "hub" / "models--team--llm" / "snapshots" / hub.commit(LLM)
+    names = {path.name for path in snapshot.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"} <= names
+    assert not names & {"pytorch_model.bin", "README.md"}
+
+
+def test_a_model_built_from_hub_ids_pins_their_commits_and_works_offline_afterwards(hub, fetched):
+    online = run(hub, fetched[1], "-c", BUILD)
+    assert online.returncode == 0, online.stderr
+    spec = json.loads(online.stdout.splitlines()[-1])
+    assert spec["llm_revision"] == hub.commit(LLM)
+    assert spec["encoders"]["frames"]["revision"] == hub.commit(EYE)
+    offline = run(hub, fetched[1], "-c", BUILD, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert json.loads(offline.stdout.splitlines()[-1]) == spec
+
+
+def test_offline_the_error_names_what_is_missing_and_the_command_that_fetches_it(hub, tmp_path):
+    commit = hub.commit(LLM)
+    result = run(hub, tmp_path, "-c", BUILD, commit, HF_HUB_OFFLINE="1")
+    assert result.returncode == 1
+    for words in (f"llm: base model 'team/llm' at revision {commit}", "config.json missing", "offline mode is on",
+                  f"`hf download team/llm --revision {commit}`", "python -m affectgpt.hub fetch model="):  # fmt: skip
+        assert words in result.stderr, result.stderr
+
+
+def test_offline_a_half_downloaded_model_is_named_by_its_missing_file(hub, fetched, tmp_path):
+    shutil.copytree(fetched[1], tmp_path / "home", symlinks=True)
+    snapshot = tmp_path / "home" / "hub" / "models--team--llm" / "snapshots" / hub.commit(LLM)
+    (snapshot / "model.safetensors").unlink()
+    result = run(hub, tmp_path / "home", "-c", BUILD, HF_HUB_OFFLINE="1")
+    assert "model.safetensors missing, and offline mode is on" in result.stderr, result.stderr
+
+
+def test_without_a_network_the_error_says_the_same(hub, tmp_path):
+    result = run(hub, tmp_path, "-c", BUILD, HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "the hub http://127.0.0.1:9 did not answer" in result.stderr, result.stderr
+    assert "`hf download team/llm`" in result.stderr
+
+
+def test_a_gated_model_asks_for_a_login(hub, tmp_path):
+    hub.gated.add(LLM)
+    try:
+        result = run(hub, tmp_path, "-c", BUILD)
+    finally:
+        hub.gated.clear()
+    assert f"given on request only: ask at {hub.url}/team/llm, then run `hf auth login`" in result.stderr
+
+
+# ---------------------------------------------------------------- releases
+
+
+@pytest.fixture(scope="module")
+def run_folder(hub, fetched, tmp_path_factory):
+    """A run that trained between the hub's models, scored."""
+    folder = tmp_path_factory.mktemp("runs") / "fine"
+    checkpoint = folder / "best"
+    script = BUILD + (
+        "from affectgpt.models import save_trained\n"
+        f"save_trained(model, build(spec)[1], {str(checkpoint)!r})\n"
+    )  # fmt: skip
+    made = run(hub, fetched[1], "-c", script)
+    assert made.returncode == 0, made.stderr
+    (checkpoint / COMPLETE).touch()
+    manifest = folder / "train.jsonl"
+    manifest.write_text('{"id": "a", "video": "a.mp4"}\n{"id": "b", "video": "b.mp4"}\n')
+    config = {
+        "seed": 42,
+        "stage": {
+            "name": "fine", "epochs": 2, "iterations_per_epoch": 5, "batch_size": 3, "accumulation": 1,
+            "learning_rate": 3e-5, "warmup_steps": 5, "min_learning_rate": 1e-5, "weight_decay": 0.05,
+            "trainable": ["projectors"], "tasks": {"both": 1.0}, "langs": {"en": 1.0},
+        },
+        "data": {"name": "toy", "fine": [{"manifest": str(manifest), "split": None, "weight": 1.0}]},
+    }  # fmt: skip
+    RunRecord.start(folder, kind="train fine", config=config).finish("finished")
+    score = {"f_score": 0.5, "precision": 0.6, "recall": 0.4, "n": 7, "interval": {"low": 0.25, "high": 0.75}}
+    report = {"scores": {"level 1 mean": score}, "counts": {"references": 7, "missing": 0, "unparsed": 1}}
+    (folder / "eval-best").mkdir()
+    (folder / "eval-best" / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_a_release_is_pushed_and_its_card_tells_parts_data_scores_and_limits(hub, fetched, run_folder, tmp_path):
+    pushed = run(
+        hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/feeling", "private=true",
+        f"out={tmp_path / 'release'}", "license=cc-by-nc-4.0",
+    )  # fmt: skip
+    assert pushed.returncode == 0, pushed.stderr
+    assert hub.private["user/feeling"]
+    assert set(hub.files("user/feeling")) == {"README.md", MANIFEST_NAME, "trained.safetensors"}
+    assert hub.commit("user/feeling") in pushed.stdout
+    card = hub.files("user/feeling")["README.md"].decode()
+    for words in (
+        "license: cc-by-nc-4.0", "- team/llm", f"| llm | team/llm | {hub.commit(LLM)} |", "train.jsonl | all | 1 | 2 |",
+        "10 steps of 3 samples", "| level 1 mean | 50.0 | 60.0 | 40.0 | 7 | 25.0 to 75.0 |", "## Intended use",
+        "## Out of scope", "## Limits", "## Privacy and bias", "checkpoint=user/feeling", "Prompt version",
+    ):  # fmt: skip
+        assert words in card, card
+
+
+def test_a_pushed_release_answers_under_its_hub_id(hub, fetched, run_folder, tmp_path):
+    if not hub.folder("user/asked").exists():
+        run(hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/asked", f"out={tmp_path / 'r'}")
+    script = (
+        "from pathlib import Path\nfrom affectgpt.loading import load\n"
+        "loaded = load('user/asked', Path('runs'), device='cpu')\nprint(loaded.name, loaded.model.modalities)"
+    )
+    result = run(hub, fetched[1], "-c", script)
+    assert result.returncode == 0, result.stderr
+    assert "user/asked ('frames',)" in result.stdout
+    write_clip(tmp_path / "x.mp4", seed=0)
+    absent = run(
+        hub, fetched[1], "infer.py", str(tmp_path / "x.mp4"), "checkpoint=user/nothing", "offline=true", "device=cpu"
+    )
+    assert absent.returncode == 2
+    assert "run `hf download user/nothing`" in absent.stderr
+
+
+def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path):
+    result = run(
+        hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/dry", "dry_run=true",
+        f"out={tmp_path / 'dry'}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "dry" / "README.md").is_file()
+    assert not hub.folder("user/dry").exists()
+
+
+def test_trained_tensors_over_local_folders_are_not_published_alone(base_models, tmp_path):
+    model, processor = build(tiny.tiny_spec(base_models))
+    save_trained(model, processor, tmp_path / "fine" / "best")
+    with pytest.raises(UserError, match=r"base models \['llm', 'audio', 'frames', 'motion'\] are folders of this"):
+        release(tmp_path / "fine" / "best", tmp_path / "out", PushConfig(repo="user/x"))
+    config = PushConfig(repo="user/x", full=True, paths=PathsConfig())
+    out = release(tmp_path / "fine" / "best", tmp_path / "out", config)
+    card = (out / "README.md").read_text()
+    assert (out / "model.safetensors").is_file()
+    assert "Not scored" in card
+    texts = [path.read_text() for path in out.iterdir() if path.suffix in (".md", ".json")]
+    assert str(base_models["llm"].parent) not in "".join(texts)
+    with pytest.raises(UserError, match="is not empty; name a new folder"):
+        release(tmp_path / "fine" / "best", out, config)
+
+
+def test_a_card_without_a_record_says_what_is_not_known():
+    spec = {"llm": "meta-llama/Llama-2-7b-hf", "llm_dtype": "bfloat16", "encoders": {}, "projectors": {}}
+    card = model_card({"spec": spec, "prompts": "1", "affectgpt": "0"}, {}, None, PushConfig(repo="user/x"))
+    assert "| llm | meta-llama/Llama-2-7b-hf | - | Llama 2 Community License |" in card
+    assert card.count("fill in") == 2

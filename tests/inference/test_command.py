@@ -1,0 +1,208 @@
+"""infer and eval as a user runs them, on a checkpoint of a tiny run."""
+
+import copy
+import json
+import shutil
+
+import pytest
+
+from affectgpt import config as conf
+from affectgpt.inference.command import human, run_evaluation, run_inference
+from affectgpt.runtime import UserError
+from affectgpt.schema import Prediction, Sample
+from affectgpt.training.stages import run_stage
+from tests.conftest import make_train_config
+from tests.data.conftest import write_clip
+
+
+@pytest.fixture(scope="module")
+def trained(base_models, manifest, tmp_path_factory):
+    """(training configuration, run folder) of a finished run."""
+    config = make_train_config(base_models, manifest, tmp_path_factory.mktemp("trained"), n_validation=0)
+    return config, run_stage(copy.deepcopy(config)).run
+
+
+@pytest.fixture
+def infer_config(trained, tmp_path):
+    config = conf.InferConfig(checkpoint=str(trained[1]), device="cpu")
+    config.generate = conf.GenerateConfig(max_new_tokens=6, batch_size=3)
+    config.paths = conf.PathsConfig(cache=str(tmp_path / "cache"), runs=str(trained[1].parent))
+    return config
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_video_is_explained_for_people_with_what_was_seen_and_heard(infer_config, tmp_path, capsys):
+    infer_config.input = [str(write_clip(tmp_path / "a.mp4", seconds=0.25, n_frames=8))]
+    infer_config.subtitle = "I see."
+    assert run_inference(infer_config) == 0
+    shown = capsys.readouterr().out
+    assert "saw    2 frames from 0.00 to" in shown
+    assert "heard  0.3 of 0.3 s of sound" in shown
+    assert "read   'I see.'" in shown
+
+
+def test_json_output_is_one_prediction_a_line(infer_config, tmp_path, capsys):
+    infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
+    infer_config.json = True
+    run_inference(infer_config)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["modalities"] == ["audio", "frames", "motion"]
+
+
+def test_a_folder_goes_to_a_file_and_a_second_call_does_nothing_again(infer_config, tmp_path):
+    (tmp_path / "clips").mkdir()
+    for number in range(3):
+        write_clip(tmp_path / "clips" / f"c{number}.mp4")
+    infer_config.input = [str(tmp_path / "clips")]
+    infer_config.out = str(tmp_path / "p.jsonl")
+    run_inference(infer_config)
+    before = (tmp_path / "p.jsonl").read_bytes()
+    run_inference(infer_config)
+    assert (tmp_path / "p.jsonl").read_bytes() == before
+    assert [row["id"] for row in rows(tmp_path / "p.jsonl")] == ["c0", "c1", "c2"]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_file(infer_config, manifest, tmp_path):
+    infer_config.input = [str(manifest)]
+    infer_config.out = str(tmp_path / "whole.jsonl")
+    run_inference(infer_config)
+    whole = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    # What a kill leaves: some whole lines and a torn one.
+    (tmp_path / "torn.jsonl").write_text("".join(whole[:5]) + whole[5][:30])
+    shutil.copy(tmp_path / "whole.jsonl.settings.json", tmp_path / "torn.jsonl.settings.json")
+    infer_config.out = str(tmp_path / "torn.jsonl")
+    run_inference(infer_config)
+    assert rows(tmp_path / "torn.jsonl") == rows(tmp_path / "whole.jsonl")
+
+
+def test_going_on_with_another_question_is_refused(infer_config, manifest, tmp_path):
+    infer_config.input = [str(manifest)]
+    infer_config.out = str(tmp_path / "p.jsonl")
+    run_inference(infer_config)
+    infer_config.task = "labels"
+    with pytest.raises(UserError, match=r"other settings \(task\)"):
+        run_inference(infer_config)
+
+
+def test_batch_size_and_cache_do_not_change_an_answer(infer_config, manifest, tmp_path):
+    infer_config.input = [str(manifest)]
+    answers = []
+    for number, (batch, cache) in enumerate([(1, False), (5, False), (5, True), (1, True)]):
+        infer_config.generate.batch_size, infer_config.cache_features = batch, cache
+        infer_config.out = str(tmp_path / f"p{number}.jsonl")
+        run_inference(infer_config)
+        answers.append(rows(tmp_path / f"p{number}.jsonl"))
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+
+
+def test_the_modalities_really_used_are_reported(infer_config, manifest, tmp_path):
+    infer_config.input = [str(manifest)]
+    infer_config.out = str(tmp_path / "p.jsonl")
+    infer_config.modalities = ["audio", "frames"]
+    run_inference(infer_config)
+    used = {row["id"]: row["modalities"] for row in rows(tmp_path / "p.jsonl")}
+    assert used["clip0"] == ["audio", "frames", "text"]
+    assert used["clip11"] == ["frames", "text"]  # has no sound
+
+
+def test_a_modality_that_the_model_lacks_is_an_error(infer_config, manifest):
+    infer_config.input = [str(manifest)]
+    infer_config.modalities = ["smell"]
+    with pytest.raises(ValueError, match=r"modalities \['smell'\] asked for, but this model has"):
+        run_inference(infer_config)
+
+
+def test_bad_inputs_raise_or_are_left_out_with_exit_code_3(infer_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "good.mp4")
+    (tmp_path / "empty.mp4").touch()
+    infer_config.input = ["good.mp4", "empty.mp4"]
+    infer_config.out = "p.jsonl"
+    with pytest.raises(ValueError, match=r"sample 'empty'.*on_bad=skip"):
+        run_inference(infer_config)
+    infer_config.on_bad = "skip"
+    assert run_inference(infer_config) == 3
+    assert [row["id"] for row in rows(tmp_path / "p.jsonl")] == ["good"]
+    assert [row["id"] for row in rows(tmp_path / "bad_samples.jsonl")] == ["empty"]
+
+
+def test_without_a_file_to_write_to_bad_inputs_are_listed_and_nothing_is_written(infer_config, tmp_path, caplog):
+    write_clip(tmp_path / "good.mp4")
+    (tmp_path / "empty.mp4").touch()
+    before = sorted(tmp_path.rglob("*.jsonl"))
+    infer_config.input, infer_config.on_bad = [str(tmp_path)], "skip"
+    assert run_inference(infer_config) == 3
+    assert "left out 1 bad samples" in caplog.text
+    assert "  empty: " in caplog.text
+    assert sorted(tmp_path.rglob("*.jsonl")) == before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "subtitle", "words"),
+    [
+        ([], None, "nothing to look at"),
+        (["m.csv", "a.mp4"], None, "one manifest, or media files"),
+        (["m.csv"], "x", "manifest has its own subtitle"),
+    ],
+)
+def test_inputs_that_make_no_sense_are_explained(infer_config, inputs, subtitle, words):
+    infer_config.input, infer_config.subtitle = inputs, subtitle
+    with pytest.raises(UserError, match=words):
+        run_inference(infer_config)
+
+
+def test_without_a_checkpoint_the_command_that_makes_one_is_named(infer_config, tmp_path):
+    infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
+    infer_config.checkpoint = None
+    infer_config.paths.runs = str(tmp_path / "none")
+    with pytest.raises(UserError, match=r"python train\.py stage=coarse"):
+        run_inference(infer_config)
+
+
+def test_evaluating_a_checkpoint_equals_scoring_its_predictions_file(trained, tmp_path, capsys):
+    config = conf.EvalConfig(checkpoint=str(trained[1]), device="cpu", n_bootstrap=50, data=trained[0].data)
+    config.generate = conf.GenerateConfig(max_new_tokens=6)
+    config.paths = trained[0].paths
+    config.out = str(tmp_path / "eval")
+    assert run_evaluation(config) == 0
+    assert "level 1" in capsys.readouterr().out
+    first = json.loads((tmp_path / "eval" / "report.json").read_text())
+    again = conf.EvalConfig(
+        predictions=str(tmp_path / "eval" / "predictions.jsonl"), n_bootstrap=50, data=trained[0].data
+    )
+    again.out = str(tmp_path / "again")
+    run_evaluation(again)
+    assert json.loads((tmp_path / "again" / "report.json").read_text()) == first
+    assert first["counts"]["references"] == 3
+
+
+def test_anybodys_predictions_are_scored_against_a_csv(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text(
+        '{"id": "a", "text": "The emotional state is happy."}\n{"id": "b", "text": "?"}\n'
+    )
+    (tmp_path / "r.csv").write_text("name,openset\na,\"['joyful']\"\nb,[sad]\nc,[angry]\n")
+    config = conf.EvalConfig(predictions=str(tmp_path / "p.jsonl"), references=str(tmp_path / "r.csv"), n_bootstrap=20)
+    run_evaluation(config)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["counts"]["missing"], report["counts"]["unparsed"]) == (1, 1)
+    assert report["primary"]["precision"] > 0
+
+
+def test_checkpoint_and_predictions_together_are_refused():
+    with pytest.raises(UserError, match="not both"):
+        run_evaluation(conf.EvalConfig(predictions="p.jsonl", checkpoint="x"))
+
+
+def test_an_answer_that_was_cut_says_so():
+    prediction = Prediction(id="a", text="He", finish="length", n_tokens=1, task="labels")
+    assert "cut after 1 tokens; raise generate.max_new_tokens" in human(prediction, Sample(id="a"))
+
+
+def test_labels_stand_once_below_the_explanation():
+    prediction = Prediction(id="a", text="He frowns.\nEmotions: angry, hurt", labels=("angry", "hurt"))
+    shown = human(prediction, Sample(id="a"))
+    assert shown.count("angry") == 1
+    assert "labels: angry, hurt" in shown

@@ -1,0 +1,101 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from affectgpt.config import StudyConfig
+from affectgpt.runtime import UserError
+from affectgpt.training import study
+from tests.conftest import make_train_config
+
+
+def stages(base_models, manifest, folder, **values):
+    """Configurations of either stage: six steps, two scored checkpoints."""
+    config = StudyConfig(name="toy", variant="models/random", n_points=2, max_new_tokens=4, **values)
+    coarse = make_train_config(base_models, manifest, folder)
+    fine = make_train_config(base_models, manifest, folder, name="fine", validate_every=3)
+    return [replace(item, study=config) for item in (coarse, fine)]
+
+
+@pytest.fixture(scope="module")
+def swept(base_models, manifest, tmp_path_factory):
+    """Every cell but (0, no stage 2), swept once."""
+    folder = tmp_path_factory.mktemp("study")
+    for share, stage2 in ((0.0, True), (0.5, False), (0.5, True), (1.0, False)):
+        study.run_cell(*stages(base_models, manifest, folder, stage1_share=share, stage2=stage2))
+    return folder / "runs" / "toy"
+
+
+def cell(folder, name):
+    return json.loads((folder / "cells" / name / "cell.json").read_text())
+
+
+def test_cells_share_stage_1_and_take_their_part_of_it(swept):
+    assert [path.name for path in sorted(swept.glob("*stage1"))] == ["random-stage1"]
+    half, whole = (cell(swept, f"random-stage1-{epochs}-stage2-none") for epochs in (1, 2))
+    assert half["checkpoint"].endswith("random-stage1/checkpoint-3")
+    assert whole["checkpoint"].endswith("random-stage1/checkpoint-6")
+
+
+def test_stage_2_starts_where_its_cell_says_and_hands_over_its_best_by_validation(swept):
+    for epochs, start in ((0, "random-start"), (1, "random-stage1/checkpoint-3")):
+        record = json.loads((swept / f"random-stage2-after-{epochs}" / "run.json").read_text())
+        assert record["init_from"].endswith(start)
+        chosen = Path(cell(swept, f"random-stage1-{epochs}-stage2-best")["checkpoint"])
+        assert chosen == swept / f"random-stage2-after-{epochs}" / "best"
+
+
+def test_curves_score_the_start_and_every_checkpoint_on_whole_train_and_test_set(swept):
+    points = json.loads((swept / "random-stage1" / study.CURVE).read_text())
+    assert [point["checkpoint"] for point in points] == ["random-start", "checkpoint-3", "checkpoint-6"]
+    assert {point[name]["n"] for point in points for name in ("train",)} == {9.0}
+    assert {point["test"]["n"] + point["train"]["n"] - point["whole"]["n"] for point in points} == {0.0}
+
+
+def test_a_scored_cell_is_not_computed_again(swept, base_models, manifest, monkeypatch):
+    def never(*arguments, **values):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("affectgpt.training.stages.run_stage", never)
+    monkeypatch.setattr("affectgpt.inference.loading.load", never)
+    study.run_cell(*stages(base_models, manifest, swept.parent.parent, stage1_share=0.5, stage2=True))
+
+
+def test_the_report_has_the_scores_of_the_cells_and_draws_the_curves(swept):
+    text = study.report(swept)
+    score = cell(swept, "random-stage1-1-stage2-best")["score"]
+    line = next(line for line in text.splitlines() if line.startswith("1 epochs") and "best" in line)
+    assert f"{50 * (score['precision'] + score['recall']):.2f}" in line
+    assert f"{100 * score['f_score']:.2f}" in line
+    assert "not yet" not in text
+    for name in ("stage1-sets", "stage1-variants", "stage2-sets", "stage2-necessity"):
+        assert (swept / f"{name}.png").stat().st_size > 5000
+    assert "| 1 epochs | best |" in (swept / "table.md").read_text()
+
+
+def test_other_settings_under_the_same_name_are_refused(swept, base_models, manifest):
+    coarse, fine = stages(base_models, manifest, swept.parent.parent, stage1_share=1.0, stage2=False)
+    coarse.stage.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"(?s)another study\.name.*stage\.learning_rate: was 0\.01, now 0\.5"):
+        study.run_cell(coarse, fine)
+
+
+@pytest.mark.parametrize(("share", "points"), [(0.3, 2), (1.5, 2), (0.5, 1)])
+def test_a_share_that_is_no_checkpoint_is_refused(base_models, manifest, tmp_path, share, points):
+    coarse, fine = stages(base_models, manifest, tmp_path, stage1_share=share)
+    coarse.study.n_points = points
+    with pytest.raises(UserError, match=r"stage1_share"):
+        study.run_cell(coarse, fine)
+
+
+def test_points_that_do_not_divide_the_steps_are_refused(base_models, manifest, tmp_path):
+    coarse, fine = stages(base_models, manifest, tmp_path)
+    coarse.study.n_points = fine.study.n_points = 4
+    with pytest.raises(UserError, match=r"n_points=4 does not divide the 6 steps"):
+        study.run_cell(coarse, fine)
+
+
+def test_an_empty_study_says_which_command_makes_one(tmp_path, capsys):
+    assert study.main([str(tmp_path)]) == 2
+    assert "experiment=table4" in capsys.readouterr().err
