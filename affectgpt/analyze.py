@@ -56,7 +56,6 @@ from affectgpt.metrics.sets import jaccard
 from affectgpt.metrics.wheel import WheelGrouping
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.runtime import UserError, set_up_logging, write_json_atomic
-from affectgpt.schema import ManifestError
 
 log = logging.getLogger("affectgpt")
 Labels = Mapping[str, Sequence[str]]
@@ -392,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request.analysis = arguments[0]
         result = ANALYSES[arguments[0]](request)
         write_json_atomic(request.out / f"{arguments[0]}.json", result)
-    except (UserError, ScoreFileError, ManifestError, draw.NoMatplotlib, ValueError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     log.info("figures: %s", request.out / f"{arguments[0]}.json")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from affectgpt import config as conf_schema
+from affectgpt.runtime import InputError
 
 _FIELD = re.compile(r"    (\w+): (.+?) = (.+?)  # (.+)")
 
@@ -25,7 +26,7 @@ def fields_of(schema: type) -> Iterator[tuple[str, str, str | None, str]]:
     found = {match[1]: match for line in inspect.getsource(schema).splitlines() if (match := _FIELD.match(line))}
     for field in dataclasses.fields(schema):
         if field.name not in found:
-            raise ValueError(f"{schema.__name__}.{field.name} has no comment; write `name: type = default  # meaning`")
+            raise InputError(f"{schema.__name__}.{field.name} has no comment; write `name: type = default  # meaning`")
         _, kind, default, comment = found[field.name].groups()
         if match := re.search(r"default_factory=lambda: (.+)\)$", default):
             default = match[1]

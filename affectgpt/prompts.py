@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from affectgpt.runtime import InputError
 from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
 
 PROMPT_VERSION = "1"
@@ -54,11 +55,11 @@ LABEL_SEPARATOR = {"en": ", ", "zh": "，"}
 def question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
     """The instruction of `task` in `lang`, without media and subtitle."""
     if lang not in LANGUAGES:
-        raise ValueError(f"unknown language {lang!r}; expected one of {list(LANGUAGES)}")
+        raise InputError(f"unknown language {lang!r}; expected one of {list(LANGUAGES)}")
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; expected one of {list(TASKS)}")
+        raise InputError(f"unknown task {task!r}; expected one of {list(TASKS)}")
     if (task == "fixed") != bool(candidates):
-        raise ValueError(
+        raise InputError(
             f"task {task!r} got {len(candidates)} candidates; pass candidates with task 'fixed', and only with it"
         )
     return _QUESTION[lang][task].format(candidates=LABEL_SEPARATOR[lang].join(candidates))
@@ -68,12 +69,12 @@ def answer(sample: Sample, task: str, lang: str = "en") -> str:
     """The text that a model should write for `sample`; raises ValueError naming what the sample lacks for `task`."""
     localized = sample.in_language(lang)
     if task in ("description", "both") and not localized.description:
-        raise ValueError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
+        raise InputError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
     if task in ("labels", "both") and not localized.labels:
-        raise ValueError(f"sample {sample.id!r} has no labels in {lang!r}, which task {task!r} needs")
+        raise InputError(f"sample {sample.id!r} has no labels in {lang!r}, which task {task!r} needs")
     if task == "fixed":
         if not localized.label:
-            raise ValueError(f"sample {sample.id!r} has no single `label`, which task 'fixed' needs")
+            raise InputError(f"sample {sample.id!r} has no single `label`, which task 'fixed' needs")
         return localized.label
     words = LABEL_SEPARATOR[lang].join(localized.labels or ())
     if task == "labels":
@@ -110,9 +111,9 @@ def render(
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
     if unknown := [name for name in wanted if name not in MODALITIES]:
-        raise ValueError(f"sample {sample.id!r}: unknown modalities {unknown}; expected some of {list(MODALITIES)}")
+        raise InputError(f"sample {sample.id!r}: unknown modalities {unknown}; expected some of {list(MODALITIES)}")
     if lacking := [name for name in wanted if name not in has]:
-        raise ValueError(f"sample {sample.id!r} has no {lacking}; it has {list(has)}")
+        raise InputError(f"sample {sample.id!r} has no {lacking}; it has {list(has)}")
     lines = []
     if slots := "".join(PLACEHOLDERS[name] for name in MODALITIES if name in wanted):
         lines.append(slots)

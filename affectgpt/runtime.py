@@ -22,7 +22,19 @@ log = logging.getLogger("affectgpt")
 
 
 class UserError(RuntimeError):
-    """Something the user can mend; commands print the message without a traceback and exit with 2."""
+    """A mistake that the user can correct: commands print its message without a traceback and exit with 2.
+
+    Commands, and loops that leave bad samples out, catch this family and nothing else. Any other exception is a bug of
+    ours: it keeps its traceback and ends the run.
+    """
+
+
+class InputError(UserError, ValueError):
+    """A setting, a file or a sample that cannot be used; the message says what was found and what was expected."""
+
+
+class NotFound(UserError, FileNotFoundError):
+    """A file, folder, model or run that is not there; the message says what makes it."""
 
 
 def set_up_logging(verbose: bool = False) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from affectgpt.runtime import InputError
+
 MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
 """What a sample may have, in the order in which the placeholders stand in the prompt: sound, pictures and a short film
 of the whole scene, pictures and a short film of aligned face crops."""
@@ -37,7 +39,7 @@ _PLAIN_LIST = re.compile(r"\['[^'\"\\]*'(?:, '[^'\"\\]*')*\]")
 _BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
-class ManifestError(ValueError):
+class ManifestError(InputError):
     """A manifest, or rows of it, cannot be read; the message lists file:line and what to do."""
 
 
@@ -48,9 +50,9 @@ def check_id(value: object) -> str:
     named after it, nothing in it can lead out of the folder.
     """
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"id must be a non-empty text, found {value!r}")
+        raise InputError(f"id must be a non-empty text, found {value!r}")
     if _BAD_ID.search(value) or value in (".", "..") or len(value) > 200 or value != value.strip():
-        raise ValueError(
+        raise InputError(
             f"id {value!r} is not allowed: at most 200 characters, no slash, backslash, control or outer space"
         )
     return value
@@ -102,7 +104,7 @@ class Sample:
         texts: dict[str, Any] = dict.fromkeys(_TEXT_FIELDS) | dict(self.translations.get(lang, {}))
         if strict and lang not in self.translations:
             have = sorted({self.lang, *self.translations})
-            raise ValueError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {HELP}")
+            raise InputError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {HELP}")
         texts["subtitle"] = texts["subtitle"] or self.subtitle
         return replace(self, lang=lang, translations={}, **texts)
 
@@ -177,7 +179,7 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
             inner = text[1:-1] if text[0] == "[" and text[-1] == "]" else text
             value = [part.strip().strip("\"'") for part in re.split(r"[,;，、；]", inner)]
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
-        raise ValueError(f"labels must be a list of words, found {value!r}")
+        raise InputError(f"labels must be a list of words, found {value!r}")
     words = tuple(dict.fromkeys(word.strip() for word in value if word.strip()))
     return words or None
 
@@ -192,13 +194,13 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     if "name" in row and "id" not in row:
         row["id"] = row.pop("name")
     if "id" not in row:
-        raise ValueError(f"no id: expected a column or key 'id' (or 'name'), found {sorted(map(str, row))}")
+        raise InputError(f"no id: expected a column or key 'id' (or 'name'), found {sorted(map(str, row))}")
     sample_id = check_id(row.get("id"))
     lang = row.get("lang", "en")
     if lang not in LANGUAGES:
-        raise ValueError(f"lang {lang!r} is not one of {list(LANGUAGES)}")
+        raise InputError(f"lang {lang!r} is not one of {list(LANGUAGES)}")
     if not isinstance(row.get("translations", {}), Mapping):
-        raise ValueError(f"translations must map a language to texts, found {row['translations']!r}")
+        raise InputError(f"translations must map a language to texts, found {row['translations']!r}")
     translations = {key: dict(texts) for key, texts in row.pop("translations", {}).items()}
     if not _TRANSLATED.keys().isdisjoint(row):
         for key, (name, other) in _TRANSLATED.items():
@@ -209,34 +211,34 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
                 else:
                     translations.setdefault(other, {})[name] = value
     if unknown := sorted(row.keys() - _COLUMNS):
-        raise ValueError(f"unknown columns {unknown}; expected some of {sorted(_COLUMNS)}")
+        raise InputError(f"unknown columns {unknown}; expected some of {sorted(_COLUMNS)}")
     for texts in (row, *translations.values()):
         for name in _TEXT_FIELDS:
             if name == "labels":
                 texts[name] = parse_label_list(texts.get(name))
             elif (text := texts.get(name)) is not None and not isinstance(text, str):
-                raise ValueError(f"{name} must be a text, found {text!r}")
+                raise InputError(f"{name} must be a text, found {text!r}")
     for language, texts in translations.items():
         if language not in LANGUAGES or set(texts) - set(_TEXT_FIELDS):
-            raise ValueError(f"translations: {language!r} with {sorted(texts)}; expected {_TEXT_FIELDS} by language")
+            raise InputError(f"translations: {language!r} with {sorted(texts)}; expected {_TEXT_FIELDS} by language")
     if "valence" in row:
         try:
             row["valence"] = float(row["valence"])
         except (TypeError, ValueError):
-            raise ValueError(f"valence must be a number, found {row['valence']!r}") from None
+            raise InputError(f"valence must be a number, found {row['valence']!r}") from None
     if (order := row.get("face_order", "bgr")) not in FACE_ORDERS:
-        raise ValueError(f"face_order must be one of {list(FACE_ORDERS)}, found {order!r}")
+        raise InputError(f"face_order must be one of {list(FACE_ORDERS)}, found {order!r}")
     for key in ("video", "audio", "face"):
         if (entry := row.get(key)) is not None:
             if not isinstance(entry, str):
-                raise ValueError(f"{key} must be a path, found {entry!r}")
+                raise InputError(f"{key} must be a path, found {entry!r}")
             row[key] = _below(folder, entry) if folder is not None else entry
     if "modalities" in row:
         row["modalities"] = tuple(parse_label_list(row["modalities"]) or ())
         if odd := set(row["modalities"]) - set(MODALITIES):
-            raise ValueError(f"modalities {sorted(odd)} unknown; expected some of {list(MODALITIES)}")
+            raise InputError(f"modalities {sorted(odd)} unknown; expected some of {list(MODALITIES)}")
     if not (row.get("video") or row.get("audio") or row.get("face") or row.get("subtitle")):
-        raise ValueError("no video, audio, face or subtitle: there is nothing to look at; give at least one")
+        raise InputError("no video, audio, face or subtitle: there is nothing to look at; give at least one")
     return Sample(**{**row, "id": sample_id, "lang": lang, "translations": translations})
 
 
@@ -259,7 +261,7 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
     """
     path = Path(path)
     if on_bad not in ("raise", "skip"):
-        raise ValueError(f"on_bad is {on_bad!r}; expected 'raise' or 'skip'")
+        raise InputError(f"on_bad is {on_bad!r}; expected 'raise' or 'skip'")
     samples: list[Sample] = []
     bad: list[BadSample] = []
     for item in stream_samples(path):
@@ -296,7 +298,7 @@ def stream_samples(path: str | os.PathLike[str], first_lines: FirstLines | None 
                 raise row
             sample = sample_from_row(row, path.parent)
             if (first := first_lines.setdefault(sample.id, line_no)) != line_no:
-                raise ValueError(f"the id stands already in line {first}; ids must be unique")
+                raise InputError(f"the id stands already in line {first}; ids must be unique")
         except ValueError as error:
             yield BadSample(sample_id, f"{path}:{line_no}", str(error))
             continue
@@ -366,7 +368,7 @@ def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
     known = {item.name for item in fields(Prediction)}
     values = {key: value for key, value in row.items() if key in known and value is not None}
     if not isinstance(values.get("text"), str):
-        raise ValueError(f"prediction {row.get('id', '?')!r}: text must be a text, found {row.get('text')!r}")
+        raise InputError(f"prediction {row.get('id', '?')!r}: text must be a text, found {row.get('text')!r}")
     for key in ("labels", "modalities"):
         if key in values:
             values[key] = tuple(values[key])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from affectgpt.metrics import load_lexicon, read_predictions
 from affectgpt.metrics.evaluate import labels_by_id
-from affectgpt.metrics.io import ScoreFileError, write_predictions_npz
+from affectgpt.metrics.io import write_predictions_npz
 from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.tables import read_names
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         candidates = read_names(Path(options["candidates"])) if "candidates" in options else None
         chosen = submission(labels, candidates, options.get("empty"))
         write_submission(Path(files[1]), chosen)
-    except (UserError, ScoreFileError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     n_filled = sum(not labels[name] for name in chosen)

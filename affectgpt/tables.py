@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.runtime import InputError
+
 ID_COLUMNS = ("id", "name", "names")
 
 
-class TableError(ValueError):
+class TableError(InputError):
     """A table cannot be read; the message names file and line, what was found and what was expected."""
 
 

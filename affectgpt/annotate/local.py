@@ -13,6 +13,7 @@ from typing import Any
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import RANKED
 from affectgpt.annotate.record import Fact
+from affectgpt.runtime import InputError
 
 NAME = "local-rules"
 VERSION = "local-1"
@@ -122,7 +123,7 @@ def answer(prompt: str, lang: str, about: Mapping[str, Any]) -> dict[str, Any]:
         return {"ranking": list(dict.fromkeys(RANKED[lang][place] for place in places))}
     if prompt == "valence":
         return {"valence": sum(rule.valence for rule in rules) / len(rules)}
-    raise ValueError(f"the local annotator has no answer to prompt {prompt!r}")
+    raise InputError(f"the local annotator has no answer to prompt {prompt!r}")
 
 
 def says(transcript: str, lang: str) -> str:

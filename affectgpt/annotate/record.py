@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from affectgpt.runtime import InputError
 from affectgpt.schema import LANGUAGES, check_id
 
 MODALITIES = ("visual", "acoustic", "lexical")
@@ -21,7 +22,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNIT = re.compile(r"\bAU ?(\d{1,2})\b")
 
 
-class RecordError(ValueError):
+class RecordError(InputError):
     """A record breaks its schema; the message names the id, the field, what was found and what was expected."""
 
 

@@ -16,7 +16,7 @@ from affectgpt.annotate.review.rounds import is_checked
 from affectgpt.annotate.verify import AGREES_FROM
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.metrics.plots import draw_bars
-from affectgpt.runtime import write_json_atomic
+from affectgpt.runtime import InputError, write_json_atomic
 
 WIDTH = 100
 N_LABELS = 30
@@ -134,7 +134,7 @@ def median_of(counts: Counter[int]) -> int:
         seen += n
         if seen >= half:
             return value
-    raise ValueError("no values")
+    raise InputError("no values")
 
 
 def _mean(values: list[float]) -> float | None:

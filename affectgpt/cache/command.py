@@ -307,7 +307,7 @@ class _Actor:
             if self._encoder is None:
                 self._encoder = self._new_encoder()
             return asdict(self._encoder(samples))
-        except (UserError, ValueError, FileNotFoundError) as error:
+        except UserError as error:
             return {"error": str(error)}
 
     def _new_encoder(self) -> Encoder:

@@ -19,7 +19,7 @@ from affectgpt.cache.store import Room, StateStore
 from affectgpt.data.clips import Sampling, load_clip
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import check_each
-from affectgpt.runtime import stable_hash, without_collector
+from affectgpt.runtime import InputError, stable_hash, without_collector
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
@@ -35,7 +35,7 @@ def cache_mode(value: bool | str) -> str:
     """`data.cache_features` as one of `CACHE_MODES`; true is "ahead", false is "off"."""
     mode = {True: "ahead", False: "off"}.get(value, value) if isinstance(value, bool) else value
     if mode not in CACHE_MODES:
-        raise ValueError(f"data.cache_features is {value!r}; expected one of {list(CACHE_MODES)}, true or false")
+        raise InputError(f"data.cache_features is {value!r}; expected one of {list(CACHE_MODES)}, true or false")
     return mode
 
 
@@ -154,7 +154,7 @@ class ClipReader:
         n_threads: int = 2,
     ) -> None:
         if cache is not None and encode is None:
-            raise ValueError("a feature cache needs `encode`, to fill what it lacks")
+            raise InputError("a feature cache needs `encode`, to fill what it lacks")
         self._sampling = sampling
         self._backend = backend
         self._cache = cache

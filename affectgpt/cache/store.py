@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from affectgpt.runtime import write_json_atomic
+from affectgpt.runtime import InputError, write_json_atomic
 
 log = logging.getLogger("affectgpt")
 
@@ -208,7 +208,7 @@ class StateStore:
         """Append states [T, E] and their facts; False if there is no room for them."""
         states = states.detach().cpu().contiguous()
         if states.ndim != 2 or states.dtype not in _DTYPES:
-            raise ValueError(f"states must be [T, E] in one of {_DTYPES}, found {states.dtype} {list(states.shape)}")
+            raise InputError(f"states must be [T, E] in one of {_DTYPES}, found {states.dtype} {list(states.shape)}")
         payload = states.view(torch.uint8).numpy().tobytes() if states.numel() else b""
         described = json.dumps(facts).encode()
         if self._room is not None and not self._room.take(len(payload) + len(described) + _ALIGNMENT + _RECORD_BYTES):

@@ -25,7 +25,7 @@ import torch
 
 from affectgpt.engine.streaming import Listener, Streamer, Telling
 from affectgpt.media import Waveform
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 
 log = logging.getLogger("affectgpt")
 
@@ -246,7 +246,7 @@ class TransformersChat:
         if request.images is not None:
             images = request.images
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-                raise ValueError(f"images must be uint8 [T,H,W,3], found {images.dtype} {list(images.shape)}")
+                raise InputError(f"images must be uint8 [T,H,W,3], found {images.dtype} {list(images.shape)}")
             if self.kind.n_frames not in (None, len(images)):
                 raise UserError(f"{self.name} takes {self.kind.n_frames} frames, found {len(images)}")
         if request.sound is not None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.journal import append_jsonl_records
 from affectgpt.prompts import Message
-from affectgpt.runtime import UserError, stable_hash
+from affectgpt.runtime import InputError, UserError, stable_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +138,7 @@ class ChatClient:
         offline: bool = False,
     ) -> None:
         if concurrency < 1 or max_retries < 0:
-            raise ValueError(f"concurrency is {concurrency} and max_retries {max_retries}; expected >= 1 and >= 0")
+            raise InputError(f"concurrency is {concurrency} and max_retries {max_retries}; expected >= 1 and >= 0")
         self.model = model
         self.base_url = base_url
         self.stats = ChatStats()

@@ -23,6 +23,8 @@ from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoPro
 from transformers.models.video_llava.video_processing_video_llava import VideoLlavaVideoProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from affectgpt.runtime import InputError
+
 _MODES = {
     PILImageResampling.LANCZOS: "lanczos",
     PILImageResampling.BILINEAR: "bilinear",
@@ -42,10 +44,10 @@ class OnTorch(BaseVideoProcessor):
                 image, size=size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
             )
         else:
-            raise ValueError(f"video size: expected height and width, or shortest_edge, found {size}")
+            raise InputError(f"video size: expected height and width, or shortest_edge, found {size}")
         resample = PILImageResampling.BILINEAR if resample is None else resample
         if resample not in _MODES:
-            raise ValueError(f"video resampling: expected lanczos (1), bilinear (2) or bicubic (3), found {resample}")
+            raise InputError(f"video resampling: expected lanczos (1), bilinear (2) or bicubic (3), found {resample}")
         flat = image.flatten(end_dim=-4)  # [N,C,H,W]
         flat = F.interpolate(flat, shape, mode=_MODES[resample], antialias=antialias)
         return flat.unflatten(0, image.shape[:-3])

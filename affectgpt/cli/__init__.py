@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import config as conf_schema
+from affectgpt.runtime import NotFound
 from affectgpt.schema import LANGUAGES, TASKS
 
 _HYDRA_OPTIONS = (
@@ -631,7 +632,7 @@ def _guarded(task: Callable[[Any], int], config: Any) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
     try:
         return task(_resolved(config))
-    except (UserError, ValueError, FileNotFoundError) as error:
+    except UserError as error:
         if os.environ.get("AFFECTGPT_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -650,4 +651,4 @@ def _conf_folder() -> Path:
     for folder in (package.parent / "conf", package / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"no conf/ beside {package} or inside it; reinstall affectgpt")
+    raise NotFound(f"no conf/ beside {package} or inside it; reinstall affectgpt")

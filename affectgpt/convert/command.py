@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             visual=options.get("visual", "face"),
             overwrite=options.get("overwrite") == "true",
         )
-    except (UserError, ValueError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from affectgpt.runtime import sha256_of_file
+from affectgpt.runtime import InputError, sha256_of_file
 
 
-class ConvertError(ValueError):
+class ConvertError(InputError):
     """A file cannot be converted; the message says which, why, and what to do."""
 
 

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from affectgpt.runtime import InputError
+
 COMMANDS = ("check", "convert", "formats")
 _OWN = ("out", "decode", "cache")
 _SOURCE = ("manifest", "format", "folder", "split", "split_file", "limit")
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     try:
         return {"check": check, "convert": convert, "formats": formats}[command](rest)
-    except (UserError, ValueError, FileNotFoundError) as error:
+    except UserError as error:
         if os.environ.get("AFFECTGPT_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -115,7 +117,7 @@ def convert(arguments: Sequence[str]) -> int:
     own, rest = _split(arguments)
     source = source_of(rest)
     if "out" not in own or not own["out"].endswith(".jsonl"):
-        raise ValueError(f"convert writes a manifest: out=manifest.jsonl, found out={own.get('out')!r}")
+        raise InputError(f"convert writes a manifest: out=manifest.jsonl, found out={own.get('out')!r}")
     out = Path(own["out"])
     items: list[Any]
     if source.format == PREFERENCE:
@@ -196,9 +198,9 @@ def source_of(arguments: Sequence[str]) -> Any:
         elif key in _SOURCE:
             values[key] = int(value) if key == "limit" else value
         else:
-            raise ValueError(f"unknown setting {key!r}; expected some of {[*_SOURCE, 'options.<name>', *_OWN]}")
+            raise InputError(f"unknown setting {key!r}; expected some of {[*_SOURCE, 'options.<name>', *_OWN]}")
     if "format" in values and "folder" not in values:
-        raise ValueError(f"format={values['format']}: say where the data set lies: folder=/path/to/it")
+        raise InputError(f"format={values['format']}: say where the data set lies: folder=/path/to/it")
     return SourceConfig(**values, options=options)
 
 

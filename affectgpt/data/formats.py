@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.data.splits import hold_out
+from affectgpt.runtime import InputError
 from affectgpt.schema import FACE_ORDERS, BadSample, Sample, check_id, parse_label_list, read_samples
 from affectgpt.tables import TableError, id_of, read_names, read_rows, trusted_object
 
@@ -34,7 +35,7 @@ EMER_TEST_SHARE = 66 / 332
 Rows = Iterator[Sample | BadSample]
 
 
-class FormatError(ValueError):
+class FormatError(InputError):
     """A data set is not in the format that it is said to be in; the message names file, found and expected."""
 
 
@@ -95,7 +96,7 @@ class Folder:
         videos, sounds = self._listing[0].get(name, []), self._listing[1].get(name, [])
         for files in (videos, sounds):
             if len(files) > 1:
-                raise ValueError(f"{len(files)} files are named so: {files}; keep one")
+                raise InputError(f"{len(files)} files are named so: {files}; keep one")
         if sounds:
             found["audio"] = sounds[0]
         if videos or self._listing[0] or not sounds:
@@ -452,7 +453,7 @@ def llava(folder: Folder, *, file: str, answer: str = "description") -> Rows:
             n_left_out += len(answers) - 1
             value = parse_label_list(answers[0]) if answer == "labels" else answers[0].strip()
             if medium is None:
-                raise ValueError(f"no image or video, found {sorted(entry)}")
+                raise InputError(f"no image or video, found {sorted(entry)}")
             yield Sample(id=name, **_medium_field(folder.path, medium), **{answer: value})
         except ValueError as error:
             yield BadSample(name, where, str(error))
@@ -484,7 +485,7 @@ def _medium_field(folder: Path, medium: str) -> dict[str, str]:
     """A listed path below the folder; one that leads out of it is refused."""
     path = Path(medium)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"path {medium!r} leads out of the data set's folder; write it relative to the folder")
+        raise InputError(f"path {medium!r} leads out of the data set's folder; write it relative to the folder")
     return {"audio" if path.suffix.lower() in SOUND_SUFFIXES else "video": str(folder / path)}
 
 
@@ -496,7 +497,7 @@ def _answers(entry: Mapping[str, Any]) -> list[str]:
         if turn.get("from", turn.get("role")) in ("gpt", "assistant")
     ]
     if not found or not all(isinstance(text, str) for text in found):
-        raise ValueError("conversations hold no answer (from: gpt, value: text)")
+        raise InputError("conversations hold no answer (from: gpt, value: text)")
     return found
 
 
@@ -538,9 +539,9 @@ def read_preferences(folder: Folder, *, file: str = "track3_emoprefer.csv") -> I
         a1, a2 = _text(row["a1"]), _text(row["a2"])
         try:
             if choice not in ("a1", "a2", "same"):
-                raise ValueError(f"preference is {row['preference']!r}; expected a1, a2 or same")
+                raise InputError(f"preference is {row['preference']!r}; expected a1, a2 or same")
             if a1 is None or a2 is None:
-                raise ValueError("a1 or a2 is empty; a pair needs both descriptions")
+                raise InputError("a1 or a2 is empty; a pair needs both descriptions")
             media = folder.media(check_id(name))
             yield Preference(name, a1, a2, choice, media.get("video"), media.get("audio"))
         except FormatError:

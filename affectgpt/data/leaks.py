@@ -11,6 +11,7 @@ from affectgpt.config import DataConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import read_source
 from affectgpt.data.stream import Part
+from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
@@ -69,13 +70,13 @@ def keep_apart(
         ValueError: leaks, with "raise"; an unknown policy; a test set that cannot be read.
     """
     if data.leak_check not in POLICIES:
-        raise ValueError(f"data.leak_check is {data.leak_check!r}; expected one of {list(POLICIES)}")
+        raise InputError(f"data.leak_check is {data.leak_check!r}; expected one of {list(POLICIES)}")
     if data.leak_check == "off" or not data.test:
         return list(parts), []
     try:
         test = [row for source in data.test for row in read_source(source, data.folder, on_bad="skip").samples]
-    except ValueError as error:
-        raise ValueError(
+    except UserError as error:
+        raise InputError(
             f"the test set cannot be read, so training data cannot be checked against it: {error}\n"
             "Mend data.test, or train without the check: data.leak_check=off"
         ) from error
@@ -84,7 +85,7 @@ def keep_apart(
         return list(parts), []
     found = describe(leaks, len(training), len(test))
     if data.leak_check == "raise":
-        raise ValueError(
+        raise InputError(
             f"{found}\nScores on that test set would mean nothing. Leave these samples out of training with "
             "data.leak_check=drop, or go on with data.leak_check=warn"
         )
@@ -94,7 +95,7 @@ def keep_apart(
     leaked = {leak.training_id for leak in leaks}
     kept = [replace(part, samples=[item for item in part.samples if item.id not in leaked]) for part in parts]
     if empty := [part for part in kept if not part.samples]:
-        raise ValueError(f"all samples of {list(empty[0].files)} are in the test set; nothing is left to train on")
+        raise InputError(f"all samples of {list(empty[0].files)} are in the test set; nothing is left to train on")
     return kept, as_bad(leaks)
 
 

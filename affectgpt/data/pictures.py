@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.runtime import UserError
+
 if TYPE_CHECKING:
     from affectgpt.data.health import Health
 
@@ -13,7 +15,7 @@ INSTALL = "pip install 'affectgpt[evaluation]'"
 _GREY, _N_LABELS = "0.45", 20
 
 
-class NoMatplotlib(RuntimeError):
+class NoMatplotlib(UserError):
     """matplotlib is not installed; the message says how to get it."""
 
 

@@ -16,7 +16,7 @@ from affectgpt.config import SourceConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
-from affectgpt.media import MediaError
+from affectgpt.runtime import InputError, NotFound, UserError
 from affectgpt.schema import MODALITIES, BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
 from affectgpt.tables import read_names
 
@@ -40,13 +40,13 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
             inside = sorted(item for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES + SOUND_SUFFIXES)
             if not inside:
                 kinds = " ".join(VIDEO_SUFFIXES + SOUND_SUFFIXES)
-                raise FileNotFoundError(f"{path}: no media file in this folder; expected one of {kinds}")
+                raise NotFound(f"{path}: no media file in this folder; expected one of {kinds}")
             files += inside
         elif not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise NotFound(f"{path}: no such file or folder")
         elif path.suffix.lower() not in VIDEO_SUFFIXES + SOUND_SUFFIXES:
             kinds = " ".join(VIDEO_SUFFIXES + SOUND_SUFFIXES)
-            raise ValueError(f"{path}: expected a media file ({kinds}), a folder of them, or a .jsonl / .csv manifest")
+            raise InputError(f"{path}: expected a media file ({kinds}), a folder of them, or a .jsonl / .csv manifest")
         else:
             files.append(path)
     files = list(dict.fromkeys(files))
@@ -57,7 +57,7 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
         key = "audio" if file.suffix.lower() in SOUND_SUFFIXES else "video"
         samples.append(Sample(id=name, subtitle=subtitle, **{key: str(file)}))
     if doubled := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
-        raise ValueError(f"several files are named {doubled[0]!r}; give a manifest with ids of your own")
+        raise InputError(f"several files are named {doubled[0]!r}; give a manifest with ids of your own")
     return samples
 
 
@@ -75,7 +75,7 @@ def _of_split(samples: Sequence[Sample], split: str, name: str) -> list[Sample]:
     chosen = [sample for sample in samples if sample.split == split]
     if not chosen:
         have = dict(Counter(sample.split for sample in samples))
-        raise ValueError(f"{name}: no sample has split {split!r}; it holds {have}")
+        raise InputError(f"{name}: no sample has split {split!r}; it holds {have}")
     return chosen
 
 
@@ -100,19 +100,19 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
             on_bad "raise" also any row that cannot be used.
     """
     if (source.manifest is None) == (source.format is None):
-        raise ValueError(
+        raise InputError(
             f"a data source names either a manifest, or a format with its folder; found manifest={source.manifest!r} "
             f"and format={source.format!r}; see docs/data-sets.md"
         )
     if source.split is not None and source.split_file is not None:
-        raise ValueError(f"a data source takes split={source.split!r} or split_file={source.split_file!r}, not both")
+        raise InputError(f"a data source takes split={source.split!r} or split_file={source.split_file!r}, not both")
     if source.manifest is not None:
         name, base, files = source.manifest, Path(source.manifest).parent, [Path(source.manifest)]
         samples, bad = read_samples(source.manifest, on_bad=on_bad)
     else:
         assert source.format is not None
         if source.folder is None and folder is None:
-            raise ValueError(f"format {source.format!r}: say where the data set lies: data.folder=/path/to/it")
+            raise InputError(f"format {source.format!r}: say where the data set lies: data.folder=/path/to/it")
         base = Path(folder or "").expanduser() / Path(source.folder or "").expanduser()
         name = f"{source.format} in {base}"
         rows, files = read_format(source.format, base, source.options)
@@ -123,7 +123,7 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
         path = path if path.is_absolute() else base / path
         listed = set(read_names(path))
         if gone := sorted(listed - {sample.id for sample in samples} - {row.id for row in bad}):
-            raise ValueError(f"{path}: {len(gone)} of {len(listed)} names are not in {name}, for example {gone[:3]}")
+            raise InputError(f"{path}: {len(gone)} of {len(listed)} names are not in {name}, for example {gone[:3]}")
         samples, bad = [item for item in samples if item.id in listed], [row for row in bad if row.id in listed]
         files = [*files, path]
     elif source.split is not None:
@@ -157,14 +157,14 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
             found.add("audio")
     if sample.audio is not None:
         if not facts.info(sample.audio).has_audio:
-            raise ValueError(f"{sample.audio}: holds no sound, but sample {sample.id!r} names it as audio")
+            raise InputError(f"{sample.audio}: holds no sound, but sample {sample.id!r} names it as audio")
         found.add("audio")
     if sample.face is not None:
         facts.faces(sample.face)
         found |= {"face", "face_motion"}
     if sample.modalities is not None:
         if lacking := [name for name in sample.modalities if name not in found]:
-            raise ValueError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}")
+            raise InputError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}")
         found &= set(sample.modalities)
     return sample.with_modalities(tuple(name for name in MODALITIES if name in found))
 
@@ -182,7 +182,7 @@ def check_each(
 ) -> tuple[list[Item], list[BadSample]]:
     """Run `check` over `items` in threads, in order, with a progress bar.
 
-    An item that fails with MediaError, OSError or ValueError is bad: with `on_bad="raise"` the first one stops the run
+    An item that fails with a UserError is bad: with `on_bad="raise"` the first one stops the run
     with its id, with "skip" it is left out and returned in the second list. Nothing takes its place. `n_threads=0` is
     for checks that are quicker than handing them to a thread.
     """
@@ -190,9 +190,9 @@ def check_each(
     def attempt(item: Item) -> Item | Exception:
         try:
             return check(item)
-        except (MediaError, OSError, ValueError) as error:
+        except UserError as error:
             if on_bad == "raise":
-                raise ValueError(
+                raise InputError(
                     f"sample {name(item)!r}: {error}. Mend or remove it, or leave out such samples with on_bad=skip"
                 ) from error
             return error
@@ -208,7 +208,7 @@ def check_each(
                     bad.append(BadSample(name(item), where(item), str(result)))
                 else:
                     good.append(result)
-        except ValueError:
+        except InputError:
             pool.shutdown(cancel_futures=True)
             raise
     return good, bad

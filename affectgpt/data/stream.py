@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from affectgpt.prompts import answer
+from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, TASKS, BadSample, Sample
 
 
@@ -80,7 +81,7 @@ class Part:
 def weighted(parts: Sequence[Part], weights: str) -> list[Part]:
     """Parts whose weights are as "given", or "proportional": times their number of samples."""
     if weights not in ("given", "proportional"):
-        raise ValueError(f"data.weights is {weights!r}; expected given or proportional")
+        raise InputError(f"data.weights is {weights!r}; expected given or proportional")
     if weights == "given":
         return list(parts)
     return [replace(part, weight=part.weight * len(part.samples)) for part in parts]
@@ -124,7 +125,7 @@ class TrainingStream:
         self._asked = [(list(tasks), list(langs), choice) for tasks, langs, choice in asked]
         weights = np.array([part.weight for part in parts], dtype=float)
         if (weights < 0).any() or weights.sum() <= 0:
-            raise ValueError(f"weights of sources must be at least 0 with a positive sum, found {weights.tolist()}")
+            raise InputError(f"weights of sources must be at least 0 with a positive sum, found {weights.tolist()}")
         # The seeds of the columns are independent, so that adding a modality does not reshuffle the samples.
         columns = ("source", "task", "lang", "drop", "drop_faces")
         column = {name: np.random.default_rng([seed, number]) for number, name in enumerate(columns)}
@@ -187,7 +188,7 @@ def _weighted(dice: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
     """Which of the weighted values each of the `dice` in 0..1 stands for, as `Generator.choice` would draw them."""
     values = np.array(list(weights.values()), dtype=float)
     if (values < 0).any() or values.sum() <= 0:
-        raise ValueError(f"weights must be at least 0 with a positive sum, found {dict(weights)}")
+        raise InputError(f"weights must be at least 0 with a positive sum, found {dict(weights)}")
     bounds = (values / values.sum()).cumsum()
     return (bounds / bounds[-1]).searchsorted(dice, side="right")
 
@@ -211,7 +212,7 @@ def with_texts(
     """
     tasks, langs = list(tasks), list(langs)
     if odd := [task for task in tasks if task not in TASKS]:
-        raise ValueError(f"unknown tasks {odd}; expected some of {list(TASKS)}")
+        raise InputError(f"unknown tasks {odd}; expected some of {list(TASKS)}")
     good: list[Sample] = []
     bad: list[BadSample] = []
     for sample in samples:
@@ -221,7 +222,7 @@ def with_texts(
         else:
             good.append(sample)
     if bad and on_bad == "raise":
-        raise ValueError(
+        raise InputError(
             f"{bad[0].reason}; {len(bad)} samples lack texts for tasks {tasks} in {langs}. Ask a source for what "
             "it has (tasks: {labels: 1.0} in its YAML), or leave such samples out with data.on_bad=skip"
         )

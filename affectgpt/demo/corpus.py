@@ -41,7 +41,7 @@ from affectgpt.demo.text import (
 )
 from affectgpt.demo.video import write_mp4
 from affectgpt.demo.voice import render_voice
-from affectgpt.runtime import log, stable_hash, write_json_atomic
+from affectgpt.runtime import InputError, log, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
 CODE_VERSION = "4"
@@ -182,16 +182,16 @@ def n_cores() -> int:
 def _check_built(folder: Path, parameters: dict) -> None:
     marker = folder / MARKER
     if not marker.is_file():
-        raise ValueError(f"{folder} has no {MARKER}, so it was not built here; remove it or name another folder")
+        raise InputError(f"{folder} has no {MARKER}, so it was not built here; remove it or name another folder")
     found = json.loads(marker.read_text())
     if found != parameters:
-        raise ValueError(f"{folder} was built with {found}, wanted {parameters}; remove it or name another folder")
+        raise InputError(f"{folder} was built with {found}, wanted {parameters}; remove it or name another folder")
 
 
 def _with_defaults(parameters: dict[str, int]) -> dict[str, int]:
     defaults = {"seed": 0, "n_coarse": N_COARSE, "n_fine": N_FINE, "size_px": SIZE_PX}
     if unknown := sorted(set(parameters) - set(defaults)):
-        raise ValueError(f"a corpus has no parameters {unknown}; expected some of {sorted(defaults)}")
+        raise InputError(f"a corpus has no parameters {unknown}; expected some of {sorted(defaults)}")
     return {**defaults, **parameters}
 
 

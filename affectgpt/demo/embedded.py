@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from affectgpt.demo.corpus import build_corpus, corpus_folder
+from affectgpt.runtime import InputError
 
 MANIFESTS = ("coarse", "fine")
 MODELS = ("hubert", "eva", "videomae", "llm")
@@ -40,4 +41,4 @@ def path_of(name: str, cache: Path) -> Path:
         build_projectors(folder, path_of("llm", cache).parent)
         return folder
     known = [*MANIFESTS, *MODELS, SECOND_LLM, PRETRAINED]
-    raise ValueError(f"demo:{name} is not part of the embedded default; expected one of {known}")
+    raise InputError(f"demo:{name} is not part of the embedded default; expected one of {known}")

@@ -53,7 +53,7 @@ from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, 
 from affectgpt.demo.text import N_LINES, Clues, describe, labels_in_chinese, seen_by_people, subtitle_of, without
 from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.runtime import stable_hash
+from affectgpt.runtime import InputError, stable_hash
 from affectgpt.schema import Sample
 
 CODE_VERSION = "4"
@@ -337,7 +337,7 @@ def voice_targets(performance: Performance, n_frames: int) -> tuple[np.ndarray, 
     """
     voice = performance.voice
     if voice is None:
-        raise ValueError("a performance without a voice has no voice targets; leave the clip out")
+        raise InputError("a performance without a voice has no voice targets; leave the clip out")
     times = (np.arange(n_frames) + 0.5) * _FRAME_S
     ratio, loudness_db = sample_curve(voice.pitch_ratio, times), sample_curve(voice.loudness_db, times)
     octaves = np.log2(performance.identity.base_pitch_hz * ratio / 150)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from affectgpt.runtime import InputError
+
 Curve = tuple[tuple[float, float], ...]
 """(time_s, value) knots in the order of time: linear in between, constant outside."""
 
@@ -92,20 +94,20 @@ class Performance:
 
     def __post_init__(self) -> None:
         if not self.duration_s > 0:
-            raise ValueError(f"a performance of {self.duration_s} s cannot be rendered; duration_s must be above 0")
+            raise InputError(f"a performance of {self.duration_s} s cannot be rendered; duration_s must be above 0")
         if unknown := sorted(set(self.action_units) - set(ACTION_UNITS)):
-            raise ValueError(f"the face has no action units {unknown}; it can show {', '.join(ACTION_UNITS)}")
+            raise InputError(f"the face has no action units {unknown}; it can show {', '.join(ACTION_UNITS)}")
         if self.voice is not None and not self.voice.syllable_rate_hz > 0:
-            raise ValueError(f"syllable_rate_hz is {self.voice.syllable_rate_hz}; it must be above 0, or voice=None")
+            raise InputError(f"syllable_rate_hz is {self.voice.syllable_rate_hz}; it must be above 0, or voice=None")
 
 
 def sample_curve(curve: Curve, times: np.ndarray) -> np.ndarray:
     """Values of `curve` at `times` (s) -> float64 [T]."""
     if not curve:
-        raise ValueError("a curve has no knots; use ((0.0, value),) for a constant")
+        raise InputError("a curve has no knots; use ((0.0, value),) for a constant")
     knots = np.asarray(curve, dtype=np.float64)  # [K, 2]
     if np.any(np.diff(knots[:, 0]) < 0):
-        raise ValueError(f"the knots of a curve are not in the order of time: {knots[:, 0].tolist()}")
+        raise InputError(f"the knots of a curve are not in the order of time: {knots[:, 0].tolist()}")
     return np.interp(times, knots[:, 0], knots[:, 1])
 
 

@@ -11,6 +11,8 @@ import av
 import numpy as np
 from av.codec.context import Flags
 
+from affectgpt.runtime import InputError
+
 _X264 = {
     "preset": "veryfast",
     "crf": "20",
@@ -43,11 +45,11 @@ def write_mp4(
 
 def _check(path: Path, frames: np.ndarray, waveform: np.ndarray | None) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise ValueError(f"{path}: frames are {frames.dtype} {list(frames.shape)}; expected uint8 [T,H,W,3] with T > 0")
+        raise InputError(f"{path}: frames are {frames.dtype} {list(frames.shape)}; expected uint8 [T,H,W,3] with T > 0")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"{path}: frames are {frames.shape[2]}x{frames.shape[1]}; h264 needs even width and height")
+        raise InputError(f"{path}: frames are {frames.shape[2]}x{frames.shape[1]}; h264 needs even width and height")
     if waveform is not None and (waveform.dtype != np.float32 or waveform.ndim != 1):
-        raise ValueError(f"{path}: waveform is {waveform.dtype} {list(waveform.shape)}; expected float32 [S]")
+        raise InputError(f"{path}: waveform is {waveform.dtype} {list(waveform.shape)}; expected float32 [S]")
 
 
 def _write(path: Path, frames: np.ndarray, rate: Fraction, waveform: np.ndarray | None, sample_rate_hz: int) -> None:

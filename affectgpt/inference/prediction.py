@@ -28,7 +28,7 @@ from affectgpt.engine.streaming import Listener, Streamer, Telling
 from affectgpt.journal import append_jsonl_records
 from affectgpt.metrics.extract import read_labels
 from affectgpt.prompts import PROMPT_VERSION, render
-from affectgpt.runtime import UserError, stable_hash, write_json_atomic
+from affectgpt.runtime import InputError, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_json
 
 log = logging.getLogger("affectgpt")
@@ -73,12 +73,12 @@ def shown_modalities(sample: Sample, model_has: Sequence[str], asking: Asking) -
         ValueError: a modality is asked for that the model does not have, or nothing at all is left to look at.
     """
     if odd := [name for name in asking.modalities or () if name not in model_has]:
-        raise ValueError(f"modalities {odd} asked for, but this model has {list(model_has)}")
+        raise InputError(f"modalities {odd} asked for, but this model has {list(model_has)}")
     wanted = model_has if asking.modalities is None else asking.modalities
     shown = tuple(name for name in MODALITIES if name in wanted and name in (sample.modalities or ()))
     if not shown and not (asking.use_subtitle and sample.subtitle):
         has = list(sample.modalities or ())
-        raise ValueError(
+        raise InputError(
             f"sample {sample.id!r} has nothing to show: its media hold {has}, asked for are {list(wanted)}, "
             f"and there is {'no subtitle' if asking.use_subtitle else 'no use of the subtitle'}"
         )

@@ -18,6 +18,7 @@ from affectgpt.media.container import (
     open_media,
     stream_kinds,
 )
+from affectgpt.runtime import InputError
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def audio_windows(
     """
     window = round(window_s * rate_hz)
     if n_samples < 1 or window < 1 or max_windows < 1:
-        raise ValueError(
+        raise InputError(
             f"cannot cut {n_samples} samples into {max_windows} windows of {window} samples; all must be at least 1"
         )
     spare = max(n_samples - window, 0)
@@ -108,7 +109,7 @@ def audio_windows(
         starts = [i * spare // max_windows for i in range(max_windows)]
         return [(start, start + window) for start in starts]
     if mode != "cover":
-        raise ValueError(f"unknown mode {mode!r}; choose 'cover' or 'fixed'")
+        raise InputError(f"unknown mode {mode!r}; choose 'cover' or 'fixed'")
     n = min(max_windows, -(-n_samples // window))
     starts = [spare // 2] if n == 1 else [i * spare // (n - 1) for i in range(n)]
     return [(start, min(start + window, n_samples)) for start in starts]

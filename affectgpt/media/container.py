@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import av
 from av.stream import Disposition
 
+from affectgpt.runtime import InputError
+
 if TYPE_CHECKING:
     from av.container import InputContainer
 
@@ -24,7 +26,7 @@ PathLike = str | os.PathLike[str]
 _LENGTH_SLACK_BYTES = 64
 
 
-class MediaError(ValueError):
+class MediaError(InputError):
     """A media file cannot give what was asked of it; the message names the file, what is wrong and what to do."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from affectgpt.media.container import EmptyMedia, MediaError, MissingMedia, PathLike
 from affectgpt.media.video import uniform_indices
+from affectgpt.runtime import InputError
 
 
 def probe_faces(path: PathLike) -> tuple[int, int, int]:
@@ -31,7 +32,7 @@ def read_faces(path: PathLike, n_frames: int | None = None, *, order: str = "bgr
         MediaError: another array, or no array; pickled objects are never loaded.
     """
     if order not in ("bgr", "rgb"):
-        raise ValueError(f"the channel order of face crops is bgr or rgb, found {order!r}")
+        raise InputError(f"the channel order of face crops is bgr or rgb, found {order!r}")
     crops = _open(path)
     chosen = crops if n_frames is None else crops[uniform_indices(len(crops), n_frames)]
     return np.ascontiguousarray(chosen[..., ::-1] if order == "bgr" else chosen)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from affectgpt.media.container import EmptyMedia, MediaError, MissingMedia, PathLike
+from affectgpt.runtime import InputError
 
 NO_EXPRESSION = ("AU45",)
 """Blinks, which are no peak of an expression."""
@@ -60,7 +61,7 @@ class ActionUnits:
     def peak(self, *, without: Sequence[str] = NO_EXPRESSION) -> int:
         """The row with the largest sum of intensities (the first of equals), leaving out the units in `without`."""
         if not len(self):
-            raise ValueError("no row is left to take the peak of; lower min_confidence, or leave the clip out")
+            raise InputError("no row is left to take the peak of; lower min_confidence, or leave the clip out")
         summed = sum(values for unit, values in self.intensity.items() if unit not in without)
         return int(np.argmax(np.broadcast_to(summed, len(self))))
 

@@ -21,6 +21,7 @@ from affectgpt.media.container import (
     stream_kinds,
     video_stream,
 )
+from affectgpt.runtime import InputError
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def uniform_indices(n_source: int, n: int) -> np.ndarray:
     [0, 12, 25, 37, 50, 62, 75, 87]
     """
     if n_source < 1 or n < 1:
-        raise ValueError(f"cannot choose {n} of {n_source} frames; both numbers must be at least 1")
+        raise InputError(f"cannot choose {n} of {n_source} frames; both numbers must be at least 1")
     return np.arange(n, dtype=np.int64) * n_source // n
 
 
@@ -88,7 +89,7 @@ def read_frame_sets(
         ImportError: the backend is not installed.
     """
     if backend not in _BACKENDS:
-        raise ValueError(f"unknown video backend {backend!r}; choose one of {sorted(_BACKENDS)}")
+        raise InputError(f"unknown video backend {backend!r}; choose one of {sorted(_BACKENDS)}")
 
     def choose(n_source: int) -> set[int]:
         return {int(index) for n in counts.values() for index in uniform_indices(n_source, n)}

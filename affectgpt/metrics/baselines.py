@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from affectgpt.runtime import InputError
+
 MER2023_EMOTIONS = ("worried", "happy", "neutral", "angry", "surprised", "sad")
 """The candidate set from which the papers' Random draws (EMER paper, section 4)."""
 
@@ -25,7 +27,7 @@ def random_labels(
     """
     names = list(vocabulary)
     if not 1 <= n_labels <= len(names):
-        raise ValueError(f"n_labels is {n_labels}; expected 1 to {len(names)}, the size of the vocabulary")
+        raise InputError(f"n_labels is {n_labels}; expected 1 to {len(names)}, the size of the vocabulary")
     rng = np.random.default_rng(seed)
     return {
         sample_id: tuple(dict.fromkeys(names[i] for i in rng.choice(len(names), size=n_labels, replace=False)))

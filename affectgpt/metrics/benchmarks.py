@@ -25,7 +25,7 @@ from affectgpt.metrics.evaluate import Predictions, evaluate, labels_by_id
 from affectgpt.metrics.io import ScoreFileError, read_references
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon
 from affectgpt.metrics.report import Report
-from affectgpt.runtime import write_text_atomic
+from affectgpt.runtime import InputError, write_text_atomic
 
 KINDS = ("openset", "hit_rate", "sentiment", "classes")
 HELP = "see docs/metrics.md, section 'Benchmarks'"
@@ -86,7 +86,7 @@ def run_benchmark(
         ValueError: no folder set, an unknown kind; ScoreFileError: the truth cannot be read.
     """
     if config.kind not in KINDS:
-        raise ValueError(f"benchmark {config.name!r}: kind {config.kind!r} is not one of {list(KINDS)}")
+        raise InputError(f"benchmark {config.name!r}: kind {config.kind!r} is not one of {list(KINDS)}")
     path = truth_path(config)
     tables = load_lexicon(lexicon)
     if config.kind == "openset":
@@ -138,7 +138,7 @@ def _result(
 
 def truth_path(config: BenchmarkConfig) -> Path:
     if config.folder is None:
-        raise ValueError(f"benchmark {config.name!r}: say where your copy lies: benchmark.folder=/path/to/data; {HELP}")
+        raise InputError(f"benchmark {config.name!r}: say where your copy lies: benchmark.folder=/path/to/data; {HELP}")
     path = Path(config.folder) / config.references
     if not path.is_file():
         raise ScoreFileError(
@@ -193,7 +193,7 @@ def _read_pickled(path: Path, config: BenchmarkConfig, key: str) -> dict[str, An
 def mean_result(results: Sequence[BenchmarkResult], name: str, title: str) -> BenchmarkResult:
     """The plain mean of several benchmarks' primary values (MER-UniBench); n is the number of benchmarks."""
     if not results:
-        raise ValueError("no benchmark results to average")
+        raise InputError("no benchmark results to average")
     details = {result.title: result.value for result in results}
     value = sum(result.value for result in results) / len(results)
     return BenchmarkResult(name, title, "mean of the primary scores", value, len(results), details, results[0].lexicon)

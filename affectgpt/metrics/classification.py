@@ -12,6 +12,7 @@ import numpy as np
 
 from affectgpt.metrics.lexicon import Lexicon
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
+from affectgpt.runtime import InputError
 
 UNPARSED = "unparsed"
 
@@ -59,10 +60,10 @@ def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: 
         ValueError: no samples, different lengths, or a truth outside the classes.
     """
     if len(truths) != len(predictions) or not truths:
-        raise ValueError(f"{len(truths)} truths and {len(predictions)} predictions; expected equally many, at least 1")
+        raise InputError(f"{len(truths)} truths and {len(predictions)} predictions; expected equally many, at least 1")
     columns = {name: i for i, name in enumerate(classes)}
     if strange := sorted(set(truths) - set(columns)):
-        raise ValueError(f"true labels {strange} are none of the classes {list(classes)}")
+        raise InputError(f"true labels {strange} are none of the classes {list(classes)}")
     confusion = np.zeros((len(classes), len(classes) + 1), dtype=int)
     for truth, prediction in zip(truths, predictions, strict=True):
         confusion[columns[truth], columns.get(prediction or "", len(classes))] += 1
@@ -218,7 +219,7 @@ def score_sentiment(truths: Mapping[str, float], predictions: Mapping[str, str |
         else:
             read[sample_id] = value
     if strange := sorted({str(value) for value in read.values() if value not in (*_SENTIMENT, None)}):
-        raise ValueError(f"sentiments {strange} are none of {list(_SENTIMENT)} (or a number, or None)")
+        raise InputError(f"sentiments {strange} are none of {list(_SENTIMENT)} (or a number, or None)")
     classes = ("negative", "positive")
     true_classes = ["positive" if score > 0 else "negative" for score in kept.values()]
     two_sided = ["positive" if value == "positive" else "negative" for value in read.values()]
@@ -238,7 +239,7 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     1.0
     """
     if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"correlation needs two or more pairs; found {len(x)} and {len(y)} values")
+        raise InputError(f"correlation needs two or more pairs; found {len(x)} and {len(y)} values")
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
@@ -253,7 +254,7 @@ def top_k_accuracy(truths: Sequence[str], rankings: Sequence[Sequence[str]], k: 
     (0.3333333333333333, 0.6666666666666666)
     """
     if len(truths) != len(rankings) or not truths:
-        raise ValueError(f"{len(truths)} truths and {len(rankings)} rankings; expected equally many, at least 1")
+        raise InputError(f"{len(truths)} truths and {len(rankings)} rankings; expected equally many, at least 1")
     return sum(truth in ranking[:k] for truth, ranking in zip(truths, rankings, strict=True)) / len(truths)
 
 

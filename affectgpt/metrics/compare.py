@@ -14,7 +14,7 @@ from affectgpt.metrics.lexicon import Lexicon, load_lexicon
 from affectgpt.metrics.report import PRIMARY, Report
 from affectgpt.metrics.stats import PairedTest, paired_test
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1
-from affectgpt.runtime import write_text_atomic
+from affectgpt.runtime import InputError, write_text_atomic
 
 
 def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
@@ -29,7 +29,7 @@ def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
         names = ["/".join(file.with_suffix("").parts[-n_parts:]) for file in files]
         if len(set(names)) == len(files):
             return dict(zip(names, files, strict=True))
-    raise ValueError(f"a predictions file is given twice: {[str(file) for file in files]}")
+    raise InputError(f"a predictions file is given twice: {[str(file) for file in files]}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def compare(
         ValueError: fewer than two systems.
     """
     if len(systems) < 2:
-        raise ValueError(f"comparing needs two systems or more, found {list(systems)}")
+        raise InputError(f"comparing needs two systems or more, found {list(systems)}")
     tables = load_lexicon(lexicon)
     reports, scores = {}, {}
     for name, predictions in systems.items():
@@ -121,9 +121,9 @@ def over_seeds(reports: Sequence[Report]) -> dict[str, Spread]:
         ValueError: no reports, or reports with another lexicon or other rows.
     """
     if not reports:
-        raise ValueError("no reports to average")
+        raise InputError("no reports to average")
     if len({(report.lexicon_checksum, tuple(report.scores)) for report in reports}) > 1:
-        raise ValueError("the reports have different lexicons or groupings; score all runs alike")
+        raise InputError("the reports have different lexicons or groupings; score all runs alike")
     return {row: spread([report.scores[row].f_score for report in reports]) for row in reports[0].scores}
 
 

@@ -16,6 +16,7 @@ from affectgpt.metrics.report import PRIMARY, Counts, Report, Score
 from affectgpt.metrics.sets import SetScore, set_score
 from affectgpt.metrics.stats import averaged, mean_f_statistic, percentile_interval, resampled_means
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1, LEVEL2, WheelGrouping, mean_f, score_samples
+from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction
 
 Predictions = Mapping[str, "str | Sequence[str]"] | Iterable[Prediction]
@@ -75,13 +76,13 @@ def evaluate_samples(
     Rows are in the order of `references`; what paired tests and error analyses start from.
     """
     if unknown := [name for name in groupings if name not in GROUPINGS]:
-        raise ValueError(f"unknown groupings {unknown}; expected some of {list(GROUPINGS)}")
+        raise InputError(f"unknown groupings {unknown}; expected some of {list(GROUPINGS)}")
     if not references:
-        raise ValueError("no references: there is nothing to score against")
+        raise InputError("no references: there is nothing to score against")
     tables = load_lexicon(lexicon)
     predicted, readings = labels_by_id(predictions, tables)
     if predicted and not set(predicted) & set(references):
-        raise ValueError(
+        raise InputError(
             f"no prediction has a reference: predictions are like {next(iter(predicted))!r}, "
             f"references like {next(iter(references))!r}; are these files of the same data set?"
         )
@@ -164,7 +165,7 @@ def labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, t
         items = ((item.id, item.labels, item.text, item.task) for item in predictions)
     for sample_id, given, text, task in items:
         if sample_id in labels:
-            raise ValueError(f"two predictions for sample {sample_id!r}; each sample has one")
+            raise InputError(f"two predictions for sample {sample_id!r}; each sample has one")
         if given is not None:
             labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(given, tables), _how_given(given, text)
         elif tables.label_splitting == "published" and task == "labels":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, parse_label_list, prediction_from_row
 from affectgpt.tables import TableError, id_of, read_rows
 
@@ -57,7 +58,7 @@ def _prediction(sample_id: str, row: Mapping[str, Any]) -> Prediction:
     for column in _TEXT_COLUMNS:
         if column in row:
             return Prediction(sample_id, _text_of(row[column]), task="description")
-    raise ValueError(f"sample {sample_id!r}: no column of {[*_LABEL_COLUMNS, *_TEXT_COLUMNS]}, found {sorted(row)}")
+    raise InputError(f"sample {sample_id!r}: no column of {[*_LABEL_COLUMNS, *_TEXT_COLUMNS]}, found {sorted(row)}")
 
 
 def _labels_cell(row: Mapping[str, Any]) -> tuple[str, ...] | None:

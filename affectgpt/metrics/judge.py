@@ -1,6 +1,6 @@
 """Scores that ask a language model: grouping of synonyms, label extraction from descriptions, and a judge.
 
-Every question is asked at temperature 0 through `affectgpt.chat.served.ChatClient`, whose file of answers makes the score
+Every question is asked at temperature 0 through `affectgpt.chat`, whose file of answers makes the score
 repeatable without a call. A prompt carries its version: a changed word is another question, never an old answer.
 
 - LLM grouping (EMER, OV-MER and AffectGPT papers; MER2024): the union of the true and predicted labels of one sample is
@@ -20,6 +20,7 @@ from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
 from affectgpt.metrics.sets import SetScore, set_score
 from affectgpt.prompts import Message
+from affectgpt.runtime import InputError
 
 GROUPING_VERSION = "1"
 EXTRACTION_VERSION = "1"
@@ -162,7 +163,7 @@ def judge(truths: Mapping[str, str], predictions: Mapping[str, str], client: Cha
         ValueError: an unknown aspect.
     """
     if aspect not in JUDGE_ASPECTS:
-        raise ValueError(f"unknown aspect {aspect!r}; expected one of {list(JUDGE_ASPECTS)}")
+        raise InputError(f"unknown aspect {aspect!r}; expected one of {list(JUDGE_ASPECTS)}")
     present = {key: truth for key, truth in truths.items() if predictions.get(key, "").strip()}
     questions = [judge_question(truth, predictions[key], aspect) for key, truth in present.items()]
     scores: dict[str, int] = dict.fromkeys(set(truths) - set(present), 1)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
+from affectgpt.runtime import InputError, UserError
+
 INSTALL = "pip install 'affectgpt[evaluation]'"
 WORDNET_HELP = (
     "METEOR needs WordNet, which is never downloaded while scoring: run `python -m nltk.downloader wordnet` once "
@@ -39,9 +41,9 @@ def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, la
         ValueError: no truths, or an unknown language.
     """
     if lang not in ("en", "zh"):
-        raise ValueError(f"lang is {lang!r}; expected 'en' or 'zh'")
+        raise InputError(f"lang is {lang!r}; expected 'en' or 'zh'")
     if not truths:
-        raise ValueError("no descriptions to compare with")
+        raise InputError("no descriptions to compare with")
     pairs = [(truth, predictions.get(sample_id, "")) for sample_id, truth in truths.items()]
     scores: dict[str, float] = {}
     unavailable: dict[str, str] = {}
@@ -60,7 +62,7 @@ def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, la
     return MatchingScores(scores, len(pairs), libraries, unavailable)
 
 
-class MissingLibrary(RuntimeError):
+class MissingLibrary(UserError):
     """An optional library or its data is not installed; the message says how to get it."""
 
 

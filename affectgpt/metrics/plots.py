@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affectgpt.runtime import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,7 +24,7 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _GREYS = ("0.35", "0.75", "0.9", "0.55", "0.65", "0.85")
 
 
-class NoMatplotlib(RuntimeError):
+class NoMatplotlib(UserError):
     """matplotlib is not installed; the message says how to get it."""
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from affectgpt.runtime import InputError
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Averaged precision and recall [..., n_groupings, 2] -> a score [...]."""
 
@@ -104,7 +106,7 @@ def paired_test(
         ValueError: the shapes or the scored samples differ.
     """
     if a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
-        raise ValueError(f"paired scores must cover the same samples: found {a.shape} and {b.shape}")
+        raise InputError(f"paired scores must cover the same samples: found {a.shape} and {b.shape}")
     n_samples = len(a)
     whole = np.ones((1, n_samples))
     difference = float((statistic(averaged(a, whole)) - statistic(averaged(b, whole)))[0])

@@ -17,6 +17,7 @@ import numpy as np
 
 from affectgpt.metrics.lexicon import Lexicon
 from affectgpt.metrics.sets import harmonic_mean
+from affectgpt.runtime import InputError
 
 LEVEL1 = tuple(f"M3-W{wheel}-L1" for wheel in range(1, 6))
 LEVEL2 = tuple(f"M3-W{wheel}-L2" for wheel in range(1, 6))
@@ -61,7 +62,7 @@ class WheelGrouping:
     def map(self, labels: Iterable[str], grouping: str) -> frozenset[str]:
         """The set of groups of `labels` under one grouping; unknown words vanish."""
         if grouping not in GROUPINGS:
-            raise ValueError(f"unknown grouping {grouping!r}; expected one of {list(GROUPINGS)}")
+            raise InputError(f"unknown grouping {grouping!r}; expected one of {list(GROUPINGS)}")
         return frozenset(group for label in labels if (group := self.groups(label).get(grouping)) is not None)
 
 

@@ -10,6 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from affectgpt.runtime import NotFound
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -29,7 +31,7 @@ def resolve(name: str, what: str, revision: str | None = None) -> Path | None:
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{what}: base model folder {name!r} does not exist; put it there or name another")
+        raise NotFound(f"{what}: base model folder {name!r} does not exist; put it there or name another")
     from huggingface_hub import snapshot_download
 
     try:
@@ -148,7 +150,7 @@ def release(name: str) -> Path | None:
         return Path(snapshot_download(repo, revision=revision or None))
     except (OSError, ValueError) as error:
         command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-        raise FileNotFoundError(
+        raise NotFound(
             f"checkpoint {name!r} is no folder here, and the hub did not give it ({type(error).__name__}); "
             f"where there is a network run `{command}`"
         ) from error

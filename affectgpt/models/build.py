@@ -21,6 +21,7 @@ from affectgpt.models.configuration_affectgpt import (
 )
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, SLOTS
 
 # CLIP's normalisation, which EVA-CLIP shares; used where a base model has no preprocessor_config.json.
@@ -122,14 +123,14 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if set(self.encoders) != set(self.projectors) - {"multi"}:
-            raise ValueError(
+            raise InputError(
                 f"encoders name {sorted(self.encoders)}, projectors {sorted(self.projectors)}; a modality needs both"
             )
         if unknown := sorted(set(self.encoders) - set(MODALITIES)):
-            raise ValueError(f"modalities {unknown} are unknown; expected some of {list(MODALITIES)}")
+            raise InputError(f"modalities {unknown} are unknown; expected some of {list(MODALITIES)}")
         for name, projector in self.projectors.items():
             if absent := sorted({*projector.sources, *filter(None, [projector.unless])} - set(self.encoders)):
-                raise ValueError(f"{name}: sources and unless name {absent}; this model has {list(self.modalities)}")
+                raise InputError(f"{name}: sources and unless name {absent}; this model has {list(self.modalities)}")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -336,7 +337,7 @@ def _branch(
             "min_samples": encoders.min_samples(hollow.model.config),
         }
         if (hears := preprocessing.get("sampling_rate", sampling.rate_hz)) != sampling.rate_hz:
-            raise ValueError(f"audio: {encoder.name!r} hears {hears} Hz, sampling.rate_hz is {sampling.rate_hz}")
+            raise InputError(f"audio: {encoder.name!r} hears {hears} Hz, sampling.rate_hz is {sampling.rate_hz}")
         n_steps, n_runs = sampling.max_windows, sampling.max_windows
         probe = torch.zeros(1, round(sampling.window_s * sampling.rate_hz), device="meta")
     else:
@@ -369,12 +370,12 @@ def _branch(
             n_class = n_states - rows * columns
         _check_groups(name, spec, n_states * n_runs, n_class, n_runs)
     if projector.kind == "linear" and projector.n_queries != n_states * n_runs:
-        raise ValueError(
+        raise InputError(
             f"{name}: a linear projector makes one token a state; pool {encoder.pool!r} gives {n_states * n_runs} "
             f"states, n_queries is {projector.n_queries}: set it to that number, or pool to 'mean' and it to 1"
         )
     if projector.kind == "linear" and name == "audio" and sampling.window_mode != "fixed" and n_steps > 1:
-        raise ValueError(
+        raise InputError(
             "audio: a linear projector needs the same number of states from every sound; "
             "set sampling.window_mode to 'fixed' or pool to 'mean'"
         )
@@ -400,13 +401,13 @@ def _check_groups(name: str, spec: ModelSpec, n_states: int, n_class: int, n_run
     """Raise ValueError unless the states of a grouped projector, class tokens left out, divide into its soft tokens."""
     projector = spec.projectors[name]
     if (n_class and n_runs > 1) or (name == "audio" and spec.sampling.window_mode != "fixed"):
-        raise ValueError(
+        raise InputError(
             f"{name}: a grouped projector takes one picture with its class token, or a fixed number of states; "
             "sample one frame, set encoders' grid, or set sampling.window_mode to 'fixed'"
         )
     groups, rest = divmod(n_states - n_class, projector.group_size)
     if rest or projector.n_queries != n_class + groups:
-        raise ValueError(
+        raise InputError(
             f"{name}: {n_class} class tokens and {n_states - n_class} other states by {projector.group_size} give "
             f"{n_class + groups} soft tokens and leave {rest} states over; n_queries is {projector.n_queries}"
         )
@@ -446,4 +447,4 @@ def _image_size(preprocessing: Mapping[str, Any], built_for: Any) -> tuple[int, 
             return size, size
         if isinstance(size, (list, tuple)):
             return size[0], size[1]
-    raise ValueError(f"no image size in preprocessor_config.json ({dict(preprocessing)}) nor in the encoder's config")
+    raise InputError(f"no image size in preprocessor_config.json ({dict(preprocessing)}) nor in the encoder's config")

@@ -25,11 +25,12 @@ from affectgpt.models.build import ModelSpec, build
 from affectgpt.models.modeling_affectgpt import MANIFEST_NAME, AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.prompts import PROMPT_VERSION
+from affectgpt.runtime import InputError
 
 TENSORS_NAME = "trained.safetensors"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint does not fit the model or its base models; the message names what differs."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from affectgpt.runtime import InputError
 from affectgpt.schema import SLOTS
 
 IMAGES, VIDEOS = ("frames", "face"), ("motion", "face_motion")
@@ -35,7 +36,7 @@ _LAYERS = re.compile(r"last([1-9]\d*)_mean")
 
 def check_pool(modality: str, pool: str) -> None:
     if pool not in POOLS[modality]:
-        raise ValueError(f"{modality}: pool {pool!r} is not one of {list(POOLS[modality])}")
+        raise InputError(f"{modality}: pool {pool!r} is not one of {list(POOLS[modality])}")
 
 
 def layers_to_average(layers: int | str) -> int | None:
@@ -44,7 +45,7 @@ def layers_to_average(layers: int | str) -> int | None:
         return None
     if match := _LAYERS.fullmatch(layers):
         return int(match[1])
-    raise ValueError(f"layers is {layers!r}; expected a layer index such as -1 or 12, or 'last4_mean'")
+    raise InputError(f"layers is {layers!r}; expected a layer index such as -1 or 12, or 'last4_mean'")
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         layers_to_average(self.layers)
         if (self.stride != 1 or self.grid) and self.pool != "tokens":
-            raise ValueError(f"stride and grid thin out pool 'tokens', found pool {self.pool!r}; leave them out")
+            raise InputError(f"stride and grid thin out pool 'tokens', found pool {self.pool!r}; leave them out")
         if self.stride < 1 or self.grid < 0:
-            raise ValueError(f"stride is {self.stride}, grid {self.grid}; expected at least 1 and at least 0")
+            raise InputError(f"stride is {self.stride}, grid {self.grid}; expected at least 1 and at least 0")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ProjectorConfig:
         kinds = FUSIONS if self.sources else PROJECTORS
         if self.kind not in kinds:
             what = "pre-fusion" if self.sources else "projector"
-            raise ValueError(f"{what} kind {self.kind!r} is unknown; expected one of {list(kinds)}")
+            raise InputError(f"{what} kind {self.kind!r} is unknown; expected one of {list(kinds)}")
 
     @property
     def n_states(self) -> int | None:
@@ -164,7 +165,7 @@ class AffectGPTConfig(PreTrainedConfig):
             text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         branches = branches or {}
         if unknown := sorted(set(branches) - set(SLOTS)):
-            raise ValueError(f"branches {unknown} are unknown; expected some of {list(SLOTS)}")
+            raise InputError(f"branches {unknown} are unknown; expected some of {list(SLOTS)}")
         self.text_config = text_config
         self.branches = {
             name: {part: _fields(fields) for part, fields in branches[name].items()}
@@ -181,7 +182,7 @@ class AffectGPTConfig(PreTrainedConfig):
             if name != "multi":
                 check_pool(name, self.encoder(name).pool)
             if name not in self.placeholder_token_ids:
-                raise ValueError(f"{name}: placeholder_token_ids has no id for it, only {self.placeholder_token_ids}")
+                raise InputError(f"{name}: placeholder_token_ids has no id for it, only {self.placeholder_token_ids}")
             self.projector(name)
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)

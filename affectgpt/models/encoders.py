@@ -38,6 +38,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
 from affectgpt.models.configuration_affectgpt import IMAGES, EncoderConfig, layers_to_average
+from affectgpt.runtime import InputError
 
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transformers registers the configuration only
 
@@ -118,7 +119,7 @@ class WhisperSound(nn.Module):
     def forward(self, windows: Tensor, output_hidden_states: bool = False) -> BaseModelOutput:
         n_samples = windows.shape[1]
         if n_samples > self.CHUNK_SAMPLES:
-            raise ValueError(
+            raise InputError(
                 f"audio: Whisper takes at most 30 s a window, found {n_samples / 16000:g} s; set window_s 30"
             )
         features = self.spectrum(windows).to(self.encoder.conv1.weight.dtype)
@@ -195,12 +196,12 @@ class FrozenEncoder(nn.Module):
         """Time steps that a video encoder makes of `n_frames`; raises ValueError if it is no such encoder."""
         tubelet, takes = (getattr(self.model.config, key, None) for key in ("tubelet_size", "num_frames"))
         if not isinstance(tubelet, int):
-            raise ValueError(
+            raise InputError(
                 f"{self.modality}: {type(self.model).__name__} is no video encoder; use one such as VideoMAE, "
                 f"or name this one under {'face' if self.modality == 'face_motion' else 'frames'}"
             )
         if takes != n_frames:
-            raise ValueError(f"{self.modality}: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
+            raise InputError(f"{self.modality}: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
         return n_frames // tubelet
 
     def _sound(self, windows: Tensor, lengths: Tensor | None) -> list[Tensor]:
@@ -214,9 +215,9 @@ class FrozenEncoder(nn.Module):
         """The configured layer(s) of the base model.  [N, ...] -> [N, P, E]"""
         layers, pool = self.config.layers, self.config.pool
         if pool in ("pooled", "pooled_mean", "queries") and layers != -1:
-            raise ValueError(f"{self.modality}: pool {pool!r} goes with layers -1, found {layers!r}")
+            raise InputError(f"{self.modality}: pool {pool!r} goes with layers -1, found {layers!r}")
         if (pool == "queries") != isinstance(self.model, ImageQFormer):
-            raise ValueError(
+            raise InputError(
                 f"{self.modality}: {type(self.model).__name__} does not go with pool {pool!r}; "
                 "pool 'queries' needs a BLIP-2 with its image Q-Former"
             )
@@ -226,14 +227,14 @@ class FrozenEncoder(nn.Module):
             pooled = getattr(output, "image_embeds", None)
             pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
             if pooled is None:
-                raise ValueError(f"{self.modality}: {type(self.model).__name__} has no pooled output; use another pool")
+                raise InputError(f"{self.modality}: {type(self.model).__name__} has no pooled output; use another pool")
             return pooled[:, None]  # [N, 1, E]
         if layers == -1:
             return self.model(inputs, **options).last_hidden_state
         every = self.model(inputs, output_hidden_states=True, **options).hidden_states
         n_last = layers_to_average(layers)
         if (n_last is None and not -len(every) <= layers < len(every)) or (n_last is not None and n_last > len(every)):
-            raise ValueError(f"{self.modality}: layers is {layers!r}, the encoder has {len(every)} hidden states")
+            raise InputError(f"{self.modality}: layers is {layers!r}, the encoder has {len(every)} hidden states")
         return every[layers] if n_last is None else torch.stack(every[-n_last:]).mean(dim=0)
 
     def _options(self, inputs: Tensor) -> dict[str, Any]:
@@ -256,7 +257,7 @@ class FrozenEncoder(nn.Module):
         pool = self.config.pool
         if self.config.stride > 1:
             if self.modality != "audio":
-                raise ValueError(f"{self.modality}: stride thins out sound; use grid for pictures")
+                raise InputError(f"{self.modality}: stride thins out sound; use grid for pictures")
             steps = [torch.stack([part.mean(dim=0) for part in step.split(self.config.stride)]) for step in steps]
         if pool == "queries" or (pool == "tokens" and not self.config.grid):
             return torch.cat(list(steps))  # [n*P, E]
@@ -265,14 +266,14 @@ class FrozenEncoder(nn.Module):
             rows, columns = self.patches(frame_size)
             n_class = max(0, len(steps[0]) - rows * columns)
         elif pool == "tokens":
-            raise ValueError("audio: grid thins out pictures; use stride for sound")
+            raise InputError("audio: grid thins out pictures; use stride for sound")
         if pool == "tokens":
             maps = torch.stack([step[n_class:] for step in steps]).transpose(1, 2).unflatten(2, (rows, columns))
             coarse = nn.functional.adaptive_avg_pool2d(maps, self.config.grid)  # [n, E, grid, grid]
             return coarse.flatten(2).transpose(1, 2).flatten(0, 1)  # [n*grid*grid, E]
         if pool == "cls":
             if not n_class:
-                raise ValueError(f"{self.modality}: this encoder has no class token; use pool 'frame' or 'mean'")
+                raise InputError(f"{self.modality}: this encoder has no class token; use pool 'frame' or 'mean'")
             return torch.stack([step[0] for step in steps])  # [n, E]
         means = torch.stack([step[n_class:].mean(dim=0) for step in steps])  # [n, E]
         if pool not in ("mean", "pooled_mean"):
@@ -368,7 +369,7 @@ def base_fields(config: PreTrainedConfig, pool: str = "tokens") -> dict[str, Any
     """What of a base model's configuration the encoder keeps: the image side of a model with several."""
     if pool == "queries":
         if config.model_type != "blip-2":
-            raise ValueError(
+            raise InputError(
                 f"pool 'queries' needs a BLIP-2, found a model of type {config.model_type!r}; use another pool"
             )
         fields = config.to_diff_dict()
@@ -399,7 +400,7 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
     if not pool.startswith("pooled"):
         missing = [key for key in missing if not _BEHIND_TOKENS.search(key)]
     if missing or info["mismatched_keys"]:
-        raise ValueError(
+        raise InputError(
             f"encoder {name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:5])} ...) "
             f"and has {len(info['mismatched_keys'])} of another shape; is it a checkpoint of that model?"
         )

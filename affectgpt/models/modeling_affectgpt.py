@@ -26,6 +26,7 @@ from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.models.quantize import n_weights
+from affectgpt.runtime import InputError
 from affectgpt.schema import SLOTS
 
 MANIFEST_NAME = "affectgpt.json"
@@ -129,7 +130,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         own = {part: t for part, t in self.parts().items() if part == "lora" or part.startswith("projectors.")}
         known = ["projectors", *own]
         if unknown := [part for part in parts if part not in known]:
-            raise ValueError(
+            raise InputError(
                 f"trainable parts {unknown} are unknown; expected some of {known} "
                 "(encoders and LLM are frozen; LoRA needs `lora` in the model's config)"
             )
@@ -160,7 +161,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         encoder, spec = self.config.encoder(modality), self.config.spec
         if spec is None or modality not in self.config.base_fingerprints:
-            raise ValueError(f"{modality}: no fingerprint, since the model was not made by affectgpt.models.build")
+            raise InputError(f"{modality}: no fingerprint, since the model was not made by affectgpt.models.build")
         used = {
             "audio": ("rate_hz", "window_s", "max_windows", "window_mode"),
             "frames": ("n_frames",),
@@ -193,7 +194,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _encoder(self, modality: str) -> FrozenEncoder:
         if modality not in self.encoders:
             reason = "was built without encoders" if modality in self.modalities else "has no such branch"
-            raise ValueError(
+            raise InputError(
                 f"{modality}: the batch holds media, but this model {reason} (it encodes {list(self.encoders)}); "
                 f"pass cached {modality}_states, or build it with its encoders"
             )
@@ -223,7 +224,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if states is None:
             return None
         if slot not in self.projectors:
-            raise ValueError(f"{slot}: the batch holds it, but this model has only {list(self.modalities)}")
+            raise InputError(f"{slot}: the batch holds it, but this model has only {list(self.modalities)}")
         return self.projectors[slot](states, _mask_of(slot, batch))
 
     def _fused(self, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -232,7 +233,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if rows is None:
             return None
         if "multi" not in self.projectors:
-            raise ValueError(
+            raise InputError(
                 "multi: the batch holds it, but this model has no pre-fusion; use the model's own processor"
             )
         batch = self.with_states(batch)
@@ -254,7 +255,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             n_tokens = 0 if tokens is None else tokens.shape[0] * tokens.shape[1]
             if n_slots != n_tokens:
                 shape = "no sample" if tokens is None else f"{tokens.shape[0]} samples x {tokens.shape[1]} tokens"
-                raise ValueError(
+                raise InputError(
                     f"{name}: the text has {n_slots} placeholder tokens, the media give {n_tokens} ({shape}); "
                     "make both with the processor of this model"
                 )
@@ -291,7 +292,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise InputError("give exactly one of input_ids and inputs_embeds")
         continued = past_key_values is not None and past_key_values.get_seq_length() > 0
         if inputs_embeds is None and continued and not batch:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # words only, spares the count of placeholders
@@ -386,7 +387,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Load a full folder written by `save_pretrained`; every weight must be in it."""
         folder = str(pretrained_model_name_or_path)
         if os.path.isfile(os.path.join(folder, MANIFEST_NAME)):
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds trained tensors only, not a full model; "
                 f"load it with affectgpt.models.load_trained({folder!r}), which adds the base models"
             )
@@ -394,7 +395,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         kinds = {"missing": "missing_keys", "surplus": "unexpected_keys", "of another shape": "mismatched_keys"}
         if wrong := {kind: sorted(map(str, info[key])) for kind, key in kinds.items() if info[key]}:
-            raise ValueError(
+            raise InputError(
                 f"{folder} does not hold this model's weights: "
                 + "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
             )

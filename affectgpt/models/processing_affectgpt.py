@@ -36,6 +36,7 @@ from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
 from affectgpt.prompts import Message, media_of
+from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, PLACEHOLDERS, SLOTS
 
 MEDIA_KEYS = {
@@ -82,11 +83,11 @@ class AffectGPTProcessor(ProcessorMixin):
         chat_template: str | None = None,
     ) -> None:
         if prompt_format not in PROMPT_FORMATS:
-            raise ValueError(f"prompt_format is {prompt_format!r}; expected one of {list(PROMPT_FORMATS)}")
+            raise InputError(f"prompt_format is {prompt_format!r}; expected one of {list(PROMPT_FORMATS)}")
         if prompt_format == "auto":
             prompt_format = "chat" if tokenizer.chat_template else "vicuna"
         if prompt_format == "chat" and not tokenizer.chat_template:
-            raise ValueError("prompt_format is 'chat', but the tokenizer has no chat template; use 'vicuna' or 'auto'")
+            raise InputError("prompt_format is 'chat', but the tokenizer has no chat template; use 'vicuna' or 'auto'")
         super().__init__(tokenizer, chat_template=chat_template)
         self.branches = {name: dict(branches[name]) for name in SLOTS if name in (branches or {})}
         self.prompt_format = prompt_format
@@ -163,7 +164,7 @@ class AffectGPTProcessor(ProcessorMixin):
         if ids and all(token in self.tokenizer.added_tokens_decoder for token in ids):
             return ids
         if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token, and its chat template ends no turn with one")
+            raise InputError("the tokenizer has no end-of-sequence token, and its chat template ends no turn with one")
         return [self.tokenizer.eos_token_id]
 
     @property
@@ -187,7 +188,7 @@ class AffectGPTProcessor(ProcessorMixin):
 
     def _branch(self, modality: str) -> dict[str, Any]:
         if modality not in self.branches:
-            raise ValueError(
+            raise InputError(
                 f"the prompt shows {modality!r}, but this model has only {list(self.branches)}; "
                 "render the prompt with those modalities"
             )
@@ -201,12 +202,12 @@ class AffectGPTProcessor(ProcessorMixin):
         branch = self._branch("audio")
         samples = np.asarray(samples, dtype=np.float32)
         if samples.ndim != 1 or rate_hz != branch["rate_hz"]:
-            raise ValueError(
+            raise InputError(
                 f"audio: found {rate_hz} Hz with shape {samples.shape}; expected mono samples [S] at "
                 f"{branch['rate_hz']} Hz, as affectgpt.media.read_audio gives"
             )
         if len(samples) < branch["min_samples"]:
-            raise ValueError(
+            raise InputError(
                 f"audio: {len(samples)} samples ({len(samples) / rate_hz:.4f} s) are too short for the encoder, which "
                 f"needs {branch['min_samples']}; leave audio out of this sample's modalities"
             )
@@ -229,9 +230,9 @@ class AffectGPTProcessor(ProcessorMixin):
         branch = self._branch(modality)
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
+            raise InputError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
         if len(images) != branch["n_frames"]:
-            raise ValueError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
+            raise InputError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
         size, bicubic = (branch["width"], branch["height"]), Image.Resampling.BICUBIC
         resized = np.stack([np.asarray(Image.fromarray(image).resize(size, bicubic)) for image in images])
         scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255  # [T, 3, H', W']
@@ -270,7 +271,7 @@ class AffectGPTProcessor(ProcessorMixin):
         shown = [name for role, content in messages if role == "user" for name in media_of(content)[0]]
         for name in sorted({*shown, *media}):
             if shown.count(name) != (name in media):
-                raise ValueError(
+                raise InputError(
                     f"{name}: the prompt shows it {shown.count(name)} times, the media hold {sorted(media)}; "
                     "each modality shown needs its medium, and each medium its placeholder, once"
                 )
@@ -289,7 +290,7 @@ class AffectGPTProcessor(ProcessorMixin):
             features["labels"] = torch.tensor([-100] * len(ids) + answer_ids)
             ids = ids + answer_ids
         if self.max_tokens is not None and len(ids) > self.max_tokens:
-            raise ValueError(
+            raise InputError(
                 f"the text has {len(ids)} tokens, the LLM takes {self.max_tokens}; shorten the subtitle or the answer"
             )
         features["input_ids"] = torch.tensor(ids)
@@ -313,11 +314,11 @@ class AffectGPTProcessor(ProcessorMixin):
         """
         rows = list(rows)
         if not rows:
-            raise ValueError("a batch needs at least one sample")
+            raise InputError("a batch needs at least one sample")
         if for_generation:
             rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         if len({"labels" in row for row in rows}) != 1:
-            raise ValueError("some samples of the batch have an answer and some have none; batch them apart")
+            raise InputError("some samples of the batch have an answer and some have none; batch them apart")
         text = {"input_ids": self.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0, "position_ids": 0}
         batch: dict[str, Tensor] = {}
         for key, padding in text.items():
@@ -340,7 +341,7 @@ class AffectGPTProcessor(ProcessorMixin):
             states = [row[f"{name}_states"] for row in rows if f"{name}_states" in row]
             raw = [row for row in rows if MEDIA_KEYS[name] in row]
             if states and raw:
-                raise ValueError(f"{name}: {len(states)} samples come with cached states and {len(raw)} with media")
+                raise InputError(f"{name}: {len(states)} samples come with cached states and {len(raw)} with media")
             if states:
                 batch[f"{name}_states"], batch[f"{name}_states_mask"] = pad_states(states)
             elif raw and name == "audio":

@@ -18,6 +18,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.runtime import InputError
 
 
 class Positions(nn.Module):
@@ -33,7 +34,7 @@ class Positions(nn.Module):
         steps = torch.arange(states.shape[1], device=states.device) // self.tokens_per_position  # [T]
         needed = -(-states.shape[1] // self.tokens_per_position)
         if needed > self.embedding.num_embeddings:
-            raise ValueError(
+            raise InputError(
                 f"the states span {needed} time steps, the position table holds {self.embedding.num_embeddings}; "
                 "use fewer frames or windows, or train with a larger max_positions"
             )
@@ -131,7 +132,7 @@ class LinearPerState(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         counts = mask.sum(dim=1)
         if states.shape[1] != self.n_queries or (counts != self.n_queries).any():
-            raise ValueError(
+            raise InputError(
                 f"a linear projector needs exactly {self.n_queries} states a sample, found {counts.tolist()}; "
                 "pool to a fixed number (pool: mean), or use the qformer or attention projector"
             )
@@ -153,7 +154,7 @@ class GroupedLinear(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         counts = mask.sum(dim=1)
         if states.shape[1] != self.n_states or (counts != self.n_states).any():
-            raise ValueError(
+            raise InputError(
                 f"a grouped projector needs exactly {self.n_states} states a sample, found {counts.tolist()}; "
                 "it goes with a fixed number of frames and pool 'tokens'"
             )
@@ -209,7 +210,7 @@ class PreFusion(nn.Module):
         )
         if config.kind == "attention":
             if config.n_queries != 1:
-                raise ValueError(
+                raise InputError(
                     f"a pre-fusion by attention gives one soft token, n_queries is {config.n_queries}; set 1"
                 )
             self.mix = nn.Linear(n_sources * width, width)
@@ -218,7 +219,7 @@ class PreFusion(nn.Module):
         else:
             needed = sum(config.source_states)
             if config.max_positions and config.max_positions < needed:
-                raise ValueError(f"the fused states need {needed} positions, max_positions is {config.max_positions}")
+                raise InputError(f"the fused states need {needed} positions, max_positions is {config.max_positions}")
             sequence = replace(config, sources=(), max_positions=config.max_positions or needed, tokens_per_position=1)
             self.sequence = Projector(sequence, output_size)
 
@@ -234,7 +235,7 @@ class PreFusion(nn.Module):
         """
         present = rows >= 0  # [B, S]
         if not present.any(dim=1).all():
-            raise ValueError(f"a sample has none of the fused modalities {list(self.config.sources)}")
+            raise InputError(f"a sample has none of the fused modalities {list(self.config.sources)}")
         embedded, masks = [], []
         for linear, source, rows_of_it in zip(self.embed.values(), sources, rows.T, strict=True):
             if source is None:  # an empty row that is tied to the weights, so that each parameter has a gradient
@@ -250,7 +251,7 @@ class PreFusion(nn.Module):
             pad = nn.functional.pad
             room = [n - states.shape[1] for n, states in zip(self.config.source_states, embedded, strict=True)]
             if min(room) < 0:
-                raise ValueError(
+                raise InputError(
                     f"the fused modalities have {[states.shape[1] for states in embedded]} states, the pre-fusion was "
                     f"built for at most {list(self.config.source_states)}; sample as it was built"
                 )
@@ -278,13 +279,13 @@ class Projector(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Project states [B, T, E] with mask [B, T] (True = real) to soft tokens [B, Q, D]."""
         if states.shape[-1] != self.config.input_size:
-            raise ValueError(
+            raise InputError(
                 f"the states are {states.shape[-1]} wide, the projector was built for {self.config.input_size}; "
                 "were they cached from another encoder?"
             )
         mask = mask.bool()
         if not mask.any(dim=1).all():
-            raise ValueError("a sample has no state at all; leave the modality out of its prompt instead")
+            raise InputError("a sample has no state at all; leave the modality out of its prompt instead")
         states = states.to(torch.float32).masked_fill(~mask[..., None], 0.0)  # cached padding may hold anything
         if self.positions is not None:
             states = self.positions(states)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from affectgpt.runtime import InputError
+
 QUANTIZATIONS = ("nf4", "int8")
 
 
@@ -29,9 +31,9 @@ def loading_options(quantization: str | None, dtype: torch.dtype) -> dict[str, A
     if quantization is None:
         return {}
     if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization {quantization!r} is unknown; expected null or one of {list(QUANTIZATIONS)}")
+        raise InputError(f"quantization {quantization!r} is unknown; expected null or one of {list(QUANTIZATIONS)}")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"quantization {quantization} needs bitsandbytes: pip install 'affectgpt[quantization]'")
+        raise InputError(f"quantization {quantization} needs bitsandbytes: pip install 'affectgpt[quantization]'")
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
@@ -66,7 +68,7 @@ def check_shapes(model: nn.Module, device: torch.device) -> None:
     if misfits:
         name, shape = next(iter(misfits.items()))
         more = f" (and {len(misfits) - 1} more layers)" if len(misfits) > 1 else ""
-        raise ValueError(
+        raise InputError(
             f"nf4: {name} is {shape}{more}; on this CPU rows must be a multiple of 32 and columns one of 64. "
             "Take model.llm.quantization=int8, which has no such limit, leave the LLM unpacked "
             "(null in training, none in inference), or run on a GPU"

@@ -26,6 +26,8 @@ from transformers import (
     WhisperConfig,
 )
 
+from affectgpt.runtime import InputError
+
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}  # the large speech models normalise first
 
@@ -130,7 +132,7 @@ def published_preprocessing(hub_id: str) -> dict[str, Any]:
 
 def _entry(hub_id: str) -> tuple[Callable[[], PreTrainedConfig], dict[str, Any]]:
     if hub_id not in _PUBLISHED:
-        raise ValueError(
+        raise InputError(
             f"the shape of {hub_id!r} is not written down; name a folder with its config.json, or one of {PUBLISHED}"
         )
     return _PUBLISHED[hub_id]

@@ -1,6 +1,6 @@
 """What a training run needs and how fast it can be, before it is started: `python -m affectgpt.plan model=affectgpt`.
 
-Parameters, operations and kept bytes are counted on the real modules without memory (`affectgpt.plan.costs`); memory and
+Parameters, operations and kept bytes are counted on the real modules without memory (`plan.costs`); memory and
 time follow from them and from the facts of a card. Times are bounds from arithmetic, memory traffic and links at a
 stated share of the peak: loading, launching and waiting are not in them.
 """

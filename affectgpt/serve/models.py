@@ -258,5 +258,5 @@ def prepare(served: Served, ask: Ask, config: ServeConfig) -> Prepared:
         files = Files(Path(folder), config)
         try:
             return served.prepare(ask, files)
-        except (UserError, ValueError) as error:
+        except UserError as error:
             raise Problem(400, files.scrubbed(str(error))) from error

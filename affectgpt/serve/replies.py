@@ -22,7 +22,7 @@ def reply_of(future: asyncio.Future[Reply]) -> Reply:
     """The answer; what the user can mend is a Problem, anything else is raised as it is."""
     try:
         return future.result()
-    except (UserError, ValueError) as error:
+    except UserError as error:
         raise Problem(400, str(error)) from error
 
 

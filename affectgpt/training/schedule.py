@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from affectgpt.runtime import InputError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -23,11 +25,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(
+            raise InputError(
                 f"warmup_steps is {self.warmup_steps}, but the run has {self.total_steps} steps; it must be smaller"
             )
         if not 0 <= self.start <= self.peak or not 0 <= self.floor <= self.peak or self.peak == 0:
-            raise ValueError(
+            raise InputError(
                 f"learning rates start {self.start}, peak {self.peak}, floor {self.floor}: the peak must be the largest"
             )
 

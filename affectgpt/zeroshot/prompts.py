@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from affectgpt.prompts import LABEL_LINE
+from affectgpt.runtime import InputError
 
 VERSION = "zeroshot-1"
 """Changes whenever a word below changes, and travels with every prediction."""
@@ -100,9 +101,9 @@ def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str
     """
     media = tuple(name for name in ("images", "sound") if name in shown)
     if kind not in KINDS:
-        raise ValueError(f"unknown kind of question {kind!r}; expected one of {list(KINDS)}")
+        raise InputError(f"unknown kind of question {kind!r}; expected one of {list(KINDS)}")
     if not media and not subtitle:
-        raise ValueError("nothing is shown and nothing is said: there is nothing to ask about")
+        raise InputError("nothing is shown and nothing is said: there is nothing to ask about")
     lines = [_SHOWN[lang][media]] if media else []
     if subtitle:
         lines.append(_SUBTITLE[lang].format(subtitle=_one_line(subtitle)))
@@ -116,7 +117,7 @@ def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str
 def merge(notes: Mapping[str, str], *, lang: str = "en", subtitle: str | None = None) -> str:
     """The question to an LLM that merges notes (`whole`, or `audio` and `video`) with each other and the subtitle."""
     if unknown := set(notes) - set(KINDS):
-        raise ValueError(f"unknown notes {sorted(unknown)}; expected some of {list(KINDS)}")
+        raise InputError(f"unknown notes {sorted(unknown)}; expected some of {list(KINDS)}")
     words = _MERGE[lang]
     given = {name: text.strip() for name, text in notes.items()} | ({"subtitle": subtitle} if subtitle else {})
     blocks = [f"{words[name]}:\n{text}" if lang == "en" else f"{words[name]}：\n{text}" for name, text in given.items()]

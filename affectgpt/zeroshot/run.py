@@ -28,7 +28,7 @@ from affectgpt.data.sources import check_each, probe_samples, read_source, repor
 from affectgpt.inference.prediction import predict_to_file
 from affectgpt.metrics.extract import read_labels
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.runtime import InputError, UserError, write_text_atomic
 from affectgpt.schema import BadSample, Prediction, Sample
 from affectgpt.zeroshot import prompts
 from affectgpt.zeroshot.systems import Answered, InProcess, Served, System, read_answers
@@ -79,7 +79,7 @@ def _with_media(samples: Sequence[Sample], config: ZeroShotConfig, bad: list[Bad
 
     def look(sample: Sample) -> Sample:
         if not _has(sample):
-            raise ValueError("it has neither pictures nor sound: there is nothing to show")
+            raise InputError("it has neither pictures nor sound: there is nothing to show")
         return sample
 
     good, left_out = _each(samples, look, config)
@@ -267,14 +267,14 @@ def ask_clips(
         def look(sample: Sample, looked: dict[str, Any] = looked) -> Sample:
             shown = tuple(name for name in show if name in system.sees and name in _has(sample))
             if not shown:
-                raise ValueError(
+                raise InputError(
                     f"its media hold {_has(sample)}, {system.name} sees {sorted(system.sees)}, and {list(show)} should "
                     "be shown: there is nothing to show"
                 )
             subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
             prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle)
             if system.sight is None and sample.id not in system.texts:
-                raise ValueError(f"{system.path} holds no answer for it")
+                raise InputError(f"{system.path} holds no answer for it")
             request, facts = system.sight.look(sample, shown, prompt) if system.sight else (Request(prompt), {})
             looked[sample.id] = (shown, subtitle, request, facts)
             return sample

@@ -17,13 +17,13 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from affectgpt.annotate.record import MODALITIES, Annotation, Clue
-from affectgpt.runtime import stable_hash
+from affectgpt.runtime import InputError, stable_hash
 
 SCREENS = ("clues", "labels")
 MEDIA = ("video", "audio")
 
 
-class ReviewError(ValueError):
+class ReviewError(InputError):
     """A file of a review cannot be used; the message names file, task, what was found and what was expected."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from affectgpt.metrics.lexicon.builtin import load_builtin
 from affectgpt.metrics.lexicon.published import load_published, split_published
 from affectgpt.metrics.lexicon.tables import NEUTRAL_WORDS, Lexicon, Wheel
+from affectgpt.runtime import InputError
 
 __all__ = ["NEUTRAL_WORDS", "Lexicon", "Wheel", "load_builtin", "load_lexicon", "load_published", "split_published"]
 
@@ -23,5 +24,5 @@ def load_lexicon(source: str | Path | Lexicon = "builtin") -> Lexicon:
     if source == "builtin":
         return load_builtin()
     if not Path(source).exists():
-        raise ValueError(f"lexicon {str(source)!r} is neither 'builtin' nor an existing folder; see docs/metrics.md")
+        raise InputError(f"lexicon {str(source)!r} is neither 'builtin' nor an existing folder; see docs/metrics.md")
     return load_published(source)

@@ -24,6 +24,7 @@ from pathlib import Path
 from affectgpt.metrics.lexicon.builtin import FOLDER, parse_wheels
 from affectgpt.metrics.lexicon.morphology import Families, forms_of
 from affectgpt.metrics.lexicon.tables import Wheel
+from affectgpt.runtime import InputError
 
 VERSION = "1.0"
 UNSTEADY = frozenset({"surprised", "excited", "pity"})
@@ -74,7 +75,7 @@ def build() -> str:
     for line in _lines("synonyms.txt"):
         word, _, synonyms = line.partition(":")
         if word not in on_wheels:
-            raise ValueError(f"synonyms.txt: {word!r} stands on no wheel")
+            raise InputError(f"synonyms.txt: {word!r} stands on no wheel")
         for synonym in synonyms.split(","):
             wheel_words.setdefault(synonym.strip(), set()).add(word)
     for key in on_wheels:
@@ -84,7 +85,7 @@ def build() -> str:
 
     families = Families.parse(_lines("families.txt"))
     if unknown := set(families.extra) - set(wheel_words):
-        raise ValueError(f"families.txt: no such synonym keys: {sorted(unknown)}")
+        raise InputError(f"families.txt: no such synonym keys: {sorted(unknown)}")
     forms: dict[str, set[str]] = {key: forms_of(key, families) for key in wheel_words}
 
     def belongs(form: str, key: str) -> bool:
@@ -99,7 +100,7 @@ def build() -> str:
         english, _, words = line.partition(":")
         keys = [key for key, found in forms.items() if english in found]
         if not keys:
-            raise ValueError(f"chinese.txt: {english!r} is no form of the lexicon")
+            raise InputError(f"chinese.txt: {english!r} is no form of the lexicon")
         for key in keys:
             forms[key] |= set(words.split())
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from affectgpt.metrics.lexicon.tables import Lexicon, Row, Wheel
+from affectgpt.runtime import InputError
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -37,7 +38,7 @@ def load_builtin() -> Lexicon:
     header, _, body = (FOLDER / "builtin.tsv").read_text(encoding="utf-8").partition("\n")
     name, version, checksum = header.split("\t")
     if hashlib.sha256((wheels_text + body).encode()).hexdigest() != checksum:
-        raise ValueError(
+        raise InputError(
             f"{FOLDER / 'builtin.tsv'} does not match its checksum {checksum[:12]}; "
             "edit the sources and run `python -m affectgpt.metrics.lexicon.build`"
         )

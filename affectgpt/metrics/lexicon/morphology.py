@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from affectgpt.runtime import InputError
+
 _VOWELS = "aeiou"
 _NOUN = re.compile(r".*(ness|ment|tion|sion|ity|ety|ance|ence|ancy|ency|ism|ship|hood|tude|ure|ache|ery|acy|ia|ice)$")
 _FRENCH_E = re.compile(  # the stem lost an e before -ed or -ing
@@ -46,7 +48,7 @@ class Families:
             elif head in ("noun", "verb", "adjective", "fixed"):
                 classes.update(dict.fromkeys(rest.split(), head))
             else:
-                raise ValueError(f"families.txt: unknown line {line!r}")
+                raise InputError(f"families.txt: unknown line {line!r}")
         return cls(classes, bases, extra)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.metrics.lexicon.tables import Lexicon, Row, Wheel
+from affectgpt.runtime import InputError
 
 FORMS_FILE = "format.csv"
 HELP = "see docs/metrics.md, section 'The published tables'"
@@ -32,7 +33,7 @@ def load_published(path: str | Path) -> Lexicon:
     path = Path(path)
     folder, forms_path = (path, path / FORMS_FILE) if path.is_dir() else (path.parent, path)
     if not forms_path.is_file():
-        raise ValueError(f"lexicon {str(path)!r}: no table of forms {str(forms_path)!r}; {HELP}")
+        raise InputError(f"lexicon {str(path)!r}: no table of forms {str(forms_path)!r}; {HELP}")
     digest = hashlib.sha256()
     wheels = [Wheel.from_rows(_wheel_rows(_find(folder, f"wheel{number}", digest))) for number in range(1, 6)]
 
@@ -41,7 +42,7 @@ def load_published(path: str | Path) -> Lexicon:
     header, *rows = _read_table(table_path)
     words_at = [i for i, name in enumerate(header) if str(name).startswith("word_run")]
     if not words_at:
-        raise ValueError(f"{table_path}: no columns word_run1, synonym_run1 ...; found {header}; {HELP}")
+        raise InputError(f"{table_path}: no columns word_run1, synonym_run1 ...; found {header}; {HELP}")
     for row in rows:
         for column in words_at:
             word = str(row[column] or "").strip().lower()
@@ -55,10 +56,10 @@ def load_published(path: str | Path) -> Lexicon:
     keys: dict[str, set[str]] = {}
     header, *rows = _read_table(forms_path)
     if header[:2] != ["name", "format"]:
-        raise ValueError(f"{forms_path}: expected the columns name, format; found {header}; {HELP}")
+        raise InputError(f"{forms_path}: expected the columns name, format; found {header}; {HELP}")
     for key, forms, *_ in rows:
         if key not in synonyms:
-            raise ValueError(f"{forms_path}: {key!r} is no key of {table_path.name}; {HELP}")
+            raise InputError(f"{forms_path}: {key!r} is no key of {table_path.name}; {HELP}")
         for form in (*split_published(forms), key):
             keys.setdefault(form, set()).add(key)
     return Lexicon(
@@ -87,7 +88,7 @@ def _find(folder: Path, stem: str, digest: Any) -> Path:
         if (path := folder / (stem + suffix)).is_file():
             digest.update(path.read_bytes())
             return path
-    raise ValueError(f"lexicon folder {str(folder)!r} has no {stem}.xlsx or {stem}.csv; {HELP}")
+    raise InputError(f"lexicon folder {str(folder)!r} has no {stem}.xlsx or {stem}.csv; {HELP}")
 
 
 def _read_table(path: Path) -> list[list[Any]]:
@@ -97,7 +98,7 @@ def _read_table(path: Path) -> list[list[Any]]:
     try:
         import openpyxl
     except ImportError:
-        raise ValueError(
+        raise InputError(
             f"{path} needs openpyxl: pip install 'affectgpt[evaluation]', or save the table as {path.stem}.csv"
         ) from None
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
@@ -109,7 +110,7 @@ def _read_table(path: Path) -> list[list[Any]]:
 def _wheel_rows(path: Path) -> list[Row]:
     header, *rows = _read_table(path)
     if header[:3] != ["level1", "level2", "level3"]:
-        raise ValueError(f"{path}: expected the columns level1, level2, level3; found {header}; {HELP}")
+        raise InputError(f"{path}: expected the columns level1, level2, level3; found {header}; {HELP}")
     filled: list[Row] = []
     current: Sequence[str] = ("", "", "")
     for row in rows:
