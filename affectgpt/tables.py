@@ -1,10 +1,14 @@
-"""Rows of tables that people have: CSV, JSONL and npz. Nothing is unpickled, unless a caller says it is trusted."""
+"""Tables: read rows of CSV, JSONL and npz files, and align rows of text for the terminal.
+
+Nothing is unpickled unless the caller says that the file is trusted.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,27 @@ import numpy as np
 from affectgpt.runtime import InputError
 
 ID_COLUMNS = ("id", "name", "names")
+
+
+def format_table(rows: Iterable[Sequence[str]], align: str = "l") -> str:
+    """Rows of cells as aligned text; columns are two spaces apart, no line ends in spaces, short rows are padded.
+
+    Spaces within a cell are kept, so that a caller can indent a title or pad a column. (tabulate strips them.)
+
+    Args:
+        align: one letter per column, "l" or "r"; columns after its last letter are right-aligned.
+
+    >>> print(format_table([("part", "kind", "GiB"), ("llm", "Qwen2", "14.19"), ("all", "", "15.5")], "ll"))
+    part  kind     GiB
+    llm   Qwen2  14.19
+    all           15.5
+    """
+    columns = list(zip_longest(*rows, fillvalue=""))
+    align = align.ljust(len(columns), "r")
+    for number, column in enumerate(columns):
+        width = max(map(len, column))
+        columns[number] = tuple(f"{cell:{'<' if align[number] == 'l' else '>'}{width}}" for cell in column)
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 class TableError(InputError):

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from affectgpt.config import CacheConfig, SourceConfig
 from affectgpt.runtime import UserError, set_up_logging
 from affectgpt.schema import BadSample, Sample, sample_from_row, to_json
+from affectgpt.tables import format_table
 
 if TYPE_CHECKING:
     from affectgpt.cache.store import StateStore
@@ -340,17 +341,14 @@ def _title(store: StateStore) -> tuple[str, str]:
 
 def list_stores(cache: Path) -> str:
     """A table: modality, encoder, clips, size, last use, folder."""
-    lines = [f"{'modality':<12}{'encoder, layer, pool':<44}{'clips':>9}{'GB':>9}  {'last used':<11}folder"]
+    rows = [("modality", "encoder, layer, pool", "clips", "GB", "last used", "folder")]
     total = 0
     for store in stores(cache):
-        modality, encoder = _title(store)
         used = time.strftime("%Y-%m-%d", time.localtime(store.last_used_s))
         total += store.n_bytes
-        lines.append(
-            f"{modality:<12}{encoder:<44}{len(store):>9,}{store.n_bytes / GB:>9.3f}  {used:<11}{store.folder.name}"
-        )
-    lines.append(f"{'all':<65}{total / GB:>9.3f}  below {cache / 'features'}")
-    return "\n".join(lines)
+        rows.append((*_title(store), f"{len(store):,}", f"{store.n_bytes / GB:.3f}", used, store.folder.name))
+    rows.append(("all", "", "", f"{total / GB:.3f}", "", f"below {cache / 'features'}"))
+    return format_table(rows, "llrrll")
 
 
 def verify(cache: Path, *, repair: bool) -> int:

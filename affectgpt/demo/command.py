@@ -20,6 +20,7 @@ from affectgpt.inference.command import evaluate_config, human
 from affectgpt.journal import append_jsonl_records
 from affectgpt.metrics import Report
 from affectgpt.runtime import log, set_up_logging, write_json_atomic
+from affectgpt.tables import format_table
 
 BRIEF = {
     "coarse": ["stage.epochs=1", "stage.iterations_per_epoch=40", "stage.validate_every=40", "stage.save_every=20"],
@@ -102,16 +103,14 @@ def random_report() -> Report:
 
 def table(rows: Sequence[tuple[str, Report]]) -> str:
     """F_S, precision and recall in percent (level-1 mean over the five wheels), n, and the 95 % interval of F_S."""
-    lines = [f"{'test split':<20} {'F_S':>6} {'precision':>10} {'recall':>8} {'n':>5}   95 % interval of F_S"]
+    rows_of_text = [("test split".ljust(20), "  F_S", "precision", " recall", "   n", " 95 % interval of F_S")]
     for title, report in rows:
         score = report.primary
         interval = score.interval
-        shown = f"{100 * interval.low:5.1f} to {100 * interval.high:.1f}" if interval else ""
-        lines.append(
-            f"{title:<20} {100 * score.f_score:6.1f} {100 * score.precision:10.1f} {100 * score.recall:8.1f} "
-            f"{score.n:>5}   {shown}"
-        )
-    return "\n".join(lines)
+        shown = f" {100 * interval.low:5.1f} to {100 * interval.high:.1f}" if interval else ""
+        figures = (f"{100 * value:.1f}" for value in (score.f_score, score.precision, score.recall))
+        rows_of_text.append((title, *figures, str(score.n), shown))
+    return format_table(rows_of_text, "lrrrrl")
 
 
 def _slug(title: str) -> str:
