@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md and the --help texts from the dataclasses of `conf_schema` and their comments.
+"""Generate docs/configuration.md and the --help texts from the dataclasses of `affectgpt.config` and their comments.
 
 python -m affectgpt.confdoc > docs/configuration.md
 """
@@ -11,14 +11,13 @@ import inspect
 import re
 from collections.abc import Iterator
 
-from affectgpt import config as conf_schema
-from affectgpt.runtime import InputError
+from affectgpt import config
 
 _FIELD = re.compile(r"    (\w+): (.+?) = (.+?)  # (.+)")
 
 
 def fields_of(schema: type) -> Iterator[tuple[str, str, str | None, str]]:
-    """(name, type, default or None where it is a group or must be given, comment) of each field, in order.
+    """(name, type, default, comment) of each field, in order; the default is None for groups and required settings.
 
     Raises:
         ValueError: a field has no comment.
@@ -26,7 +25,7 @@ def fields_of(schema: type) -> Iterator[tuple[str, str, str | None, str]]:
     found = {match[1]: match for line in inspect.getsource(schema).splitlines() if (match := _FIELD.match(line))}
     for field in dataclasses.fields(schema):
         if field.name not in found:
-            raise InputError(f"{schema.__name__}.{field.name} has no comment; write `name: type = default  # meaning`")
+            raise ValueError(f"{schema.__name__}.{field.name} has no comment; write `name: type = default  # meaning`")
         _, kind, default, comment = found[field.name].groups()
         if match := re.search(r"default_factory=lambda: (.+)\)$", default):
             default = match[1]
@@ -41,9 +40,9 @@ def fields_of(schema: type) -> Iterator[tuple[str, str, str | None, str]]:
 
 
 def settings_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str | None, str]]:
-    """(dotted name, default, comment) of every setting; groups stand as their own settings."""
+    """(dotted name, default, comment) of every setting, with groups expanded."""
     for name, kind, default, comment in fields_of(schema):
-        group = getattr(conf_schema, kind, None)
+        group = getattr(config, kind, None)
         if dataclasses.is_dataclass(group):
             assert isinstance(group, type)
             yield from settings_of(group, f"{prefix}{name}.")
@@ -52,17 +51,17 @@ def settings_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str | Non
 
 
 def document() -> str:
-    """The whole page, in Markdown."""
+    """The complete page in Markdown."""
     lines = [
         "# Configuration",
         "",
-        "Every setting, generated from `affectgpt/config.py` by `python -m affectgpt.confdoc`. Values stand in",
-        "the YAML files under `conf/`; anything can be set on the command line as `key=value`, nested with dots",
-        "(`stage.batch_size=8`). A misspelt key or a value of the wrong type is refused before anything runs.",
+        "All settings, generated from `affectgpt/config.py` by `python -m affectgpt.confdoc`. Values are set in the",
+        "YAML files under `conf/` or on the command line as `key=value`, with dots for nested keys",
+        "(`stage.batch_size=8`). Misspelt keys and values of the wrong type are rejected before anything runs.",
         "`--cfg job` prints the composed configuration.",
         "",
     ]
-    classes = [item for item in vars(conf_schema).values() if isinstance(item, type)]
+    classes = [item for item in vars(config).values() if isinstance(item, type)]
     schemas = [item for item in classes if dataclasses.is_dataclass(item)]
     commands = {schema for schema in schemas if (inspect.getdoc(schema) or "").startswith("python ")}
     for schema in sorted(schemas, key=lambda item: item not in commands):

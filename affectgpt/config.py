@@ -1,6 +1,6 @@
-"""The shape of every configuration: dataclasses that mirror conf/, with types, defaults and one comment a field.
+"""Schemas of all configurations: dataclasses that mirror conf/, with types, defaults and a comment for each field.
 
-The YAML files hold values; this file says what may stand in them. docs/configuration.md is generated from it.
+The YAML files hold values; this file defines the allowed keys. docs/configuration.md is generated from it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 @dataclass
 class PathsConfig:
-    """Where things are kept."""
+    """Where files are stored."""
 
     cache: str = "~/.cache/affectgpt"  # embedded corpus, small base models and encoder states; env AFFECTGPT_CACHE
-    cache_limit_gb: float | None = None  # what encoder states may hold on disk; null = no limit
-    runs: str = "runs"  # one folder a run: checkpoints, config, metrics, predictions
+    cache_limit_gb: float | None = None  # maximum size of the cached encoder states; null = no limit
+    runs: str = "runs"  # one folder per run: checkpoints, config, metrics, predictions
 
 
 @dataclass
@@ -228,66 +228,66 @@ class TrainConfig:
     resume: bool = False  # go on with the last unfinished run of this name
     seed: int = 42  # initialisation, data order, dropout
     device: str = "auto"  # auto, cpu or cuda
-    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
+    offline: bool = False  # load hub models from the local cache only, as with HF_HUB_OFFLINE=1
 
 
 @dataclass
 class InferConfig:
     """python infer.py"""
 
-    input: list[str] = field(default_factory=list)  # media files, folders or one manifest; plain arguments work too
+    input: list[str] = field(default_factory=list)  # media files, folders or one manifest; also as positional arguments
     checkpoint: str | None = None  # run or checkpoint folder; null = the last complete fine (else coarse) run
     task: str = "both"  # description, labels, both or fixed
     lang: str = "en"  # en or zh
     candidates: list[str] = field(default_factory=list)  # task=fixed: the labels to choose from
-    subtitle: str | None = None  # what is said, for media files without a manifest
+    subtitle: str | None = None  # transcript, for media files given without a manifest
     use_subtitle: bool = True  # false = strategy S0: the model does not see the subtitle
-    modalities: list[str] | None = None  # soft-token branches to use; null = all that the clip and the model have
-    split: str | None = None  # rows of a manifest with this split
-    out: str | None = None  # predictions.jsonl to append to; done ids are skipped, so a killed run goes on
+    modalities: list[str] | None = None  # modalities to use; null = all that both the clip and the model have
+    split: str | None = None  # only manifest rows with this split
+    out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
     json: bool = False  # print JSON lines instead of text
     on_bad: str = "raise"  # bad samples: raise or skip
     backend: str = "pyav"  # video decoder
-    cache_features: bool = False  # keep encoder states on disk
-    engine: str = "auto"  # what writes the answers: auto, or vllm (where that package is installed)
+    cache_features: bool = False  # read encoder states from the cache on disk and add missing ones
+    engine: str = "auto"  # generation backend: auto, or vllm (if that package is installed)
     dtype: str | None = None  # LLM precision; null = as trained
-    quantization: str | None = None  # LLM packed as nf4 or int8, or none; null = as trained
-    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
-    generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
+    quantization: str | None = None  # LLM quantization: nf4, int8 or none; null = as trained
+    base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
+    generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation settings
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
-    seed: int = 42  # only matters with do_sample
+    seed: int = 42  # used only with do_sample
     device: str = "auto"  # auto, cpu or cuda
-    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
+    offline: bool = False  # load hub models from the local cache only, as with HF_HUB_OFFLINE=1
 
 
 @dataclass
 class LlmConfig:
-    """A chat model behind an OpenAI-compatible endpoint; its key comes from the environment variable OPENAI_API_KEY."""
+    """A chat model served with the OpenAI protocol; its key is read from the environment variable OPENAI_API_KEY."""
 
-    model: str | None = None  # name to ask for; null = no LLM is asked
+    model: str | None = None  # model name on the server; null = no LLM is used
     base_url: str | None = None  # for example http://localhost:8000/v1; null = OpenAI
-    extract: bool = False  # let it read the labels of texts in which the parser finds none
-    cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl beside the report
-    concurrency: int = 8  # requests at once
-    offline: bool = False  # use the answers of the cache only
+    extract: bool = False  # let it extract labels from texts in which the parser finds none
+    cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl next to the report
+    concurrency: int = 8  # concurrent requests
+    offline: bool = False  # use cached answers only
 
 
 @dataclass
 class BenchmarkConfig:
-    """A published test set: its truth, its score, and what others got on it."""
+    """A published test set: references, metric and published results."""
 
     name: str = ""  # short name; empty = no benchmark
-    title: str = ""  # name for tables
-    folder: str | None = None  # where your copy lies
-    references: str = ""  # file with the truth inside the folder: .csv, .jsonl or .npz
+    title: str = ""  # name in tables
+    folder: str | None = None  # folder of your copy
+    references: str = ""  # reference file inside the folder: .csv, .jsonl or .npz
     kind: str = "openset"  # openset, hit_rate, sentiment or classes
-    metric: str = ""  # kind classes: weighted F1, macro F1, UAR or WAR is the primary score
+    metric: str = ""  # kind classes: the primary score: weighted F1, macro F1, UAR or WAR
     split: str | None = None  # only rows with this split
-    classes: list[str] = field(default_factory=list)  # kind classes: the labels; also names numbered classes of an npz
-    array: str = "test_corpus"  # array of a label.npz
-    trust_pickle: bool = False  # label.npz holds pickled objects: true only for a file whose source you trust
-    members: list[str] = field(default_factory=list)  # benchmarks whose mean this one is
-    published: list[Any] = field(default_factory=list)  # results of others: system, value, source, metric
+    classes: list[str] = field(default_factory=list)  # kind classes: the labels, in the order of numbered classes
+    array: str = "test_corpus"  # name of the array in a label.npz
+    trust_pickle: bool = False  # allow pickled objects in label.npz; only for files from a source you trust
+    members: list[str] = field(default_factory=list)  # a mean over these benchmarks
+    published: list[Any] = field(default_factory=list)  # published results: system, value, source, metric
 
 
 @dataclass
@@ -295,37 +295,37 @@ class EvalConfig:
     """python eval.py"""
 
     checkpoint: str | None = None  # run or checkpoint; null = last complete fine run, if predictions is null
-    predictions: Any = None  # score this file and load no model; a list of files is compared by paired tests
-    compare: bool = False  # score all files of `predictions` side by side (also implied by a list)
+    predictions: Any = None  # score this file without loading a model; a list of files is compared by paired tests
+    compare: bool = False  # compare all files of `predictions` (implied by a list)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)  # benchmark=..., a file of conf/benchmark
-    llm: LlmConfig = field(default_factory=LlmConfig)  # optional: LLM grouping, label extraction
-    references: str | None = None  # manifest with the true labels; null = the test sources of `data`
+    llm: LlmConfig = field(default_factory=LlmConfig)  # optional LLM for grouping and label extraction
+    references: str | None = None  # manifest with the reference labels; null = the test sources of `data`
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
-    split: str | None = None  # rows of `references` with this split
-    task: str = "both"  # what a checkpoint is asked for
-    lang: str = "en"  # language of the answers
+    split: str | None = None  # only rows of `references` with this split
+    task: str = "both"  # task given to the checkpoint: description, labels or both
+    lang: str = "en"  # answer language: en or zh
     use_subtitle: bool = True  # false = strategy S0
-    modalities: list[str] | None = None  # soft-token branches to use; null = all
-    lexicon: str = "builtin"  # builtin, or a folder with the published emotion-wheel tables
-    n_bootstrap: int = 1000  # resamples of the 95 % interval
-    out: str | None = None  # folder for predictions.jsonl and report.json; null = beside the checkpoint or predictions
-    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
-    generate: GenerateConfig = field(default_factory=GenerateConfig)  # how answers are written
+    modalities: list[str] | None = None  # modalities to use; null = all
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
+    n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
+    out: str | None = None  # folder for predictions.jsonl and report.json; null = next to the checkpoint or predictions
+    base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
+    generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation settings
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
-    seed: int = 42  # bootstrap
+    seed: int = 42  # of the bootstrap
     device: str = "auto"  # auto, cpu or cuda
-    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
+    offline: bool = False  # load hub models from the local cache only, as with HF_HUB_OFFLINE=1
 
 
 @dataclass
 class CacheConfig:
     """python -m affectgpt.cache"""
 
-    model: ModelConfig = field(default_factory=ModelConfig)  # whose encoders
-    data: DataConfig = field(default_factory=DataConfig)  # whose clips: all of its sources
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
-    engine: str = "processes"  # processes on this machine, or ray: a cluster that shares paths.cache
-    n_processes: int | None = None  # null = one a card, or one a core
+    model: ModelConfig = field(default_factory=ModelConfig)  # the model whose encoders run
+    data: DataConfig = field(default_factory=DataConfig)  # the clips to encode: all its sources
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are stored
+    engine: str = "processes"  # processes (on this machine) or ray (a cluster with paths.cache on shared storage)
+    n_processes: int | None = None  # null = one per GPU, or one per core without a GPU
     device: str = "auto"  # auto, cpu or cuda
 
 
@@ -336,118 +336,118 @@ class PlanConfig:
     stage: StageConfig = field(default_factory=StageConfig)  # stage=coarse or stage=fine
     model: ModelConfig = field(default_factory=ModelConfig)  # model=affectgpt, or another preset of conf/model
     strategy: StrategyConfig = field(default_factory=StrategyConfig)  # strategy=single, ddp, zero2 or zero3
-    gpu: str | None = None  # a100, a100-40, h100, h200, l40s, a10, rtx3090, rtx4090, rtx5090; null = some of them
-    n_gpus: int | None = None  # cards; null = strategy.num_processes, else 1 (single) or 8
-    sound_s: float = 4.0  # duration of a clip's sound, in seconds
-    text_tokens: int = 170  # tokens of prompt and answer, without the soft ones
-    answer_tokens: int = 100  # of them the answer, which alone gets logits
-    online: bool = False  # true = encoders run in every step; false = their states come from the cache
-    padding: float = 1.15  # padded length over mean length, if not stage.packing
-    share: float = 0.5  # share of the card's peak that matrix products reach
-    n_clips: int = 115595  # for the size of the cache and the time of one pass
+    gpu: str | None = None  # a100, a100-40, h100, h200, l40s, a10, rtx3090, rtx4090, rtx5090; null = a selection
+    n_gpus: int | None = None  # number of GPUs; null = strategy.num_processes, else 1 (single) or 8
+    sound_s: float = 4.0  # audio duration of a clip, in seconds
+    text_tokens: int = 170  # tokens of prompt and answer, without soft tokens
+    answer_tokens: int = 100  # answer tokens among them; only these need logits
+    online: bool = False  # true = encoders run in every step; false = states are read from the cache
+    padding: float = 1.15  # padded length / mean length; used without stage.packing
+    share: float = 0.5  # fraction of peak FLOP/s that matrix products reach
+    n_clips: int = 115595  # number of clips, for the cache size and the duration of an epoch
     json: bool = False  # print JSON instead of tables
-    paths: PathsConfig = field(default_factory=PathsConfig)  # cache of the embedded default
-    seed: int = 42  # not decisive; the model wants one
+    paths: PathsConfig = field(default_factory=PathsConfig)  # cache of the embedded demo
+    seed: int = 42  # no effect on the plan
 
 
 @dataclass
 class AskConfig:
-    """Who is asked zero-shot, and how; whatever decides the answers. On the command line `ask.` may be left out."""
+    """Zero-shot systems: everything that determines the answers. The prefix `ask.` may be omitted."""
 
-    model: str | None = None  # hub id or folder; with base_url the served model's name; or a .jsonl of answers
-    revision: str | None = None  # hub revision of model; pin it where a figure is reported
-    base_url: str | None = None  # OpenAI-compatible server of model, such as http://localhost:8000/v1
-    audio_model: str | None = None  # a pair instead of model: tells what is heard
-    audio_base_url: str | None = None  # its server
-    video_model: str | None = None  # a pair instead of model: tells what is seen
-    video_base_url: str | None = None  # its server
-    merge_model: str | None = None  # LLM that merges descriptions, in s2 and for pairs
-    merge_base_url: str | None = None  # its server
-    strategy: str = "s1"  # s0 = no subtitle, s1 = subtitle in the question, s2 = merged in afterwards by merge_model
-    show: list[str] | None = None  # images, sound; null = all that a model sees (a served one: images)
-    lang: str = "en"  # en or zh: language of question and answer
-    n_frames: int = 8  # frames, evenly spread; a model made for one number takes its own
-    longest_px: int = 768  # served models: frames are shrunk to this
+    model: str | None = None  # hub id or folder; with base_url the name on the server; or a .jsonl file of answers
+    revision: str | None = None  # hub revision of model; pin it for reported results
+    base_url: str | None = None  # OpenAI-compatible server, such as http://localhost:8000/v1
+    audio_model: str | None = None  # pair, instead of model: describes the audio
+    audio_base_url: str | None = None  # its server, if it is served
+    video_model: str | None = None  # pair, instead of model: describes the video
+    video_base_url: str | None = None  # its server, if it is served
+    merge_model: str | None = None  # LLM that merges descriptions (s2, and all pairs)
+    merge_base_url: str | None = None  # its server, if it is served
+    strategy: str = "s1"  # s0 = no subtitle, s1 = subtitle in the prompt, s2 = merged in afterwards by merge_model
+    show: list[str] | None = None  # images, sound; null = all inputs of the model (of a served model: images)
+    lang: str = "en"  # en or zh: language of prompt and answer
+    n_frames: int = 8  # evenly spaced frames; a model made for a fixed number uses its own
+    longest_px: int = 768  # served models: frames are downscaled to this longer side
     max_new_tokens: int = 512  # longest answer
-    dtype: str = "auto"  # in process: auto (as published), float32, bfloat16 or float16
+    dtype: str = "auto"  # local models: auto (as published), float32, bfloat16 or float16
 
 
 @dataclass
 class ZeroShotConfig:
     """python -m affectgpt.zeroshot"""
 
-    action: str = "run"  # run, export (write the questions for other code) or import (read its answers)
-    kind: str = "whole"  # export only: the question of a whole system, or of the audio or video part of a pair
-    ask: AskConfig = field(default_factory=AskConfig)  # who is asked and how; a file of conf/zeroshot sets it
-    data: DataConfig = field(default_factory=DataConfig)  # its test sources are asked about
-    manifest: str | None = None  # ask about these clips instead
-    split: str | None = None  # rows of the manifest with this split
-    out: str | None = None  # predictions.jsonl to append to; done ids are skipped, so a killed run goes on
-    batch_size: int = 4  # clips generated together, in process
-    concurrency: int = 8  # requests to a server at once
-    offline: bool = False  # servers: use kept answers only
+    action: str = "run"  # run, export (write requests for other code) or import (read its answers)
+    kind: str = "whole"  # export only: the prompt of a single system (whole), or of the audio or video part of a pair
+    ask: AskConfig = field(default_factory=AskConfig)  # models and prompts; set by a file of conf/zeroshot
+    data: DataConfig = field(default_factory=DataConfig)  # data=..., whose test sources are used
+    manifest: str | None = None  # instead: the clips of this manifest
+    split: str | None = None  # only manifest rows with this split
+    out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
+    batch_size: int = 4  # local models: clips per batch
+    concurrency: int = 8  # served models: concurrent requests
+    offline: bool = False  # served models: use stored answers only
     device: str = "auto"  # auto, cpu or cuda
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 
 
 @dataclass
 class ExportConfig:
     """python -m affectgpt.export"""
 
-    checkpoint: str | None = None  # run or checkpoint folder, also as plain argument; null = the last complete run
-    out: str = "release"  # new folder for the whole model
-    merge_lora: bool = False  # true = add the adapters to the LLM's weights
-    dtype: str | None = None  # LLM precision: float32, bfloat16; null = as trained
-    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are
+    checkpoint: str | None = None  # run or checkpoint folder, also as positional argument; null = the last complete run
+    out: str = "release"  # new folder for the full model
+    merge_lora: bool = False  # merge the adapters into the LLM's weights
+    dtype: str | None = None  # LLM precision: float32, bfloat16 or float16; null = as trained
+    base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
 
 
 @dataclass
 class PushConfig:
     """python -m affectgpt.hub push"""
 
-    checkpoint: str | None = None  # run or checkpoint folder, also as plain argument; null = the last complete run
+    checkpoint: str | None = None  # run or checkpoint folder, also as positional argument; null = the last complete run
     repo: str = "???"  # user/name on the hub
-    full: bool = False  # true = the whole model; false = trained tensors, base models by id
-    private: bool = False  # true = only you see the repository, if this makes it
-    dry_run: bool = False  # true = write the folder and push nothing
-    out: str | None = None  # folder of the release; null = release-<checkpoint> in the run
-    license: str | None = None  # licence of the release, as the hub names it; null = left out
-    merge_lora: bool = False  # full only: add the adapters to the LLM's weights
+    full: bool = False  # true = the full model; false = trained tensors with ids of the base models
+    private: bool = False  # make the repository private if it is created
+    dry_run: bool = False  # write the folder without pushing it
+    out: str | None = None  # release folder; null = release-<checkpoint> in the run folder
+    license: str | None = None  # licence identifier of the hub; null = omitted
+    merge_lora: bool = False  # full only: merge the adapters into the LLM's weights
     dtype: str | None = None  # full only: LLM precision
-    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are
+    base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
 
 
 @dataclass
 class ServeConfig:
-    """python -m affectgpt.serve; with the environment variable AFFECTGPT_API_KEY set, clients must send that key"""
+    """python -m affectgpt.serve; if the environment variable AFFECTGPT_API_KEY is set, clients must send that key"""
 
-    checkpoint: str | None = None  # run or checkpoint folder, also as plain argument; null = the last complete run
-    model: str | None = None  # instead: a transformers-native chat model by hub id or folder
+    checkpoint: str | None = None  # run or checkpoint folder, also as positional argument; null = the last complete run
+    model: str | None = None  # instead of checkpoint: a multimodal chat model of transformers, hub id or folder
     revision: str | None = None  # model only: hub revision
-    name: str | None = None  # model name that clients send; null = the checkpoint's run and folder, or model
-    host: str = "127.0.0.1"  # address to listen at; 0.0.0.0 = reachable from other machines
-    port: int = 8000  # 0 = any free one
-    media_folder: str | None = None  # videos below it may be named by path in requests; null = none may
-    max_batch: int = 8  # requests generated together
-    max_wait_ms: float = 20.0  # how long a request waits for others to join it
-    max_requests: int = 64  # requests in the server at once; further ones get status 429
-    max_request_mb: float = 64.0  # longest body
-    max_media_s: float = 600.0  # longest video or sound
-    max_images: int = 32  # pictures a request
-    max_megapixels: float = 2.5  # largest picture or video frame; 1920 x 1080 has 2.1
-    max_new_tokens: int = 256  # longest answer of a request that names no max_tokens
-    max_tokens_limit: int = 4096  # largest max_tokens that a request may name
-    n_frames: int = 8  # model only: frames taken from a video
-    n_decoders: int = 2  # requests whose media are decoded at once
+    name: str | None = None  # model name in requests; null = <run>/<checkpoint>, or model
+    host: str = "127.0.0.1"  # listening address; 0.0.0.0 = reachable from other machines
+    port: int = 8000  # 0 = any free port
+    media_folder: str | None = None  # requests may refer to videos in this folder by path; null = no paths
+    max_batch: int = 8  # requests per batch
+    max_wait_ms: float = 20.0  # how long a request waits for others to form a batch
+    max_requests: int = 64  # requests accepted at a time; further ones get status 429
+    max_request_mb: float = 64.0  # maximum size of a request body
+    max_media_s: float = 600.0  # maximum duration of video or audio
+    max_images: int = 32  # maximum number of images per request
+    max_megapixels: float = 2.5  # maximum size of an image or video frame; 1920 x 1080 has 2.1
+    max_new_tokens: int = 256  # default of max_tokens
+    max_tokens_limit: int = 4096  # largest accepted max_tokens
+    n_frames: int = 8  # model only: frames sampled from a video
+    n_decoders: int = 2  # threads that decode media
     backend: str = "pyav"  # video decoder
-    dtype: str | None = None  # LLM precision: float32, bfloat16; null = as trained or published
-    quantization: str | None = None  # checkpoint only: LLM packed as nf4 or int8, or none; null = as trained
-    base_models: dict[str, str] = field(default_factory=dict)  # where base models lie now, if they moved
+    dtype: str | None = None  # LLM precision: float32, bfloat16 or float16; null = as trained or published
+    quantization: str | None = None  # checkpoint only: LLM quantization: nf4, int8 or none; null = as trained
+    base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
     device: str = "auto"  # auto, cpu or cuda
-    offline: bool = False  # take hub models from the local cache only, as HF_HUB_OFFLINE=1 does
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where runs are
+    offline: bool = False  # load hub models from the local cache only, as with HF_HUB_OFFLINE=1
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
 
 
 @dataclass
@@ -532,7 +532,7 @@ class AnnotateConfig:
     backend: str = "pyav"  # video decoder
     fsync: bool = False  # answers and records also survive a power cut, not only a killed process
     checked: str | None = None  # pipeline=emer_checked: records.jsonl of a finished review, whose clues are taken
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 
 
 @dataclass
@@ -567,4 +567,4 @@ class RecordsConfig:
     seed: int = 0  # review: draws who checks what
     media_root: str | None = None  # review, export: folder that Label Studio serves; null = the one above all clips
     pictures: bool = True  # report: draw pictures (needs matplotlib)
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
