@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt import plots as draw
 from affectgpt.chat.served import ChatClient
 from affectgpt.config import BenchmarkConfig
 from affectgpt.metrics import (
@@ -43,7 +44,6 @@ from affectgpt.metrics import (
     read_predictions,
     read_references,
 )
-from affectgpt.metrics import plots as draw
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_truth
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class

@@ -37,6 +37,10 @@ class NotFound(UserError, FileNotFoundError):
     """A file, folder, model or run that is not there; the message says what makes it."""
 
 
+class MissingLibrary(UserError, ImportError):
+    """An optional library, or data that it needs, is not installed; the message says how to install it."""
+
+
 def set_up_logging(verbose: bool = False) -> None:
     """Plain lines on stderr; the noise of libraries stays at warnings."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

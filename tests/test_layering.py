@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
 LEVELS = (
     ("schema", "runtime"),
-    ("prompts", "config", "journal", "runs", "tables"),
+    ("prompts", "config", "journal", "runs", "tables", "plots"),
     ("confdoc", "media", "chat", "engine"),
     ("data", "metrics", "models"),
     ("spread",),

@@ -15,7 +15,7 @@ from affectgpt.annotate.record import MODALITIES, Annotation
 from affectgpt.annotate.review.rounds import is_checked
 from affectgpt.annotate.verify import AGREES_FROM
 from affectgpt.metrics.lexicon import load_lexicon
-from affectgpt.metrics.plots import draw_bars
+from affectgpt.plots import draw_bars
 from affectgpt.runtime import InputError, write_json_atomic
 
 WIDTH = 100

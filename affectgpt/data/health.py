@@ -13,6 +13,7 @@ from typing import Any
 
 from affectgpt.data.clips import Sampling, load_clip
 from affectgpt.data.facts import MediaFacts
+from affectgpt.data.pictures import draw_data
 from affectgpt.data.sources import check_each, probe_samples
 from affectgpt.media import MediaInfo
 from affectgpt.runtime import write_text_atomic
@@ -234,8 +235,6 @@ def _is_wrong_language(sample: Sample) -> bool:
 
 def write(folder: Path, reports: Sequence[Health], leaks: Sequence[str] = ()) -> list[Path]:
     """Write health.json, bad_samples.jsonl, and a picture for each report as PNG and SVG; returns the files."""
-    from affectgpt.data.pictures import draw
-
     content = {"reports": [report.to_dict() for report in reports], "leaks": list(leaks)}
     files = [folder / "health.json"]
     write_text_atomic(files[0], json.dumps(content, ensure_ascii=False, indent=2) + "\n")
@@ -244,6 +243,13 @@ def write(folder: Path, reports: Sequence[Health], leaks: Sequence[str] = ()) ->
         write_jsonl(files[-1], bad)
     for number, report in enumerate(reports):
         stem = folder / ("health" if len(reports) == 1 else f"health-{number + 1}")
-        draw(stem, report)
+        draw_data(
+            stem,
+            title=f"{report.name}: {len(report.samples)} of {report.n_rows} rows usable",
+            durations_s=report.duration_s,
+            labels=report.labels() or report.fixed_labels(),
+            labels_per_clip=report.labels_per_clip(),
+            contents={**report.modalities(), **report.texts()},
+        )
         files += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     return files

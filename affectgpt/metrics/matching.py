@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from affectgpt.runtime import InputError, UserError
+from affectgpt.runtime import InputError, MissingLibrary
 
-INSTALL = "pip install 'affectgpt[evaluation]'"
 WORDNET_HELP = (
     "METEOR needs WordNet, which is never downloaded while scoring: run `python -m nltk.downloader wordnet` once "
     "(or set NLTK_DATA to a folder that has it)"
@@ -62,15 +61,11 @@ def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, la
     return MatchingScores(scores, len(pairs), libraries, unavailable)
 
 
-class MissingLibrary(UserError):
-    """An optional library or its data is not installed; the message says how to get it."""
-
-
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise MissingLibrary(f"{name.split('.')[0]} is not installed: {INSTALL}") from None
+        raise MissingLibrary(f"{name.split('.')[0]} is not installed: pip install 'affectgpt[evaluation]'") from None
 
 
 def words_of(text: str, lang: str) -> list[str]:

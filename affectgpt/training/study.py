@@ -27,9 +27,9 @@ from filelock import FileLock
 
 from affectgpt.config import EvalConfig, SourceConfig, TrainConfig
 from affectgpt.journal import append_jsonl_records
-from affectgpt.metrics.plots import NoMatplotlib, Panel, draw_curves
+from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
-from affectgpt.runtime import UserError, set_up_logging, write_json_atomic
+from affectgpt.runtime import MissingLibrary, UserError, set_up_logging, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
 log = logging.getLogger("affectgpt")
@@ -260,7 +260,7 @@ def report(folder: Path) -> str:
     written = ["table.md", "table.json"]
     try:
         written += [f"{name}.png" for name in draw(folder)]
-    except NoMatplotlib as error:
+    except MissingLibrary as error:
         written.append(f"no pictures ({error})")
     return f"{text}\n\n{folder}: {', '.join(written)}"
 

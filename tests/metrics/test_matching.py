@@ -27,7 +27,7 @@ def test_chinese_meteor_needs_no_wordnet_and_is_near_100_for_equal_texts():
     assert set(result.libraries) == {"sacrebleu", "rouge-score", "nltk", "jieba"}
 
 
-def test_missing_wordnet_is_named_with_the_mend_and_nothing_is_downloaded(monkeypatch):
+def test_missing_wordnet_is_named_with_the_fix_and_nothing_is_downloaded(monkeypatch):
     def absent():
         raise matching.MissingLibrary(matching.WORDNET_HELP)
 
@@ -43,7 +43,7 @@ def test_a_missing_library_is_named_and_the_others_still_score(monkeypatch):
 
     def limited(name):
         if name in refuse:
-            raise matching.MissingLibrary(f"rouge_score is not installed: {matching.INSTALL}")
+            raise matching.MissingLibrary("rouge_score is not installed: pip install 'affectgpt[evaluation]'")
         return original(name)
 
     monkeypatch.setattr(matching, "_import", limited)

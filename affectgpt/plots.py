@@ -1,4 +1,4 @@
-"""Pictures of analyses as PNG and SVG, readable in black and white: grey tones, hatches, the numbers written in.
+"""Plots as PNG and SVG, readable in black and white: shades of grey, hatching, values printed on bars and cells.
 
 Needs matplotlib (the `evaluation` extra), which is imported only when something is drawn.
 """
@@ -6,6 +6,7 @@ Needs matplotlib (the `evaluation` extra), which is imported only when something
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,29 +15,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectgpt.runtime import UserError
+from affectgpt.runtime import MissingLibrary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INSTALL = "pip install 'affectgpt[evaluation]'"
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _GREYS = ("0.35", "0.75", "0.9", "0.55", "0.65", "0.85")
 
 
-class NoMatplotlib(UserError):
-    """matplotlib is not installed; the message says how to get it."""
-
-
 @contextmanager
-def _blank(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
-    """An empty figure; saved as `path`.png and `path`.svg when the block ends."""
+def figure_file(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
+    """An empty matplotlib figure, saved as `path`.png and `path`.svg when the block ends.
+
+    Raises:
+        MissingLibrary: matplotlib is not installed.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise NoMatplotlib(f"drawing needs matplotlib: {INSTALL}") from None
-    with rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": _fonts(), "axes.unicode_minus": False}):
+        raise MissingLibrary("drawing needs matplotlib: pip install 'affectgpt[evaluation]'") from None
+    with (
+        warnings.catch_warnings(),
+        rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": _fonts(), "axes.unicode_minus": False}),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # without a Chinese font, a box is drawn
         figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no window, no global state
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,15 +48,8 @@ def _blank(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-@contextmanager
-def _figure(path: Path, width_in: float, height_in: float, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure with one set of axes."""
-    with _blank(path, width_in, height_in) as figure:
-        yield figure, figure.add_subplot(**options)
-
-
 def _fonts() -> list[str]:
-    """Font families that exist here, those with Chinese glyphs behind the default."""
+    """The default font family, then the installed ones with Chinese glyphs."""
     from matplotlib import font_manager
 
     known = {font.name for font in font_manager.fontManager.ttflist}
@@ -64,30 +61,31 @@ def draw_bars(
     path: Path, names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, unit: str,
     errors: Mapping[str, Sequence[tuple[float, float]]] | None = None, horizontal: bool = False,
 ) -> None:  # fmt: skip
-    """Grouped bars, one group a name, one hatch a series; `errors` holds (below, above) for each bar."""
+    """Grouped bars: one group per name, one hatch per series; `errors` gives (below, above) for each bar."""
     size = max(5.0, 0.35 * len(names) * len(series) + 2)
     shape = (6.5, max(3.0, 0.24 * len(names) + 1)) if horizontal else (min(size, 14), 4.0)
-    with _figure(path, *shape) as (_, axes):
-        places = np.arange(len(names))
+    with figure_file(path, *shape) as figure:
+        axes = figure.add_subplot()
+        positions = np.arange(len(names))
         width = 0.8 / len(series)
         for i, (label, values) in enumerate(series.items()):
-            look = {"facecolor": _GREYS[i % 6], "hatch": _HATCHES[i % 6], "edgecolor": "black", "linewidth": 0.6}
-            look["label"] = label
-            offset = places + (i - (len(series) - 1) / 2) * width
-            spread = None if errors is None else np.array(errors[label]).T
+            style = {"facecolor": _GREYS[i % 6], "hatch": _HATCHES[i % 6], "edgecolor": "black", "linewidth": 0.6}
+            style["label"] = label
+            offset = positions + (i - (len(series) - 1) / 2) * width
+            error = None if errors is None else np.array(errors[label]).T
             if horizontal:
-                bars = axes.barh(offset, values, width, xerr=spread, **look)
+                bars = axes.barh(offset, values, width, xerr=error, **style)
             else:
-                bars = axes.bar(offset, values, width, yerr=spread, capsize=3, **look)
+                bars = axes.bar(offset, values, width, yerr=error, capsize=3, **style)
             if len(names) * len(series) <= 40:
                 axes.bar_label(bars, fmt="%.4g", fontsize=7, padding=2)
         if horizontal:
-            axes.set_yticks(places, names)
+            axes.set_yticks(positions, names)
             axes.invert_yaxis()
             axes.set_xlabel(unit)
         else:
             few = len(names) <= 8
-            axes.set_xticks(places, names, rotation=0 if few else 60, ha="center" if few else "right")
+            axes.set_xticks(positions, names, rotation=0 if few else 60, ha="center" if few else "right")
             axes.set_ylabel(unit)
         axes.set_title(title)
         if len(series) > 1:
@@ -99,9 +97,10 @@ def draw_heat_map(
     path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, fmt: str = "{:.2f}",
     low: float | None = None, high: float | None = None,
 ) -> None:  # fmt: skip
-    """A matrix in grey tones with its numbers; [n_rows, n_columns], NaN stays white."""
+    """A matrix [n_rows, n_columns] in shades of grey with its values; NaN cells stay white."""
     size = 0.55 * len(columns) + 2.2
-    with _figure(path, size, 0.45 * len(rows) + 1.6) as (_, axes):
+    with figure_file(path, size, 0.45 * len(rows) + 1.6) as figure:
+        axes = figure.add_subplot()
         image = axes.imshow(values, cmap="Greys", vmin=low, vmax=high, aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
         axes.set_yticks(range(len(rows)), rows)
@@ -114,17 +113,18 @@ def draw_heat_map(
 
 
 def draw_wheel(path: Path, true: Mapping[str, float], predicted: Mapping[str, float], *, title: str) -> None:
-    """Level-1 sectors of a wheel: how often each is true (outline) and predicted (hatched), as shares of all labels."""
+    """The level-1 sectors of a wheel: shares of all true labels (outlined) and of all predicted labels (hatched)."""
     sectors = sorted(set(true) | set(predicted))
-    with _figure(path, 6, 6, projection="polar") as (_, axes):
+    with figure_file(path, 6, 6) as figure:
+        axes = figure.add_subplot(projection="polar")
         width = 2 * math.pi / max(len(sectors), 1)
         angles = np.arange(len(sectors)) * width
-        for values, look in (
+        for values, style in (
             (predicted, {"facecolor": "0.8", "hatch": "///", "linewidth": 0.5, "label": "predicted"}),
             (true, {"fill": False, "linewidth": 2.2, "label": "true"}),
         ):
             heights = [100 * values.get(name, 0.0) for name in sectors]
-            axes.bar(angles, heights, width * 0.94, edgecolor="black", **look)
+            axes.bar(angles, heights, width * 0.94, edgecolor="black", **style)
         axes.tick_params(axis="x", pad=14)
         axes.set_xticks(angles, sectors)
         axes.set_rlabel_position(math.degrees(width / 2))
@@ -134,7 +134,7 @@ def draw_wheel(path: Path, true: Mapping[str, float], predicted: Mapping[str, fl
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes with curves: label -> (x, values, smoothed values)."""
+    """One set of axes with its curves: label -> (x, values, smoothed values)."""
 
     title: str
     x_label: str
@@ -143,14 +143,14 @@ class Panel:
 
 
 def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
-    """Curves side by side: values thin and grey, the smoothed curve strong, told apart by line style and marker.
+    """Panels of curves: raw values thin and grey, smoothed values in black, one line style and marker per label.
 
-    Panels with one y label share the y axis, so that they can be compared.
+    Panels with the same y label share their y axis.
     """
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     styles = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
-    with _blank(path, 3.6 * n_columns + 0.4, 2.8 * n_rows + 0.2) as figure:
+    with figure_file(path, 3.6 * n_columns + 0.4, 2.8 * n_rows + 0.2) as figure:
         first: dict[str, Any] = {}
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(n_rows, n_columns, number + 1, sharey=first.get(panel.y_label))
