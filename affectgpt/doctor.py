@@ -1,8 +1,8 @@
-"""Says what this installation can do, what is wrong with it, and what to do: `python -m affectgpt.doctor`.
+"""Check the installation and print a fix for each problem: `python -m affectgpt.doctor`.
 
-Exit code 0 = usable, 1 = at least one problem. Each check is a function that returns findings, one line each. Nothing
-heavy is imported here: `known_mismatches` takes milliseconds, so that every command can name a broken installation
-before transformers fails on it with another library's message.
+Exit code 0 = usable, 1 = at least one problem. Each check returns findings, one line each. `known_mismatches` imports
+nothing heavy and takes milliseconds, so every command calls it first: it explains a broken installation before
+transformers fails with a misleading message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# name: (first version that works, first one that may not); never looser than pyproject.toml, which a test holds.
+# name: (lowest supported version, first unsupported version or None), as in pyproject.toml; a test compares them.
 CORE: Mapping[str, tuple[str, str | None]] = {
     "torch": ("2.6", "2.14"),
     "transformers": ("5.10", "6"),
@@ -43,27 +43,29 @@ CORE: Mapping[str, tuple[str, str | None]] = {
     "tqdm": ("4.66", None),
     "filelock": ("3.12", None),
 }
-OPTIONAL: Mapping[str, str] = {
-    "torchvision": "timm encoders",
-    "timm": "timm encoders",
-    "torchaudio": "torchaudio encoders",
-    "decord": "video backend decord",
-    "torchcodec": "video backend torchcodec",
-    "deepspeed": "ZeRO-2 and ZeRO-3 training",
-    "tensorboard": "TensorBoard logs",
-    "sacrebleu": "text metrics",
-    "rouge-score": "text metrics",
-    "jieba": "text metrics in Chinese",
-    "nltk": "WordNet synonyms",
-    "openpyxl": "Excel tables",
-    "matplotlib": "plots",
+# extra: (purpose, packages), as in pyproject.toml; a test compares them.
+EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "vision": ("timm encoders", ("timm", "torchvision")),
+    "decord": ("video decoder decord", ("decord",)),
+    "cluster": ("caching and annotation on Ray", ("ray",)),
+    "deepspeed": ("ZeRO-2 and ZeRO-3", ("deepspeed",)),
+    "quantization": ("LLM in 4 or 8 bits", ("bitsandbytes",)),
+    "slurm": ("jobs on SLURM", ("hydra-submitit-launcher",)),
+    "tensorboard": ("TensorBoard logs", ("tensorboard",)),
+    "serve": ("python -m affectgpt.serve", ("starlette", "uvicorn")),
+    "evaluation": (
+        "text metrics, Excel tables, plots",
+        ("sacrebleu", "rouge-score", "jieba", "nltk", "openpyxl", "matplotlib"),
+    ),
 }
+# Optional packages that belong to no extra: used if they are installed, or known to break imports (torchaudio).
+OTHERS = ("torchaudio", "torchcodec", "flash-attn", "vllm")
 _PYTHON = ("3.10", "3.14")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `do` says how to mend a "warn" or "problem"."""
+    """One line of the report; `do` is the fix of a "warn" or "problem"."""
 
     level: Literal["ok", "warn", "problem"]
     topic: str
@@ -81,7 +83,7 @@ def _parts(version: str) -> tuple[int, ...]:
     """
     numbers = re.match(r"\d+(?:\.\d+)*", version)
     parts = [int(number) for number in numbers.group().split(".")] if numbers else []
-    while parts and parts[-1] == 0 and len(parts) > 1:  # so that 2.14 and 2.14.0 are equal
+    while parts and parts[-1] == 0 and len(parts) > 1:  # 2.14.0 equals 2.14
         parts.pop()
     return tuple(parts)
 
@@ -92,7 +94,7 @@ def _minor(version: str) -> tuple[int, int]:
 
 
 def _build(version: str) -> str:
-    """What a torch library was built for: "cpu", "cuda 13", "rocm 6" …, or "" if its version does not tell.
+    """Platform of a build of the torch family: "cpu", "cuda 13", "rocm 6" ..., or "" if the version does not say.
 
     >>> _build("2.13.0+cu130"), _build("2.13.0+cpu"), _build("2.13.0")
     ('cuda 13', 'cpu', '')
@@ -106,12 +108,12 @@ def _build(version: str) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of python and of the packages that matter, without importing any; absent ones are left out.
+    """Versions of Python and of the installed core and optional packages, without importing any.
 
-    PyPI's metadata say "2.13.0" for CPU and CUDA builds alike, so those of the torch family come from `version.py`.
+    The metadata of PyPI wheels do not distinguish CPU and CUDA builds; the torch family's `version.py` does.
     """
     found = {"python": platform.python_version()}
-    for name in (*CORE, *OPTIONAL):
+    for name in (*CORE, *(name for _, names in EXTRAS.values() for name in names), *OTHERS):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -137,37 +139,35 @@ def _version_with_build(package: str) -> str | None:
 
 
 def known_mismatches(versions: Mapping[str, str] | None = None) -> list[Finding]:
-    """Combinations that are known to break, each with its mend; takes milliseconds and imports nothing.
+    """Combinations of versions that are known to break, each with its fix; takes milliseconds and imports nothing.
 
     Args:
-        versions: as `installed_versions` gives them (also its default); tests hand in others.
+        versions: None = those of `installed_versions`.
     """
     versions = installed_versions() if versions is None else versions
     findings = list(_out_of_bounds(versions))
     if "transformers" in versions:
         findings += [
-            Finding("problem", name, "not installed, and transformers' tokenizers need it", f"pip install {name}")
+            Finding("problem", name, "not installed, but required by transformers' tokenizers", f"pip install {name}")
             for name in ("sentencepiece", "protobuf")
             if name not in versions
         ]
     if torch := versions.get("torch"):
         for name in ("torchvision", "torchaudio"):
-            if (version := versions.get(name)) and (why := _why_not_beside(torch, name, version)):
+            if (version := versions.get(name)) and (why := _why_incompatible(torch, name, version)):
                 wanted = _matching(name, torch)
                 index = " --index-url https://download.pytorch.org/whl/cpu" if _build(torch) == "cpu" else ""
                 findings.append(
                     Finding(
                         "problem",
                         name,
-                        f"{version} beside torch {torch}: {why}; imports of transformers, peft or timm may fail",
+                        f"{version} with torch {torch}: {why}; imports of transformers, peft or timm may fail",
                         f"pip uninstall -y {name} (the core does not need it), or pip install '{wanted}'{index}",
                     )
                 )
     if "timm" in versions and "torchvision" not in versions:
         findings.append(
-            Finding(
-                "warn", "timm", "installed without torchvision, which it imports", "pip install 'affectgpt[vision]'"
-            )
+            Finding("warn", "timm", "installed without torchvision, which it needs", "pip install 'affectgpt[vision]'")
         )
     return findings
 
@@ -183,13 +183,13 @@ def _out_of_bounds(versions: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding("problem", name, f"{version} is outside {wanted}", do)
 
 
-def _why_not_beside(torch: str, name: str, version: str) -> str | None:
-    """Why this torchvision or torchaudio does not go with this torch; None if it does, as far as versions tell."""
+def _why_incompatible(torch: str, name: str, version: str) -> str | None:
+    """Why this torchvision or torchaudio is incompatible with this torch; None if the versions match."""
     ours, theirs = _build(torch), _build(version)
     if ours and theirs and ours != theirs:
-        return f"a {theirs} build does not load beside a {ours} torch"
+        return f"a {theirs} build does not load with a {ours} torch"
     if name == "torchaudio" and _minor(version) >= (2, 11):
-        # From 2.11 on it is built against torch's stable interface: docs.pytorch.org/audio/2.11.0/installation.html
+        # Since 2.11 it is built against torch's stable ABI: docs.pytorch.org/audio/2.11.0/installation.html
         return None if _minor(torch) >= (2, 11) else "it needs torch 2.11 or newer"
     wanted = _matching(name, torch)
     return None if _minor(version) == _minor(wanted.partition("==")[2]) else f"this torch needs {wanted}"
@@ -207,34 +207,40 @@ def _matching(name: str, torch: str) -> str:
 
 
 def check_packages(versions: Mapping[str, str]) -> list[Finding]:
-    """Versions of everything, and the core packages that are missing."""
+    """Installed versions, missing core packages and extras that are not (completely) installed."""
     findings = [Finding("ok", "python", f"{versions['python']} at {sys.executable}")]
     for name in CORE:
         if name in versions:
             findings.append(Finding("ok", name, versions[name]))
         else:
             findings.append(Finding("problem", name, "not installed", "pip install affectgpt, or pip install -e ."))
-    findings += [Finding("ok", name, versions[name]) for name in OPTIONAL if name in versions]
-    if absent := [f"{name} ({use})" for name, use in OPTIONAL.items() if name not in versions]:
-        findings.append(Finding("ok", "optional", f"not installed: {', '.join(absent)}"))
+    findings += [Finding("ok", name, version) for name, version in versions.items() if name not in {"python", *CORE}]
+    for extra, (purpose, names) in EXTRAS.items():
+        if missing := [name for name in names if name not in versions]:
+            found = f"{extra} ({purpose}): {', '.join(missing)} not installed; pip install 'affectgpt[{extra}]'"
+            findings.append(Finding("ok", "extra", found))
     if "deepspeed" in versions and not shutil.which("g++"):
         findings.append(
-            Finding("warn", "deepspeed", "no g++, which it needs at its first run", "install a C++ compiler")
+            Finding("warn", "deepspeed", "compiles code at its first run, but finds no g++", "install a C++ compiler")
         )
     return findings
 
 
 def check_imports(timeout_s: float = 300) -> list[Finding]:
-    """Import what training needs, in another process, so that a broken library cannot take the doctor down."""
+    """Import the training libraries in a subprocess, so that a crash of one is reported too."""
     code = "import torch, numpy, accelerate, peft, transformers; from transformers import Trainer, LlamaForCausalLM"
     try:
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        return [Finding("problem", "imports", f"took over {timeout_s:.0f} s", "look for a slow or hanging file system")]
+        return [
+            Finding("problem", "imports", f"took over {timeout_s:.0f} s", "check for a slow or hanging file system")
+        ]
     if run.returncode:
         last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
         return [
-            Finding("problem", "imports", f"importing transformers' models fails: {last}", f"run: python -c '{code}'")
+            Finding(
+                "problem", "imports", f"transformers' models cannot be imported: {last}", f"run: python -c '{code}'"
+            )
         ]
     return [Finding("ok", "imports", "torch, transformers, accelerate and peft import together")]
 
@@ -248,12 +254,12 @@ def check_devices() -> list[Finding]:
         findings.append(
             Finding("ok", "memory", f"{total_gb:.1f} GB")
             if total_gb >= 4
-            else Finding("warn", "memory", f"{total_gb:.1f} GB", "the embedded default needs about 4 GB")
+            else Finding("warn", "memory", f"{total_gb:.1f} GB", "the embedded demo needs about 4 GB")
         )
     shared = Path("/dev/shm")
     if shared.is_dir() and (shared_gb := shutil.disk_usage(shared).total / 1e9) < 1:
         findings.append(
-            Finding("warn", "/dev/shm", f"{shared_gb:.2f} GB", "docker run --shm-size=8g, or no data loader workers")
+            Finding("warn", "/dev/shm", f"{shared_gb:.2f} GB", "docker run --shm-size=8g, or stage.n_workers=0")
         )
     try:
         import torch
@@ -271,12 +277,12 @@ def check_devices() -> list[Finding]:
             Finding(
                 "warn",
                 "cuda",
-                f"an NVIDIA driver is here, but torch {torch.__version__} finds no GPU",
+                f"NVIDIA driver found, but torch {torch.__version__} finds no GPU",
                 "install a CUDA build of torch (pytorch.org/get-started), or check nvidia-smi and CUDA_VISIBLE_DEVICES",
             )
         )
     else:
-        findings.append(Finding("ok", "cuda", "no GPU: fine for the embedded default, too slow for a 7B model"))
+        findings.append(Finding("ok", "cuda", "no GPU: fine for the embedded demo, too slow for a 7B model"))
     return findings
 
 
@@ -288,7 +294,7 @@ def _memory_gb() -> float | None:
 
 
 def check_media() -> list[Finding]:
-    """Write a short clip, and read its frames and sound back with every backend."""
+    """Write a short clip, then decode its frames with every backend and its audio."""
     try:
         import av
         import numpy as np
@@ -300,7 +306,7 @@ def check_media() -> list[Finding]:
         path = Path(folder) / "clip.mp4"
         try:
             _write_clip(path)
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
             do = "reinstall av from PyPI: pip install --force-reinstall av"
             return [Finding("problem", "media", f"PyAV cannot write h264 and aac: {_first_line(error)}", do)]
         findings = []
@@ -319,18 +325,18 @@ def check_media() -> list[Finding]:
             findings.append(
                 Finding("ok", backend, f"decodes {frames.n_source_frames} frames of a test clip")
                 if right
-                else Finding("problem", backend, "decodes wrong pictures of a test clip", "use another backend")
+                else Finding("problem", backend, "decodes wrong frames of a test clip", "use another backend")
             )
         try:
-            sound = read_audio(path)
-            findings.append(Finding("ok", "sound", f"decodes {sound.duration_s:.2f} s at {sound.rate_hz} Hz"))
+            audio = read_audio(path)
+            findings.append(Finding("ok", "audio", f"decodes {audio.duration_s:.2f} s at {audio.rate_hz} Hz"))
         except MediaError as error:
-            findings.append(Finding("problem", "sound", _first_line(error), "pip install --force-reinstall av"))
+            findings.append(Finding("problem", "audio", _first_line(error), "pip install --force-reinstall av"))
     return findings
 
 
 def _write_clip(path: Path) -> None:
-    """4 grey frames of rising brightness at 4 Hz, and 1 s of sound, as h264 and aac."""
+    """Four grey frames of increasing brightness at 4 Hz (h264) and 1 s of audio (aac)."""
     import av
     import numpy as np
 
@@ -350,28 +356,30 @@ def _write_clip(path: Path) -> None:
 
 
 def check_caches(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Where base models and the project's own files are kept, how much is there, and whether there is room."""
+    """Location, size and free space of the cache of base models and of the project's own cache."""
     home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     hub = Path(environment.get("HF_HUB_CACHE") or home / "hub").expanduser()
     own = Path(environment.get("AFFECTGPT_CACHE") or "~/.cache/affectgpt").expanduser()
     offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     n_models = len(list(hub.glob("models--*")))
-    network = "offline (HF_HUB_OFFLINE), only these can be used" if offline else "others are downloaded when named"
+    network = "offline (HF_HUB_OFFLINE): no others can be used" if offline else "others are downloaded on demand"
     findings = [Finding("ok", "model cache", f"{hub}: {n_models} models, {_size_gb(hub):.2f} GB; {network}")]
     findings.append(Finding("ok", "cache", f"{own}: {_size_gb(own):.2f} GB (AFFECTGPT_CACHE)"))
     for name, variable, folder in (("model cache", "HF_HOME", hub), ("cache", "AFFECTGPT_CACHE", own)):
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         if not os.access(there, os.W_OK):
-            findings.append(Finding("problem", name, f"{there} cannot be written to", f"set {variable} to another"))
+            findings.append(
+                Finding("problem", name, f"{there} is not writable", f"set {variable} to a writable folder")
+            )
         elif (free_gb := shutil.disk_usage(there).free / 1e9) < 2:
             findings.append(
-                Finding("warn", name, f"only {free_gb:.1f} GB free at {there}", f"make room, or set {variable}")
+                Finding("warn", name, f"only {free_gb:.1f} GB free at {there}", f"free some space, or set {variable}")
             )
     return findings
 
 
 def _size_gb(folder: Path) -> float:
-    """Size of all files; the links of the model cache count once, where they point."""
+    """Size of all files; symbolic links, as in the model cache, are not followed."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -389,16 +397,15 @@ def examine() -> list[Finding]:
     versions = installed_versions()
     mismatches = known_mismatches(versions)
     findings = check_packages(versions)
-    # A package that is named with its trouble needs no second line that calls it fine.
-    troubled = {finding.topic for finding in mismatches}
-    findings = [finding for finding in findings if finding.topic not in troubled] + mismatches
+    faulty = {finding.topic for finding in mismatches}  # these get no "ok" line
+    findings = [finding for finding in findings if finding.topic not in faulty] + mismatches
     return [*findings, *check_imports(), *check_devices(), *check_media(), *check_caches()]
 
 
 def summary(findings: Sequence[Finding]) -> str:
     n_problems = sum(finding.level == "problem" for finding in findings)
     n_warnings = sum(finding.level == "warn" for finding in findings)
-    verdict = "not usable until the problems are mended" if n_problems else "usable"
+    verdict = "not usable until the problems are fixed" if n_problems else "usable"
     return f"{verdict} (problems: {n_problems}, warnings: {n_warnings})"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from affectgpt import doctor
-from affectgpt.doctor import CORE, Finding, check_caches, check_media, check_packages, installed_versions, main
+from affectgpt.doctor import CORE, EXTRAS, Finding, check_caches, check_media, check_packages, installed_versions, main
 from affectgpt.doctor import known_mismatches as mismatches
 
 GOOD = {
@@ -28,11 +28,11 @@ def test_a_good_installation_has_no_mismatch():
     ("name", "version"),
     [("torchvision", "0.28.0+cu130"), ("torchaudio", "2.13.0+cu130"), ("torchaudio", "2.11.0+cu126")],
 )
-def test_a_cuda_build_beside_a_cpu_torch_is_named_with_its_mend(name, version):
+def test_a_cuda_build_beside_a_cpu_torch_is_reported_with_its_fix(name, version):
     (finding,) = mismatches({**GOOD, name: version})
     assert (finding.level, finding.topic) == ("problem", name)
-    assert f"{version} beside torch 2.13.0+cpu" in finding.found
-    assert "build does not load beside a cpu torch" in finding.found
+    assert f"{version} with torch 2.13.0+cpu" in finding.found
+    assert "build does not load with a cpu torch" in finding.found
     assert f"pip uninstall -y {name}" in finding.do
     assert "--index-url https://download.pytorch.org/whl/cpu" in finding.do
 
@@ -102,9 +102,23 @@ def test_timm_without_torchvision_is_a_warning():
 def test_a_missing_core_package_is_a_problem_and_a_missing_optional_one_is_not():
     findings = check_packages(GOOD)
     assert {finding.topic for finding in findings if finding.level == "problem"} == CORE.keys() - GOOD.keys()
-    (optional,) = [finding for finding in findings if finding.topic == "optional"]
-    assert optional.level == "ok"
-    assert "timm (timm encoders)" in optional.found
+    extras = [finding for finding in findings if finding.topic == "extra"]
+    assert {finding.level for finding in extras} == {"ok"}
+    wanted = "vision (timm encoders): timm, torchvision not installed; pip install 'affectgpt[vision]'"
+    assert wanted in [finding.found for finding in extras]
+
+
+def packages(requirements: str) -> set[str]:
+    return set(re.findall(r'"([\w-]+)', requirements))
+
+
+def test_the_extras_are_those_of_pyproject():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", text, flags=re.MULTILINE | re.DOTALL).group(1)
+    wanted = dict(re.findall(r"^(\w+) = \[(.+)\]$", listed, flags=re.MULTILINE))
+    assert set(EXTRAS) == wanted.keys() - {"all"}
+    for extra, (_, names) in EXTRAS.items():
+        assert set(names) == packages(wanted[extra]), extra
 
 
 def test_bounds_are_never_looser_than_those_of_pyproject():
@@ -153,11 +167,11 @@ def test_a_torch_without_a_build_in_its_version_tells_by_its_cuda(tmp_path, monk
     assert doctor._version_with_build("torch") == expected
 
 
-def test_pyav_decodes_frames_and_sound_of_a_clip_it_wrote():
+def test_pyav_decodes_frames_and_audio_of_a_clip_that_it_wrote():
     findings = {finding.topic: finding for finding in check_media()}
     assert findings["pyav"].level == "ok"
     assert findings["pyav"].found == "decodes 4 frames of a test clip"
-    assert findings["sound"].level == "ok"
+    assert findings["audio"].level == "ok"
 
 
 def test_caches_follow_the_environment_and_count_what_is_there(tmp_path):
@@ -178,15 +192,15 @@ def test_caches_follow_the_environment_and_count_what_is_there(tmp_path):
 
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("problem", 1)])
 def test_the_exit_code_tells_whether_there_is_a_problem(monkeypatch, capsys, level, code):
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding(level, "torch", "found", "mend it")])
+    monkeypatch.setattr(doctor, "examine", lambda: [Finding(level, "torch", "found", "fix it")])
     assert main([]) == code
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"{level:8} torch          found -> mend it"
+    assert printed[0] == f"{level:8} torch          found -> fix it"
     assert printed[-1].startswith("not usable" if code else "usable")
     assert main(["--json"]) == code
     report = json.loads(capsys.readouterr().out)
     assert report["usable"] is (code == 0)
-    assert report["findings"] == [{"level": level, "topic": "torch", "found": "found", "do": "mend it"}]
+    assert report["findings"] == [{"level": level, "topic": "torch", "found": "found", "do": "fix it"}]
 
 
 def test_a_package_with_trouble_is_not_also_called_fine(monkeypatch):

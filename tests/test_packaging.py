@@ -1,3 +1,4 @@
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -18,18 +19,17 @@ def test_every_package_folder_is_installed():
 def test_every_console_script_points_to_a_function():
     for target in PROJECT["project"]["scripts"].values():
         module, function = target.split(":")
-        source = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
-        assert re.search(rf"^def {function}\(", source, re.MULTILINE), target
+        assert callable(getattr(importlib.import_module(module), function)), target
 
 
-def test_the_core_asks_for_no_package_whose_wheels_are_bound_to_cuda():
+def test_the_core_depends_on_no_package_whose_wheels_need_cuda():
     core = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
     assert not core & {"torchvision", "torchaudio", "deepspeed", "decord", "timm"}
     torch = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("torch>"))
     assert torch == "torch>=2.6,<2.14"
 
 
-def test_links_between_the_pages_lead_somewhere():
+def test_links_in_the_docs_point_to_existing_files():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
