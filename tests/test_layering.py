@@ -14,10 +14,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
 LEVELS = (
     ("schema", "runtime"),
-    ("prompts", "config", "journal", "runs", "tables", "plots"),
+    ("prompts", "config", "journal", "plots", "runs", "spread", "tables"),
     ("confdoc", "media", "chat", "engine"),
     ("data", "metrics", "models"),
-    ("spread",),
     ("cache",),
     ("inference",),
     ("training", "zeroshot", "serve"),

@@ -242,8 +242,6 @@ class ClipReader:
         checked, bad = check_each(
             lacking,
             check,
-            name=lambda sample: sample.id,
-            where=lambda sample: str(sample.video or sample.audio),
             on_bad=on_bad,
             what=what,
             n_threads=self._n_threads,

@@ -176,14 +176,7 @@ def examine(
     usable, bad_media = probe_samples(samples, on_bad="skip", facts=facts)
     bad += bad_media
     if decode:
-        usable, damaged = check_each(
-            usable,
-            _decoded,
-            name=lambda sample: sample.id,
-            where=lambda sample: str(sample.video or sample.audio),
-            on_bad="skip",
-            what="decoding",
-        )
+        usable, damaged = check_each(usable, _decoded, on_bad="skip", what="decoding")
         bad += damaged
     infos = [facts.info(path) for sample in usable if (path := sample.video or sample.audio)]
     health = Health(

@@ -1,14 +1,14 @@
-"""Manifests, folders of videos and splits: lists of samples whose media have been looked at."""
+"""Samples from manifests, data sets in published formats and folders of media files; probing what their media hold."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -18,21 +18,22 @@ from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
 from affectgpt.runtime import InputError, NotFound, UserError
 from affectgpt.schema import MODALITIES, BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
+from affectgpt.spread import in_threads
 from affectgpt.tables import read_names
 
 log = logging.getLogger("affectgpt")
 
-Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None) -> list[Sample]:
-    """One sample a media file; a folder stands for the media files in it (sorted, not recursive).
+    """One sample per media file; a folder gives the media files in it (sorted, not recursive).
 
     The id is the file's name without its suffix; where two files share it, the suffix is added ("a.mp4", "a.wav").
 
     Raises:
-        FileNotFoundError: a path does not exist, or a folder holds no media file.
-        ValueError: a file of an unknown kind.
+        NotFound: a path does not exist, or a folder holds no media file.
+        InputError: a file of an unknown kind, or two files of the same name.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -57,7 +58,7 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
         key = "audio" if file.suffix.lower() in SOUND_SUFFIXES else "video"
         samples.append(Sample(id=name, subtitle=subtitle, **{key: str(file)}))
     if doubled := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
-        raise InputError(f"several files are named {doubled[0]!r}; give a manifest with ids of your own")
+        raise InputError(f"several files are named {doubled[0]!r}; give each an id of its own in a manifest")
     return samples
 
 
@@ -81,7 +82,7 @@ def _of_split(samples: Sequence[Sample], split: str, name: str) -> list[Sample]:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """What a source of conf/data holds: samples that are not probed yet, rows left out, and the files read."""
+    """The content of one source of conf/data: samples that are not probed yet, bad rows, and the files read."""
 
     name: str
     samples: list[Sample]
@@ -90,14 +91,14 @@ class SourceRows:
 
 
 def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str = "raise") -> SourceRows:
-    """Read a manifest, or a data set in a published format, and keep the part that the source names.
+    """Read a manifest or a data set in a published format, and keep the split that the source names.
 
     Args:
-        folder: where data sets lie: the folder of a source with a format is looked for below it.
+        folder: root of the data sets; the folder of a source with a format is relative to it.
 
     Raises:
-        ValueError: unknown format, missing files, an empty part, names of `split_file` that are not there; with
-            on_bad "raise" also any row that cannot be used.
+        InputError: unknown format, missing files, an empty split, names of `split_file` that are not in the data; with
+            on_bad "raise" also any bad row.
     """
     if (source.manifest is None) == (source.format is None):
         raise InputError(
@@ -112,7 +113,7 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
     else:
         assert source.format is not None
         if source.folder is None and folder is None:
-            raise InputError(f"format {source.format!r}: say where the data set lies: data.folder=/path/to/it")
+            raise InputError(f"format {source.format!r}: set the root of the data sets: data.folder=/path/to/it")
         base = Path(folder or "").expanduser() / Path(source.folder or "").expanduser()
         name = f"{source.format} in {base}"
         rows, files = read_format(source.format, base, source.options)
@@ -131,21 +132,21 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
     if bad and on_bad == "raise":
         shown = "\n".join(f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:20])
         more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ManifestError(f"{shown}{more}\n{len(bad)} bad rows; mend them, or leave them out with on_bad=skip")
+        raise ManifestError(f"{shown}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip")
     if source.limit is not None and source.limit < len(samples):
         samples = hold_out(samples, n=source.limit, seed=0)[1]
     return SourceRows(name, samples, bad, files)
 
 
 def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
-    """Fill `modalities` with what the media really contain (headers only); a listed subset is respected.
+    """Set `modalities` to what the media contain (by their headers); a subset listed in the manifest is respected.
 
     Args:
-        facts: what is known of files already; None = look into each.
+        facts: known facts about files; None = open each file.
 
     Raises:
         MediaError: a file is missing or unreadable.
-        ValueError: the manifest lists a modality that the media lack.
+        InputError: the manifest lists a modality that the media lack.
     """
     facts = facts or MediaFacts()
     found: set[str] = set()
@@ -157,7 +158,7 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
             found.add("audio")
     if sample.audio is not None:
         if not facts.info(sample.audio).has_audio:
-            raise InputError(f"{sample.audio}: holds no sound, but sample {sample.id!r} names it as audio")
+            raise InputError(f"{sample.audio}: has no audio stream, but is the audio of sample {sample.id!r}")
         found.add("audio")
     if sample.face is not None:
         facts.faces(sample.face)
@@ -169,82 +170,64 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
     return sample.with_modalities(tuple(name for name in MODALITIES if name in found))
 
 
+def attempt(work: Callable[[Sample], Result], sample: Sample, *, on_bad: str) -> Result | BadSample:
+    """`work(sample)`; a UserError makes the sample bad, any other exception is a bug and passes through.
+
+    Args:
+        on_bad: "raise" raises an InputError that names the sample; "skip" returns a BadSample. Nothing replaces it.
+    """
+    try:
+        return work(sample)
+    except UserError as error:
+        if on_bad == "raise":
+            raise InputError(
+                f"sample {sample.id!r}: {error}. Fix or remove it, or leave out bad samples with on_bad=skip"
+            ) from error
+        return BadSample(sample.id, str(sample.video or sample.audio or sample.face), str(error))
+
+
 def check_each(
-    items: Sequence[Item],
-    check: Callable[[Item], Item],
+    samples: Sequence[Sample],
+    check: Callable[[Sample], Sample],
     *,
-    name: Callable[[Item], str],
-    where: Callable[[Item], str],
     on_bad: str,
     what: str,
     n_threads: int = 4,
     progress: bool = True,
-) -> tuple[list[Item], list[BadSample]]:
-    """Run `check` over `items` in threads, in order, with a progress bar.
+) -> tuple[list[Sample], list[BadSample]]:
+    """`attempt` to check each sample in threads, with a progress bar; what `check` returned, in order, and bad samples.
 
-    An item that fails with a UserError is bad: with `on_bad="raise"` the first one stops the run
-    with its id, with "skip" it is left out and returned in the second list. Nothing takes its place. `n_threads=0` is
-    for checks that are quicker than handing them to a thread.
+    Args:
+        n_threads: 0 = in this thread, for checks that are faster than passing them to another.
     """
-
-    def attempt(item: Item) -> Item | Exception:
-        try:
-            return check(item)
-        except UserError as error:
-            if on_bad == "raise":
-                raise InputError(
-                    f"sample {name(item)!r}: {error}. Mend or remove it, or leave out such samples with on_bad=skip"
-                ) from error
-            return error
-
-    good: list[Item] = []
-    bad: list[BadSample] = []
-    with ThreadPoolExecutor(max(1, n_threads)) as pool:
-        try:
-            results = pool.map(attempt, items) if n_threads else map(attempt, items)
-            bar = tqdm(results, what, len(items), leave=False, delay=1, disable=not progress)
-            for item, result in zip(items, bar, strict=True):
-                if isinstance(result, Exception):
-                    bad.append(BadSample(name(item), where(item), str(result)))
-                else:
-                    good.append(result)
-        except InputError:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return good, bad
+    function = partial(attempt, check, on_bad=on_bad)
+    results = in_threads(function, samples, n_threads=n_threads) if n_threads else map(function, samples)
+    checked = list(tqdm(results, what, len(samples), leave=False, delay=1, disable=not progress))
+    good = [result for result in checked if not isinstance(result, BadSample)]
+    return good, [result for result in checked if isinstance(result, BadSample)]
 
 
 def probe_samples(
     samples: Sequence[Sample], *, on_bad: str = "raise", facts: MediaFacts | None = None
 ) -> tuple[list[Sample], list[BadSample]]:
-    """`probe_sample` for many, in order; see `check_each` for the policy. New facts are saved."""
+    """`probe_sample` for many, in order, with the policy of `attempt`. New facts are saved."""
     facts = facts or MediaFacts()
+    check = partial(probe_sample, facts=facts)
     unknown = [sample for sample in samples if not all(facts.lists(path, fact) for path, fact in _files(sample))]
-
-    def check(todo: Sequence[Sample], **options: Any) -> tuple[list[Sample], list[BadSample]]:
-        return check_each(
-            todo,
-            lambda sample: probe_sample(sample, facts),
-            name=lambda sample: sample.id,
-            where=lambda sample: str(sample.video or sample.audio or sample.face),
-            what="probing media",
-            **options,
-        )
-
-    if unknown:  # opened in threads; what then is known of all of them is quicker to go through without
-        check(unknown, on_bad="skip", n_threads=4)
+    if unknown:  # files are opened in threads; then all facts are known, and threads would only slow the rest down
+        check_each(unknown, check, on_bad="skip", what="probing media")
     facts.save()
-    return check(samples, on_bad=on_bad, n_threads=0)
+    return check_each(samples, check, on_bad=on_bad, what="probing media", n_threads=0)
 
 
 def _files(sample: Sample) -> list[tuple[str, str]]:
-    """(path, fact) of what probing has to know."""
+    """(path, fact) of everything that probing reads."""
     found = ((sample.video, "info"), (sample.audio, "info"), (sample.face, "faces"))
     return [(path, fact) for path, fact in found if path is not None]
 
 
 def report_bad(bad: Iterable[BadSample], folder: Path) -> int:
-    """Write `bad_samples.jsonl` into `folder` and say how many were left out; returns the count."""
+    """Write `bad_samples.jsonl` into `folder` and log how many samples were left out; returns the count."""
     bad = list(bad)
     if bad:
         path = folder / "bad_samples.jsonl"

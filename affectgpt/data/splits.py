@@ -9,15 +9,6 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import Sample
 
 
-def split_by_hash(sample_id: str, *, seed: int, share: float) -> bool:
-    """Whether `sample_id` belongs to the held-out part of expected size `share`: a seeded hash of the id alone.
-
-    Adding or removing other samples never moves one from one side to the other.
-    """
-    digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
-
-
 def hold_out(samples: Sequence[Sample], *, n: int, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split into (rest, held out): the `n` samples with the smallest seeded hash of their id, both in file order."""
     if not 0 <= n < len(samples):

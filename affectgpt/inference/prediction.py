@@ -13,16 +13,16 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from affectgpt.cache.reader import ClipReader
-from affectgpt.data.sources import check_each
+from affectgpt.data.sources import attempt
 from affectgpt.engine import generation, packing
 from affectgpt.engine.streaming import Listener, Streamer, Telling
 from affectgpt.journal import append_jsonl_records
@@ -30,11 +30,9 @@ from affectgpt.metrics.extract import read_labels
 from affectgpt.prompts import PROMPT_VERSION, render
 from affectgpt.runtime import InputError, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_json
+from affectgpt.spread import in_threads
 
 log = logging.getLogger("affectgpt")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def predict(
     """
     model.eval()
 
-    def read(sample: Sample) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
+    def read(sample: Sample) -> tuple[Sample, tuple[str, ...], dict[str, Any], dict[str, Any]]:
         shown = processor.visible(shown_modalities(sample, model.modalities, asking))
         features = reader(sample, shown)
         messages = render(
@@ -189,32 +187,14 @@ def predict(
             modalities=shown,
             with_subtitle=asking.use_subtitle,
         )
-        return shown, features.facts, processor.encode(messages, features.media)
-
-    def attempt(sample: Sample) -> Any:
-        made: list[Any] = []
-
-        def keep(sample: Sample) -> Sample:
-            made.append(read(sample))
-            return sample
-
-        _, left_out = check_each(
-            [sample],
-            keep,
-            name=lambda sample: sample.id,
-            where=lambda sample: str(sample.video or sample.audio),
-            on_bad=on_bad,
-            what="reading",
-            n_threads=0,
-            progress=False,
-        )
-        return left_out[0] if left_out else (sample, *made[0])
+        return sample, shown, features.facts, processor.encode(messages, features.media)
 
     asked: deque[tuple[Sample, tuple[str, ...], dict[str, Any]]] = deque()
 
     def inputs() -> Iterator[Mapping[str, Any]]:
         n_threads = min(_MAX_READERS, os.cpu_count() or 1)
-        for result in read_ahead(samples, attempt, n_ahead=decoding.batch_size + n_threads, n_threads=n_threads):
+        n_ahead = decoding.batch_size + n_threads
+        for result in in_threads(partial(attempt, read, on_bad=on_bad), samples, n_threads=n_threads, n_ahead=n_ahead):
             if isinstance(result, BadSample):
                 if bad is not None:
                     bad.append(result)
@@ -244,25 +224,6 @@ def predict(
 
 
 _MAX_READERS = 8
-
-
-def read_ahead(
-    items: Iterable[Item], read: Callable[[Item], Result], *, n_ahead: int, n_threads: int
-) -> Iterator[Result]:
-    """`map(read, items)` in threads, in order, at most `n_ahead` results before they are asked for.
-
-    What `read` raises comes up in its turn; leaving the iterator drops what has not been begun.
-    """
-    todo, waiting = iter(items), deque()  # type: ignore[var-annotated]
-    pool = ThreadPoolExecutor(n_threads)
-    try:
-        while True:
-            waiting.extend(pool.submit(read, item) for item in islice(todo, n_ahead - len(waiting)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def prompt_embeds(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:

@@ -90,16 +90,7 @@ def _with_media(samples: Sequence[Sample], config: ZeroShotConfig, bad: list[Bad
 def _each(
     samples: Sequence[Sample], look: Callable[[Sample], Sample], config: ZeroShotConfig
 ) -> tuple[list[Sample], list[BadSample]]:
-    return check_each(
-        samples,
-        look,
-        name=lambda sample: sample.id,
-        where=lambda sample: str(sample.video or sample.audio),
-        on_bad=config.data.on_bad,
-        what="reading",
-        n_threads=1,
-        progress=False,
-    )
+    return check_each(samples, look, on_bad=config.data.on_bad, what="reading", n_threads=0, progress=False)
 
 
 def _ask(

@@ -301,7 +301,7 @@ def test_bad_rows_raise_with_their_place_or_are_handed_over(tmp_path):
     [
         ({}, "names either a manifest, or a format with its folder; found manifest=None and format=None"),
         ({"manifest": "m.csv", "format": "ovmerd"}, "names either a manifest, or a format"),
-        ({"format": "ovmerd"}, "say where the data set lies: data.folder="),
+        ({"format": "ovmerd"}, "set the root of the data sets: data.folder="),
         ({"format": "ovmerd", "split": "a", "split_file": "b"}, "takes split='a' or split_file='b', not both"),
     ],
 )

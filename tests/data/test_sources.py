@@ -1,7 +1,16 @@
 import pytest
 
-from affectgpt.data.sources import probe_sample, probe_samples, read_manifest, report_bad, samples_from_paths
-from affectgpt.data.splits import hold_out, split_by_hash
+from affectgpt.data.sources import (
+    attempt,
+    check_each,
+    probe_sample,
+    probe_samples,
+    read_manifest,
+    report_bad,
+    samples_from_paths,
+)
+from affectgpt.data.splits import hold_out
+from affectgpt.runtime import InputError
 from affectgpt.schema import BadSample, Sample
 from tests.data.conftest import write_clip
 
@@ -43,13 +52,6 @@ def test_two_files_of_one_name_in_two_folders_need_a_manifest(tmp_path):
         (tmp_path / folder / "a.mp4").touch()
     with pytest.raises(ValueError, match=r"several files are named 'a\.mp4'"):
         samples_from_paths([tmp_path / "x", tmp_path / "y"])
-
-
-def test_the_hash_split_never_moves_a_sample_and_has_its_share():
-    ids = [f"clip{number}" for number in range(4000)]
-    test = {name for name in ids if split_by_hash(name, seed=1, share=0.2)}
-    assert test == {name for name in reversed(ids) if split_by_hash(name, seed=1, share=0.2)}
-    assert len(test) / 4000 == pytest.approx(0.2, abs=0.02)
 
 
 def test_holding_out_takes_exactly_n_whatever_the_order():
@@ -109,3 +111,26 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
     assert [sample.id for sample in read_manifest(path, split="test")[0]] == ["b"]
     with pytest.raises(ValueError, match=r"no sample has split 'dev'; it holds \{'train': 1, 'test': 1\}"):
         read_manifest(path, split="dev")
+
+
+@pytest.mark.parametrize("n_threads", [0, 3])
+@pytest.mark.parametrize("bug", [ValueError("not enough values to unpack"), TypeError("no str"), RuntimeError("odd")])
+def test_a_bug_in_a_check_is_no_bad_sample(bug, n_threads):
+    def check(sample):
+        if sample.id == "s2":
+            raise bug
+        return sample
+
+    with pytest.raises(type(bug)) as caught:
+        check_each([Sample(id=f"s{n}") for n in range(4)], check, on_bad="skip", what="checking", n_threads=n_threads)
+    assert caught.value is bug
+    assert caught.traceback[-1].name == "check"
+
+
+def test_where_a_bad_sample_is_found_is_its_first_file():
+    def check(sample):
+        raise InputError("no")
+
+    files = ({"video": "v.mp4", "audio": "a.wav"}, {"audio": "a.wav"}, {"face": "f.npy"})
+    bad = [attempt(check, Sample(id="x", **each), on_bad="skip") for each in files]
+    assert [row.where for row in bad] == ["v.mp4", "a.wav", "f.npy"]

@@ -12,11 +12,12 @@ from torch._inductor import config as inductor
 from affectgpt.cache.reader import Features
 from affectgpt.engine import generation
 from affectgpt.inference import prediction as inference
-from affectgpt.inference.prediction import Asking, Decoding, answers, generate_texts, predict, prompt_embeds, read_ahead
+from affectgpt.inference.prediction import Asking, Decoding, answers, generate_texts, predict, prompt_embeds
 from affectgpt.media import MediaError
 from affectgpt.models import build
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample
+from affectgpt.spread import in_threads
 from tests.models import tiny
 
 SHOWN = (("audio", "frames", "motion"), ("frames",), ("audio", "motion"), ("audio",), ("frames", "motion"))
@@ -143,29 +144,6 @@ def test_clips_are_read_a_bounded_number_ahead(built, monkeypatch):
     assert sorted(reader.read) == sorted(sample.id for sample in SAMPLES)
 
 
-def test_reading_ahead_overlaps_keeps_the_order_and_raises_in_turn():
-    running, most = 0, 0
-    lock = threading.Lock()
-
-    def read(item: int) -> int:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.01 * (3 - item % 3))
-        with lock:
-            running -= 1
-        if item == 9:
-            raise OSError("gone")
-        return item * item
-
-    rows = read_ahead(range(20), read, n_ahead=4, n_threads=3)
-    assert [next(rows) for _ in range(9)] == [item * item for item in range(9)]
-    assert 2 <= most <= 3
-    with pytest.raises(OSError, match="gone"):
-        next(rows)
-
-
 def test_leaving_early_reads_no_further_and_ends_the_threads(built):
     before = threading.active_count()
     reader = Reader()
@@ -183,7 +161,7 @@ def test_prompts_are_tokenised_alike_in_many_threads(built):
     messages = [tiny.question(text=f"Question {i}: " + "why " * i) for i in range(40)]
     alone = [processor.encode(each)["input_ids"].tolist() for each in messages]
     together = list(
-        read_ahead(messages * 5, lambda each: processor.encode(each)["input_ids"].tolist(), n_ahead=50, n_threads=8)
+        in_threads(lambda each: processor.encode(each)["input_ids"].tolist(), messages * 5, n_threads=8, n_ahead=50)
     )
     assert together == alone * 5
 
