@@ -1,6 +1,6 @@
 """python eval.py --help"""
 
-from affectgpt.cli import evaluate
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    evaluate()
+    main("eval")

@@ -1,6 +1,6 @@
 """python infer.py --help"""
 
-from affectgpt.cli import infer
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    infer()
+    main("infer")

@@ -1,6 +1,6 @@
 """python train.py --help"""
 
-from affectgpt.cli import train
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    train()
+    main("train")

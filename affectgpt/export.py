@@ -1,6 +1,6 @@
-"""python -m affectgpt.export; --help says how."""
+"""python -m affectgpt.export; --help shows how."""
 
-from affectgpt.cli import export
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    export()
+    main("export")

@@ -1,8 +1,6 @@
-"""python -m affectgpt.study runs/table4: table and pictures of a sweep again, from what it left."""
+"""python -m affectgpt.study; --help shows how."""
 
-import sys
-
-from affectgpt.training.study import main
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("study")

@@ -1,6 +1,6 @@
-"""python -m affectgpt.annotate; --help says how."""
+"""python -m affectgpt.annotate; --help shows how."""
 
-from affectgpt.cli import annotate
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    annotate()
+    main("annotate")

@@ -1,8 +1,6 @@
-"""python -m affectgpt.cache; --help says how."""
+"""python -m affectgpt.cache; --help shows how."""
 
-import sys
-
-from affectgpt.cache.command import main
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("cache")

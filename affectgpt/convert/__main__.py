@@ -1,8 +1,6 @@
-"""python -m affectgpt.convert; --help says how."""
+"""python -m affectgpt.convert; --help shows how."""
 
-import sys
-
-from affectgpt.convert.command import main
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("convert")

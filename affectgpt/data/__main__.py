@@ -1,8 +1,6 @@
-"""python -m affectgpt.data; --help says how."""
+"""python -m affectgpt.data; --help shows how."""
 
-import sys
-
-from affectgpt.data.command import main
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("data")

@@ -1,8 +1,6 @@
-"""python -m affectgpt.demo; --help says how."""
+"""python -m affectgpt.demo; --help shows how."""
 
-import sys
-
-from affectgpt.demo.command import main
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("demo")

@@ -1,8 +1,6 @@
-"""python -m affectgpt.hub; --help says how."""
+"""python -m affectgpt.hub; --help shows how."""
 
-import sys
-
-from affectgpt.cli import hub
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    hub(sys.argv[1:])
+    main("hub")

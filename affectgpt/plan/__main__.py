@@ -1,6 +1,6 @@
-"""python -m affectgpt.plan; --help says how."""
+"""python -m affectgpt.plan; --help shows how."""
 
-from affectgpt.cli import plan
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    plan()
+    main("plan")

@@ -1,6 +1,6 @@
-"""python -m affectgpt.serve; --help says how."""
+"""python -m affectgpt.serve; --help shows how."""
 
-from affectgpt.cli import serve
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    serve()
+    main("serve")

@@ -1,6 +1,6 @@
-"""python -m affectgpt.zeroshot; --help says how."""
+"""python -m affectgpt.zeroshot; --help shows how."""
 
-from affectgpt.cli import zeroshot
+from affectgpt.cli import main
 
 if __name__ == "__main__":
-    zeroshot()
+    main("zeroshot")

@@ -1,0 +1,345 @@
+"""Every command: what it runs, which settings it takes, and what its --help shows.
+
+A command is named by the words that follow `python -m affectgpt.` (`annotate check`), or by its script (`train`). Nothing
+heavy is imported here: `run` names a function that is imported when the command starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from affectgpt import config
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        run: "module:function"; takes the configuration and returns the exit code. Functions of `cli.composed` also take
+            the overrides, because they compose further configurations.
+        schema: dataclass of its settings.
+        usage: first lines of --help.
+        conf: the file of conf/ that Hydra composes the configuration from; None = `schema` alone, without groups.
+        plain: the setting that takes plain arguments (those without `=`); None = there are no plain arguments.
+        rewrite: "module:function" that rewrites the arguments before they are parsed.
+        others: the setting that collects arguments which name no setting of `schema`; None = they are errors.
+    """
+
+    run: str
+    schema: type
+    usage: str
+    conf: str | None = None
+    plain: str | None = None
+    rewrite: str | None = None
+    others: str | None = None
+
+
+COMMANDS = {
+    "train": Command(
+        "affectgpt.cli.composed:train",
+        config.TrainConfig,
+        """Train one stage.
+
+  python train.py stage=coarse               # stage 1, on auto-labelled clips
+  python train.py stage=fine                 # stage 2, from the last complete coarse run
+  python train.py stage=fine resume=true     # resume a run that was stopped or killed
+  python train.py stage=coarse model=affectgpt data=my_data stage.batch_size=8 logging.wandb=offline
+  torchrun --nproc_per_node 8 train.py stage=coarse strategy=ddp     # or zero2, zero3
+
+Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name files under conf/.""",
+        conf="train",
+        rewrite="affectgpt.cli.words:train",
+    ),
+    "infer": Command(
+        "affectgpt.inference.command:run_inference",
+        config.InferConfig,
+        """Explain the emotions in videos.
+
+  python infer.py video.mp4                                   # explanation, labels, what was seen and heard
+  python infer.py a.mp4 b.mp4 subtitle="I'm fine."
+  python infer.py clips/ out=predictions.jsonl task=labels lang=zh
+  python infer.py manifest.csv out=predictions.jsonl          # ids, subtitles and paths from a manifest; resumes
+  python infer.py video.mp4 json=true generate.do_sample=true generate.temperature=0.7""",
+        conf="infer",
+        plain="input",
+        rewrite="affectgpt.cli.words:infer",
+    ),
+    "eval": Command(
+        "affectgpt.cli.composed:evaluate",
+        config.EvalConfig,
+        """Score open-vocabulary labels with the set-based emotion-wheel metrics.
+
+  python eval.py                                              # last fine run on the test split of its data
+  python eval.py checkpoint=runs/fine/best
+  python eval.py predictions=mine.jsonl references=test.csv   # anybody's predictions; loads no model
+  python eval.py predictions=[a.jsonl,b.jsonl] references=test.csv compare=true       # paired test
+  python eval.py benchmark=ovmerd_plus benchmark.folder=/data/mer predictions=mine.npz lexicon=/data/emotion_wheel""",
+        conf="eval",
+    ),
+    "cache": Command(
+        "affectgpt.cache.command:run_build",
+        config.CacheConfig,
+        """Encode all clips of a data set ahead of training, or maintain the cache of encoder states.
+
+  python -m affectgpt.cache model=affectgpt data=my_data                  # build; repeat it to continue
+  python -m affectgpt.cache model=affectgpt data=my_data engine=ray       # on a Ray cluster with shared storage
+  python -m affectgpt.cache ls
+  python -m affectgpt.cache verify repair=true
+  python -m affectgpt.cache gc max_gb=500 unused_days=30""",
+        conf="cache",
+    ),
+    "cache ls": Command(
+        "affectgpt.cache.command:run_ls",
+        config.CacheListConfig,
+        """List what is in the cache: which encoder, how many clips, size, last use.
+
+  python -m affectgpt.cache ls""",
+    ),
+    "cache verify": Command(
+        "affectgpt.cache.command:run_verify",
+        config.CacheVerifyConfig,
+        """Read all encoder states and compare them with their checksums. Exit code 1 if anything is damaged.
+
+  python -m affectgpt.cache verify
+  python -m affectgpt.cache verify repair=true       # also drop what is damaged; it is encoded again when needed""",
+    ),
+    "cache gc": Command(
+        "affectgpt.cache.command:run_gc",
+        config.CacheCollectConfig,
+        """Free space: drop damaged, duplicate and long unused encoder states, and merge small shards.
+
+  python -m affectgpt.cache gc
+  python -m affectgpt.cache gc max_gb=500 unused_days=30""",
+    ),
+    "plan": Command(
+        "affectgpt.plan.command:run_plan",
+        config.PlanConfig,
+        """Parameters, memory by part, operations and expected speed of a training run, before it is started.
+
+  python -m affectgpt.plan model=affectgpt stage=coarse                    # one card: A100, H100, 24 GB
+  python -m affectgpt.plan model=affectgpt strategy=zero2 n_gpus=8 gpu=h100 stage.batch_size=8
+  python -m affectgpt.plan online=true stage.packing=false                # encoders in every step, padded
+  python -m affectgpt.plan stage.gradient_checkpointing=true json=true
+
+It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=... name files under conf/.""",
+        conf="plan",
+    ),
+    "export": Command(
+        "affectgpt.hub.export:run_export",
+        config.ExportConfig,
+        """Write a checkpoint as one full folder that needs no base models, and check it by reading it back.
+
+  python -m affectgpt.export runs/fine out=release
+  python -m affectgpt.export runs/fine out=release merge_lora=true dtype=bfloat16""",
+        plain="checkpoint",
+    ),
+    "hub push": Command(
+        "affectgpt.hub.push:push",
+        config.PushConfig,
+        """Publish a checkpoint on the hub with a generated model card.
+
+  python -m affectgpt.hub push runs/fine repo=user/name dry_run=true       # write the folder, look at README.md
+  python -m affectgpt.hub push runs/fine repo=user/name                    # trained tensors; base models by id
+  python -m affectgpt.hub push runs/fine repo=user/name full=true private=true
+
+`python -m affectgpt.hub fetch model=affectgpt` downloads all base models of a preset.""",
+        plain="checkpoint",
+    ),
+    "hub fetch": Command(
+        "affectgpt.cli.composed:fetch_models",
+        config.TrainConfig,
+        """Download all base models of a preset.
+
+  python -m affectgpt.hub fetch model=affectgpt""",
+        conf="train",
+    ),
+    "serve": Command(
+        "affectgpt.serve.command:run_server",
+        config.ServeConfig,
+        """Serve a checkpoint, or another chat model, through the OpenAI API (docs/serve.md).
+
+  python -m affectgpt.serve                                   # the last complete run, at http://127.0.0.1:8000/v1
+  python -m affectgpt.serve runs/fine port=8001 media_folder=/data/clips
+  python -m affectgpt.serve model=Qwen/Qwen2.5-VL-7B-Instruct dtype=bfloat16
+  AFFECTGPT_API_KEY=... python -m affectgpt.serve runs/fine host=0.0.0.0
+
+On SIGTERM or Ctrl-C the server finishes running requests, then exits.""",
+        plain="checkpoint",
+    ),
+    "zeroshot": Command(
+        "affectgpt.zeroshot.run:run",
+        config.ZeroShotConfig,
+        """Ask other multimodal models, without training, and write predictions.jsonl as infer.py does.
+
+  python -m affectgpt.zeroshot model=Qwen/Qwen2.5-VL-7B-Instruct data=... strategy=s1 out=preds.jsonl
+  python -m affectgpt.zeroshot qwen2_5_omni manifest=clips.csv out=preds.jsonl         # a file of conf/zeroshot
+  python -m affectgpt.zeroshot model=gpt-4o base_url=https://api.openai.com/v1 manifest=clips.csv out=preds.jsonl
+  python -m affectgpt.zeroshot model=... strategy=s2 merge_model=Qwen/Qwen2.5-7B-Instruct data=... out=preds.jsonl
+  python -m affectgpt.zeroshot audio_model=... video_model=... merge_model=... strategy=s2 data=... out=preds.jsonl
+  python -m affectgpt.zeroshot export manifest=clips.csv strategy=s0 out=requests.jsonl
+  python -m affectgpt.zeroshot import answers.jsonl manifest=clips.csv strategy=s0 out=preds.jsonl
+  python eval.py predictions=[a.jsonl,b.jsonl] references=clips.csv compare=true       # the table
+
+docs/baselines.md lists the models that run in process.""",
+        conf="zeroshot",
+        rewrite="affectgpt.cli.words:zeroshot",
+    ),
+    "annotate": Command(
+        "affectgpt.annotate.run:run",
+        config.AnnotateConfig,
+        """Describe and label clips: evidence, clues, descriptions and labels, each with its provenance.
+
+  python -m affectgpt.annotate videos/ out=emer_coarse/                       # local: no model, no server, no key
+  python -m affectgpt.annotate videos/ out=o annotator=openai annotator.model=... plan=true    # calls and cost
+  python -m affectgpt.annotate videos/ out=o annotator=vllm annotator.model=... annotator@audio=local
+  python -m affectgpt.annotate clips.csv out=o pipeline=merr openface=openface/ annotator=transformers ...
+  python -m affectgpt.annotate demo:coarse out=o limit=50                     # the embedded corpus
+
+  python -m affectgpt.annotate clips.jsonl out=o engine=processes             # in shards; engine=ray on a cluster
+  python -m affectgpt.annotate study ...                                      # which models; study --help
+  python -m affectgpt.annotate check | merge | export | review | import | report   # work on the records
+
+Repeat the command to continue where it stopped; calls whose answers arrived are never repeated.
+Exit code: 0 all complete, 3 some failed or dropped, 4 budget reached, 130 / 143 interrupted.
+Groups: pipeline=emer_coarse|emer|emer_verified|emer_checked|ov_merd|merr|s0|s1|s2,
+annotator=local|openai|vllm|transformers.""",
+        conf="annotate",
+        plain="input",
+    ),
+    "annotate study": Command(
+        "affectgpt.cli.composed:annotator_study",
+        config.StudyOfAnnotatorsConfig,
+        """Compare models to annotate with: every choice of one model a column, scored against references.
+
+  python -m affectgpt.annotate study clips.csv out=study references=clips.csv repeats=2 annotator=openai \\
+      annotator.model=... audio=[vllm:Qwen2-Audio@http://a:8000/v1,local] merge=[openai:...] \\
+      video=[vllm:Qwen2.5-VL@http://b:8000/v1,none] translate=[vllm:Qwen2.5-7B@http://c:8000/v1]
+
+`annotator` reads the labels, the same one in all rows. Adding a model costs only its own calls.
+Settings of annotate (pipeline=, limit=, lang=, annotator.concurrency= ...) apply to all rows.""",
+        others="common",
+    ),
+    "data check": Command(
+        "affectgpt.cli.composed:check_data",
+        config.DataCheckConfig,
+        """Report the health of a manifest or of a published data set.
+
+  python -m affectgpt.data check manifest.csv
+  python -m affectgpt.data check format=ovmerd folder=/data/mer2025
+  python -m affectgpt.data check data=emer_fine data.folder=/data/emer     # all sources of conf/data/emer_fine.yaml
+
+Exit code 1 if anything is wrong: unusable rows, missing, truncated or unreadable files, one file under several ids,
+texts in another language than stated, or training samples in the test set. 2 = the check could not be made.""",
+        plain="manifest",
+        others="overrides",
+    ),
+    "data convert": Command(
+        "affectgpt.data.command:convert",
+        config.DataConvertConfig,
+        """Write a published data set as a manifest; unusable rows are listed and left out.
+
+  python -m affectgpt.data convert format=merr folder=/data/merr out=manifest.jsonl""",
+        plain="manifest",
+    ),
+    "data formats": Command(
+        "affectgpt.data.command:formats",
+        config.DataFormatsConfig,
+        """List the published formats that can be read, with their options.
+
+  python -m affectgpt.data formats""",
+    ),
+    "analyze": Command(
+        "affectgpt.analyze:run",
+        config.AnalyzeConfig,
+        """The analyses of the papers; each prints a table and writes JSON, PNG and SVG files.
+
+python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
+
+  baselines    references=gt.csv [labels=train.csv]        heuristic baselines Empty and Random
+  correlation  references=gt.csv a.jsonl b.csv c.npz ...   PCC between all metrics over the given systems
+  correlation  table=scores.csv                            the same from a table: system, metric, metric, ...
+  language     EE=ee.csv CC=cc.csv EC=ec.csv CE=ce.csv     Jaccard between the label sets of languages
+  onehot       references=gt.csv                           one-hot labels (column label) against the open labels
+  labels       references=gt.csv                           label counts, frequencies, long tail, description length
+  subtitles    references=gt.csv S0=a S1=b S2=c            subtitle strategies side by side, with paired tests
+  modalities   references=gt.csv audio=a text=b multi=c    modalities side by side, with paired tests
+  wheel        references=gt.csv predictions.jsonl [k=1]   predicted and true level-1 sectors of wheel k
+  confusion    references=gt.csv predictions.jsonl classes=happy,sad,...    confusion matrix of one-hot labels
+  seeds        references=gt.csv run1.jsonl run2.jsonl ... runs of one system: mean ± standard deviation
+  texts        references=gt.csv predictions.jsonl [lang=zh]    BLEU-1, BLEU-4, ROUGE-L, METEOR of descriptions
+  judge        references=gt.csv predictions.jsonl model=... [base_url=...]   clue and label overlap by an LLM, 1-10""",
+        plain="files",
+        rewrite="affectgpt.cli.words:analyze",
+    ),
+    "submit": Command(
+        "affectgpt.submit:run",
+        config.SubmitConfig,
+        """Write the file that a challenge server accepts.
+
+  python -m affectgpt.submit predictions.jsonl submission.npz [candidates=track_all_candidates.csv] [empty=neutral]
+
+The npz holds `filenames` and `fileitems` ("[happy, proud]"); a name ending in .csv gives `name,openset` instead. With
+`candidates`, every name of that list must have exactly one prediction. A clip without a label is an error, unless
+`empty=` gives the label for such clips; nothing is filled in silently.""",
+        plain="files",
+    ),
+    "convert": Command(
+        "affectgpt.convert.command:run",
+        config.ConvertConfig,
+        """Convert published checkpoints to base models and projections of this package.
+
+  python -m affectgpt.convert video_llama_v.pth video_llama_a.pth blip2.pth eva_vit_g.pth out=base/
+
+Any of these files, in any order: each is recognised by its tensors, never by its name. out= then holds
+  eva_qformer/             image encoder and image Q-Former (needs EVA and BLIP-2), a base model for pool: queries
+  eva/                     the image encoder as MiniGPT-v2 and Emotion-LLaMA run it (needs EVA and one of them)
+  projectors.safetensors   projections of the branches, for model.init=pretrained model.init_from=base/
+  lora/                    adapters of the LLM in peft's layout
+  report.json              what was taken, left out on purpose, missing and unexpected
+
+Exit code 0 only if nothing is missing or unexpected, 1 if something is, 2 if a file cannot be used at all.""",
+        plain="files",
+    ),
+    "doctor": Command(
+        "affectgpt.doctor:run",
+        config.DoctorConfig,
+        """Check this installation: packages, devices, media, caches.
+
+  python -m affectgpt.doctor
+  python -m affectgpt.doctor --json""",
+    ),
+    "demo": Command(
+        "affectgpt.cli.composed:demo",
+        config.DemoConfig,
+        """The whole story on the embedded default, in minutes on two CPU cores.
+
+  python -m affectgpt.demo [--brief] [--runs DIR]
+
+Builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each on the test
+split next to two baselines, and explains one clip. It runs exactly what train.py, eval.py and infer.py run.""",
+    ),
+    "study": Command(
+        "affectgpt.training.study:run_report",
+        config.StudyReportConfig,
+        """Write table and pictures of a study again, from what its sweep left.
+
+  python train.py -m experiment=table4        # the sweep itself
+  python -m affectgpt.study runs/table4""",
+        plain="folder",
+    ),
+}
+_RECORDS = """Check, merge, export, review and report what `python -m affectgpt.annotate videos/ out=...` wrote.
+
+  python -m affectgpt.annotate check emer_coarse/ policy.near_duplicate=drop      # keep, ask a human, or drop
+  python -m affectgpt.annotate merge qwen/ gpt/ out=merged/ how=majority          # several annotators, and agreement
+  python -m affectgpt.annotate export emer_coarse/ to=merr out=merr/              # or manifest, sharegpt, labelstudio
+  python -m affectgpt.annotate review emer_coarse/ to=emer_fine/ round=1 annotators=a,b,c,d
+  python -m affectgpt.annotate import exports/*.json to=emer_fine/                # the answers of the annotators
+  python -m affectgpt.annotate report emer_coarse/                                # counts, labels, pictures
+
+docs/human-review.md describes the two rounds."""
+for _verb in ("check", "merge", "export", "review", "import", "report"):
+    COMMANDS[f"annotate {_verb}"] = Command(
+        f"affectgpt.annotate.verbs:run_{_verb}", config.RecordsConfig, _RECORDS, plain="input"
+    )
