@@ -1,32 +1,12 @@
-"""The analyses of the papers, one command each; every one prints a table and writes a JSON, a PNG and an SVG:
-
-python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
-
-  baselines    references=gt.csv [labels=train.csv]        heuristic baselines Empty and Random
-  correlation  references=gt.csv a.jsonl b.csv c.npz ...   PCC between all metrics over the given systems
-  correlation  table=scores.csv                            the same from a table: system, metric, metric, ...
-  language     EE=ee.csv CC=cc.csv EC=ec.csv CE=ce.csv     Jaccard between the label sets of languages
-  onehot       references=gt.csv                           one-hot labels (column label) against the open labels
-  labels       references=gt.csv                           label counts, frequencies, long tail, description length
-  subtitles    references=gt.csv S0=a S1=b S2=c            subtitle strategies side by side, with paired tests
-  modalities   references=gt.csv audio=a text=b multi=c    modalities side by side, with paired tests
-  wheel        references=gt.csv predictions.jsonl [k=1]   predicted and true level-1 sectors of wheel k
-  confusion    references=gt.csv predictions.jsonl classes=happy,sad,...    confusion matrix of one-hot labels
-  seeds        references=gt.csv run1.jsonl run2.jsonl ... runs of one system: mean ± standard deviation
-  texts        references=gt.csv predictions.jsonl [lang=zh]    BLEU-1, BLEU-4, ROUGE-L, METEOR of descriptions
-  judge        references=gt.csv predictions.jsonl model=... [base_url=...]   clue and label overlap by an LLM, 1-10
-
-Common: out=analysis (folder), lexicon=builtin or a folder, split=, seed=42, n_bootstrap=1000, pictures=true.
-"""
+"""The analyses of the papers; each prints a table and writes JSON, PNG and SVG files."""
 
 from __future__ import annotations
 
 import csv
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +14,7 @@ import numpy as np
 
 from affectgpt import plots as draw
 from affectgpt.chat.served import ChatClient
-from affectgpt.config import BenchmarkConfig
+from affectgpt.config import AnalyzeConfig, BenchmarkConfig
 from affectgpt.metrics import (
     GROUPINGS,
     empty,
@@ -55,7 +35,7 @@ from affectgpt.metrics.matching import match_texts
 from affectgpt.metrics.sets import jaccard
 from affectgpt.metrics.wheel import WheelGrouping
 from affectgpt.prompts import LABEL_LINE
-from affectgpt.runtime import UserError, set_up_logging, write_json_atomic
+from affectgpt.runtime import InputError, UserError, write_json_atomic
 
 log = logging.getLogger("affectgpt")
 Labels = Mapping[str, Sequence[str]]
@@ -79,6 +59,8 @@ class Request:
     seed: int = 42
     n_bootstrap: int = 1000
     pictures: bool = True
+    model: str | None = None
+    base_url: str | None = None
     named: dict[str, str] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
 
@@ -322,12 +304,10 @@ def texts(request: Request) -> dict[str, Any]:
 
 
 def by_judge(request: Request) -> dict[str, Any]:
-    if "model" not in request.named:
+    if request.model is None:
         raise UserError("model= is missing: the name of the judging model, pinned to a version")
     truth, predicted = _descriptions(request)
-    client = ChatClient(
-        request.named["model"], base_url=request.named.get("base_url"), cache=request.out / "llm-answers.jsonl"
-    )
+    client = ChatClient(request.model, base_url=request.base_url, cache=request.out / "llm-answers.jsonl")
     results = {aspect: judge(truth, predicted, client, aspect) for aspect in JUDGE_ASPECTS}
     for aspect, result in results.items():
         mean = "-" if result.mean is None else f"{result.mean:.2f}"
@@ -358,45 +338,22 @@ ANALYSES: dict[str, Callable[[Request], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def parse(arguments: Sequence[str]) -> Request:
-    """Arguments to a Request: known settings, other name=file pairs, plain files."""
-    request = Request()
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            request.files.append(argument)
-        elif name in ("references", "table", "labels", "split", "lexicon", "grouping", "lang"):
-            setattr(request, name, value)
-        elif name in ("k", "seed", "n_bootstrap"):
-            setattr(request, name, int(value))
-        elif name == "out":
-            request.out = Path(value)
-        elif name == "classes":
-            request.classes = tuple(value.split(","))
-        elif name == "pictures":
-            request.pictures = value.lower() in ("true", "1", "yes")
-        else:
-            request.named[name] = value
-    return request
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    set_up_logging()
-    if not arguments or arguments[0] not in ANALYSES:
-        print((__doc__ or "").strip(), file=sys.stderr)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
-    try:
-        request = parse(arguments[1:])
-        request.analysis = arguments[0]
-        result = ANALYSES[arguments[0]](request)
-        write_json_atomic(request.out / f"{arguments[0]}.json", result)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    log.info("figures: %s", request.out / f"{arguments[0]}.json")
+def run(config: AnalyzeConfig) -> int:
+    """The analysis that the first of `config.files` names; writes its figures as JSON."""
+    if not config.files or config.files[0] not in ANALYSES:
+        found = config.files[0] if config.files else "none"
+        raise InputError(f"expected an analysis, one of {list(ANALYSES)}, found {found!r}; --help describes them")
+    analysis, *files = config.files
+    values = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("files", "out")}
+    values["classes"] = tuple(config.classes)
+    request = Request(analysis=analysis, files=files, out=Path(config.out), **values)
+    result = ANALYSES[analysis](request)
+    write_json_atomic(request.out / f"{analysis}.json", result)
+    log.info("figures: %s", request.out / f"{analysis}.json")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from affectgpt.cli import main
+
+    main("analyze")

@@ -539,7 +539,7 @@ class AnnotateConfig:
 class StudyOfAnnotatorsConfig:
     """python -m affectgpt.annotate study"""
 
-    # All other settings are those of annotate, the same in every row.
+    common: list[str] = field(default_factory=list)  # all other arguments: settings of annotate, the same in every row
     audio: list[str] = field(default_factory=list)  # that hear: kind:name, kind:name@http://server/v1, local or none
     video: list[str] = field(default_factory=list)  # that see, in the same way
     merge: list[str] = field(default_factory=list)  # that read the words in the light of the clues, and merge
@@ -567,4 +567,129 @@ class RecordsConfig:
     seed: int = 0  # review: draws who checks what
     media_root: str | None = None  # review, export: folder that Label Studio serves; null = the one above all clips
     pictures: bool = True  # report: draw pictures (needs matplotlib)
-    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+
+
+@dataclass
+class CacheListConfig:
+    """python -m affectgpt.cache ls"""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+
+
+@dataclass
+class CacheVerifyConfig:
+    """python -m affectgpt.cache verify"""
+
+    repair: bool = False  # true = drop what is damaged
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+
+
+@dataclass
+class CacheCollectConfig:
+    """python -m affectgpt.cache gc"""
+
+    max_gb: float | None = None  # drop the least recently used states until the rest is no larger; null = no limit
+    unused_days: float | None = None  # drop states that nobody used for so long; null = keep them
+    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+
+
+@dataclass
+class DataCheckConfig:
+    """python -m affectgpt.data check"""
+
+    manifest: str | None = None  # a manifest, also as plain argument
+    format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
+    folder: str | None = None  # where a data set of that format is
+    options: dict[str, Any] = field(default_factory=dict)  # of the format: options.<name>=...
+    split: str | None = None  # only rows with this split
+    split_file: str | None = None  # instead: only the names in this list (.txt, .csv)
+    limit: int | None = None  # at most this many samples
+    overrides: list[str] = field(default_factory=list)  # instead: data=NAME, a file of conf/data
+    out: str | None = None  # folder for health.json, bad_samples.jsonl and pictures
+    decode: bool = False  # true = decode every clip completely
+    cache: str | None = None  # folder that keeps what is known of media files; null = examine them again
+
+
+@dataclass
+class DataConvertConfig:
+    """python -m affectgpt.data convert"""
+
+    manifest: str | None = None  # a manifest, also as plain argument
+    format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
+    folder: str | None = None  # where a data set of that format is
+    options: dict[str, Any] = field(default_factory=dict)  # of the format: options.<name>=...
+    split: str | None = None  # only rows with this split
+    split_file: str | None = None  # instead: only the names in this list (.txt, .csv)
+    limit: int | None = None  # at most this many samples
+    out: str | None = None  # manifest to write, .jsonl
+
+
+@dataclass
+class DataFormatsConfig:
+    """python -m affectgpt.data formats"""
+
+
+@dataclass
+class AnalyzeConfig:
+    """python -m affectgpt.analyze"""
+
+    files: list[str] = field(default_factory=list)  # the analysis, then prediction files, as plain arguments
+    named: dict[str, str] = field(default_factory=dict)  # files by name; named. may be left out: S0=a.jsonl
+    references: str | None = None  # file with the true labels
+    table: str | None = None  # correlation: scores of systems instead of predictions
+    labels: str | None = None  # baselines: draw labels by their frequency in this file
+    split: str | None = None  # rows of the references with this split
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion-wheel tables
+    grouping: str = "M1"  # onehot: the grouping under which labels are equal
+    lang: str = "en"  # texts: en or zh
+    classes: list[str] = field(default_factory=list)  # confusion: the one-hot labels, separated by commas
+    k: int = 1  # wheel: which one, 1 to 5
+    seed: int = 42  # bootstrap, random baseline
+    n_bootstrap: int = 1000  # resamples of the 95 % interval
+    pictures: bool = True  # draw PNG and SVG (needs matplotlib)
+    model: str | None = None  # judge: the judging model, pinned to a version
+    base_url: str | None = None  # judge: its server; null = OpenAI
+    out: str = "analysis"  # folder to write
+
+
+@dataclass
+class SubmitConfig:
+    """python -m affectgpt.submit"""
+
+    files: list[str] = field(default_factory=list)  # predictions and the file to write, as plain arguments
+    candidates: str | None = None  # list of names that must have exactly one prediction each
+    empty: str | None = None  # the label of clips without one; null = they are an error
+
+
+@dataclass
+class ConvertConfig:
+    """python -m affectgpt.convert"""
+
+    files: list[str] = field(default_factory=list)  # published checkpoints, as plain arguments
+    out: str | None = None  # folder to write
+    image_size: int | None = None  # pixels of the image encoder (positions are interpolated); null = as published
+    visual: str = "face"  # AffectGPT (2025): what its visual branch was trained on, face or frames
+    overwrite: bool = False  # true = replace an earlier conversion in out
+
+
+@dataclass
+class DoctorConfig:
+    """python -m affectgpt.doctor"""
+
+    json: bool = False  # print the findings as JSON; --json works, too
+
+
+@dataclass
+class DemoConfig:
+    """python -m affectgpt.demo"""
+
+    brief: bool = False  # a few steps only: shows that it works, not how well; --brief works, too
+    runs: str = "runs"  # where the runs are kept; --runs DIR works, too
+
+
+@dataclass
+class StudyReportConfig:
+    """python -m affectgpt.study"""
+
+    folder: str | None = None  # folder of the study, also as plain argument

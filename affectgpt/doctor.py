@@ -7,7 +7,6 @@ transformers fails with a misleading message.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from affectgpt.config import DoctorConfig
 
 # name: (lowest supported version, first unsupported version or None), as in pyproject.toml; a test compares them.
 CORE: Mapping[str, tuple[str, str | None]] = {
@@ -409,16 +410,11 @@ def summary(findings: Sequence[Finding]) -> str:
     return f"{verdict} (problems: {n_problems}, warnings: {n_warnings})"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(config: DoctorConfig) -> int:
     """Print the report; returns 1 if there is a problem, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m affectgpt.doctor", description="Check this installation: packages, devices, media, caches."
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    options = parser.parse_args(arguments)
     findings = examine()
     usable = all(finding.level != "problem" for finding in findings)
-    if options.json:
+    if config.json:
         report: dict[str, Any] = {"usable": usable, "findings": [asdict(finding) for finding in findings]}
         print(json.dumps(report, indent=2))
     else:
@@ -427,4 +423,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from affectgpt.cli import main
+
+    main("doctor")

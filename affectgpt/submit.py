@@ -1,24 +1,17 @@
-"""Write the file that a challenge server takes:
-
-python -m affectgpt.submit predictions.jsonl submission.npz [candidates=track_all_candidates.csv] [empty=neutral]
-
-The npz holds `filenames` and `fileitems` ("[happy, proud]"); a name ending in .csv gives `name,openset` instead. With
-`candidates`, every name of that list must have exactly one prediction. Clips without a label stop the writing, unless
-`empty=` says which label they get; nothing is filled in silently.
-"""
+"""Submissions: the file that a challenge server accepts."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from affectgpt.config import SubmitConfig
 from affectgpt.metrics import load_lexicon, read_predictions
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.io import write_predictions_npz
-from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.runtime import InputError, UserError, write_text_atomic
 from affectgpt.tables import read_names
 
 
@@ -60,28 +53,23 @@ def write_submission(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"{path}: a submission ends in .npz or .csv, found {path.suffix!r}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = dict(item.split("=", 1) for item in arguments if "=" in item)
-    files = [item for item in arguments if "=" not in item]
-    if len(files) != 2 or set(options) - {"candidates", "empty"}:
-        print((__doc__ or "").strip(), file=sys.stderr)
-        return 2
-    try:
-        labels, _ = labels_by_id(read_predictions(files[0]), load_lexicon("builtin"))
-        candidates = read_names(Path(options["candidates"])) if "candidates" in options else None
-        chosen = submission(labels, candidates, options.get("empty"))
-        write_submission(Path(files[1]), chosen)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+def run(config: SubmitConfig) -> int:
+    """Write the file that `config` asks for, and print what is in it."""
+    if len(config.files) != 2:
+        raise InputError(f"expected a prediction file and a file to write, found {config.files}; --help shows how")
+    source, target = config.files
+    labels, _ = labels_by_id(read_predictions(source), load_lexicon("builtin"))
+    candidates = read_names(Path(config.candidates)) if config.candidates else None
+    chosen = submission(labels, candidates, config.empty)
+    write_submission(Path(target), chosen)
     n_filled = sum(not labels[name] for name in chosen)
-    n_left = len(labels) - len(chosen)
-    n_labels = sum(map(len, chosen.values()))
-    filled = f"{n_filled} filled with {options['empty']!r}, " if n_filled else ""
-    print(f"{files[1]}: {len(chosen)} clips, {n_labels} labels, {filled}{n_left} predictions left out")
+    filled = f"{n_filled} filled with {config.empty!r}, " if n_filled else ""
+    n_labels, n_left = sum(map(len, chosen.values())), len(labels) - len(chosen)
+    print(f"{target}: {len(chosen)} clips, {n_labels} labels, {filled}{n_left} predictions left out")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from affectgpt.cli import main
+
+    main("submit")

@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from affectgpt.analyze import ANALYSES, correlation_matrix, main, parse
+from affectgpt.analyze import ANALYSES, correlation_matrix
+from affectgpt.cli import run, table, words
+from affectgpt.cli.parser import parse
 from affectgpt.runtime import UserError
 from tests.chat.chat_server import ChatServer
 
@@ -98,11 +100,11 @@ def test_the_judge_rates_descriptions_without_their_label_line(folder, judging_s
     rows = [{"id": name, "text": "He shows it.\nEmotions: sad"} for name in "abcd"]
     (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     call = ["judge", f"references={folder / 'gt.csv'}", str(folder / "p.jsonl"), "model=toy", f"out={folder / 'out'}"]
-    assert main([*call, f"base_url={judging_server.url}"]) == 0, capsys.readouterr().err
+    assert run("analyze", [*call, f"base_url={judging_server.url}"]) == 0, capsys.readouterr().err
     result = json.loads((folder / "out" / "judge.json").read_text(encoding="utf-8"))
     assert {aspect: row["mean"] for aspect, row in result.items()} == {"clue overlap": 7.0, "label overlap": 7.0}
     assert "Emotions: sad" not in json.dumps(judging_server.requests)
-    assert main(call[:3]) == 2
+    assert run("analyze", call[:3]) == 2
     assert "model= is missing" in capsys.readouterr().err
 
 
@@ -112,7 +114,7 @@ def test_every_analysis_prints_a_table_and_writes_json_png_and_svg(analysis, fol
         pytest.importorskip("sacrebleu")
     out = folder / "out"
     arguments = [item.format(folder) for item in COMMANDS[analysis]]
-    assert main([analysis, *arguments, f"out={out}", "n_bootstrap=20"]) == 0, capsys.readouterr().err
+    assert run("analyze", [analysis, *arguments, f"out={out}", "n_bootstrap=20"]) == 0, capsys.readouterr().err
     assert len(capsys.readouterr().out.splitlines()) >= 3
     assert json.loads((out / f"{analysis}.json").read_text(encoding="utf-8"))
     assert (out / f"{analysis}.png").read_bytes()[:4] == b"\x89PNG"
@@ -122,18 +124,18 @@ def test_every_analysis_prints_a_table_and_writes_json_png_and_svg(analysis, fol
 def test_figures_are_right_on_the_toy_data(folder):
     out = folder / "out"
     base = [f"out={out}", f"references={folder / 'gt.csv'}", "pictures=false", "n_bootstrap=0"]
-    assert main(["onehot", *base]) == 0
+    assert run("analyze", ["onehot", *base]) == 0
     onehot = json.loads((out / "onehot.json").read_text(encoding="utf-8"))
     assert onehot["primary"]["precision"] == 1.0
     assert onehot["primary"]["n"] == 3
-    assert main(["labels", *base]) == 0
+    assert run("analyze", ["labels", *base]) == 0
     statistics = json.loads((out / "labels.json").read_text(encoding="utf-8"))
     assert (statistics["labels"], statistics["labels_per_clip"]) == (6, {"1": 2, "2": 2})
     assert statistics["description_characters"]["mean"] == 12.0
-    assert main(["confusion", *base, str(folder / "fair.csv"), "classes=happy,angry,sad,neutral"]) == 0
+    assert run("analyze", ["confusion", *base, str(folder / "fair.csv"), "classes=happy,angry,sad,neutral"]) == 0
     matrix = np.array(json.loads((out / "confusion.json").read_text(encoding="utf-8"))["confusion"])
     assert matrix.sum() == 4
-    assert main(["correlation", f"out={out}", f"table={folder / 'table.csv'}", "pictures=false"]) == 0
+    assert run("analyze", ["correlation", f"out={out}", f"table={folder / 'table.csv'}", "pictures=false"]) == 0
     pcc = json.loads((out / "correlation.json").read_text(encoding="utf-8"))["pcc"]
     assert pcc[0][1] == pytest.approx(0.887, abs=0.0006)
     assert not list(out.glob("*.png"))
@@ -141,22 +143,25 @@ def test_figures_are_right_on_the_toy_data(folder):
 
 def test_pictures_are_the_same_each_time(folder):
     for out in ("one", "two"):
-        main(["labels", f"references={folder / 'gt.csv'}", f"out={folder / out}"])
+        run("analyze", ["labels", f"references={folder / 'gt.csv'}", f"out={folder / out}"])
     assert (folder / "one" / "labels.svg").read_bytes() == (folder / "two" / "labels.svg").read_bytes()
 
 
 def test_wrong_calls_say_what_is_missing(folder, capsys):
-    assert main([]) == 2
-    assert "python -m affectgpt.analyze" in capsys.readouterr().err
-    assert main(["labels"]) == 2
+    assert run("analyze", []) == 2
+    assert "expected an analysis, one of ['baselines'" in capsys.readouterr().err
+    assert run("analyze", ["labels"]) == 2
     assert "references= is missing" in capsys.readouterr().err
-    assert main(["subtitles", f"references={folder / 'gt.csv'}", f"S0={folder / 'good.csv'}"]) == 2
+    assert run("analyze", ["subtitles", f"references={folder / 'gt.csv'}", f"S0={folder / 'good.csv'}"]) == 2
     assert "two prediction files or more" in capsys.readouterr().err
-    assert main(["confusion", f"references={folder / 'gt.csv'}", str(folder / "good.csv")]) == 2
+    assert run("analyze", ["confusion", f"references={folder / 'gt.csv'}", str(folder / "good.csv")]) == 2
     assert "classes= is missing" in capsys.readouterr().err
 
 
 def test_settings_names_and_files_are_told_apart():
-    request = parse(["references=a.csv", "S0=b.jsonl", "c.npz", "seed=3", "pictures=false"])
+    request = parse(
+        table.COMMANDS["analyze"],
+        words.analyze(["references=a.csv", "S0=b.jsonl", "c.npz", "seed=3", "pictures=false"]),
+    )
     assert (request.references, request.named, request.files) == ("a.csv", {"S0": "b.jsonl"}, ["c.npz"])
     assert (request.seed, request.pictures) == (3, False)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from affectgpt import doctor
-from affectgpt.doctor import CORE, EXTRAS, Finding, check_caches, check_media, check_packages, installed_versions, main
+from affectgpt.cli import run
+from affectgpt.doctor import CORE, EXTRAS, Finding, check_caches, check_media, check_packages, installed_versions
 from affectgpt.doctor import known_mismatches as mismatches
 
 GOOD = {
@@ -193,11 +194,11 @@ def test_caches_follow_the_environment_and_count_what_is_there(tmp_path):
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("problem", 1)])
 def test_the_exit_code_tells_whether_there_is_a_problem(monkeypatch, capsys, level, code):
     monkeypatch.setattr(doctor, "examine", lambda: [Finding(level, "torch", "found", "fix it")])
-    assert main([]) == code
+    assert run("doctor", []) == code
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{level:8} torch          found -> fix it"
     assert printed[-1].startswith("not usable" if code else "usable")
-    assert main(["--json"]) == code
+    assert run("doctor", ["--json"]) == code
     report = json.loads(capsys.readouterr().out)
     assert report["usable"] is (code == 0)
     assert report["findings"] == [{"level": level, "topic": "torch", "found": "found", "do": "fix it"}]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt.cli.table import COMMANDS
+
 tomllib = pytest.importorskip("tomllib") if sys.version_info < (3, 11) else __import__("tomllib")
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,11 @@ def test_every_console_script_points_to_a_function():
     for target in PROJECT["project"]["scripts"].values():
         module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function)), target
+
+
+def test_every_command_has_a_console_script():
+    commands = {name.partition(" ")[0] for name in COMMANDS}
+    assert {f"affectgpt-{name}" for name in commands} == set(PROJECT["project"]["scripts"])
 
 
 def test_the_core_depends_on_no_package_whose_wheels_need_cuda():

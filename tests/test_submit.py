@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from affectgpt.cli import run
 from affectgpt.metrics import read_predictions
 from affectgpt.runtime import UserError
-from affectgpt.submit import main, submission
+from affectgpt.submit import submission
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def predictions(tmp_path):
 
 def test_npz_holds_the_candidates_in_their_order_as_plain_text(predictions, tmp_path, capsys):
     out = tmp_path / "s.npz"
-    assert main([str(predictions), str(out), f"candidates={tmp_path / 'candidates.csv'}"]) == 0
+    assert run("submit", [str(predictions), str(out), f"candidates={tmp_path / 'candidates.csv'}"]) == 0
     assert "2 clips, 3 labels, 1 predictions left out" in capsys.readouterr().out
     with np.load(out, allow_pickle=False) as data:
         assert data["filenames"].tolist() == ["a", "b"]
@@ -27,7 +28,7 @@ def test_npz_holds_the_candidates_in_their_order_as_plain_text(predictions, tmp_
 
 @pytest.mark.parametrize("name", ["s.npz", "s.csv"])
 def test_a_submission_reads_back_as_predictions(predictions, tmp_path, name):
-    assert main([str(predictions), str(tmp_path / name)]) == 0
+    assert run("submit", [str(predictions), str(tmp_path / name)]) == 0
     again = {row.id: row.text for row in read_predictions(tmp_path / name)}
     assert again == {"a": "[happy]", "b": "[sad, tired]", "x": "[angry]"}
 
@@ -41,6 +42,6 @@ def test_missing_candidates_and_clips_without_labels_stop_the_writing():
 
 
 def test_the_command_says_what_is_wrong(predictions, tmp_path, capsys):
-    assert main(["only-one"]) == 2
-    assert main([str(predictions), str(tmp_path / "s.txt")]) == 2
+    assert run("submit", ["only-one"]) == 2
+    assert run("submit", [str(predictions), str(tmp_path / "s.txt")]) == 2
     assert "ends in .npz or .csv, found '.txt'" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,4 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "import": import_review,
     "report": show_report,
 }
+run_check, run_merge, run_export, run_review, run_import, run_report = (partial(run_verb, verb) for verb in VERBS)

@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from affectgpt.config import CacheConfig, SourceConfig
-from affectgpt.runtime import UserError, set_up_logging
+from affectgpt.config import CacheCollectConfig, CacheConfig, CacheListConfig, CacheVerifyConfig, SourceConfig
+from affectgpt.runtime import InputError, UserError, set_up_logging
 from affectgpt.schema import BadSample, Sample, sample_from_row, to_json
 from affectgpt.tables import format_table
 
@@ -407,47 +406,19 @@ def _remove(store: StateStore, why: str) -> str:
     return f"removed {store.folder}: {why}, {n_bytes / GB:.3f} GB"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`ls`, `verify` and `gc`; anything else is a build, configured like training."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] not in ("ls", "verify", "gc"):
-        from affectgpt import cli
-
-        cli.cache()
-        return 0
-    set_up_logging()
-    try:
-        return _care(arguments[0], arguments[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _care(verb: str, arguments: Sequence[str]) -> int:
-    allowed = {"ls": (), "verify": ("repair",), "gc": ("max_gb", "unused_days")}[verb]
-    options = dict(item.partition("=")[::2] for item in arguments)
-    folder = options.pop("paths.cache", os.environ.get("AFFECTGPT_CACHE", "~/.cache/affectgpt"))
-    cache = Path(folder).expanduser()
-    if unknown := sorted(set(options) - set(allowed)):
-        raise UserError(f"{verb} takes {', '.join((*allowed, 'paths.cache'))}; found {unknown}")
-    if verb == "ls":
-        print(list_stores(cache))
-        return 0
-    if verb == "verify":
-        if (repair := options.get("repair", "false")) not in ("true", "false"):
-            raise UserError(f"repair is {repair!r}; expected true or false")
-        return verify(cache, repair=repair == "true")
-    numbers: dict[str, float] = {}
-    for name, text in options.items():
-        try:
-            numbers[name] = float(text)
-        except ValueError:
-            raise UserError(f"{name} is {text!r}; expected a number") from None
-        if not numbers[name] >= 0:
-            raise UserError(f"{name} is {text}; expected a number of at least 0")
-    print(collect(cache, max_gb=numbers.get("max_gb"), unused_days=numbers.get("unused_days")))
+def run_ls(config: CacheListConfig) -> int:
+    print(list_stores(Path(config.paths.cache)))
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run_verify(config: CacheVerifyConfig) -> int:
+    return verify(Path(config.paths.cache), repair=config.repair)
+
+
+def run_gc(config: CacheCollectConfig) -> int:
+    for name in ("max_gb", "unused_days"):
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise InputError(f"{name} is {value}; expected a number of at least 0")
+    print(collect(Path(config.paths.cache), max_gb=config.max_gb, unused_days=config.unused_days))
+    return 0

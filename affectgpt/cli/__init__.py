@@ -103,9 +103,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _run_job(command: Command, settings: Any, given: Sequence[str]) -> int:
-    from affectgpt.doctor import known_mismatches
-
-    for finding in known_mismatches():
+    for finding in _function("affectgpt.doctor:known_mismatches")():
         print(finding, file=sys.stderr)
     if getattr(settings, "offline", False) and hasattr(settings, "device"):
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once

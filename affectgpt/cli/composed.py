@@ -58,7 +58,7 @@ def demo(settings: config.DemoConfig, given: Settings) -> int:
 
 
 def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
-    """With data=NAME, all sources of conf/data/NAME.yaml by what they are for; else the one source that is described."""
+    """With data=NAME, all sources of conf/data/NAME.yaml by their use; else the one source that is described."""
     from affectgpt.data.command import check
 
     if not settings.overrides:

@@ -16,7 +16,15 @@ from typing import Any
 
 from affectgpt import config
 from affectgpt.cli.table import COMMANDS, Command
-from affectgpt.cli.words import kind_of, literal, options_as_settings, quoted_values, split_plain, unquoted, whole_weights
+from affectgpt.cli.words import (
+    kind_of,
+    literal,
+    options_as_settings,
+    quoted_values,
+    split_plain,
+    unquoted,
+    whole_weights,
+)
 from affectgpt.runtime import InputError, NotFound
 
 
@@ -59,9 +67,7 @@ def _composed(command: Command, settings: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return OmegaConf.to_object(
-                hydra_compose(command.conf, overrides=quoted_values(settings, command.schema))
-            )
+            return OmegaConf.to_object(hydra_compose(command.conf, overrides=quoted_values(settings, command.schema)))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explained(error, command, settings)) from error
     finally:
@@ -124,7 +130,8 @@ def _explained(error: Exception, command: Command, settings: Sequence[str]) -> s
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}= is missing; --help and docs/configuration.md say what it means"
     found = re.search(r"full_key: (\S+)", text)
-    first = next(line for line in text.splitlines() if line.strip()).rstrip(".")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = next((line for line in lines if line.startswith("Value '")), lines[0]).rstrip(".")
     where = f"{found[1]}: " if found else ""
     if not found and len(settings) == 1:
         where = f"{settings[0]}: "

@@ -1,7 +1,7 @@
 """Every command: what it runs, which settings it takes, and what its --help shows.
 
-A command is named by the words that follow `python -m affectgpt.` (`annotate check`), or by its script (`train`). Nothing
-heavy is imported here: `run` names a function that is imported when the command starts.
+A command is named by the words that follow `python -m affectgpt.` (`annotate check`), or by its script (`train`).
+Nothing heavy is imported here: `run` names a function that is imported when the command starts.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def train(arguments: Sequence[str]) -> list[str]:
 
 
 def infer(arguments: Sequence[str]) -> list[str]:
-    """Accept model.llm.quantization=, as in training: a checkpoint brings its model, so inference has no group model."""
+    """Accept model.llm.quantization=, as in training; inference has no group model, since a checkpoint brings it."""
     return [re.sub(r"^model\.llm\.(?=quantization=)", "", argument) for argument in arguments]
 
 
@@ -191,6 +191,13 @@ def kind_of(schema: type, key: str) -> str | None:
     return kind
 
 
+def _is_open(schema: type, key: str) -> bool:
+    """Whether the setting is a dictionary, or inside one, whose keys the user chooses."""
+    parts = key.split(".")
+    kinds = (kind_of(schema, ".".join(parts[: n + 1])) for n in range(len(parts)))
+    return any((kind or "").startswith("dict[") for kind in kinds)
+
+
 def quoted_values(arguments: Sequence[str], schema: type) -> list[str]:
     """Quote values for Hydra, in whose grammar quotes, commas, braces and all but ASCII letters have a meaning or none.
 
@@ -208,10 +215,13 @@ def quoted_values(arguments: Sequence[str], schema: type) -> list[str]:
         key, equals, value = argument.partition("=")
         if not equals or key.startswith("-") or value in ("", "null"):
             changed.append(argument)
-        elif key in _SPOKEN:
+            continue
+        if key[0] not in "+~" and _is_open(schema, key):
+            key = f"++{key}"  # Hydra would refuse keys that the configuration does not have yet
+        if key in _SPOKEN:
             changed.append(f"{key}={literal(value)}")
         elif kind_of(schema, key) == "str":
-            changed.append(argument if _QUOTED.fullmatch(value) else f"{key}={quoted(value)}")
+            changed.append(f"{key}={value if _QUOTED.fullmatch(value) else quoted(value)}")
         else:
             changed.append(f"{key}={quoted_items(value)}")
     return changed

@@ -8,18 +8,18 @@ split beside two baselines, and explains one clip. Everything it does is what tr
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from affectgpt.cli import compose, set_environment
+from affectgpt.config import DemoConfig
 from affectgpt.inference.command import evaluate_config, human
 from affectgpt.journal import append_jsonl_records
 from affectgpt.metrics import Report
-from affectgpt.runtime import log, set_up_logging, write_json_atomic
+from affectgpt.runtime import log, write_json_atomic
 from affectgpt.tables import format_table
 
 BRIEF = {
@@ -31,24 +31,22 @@ BOTH_STAGES = "coarse, then fine"
 _GENERATE = ("generate.batch_size=33", "generate.max_new_tokens=128")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m affectgpt.demo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--brief", action="store_true", help="a few steps only: shows that it works, not how well")
-    parser.add_argument("--runs", default="runs", help="where the runs are kept [%(default)s]")
-    options = parser.parse_args(arguments)
-    set_environment()
-    set_up_logging()
+Compose = Callable[..., Any]
+"""`affectgpt.cli.compose`: (command, overrides) -> configuration."""
+
+
+def run(config: DemoConfig, compose: Compose) -> int:
     start = time.monotonic()
-    runs = Path(options.runs)
-    rows, final = tell(runs, brief=options.brief)
+    runs = Path(config.runs)
+    rows, final = tell(runs, compose, brief=config.brief)
     print(f"\n{table(rows)}\n")
-    print(explain_one(final))
+    print(explain_one(final, compose))
     write_json_atomic(runs / "demo-table.json", {title: report.primary.to_dict() for title, report in rows})
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; runs and demo-table.json are in {runs}", file=sys.stderr)
     return 0
 
 
-def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
+def tell(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
     """Train and score everything; (title, report) of each row of the table, and the run that ended best equipped."""
     from affectgpt.training.stages import run_stage
 
@@ -63,12 +61,12 @@ def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
         config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
         return title, evaluate_config(config)[0]
 
-    before = score("before training", untrained(runs / "untrained"))
+    before = score("before training", untrained(runs / "untrained", compose))
     coarse = train("coarse", "coarse", "null")
     fine_only = train("fine-only", "fine", "null")
     fine = train("fine", "fine", str(coarse))
     rows = [
-        ("heuristic: random", random_report()),
+        ("heuristic: random", random_report(compose)),
         before,
         score("coarse only", coarse),
         score("fine only", fine_only),
@@ -80,7 +78,7 @@ def tell(runs: Path, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
     return rows, fine
 
 
-def untrained(folder: Path) -> Path:
+def untrained(folder: Path, compose: Compose) -> Path:
     """A checkpoint of the model as it is before its first step."""
     from affectgpt.inference.loading import model_spec, quiet_libraries
     from affectgpt.models import build
@@ -92,7 +90,7 @@ def untrained(folder: Path) -> Path:
     return folder
 
 
-def random_report() -> Report:
+def random_report(compose: Compose) -> Report:
     """The papers' Random: one of six basic emotions, drawn for each test sample."""
     from affectgpt.metrics import evaluate, random_labels, read_references
 
@@ -117,7 +115,7 @@ def _slug(title: str) -> str:
     return title.strip().replace(" ", "-").replace(",", "")
 
 
-def explain_one(run: Path) -> str:
+def explain_one(run: Path, compose: Compose) -> str:
     """The first test clip, explained by the last model, with its true labels."""
     from affectgpt.data.sources import probe_sample, read_manifest
     from affectgpt.schema import prediction_from_row
@@ -130,7 +128,3 @@ def explain_one(run: Path) -> str:
     truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"
     again = f"  python infer.py {sample.video} checkpoint={run} subtitle={sample.subtitle!r}"
     return f"One clip, explained: {human(prediction_from_row(row), sample)}\n\n{truth}\n{again}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -140,9 +140,3 @@ def run_export(config: ExportConfig) -> int:
     )
     print(f"{config.out}: full model of {checkpoint}")
     return 0
-
-
-if __name__ == "__main__":
-    from affectgpt.cli import export as command
-
-    command()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -301,9 +300,3 @@ consent. Encoders and LLM bring the biases of their own training data; accuracy 
 and language was not measured unless the scores above say so."""
 _CITATION = """Cite the papers of the method (AffectGPT, arXiv 2306.15401; AffectGPT at ICML 2025, arXiv 2501.16566),
 the base models above, and the data sets that it was trained on."""
-
-
-if __name__ == "__main__":
-    from affectgpt.cli import hub
-
-    hub(sys.argv[1:])

@@ -499,9 +499,3 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append("  ".join(cells))
     return "\n".join(line.rstrip() for line in lines)
-
-
-if __name__ == "__main__":
-    from affectgpt.cli import plan
-
-    plan()

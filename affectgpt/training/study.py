@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +24,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from affectgpt.config import EvalConfig, SourceConfig, TrainConfig
+from affectgpt.config import EvalConfig, SourceConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import append_jsonl_records
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
-from affectgpt.runtime import MissingLibrary, UserError, set_up_logging, write_json_atomic
+from affectgpt.runtime import InputError, MissingLibrary, UserError, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
 log = logging.getLogger("affectgpt")
@@ -396,19 +395,8 @@ def draw(folder: Path) -> list[str]:
     return [name for name, panels in drawn.items() if panels]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print((__doc__ or "").strip())
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
-    set_up_logging()
-    try:
-        print(report(Path(arguments[0])))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run_report(config: StudyReportConfig) -> int:
+    if config.folder is None:
+        raise InputError("name the folder of a study, such as runs/table4")
+    print(report(Path(config.folder)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ import pytest
 from affectgpt.annotate import checks
 from affectgpt.annotate.checks import Duplicates, check_record, duplicate_findings, learn_duplicates, policy_of
 from affectgpt.annotate.record import Clue, Fact
-from affectgpt.cli import annotate as command
+from affectgpt.cli import run as run_command
 from affectgpt.runtime import UserError
 from tests.annotate.conftest import annotate, rows_of
 from tests.annotate.toy import HEARD, SEEN, VOICE, au, record, write_records
@@ -156,17 +156,13 @@ def test_the_step_judges_what_the_pipeline_made_and_the_command_judges_the_folde
     out = tmp_path / "out"
     assert annotate(clips, out) == 0
     assert {step["step"] for step in rows_of(out / "records.jsonl")[0]["provenance"]} >= {"labels", "checks"}
-    monkeypatch.setattr("sys.argv", ["annotate", "check", str(out), "policy.near_duplicate=drop"])
-    with pytest.raises(SystemExit) as ended:
-        command()
-    assert ended.value.code == 0
+    code = run_command("annotate", ["check", str(out), "policy.near_duplicate=drop"])
+    assert code == 0
     said = capsys.readouterr().out
     assert "4 records: keep 1, ask 0, drop 3; 3 changed" in said  # the clips differ by one sample of sound
     assert "drop         3  near_duplicate" in said
     assert len(rows_of(out / "manifest.jsonl")) == 1
-    monkeypatch.setattr("sys.argv", ["annotate", "check", str(out), "policy.near_duplicate=drop"])
-    with pytest.raises(SystemExit):
-        command()
+    run_command("annotate", ["check", str(out), "policy.near_duplicate=drop"])
     assert "0 changed" in capsys.readouterr().out
     assert annotate(clips, out) == 0  # what is judged is still known to be made
     assert "(0 now, 4 before)" in capsys.readouterr().out
@@ -176,9 +172,7 @@ def test_rows_of_others_stay_when_a_folder_is_checked_anew(tmp_path, capsys, mon
     human = {"check": "human_labels_round_1", "verdict": "keep", "reason": "2 of 2"}
     stale = {"check": "refusal", "verdict": "drop", "reason": "old"}
     folder = write_records(tmp_path / "r", [record(checks=(human, stale))])
-    monkeypatch.setattr("sys.argv", ["annotate", "check", str(folder)])
-    with pytest.raises(SystemExit):
-        command()
+    run_command("annotate", ["check", str(folder)])
     assert rows_of(folder / "records.jsonl")[-1]["checks"] == [human]
 
 

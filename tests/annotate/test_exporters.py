@@ -10,7 +10,7 @@ from affectgpt.annotate import report
 from affectgpt.annotate.exporters import LOSES, export, records_in
 from affectgpt.annotate.record import Clue
 from affectgpt.annotate.review.labelstudio import clue_from_text
-from affectgpt.cli import annotate as command
+from affectgpt.cli import run as run_command
 from affectgpt.data.formats import read_format
 from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.voice import render_voice
@@ -115,10 +115,8 @@ def test_the_report_counts_by_hand_fits_the_screen_and_draws(tmp_path, capsys, m
         *(record(f"l{n}", labels=(f"a rather long label {n}",)) for n in range(20)),
     ]
     folder = write_records(tmp_path / "r", items)
-    monkeypatch.setattr("sys.argv", ["annotate", "report", str(folder)])
-    with pytest.raises(SystemExit) as ended:
-        command()
-    assert ended.value.code == 0
+    code = run_command("annotate", ["report", str(folder)])
+    assert code == 0
     said = capsys.readouterr().out
     assert "23 records: keep 21, ask 1, drop 1" in said
     assert "ask          1    4.3 %  near_duplicate" in said
@@ -137,10 +135,8 @@ def test_the_report_counts_by_hand_fits_the_screen_and_draws(tmp_path, capsys, m
 
 def test_a_folder_without_records_is_an_error_that_says_where_to_look(tmp_path, capsys, monkeypatch):
     folder = write_records(tmp_path / "r", [])
-    monkeypatch.setattr("sys.argv", ["annotate", "report", str(folder)])
-    with pytest.raises(SystemExit) as ended:
-        command()
-    assert ended.value.code == 2
+    code = run_command("annotate", ["report", str(folder)])
+    assert code == 2
     assert "no records; a run that made none says why in failed.jsonl" in capsys.readouterr().err
 
 

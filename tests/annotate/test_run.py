@@ -18,7 +18,8 @@ import pytest
 
 from affectgpt.annotate.record import from_row
 from affectgpt.annotate.run import records_of
-from affectgpt.cli import compose, folders_as_data
+from affectgpt.cli import compose
+from affectgpt.cli.words import folders_as_data
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import annotate, rows_of, served, settings, write_clips

@@ -12,7 +12,7 @@ import pytest
 
 from affectgpt import cli
 from affectgpt.annotate import study
-from affectgpt.cli import compose
+from affectgpt.cli import compose, composed
 from affectgpt.runtime import UserError
 from tests.annotate.conftest import served, settings, write_clips
 from tests.chat.chat_server import ChatServer
@@ -54,7 +54,7 @@ def run(clips: Path, url: str, *columns: str) -> tuple[int, list[dict]]:
     out = clips.parent.parent / "study"
     common = settings(clips, out, *served(url))
     chosen = ["video=[none]", f"references={clips.parent.parent / 'references.csv'}", *columns]
-    code = cli._study_of_annotators([*common, *chosen])
+    code = cli.run("annotate", ["study", *common, *chosen])
     return code, list(csv.DictReader((out / "study.csv").open())) if (out / "study.csv").is_file() else []
 
 
@@ -122,12 +122,14 @@ def test_repeats_ask_anew_and_give_a_deviation(clips):
 
 def test_a_study_runs_without_any_model(clips, capsys):
     with ChatServer(answer) as server:
-        code = cli._study_of_annotators(
+        code = cli.run(
+            "annotate",
             [
+                "study",
                 *settings(clips, clips.parent.parent / "study"),
                 *("audio=[local,none]", "video=[local]", "merge=[local]", "translate=[local]"),
                 f"references={clips.parent.parent / 'references.csv'}",
-            ]
+            ],
         )
         assert not server.requests
     assert code == 0
@@ -164,11 +166,11 @@ def test_references_of_other_clips_are_refused(clips, capsys):
 
 def test_a_candidate_names_kind_model_and_server():
     common = ["annotator=openai", "annotator.model=reader", "annotator.concurrency=3"]
-    heard = cli._candidate("vllm:Qwen/Qwen2-Audio@http://a:8000/v1", "audio", common)
+    heard = composed.candidate("vllm:Qwen/Qwen2-Audio@http://a:8000/v1", "audio", common)
     assert (heard.kind, heard.model, heard.base_url) == ("openai", "Qwen/Qwen2-Audio", "http://a:8000/v1")
     assert (heard.sees, heard.concurrency) == (["sound"], 3)
-    assert cli._candidate("local", "video", common).kind == "local"
-    assert cli._candidate("none", "video", common) is None
+    assert composed.candidate("local", "video", common).kind == "local"
+    assert composed.candidate("none", "video", common) is None
 
 
 def test_steps_of_a_pipeline_are_cut_to_what_labels_need():

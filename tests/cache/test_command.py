@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from affectgpt import config as conf
 from affectgpt.cache import command as module
-from affectgpt.cache.command import Done, collect, list_stores, main, on_ray, run_build, stores
+from affectgpt.cache.command import Done, collect, list_stores, on_ray, run_build, stores
 from affectgpt.cache.store import folder_bytes
+from affectgpt.cli import run
 from affectgpt.models import AffectGPTForConditionalGeneration
 from affectgpt.runtime import UserError
 from affectgpt.schema import BadSample, Sample, read_samples, write_jsonl
@@ -273,10 +274,10 @@ def test_damage_is_found_dropped_and_made_again(cache, built, capsys):
     data[20] ^= 1
     shard.write_bytes(data)
     arguments = ["verify", f"paths.cache={cache}"]
-    assert main(arguments) == 1
+    assert run("cache", arguments) == 1
     assert "audio" in capsys.readouterr().out
-    assert main([*arguments, "repair=true"]) == 0
-    assert main(arguments) == 0
+    assert run("cache", [*arguments, "repair=true"]) == 0
+    assert run("cache", arguments) == 0
     assert sum(len(store) for store in stores(cache)) == N_STATES - 1
     again = copy.deepcopy(built)
     again.paths.cache, again.n_processes = str(cache), 1
@@ -315,5 +316,5 @@ def test_collecting_removes_old_layouts_and_what_was_used_least_recently(cache):
     ],
 )
 def test_arguments_that_make_no_sense_are_named(arguments, said, capsys):
-    assert main(arguments) == 2
+    assert run("cache", arguments) == 2
     assert said in capsys.readouterr().err

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from affectgpt.cli import _guarded, compose, positional_to_overrides, quote_texts, replace_strings
+import affectgpt.cli as cli
+from affectgpt.cli import compose
+from affectgpt.cli.parser import composed_settings, parse, replace_strings
+from affectgpt.cli.table import COMMANDS
+from affectgpt.cli.words import quoted_items
 from affectgpt.confdoc import document, fields_of, settings_of
-from affectgpt.config import DataConfig, EncoderConfig, InferConfig, SourceConfig, TrainConfig
+from affectgpt.config import DataConfig, EncoderConfig, SourceConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -21,7 +25,7 @@ def run(script, *arguments, cwd=ROOT):
 @pytest.fixture(autouse=True)
 def no_building(monkeypatch):
     """The embedded default is not built here: its names stand for themselves."""
-    monkeypatch.setattr("affectgpt.cli._embedded", lambda text, cache: text)
+    monkeypatch.setattr("affectgpt.cli.parser.embedded", lambda text, cache: text)
 
 
 @pytest.mark.parametrize("script", ["train.py", "infer.py", "eval.py"])
@@ -88,12 +92,13 @@ def test_every_value_of_an_experiment_arrives(folder):
 
 def test_a_misspelt_key_is_refused_before_anything_runs(tmp_path):
     result = run("train.py", "stage.batchsize=4", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "batchsize" in result.stderr
+    assert result.returncode == 2
+    assert "unknown setting 'stage.batchsize'; did you mean stage.batch_size" in result.stderr
+    assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_user_can_mend_is_a_message_and_exit_code_2(tmp_path):
+def test_a_users_mistake_is_a_message_and_exit_code_2(tmp_path):
     result = run("infer.py", "nowhere.mp4", f"paths.runs={tmp_path}", cwd=tmp_path)
     assert result.returncode == 2
     assert "nowhere.mp4: no such file" in result.stderr
@@ -110,25 +115,30 @@ def test_what_a_user_can_mend_is_a_message_and_exit_code_2(tmp_path):
     ],
 )
 def test_plain_arguments_become_the_input(arguments, expected):
-    assert positional_to_overrides(arguments, "input") == expected
+    assert composed_settings(COMMANDS["infer"], arguments) == expected
 
 
 def test_an_existing_file_with_an_equals_sign_is_an_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a=b.mp4").touch()
-    assert positional_to_overrides(["a=b.mp4", "task=labels"], "input") == ["task=labels", "input=['a=b.mp4']"]
+    assert parse(COMMANDS["infer"], ["a=b.mp4", "task=labels"]).input == ["a=b.mp4"]
 
 
 def test_awkward_names_survive_the_way_through_hydra():
     names = ["it's.mp4", "a,b.mp4", "x [1].mp4", "ü 你好.mp4", "c:\\d.mp4", "$x{y}.mp4", "${x}.mp4", "50%.mp4"]
-    assert compose("infer", positional_to_overrides(names, "input")).input == names
+    assert parse(COMMANDS["infer"], names).input == names
 
 
-def test_ctrl_c_ends_with_one_line_and_130(capsys):
-    def interrupted(config):
-        raise KeyboardInterrupt
+def _raising(error):
+    def job(*arguments):
+        raise error
 
-    assert _guarded(interrupted, compose("infer")) == 130
+    return job
+
+
+def test_ctrl_c_ends_with_one_line_and_130(capsys, monkeypatch):
+    monkeypatch.setattr("affectgpt.submit.run", _raising(KeyboardInterrupt()))
+    assert cli.run("submit", ["a", "b"]) == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
 
 
@@ -141,8 +151,7 @@ def test_ctrl_c_ends_with_one_line_and_130(capsys):
     ],
 )  # fmt: skip
 def test_a_subtitle_is_taken_as_it_is_written(text):
-    arguments = quote_texts([f"subtitle={text}"], InferConfig)
-    assert compose("infer", arguments).subtitle == text
+    assert compose("infer", [f"subtitle={text}"]).subtitle == text
 
 
 def test_the_command_takes_a_subtitle_that_looks_like_an_interpolation(tmp_path):
@@ -151,9 +160,7 @@ def test_the_command_takes_a_subtitle_that_looks_like_an_interpolation(tmp_path)
 
 
 def test_settings_quoted_for_hydra_interpolations_in_them_and_null_stay_as_hydra_reads_them():
-    arguments = quote_texts(
-        ["subtitle=null", "checkpoint='I\\'m, well'", "out=${paths.runs}/p.jsonl", "split=null"], InferConfig
-    )
+    arguments = ["subtitle=null", "checkpoint='I\\'m, well'", "out=${paths.runs}/p.jsonl", "split=null"]
     config = compose("infer", [*arguments, "paths.runs=here"])
     assert (config.subtitle, config.checkpoint, config.out, config.split) == (None, "I'm, well", "here/p.jsonl", None)
 
@@ -186,3 +193,86 @@ def test_every_field_of_every_schema_is_documented():
     for schema in (TrainConfig, DataConfig, EncoderConfig):
         assert all(comment for *_, comment in fields_of(schema))
     assert "stage.batch_size" in {name for name, _, _ in settings_of(TrainConfig)}
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("not enough values to unpack"), TypeError("t"), OSError("o"), KeyError("k")]
+)
+def test_a_bug_of_ours_keeps_its_traceback_in_every_command(error, monkeypatch):
+    monkeypatch.setattr("affectgpt.submit.run", _raising(error))
+    with pytest.raises(type(error)):
+        cli.run("submit", ["a", "b"])
+
+
+CHINESE = [
+    ("train", "name=实验一", "name", "实验一"),
+    ("train", "paths.runs=../运行", "paths.runs", "../运行"),
+    ("train", "data.folder=../数据", "data.folder", "../数据"),
+    ("train", "stage.init_from=粗,一", "stage.init_from", "粗,一"),
+    ("train", "data.coarse=[{manifest:测试.csv}]", "data.coarse.0.manifest", "测试.csv"),
+    ("train", "model.encoders.audio.path=模型/声音 (1)", "model.encoders.audio.path", "模型/声音 (1)"),
+    ("infer", "candidates=[高兴,悲伤]", "candidates", ["高兴", "悲伤"]),
+    ("infer", "base_models={llm:/数据/模型}", "base_models.llm", "/数据/模型"),
+    ("eval", "predictions=预测.jsonl", "predictions", "预测.jsonl"),
+    ("eval", "predictions=[预测,一.jsonl,b (2).jsonl]", "predictions", ["预测", "一.jsonl", "b (2).jsonl"]),
+]
+
+
+@pytest.mark.parametrize(("command", "argument", "name", "value"), CHINESE)
+def test_any_value_takes_any_text(command, argument, name, value):
+    found = compose(command, [argument])
+    for part in name.split("."):
+        found = found[int(part)] if part.isdigit() else found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value
+
+
+def test_only_items_that_need_quotes_get_them():
+    assert (
+        quoted_items("[{manifest:a.csv,tasks:{labels:1.0},split:测}]")
+        == "[{manifest:a.csv,tasks:{labels:1.0},split:'测'}]"
+    )
+    assert quoted_items("${paths.runs}/x") == "${paths.runs}/x"
+    assert quoted_items("['已',\"引\"]") == "['已',\"引\"]"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("train", ["model=foo"], "model=foo: conf/model has no such file; it has affectgpt, "),
+        ("train", ["stage.batch_size=many"], "stage.batch_size: Value 'many' of type 'str' could not be converted"),
+        ("export", ["a", "b"], "expected one checkpoint, found ['a', 'b']"),
+        ("serve", ["prt=1"], "unknown setting 'prt'; did you mean port"),
+        ("doctor", ["x"], "unexpected argument 'x'"),
+        ("analyze", ["wheels"], "expected an analysis, one of"),
+    ],
+)
+def test_wrong_arguments_are_one_message_and_exit_code_2(command, arguments, expected, capsys):
+    assert cli.run(command, arguments) == 2
+    assert f"error: {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_there_and_has_help(name, capsys):
+    module, _, _ = COMMANDS[name].run.partition(":")
+    assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+    first, *verb = name.split()
+    assert cli.run(first, [*verb, "--help"]) == 0
+    assert "Settings" in capsys.readouterr().out
+
+
+def test_a_group_of_commands_without_a_verb_shows_what_there_is(capsys):
+    assert cli.run("hub", []) == 2
+    assert "hub fetch" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error():
+    command = ["bash", "-c", f"set -o pipefail; {sys.executable} train.py --help | head -1"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_hydras_own_options_still_work(tmp_path):
+    shown = run("infer.py", "clip.mp4", "--cfg", "job", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "- clip.mp4" in shown.stdout
+    assert list(tmp_path.iterdir()) == []

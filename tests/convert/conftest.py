@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from affectgpt.convert import convert
+from affectgpt.convert.conversion import convert
 from tests.models import foreign
 
 

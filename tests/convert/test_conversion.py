@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from affectgpt.cli import run
 from affectgpt.convert import conversion
-from affectgpt.convert.command import main
 from tests.models import foreign
 
 
@@ -23,7 +23,7 @@ def test_the_report_counts_what_is_taken_and_says_what_is_left_out_and_why(base,
 
 
 def test_what_is_complete_is_written_though_something_else_is_not(files, tmp_path):
-    assert main([str(files["eva"]), str(files["audio"]), f"out={tmp_path / 'base'}"]) == 1
+    assert run("convert", [str(files["eva"]), str(files["audio"]), f"out={tmp_path / 'base'}"]) == 1
     assert sorted(path.name for path in (tmp_path / "base").iterdir()) == [
         "projectors.json", "projectors.safetensors", "report.json",
     ]  # fmt: skip
@@ -31,26 +31,26 @@ def test_what_is_complete_is_written_though_something_else_is_not(files, tmp_pat
 
 def test_two_files_with_the_same_part_are_refused(files, tmp_path, capsys):
     other = foreign.save(foreign.audio_branch(seed=9), tmp_path / "b.pth")
-    assert main([str(files["audio"]), str(other), f"out={tmp_path / 'base'}"]) == 2
+    assert run("convert", [str(files["audio"]), str(other), f"out={tmp_path / 'base'}"]) == 2
     assert "both hold: Q-Former projections of the sound" in capsys.readouterr().err
 
 
 def test_an_earlier_conversion_is_replaced_only_when_asked_and_other_folders_never(files, tmp_path, capsys):
     out = tmp_path / "base"
-    assert main([str(files["audio"]), f"out={out}"]) == 0
-    assert main([str(files["video"]), f"out={out}"]) == 2
+    assert run("convert", [str(files["audio"]), f"out={out}"]) == 0
+    assert run("convert", [str(files["video"]), f"out={out}"]) == 2
     assert "overwrite=true" in capsys.readouterr().err
-    assert main([str(files["video"]), f"out={out}", "overwrite=true"]) == 0
+    assert run("convert", [str(files["video"]), f"out={out}", "overwrite=true"]) == 0
     assert set(json.loads((out / "projectors.json").read_text())["branches"]) == {"frames"}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    assert main([str(files["video"]), f"out={tmp_path / 'mine'}", "overwrite=true"]) == 2
+    assert run("convert", [str(files["video"]), f"out={tmp_path / 'mine'}", "overwrite=true"]) == 2
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 
 
 def test_a_failed_write_leaves_the_earlier_conversion_as_it_was(files, tmp_path, monkeypatch):
     out = tmp_path / "base"
-    main([str(files["audio"]), f"out={out}"])
+    run("convert", [str(files["audio"]), f"out={out}"])
     before = (out / "projectors.safetensors").read_bytes()
 
     def fail(*arguments):
@@ -58,6 +58,6 @@ def test_a_failed_write_leaves_the_earlier_conversion_as_it_was(files, tmp_path,
 
     monkeypatch.setattr(conversion, "write_safetensors", fail)
     with pytest.raises(OSError, match="disk full"):
-        main([str(files["video"]), f"out={out}", "overwrite=true"])
+        run("convert", [str(files["video"]), f"out={out}", "overwrite=true"])
     assert (out / "projectors.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["base"]

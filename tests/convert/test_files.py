@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from affectgpt.convert import convert
-from affectgpt.convert.command import main
+from affectgpt.cli import run
+from affectgpt.convert.conversion import convert
 from tests.models import foreign
 
 
@@ -34,7 +34,7 @@ class Trap:
 def test_a_pickle_with_objects_is_refused_without_running_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": foreign.audio_branch(), "config": Trap()}, "a.pth")
-    assert main(["a.pth", "out=base"]) == 2
+    assert run("convert", ["a.pth", "out=base"]) == 2
     error = capsys.readouterr().err
     assert "a.pth is refused" in error
     assert "posix.system" in error
@@ -46,9 +46,9 @@ def test_a_pickle_with_objects_is_refused_without_running_them(tmp_path, monkeyp
 def test_broken_and_absent_files_are_named(tmp_path, files, capsys):
     half = tmp_path / "half.pth"
     half.write_bytes(files["audio"].read_bytes()[:3000])
-    assert main([str(half), f"out={tmp_path / 'base'}"]) == 2
+    assert run("convert", [str(half), f"out={tmp_path / 'base'}"]) == 2
     assert "half.pth cannot be read" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.pth"), f"out={tmp_path / 'base'}"]) == 2
+    assert run("convert", [str(tmp_path / "none.pth"), f"out={tmp_path / 'base'}"]) == 2
     assert "none.pth does not exist" in capsys.readouterr().err
 
 
@@ -63,7 +63,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = f"""
 import threading, time
 from pathlib import Path
-from affectgpt.models.convert import convert
+from affectgpt.convert.conversion import convert
 def used():
     return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) / 1000
 start, peak, done = used(), 0, False

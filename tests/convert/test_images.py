@@ -3,7 +3,7 @@
 import torch
 from transformers import Blip2QFormerModel, Blip2VisionModel
 
-from affectgpt.convert.command import main
+from affectgpt.cli import run
 from affectgpt.models import encoders
 from affectgpt.models.configuration_affectgpt import EncoderConfig
 from tests.models import foreign, reference
@@ -45,21 +45,21 @@ def test_an_encoder_with_pool_queries_reads_pictures_as_blip2_does(base, states)
 
 
 def test_one_of_eva_and_blip2_alone_says_that_the_other_is_needed(files, tmp_path, capsys):
-    assert main([str(files["eva"]), f"out={tmp_path / 'base'}"]) == 1
+    assert run("convert", [str(files["eva"]), f"out={tmp_path / 'base'}"]) == 1
     assert "needs BLIP-2: ln_vision and image Q-Former" in capsys.readouterr().out
-    assert main([str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
+    assert run("convert", [str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
     assert "needs EVA-CLIP ViT-g image encoder (published as eva_vit_g.pth)" in capsys.readouterr().out
     assert not (tmp_path / "base").exists()
 
 
 def test_a_missing_block_of_eva_is_named(tmp_path, files, capsys):
     path = foreign.save(foreign.eva(n_blocks=38), tmp_path / "eva.pth", key=None)
-    assert main([str(path), str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
+    assert run("convert", [str(path), str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
     assert "vision_model.encoder.layers.38" in capsys.readouterr().out
 
 
 def test_a_qformer_of_another_eva_is_refused(tmp_path, files, monkeypatch, capsys):
     monkeypatch.setattr(foreign, "EVA_WIDTH", 64)
     path = foreign.save(foreign.eva(), tmp_path / "eva.pth", key=None)
-    assert main([str(path), str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
+    assert run("convert", [str(path), str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
     assert "the image Q-Former reads states 48 wide, EVA gives 64" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Blip2QFormerModel, Blip2VisionModel
 
-from affectgpt.convert.command import main
+from affectgpt.cli import run
 from affectgpt.convert.conversion import outputs_of
 from affectgpt.convert.files import Weights
 from affectgpt.convert.parts import recognise
@@ -30,7 +30,7 @@ from tests.models import foreign
 def test_a_tensor_that_is_missing_surplus_or_misshapen_fails_the_conversion(tmp_path, capsys, change, shown):
     state = foreign.video_branch()
     change(state)
-    code = main([str(foreign.save(state, tmp_path / "v.pth")), f"out={tmp_path / 'base'}"])
+    code = run("convert", [str(foreign.save(state, tmp_path / "v.pth")), f"out={tmp_path / 'base'}"])
     out = capsys.readouterr().out
     assert code == 1
     assert shown in out

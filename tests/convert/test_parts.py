@@ -3,8 +3,8 @@
 import torch
 from safetensors.torch import load_file
 
-from affectgpt.convert import convert
-from affectgpt.convert.command import main
+from affectgpt.cli import run
+from affectgpt.convert.conversion import convert
 from tests.models import foreign
 
 
@@ -18,7 +18,7 @@ def test_files_are_recognised_by_their_tensors_in_any_order_whatever_they_are_ca
 
 def test_an_unknown_file_is_refused_with_what_it_holds_and_what_is_known(tmp_path, capsys):
     path = foreign.save({"conv1.weight": torch.zeros(2, 3)}, tmp_path / "resnet.pth")
-    assert main([str(path), f"out={tmp_path / 'base'}"]) == 2
+    assert run("convert", [str(path), f"out={tmp_path / 'base'}"]) == 2
     error = capsys.readouterr().err
     assert "is not recognised. It holds 1 tensors: conv1.weight [2, 3]" in error
     assert "Q-Former projections of the frames (Video-LLaMA visual branch): video_query_tokens" in error

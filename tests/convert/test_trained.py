@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from affectgpt.convert import convert
+from affectgpt.convert.conversion import convert
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build, encoders
 from affectgpt.models.configuration_affectgpt import ProjectorConfig
 from affectgpt.models.pretrained import start_from

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from affectgpt.data.__main__ import main
+from affectgpt import cli
 from affectgpt.data.sources import read_source
 from affectgpt.schema import read_samples
 from tests.data import layouts
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def run(*arguments):
-    return main([str(item) for item in arguments])
+    return cli.run("data", [str(item) for item in arguments])
 
 
 def test_a_sound_set_is_sound(folder, capsys):
@@ -80,7 +80,7 @@ def test_every_format_is_listed_and_mistakes_say_what_is_expected(tmp_path, caps
     assert run("formats") == 0
     assert "mercaptionplus" in capsys.readouterr().out
     assert run("check", "format=ovmerd") == 2
-    assert "say where the data set lies: folder=" in capsys.readouterr().err
+    assert "say where the data set is: folder=" in capsys.readouterr().err
     assert run("check", "formt=ovmerd") == 2
     assert "unknown setting 'formt'" in capsys.readouterr().err
     assert run("convert", "format=ovmerd", f"folder={tmp_path}", "out=x.csv") == 2

@@ -78,7 +78,7 @@ def test_a_clip_gives_sound_frames_and_a_film():
 def test_the_projections_are_those_of_the_demo_preset(models, monkeypatch):
     names = {"demo:llm": "llm", "demo:hubert": "hubert", "demo:eva": "eva", "demo:videomae": "videomae"}
     monkeypatch.setattr(
-        "affectgpt.cli._embedded", lambda text, cache: str(models / names[text]) if text in names else text
+        "affectgpt.cli.parser.embedded", lambda text, cache: str(models / names[text]) if text in names else text
     )
     spec = model_spec(compose("train", ["model=demo"]).model, seed=0)
     ours = demo_spec(models, seed=0)
@@ -110,7 +110,7 @@ def test_the_same_arguments_give_the_same_projections_and_a_second_call_builds_n
 
 def test_without_model_init_pretrained_nothing_is_built(monkeypatch):
     asked = []
-    monkeypatch.setattr("affectgpt.cli._embedded", lambda text, cache: asked.append(text) or text)
+    monkeypatch.setattr("affectgpt.cli.parser.embedded", lambda text, cache: asked.append(text) or text)
     compose("train", ["model=demo"])
     assert "demo:projectors" not in asked
     compose("train", ["model=demo", "model.init=pretrained"])

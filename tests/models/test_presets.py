@@ -122,16 +122,16 @@ def test_ablations_are_settings(overrides, slots, n_trained):
 def test_every_field_of_a_preset_arrives(preset):
     import yaml
 
-    from affectgpt.cli import _conf_folder
+    from affectgpt.cli.parser import conf_folder
 
     config = compose("train", [f"model={preset}"]).model
-    values = yaml.safe_load((_conf_folder() / "model" / f"{preset}.yaml").read_text())
+    values = yaml.safe_load((conf_folder() / "model" / f"{preset}.yaml").read_text())
     groups = {key: name for entry in values.pop("defaults") if isinstance(entry, dict) for key, name in entry.items()}
     check(values, config, preset)
-    check(yaml.safe_load((_conf_folder() / "model/llm" / f"{groups['llm']}.yaml").read_text()), config.llm, "llm")
+    check(yaml.safe_load((conf_folder() / "model/llm" / f"{groups['llm']}.yaml").read_text()), config.llm, "llm")
     if "visual" in groups:
         check(
-            yaml.safe_load((_conf_folder() / "model/visual" / f"{groups['visual']}.yaml").read_text()), config, "visual"
+            yaml.safe_load((conf_folder() / "model/visual" / f"{groups['visual']}.yaml").read_text()), config, "visual"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from affectgpt.convert import convert
+from affectgpt.convert.conversion import convert
 from affectgpt.models import (
     CheckpointError,
     EncoderSpec,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt.cli import run
 from affectgpt.config import StudyConfig
 from affectgpt.runtime import UserError
 from affectgpt.training import study
@@ -97,5 +98,5 @@ def test_points_that_do_not_divide_the_steps_are_refused(base_models, manifest, 
 
 
 def test_an_empty_study_says_which_command_makes_one(tmp_path, capsys):
-    assert study.main([str(tmp_path)]) == 2
+    assert run("study", [str(tmp_path)]) == 2
     assert "experiment=table4" in capsys.readouterr().err

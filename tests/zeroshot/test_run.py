@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt import cli
 from affectgpt import config as conf_schema
+from affectgpt.cli import compose, words
+from affectgpt.cli.parser import conf_folder
 from affectgpt.config import AskConfig, DataConfig, ZeroShotConfig
 from affectgpt.metrics import read_predictions
 from affectgpt.runtime import UserError
@@ -279,12 +280,12 @@ def test_predictions_are_scored_as_any_others(config, manifest, tmp_path):
 
 
 def test_every_published_system_composes_to_a_run_that_is_complete():
-    folder = cli._conf_folder() / "zeroshot"
+    folder = conf_folder() / "zeroshot"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     assert "video_llava" in names
     for name in names:
-        words = cli.words_of_zeroshot([name, "out=p.jsonl", "strategy=s2", "merge_model=some/llm"])
-        composed = cli.compose("zeroshot", words)
+        given = words.zeroshot([name, "out=p.jsonl", "strategy=s2", "merge_model=some/llm"])
+        composed = compose("zeroshot", given)
         check(composed)
         assert composed.ask.strategy == "s2"
         assert composed.ask.model or composed.ask.audio_model

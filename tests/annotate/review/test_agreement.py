@@ -12,7 +12,7 @@ from affectgpt.annotate.record import Clue, RecordError
 from affectgpt.annotate.review import agreement
 from affectgpt.annotate.review.agreement import alpha, jaccard, masi
 from affectgpt.annotate.run import records_of
-from affectgpt.cli import annotate as command
+from affectgpt.cli import run as run_command
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.annotate.toy import HEARD, SEEN, record, write_records
 from tests.chat.chat_server import ChatServer, fill_in
@@ -81,10 +81,8 @@ def test_merged_records_hold_each_clue_once_and_the_nearest_description():
 def test_the_command_merges_folders_and_tells_agreement_and_what_is_missing(tmp_path, capsys, monkeypatch):
     a = write_records(tmp_path / "a", [record("x"), record("y"), record("z")])
     b = write_records(tmp_path / "b", [record("x", labels=("confused",)), record("y", labels=("happy",))])
-    monkeypatch.setattr("sys.argv", ["annotate", "merge", str(a), str(b), f"out={tmp_path / 'm'}", "how=union"])
-    with pytest.raises(SystemExit) as ended:
-        command()
-    assert ended.value.code == 0
+    code = run_command("annotate", ["merge", str(a), str(b), f"out={tmp_path / 'm'}", "how=union"])
+    assert code == 0
     said = capsys.readouterr().out
     assert "2 records of 2 annotators merged by union" in said
     assert "1  no record in b" in said

@@ -21,7 +21,7 @@ from affectgpt.annotate.review import labelstudio
 from affectgpt.annotate.review import rounds as review
 from affectgpt.annotate.review.labelstudio import ReviewError, clue_from_text, clue_to_text, read_export, screen_config
 from affectgpt.annotate.run import records_of
-from affectgpt.cli import annotate as command
+from affectgpt.cli import run as run_command
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import annotate, rows_of
@@ -58,10 +58,8 @@ RECORDS = [
 
 
 def run(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["annotate", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        command()
-    return ended.value.code
+    code = run_command("annotate", [*map(str, arguments)])
+    return code
 
 
 def both_rounds(tmp_path, monkeypatch) -> Path:
