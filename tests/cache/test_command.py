@@ -87,7 +87,7 @@ SLOW_BUILD = """
 import json, sys, time
 from pathlib import Path
 from affectgpt.cache import run_build
-from affectgpt.data.features import ClipReader
+from affectgpt.cache.reader import ClipReader
 from tests.test_cache import build_config
 keep = ClipReader.keep
 ClipReader.keep = lambda *args: (keep(*args), time.sleep(0.3))[0]

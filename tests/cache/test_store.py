@@ -140,7 +140,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.data.test_states import fill
-from affectgpt.data.states import StateStore
+from affectgpt.cache.store import StateStore
 store = StateStore(Path(sys.argv[1]))
 number = 0
 while True:

@@ -163,7 +163,7 @@ def test_a_half_written_last_line_is_cut_off_and_asked_again(server, tmp_path):
 
 SCRIPT = """
 import sys
-from affectgpt.llm import ChatClient
+from affectgpt.chat.served import ChatClient
 from affectgpt.prompts import Message
 chat = ChatClient("toy", base_url=sys.argv[1], cache=sys.argv[2], concurrency=2)
 chat.ask_all([[Message("user", f"question {i}")] for i in range(40)])
