@@ -1,8 +1,7 @@
 """Who may import whom: a room of the package imports itself and lower rooms, nothing else. There are no exceptions.
 
 Every file is read, imports inside functions too. Rooms of one line of `LEVELS` do not import each other. The command
-line
-is above all rooms: only what starts a command imports it, `__main__` files and `if __name__ == "__main__"` blocks.
+line is above all rooms: only what starts a command imports it, `__main__` files and `if __name__ == "__main__"` blocks.
 """
 
 import ast
