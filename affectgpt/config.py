@@ -506,7 +506,6 @@ class PipelineConfig:
 class AnnotateConfig:
     """python -m affectgpt.annotate"""
 
-    action: str = "run"  # run
     input: list[str] = field(default_factory=list)  # a folder, media files or one manifest; plain arguments work too
     out: str | None = None  # folder for records, answers and the manifest; the same folder goes on
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)  # pipeline=..., a file of conf/pipeline

@@ -1,9 +1,10 @@
-"""The media of one clip as the steps see them, decoded when a step first asks."""
+"""The clips of a run, and the media of one clip, decoded when a step first asks."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,40 +13,95 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.journal import Log
-from affectgpt.media import Frames, Waveform, read_audio, read_faces, read_frames
+from affectgpt.config import AnnotateConfig
+from affectgpt.data.sources import samples_from_paths
+from affectgpt.journal import FirstLines, Log
+from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
 from affectgpt.media.openface import ActionUnits, read_openface
-from affectgpt.runtime import sha256_of_file, stable_hash
-from affectgpt.schema import Sample
+from affectgpt.runtime import UserError, sha256_of_file, stable_hash
+from affectgpt.schema import HELP, BadSample, Sample, stream_samples
 
 PEAK_FRAMES = 64
-"""Frames among which the one nearest to the peak is chosen."""
+"""Number of frames from which the one nearest to the peak is taken."""
+
+
+class Clips:
+    """The samples of a run, not probed yet, and the rows of its manifest that cannot be used.
+
+    Each iteration reads the manifest again, so it is never held in memory; of folders and media files the names are.
+
+    Attributes:
+        n: number of samples and unusable rows.
+    """
+
+    def __init__(self, config: AnnotateConfig) -> None:
+        self._config = config
+        self._manifest = next(iter(manifests(config)), None)
+        if self._manifest and len(config.input) > 1:
+            raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
+        self._samples = [] if self._manifest else samples_from_paths(config.input)
+        n_good = 0
+        self.n = 0
+        for item in self:
+            self.n += 1
+            n_good += isinstance(item, Sample)
+        if not n_good:
+            of_split = f" of split {config.split!r}" if config.split else ""
+            raise UserError(f"{self._manifest}: no usable sample{of_split} ({self.n} rows cannot be used); {HELP}")
+
+    def __iter__(self) -> Iterator[Sample | BadSample]:
+        config, n_good = self._config, 0
+        rows = stream_samples(self._manifest, FirstLines()) if self._manifest else iter(self._samples)
+        for item in rows:
+            if isinstance(item, Sample):
+                if config.split is not None and item.split != config.split:
+                    continue
+                if config.limit is not None and n_good == config.limit:
+                    return
+                n_good += 1
+            yield item
+
+
+def manifests(config: AnnotateConfig) -> list[str]:
+    """The manifests among the inputs of a run."""
+    return [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
+
+
+def speaker_of(sample: Sample, pattern: str | None) -> str | None:
+    """The first group of `pattern` in the sample's id; None where it does not match.
+
+    >>> speaker_of(Sample("anna_07", subtitle="Hi."), "^([^_]+)_")
+    'anna'
+    """
+    match = re.search(pattern, sample.id) if pattern else None
+    return match.group(1) if match else None
 
 
 @dataclass
 class Clip:
-    """One sample with probed modalities; whatever is decoded is kept as long as the clip is worked on.
+    """One probed sample; decoded media are kept for as long as the clip is being annotated.
 
     Attributes:
         sha256: of its media file, or of the hashes of all its files if there are several.
         openface: OpenFace's csv file, if there is one.
+        backend: video decoder.
     """
 
     sample: Sample
     sha256: str
     openface: Path | None = None
     backend: str = "pyav"
-    _kept: dict[Any, Any] = field(default_factory=dict)
+    _decoded: dict[Any, Any] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     @property
     def sees(self) -> frozenset[str]:
-        """What can be shown of it: "images", "sound"."""
+        """What a model can be shown of it: "images", "sound"."""
         has = self.sample.modalities or ()
         return frozenset(["images"] * ("frames" in has) + ["sound"] * ("audio" in has))
 
     def frames(self, n_frames: int, at_s: float | None = None) -> Frames:
-        """Frames from the middle of n equal parts of the clip; or, with `at_s`, the one nearest to that time."""
+        """The middle frame of each of n equal parts of the clip; with `at_s`, the one frame nearest to that time."""
         assert self.sample.video is not None
         if at_s is None:
             every = self._once(("frames", 2 * n_frames), lambda: self._read_frames(2 * n_frames))
@@ -69,32 +125,44 @@ class Clip:
     def _read_frames(self, n_frames: int) -> Frames:
         return read_frames(self.sample.video or "", n_frames, backend=self.backend)
 
-    def _once(self, name: Any, make: Any) -> Any:
+    def _once(self, name: Any, decode: Any) -> Any:
         with self._lock:
-            if name not in self._kept:
-                self._kept[name] = make()
-            return self._kept[name]
+            if name not in self._decoded:
+                self._decoded[name] = decode()
+            return self._decoded[name]
+
+
+def openface_of(sample: Sample, folder: str | None) -> Path | None:
+    """OpenFace's csv file of a clip, if the folder has one."""
+    path = Path(folder or "") / f"{sample.id}.csv"
+    return path if folder and path.is_file() else None
 
 
 def files_of(sample: Sample, openface: Path | None) -> Iterator[Path]:
+    """All media files of a clip."""
     for path in (sample.video, sample.audio, sample.face, openface):
         if path is not None:
             yield Path(path)
 
 
 def media_sha256(files: Sequence[Path], hashes: Log) -> str:
-    """Hash of the files' bytes; a file whose size and time have not changed since is not read again.
+    """Hash of the files' bytes; a file whose size and modification time are unchanged is not read again.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MediaError: a file is missing or cannot be read.
     """
     digests = []
     for path in files:
-        status = os.stat(path)
-        key = stable_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])
-        row = hashes.get(key)
+        try:
+            status = os.stat(path)
+            key = stable_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])
+            row = hashes.get(key)
+            sha256 = row["sha256"] if row else sha256_of_file(path)
+        except FileNotFoundError as error:
+            raise MissingMedia(f"{path}: no such file; check the path in the manifest") from error
+        except OSError as error:
+            raise MediaError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
         if row is None:
-            row = {"key": key, "path": str(path), "sha256": sha256_of_file(path)}
-            hashes.append(row)
-        digests.append(row["sha256"])
+            hashes.append({"key": key, "path": str(path), "sha256": sha256})
+        digests.append(sha256)
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -11,10 +11,19 @@ from affectgpt.annotate import evidence, prompts
 from affectgpt.annotate.annotators import CODE_VERSION, Stop, Stopped, decides
 from affectgpt.annotate.record import fold
 from affectgpt.annotate.steps import Part, Work, function_of, run_step
-from affectgpt.config import AnnotatorConfig, PipelineConfig, StepConfig
+from affectgpt.config import AnnotateConfig, AnnotatorConfig, PipelineConfig, StepConfig
 from affectgpt.runtime import UserError, stable_hash
 
 Item = TypeVar("Item")
+
+ROLES = ("vision", "audio", "text", "translator", "reader")
+_TEXT_ROLES = ("translator", "reader")  # served by the annotator for text unless they have their own
+
+
+def annotators_of(config: AnnotateConfig) -> dict[str, AnnotatorConfig]:
+    """The configuration of each role's annotator: its own, or the common one."""
+    own = {role: getattr(config, role) or (config.text if role in _TEXT_ROLES else None) for role in ROLES}
+    return {role: annotator or config.annotator for role, annotator in own.items()}
 
 
 def check_pipeline(pipeline: PipelineConfig) -> None:

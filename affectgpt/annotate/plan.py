@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from affectgpt.annotate import prompts
 from affectgpt.annotate.annotators import estimate_tokens
-from affectgpt.annotate.clips import files_of, media_sha256
+from affectgpt.annotate.clips import Clips, files_of, media_sha256, openface_of
+from affectgpt.annotate.pipeline import annotators_of
 from affectgpt.annotate.store import Store
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig
 from affectgpt.data.sources import probe_sample
-from affectgpt.media import MediaError, probe
+from affectgpt.media import probe
+from affectgpt.runtime import UserError
 from affectgpt.schema import Sample
 
 _NEEDS = {"visual": "images", "peak": "images", "acoustic": "sound", "disambiguate": "transcript", "explain": "any"}
@@ -50,10 +52,9 @@ def plan(
     for sample in tqdm(samples, "looking at clips", leave=False, delay=1):
         try:
             sample = probe_sample(sample)
-            openface = Path(config.openface) / f"{sample.id}.csv" if config.openface else None
-            files = list(files_of(sample, openface if openface and openface.is_file() else None))
+            files = list(files_of(sample, openface_of(sample, config.openface)))
             sha256 = media_sha256(files, store.hashes) if store else ""
-        except (MediaError, OSError):
+        except UserError:
             n_unreadable += 1
             continue
         if "audio" in (sample.modalities or ()) and len(sound_s) < 200:  # a mean needs no more
@@ -117,8 +118,9 @@ def _estimate(
     return float(n_in), prompt.n_words * 1.4 + 10
 
 
-def print_plan(config: AnnotateConfig, samples: Sequence[Sample], annotators: Mapping[str, AnnotatorConfig]) -> int:
+def print_plan(config: AnnotateConfig, clips: Clips) -> int:
     """Print the table; exit code 0."""
+    samples, annotators = [item for item in clips if isinstance(item, Sample)], annotators_of(config)
     out = Path(config.out) if config.out else None
     store = Store(out) if out and (out / "store" / "answers.jsonl").is_file() else None
     try:

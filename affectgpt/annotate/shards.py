@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -30,10 +29,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from affectgpt.annotate.clips import Clips, speaker_of
 from affectgpt.annotate.exporters import write_manifest
+from affectgpt.annotate.pipeline import ROLES, annotators_of
 from affectgpt.annotate.record import from_row
-from affectgpt.annotate.run import BUDGET, COMPLETE, ROLES, SOME_FAILED, Clips, Totals, annotators_of, told
-from affectgpt.annotate.run import run as run_single
+from affectgpt.annotate.single import run_single
+from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, summary
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
 from affectgpt.journal import Log
 from affectgpt.runs import RunRecord
@@ -77,7 +78,7 @@ def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
         code, row["stopped_by"] = 128 + stopped_by, signal.Signals(stopped_by).name
     report = {**vars(totals), **row, "left": totals.n_left, "shards": n_shards}
     write_json_atomic(out / "report.json", report)
-    print(told(totals, row, config))
+    print(summary(totals, row, config))
     record.finish("finished" if code in (COMPLETE, SOME_FAILED) else "stopped", exit_code=code, report=report)
     return code
 
@@ -130,8 +131,8 @@ def deal(clips: Iterable[Any], folders: Sequence[Path], speaker: str | None = No
 
 def shard_of(sample: Sample, n_shards: int, speaker: str | None = None) -> int:
     """What is usual for a speaker is learned within a shard, so with `speaker` all clips of a person share one."""
-    match = re.search(speaker, sample.id) if speaker else None
-    return int(stable_hash(match.group(1) if match else sample.id)[:12], 16) % n_shards
+    name = speaker_of(sample, speaker)
+    return int(stable_hash(sample.id if name is None else name)[:12], 16) % n_shards
 
 
 def _absolute(sample: Sample) -> Sample:
@@ -250,7 +251,7 @@ def main(folder: Path) -> int:
     if not (folder / "input.jsonl").stat().st_size:
         return 0  # with few clips, a shard may have none
     try:
-        return run_single(config)
+        return run_single(config, Clips(config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

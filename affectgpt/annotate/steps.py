@@ -30,11 +30,11 @@ from affectgpt.runtime import UserError
 Part = dict[str, Any]
 
 
-class StepFailed(RuntimeError):
+class StepFailed(UserError):
     """A step could not be done for one clip, after all that was tried."""
 
 
-class Dropped(RuntimeError):
+class Dropped(UserError):
     """A clip that holds nothing to annotate; counted by reason, and no failure of the machinery."""
 
 

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.annotate import prompts, steps
+from affectgpt.annotate.clips import Clips
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.run import COMPLETE, SOME_FAILED, Clips, run
+from affectgpt.annotate.run import run
 from affectgpt.annotate.steps import Part, Work
+from affectgpt.annotate.totals import COMPLETE, SOME_FAILED
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig, StudyOfAnnotatorsConfig
 from affectgpt.metrics import Lexicon, evaluate, load_lexicon, read_references
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic

@@ -13,8 +13,8 @@ import pytest
 
 from affectgpt.annotate import steps
 from affectgpt.annotate.annotators import Stop
+from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.pipeline import ancestors, annotate_clip, check_pipeline, for_each
-from affectgpt.annotate.run import records_of
 from affectgpt.annotate.steps import STEPS, StepFailed, Work
 from affectgpt.cli import compose
 from affectgpt.config import PipelineConfig, StepConfig
@@ -146,7 +146,7 @@ def test_every_shipped_pipeline_makes_records_with_a_served_model(name, films, t
     with ChatServer(fill_in) as server:
         out = tmp_path / "out"
         code = annotate(films, out, *served(server.url), f"pipeline={name}", f"openface='{films.parent / 'openface'}'")
-    records = {record.id: record for record in records_of(out)}
+    records = {record.id: record for record in records_in(out)}
     if name == "merr":  # only one clip has a table, so the others have no peak
         assert code == 3
         assert set(records) == {"film0"}
@@ -177,7 +177,7 @@ def test_every_shipped_pipeline_makes_records_with_a_served_model(name, films, t
 def test_the_local_annotator_names_muscles_and_rests_only_on_what_was_measured(films, tmp_path):
     out = tmp_path / "out"
     annotate(films, out, f"openface='{films.parent / 'openface'}'")
-    record = next(record for record in records_of(out) if record.id == "film0")
+    record = next(record for record in records_in(out) if record.id == "film0")
     visual = next(clue for clue in record.clues if clue.modality == "visual")
     assert "lip corners pulled up (0.0-1.1 s)" in visual.text.replace("(0.2-", "(0.0-")
     assert set(visual.evidence) == {"face_tracked_share", "AU06", "AU12"}
@@ -192,7 +192,7 @@ def test_a_step_of_ones_own_is_named_by_module_and_function(clips, tmp_path, mon
     )
     mine = "pipeline.steps=[{name: measure}, {name: loudest, step: 'my_steps:loudest', options: {word: loud}}]"
     assert annotate(clips, tmp_path / "out", mine) == 0
-    assert {record.labels for record in records_of(tmp_path / "out")} == {("loud",)}
+    assert {record.labels for record in records_in(tmp_path / "out")} == {("loud",)}
 
 
 def test_sound_shown_to_a_model_that_does_not_hear_is_refused_with_the_way_out(clips, tmp_path):
@@ -207,14 +207,14 @@ def test_one_role_can_have_an_annotator_of_its_own(films, tmp_path):
     steps_asked = Counter(body["response_format"]["json_schema"]["name"] for body in server.requests)
     assert steps_asked["visual"] == 3
     assert "acoustic" not in steps_asked
-    record = next(record for record in records_of(out) if record.id == "film0")
+    record = next(record for record in records_in(out) if record.id == "film0")
     assert {clue.modality: clue.source for clue in record.clues}["acoustic"] == "local-rules"
 
 
 def test_other_clips_of_a_speaker_tell_what_is_usual_for_them(tmp_path):
     clips = write_clips(tmp_path / "clips", 3)
     annotate(clips, tmp_path / "out", "speaker='^(clip)'")
-    for record in records_of(tmp_path / "out"):
+    for record in records_in(tmp_path / "out"):
         relative = {fact.name: fact.value for fact in record.evidence if "speaker" in fact.name}
         assert relative == {"pitch_vs_speaker_st": 0.0, "loudness_vs_speaker_db": 0.0, "rate_vs_speaker": 1.0}
 
@@ -264,7 +264,7 @@ def test_models_in_process_answer_in_batches_and_their_answers_are_kept(films, t
     annotate(films, out, *more)
     assert len(asked) == n_before  # also those that were of no use: what was answered stays answered
     failed = {row["id"] for row in rows_of(out / "failed.jsonl")}
-    assert {record.id for record in records_of(out)} | failed == {"film0", "film1", "film2"}
+    assert {record.id for record in records_in(out)} | failed == {"film0", "film1", "film2"}
 
 
 def test_a_speech_recogniser_writes_down_what_no_subtitle_says(tmp_path):
@@ -275,7 +275,7 @@ def test_a_speech_recogniser_writes_down_what_no_subtitle_says(tmp_path):
     annotate(clips, out, f"transcriber='{whisper}'")
     answers = rows_of(out / "store" / "answers.jsonl")
     assert [row["step"] for row in answers] == ["transcribe"] * 2
-    for record in records_of(out):
+    for record in records_in(out):
         assert next(note for note in record.provenance if note.step == "transcribe").model == str(whisper)
         heard = next(row["text"] for row in answers if row["media_sha256"] == record.media_sha256)
         assert record.transcript == (heard.strip() or None)
@@ -287,6 +287,6 @@ def test_without_a_subtitle_and_a_recogniser_the_transcript_is_missing_and_count
     clips = write_clips(tmp_path / "clips", 2, subtitle=None)
     assert annotate(clips, tmp_path / "out") == 0
     assert "without       2  transcript" in capsys.readouterr().out
-    assert {record.transcript for record in records_of(tmp_path / "out")} == {None}
+    assert {record.transcript for record in records_in(tmp_path / "out")} == {None}
     assert json.loads((tmp_path / "out" / "report.json").read_text())["without"]["transcript"] == 2
     assert steps.STEPS["transcribe"] is steps.transcribe

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.record import from_row
-from affectgpt.annotate.run import records_of
 from affectgpt.cli import compose
 from affectgpt.cli.words import folders_as_data
 from affectgpt.runtime import UserError
@@ -72,9 +72,9 @@ def test_a_second_run_makes_nothing_and_another_setting_makes_it_anew(clips, tmp
     assert "(0 now, 4 before)" in capsys.readouterr().out
     assert annotate(clips, out, "lang=zh") == 0
     assert len(rows_of(out / "records.jsonl")) == 8
-    assert {record.lang for record in records_of(out)} == {"zh"}
+    assert {record.lang for record in records_in(out)} == {"zh"}
     assert annotate(clips, out) == 0  # back again: the older records count once more, and nothing is made
-    assert {record.lang for record in records_of(out)} == {"en"}
+    assert {record.lang for record in records_in(out)} == {"en"}
 
 
 def test_a_clip_without_sound_voice_or_file_is_named_with_its_reason(tmp_path, capsys):
@@ -101,7 +101,7 @@ def test_a_served_model_is_asked_once_for_every_step_and_its_tokens_are_told(cli
         assert len(server.requests) == 4 * len(STEPS)
         assert annotate(clips, out, *served(server.url, *prices)) == 0
         assert len(server.requests) == 4 * len(STEPS)
-    record = next(iter(records_of(out)))
+    record = next(iter(records_in(out)))
     assert Counter(note.step for note in record.provenance if note.prompt_sha256) == Counter(STEPS)
     assert {note.model for note in record.provenance} == {"measured", "toy", "rules"}
     assert all((note.tokens_in, note.tokens_out) == (3, 2) for note in record.provenance if note.prompt_sha256)
@@ -250,7 +250,7 @@ def test_many_clips_through_every_fault_are_complete_or_named_and_calls_made_are
         code = annotate(clips, out, *served(server.url, "annotator.concurrency=16", "annotator.max_retries=30"))
         answered = server.n_answered
         asked = Counter(identity(body) for body in server.requests)
-    records, failed = {record.id for record in records_of(out)}, rows_of(out / "failed.jsonl")
+    records, failed = {record.id for record in records_in(out)}, rows_of(out / "failed.jsonl")
     assert code == (3 if failed else 0)
     assert len(records) + len(failed) == 200
     assert not records & {row["id"] for row in failed}
@@ -328,6 +328,31 @@ def test_a_signal_lets_calls_in_flight_end_and_the_exit_code_tells(tmp_path, nam
         assert process.returncode == code, said
         assert f"stopped by {name}" in said
         assert len(rows_of(out / "store" / "answers.jsonl")) == len(server.requests) < 30 * len(STEPS)
+
+
+@pytest.mark.parametrize("line", ["first, second = [1]", "[][0]", "{}['a']", "open('/no/such/file')"])
+def test_a_bug_in_a_step_ends_the_run_and_is_no_failed_clip(clips, tmp_path, monkeypatch, line):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"my_{abs(hash(line))}"
+    (tmp_path / f"{module}.py").write_text(f"def broken(work, spec, about):\n    {line}\n")
+    mine = f"pipeline.steps=[{{name: measure}}, {{name: broken, step: '{module}:broken'}}]"
+    out = tmp_path / "out"
+    with pytest.raises((ValueError, LookupError, OSError)) as caught:
+        annotate(clips, out, mine)
+    assert not isinstance(caught.value, UserError)
+    assert caught.traceback[-1].name == "broken"
+    assert not rows_of(out / "store" / "failures.jsonl")
+    assert json.loads((out / "run.json").read_text())["status"] == "running"  # neither finished nor stopped
+
+
+def test_a_manifest_that_lists_what_the_media_lack_fails_that_clip_alone(clips, tmp_path):
+    rows = rows_of(clips)
+    rows[1]["modalities"] = ["frames", "audio"]
+    clips.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert annotate(clips, tmp_path / "out") == 3
+    (failed,) = rows_of(tmp_path / "out" / "failed.jsonl")
+    assert (failed["id"], failed["where"]) == ("clip00001", "media")
+    assert "the manifest lists ['frames']" in failed["reason"]
 
 
 def test_training_takes_the_folder_as_its_data(clips, tmp_path):

@@ -16,7 +16,8 @@ import pytest
 
 from affectgpt.annotate import shards as scale
 from affectgpt.annotate import store
-from affectgpt.annotate.run import Clips, records_of
+from affectgpt.annotate.clips import Clips
+from affectgpt.annotate.exporters import records_in
 from affectgpt.cli import compose
 from affectgpt.journal import Log
 from affectgpt.runtime import UserError
@@ -57,8 +58,8 @@ def test_shards_together_make_what_one_process_makes(tmp_path, capsys):
     assert annotate(clips, tmp_path / "many", *SHARDED) == 0
     said = capsys.readouterr().out
     assert "5 of 5 clips complete (5 now, 0 before)" in said
-    single = {record.id: plain(record) for record in records_of(tmp_path / "single")}
-    many = {record.id: plain(record) for record in records_of(tmp_path / "many")}
+    single = {record.id: plain(record) for record in records_in(tmp_path / "single")}
+    many = {record.id: plain(record) for record in records_in(tmp_path / "many")}
     assert single == many
     rows = [{row["id"]: row for row in rows_of(tmp_path / name / "manifest.jsonl")} for name in ("single", "many")]
     assert rows[0] == rows[1]
@@ -73,7 +74,7 @@ def test_a_folder_keeps_its_number_of_shards_and_its_kind_of_engine(tmp_path):
     assert annotate(clips, tmp_path / "many", *WORDS, *SHARDED) == 0
     with pytest.raises(UserError, match="has 3 shards, and shards=2 is asked for"):
         annotate(clips, tmp_path / "many", *WORDS, "engine=processes", "shards=2")
-    with pytest.raises(UserError, match="was made in shards; go on with engine=processes"):
+    with pytest.raises(UserError, match="was made in shards; resume with engine=processes"):
         annotate(clips, tmp_path / "many", *WORDS)
     assert annotate(clips, tmp_path / "single", *WORDS) == 0
     with pytest.raises(UserError, match="was made by engine=single"):

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from affectgpt.annotate.run import records_of
+from affectgpt.annotate.exporters import records_in
 from tests.annotate.conftest import write_clips
 from tests.chat.chat_server import ChatServer, fill_in
 
@@ -38,6 +38,6 @@ def test_the_step_and_the_annotator_of_the_page_work(tmp_path):
     assert steps_asked == {"setting": 2, "merge": 2, "labels": 2}
     question = next(body for body in server.requests if body["response_format"]["json_schema"]["name"] == "merge")
     assert "peak_level" in question["messages"][0]["content"]
-    for record in records_of(tmp_path / "o"):
+    for record in records_in(tmp_path / "o"):
         assert [clue.source for clue in record.clues] == ["house-model"]
         assert "peak_level" in {fact.name for fact in record.evidence}

@@ -7,11 +7,11 @@ import doctest
 import pytest
 
 from affectgpt.annotate import merge, verify
+from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.merge import merge_labels, merge_records
 from affectgpt.annotate.record import Clue, RecordError
 from affectgpt.annotate.review import agreement
 from affectgpt.annotate.review.agreement import alpha, jaccard, masi
-from affectgpt.annotate.run import records_of
 from affectgpt.cli import run as run_command
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.annotate.toy import HEARD, SEEN, record, write_records
@@ -98,7 +98,7 @@ def test_the_blind_verifier_sees_clues_only_and_its_agreement_stands_in_the_reco
     assert len(asked) == 1
     assert "something plain" in asked[0]
     assert "You told him" not in asked[0]
-    (row,) = [row for row in next(records_of(tmp_path / "out")).checks if row["check"] == "blind_verifier"]
+    (row,) = [row for row in next(records_in(tmp_path / "out")).checks if row["check"] == "blind_verifier"]
     assert (row["labels"], row["score"], row["verdict"]) == ("calm, tired", "1.000", "keep")
 
 

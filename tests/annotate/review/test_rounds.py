@@ -20,7 +20,6 @@ from affectgpt.annotate.record import Clue
 from affectgpt.annotate.review import labelstudio
 from affectgpt.annotate.review import rounds as review
 from affectgpt.annotate.review.labelstudio import ReviewError, clue_from_text, clue_to_text, read_export, screen_config
-from affectgpt.annotate.run import records_of
 from affectgpt.cli import run as run_command
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
@@ -278,7 +277,7 @@ def test_descriptions_are_made_from_checked_clues(clips, tmp_path):
     )
     out = tmp_path / "out"
     assert annotate(clips, out, "pipeline=emer_checked", f"checked='{folder / 'records.jsonl'}'") == 3
-    (made,) = records_of(out)
+    (made,) = records_in(out)
     assert [item.text for item in made.clues] == ["A hand waves."]
     assert human in made.checks
     assert made.labels
