@@ -147,7 +147,7 @@ def _kind(reason: str) -> str:
     kinds = {
         "no such file": "missing files",
         "has 0 bytes": "empty files",
-        "cut off": "truncated files",
+        "is truncated": "truncated files",
         "ends after": "truncated files",
         "no index": "truncated files",
         "cannot be": "unreadable files",

@@ -16,7 +16,7 @@ from affectgpt.config import SourceConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
-from affectgpt.runtime import InputError, NotFound, UserError
+from affectgpt.runtime import InputError, MissingLibrary, NotFound, UserError
 from affectgpt.schema import MODALITIES, BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
 from affectgpt.spread import in_threads
 from affectgpt.tables import read_names
@@ -171,13 +171,15 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
 
 
 def attempt(work: Callable[[Sample], Result], sample: Sample, *, on_bad: str) -> Result | BadSample:
-    """`work(sample)`; a UserError makes the sample bad, any other exception is a bug and passes through.
+    """`work(sample)`; a UserError makes the sample bad; MissingLibrary, and bugs of ours, pass through.
 
     Args:
         on_bad: "raise" raises an InputError that names the sample; "skip" returns a BadSample. Nothing replaces it.
     """
     try:
         return work(sample)
+    except MissingLibrary:  # not the sample's fault
+        raise
     except UserError as error:
         if on_bad == "raise":
             raise InputError(

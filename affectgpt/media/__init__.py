@@ -1,4 +1,4 @@
-"""Media files to arrays: frames with their times, and sound. numpy and PyAV only; no torch, no models."""
+"""Decode media files to numpy arrays: timestamped video frames, audio, face crops. No torch, no models."""
 
 from affectgpt.media.audio import Waveform, audio_windows, read_audio
 from affectgpt.media.container import (

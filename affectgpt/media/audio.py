@@ -1,4 +1,4 @@
-"""Sound as mono samples at one rate, and how it is cut into windows."""
+"""Audio as mono samples at one rate, and how it is split into windows."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from affectgpt.runtime import InputError
 
 @dataclass(frozen=True)
 class Waveform:
-    """Sound of one clip.
+    """The decoded audio of one clip.
 
     Attributes:
         samples: float32 [S] mono, full scale = 1 (lossy codecs may exceed it slightly).
-        rate_hz: their rate.
-        duration_s: S / rate_hz, what was really decoded.
+        rate_hz: sampling rate of `samples`.
+        duration_s: S / rate_hz, the decoded length.
         source_rate_hz, n_channels: of the file.
     """
 
@@ -40,14 +40,13 @@ class Waveform:
 
 
 def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
-    """The sound of a video or sound file, resampled to `rate_hz`, mono as the plain average of its channels.
+    """Decode the audio of a video or audio file, resample it to `rate_hz` and average its channels to mono.
 
-    ffmpeg's own downmix of floating-point sound is 3 dB hot (it adds 0.707 of each channel and does not normalise), so
-    the channels are kept apart until they are averaged here. Time stamps do not move samples: a track that starts later
-    than the picture, or has gaps, comes without the silence.
+    FFmpeg's downmix of floating-point audio is 3 dB hot (it adds 0.707 of each channel without normalising), so the
+    channels are averaged here instead. Timestamps are ignored: no silence is inserted for a late start or a gap.
 
     Raises:
-        NoAudioStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: see there; all are MediaError.
+        NoAudioStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: all are MediaError.
     """
     chunks: list[np.ndarray] = []
     resampler = None
@@ -61,27 +60,25 @@ def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
     with open_media(path) as container:
         stream = audio_stream(container)
         if stream is None:
-            raise NoAudioStream(
-                f"{path}: no audio stream, found {stream_kinds(container)}; leave the audio modality out for it"
-            )
+            raise NoAudioStream(f"{path}: no audio stream, found {stream_kinds(container)}; use it without audio")
         for frame in decode(container, stream, path):
             time_s = float(frame.pts * stream.time_base) if frame.pts is not None else end_s
             first_s = time_s if source is None else first_s
             end_s = time_s + frame.samples / frame.sample_rate
             kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if kind != source:  # the first frame, or a format that changes midway
+            if kind != source:  # the first frame, or the format changes mid-stream
                 if resampler is not None:
                     mono(resampler.resample(None))
                 resampler = av.AudioResampler("fltp", frame.layout, rate_hz)
                 source, source_rate_hz, n_channels = kind, frame.sample_rate, frame.layout.nb_channels
-            frame.pts = None  # the resampler would count time stamps that jump as an error
+            frame.pts = None  # the resampler raises an error when timestamps jump
             assert resampler is not None
             mono(resampler.resample(frame))
         if resampler is not None:
             mono(resampler.resample(None))
             check_end(path, stream, end_s - first_s)
     if not any(len(chunk) for chunk in chunks):
-        raise EmptyMedia(f"{path}: its audio stream holds no sample; copy or download it again, or leave it out")
+        raise EmptyMedia(f"{path}: its audio stream has no samples; copy or download it again, or leave it out")
     samples = np.concatenate(chunks)
     return Waveform(samples, rate_hz, len(samples) / rate_hz, source_rate_hz, n_channels)
 
@@ -89,12 +86,12 @@ def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
 def audio_windows(
     n_samples: int, rate_hz: int, *, window_s: float, max_windows: int, mode: str = "cover"
 ) -> list[tuple[int, int]]:
-    """Where to cut sound: (start, stop) sample ranges, at most `max_windows` of at most `window_s`.
+    """Split audio into at most `max_windows` windows of at most `window_s`: (start, stop) sample ranges.
 
-    "cover": sound up to `window_s` is one range; longer sound gives min(max_windows, ceil(duration / window_s)) windows
-    spread evenly from its start to its end, a single one from its middle.
+    "cover": audio up to `window_s` is one window; longer audio gives min(max_windows, ceil(duration / window_s))
+    windows spaced evenly from start to end, or the middle if there is only one.
     "fixed": always `max_windows` windows of `window_s`, starting at i * (duration - window_s) / max_windows; in shorter
-    sound all start at 0 and `stop` lies behind the end: the caller pads with zeros.
+    audio all start at 0 and `stop` exceeds the length: the caller pads with zeros.
 
     >>> audio_windows(50, 10, window_s=2.0, max_windows=3)
     [(0, 20), (15, 35), (30, 50)]
@@ -102,14 +99,14 @@ def audio_windows(
     window = round(window_s * rate_hz)
     if n_samples < 1 or window < 1 or max_windows < 1:
         raise InputError(
-            f"cannot cut {n_samples} samples into {max_windows} windows of {window} samples; all must be at least 1"
+            f"cannot split {n_samples} samples into {max_windows} windows of {window} samples; all must be at least 1"
         )
     spare = max(n_samples - window, 0)
     if mode == "fixed":
         starts = [i * spare // max_windows for i in range(max_windows)]
         return [(start, start + window) for start in starts]
     if mode != "cover":
-        raise InputError(f"unknown mode {mode!r}; choose 'cover' or 'fixed'")
+        raise InputError(f"unknown window mode {mode!r}; expected 'cover' or 'fixed'")
     n = min(max_windows, -(-n_samples // window))
     starts = [spare // 2] if n == 1 else [i * spare // (n - 1) for i in range(n)]
     return [(start, min(start + window, n_samples)) for start in starts]

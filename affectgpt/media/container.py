@@ -1,4 +1,4 @@
-"""Opening a media file, what its headers say, and what can be wrong with it."""
+"""Open media files, read their headers, decode their streams, and detect missing, truncated and damaged files."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ log = logging.getLogger("affectgpt")
 
 PathLike = str | os.PathLike[str]
 
-# Some writers get a RIFF length wrong by a header's size; a cut worth an error is longer.
+# Some writers misstate a RIFF length by the size of a header; a real truncation is longer.
 _LENGTH_SLACK_BYTES = 64
 
 
 class MediaError(InputError):
-    """A media file cannot give what was asked of it; the message names the file, what is wrong and what to do."""
+    """A media file cannot be used; the message names the file, the problem and what to do."""
 
 
 class MissingMedia(MediaError, FileNotFoundError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class EmptyMedia(MediaError):
-    """The file has no bytes, or a stream of it no picture or sample."""
+    """The file has 0 bytes, or a stream has no frames or samples."""
 
 
 class TruncatedMedia(MediaError):
-    """The file, or a stream of it, ends before the length that its container states."""
+    """The file or one of its streams is shorter than its container states."""
 
 
 class DamagedMedia(MediaError):
-    """Parts in the middle of the file cannot be decoded."""
+    """Parts of the file cannot be decoded."""
 
 
 class NoVideoStream(MediaError):
-    """The file holds no moving pictures (cover art is none)."""
+    """The file has no video stream (cover art does not count)."""
 
 
 class NoAudioStream(MediaError):
-    """The file holds no sound; that is a fact about the sample, not silence."""
+    """The file has no audio stream, which is not the same as silence."""
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What the headers of a file say; they may err, decoding does not.
+    """The headers of a media file; they can be wrong, only decoding is certain.
 
-    `None` = not stated. `width` and `height` are as stored, before any rotation. `n_frames` is 0 where the header has
-    no count, and is wrong in many avi files. Cover art does not count as video.
+    `None` = not stated. `width` and `height` are as stored, before any rotation. `n_frames` is 0 if the header has no
+    count, and is wrong in many avi files. Cover art does not count as video.
     """
 
     path: str
@@ -79,11 +79,11 @@ class MediaInfo:
 
 
 def probe(path: PathLike) -> MediaInfo:
-    """Read the headers of `path`; nothing is decoded (about 5 ms).
+    """Read the headers of `path` without decoding (about 5 ms).
 
     Raises:
-        MissingMedia, EmptyMedia, TruncatedMedia: no file, no bytes, or fewer bytes than the container states.
-        MediaError: not a media file.
+        MissingMedia, EmptyMedia, TruncatedMedia: no file, 0 bytes, or fewer bytes than the container states.
+        MediaError: the file cannot be read, or is not a media file.
     """
     with open_media(path) as container:
         facts: dict[str, Any] = {}
@@ -112,19 +112,19 @@ def stated_duration_s(stream: Any) -> float | None:
 
 
 def video_stream(container: InputContainer) -> Any | None:
-    """The first stream of moving pictures."""
+    """The first video stream that is not cover art."""
     return next((stream for stream in container.streams.video if not _is_cover(stream)), None)
 
 
 def audio_stream(container: InputContainer) -> Any | None:
-    """The stream a player would choose, else the first."""
+    """The stream that a player would choose, else the first."""
     return container.streams.best("audio") or next(iter(container.streams.audio), None)
 
 
 def stream_kinds(container: InputContainer) -> str:
-    """For messages: what the file holds."""
+    """The types of the streams, for error messages."""
     kinds = ["cover art" if _is_cover(stream) else stream.type for stream in container.streams]
-    return ", ".join(kinds) or "no stream at all"
+    return ", ".join(kinds) or "no streams"
 
 
 def _is_cover(stream: Any) -> bool:
@@ -133,51 +133,56 @@ def _is_cover(stream: Any) -> bool:
 
 @contextmanager
 def open_media(path: PathLike) -> Iterator[InputContainer]:
-    """Open `path` after checking that it exists, has bytes and is as long as it states; see `probe` for the errors."""
-    file = Path(path).absolute()
-    if not file.exists():
-        raise MissingMedia(f"{path}: no such file; check the path in the manifest or on the command line")
-    if not file.is_file():
-        raise MediaError(f"{path}: expected a media file, found a folder or device")
-    n_bytes = file.stat().st_size
-    if n_bytes == 0:
-        raise EmptyMedia(f"{path}: the file has 0 bytes; copy or download it again")
-    _check_length(path, file, n_bytes)
+    """Open `path` after checking that it exists, is not empty and is not truncated; see `probe` for the errors.
+
+    Errors of FFmpeg and of the operating system become MediaError, also those raised inside the `with` block. Any
+    other exception passes through.
+    """
     try:
-        # "file:" keeps a colon in a name from being read as a protocol, and the list keeps playlists inside a file
-        # from opening addresses. Metadata of old avi files is often not UTF-8, and nobody reads it here.
-        container = av.open(f"file:{file}", options={"protocol_whitelist": "file"}, metadata_errors="ignore")
-    except av.FFmpegError as error:
+        file = Path(path).absolute()
+        if not file.exists():
+            raise MissingMedia(f"{path}: no such file; check the path in the manifest or on the command line")
+        if not file.is_file():
+            raise MediaError(f"{path}: expected a media file, found a folder or device")
+        n_bytes = file.stat().st_size
+        if n_bytes == 0:
+            raise EmptyMedia(f"{path}: the file has 0 bytes; copy or download it again")
+        _check_length(path, file, n_bytes)
+        # "file:" keeps a colon in the name from being read as a protocol; the whitelist keeps playlists from opening
+        # URLs. Metadata in old avi files is often not UTF-8 and is not used here.
+        with av.open(f"file:{file}", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
+            yield container
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError) as error:
         raise MediaError(
             f"{path}: cannot be read as media ({error.strerror}); expected mp4, mov, avi, webm, mkv, wav, flac, mp3 …; "
             "try to play it, then convert it (ffmpeg -i IN OUT.mp4) or leave it out"
         ) from error
-    with container:
-        yield container
 
 
 def _check_length(path: PathLike, file: Path, n_bytes: int) -> None:
-    """Raise TruncatedMedia if the outermost structure of the file states more bytes than there are.
+    """Raise TruncatedMedia if the outermost structure of the file states more bytes than the file has.
 
-    The demuxers of avi and wav shorten the stated duration to what is there, and the others stop without an error, so
-    that a file cut in the middle decodes as a shorter one. The byte counts tell.
+    FFmpeg decodes a truncated file as a shorter one without an error, and its avi and wav demuxers even shorten the
+    stated duration. Only the byte counts reveal the truncation.
     """
     with file.open("rb") as stream:
         stated, has_index = _stated_length(stream)
     if stated is not None and stated > n_bytes + _LENGTH_SLACK_BYTES:
         raise TruncatedMedia(
-            f"{path}: the file is cut off: {n_bytes} bytes found, its container states at least {stated}; "
+            f"{path}: the file is truncated: {n_bytes} bytes found, its container states at least {stated}; "
             "copy or download it again, or leave it out"
         )
     if not has_index:
         raise TruncatedMedia(
-            f"{path}: the file has no index (no moov box in {n_bytes} bytes): it was cut off, or its recording never "
-            "finished; copy or download it again, or leave it out"
+            f"{path}: the file has no index (no moov box in {n_bytes} bytes): it is truncated, or its recording was "
+            "never finished; copy or download it again, or leave it out"
         )
 
 
 def _stated_length(stream: BinaryIO) -> tuple[int | None, bool]:
-    """(length in bytes that the container states or None, False if an mp4 lacks its index)."""
+    """(stated length in bytes or None, False if an mp4 lacks its index)."""
     head = stream.read(12)
     if head[:4] == b"RIFF":
         return _riff_length(stream), True
@@ -189,20 +194,20 @@ def _stated_length(stream: BinaryIO) -> tuple[int | None, bool]:
 
 
 def _riff_length(stream: BinaryIO) -> int | None:
-    """wav and avi: 'RIFF', length; long avi files have several such chunks."""
+    """wav and avi: chunks of 'RIFF' and a length; long avi files have several."""
     end = 0
     while True:
         stream.seek(end)
         head = stream.read(8)
         length = int.from_bytes(head[4:], "little")
-        # A stream written to a pipe never learns its length and keeps 0, or a value near 2^31 or 2^32.
+        # A file written to a pipe has length 0, or a value near 2^31 or 2^32.
         if head[:4] != b"RIFF" or length == 0 or length % 2**31 >= 0x7FFF0000:
             return end or None
         end += 8 + length + length % 2
 
 
 def _mp4_length(stream: BinaryIO) -> tuple[int | None, bool]:
-    """mp4 and mov: a row of boxes (length, kind), ISO/IEC 14496-12 section 4.2."""
+    """mp4 and mov: a sequence of boxes (length, kind), ISO/IEC 14496-12 section 4.2."""
     end, kinds = 0, set()
     while True:
         stream.seek(end)
@@ -244,18 +249,18 @@ def _matroska_length(stream: BinaryIO) -> int | None:
 def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[Any]:
     """All frames of `stream` in presentation order.
 
-    A packet that cannot be decoded is left out with a warning (mp3 files often begin or end with other data), and
-    more than 1 % of them are an error.
+    Packets that cannot be decoded are skipped with a warning (mp3 files often begin or end with other data); more than
+    1 % of them are an error.
 
     Raises:
-        MediaError: no decoder for this codec. DamagedMedia: too many packets fail, or reading does.
+        MediaError: no decoder for this codec. DamagedMedia: too many packets fail, or the file cannot be read.
     """
     if stream.codec_context is None:
         raise MediaError(f"{path}: no decoder for its {stream.type} stream; convert it (ffmpeg -i IN OUT.mp4)")
     n_packets = n_lost = 0
     try:
         for packet in container.demux(stream):
-            if not packet.size:  # avi has empty packets, and to the decoder an empty packet means the end
+            if not packet.size:  # avi has empty packets, which the decoder would take for the end
                 continue
             n_packets += 1
             try:
@@ -279,16 +284,16 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
             "copy or download it again, or leave it out"
         )
     if n_lost:
-        log.warning("%s: left out %d of %d packets that cannot be decoded (%s)", path, n_lost, n_packets, stream.type)
+        log.warning("%s: skipped %d of %d packets that cannot be decoded (%s)", path, n_lost, n_packets, stream.type)
 
 
 def check_end(path: PathLike, stream: Any, decoded_s: float) -> None:
-    """Raise TruncatedMedia if `stream` ends, `decoded_s` after its first frame, before the length its header states."""
-    # Only these state an exact length a stream; mp3 and ogg estimate it, mkv and avi state one for the whole file.
+    """Raise TruncatedMedia if the `decoded_s` seconds of `stream` are shorter than its header states."""
+    # Only these formats state exact stream lengths; mp3 and ogg estimate them, mkv and avi only state the file's.
     if stream.container.format.name not in ("mov,mp4,m4a,3gp,3g2,mj2", "flac", "wav"):
         return
     stated_s = stated_duration_s(stream)
-    # Codec delay and padding are up to 0.1 s.
+    # Codec delay and padding amount to up to 0.1 s.
     if stated_s is not None and decoded_s < stated_s - 0.25:
         raise TruncatedMedia(
             f"{path}: its {stream.type} stream ends after {decoded_s:.2f} s, the container states {stated_s:.2f} s; "

@@ -1,4 +1,4 @@
-"""Action units that OpenFace 2 has measured: its `<name>.csv`, one row a frame (and face)."""
+"""Read action units from the `<name>.csv` of OpenFace 2: one row per frame (and face)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from affectgpt.media.container import EmptyMedia, MediaError, MissingMedia, PathLike
 from affectgpt.runtime import InputError
 
-NO_EXPRESSION = ("AU45",)
-"""Blinks, which are no peak of an expression."""
+BLINK = ("AU45",)
+"""Blinks: their intensity says nothing about the peak of an expression."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class ActionUnits:
     """Action units of one clip; n rows.
 
     Attributes:
-        frame: int64 [n], as OpenFace counts (from 1; from 0 in single-picture output).
+        frame: int64 [n], as numbered by OpenFace (from 1; from 0 for single images).
         timestamp_s: float64 [n].
-        confidence: float64 [n] in 0..1, of the face tracker.
+        confidence: float64 [n] in 0..1, from the face tracker.
         success: bool [n], whether a face was tracked.
         intensity: "AU01" -> float64 [n] in 0..5 (columns AU01_r ...).
         presence: "AU01" -> bool [n] (columns AU01_c ...).
@@ -40,7 +40,7 @@ class ActionUnits:
         return len(self.frame)
 
     def rows(self, chosen: np.ndarray) -> ActionUnits:
-        """The rows that a bool or index array [n] chooses."""
+        """The rows selected by a boolean or index array [n]."""
         return ActionUnits(
             self.frame[chosen],
             self.timestamp_s[chosen],
@@ -51,52 +51,55 @@ class ActionUnits:
         )
 
     def tracked(self, *, min_confidence: float = 0.8, skip_first: int = 0) -> ActionUnits:
-        """Rows whose face was tracked, with at least `min_confidence`, without the first `skip_first` frames.
+        """Rows with a tracked face and at least `min_confidence`, without the first `skip_first` frames.
 
-        A tracker settles in its first frames, and what it measures there is often no expression but an artefact.
+        The tracker needs a few frames to converge, and its measurements there are often artefacts.
         """
-        settled = np.arange(len(self)) >= skip_first
-        return self.rows(self.success & (self.confidence >= min_confidence) & settled)
+        converged = np.arange(len(self)) >= skip_first
+        return self.rows(self.success & (self.confidence >= min_confidence) & converged)
 
-    def peak(self, *, without: Sequence[str] = NO_EXPRESSION) -> int:
-        """The row with the largest sum of intensities (the first of equals), leaving out the units in `without`."""
+    def peak(self, *, without: Sequence[str] = BLINK) -> int:
+        """The (first) row with the largest sum of intensities, ignoring the units in `without`."""
         if not len(self):
-            raise InputError("no row is left to take the peak of; lower min_confidence, or leave the clip out")
+            raise InputError("no rows to take the peak of; lower min_confidence, or leave the clip out")
         summed = sum(values for unit, values in self.intensity.items() if unit not in without)
         return int(np.argmax(np.broadcast_to(summed, len(self))))
 
 
 def read_openface(path: PathLike) -> ActionUnits:
-    """Read a csv file of OpenFace's FeatureExtraction; its header has spaces behind the commas.
+    """Read a csv file of OpenFace's FeatureExtraction; its header has spaces after the commas.
 
     Raises:
-        MissingMedia, EmptyMedia: no file, or no row in it.
-        MediaError: columns are missing, a cell is no number, or the frames hold several faces.
+        MissingMedia, EmptyMedia: no file, or no rows in it.
+        MediaError: the file cannot be read, lacks columns, has non-numeric cells, or has several faces.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingMedia(f"{path}: no such file; check the folder of OpenFace's output")
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        columns = [name.strip() for name in next(reader, [])]
-        wanted = {"frame", "timestamp", "confidence", "success"}
-        units = [name for name in columns if name.startswith("AU") and name[-2:] in ("_r", "_c")]
-        if (missing := sorted(wanted - set(columns))) or not units:
-            lacking = missing or ["AU01_r ..."]
-            raise MediaError(f"{path}: no columns {lacking}, found {columns[:8]}; run OpenFace's FeatureExtraction")
-        rows: list[list[str]] = []
-        for row in reader:
-            if len(row) != len(columns):
-                raise MediaError(f"{path}:{reader.line_num}: {len(row)} cells under {len(columns)} columns; cut off?")
-            rows.append(row)
-    if not rows:
-        raise EmptyMedia(f"{path}: holds no frame; run OpenFace again, or leave it out")
     try:
-        table = {name: np.array([float(row[number]) for row in rows]) for number, name in enumerate(columns)}
+        if not file.is_file():
+            raise MissingMedia(f"{path}: no such file; check the folder of OpenFace's output")
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            header, *rows = list(csv.reader(stream)) or [[]]
+    except MissingMedia:
+        raise
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MediaError(f"{path}: cannot be read ({error}); run OpenFace again, or leave it out") from error
+    columns = [name.strip() for name in header]
+    units = [name for name in columns if name.startswith("AU") and name[-2:] in ("_r", "_c")]
+    if (missing := sorted({"frame", "timestamp", "confidence", "success"} - set(columns))) or not units:
+        raise MediaError(
+            f"{path}: no columns {missing or ['AU01_r ...']}, found {columns[:8]}; run OpenFace's FeatureExtraction"
+        )
+    if not rows:
+        raise EmptyMedia(f"{path}: has no frames; run OpenFace again, or leave it out")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            raise MediaError(f"{path}:{number}: expected {len(columns)} cells, found {len(row)}; is it truncated?")
+    try:
+        table = dict(zip(columns, np.array(rows, dtype=np.float64).T, strict=True))
     except ValueError as error:
-        raise MediaError(f"{path}: a cell is no number ({error})") from error
-    if "face_id" in table and len(set(table["face_id"])) > 1:
-        raise MediaError(f"{path}: holds {len(set(table['face_id']))} faces; choose one (FeatureExtraction tracks one)")
+        raise MediaError(f"{path}: a cell is not a number ({error})") from error
+    if (n_faces := len(set(table.get("face_id", ())))) > 1:
+        raise MediaError(f"{path}: has {n_faces} faces, expected one; run FeatureExtraction, which tracks one face")
     return ActionUnits(
         table["frame"].astype(np.int64),
         table["timestamp"],

@@ -1,9 +1,10 @@
-"""Frames of a video, spread evenly, in one sequential decode whatever the number of sets asked for."""
+"""Evenly spaced video frames, decoded in one sequential pass for any number of frame sets."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +22,18 @@ from affectgpt.media.container import (
     stream_kinds,
     video_stream,
 )
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, MissingLibrary
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Pictures of one clip.
+    """Decoded frames of one clip.
 
     Attributes:
-        images: uint8 [T,H,W,3] RGB, turned upright.
+        images: uint8 [T,H,W,3] RGB, upright.
         times_s: float64 [T], seconds since the first frame of the video, never decreasing.
-        indices: int64 [T], which frames of the source they are.
-        n_source_frames: frames in the source, counted while decoding.
+        indices: int64 [T], their positions in the source.
+        n_source_frames: number of frames in the source, counted while decoding.
     """
 
     images: np.ndarray
@@ -43,59 +44,59 @@ class Frames:
 
 @dataclass
 class _Decoded:
-    """What a backend gives: the wanted frames by index, and the true number of frames."""
+    """Output of a backend: the selected frames by index, and the true number of frames."""
 
     n_source: int
     images: dict[int, np.ndarray] = field(default_factory=dict)
     times_s: dict[int, float] = field(default_factory=dict)
 
 
-_Choose = Callable[[int], "set[int]"]
-"""The indices wanted of a video with so many frames."""
+_Select = Callable[[int], "set[int]"]
+"""Number of frames in a video -> the indices to keep."""
 
 
 def uniform_indices(n_source: int, n: int) -> np.ndarray:
-    """floor(i * n_source / n) for i < n, as int64 [n]; with fewer than `n` source frames some repeat.
+    """floor(i * n_source / n) for i < n, as int64 [n]; with fewer than `n` source frames, some are repeated.
 
     >>> uniform_indices(100, 8).tolist()
     [0, 12, 25, 37, 50, 62, 75, 87]
     """
     if n_source < 1 or n < 1:
-        raise InputError(f"cannot choose {n} of {n_source} frames; both numbers must be at least 1")
+        raise InputError(f"cannot select {n} of {n_source} frames; both numbers must be at least 1")
     return np.arange(n, dtype=np.int64) * n_source // n
 
 
 def read_frames(path: PathLike, n_frames: int, *, backend: str = "pyav", size_px: int | None = None) -> Frames:
-    """`n_frames` frames spread evenly over the video; see `read_frame_sets`."""
+    """`n_frames` evenly spaced frames of the video; see `read_frame_sets`."""
     return read_frame_sets(path, {"frames": n_frames}, backend=backend, size_px=size_px)["frames"]
 
 
 def read_frame_sets(
     path: PathLike, counts: Mapping[str, int], *, backend: str = "pyav", size_px: int | None = None
 ) -> dict[str, Frames]:
-    """Several sets of evenly spread frames, e.g. `{"frames": 8, "motion": 16}`, from one pass over the video.
+    """Several sets of evenly spaced frames, e.g. `{"frames": 8, "motion": 16}`, from one pass over the video.
 
-    Only wanted frames are kept, so memory does not grow with the video's length.
+    Only the selected frames are kept, so memory does not grow with the length of the video.
 
     Args:
-        counts: frames in each set.
-        backend: "pyav" (always there), "decord" or "torchcodec".
-        size_px: stretch each picture to this height and width (bicubic, antialiased); None = as stored. A video whose
-            size changes midway is stretched to the size of its first wanted frame.
+        counts: number of frames in each set.
+        backend: "pyav" (always available), "decord" or "torchcodec".
+        size_px: resize to this height and width (bicubic, antialiased, aspect ratio not kept); None = as stored. If
+            the frame size changes mid-stream, all frames are resized to the size of the first one.
 
     Raises:
-        NoVideoStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: see there; all are MediaError.
-        ValueError: unknown backend, or a count below 1.
-        ImportError: the backend is not installed.
+        NoVideoStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: all are MediaError.
+        InputError: unknown backend, or a count below 1.
+        MissingLibrary: the backend is not installed.
     """
     if backend not in _BACKENDS:
-        raise InputError(f"unknown video backend {backend!r}; choose one of {sorted(_BACKENDS)}")
+        raise InputError(f"unknown video backend {backend!r}; expected one of {sorted(_BACKENDS)}")
 
-    def choose(n_source: int) -> set[int]:
+    def select(n_source: int) -> set[int]:
         return {int(index) for n in counts.values() for index in uniform_indices(n_source, n)}
 
-    choose(1)  # a count below 1 shows up before anything is decoded
-    decoded = _BACKENDS[backend](path, choose)
+    select(1)  # raises for a count below 1 before anything is decoded
+    decoded = _BACKENDS[backend](path, select)
     shape = (size_px, size_px) if size_px else decoded.images[0].shape[:2]
     images = {index: _resize(image, *shape) for index, image in decoded.images.items()}
     sets = {}
@@ -119,25 +120,29 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _decode_pyav(path: PathLike, choose: _Choose) -> _Decoded:
-    """Decode every frame in order and keep the wanted ones.
+def _decode_pyav(path: PathLike, select: _Select) -> _Decoded:
+    """Decode every frame in order and keep the selected ones.
 
-    Which ones are wanted depends on the number of frames, and headers lie about it (webm states none, avi often a wrong
-    one). Counting packets costs about 1 % of decoding and is nearly always right; where it is not, decode once more.
+    The selection depends on the number of frames, which headers often misstate (webm has no count, many avi files a
+    wrong one). Counting packets costs about 1 % of decoding and is nearly always right; if not, decode a second time.
     """
     n_expected = _count_packets(path)
     for _ in range(2):
-        decoded = _decode_wanted(path, choose(max(n_expected, 1)))
+        decoded = _decode_selected(path, select(max(n_expected, 1)))
         if decoded.n_source == n_expected > 0:
             return decoded
         n_expected = decoded.n_source
         if n_expected == 0:
-            raise EmptyMedia(f"{path}: its video stream holds no picture; copy or download it again, or leave it out")
+            raise _empty(path)
     raise DamagedMedia(f"{path}: decodes to a different number of frames each time; convert it (ffmpeg -i IN OUT.mp4)")
 
 
+def _empty(path: PathLike) -> EmptyMedia:
+    return EmptyMedia(f"{path}: its video stream has no frames; copy or download it again, or leave it out")
+
+
 def _count_packets(path: PathLike) -> int:
-    """Packets that should each give a frame; an edit list discards some."""
+    """The number of packets that should each give a frame; edit lists discard some packets."""
     with open_media(path) as container:
         stream = _video_stream(container, path)
         return sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
@@ -147,12 +152,12 @@ def _video_stream(container: Any, path: PathLike) -> Any:
     stream = video_stream(container)
     if stream is None:
         raise NoVideoStream(
-            f"{path}: no video stream, found {stream_kinds(container)}; use it as audio, or give the video file"
+            f"{path}: no video stream, found {stream_kinds(container)}; pass it as audio, or pass the video file"
         )
     return stream
 
 
-def _decode_wanted(path: PathLike, wanted: set[int]) -> _Decoded:
+def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
     decoded = _Decoded(n_source=0)
     first_s = last_s = end_s = 0.0
     with open_media(path) as container:
@@ -160,13 +165,13 @@ def _decode_wanted(path: PathLike, wanted: set[int]) -> _Decoded:
         stream.thread_type = "AUTO"
         rate_hz = float(stream.average_rate or stream.guessed_rate or 25)
         for index, frame in enumerate(decode(container, stream, path)):
-            # Frames without a time stamp (some avi files) follow each other at the nominal rate.
+            # Frames without a timestamp (in some avi files) are spaced at the nominal rate.
             time_s = float(frame.pts * stream.time_base) if frame.pts is not None else first_s + index / rate_hz
             if index == 0:
                 first_s = last_s = time_s
             last_s = max(last_s, time_s)
             end_s = last_s + float((frame.duration or 0) * stream.time_base)
-            if index in wanted:
+            if index in selected:
                 decoded.images[index] = _upright(frame)
                 decoded.times_s[index] = last_s - first_s
             decoded.n_source = index + 1
@@ -176,10 +181,10 @@ def _decode_wanted(path: PathLike, wanted: set[int]) -> _Decoded:
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """RGB picture [H,W,3], turned and mirrored as the display matrix says, to the nearest right angle."""
+    """RGB image [H,W,3], rotated and mirrored by its display matrix to the nearest right angle."""
     image = frame.to_ndarray(format="rgb24")
-    # Of a small copy: frame and side data refer to each other, so that the frame, and with it its decoder's threads,
-    # would live until the next search for such cycles.
+    # Read the matrix from a small copy: frame and side data refer to each other, so reading it from the frame would
+    # keep the frame, and with it the threads of its decoder, alive until the next garbage collection.
     matrix = frame.reformat(width=16, height=16, interpolation="POINT").side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
@@ -194,44 +199,59 @@ def _upright(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _decode_decord(path: PathLike, choose: _Choose) -> _Decoded:
+def _decode_decord(path: PathLike, select: _Select) -> _Decoded:
     decord = _import("decord", "pip install 'affectgpt[decord]'")
     _check_video(path)
-    try:
+    errors = (decord.DECORDError, RuntimeError)
+    with _media_errors(path, "decord", errors):
         reader = decord.VideoReader(str(path), num_threads=1)
-        wanted = sorted(choose(len(reader)))
-        images = reader.get_batch(wanted).asnumpy()  # [T,H,W,3]
-        times_s = reader.get_frame_timestamp([0, *wanted])[:, 0].astype(np.float64)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise MediaError(f"{path}: decord cannot decode it ({_first_line(error)}); try backend pyav") from error
-    return _gather(len(reader), wanted, images, times_s)
+    indices = _indices(path, select, len(reader))
+    with _media_errors(path, "decord", errors):
+        images = reader.get_batch(indices).asnumpy()  # [T,H,W,3]
+        times_s = reader.get_frame_timestamp([0, *indices])[:, 0]
+    return _from_batch(len(reader), indices, images, times_s.astype(np.float64))
 
 
-def _decode_torchcodec(path: PathLike, choose: _Choose) -> _Decoded:
+def _decode_torchcodec(path: PathLike, select: _Select) -> _Decoded:
     decoders = _import("torchcodec.decoders", "pip install torchcodec, and system ffmpeg libraries that it can load")
     _check_video(path)
-    try:
+    errors = (RuntimeError, ValueError, IndexError)
+    with _media_errors(path, "torchcodec", errors):
         decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", seek_mode="exact")
-        n_source = decoder.metadata.num_frames
-        wanted = sorted(choose(n_source))
-        batch = decoder.get_frames_at([0, *wanted])
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise MediaError(f"{path}: torchcodec cannot decode it ({_first_line(error)}); try backend pyav") from error
-    return _gather(n_source, wanted, batch.data[1:].numpy(), batch.pts_seconds.double().numpy())
+    n_source = decoder.metadata.num_frames
+    indices = _indices(path, select, n_source)
+    with _media_errors(path, "torchcodec", errors):
+        batch = decoder.get_frames_at([0, *indices])
+    return _from_batch(n_source, indices, batch.data[1:].numpy(), batch.pts_seconds.double().numpy())
 
 
-def _gather(n_source: int, wanted: list[int], images: np.ndarray, times_s: np.ndarray) -> _Decoded:
-    """`times_s` [1 + T] begins with the time of the video's first frame."""
+@contextmanager
+def _media_errors(path: PathLike, backend: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn the `errors` of a decoder library into MediaError; wrap calls of the library only."""
+    try:
+        yield
+    except errors as error:
+        raise MediaError(f"{path}: {backend} cannot decode it ({_first_line(error)}); try backend pyav") from error
+
+
+def _indices(path: PathLike, select: _Select, n_source: int) -> list[int]:
+    if not n_source:
+        raise _empty(path)
+    return sorted(select(n_source))
+
+
+def _from_batch(n_source: int, indices: list[int], images: np.ndarray, times_s: np.ndarray) -> _Decoded:
+    """`times_s` [1 + T] starts with the time of the first frame of the video."""
     since_first = np.maximum.accumulate(times_s - times_s[0])[1:]
     return _Decoded(
         n_source,
-        dict(zip(wanted, images, strict=True)),
-        dict(zip(wanted, since_first.tolist(), strict=True)),
+        dict(zip(indices, images, strict=True)),
+        dict(zip(indices, since_first.tolist(), strict=True)),
     )
 
 
 def _check_video(path: PathLike) -> None:
-    """The errors of the default backend, for backends that would crash or be vague."""
+    """Raise the errors of the default backend first; other backends crash or give vague messages."""
     with open_media(path) as container:
         _video_stream(container, path)
 
@@ -245,13 +265,13 @@ def _import(name: str, install: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         package = name.partition(".")[0]
-        raise ImportError(
+        raise MissingLibrary(
             f"video backend {package!r} cannot be imported ({_first_line(error)}); "
             f"install it ({install}) or use backend pyav"
         ) from error
 
 
-_BACKENDS: Mapping[str, Callable[[PathLike, _Choose], _Decoded]] = {
+_BACKENDS: Mapping[str, Callable[[PathLike, _Select], _Decoded]] = {
     "pyav": _decode_pyav,
     "decord": _decode_decord,
     "torchcodec": _decode_torchcodec,

@@ -9,7 +9,7 @@ def save(path, array):
     return path
 
 
-def test_blue_green_red_becomes_red_green_blue(tmp_path):
+def test_bgr_becomes_rgb(tmp_path):
     crops = np.zeros((3, 112, 112, 3), dtype=np.uint8)
     crops[..., 2] = 200  # red, in BGR order
     faces = read_faces(save(tmp_path / "f.npy", crops))
@@ -17,13 +17,13 @@ def test_blue_green_red_becomes_red_green_blue(tmp_path):
     assert faces[0, 0, 0].tolist() == [200, 0, 0]
 
 
-def test_faces_are_spread_like_frames(tmp_path):
+def test_faces_are_spaced_like_frames(tmp_path):
     crops = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 112, 112, 3))
     faces = read_faces(save(tmp_path / "f.npy", crops), n_frames=4)
     assert faces[:, 0, 0, 0].tolist() == [0, 2, 5, 7]
 
 
-def test_a_file_that_is_red_green_blue_already_is_left_as_it_is(tmp_path):
+def test_a_file_in_rgb_order_is_returned_unchanged(tmp_path):
     crops = np.zeros((1, 96, 80, 3), dtype=np.uint8)
     crops[..., 0] = 200
     path = save(tmp_path / "f.npy", crops)
@@ -33,7 +33,7 @@ def test_a_file_that_is_red_green_blue_already_is_left_as_it_is(tmp_path):
         read_faces(path, order="grb")
 
 
-def test_other_arrays_are_an_error_with_both_shapes(tmp_path):
+def test_another_array_is_an_error_with_both_shapes(tmp_path):
     with pytest.raises(MediaError, match=r"expected face crops uint8 \[n, height, width, 3\], found float64 \[2, 5\]"):
         read_faces(save(tmp_path / "f.npy", np.zeros((2, 5))))
 
@@ -53,5 +53,5 @@ def test_a_broken_file_is_an_error(tmp_path, content):
 def test_no_file_and_no_face_are_errors(tmp_path):
     with pytest.raises(MissingMedia, match="no such file"):
         read_faces(tmp_path / "gone.npy")
-    with pytest.raises(EmptyMedia, match="holds no face crop"):
+    with pytest.raises(EmptyMedia, match="has no face crops"):
         read_faces(save(tmp_path / "f.npy", np.zeros((0, 112, 112, 3), dtype=np.uint8)))

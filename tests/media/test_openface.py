@@ -27,7 +27,7 @@ def test_spaces_in_the_header_do_not_hide_columns(tmp_path):
     assert units.timestamp_s[1] == 0.04
 
 
-def test_the_peak_is_no_blink_no_lost_face_and_no_first_frame(tmp_path):
+def test_the_peak_ignores_blinks_lost_faces_and_the_first_frames(tmp_path):
     units = read_openface(write(tmp_path / "v.csv"))
     assert units.frame[units.peak()] == 4  # the tracker was unsure there
     tracked = units.tracked(min_confidence=0.8)
@@ -36,21 +36,21 @@ def test_the_peak_is_no_blink_no_lost_face_and_no_first_frame(tmp_path):
     settled = units.tracked(min_confidence=0.8, skip_first=1)
     assert settled.frame[settled.peak()] == 2
     assert settled.frame[settled.peak(without=())] == 3  # the blink
-    with pytest.raises(ValueError, match="no row is left"):
+    with pytest.raises(ValueError, match="no rows to take"):
         units.rows(np.zeros(5, dtype=bool)).peak()
 
 
 @pytest.mark.parametrize(
     ("header", "rows", "error", "words"),
     [
-        (HEADER, [], EmptyMedia, "holds no frame"),
+        (HEADER, [], EmptyMedia, "has no frames"),
         ("frame, timestamp, AU01_r", ["1, 0, 0"], MediaError, r"no columns \['confidence', 'success'\]"),
-        (HEADER, [*ROWS, "6, 0, 0.2"], MediaError, r"v\.csv:7: 3 cells under 9 columns"),
-        (HEADER, [ROWS[0].replace("4.9", "x")], MediaError, "a cell is no number"),
-        (HEADER, [ROWS[0], ROWS[1].replace("2, 0", "2, 1", 1)], MediaError, "holds 2 faces"),
+        (HEADER, [*ROWS, "6, 0, 0.2"], MediaError, r"v\.csv:7: expected 9 cells, found 3"),
+        (HEADER, [ROWS[0].replace("4.9", "x")], MediaError, "a cell is not a number"),
+        (HEADER, [ROWS[0], ROWS[1].replace("2, 0", "2, 1", 1)], MediaError, "has 2 faces"),
     ],
 )
-def test_other_files_are_named_errors(tmp_path, header, rows, error, words):
+def test_a_broken_file_is_an_error_that_names_the_problem(tmp_path, header, rows, error, words):
     with pytest.raises(error, match=words):
         read_openface(write(tmp_path / "v.csv", rows, header))
 

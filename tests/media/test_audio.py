@@ -66,34 +66,34 @@ def test_frequencies_above_half_the_new_rate_do_not_fold_back(tmp_path):
     assert amplitude_of(read_audio(path).samples, 4000) < 1e-3
 
 
-def test_sound_at_the_right_rate_comes_back_unchanged(tmp_path):
+def test_audio_at_the_right_rate_is_returned_unchanged(tmp_path):
     samples = sine(1, rate_hz=16000)
     path = write_media(tmp_path / "a.wav", sound=samples, sound_rate_hz=16000, audio_codec="pcm_f32le")
     np.testing.assert_array_equal(read_audio(path).samples, samples)
 
 
 @pytest.mark.parametrize("duration_s", [0.01, 0.3, 2.0])
-def test_duration_is_what_was_decoded(tmp_path, duration_s):
+def test_duration_is_that_of_the_decoded_audio(tmp_path, duration_s):
     path = write_media(tmp_path / "a.wav", sound=sine(duration_s), audio_codec="pcm_s16le")
     sound = read_audio(path)
     assert sound.duration_s == len(sound.samples) / 16000
     assert sound.duration_s == pytest.approx(duration_s, abs=1e-3)
 
 
-def test_no_audio_stream_is_a_fact_and_reading_it_an_error(tmp_path):
+def test_a_missing_audio_stream_is_reported_by_probe_and_an_error_to_read(tmp_path):
     path = write_media(tmp_path / "mute.mp4", numbered_clip(10))
     assert not probe(path).has_audio
-    with pytest.raises(NoAudioStream, match=r"mute\.mp4: no audio stream, found video; leave the audio modality out"):
+    with pytest.raises(NoAudioStream, match=r"mute\.mp4: no audio stream, found video; use it without audio"):
         read_audio(path)
 
 
-def test_silence_is_sound(tmp_path):
+def test_silence_is_audio(tmp_path):
     path = write_media(tmp_path / "quiet.mp4", numbered_clip(10), sound=np.zeros(44100, dtype=np.float32))
     assert probe(path).has_audio
     assert np.abs(read_audio(path).samples).max() < 1e-4
 
 
-def test_a_track_shorter_than_the_picture_is_no_error(tmp_path):
+def test_audio_shorter_than_the_video_is_no_error(tmp_path):
     path = write_media(tmp_path / "clip.mp4", numbered_clip(75), sound=sine(1))
     assert read_audio(path).duration_s == pytest.approx(1, abs=0.1)
 
@@ -103,22 +103,22 @@ def test_a_header_without_samples_is_empty(tmp_path):
     data = path.read_bytes()
     head = data[: data.index(b"data")] + b"data" + bytes(4)
     path.write_bytes(head[:4] + (len(head) - 8).to_bytes(4, "little") + head[8:])
-    with pytest.raises(EmptyMedia, match=r"a\.wav: its audio stream holds no sample"):
+    with pytest.raises(EmptyMedia, match=r"a\.wav: its audio stream has no samples"):
         read_audio(path)
 
 
-def test_short_sound_is_one_window_of_its_own_length():
+def test_short_audio_is_one_window_of_its_own_length():
     assert audio_windows(1600, 16000, window_s=10, max_windows=3) == [(0, 1600)]
     assert audio_windows(160000, 16000, window_s=10, max_windows=3) == [(0, 160000)]
 
 
-def test_windows_cover_longer_sound_from_start_to_end():
+def test_windows_cover_longer_audio_from_start_to_end():
     assert audio_windows(16000 * 12, 16000, window_s=10, max_windows=3) == [(0, 160000), (32000, 192000)]
     ranges = audio_windows(16000 * 600, 16000, window_s=10, max_windows=3)
     assert ranges == [(0, 160000), (4720000, 4880000), (9440000, 9600000)]
 
 
-def test_the_only_window_of_long_sound_is_its_middle():
+def test_a_single_window_is_the_middle_of_long_audio():
     assert audio_windows(60, 10, window_s=2, max_windows=1) == [(20, 40)]
 
 
@@ -128,13 +128,13 @@ def test_fixed_windows_start_at_i_times_spare_over_count():
     ]
 
 
-def test_fixed_windows_of_short_sound_reach_past_its_end_for_padding():
+def test_fixed_windows_of_short_audio_exceed_its_length_for_padding():
     assert audio_windows(16000, 16000, window_s=2, max_windows=8, mode="fixed") == [(0, 32000)] * 8
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"n_samples": 0}, "all must be at least 1"), ({"mode": "random"}, "unknown mode 'random'")],
+    [({"n_samples": 0}, "all must be at least 1"), ({"mode": "random"}, "unknown window mode 'random'")],
 )
 def test_impossible_windows_are_an_error(changed, message):
     values = {"n_samples": 100, "rate_hz": 10, "window_s": 2, "max_windows": 3, "mode": "cover"} | changed

@@ -40,7 +40,7 @@ def clip(folder, name, **options):
     )
 
 
-def test_probe_reads_the_facts_of_both_streams(tmp_path):
+def test_probe_reads_the_headers_of_both_streams(tmp_path):
     info = probe(clip(tmp_path, "clip.mp4"))
     assert (info.has_video, info.has_audio) == (True, True)
     assert (info.n_frames, info.frame_rate_hz, info.width, info.height) == (50, 25.0, 64, 48)
@@ -51,13 +51,13 @@ def test_probe_reads_the_facts_of_both_streams(tmp_path):
     assert info.audio_duration_s == pytest.approx(2, abs=0.05)
 
 
-def test_probe_of_sound_has_no_facts_about_pictures(tmp_path):
+def test_probe_of_an_audio_file_finds_no_video(tmp_path):
     info = probe(write_media(tmp_path / "a.wav", sound=sine(1), audio_codec="pcm_s16le"))
     assert (info.has_video, info.has_audio, info.n_frames, info.width) == (False, True, 0, None)
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_a_missing_file_is_named(tmp_path, read):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path, read):
     with pytest.raises(MissingMedia, match=r"gone\.mp4: no such file; check the path") as caught:
         read(tmp_path / "gone.mp4")
     assert isinstance(caught.value, FileNotFoundError)
@@ -71,7 +71,9 @@ def test_a_file_of_zero_bytes_is_empty(tmp_path, read):
         read(tmp_path / "clip.mp4")
 
 
-def test_a_folder_is_no_media_file(tmp_path):
+def test_a_folder_or_a_path_that_the_system_refuses_is_no_media_file(tmp_path):
+    with pytest.raises(MediaError, match=r"x\.mp4: cannot be read as media \(File name too long\)"):
+        probe(tmp_path / f"{300 * 'x'}.mp4")
     with pytest.raises(MediaError, match="expected a media file, found a folder"):
         probe(tmp_path)
 
@@ -84,6 +86,27 @@ def test_text_is_no_media_file(tmp_path, read):
         read(path)
 
 
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")], ids=repr)
+@pytest.mark.parametrize("place", ["video._upright", "audio.check_end", "video.check_end"])
+def test_a_bug_in_our_decoding_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, place, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(f"affectgpt.media.{place}", fail)
+    with pytest.raises(type(error), match="a bug") as caught:
+        (read_audio if place.startswith("audio") else READERS[2])(clip(tmp_path, "clip.mp4"))
+    assert caught.value is error
+
+
+def test_an_input_output_error_while_decoding_is_a_media_error_with_the_file_name(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("affectgpt.media.container._stated_length", fail)
+    with pytest.raises(MediaError, match=r"clip\.mp4: cannot be read as media \(Input/output error\)"):
+        READERS[2](clip(tmp_path, "clip.mp4"))
+
+
 def test_a_playlist_cannot_open_other_files(tmp_path):
     inside = clip(tmp_path, "clip.mp4")
     path = tmp_path / "list.mp4"
@@ -93,13 +116,13 @@ def test_a_playlist_cannot_open_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["http:clip.mp4", "clip %03d [é].mp4"])
-def test_a_file_name_is_never_read_as_an_address_or_pattern(tmp_path, name, monkeypatch):
+def test_a_file_name_is_never_taken_for_a_url_or_pattern(tmp_path, name, monkeypatch):
     clip(tmp_path, "clip.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert read_frames(name, 8).n_source_frames == 50
 
 
-def test_metadata_that_is_not_utf8_does_no_harm(tmp_path):
+def test_metadata_that_is_not_utf8_is_ignored(tmp_path):
     path = write_media(tmp_path / "clip.avi", numbered_clip(5), video_codec="mpeg4")
     data = path.read_bytes()
     path.write_bytes(data.replace(b"Lavf", b"Lav\xe9"))
@@ -110,7 +133,7 @@ def test_metadata_that_is_not_utf8_does_no_harm(tmp_path):
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.webm", "clip.avi"])
 @pytest.mark.parametrize("read", READERS)
 def test_a_file_cut_anywhere_is_truncated(tmp_path, name, share, read):
-    with pytest.raises(TruncatedMedia, match=r"cut-clip\..*: the file is cut off: \d+ bytes found, .* at least \d+"):
+    with pytest.raises(TruncatedMedia, match=r"cut-clip\..*: the file is truncated: \d+ bytes found, .* at least \d+"):
         read(cut(clip(tmp_path, name), share))
 
 
@@ -118,11 +141,11 @@ def test_a_file_cut_anywhere_is_truncated(tmp_path, name, share, read):
 @pytest.mark.parametrize("flags", ["faststart", "frag_keyframe+empty_moov"])
 @pytest.mark.parametrize("read", READERS)
 def test_an_mp4_with_its_index_in_front_is_truncated_too(tmp_path, flags, share, read):
-    with pytest.raises(TruncatedMedia, match="the file is cut off"):
+    with pytest.raises(TruncatedMedia, match="the file is truncated"):
         read(cut(clip(tmp_path, "clip.mp4", options={"movflags": flags}), share))
 
 
-def test_a_recording_that_never_got_its_index_is_truncated(tmp_path):
+def test_a_recording_without_an_index_is_truncated(tmp_path):
     path = clip(tmp_path, "clip.mp4")
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"moov") - 4])
@@ -133,7 +156,7 @@ def test_a_recording_that_never_got_its_index_is_truncated(tmp_path):
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_cut_wav_is_truncated_although_its_demuxer_shortens_the_duration(tmp_path, share):
     path = cut(write_media(tmp_path / "a.wav", sound=sine(2), audio_codec="pcm_s16le"), share)
-    with pytest.raises(TruncatedMedia, match=r"cut-a\.wav: the file is cut off"):
+    with pytest.raises(TruncatedMedia, match=r"cut-a\.wav: the file is truncated"):
         read_audio(path)
 
 
@@ -144,7 +167,7 @@ def test_a_cut_flac_ends_before_the_duration_its_header_states(tmp_path):
 
 
 @pytest.mark.parametrize("stated", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x24\xf0\xff\x7f"])
-def test_a_wav_from_a_pipe_that_states_no_length_is_whole(tmp_path, stated):
+def test_a_wav_from_a_pipe_that_states_no_length_is_complete(tmp_path, stated):
     path = write_media(tmp_path / "a.wav", sound=sine(1), audio_codec="pcm_s16le")
     data = path.read_bytes()
     at = data.index(b"data") + 4
@@ -152,7 +175,7 @@ def test_a_wav_from_a_pipe_that_states_no_length_is_whole(tmp_path, stated):
     assert read_audio(path).duration_s == pytest.approx(1, abs=0.01)
 
 
-def test_a_live_webm_of_unknown_length_is_whole(tmp_path):
+def test_a_live_webm_of_unknown_length_is_complete(tmp_path):
     path = clip(tmp_path, "clip.webm", options={"live": "1"})
     assert read_frames(path, 8).n_source_frames == 50
     assert probe(path).n_frames == 0
@@ -172,7 +195,7 @@ def test_a_hole_of_zeros_is_damage(tmp_path):
         read_frames(path, 8)
 
 
-def test_other_data_behind_an_mp3_is_left_out_with_a_warning(tmp_path, caplog):
+def test_other_data_after_an_mp3_is_skipped_with_a_warning(tmp_path, caplog):
     path = write_media(tmp_path / "a.mp3", sound=sine(2), audio_codec="libmp3lame")
     whole = read_audio(path)
     with path.open("ab") as file:

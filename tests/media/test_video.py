@@ -32,7 +32,7 @@ def test_uniform_indices_are_the_floor_of_i_n_over_count_without_floating_point(
 
 
 @pytest.mark.parametrize(("n_source", "n"), [(0, 8), (8, 0)])
-def test_choosing_frames_of_nothing_is_an_error(n_source, n):
+def test_selecting_from_no_frames_is_an_error(n_source, n):
     with pytest.raises(ValueError, match="both numbers must be at least 1"):
         uniform_indices(n_source, n)
 
@@ -58,7 +58,7 @@ def test_several_sets_in_one_pass_equal_one_set_at_a_time(tmp_path):
             np.testing.assert_array_equal(getattr(sets[name], field), getattr(alone, field))
 
 
-def test_the_true_number_of_frames_counts_where_the_header_lies(tmp_path):
+def test_frames_are_counted_while_decoding_where_the_header_is_wrong(tmp_path):
     path = write_media(tmp_path / "clip.avi", numbered_clip(50), video_codec="mpeg4")
     data = bytearray(path.read_bytes())
     at = data.index(b"strh") + 8 + 32  # dwLength of the stream header
@@ -71,7 +71,7 @@ def test_the_true_number_of_frames_counts_where_the_header_lies(tmp_path):
     assert frame_numbers(frames.images) == frames.indices.tolist()
 
 
-def test_packets_without_a_picture_are_found_while_decoding(tmp_path, monkeypatch):
+def test_packets_without_a_frame_are_found_while_decoding(tmp_path, monkeypatch):
     from affectgpt.media import video
 
     path = write_media(tmp_path / "clip.mp4", numbered_clip(50))
@@ -80,7 +80,7 @@ def test_packets_without_a_picture_are_found_while_decoding(tmp_path, monkeypatc
     np.testing.assert_array_equal(read_frames(path, 8).images, right.images)
 
 
-def test_times_of_a_variable_rate_video_come_from_its_time_stamps_and_begin_at_zero(tmp_path):
+def test_times_of_a_variable_rate_video_come_from_its_timestamps_and_start_at_zero(tmp_path):
     times_s = [0.5, 0.54, 0.6, 1.0, 1.04, 2.5]
     path = write_media(tmp_path / "clip.mkv", numbered_clip(6), times_s=times_s)
     frames = read_frames(path, 6)
@@ -114,7 +114,7 @@ def test_rotation_and_mirroring_of_the_display_matrix_are_applied(tmp_path, suff
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux")
-def test_decoding_leaves_no_threads_behind_though_nobody_searches_for_garbage(tmp_path):
+def test_decoding_leaves_no_threads_without_garbage_collection(tmp_path):
     path = write_media(tmp_path / "clip.mp4", numbered_clip(12))
     read_frames(path, 8)
     gc.collect()
@@ -128,12 +128,12 @@ def test_decoding_leaves_no_threads_behind_though_nobody_searches_for_garbage(tm
         gc.enable()
 
 
-def test_colours_are_red_green_blue_in_this_order(tmp_path):
+def test_channels_are_in_rgb_order(tmp_path):
     path = write_media(tmp_path / "clip.mp4", [four_corners()] * 3)
     assert corner_colours(read_frames(path, 1).images[0]) == [RED, GREEN, BLUE, WHITE]
 
 
-def test_size_px_stretches_with_bicubic_interpolation(tmp_path):
+def test_size_px_resizes_with_bicubic_interpolation(tmp_path):
     from PIL import Image
 
     path = write_media(tmp_path / "clip.mp4", [four_corners()] * 2)
@@ -142,9 +142,9 @@ def test_size_px_stretches_with_bicubic_interpolation(tmp_path):
     np.testing.assert_array_equal(read_frames(path, 1, size_px=32).images[0], expected)
 
 
-def test_frames_of_a_sound_file_are_an_error_that_names_what_it_holds(tmp_path):
+def test_frames_of_an_audio_file_are_an_error_that_lists_its_streams(tmp_path):
     path = write_media(tmp_path / "voice.wav", sound=sine(0.5), audio_codec="pcm_s16le")
-    with pytest.raises(NoVideoStream, match=r"voice\.wav: no video stream, found audio; use it as audio"):
+    with pytest.raises(NoVideoStream, match=r"voice\.wav: no video stream, found audio; pass it as audio"):
         read_frames(path, 8)
 
 
@@ -169,22 +169,22 @@ def test_cover_art_is_not_a_video(tmp_path):
         read_frames(path, 8)
 
 
-def test_a_video_stream_without_a_picture_is_empty(tmp_path, monkeypatch):
+def test_a_video_stream_without_frames_is_empty(tmp_path, monkeypatch):
     from affectgpt.media import video
 
     path = write_media(tmp_path / "clip.mp4", numbered_clip(5))
     monkeypatch.setattr(video, "decode", lambda *arguments: iter(()))
-    with pytest.raises(EmptyMedia, match=r"clip\.mp4: its video stream holds no picture"):
+    with pytest.raises(EmptyMedia, match=r"clip\.mp4: its video stream has no frames"):
         read_frames(path, 8)
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown video backend 'opencv'; choose one of \['decord', 'pyav'"):
+    with pytest.raises(ValueError, match=r"unknown video backend 'opencv'; expected one of \['decord', 'pyav'"):
         read_frames(tmp_path / "clip.mp4", 8, backend="opencv")
 
 
 @pytest.mark.parametrize("backend", ["decord", "torchcodec"])
-def test_a_backend_gives_the_same_frames_as_pyav_or_says_how_to_install_it(tmp_path, backend):
+def test_a_backend_gives_the_same_frames_as_pyav_or_an_error_with_the_install_command(tmp_path, backend):
     path = write_media(tmp_path / "clip.mp4", numbered_clip(50))
     try:
         frames = read_frames(path, 8, backend=backend)
