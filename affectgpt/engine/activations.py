@@ -80,13 +80,6 @@ def kept_bytes(llm: Any) -> Kept:
     )
 
 
-def checkpoint_layers(model: Any, n: int) -> None:
-    """Checkpoint the first `n` layers of the model's LLM."""
-    model.gradient_checkpointing_enable()
-    for layer in model.language_model.model.layers[n:]:
-        layer.gradient_checkpointing = False
-
-
 @contextmanager
 def kept_tensors(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
     """Collect what autograd saves beside `weights`: storage -> bytes, each storage once."""

@@ -65,7 +65,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     # What trains stays in fp32 beside a bf16 LLM: steps of 3e-5 vanish in bf16 weights. Encoders have their own dtype.
     _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B", "encoders"]  # noqa: RUF012
 
@@ -140,6 +140,15 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 for tensor in tensors.values():
                     tensor.requires_grad_(True)
         return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad)
+
+    def checkpoint_layers(self, n: int | None = None) -> None:
+        """Turn on gradient checkpointing in the first `n` layers of the LLM; None = in all."""
+        # Before transformers 5.24 the method had its other, now deprecated name.
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable()
+        if n is not None:
+            for layer in self.language_model.model.layers[n:]:
+                layer.gradient_checkpointing = False
 
     def set_encoders_aside(self) -> nn.ModuleDict:
         """Hand the encoders out and keep only a reference that is no part of this module.
@@ -273,7 +282,6 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -288,12 +296,13 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 vocabulary matrix. A packed batch with labels and None gives the loss alone, see `packing`.
             kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the whole optimizer
                 step; the loss is then a sum divided by it, so that accumulating equals one large batch), and what
-                the LLM takes.
+                the LLM takes. Keys and values come as `cache`, from transformers before 5.24 as `past_key_values`.
         """
         batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give exactly one of input_ids and inputs_embeds")
-        continued = past_key_values is not None and past_key_values.get_seq_length() > 0
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        continued = cache is not None and cache.get_seq_length() > 0
         if inputs_embeds is None and continued and not batch:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # words only, spares the count of placeholders
         elif inputs_embeds is None:
@@ -320,7 +329,6 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             logits_to_keep=0 if logits_to_keep is None else logits_to_keep,
             **kwargs,
@@ -334,13 +342,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 vocab_size=output.logits.shape[-1],
                 **loss_kwargs,
             )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=output.logits,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
+        return type(output)(loss=loss, **output)
 
     def _idle(self, slot: str, device: torch.device) -> Tensor:
         """Zero, by way of the projector of a slot that no sample of the batch has.

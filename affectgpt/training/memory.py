@@ -60,7 +60,7 @@ def keep_within(model: Any, stage: StageConfig, limit_gb: float) -> None:
     model.train()
     kept = activations.kept_bytes(model.language_model)
     n = kept.n_checkpointed(stage.token_budget, 1e9 * limit_gb)
-    activations.checkpoint_layers(model, n)
+    model.checkpoint_layers(n)
     log.info(
         "gradient checkpointing in %d of %d layers: %d tokens at once keep %.3g of at most %.3g GB",
         n,

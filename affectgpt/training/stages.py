@@ -137,7 +137,7 @@ def _train(
     run.record.values["init"] = model.config.init or {"init": "random", "seed": config.seed}
     n_trainable = model.set_trainable(stage.trainable)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.checkpoint_layers()
     # With ZeRO-3 all gradients belong into the backward pass, where every process gathers the same weights.
     model.token_budget = None if config.strategy.name == "zero3" else stage.token_budget
     log.info("%s", trainable_table(model))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from affectgpt.engine import kernels, packing
-from affectgpt.engine.activations import Kept, checkpoint_layers, kept_bytes, kept_tensors
+from affectgpt.engine.activations import Kept, kept_bytes, kept_tensors
 from affectgpt.models import LoraSpec, build
 from tests.engine.test_packing import awake, loss_and_gradients, samples
 from tests.models import tiny
@@ -62,7 +62,7 @@ def test_only_the_first_layers_are_computed_again_and_gradients_stay_the_same(fr
     )
     for n in range(len(layers) + 1):
         calls.clear()
-        checkpoint_layers(model, n)
+        model.checkpoint_layers(n)
         torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
         assert [calls.count(place) for place in range(len(layers))] == [2] * n + [1] * (len(layers) - n)
 

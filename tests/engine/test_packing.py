@@ -185,7 +185,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_packed_batch_and_recomp
     calls = []
     layer = packing.layer_states
     monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(1) or layer(*args, **more))
-    model.gradient_checkpointing_enable()
+    model.checkpoint_layers()
     torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
     assert len(calls) == 4
 

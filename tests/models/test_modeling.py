@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -209,8 +210,7 @@ def test_gradient_checkpointing_runs_in_the_frozen_llm_when_asked_and_changes_no
     counted = lambda *args, **kwargs: (calls.append(args[0]), genuine(*args, **kwargs))[1]  # noqa: E731
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
     if asked:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable()
+        model.checkpoint_layers()
     model(**batch).loss.backward()
     in_llm = [call for call in calls if "DecoderLayer" in str(call)]
     assert len(in_llm) == (model.config.text_config.num_hidden_layers if asked else 0)
@@ -226,8 +226,7 @@ def test_gradient_checkpointing_with_lora_alone_and_no_soft_token_still_trains(b
     model(**batch).loss.backward()
     plain = gradients(model)
     model.zero_grad()
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable()
+    model.checkpoint_layers()
     model(**batch).loss.backward()
     torch.testing.assert_close(gradients(model), plain)
     assert sum(float(grad.abs().sum()) for grad in plain.values()) > 0
@@ -377,6 +376,19 @@ def test_generating_with_a_cache_equals_taking_the_best_token_step_by_step(built
         assert int(logits.argmax()) == generated[i]
         batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([[generated[i]]])], dim=1)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_generating_and_training_use_nothing_that_transformers_deprecates(fresh, num_beams):
+    model, processor = fresh
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        inputs = processor.collate(
+            [processor.encode(tiny.question("frames"), tiny.media("frames"))], for_generation=True
+        )
+        model.eval().generate(**inputs, max_new_tokens=3, num_beams=num_beams)
+        model.train().checkpoint_layers()
+        model(**processor.collate(rows(processor))).loss.backward()
 
 
 def test_encoders_run_once_a_sample_whatever_the_beams(built, monkeypatch):
