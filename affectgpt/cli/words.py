@@ -232,8 +232,8 @@ def quoted_items(value: str) -> str:
 
     >>> quoted_items("[{manifest:测试.csv,tasks:{labels:1}}]")
     "[{manifest:'测试.csv',tasks:{labels:1}}]"
-    >>> quoted_items("[{name: mine, step: 'my_steps:mine'}, {name: other, step: my_steps:other}]")
-    "[{name: mine, step: 'my_steps:mine'}, {name: other, step: 'my_steps:other'}]"
+    >>> quoted_items("[{name: mine, step: 'my_steps:mine'}]")
+    "[{name: mine, step: 'my_steps:mine'}]"
     """
     if not value.startswith(("[", "{")):
         return value if _PLAIN.fullmatch(value) or _QUOTED.fullmatch(value) or "${" in value else quoted(value)
