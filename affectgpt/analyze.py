@@ -312,7 +312,7 @@ def by_judge(request: Request) -> dict[str, Any]:
     for aspect, result in results.items():
         mean = "-" if result.mean is None else f"{result.mean:.2f}"
         print(f"{aspect:<16}{mean:>6}  n = {result.n}, {result.unparsed} unreadable, {result.model}")
-    print(f"{client.stats.calls} calls, {client.stats.cached} answers from the cache")
+    print(f"{client.n_asked} calls, {client.n_cached} answers from the cache")
     figures = {"mean": [result.mean or 0.0 for result in results.values()]}
     _picture(request, lambda path: draw.draw_bars(path, list(results), figures, title="LLM judge", unit="1 to 10"))
     return {aspect: vars(result) for aspect, result in results.items()}

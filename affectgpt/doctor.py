@@ -36,7 +36,6 @@ CORE: Mapping[str, tuple[str, str | None]] = {
     "hydra-core": ("1.3.2", "1.4"),
     "omegaconf": ("2.3", "2.4"),
     "av": ("15", None),
-    "openai": ("1.60", None),
     "httpx": ("0.28", "1"),
     "wandb": ("0.19", None),
     "numpy": ("1.26", None),

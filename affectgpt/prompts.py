@@ -1,10 +1,10 @@
-"""All prompts of the model, shared by training, inference, evaluation and demo.
+"""Every prompt that the model sees is written here, once, for training, inference, evaluation and demo alike.
 
-`render` turns a sample into chat messages. The user message starts with one placeholder per modality
-(`<audio><frames><motion>`), which the processor repeats once per soft token. The rest is plain text: a placeholder
-inside a subtitle is text, never media.
+`render` turns a sample into chat messages. Media stand at the very start of the user message as one placeholder a
+modality (`<audio><frames><motion>`); the processor repeats each placeholder once per soft token. Whatever follows is
+plain text: a placeholder inside a subtitle is text, never media.
 
-Tasks:
+A task says what is asked for:
 
 - ``description``: an explanation in prose, with the visual, acoustic and lexical clues;
 - ``labels``: open-vocabulary emotion words only, comma-separated;
@@ -21,7 +21,7 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
 
 PROMPT_VERSION = "1"
-"""To be raised with every change of a prompt below; stored in predictions and checkpoints."""
+"""Changes whenever a word below changes, and travels with every prediction and checkpoint."""
 
 
 class Message(NamedTuple):
@@ -48,25 +48,25 @@ _QUESTION = {
 }
 _SUBTITLE = {"en": 'The person says: "{subtitle}"', "zh": "这个人说：“{subtitle}”"}
 LABEL_LINE = {"en": "Emotions: ", "zh": "情绪："}
-"""The start of the last line of a ``both`` answer; parsed by `affectgpt.metrics.extract`."""
+"""How the last line of a ``both`` answer begins; `affectgpt.metrics.extract` looks for it."""
 LABEL_SEPARATOR = {"en": ", ", "zh": "，"}
 
 
-def task_question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
-    """The question of `task` in `lang`, without media and subtitle."""
+def question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
+    """The instruction of `task` in `lang`, without media and subtitle."""
     if lang not in LANGUAGES:
         raise InputError(f"unknown language {lang!r}; expected one of {list(LANGUAGES)}")
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {list(TASKS)}")
     if (task == "fixed") != bool(candidates):
         raise InputError(
-            f"task {task!r} got {len(candidates)} candidates; only task 'fixed' takes candidates, and it needs them"
+            f"task {task!r} got {len(candidates)} candidates; pass candidates with task 'fixed', and only with it"
         )
     return _QUESTION[lang][task].format(candidates=LABEL_SEPARATOR[lang].join(candidates))
 
 
-def target_text(sample: Sample, task: str, lang: str = "en") -> str:
-    """The target text of `sample` for `task`; raises InputError if the sample lacks what the task needs."""
+def answer(sample: Sample, task: str, lang: str = "en") -> str:
+    """The text that a model should write for `sample`; raises ValueError naming what the sample lacks for `task`."""
     localized = sample.in_language(lang)
     if task in ("description", "both") and not localized.description:
         raise InputError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
@@ -74,7 +74,7 @@ def target_text(sample: Sample, task: str, lang: str = "en") -> str:
         raise InputError(f"sample {sample.id!r} has no labels in {lang!r}, which task {task!r} needs")
     if task == "fixed":
         if not localized.label:
-            raise InputError(f"sample {sample.id!r} has no `label`, which task 'fixed' needs")
+            raise InputError(f"sample {sample.id!r} has no single `label`, which task 'fixed' needs")
         return localized.label
     words = LABEL_SEPARATOR[lang].join(localized.labels or ())
     if task == "labels":
@@ -92,22 +92,22 @@ def render(
     modalities: Sequence[str] | None = None,
     with_subtitle: bool = True,
     with_answer: bool = False,
-    question: str | None = None,
+    asked: str | None = None,
 ) -> list[Message]:
     """The chat messages of one sample: the user turn, and the assistant turn if `with_answer`.
 
     Args:
-        sample: must be probed, so that `modalities` is set; `subtitle` may be None.
-        task, lang, candidates: see the module docstring.
-        modalities: media to use, None = all that the sample has; one that it lacks is an error.
+        sample: its `modalities` say which media it has; `subtitle` may be None.
+        task, lang, candidates: see the module's head.
+        modalities: media to show, None = all that the sample has. Asking for one that it lacks is an error.
         with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
-        question: a question that replaces the task's own, on which the model was trained.
+        asked: a question in other words, in place of the task's, which are those that training teaches.
 
     >>> from affectgpt.schema import Sample
     >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="description")[0].content
     '<audio>\\nThe person says: "Fine."\\nWatch and listen, then explain what the person feels and which clues show it.'
     """
-    question = task_question(task, lang, candidates) if question is None else question
+    asked = question(task, lang, candidates) if asked is None else asked
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
     if unknown := [name for name in wanted if name not in MODALITIES]:
@@ -120,17 +120,17 @@ def render(
     subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
     if subtitle:
         lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
-    lines.append(question)
+    lines.append(asked)
     messages = [Message("user", "\n".join(lines))]
     if with_answer:
-        messages.append(Message("assistant", target_text(sample, task, lang)))
+        messages.append(Message("assistant", answer(sample, task, lang)))
     return messages
 
 
-def split_placeholders(content: str) -> tuple[tuple[str, ...], str]:
-    """Split a user message into the modalities of its leading placeholders and the plain text after them.
+def media_of(content: str) -> tuple[tuple[str, ...], str]:
+    """Split a user message into the modalities whose placeholders open it and the plain text behind them.
 
-    >>> split_placeholders('<audio><motion>\\nWho says <frames>?')
+    >>> media_of('<audio><motion>\\nWho says <frames>?')
     (('audio', 'motion'), '\\nWho says <frames>?')
     """
     found = []

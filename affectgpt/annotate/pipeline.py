@@ -1,20 +1,17 @@
-"""A pipeline: steps in an order, done for one clip as soon as what they need is there, and for many clips at once."""
+"""A pipeline: steps in an order, each run for a clip as soon as its inputs are there."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TypeVar
 
 from affectgpt.annotate import evidence, prompts
-from affectgpt.annotate.annotators import CODE_VERSION, Stop, Stopped, decides
+from affectgpt.annotate.annotators import CODE_VERSION, decides
 from affectgpt.annotate.record import fold
 from affectgpt.annotate.steps import Part, Work, function_of, run_step
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PipelineConfig, StepConfig
 from affectgpt.runtime import UserError, stable_hash
-
-Item = TypeVar("Item")
 
 ROLES = ("vision", "audio", "text", "translator", "reader")
 _TEXT_ROLES = ("translator", "reader")  # served by the annotator for text unless they have their own
@@ -89,29 +86,3 @@ async def annotate_clip(work: Work, steps: Sequence[StepConfig]) -> Part:
             raise part
         good.append(part)
     return fold(good)
-
-
-async def for_each(
-    items: Iterator[Item], handle: Callable[[Item], Awaitable[None]], *, n_workers: int, stop: Stop
-) -> None:
-    """`handle` every item, `n_workers` at a time; items are drawn when a worker is free, so none wait in memory.
-
-    An error ends the run after the items under way; Stopped ends it quietly.
-    """
-
-    async def worker() -> None:
-        for item in items:
-            if stop.reason:
-                return
-            try:
-                await handle(item)
-            except Stopped:
-                return
-            except BaseException:
-                stop.set("error")
-                raise
-
-    results = await asyncio.gather(*(worker() for _ in range(n_workers)), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result

@@ -22,15 +22,17 @@ from typing import Any
 from tqdm import tqdm
 
 from affectgpt.annotate import evidence
-from affectgpt.annotate.annotators import Annotator, CallFailed, Purse, Stop, Stopped, make_annotator
+from affectgpt.annotate.annotators import Annotator, Budget, make_annotator
 from affectgpt.annotate.clips import Clip, Clips, files_of, manifests, media_sha256, openface_of, speaker_of
 from affectgpt.annotate.exporters import write_manifest
-from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, fingerprint, for_each
+from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, fingerprint
 from affectgpt.annotate.record import Annotation, Fact, RecordError, from_row, to_row
 from affectgpt.annotate.steps import Dropped, StepFailed, Work
 from affectgpt.annotate.store import Store
 from affectgpt.annotate.totals import COMPLETE, SIGNALS, SOME_FAILED, Totals, summary
 from affectgpt.annotate.transcribe import Transcriber
+from affectgpt.chat.concurrency import Stopped, StopSignal, for_each
+from affectgpt.chat.transport import RequestFailed
 from affectgpt.config import AnnotateConfig
 from affectgpt.data.sources import probe_sample
 from affectgpt.media import MediaError
@@ -85,7 +87,7 @@ class _Run:
 
     def __init__(self, config: AnnotateConfig, store: Store) -> None:
         self.config, self.store = config, store
-        self.totals, self.stop = Totals(), Stop()
+        self.totals, self.stop = Totals(), StopSignal()
         configs = annotators_of(config)
         optional = {"speaker": config.speaker, "transcriber": config.transcriber}
         given = {name: value for name, value in optional.items() if value}
@@ -99,7 +101,7 @@ class _Run:
 
     async def annotate_all(self, clips: Clips) -> None:
         started, config, totals = time.monotonic(), self.config, self.totals
-        budget = Purse(config.budget, self.store, self.stop)
+        budget = Budget(config.budget, self.store, self.stop)
         made: dict[int, Annotator] = {}
         for role_config in self.configs.values():  # roles that share a configuration share its limits
             made.setdefault(id(role_config), make_annotator(role_config, self.store, self.stop, budget))
@@ -166,7 +168,7 @@ class _Run:
             self._failed(sample.id, "clip", str(reason), totals.dropped, key)
         except StepFailed as error:
             self._failed(sample.id, "answer", str(error), totals.failed, key, kind="unusable answer")
-        except CallFailed as error:
+        except RequestFailed as error:
             self._failed(sample.id, "call", str(error), totals.failed, key, kind=f"call: {str(error).split(' (')[0]}")
         except RecordError as error:
             self._failed(sample.id, "record", str(error), totals.failed, key, kind="record breaks its schema")
@@ -279,7 +281,7 @@ def _sound_facts(sample: Sample) -> list[Fact]:
     return evidence.sound_facts(sound.samples, sound.rate_hz)
 
 
-def _handle_signals(stop: Stop) -> None:
+def _handle_signals(stop: StopSignal) -> None:
     """The first Ctrl-C or SIGTERM waits for the calls in flight (they are paid for); the second exits at once."""
     loop = asyncio.get_running_loop()
 

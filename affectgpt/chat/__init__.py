@@ -1,1 +1,10 @@
-"""Other chat models, asked through one interface: behind a server or in this process."""
+"""Chat models, served or in this process, behind one interface.
+
+request.py      Request, Reply and Chat: what every model is asked, what it answers, what a caller may rely on
+transport.py    Endpoint: one request to a server of the OpenAI protocol, with retries and checks
+served.py       ChatClient: many requests to a server, with a log of the answers
+local.py        TransformersChat: a transformers model in this process
+video.py        transformers' video processors without torchvision
+batches.py      Batcher: requests that arrive together are answered together
+concurrency.py  many asyncio tasks at once, and a signal that stops them
+"""

@@ -1,13 +1,13 @@
-"""Any transformers-native multimodal chat model behind one interface: a prompt with pictures and sound in, text out.
+"""Multimodal chat models of transformers, in this process.
 
     chat = load("Qwen/Qwen2.5-VL-7B-Instruct")
     chat.sees                                                   # frozenset({"images"})
     chat.answer([Request("What does she feel?", images=frames.images, times_s=frames.times_s)])[0].text
 
-What differs between models is one line each in `MODEL_TYPES`: how pictures enter (as one video or as single images),
-whether sound does, and whether the prompt is plain text because the model was trained without a chat template.
-Everything else is the model's own processor and chat template. Pixels are prepared by PIL and torch whether torchvision
-is installed or not, so that a model sees the same numbers on every machine.
+`MODEL_TYPES` has one line for each model type: whether frames are passed as one video or as images, whether the model
+takes sound, and whether it was trained without a chat template. The rest is the model's own processor and template.
+Images are always processed by PIL and torch, with or without torchvision, so that a model gets the same values on
+every machine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from affectgpt.chat.request import Reply, Request
 from affectgpt.engine.streaming import Listener, Streamer, Telling
-from affectgpt.media import Waveform
 from affectgpt.runtime import InputError, UserError
 
 log = logging.getLogger("affectgpt")
@@ -61,42 +61,12 @@ MODEL_TYPES: dict[str, ModelType] = {
 """Types that this module knows; a model of another type that is a plain causal LM is asked with text only."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One question.
-
-    Attributes:
-        prompt: what is asked; control tokens of the model inside it are text, never media or turns.
-        images: uint8 [T,H,W,3] RGB, frames of one clip in order.
-        times_s: [T] seconds of the frames, for models that know time; None = one a second.
-        sound: mono, at the rate of the model (`TransformersChat.rate_hz`).
-        system: a system message, for models whose chat template has one.
-    """
-
-    prompt: str
-    images: np.ndarray | None = None
-    times_s: np.ndarray | None = None
-    sound: Waveform | None = None
-    system: str | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer; `finish` is "eos" or "length", token counts are of this request without padding."""
-
-    text: str
-    n_prompt_tokens: int
-    n_new_tokens: int
-    finish: str
-
-
 class TransformersChat:
     """A loaded model with its processor; see `load`.
 
     Attributes:
-        sees: subset of {"images", "sound"}.
-        rate_hz: sampling rate that the model hears at; None if it is deaf.
-        max_sound_s: longest sound that its processor keeps whole; None if it is deaf.
+        sees, n_frames, rate_hz: as in `request.Chat`.
+        max_sound_s: longest sound that the processor does not truncate; None without audio input.
         revision: commit of the hub that was loaded; None for a folder.
     """
 
@@ -106,9 +76,10 @@ class TransformersChat:
         self.processor = processor
         self.kind = kind
         self.sees = frozenset(["images"] * bool(kind.pictures) + ["sound"] * kind.sound)
+        self.n_frames = kind.n_frames
         extractor = getattr(processor, "feature_extractor", None)
         self.rate_hz: int | None = extractor.sampling_rate if kind.sound else None
-        # Processors cut longer sound without a word: Qwen's at the window of their Whisper features.
+        # Processors truncate longer sound silently: Qwen's at the window of their Whisper features.
         longest_s = getattr(processor, "max_audio_len", extractor.chunk_length) if kind.sound else None
         self.max_sound_s: float | None = None if longest_s is None else float(longest_s)
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
@@ -123,14 +94,13 @@ class TransformersChat:
         max_new_tokens: int = 256,
         listeners: Mapping[int, Listener] | None = None,
     ) -> list[Reply]:
-        """Greedy answers in the order of `requests`; those that show media of one shape are generated together.
+        """Greedy answers in the order of `requests`; requests with media of one shape form a batch.
 
         Args:
-            listeners: by the place of a request: are told the text of its answer as far as it is certain, while it is
-                being written.
+            listeners: by the index of a request: get the beginning of its answer that is final, while it is generated.
 
         Raises:
-            UserError: a request shows what this model cannot see, or sound of a wrong rate or beyond `max_sound_s`.
+            UserError: a request holds media that the model does not take, or sound of another rate or too long.
         """
         groups: dict[tuple, list[int]] = {}
         for place, request in enumerate(requests):
@@ -147,7 +117,8 @@ class TransformersChat:
 
     def render(self, request: Request) -> str:
         """The prompt as text, with the media tokens and turns of the model's chat template."""
-        prompt, system = self._as_text(request.prompt), request.system and self._as_text(request.system)
+        prompt = self._as_text("\n\n".join([request.prompt, *request.turns]))  # few templates know longer chats
+        system = request.system and self._as_text(request.system)
         if not self.kind.template:
             return f"{system}\n{prompt}" if system else prompt
         content: list[dict[str, str]] = []

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
 from affectgpt.metrics.sets import SetScore, set_score
-from affectgpt.prompts import Message
 from affectgpt.runtime import InputError
 
 GROUPING_VERSION = "1"
@@ -71,7 +71,7 @@ def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[li
     """
     prepared = [sorted({word.lower().strip() for word in group} - {""}) for group in words]
     asked = [group for group in prepared if len(group) > 1]  # one word needs no grouping
-    answers = iter(client.ask_all([grouping_question(group) for group in asked]))
+    answers = iter(client.answer([Request(grouping_question(group)) for group in asked]))
     n_unparsed = 0
     maps = []
     for group in prepared:
@@ -88,9 +88,8 @@ def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[li
     return maps, n_unparsed
 
 
-def grouping_question(words: Sequence[str]) -> list[Message]:
-    listed = json.dumps(list(words), ensure_ascii=False)
-    return [Message("user", _GROUPING_PROMPT.format(version=GROUPING_VERSION, words=listed))]
+def grouping_question(words: Sequence[str]) -> str:
+    return _GROUPING_PROMPT.format(version=GROUPING_VERSION, words=json.dumps(list(words), ensure_ascii=False))
 
 
 def parse_groups(text: str) -> list[list[str]] | None:
@@ -119,19 +118,17 @@ def llm_grouping_score(
     ]
     return LlmGrouping(
         score=set_score((truth, prediction) for truth, prediction in mapped),
-        model=client.model,
+        model=client.name,
         prompt_version=GROUPING_VERSION,
         n_questions=sum(len(mapping) > 1 for mapping in maps),
         unparsed=n_unparsed,
     )
 
 
-def extract_by_llm(
-    texts: Mapping[str, str], client: ChatClient, on_answer: Callable[[int, int], None] | None = None
-) -> dict[str, Reading]:
+def extract_by_llm(texts: Mapping[str, str], client: ChatClient) -> dict[str, Reading]:
     """Labels of descriptions; `how` is "llm", or "empty" / "nothing" where there was no text or no readable answer."""
     asked = {sample_id: text for sample_id, text in texts.items() if text.strip()}
-    answers = client.ask_all([extraction_question(text) for text in asked.values()], on_answer)
+    answers = client.answer([Request(extraction_question(text)) for text in asked.values()])
     readings = dict.fromkeys(texts, Reading((), "empty"))
     for sample_id, answer in zip(asked, answers, strict=True):
         labels = read_labels(answer.text).labels
@@ -139,8 +136,8 @@ def extract_by_llm(
     return readings
 
 
-def extraction_question(text: str) -> list[Message]:
-    return [Message("user", _EXTRACTION_PROMPT.format(version=EXTRACTION_VERSION, text=text.strip()))]
+def extraction_question(text: str) -> str:
+    return _EXTRACTION_PROMPT.format(version=EXTRACTION_VERSION, text=text.strip())
 
 
 @dataclass(frozen=True)
@@ -165,21 +162,20 @@ def judge(truths: Mapping[str, str], predictions: Mapping[str, str], client: Cha
     if aspect not in JUDGE_ASPECTS:
         raise InputError(f"unknown aspect {aspect!r}; expected one of {list(JUDGE_ASPECTS)}")
     present = {key: truth for key, truth in truths.items() if predictions.get(key, "").strip()}
-    questions = [judge_question(truth, predictions[key], aspect) for key, truth in present.items()]
+    questions = [Request(judge_question(truth, predictions[key], aspect)) for key, truth in present.items()]
     scores: dict[str, int] = dict.fromkeys(set(truths) - set(present), 1)
     unparsed = 0
-    for key, answer in zip(present, client.ask_all(questions), strict=True):
+    for key, answer in zip(present, client.answer(questions), strict=True):
         if (score := parse_score(answer.text)) is None:
             unparsed += 1
         else:
             scores[key] = score
     mean = sum(scores.values()) / len(scores) if scores else None
-    return Judgement(aspect, mean, len(scores), unparsed, client.model, JUDGE_VERSION, scores)
+    return Judgement(aspect, mean, len(scores), unparsed, client.name, JUDGE_VERSION, scores)
 
 
-def judge_question(truth: str, prediction: str, aspect: str) -> list[Message]:
-    text = _JUDGE_PROMPT.format(version=JUDGE_VERSION, truth=truth, prediction=prediction, aspect=JUDGE_ASPECTS[aspect])
-    return [Message("user", text)]
+def judge_question(truth: str, prediction: str, aspect: str) -> str:
+    return _JUDGE_PROMPT.format(version=JUDGE_VERSION, truth=truth, prediction=prediction, aspect=JUDGE_ASPECTS[aspect])
 
 
 def parse_score(text: str) -> int | None:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.chat.batches import Batcher
 from affectgpt.config import ServeConfig
 from affectgpt.serve.ask import read_ask
-from affectgpt.serve.batches import Batcher
-from affectgpt.serve.models import Served, prepare
+from affectgpt.serve.models import Served, may_share_batch, prepare
 from affectgpt.serve.problems import Problem
 from affectgpt.serve.replies import Draft, completion, events, reply_of
 
@@ -85,7 +85,8 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
     counts = {"open": 0}
     created = int(time.time())
     decoders = ThreadPoolExecutor(config.n_decoders, "decoder")
-    batcher = Batcher(served.generate, max_batch=config.max_batch, max_wait_s=config.max_wait_ms / 1000)
+    wait_s = config.max_wait_ms / 1000
+    batcher = Batcher(served.generate, max_batch=config.max_batch, max_wait_s=wait_s, fit=may_share_batch)
 
     def retry_s() -> int:
         n_batches = len(batcher.waiting) / config.max_batch + 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.chat.request import Reply, Request, with_media
 from affectgpt.config import ServeConfig
 from affectgpt.engine.streaming import Listener
 from affectgpt.prompts import Message
@@ -38,17 +39,6 @@ class Prepared:
     facts: dict[str, Any]
     reads_labels: bool = False
     listener: Listener | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer; `finish` is "eos" or "length", the counts are of this request alone, `facts` those of `Prepared`."""
-
-    text: str
-    n_prompt_tokens: int
-    n_new_tokens: int
-    finish: str
-    facts: dict[str, Any]
 
 
 class AffectGPT:
@@ -111,7 +101,7 @@ class AffectGPT:
             lang=options.lang,
             candidates=options.candidates,
             modalities=shown,
-            question=processor.plain(asked) or None,
+            asked=processor.plain(asked) or None,
         )
         messages += [Message(role, processor.plain(text)) for role, text in ask.turns[1:]]
         told = {
@@ -167,14 +157,13 @@ class Chat:
 
     def prepare(self, ask: Ask, files: Files) -> Prepared:
         """Decode what the model sees of the request; ValueError or Problem if that cannot be."""
-        from affectgpt.chat.local import Request
-        from affectgpt.media import probe, read_audio, read_frames
+        from affectgpt.media import probe
 
         chat = self._chat
-        prompt = "\n\n".join(text for _, text in ask.turns)
+        question, *turns = (text for _, text in ask.turns)
         if ask.options is not None:
             raise Problem(400, f"affectgpt is for AffectGPT; {self.name} takes its question as text", param="affectgpt")
-        if not ask.turns[0][1].strip():
+        if not question.strip():
             raise Problem(400, "no text in messages; expected a question", param="messages")
         if ask.wish.temperature:
             found = f"temperature is {ask.wish.temperature:g}"
@@ -184,44 +173,36 @@ class Chat:
         for what, given in (("images", ask.images), ("sound", ask.sound)):
             if given and what not in chat.sees:
                 raise Problem(400, f"{self.name} takes no {what}; it sees {list(self.sees) or 'text only'}")
-        facts: dict[str, Any] = {}
-        images = times_s = sound = None
-        video, heard = files.path(ask.video), files.path(ask.sound)
+        request = Request(question, system=ask.system, turns=tuple(turns))
+        video, audio = files.path(ask.video), files.path(ask.sound)
         if video is not None:
             info = probe(video)
-            if "images" in chat.sees and info.has_video:
-                frames = read_frames(video, chat.kind.n_frames or self._config.n_frames, backend=self._config.backend)
-                images, times_s = frames.images, frames.times_s
-                facts["frames"] = {"times_s": [round(float(time), 3) for time in times_s]}
-            if "sound" in chat.sees and info.has_audio:
-                heard = heard or video
-        elif ask.images:
-            images, indices = read_pictures(ask.images, chat.kind.n_frames, self._config)
-            facts["frames"] = {"pictures": indices}
-        if heard is not None:
-            assert chat.rate_hz is not None
-            whole = read_audio(heard, chat.rate_hz)
-            longest = len(whole.samples) if chat.max_sound_s is None else int(chat.max_sound_s * chat.rate_hz)
-            samples = whole.samples[:longest]
-            sound = replace(whole, samples=samples, duration_s=len(samples) / chat.rate_hz)
-            facts["audio"] = {"heard_s": round(sound.duration_s, 3), "duration_s": round(whole.duration_s, 3)}
+            audio = audio or (video if "sound" in chat.sees and info.has_audio else None)
+            video = video if "images" in chat.sees and info.has_video else None
+        n_frames, backend = self._config.n_frames, self._config.backend
+        request, facts = with_media(request, chat, video=video, audio=audio, n_frames=n_frames, backend=backend)
+        if ask.images:
+            images, indices = read_pictures(ask.images, chat.n_frames, self._config)
+            request = replace(request, images=images)
+            facts = {"frames": {"pictures": indices}, **facts}
         if ask.video is not None and not facts:
             raise Problem(400, f"{ask.video.where}: {self.name} sees {list(self.sees)}, of which the video has nothing")
-        request = Request(prompt, images, times_s, sound, ask.system)
         return Prepared(request, ask.wish, {"modalities": list(facts), "media": facts})
 
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:
         """Answers to requests with one wish."""
         inputs = [item.inputs for item in items]
         replies = self._chat.answer(inputs, items[0].wish.max_new_tokens, _listeners(items))
-        return [
-            Reply(reply.text, reply.n_prompt_tokens, reply.n_new_tokens, reply.finish, item.facts)
-            for item, reply in zip(items, replies, strict=True)
-        ]
+        return [replace(reply, facts=item.facts) for item, reply in zip(items, replies, strict=True)]
 
 
 def _listeners(items: Sequence[Prepared]) -> dict[int, Listener]:
     return {place: item.listener for place, item in enumerate(items) if item.listener is not None}
+
+
+def may_share_batch(one: Prepared, other: Prepared) -> bool:
+    """A seeded draw would depend on the other requests of its batch."""
+    return one.wish == other.wish and one.wish.seed is None
 
 
 Served = AffectGPT | Chat

@@ -8,8 +8,8 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from affectgpt.chat.request import Reply
 from affectgpt.runtime import UserError
-from affectgpt.serve.models import Reply
 from affectgpt.serve.problems import Problem
 
 log = logging.getLogger("affectgpt")
@@ -117,4 +117,4 @@ def _failure_of(future: asyncio.Future[Reply]) -> Problem | None:
     error = future.exception()
     if error is None:
         return None
-    return Problem(400 if isinstance(error, (UserError, ValueError)) else 500, str(error))
+    return Problem(400 if isinstance(error, UserError) else 500, str(error))

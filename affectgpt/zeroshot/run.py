@@ -22,7 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from affectgpt.chat.local import Request
+from affectgpt.chat.request import Request
+from affectgpt.chat.served import ChatClient
 from affectgpt.config import SourceConfig, ZeroShotConfig
 from affectgpt.data.sources import check_each, probe_samples, read_source, report_bad
 from affectgpt.inference.prediction import predict_to_file
@@ -31,7 +32,7 @@ from affectgpt.runs import RunRecord
 from affectgpt.runtime import InputError, UserError, write_text_atomic
 from affectgpt.schema import BadSample, Prediction, Sample
 from affectgpt.zeroshot import prompts
-from affectgpt.zeroshot.systems import Answered, InProcess, Served, System, read_answers
+from affectgpt.zeroshot.systems import Model, System, open_system, read_answers
 
 log = logging.getLogger("affectgpt")
 
@@ -109,7 +110,7 @@ def _ask(
         log.info("%d of %d clips have no %s", len(samples) - len(askable), len(samples), _OF_KIND[kind][0])
     return _step(
         lambda todo: ask_clips(
-            todo, lambda: _system(name, base_url, folder, config), kind=kind, config=config, bad=bad
+            todo, lambda: open_system(name, base_url, folder, config), kind=kind, config=config, bad=bad
         ),
         askable,
         out if kind == "whole" and config.ask.strategy != "s2" else folder / f"{kind}.jsonl",
@@ -132,10 +133,11 @@ def _merge(
         for row in rows:
             by_id.setdefault(row.id, {})[kind] = row
     left_out = {item.id for item in bad}
-    ask = config.ask
+    ask, merge_model = config.ask, config.ask.merge_model
+    assert merge_model is not None  # see check
     return _step(
         lambda todo: merge_notes(
-            todo, by_id, lambda: _system(ask.merge_model, ask.merge_base_url, folder, config), config=config
+            todo, by_id, lambda: open_system(merge_model, ask.merge_base_url, folder, config), config=config
         ),
         [item for item in samples if item.id not in left_out],
         out,
@@ -175,13 +177,6 @@ def _asked(config: ZeroShotConfig) -> dict[str, tuple[str, str | None]]:
         "audio": (config.ask.audio_model, config.ask.audio_base_url),
         "video": (config.ask.video_model, config.ask.video_base_url),
     }
-
-
-def _system(name: str | None, base_url: str | None, folder: Path, config: ZeroShotConfig) -> System:
-    assert name is not None
-    if base_url is not None:
-        return Served(name, base_url, folder, config)
-    return Answered(Path(name)) if name.endswith(".jsonl") else InProcess(name, config)
 
 
 def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample], list[Path]]:
@@ -251,7 +246,8 @@ def ask_clips(
     if not samples:
         return
     system = make()
-    show = wanted(kind, config.ask.show, is_served=isinstance(system, Served))
+    is_served = isinstance(system, Model) and isinstance(system.chat, ChatClient)
+    show = wanted(kind, config.ask.show, is_served=is_served)
     for start in range(0, len(samples), system.batch_size):
         looked: dict[str, tuple[tuple[str, ...], str | None, Request, dict[str, Any]]] = {}
 
@@ -264,10 +260,7 @@ def ask_clips(
                 )
             subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
             prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle)
-            if system.sight is None and sample.id not in system.texts:
-                raise InputError(f"{system.path} holds no answer for it")
-            request, facts = system.sight.look(sample, shown, prompt) if system.sight else (Request(prompt), {})
-            looked[sample.id] = (shown, subtitle, request, facts)
+            looked[sample.id] = (shown, subtitle, *system.request(sample, shown, prompt))
             return sample
 
         good, left_out = _each(samples[start : start + system.batch_size], look, config)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from affectgpt.annotate import steps
-from affectgpt.annotate.annotators import Stop
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.pipeline import ancestors, annotate_clip, check_pipeline, for_each
+from affectgpt.annotate.pipeline import ancestors, annotate_clip, check_pipeline
 from affectgpt.annotate.steps import STEPS, StepFailed, Work
+from affectgpt.chat.concurrency import StopSignal, for_each
 from affectgpt.cli import compose
 from affectgpt.config import PipelineConfig, StepConfig
 from affectgpt.runtime import UserError
@@ -111,7 +111,7 @@ def test_items_are_drawn_only_when_a_worker_is_free():
         await asyncio.sleep(0.001)
         under_way[0] -= 1
 
-    asyncio.run(for_each(items(), handle, n_workers=4, stop=Stop()))
+    asyncio.run(for_each(items(), handle, n_workers=4, stop=StopSignal()))
     assert len(drawn) == 50
     assert most[0] <= 8
 
@@ -231,7 +231,7 @@ def test_models_in_process_answer_in_batches_and_their_answers_are_kept(films, t
 
     answer = TransformersChat.answer
 
-    def watched(self, requests, max_new_tokens=256):
+    def watched(self, requests, max_new_tokens):
         asked.append((self.name, len(requests), {request.sound is not None for request in requests}))
         return answer(self, requests, max_new_tokens)
 

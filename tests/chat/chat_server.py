@@ -21,9 +21,10 @@ class _Server(ThreadingHTTPServer):
 class ChatServer:
     """`answer(body)` makes the text; `faults` is a list of faults for the next requests, then all goes well.
 
-    Faults: an int = that HTTP status, ("retry-after", seconds) = 429 with the header, "slow", "hang up", "cut" (in the
-    middle of the answer), "no json", "no choices". `choose(body)` names the fault of requests for which the list is
-    empty. `n_answered` counts answers sent whole.
+    Faults: an int = that HTTP status, ("retry-after", seconds) = 429 with the header, "slow", "drip" (a byte now and
+    then, without end), "hang up", "cut" (in the middle of the answer), "no json", "no choices", a dict = arguments of
+    `send`. `choose(body)` names the fault of requests for which the list is empty. `n_answered` counts complete
+    answers.
     """
 
     def __init__(
@@ -72,8 +73,16 @@ class ChatServer:
                     self.send(fault, {"error": {"message": f"fault {fault} for {outer.keys[-1]}"}})
                 elif isinstance(fault, tuple):
                     self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": str(fault[1])})
+                elif isinstance(fault, dict):
+                    self.send(**{"status": 200, "value": {}, **fault})
+                elif fault == "drip":
+                    self.send_response(200)
+                    self.end_headers()
+                    while True:
+                        self.wfile.write(b" ")
+                        time.sleep(0.02)
                 elif fault == "no json":
-                    self.send(200, None)
+                    self.send(200, b"<html>not json</html>")
                 elif fault == "no choices":
                     self.send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
                 else:
@@ -88,7 +97,7 @@ class ChatServer:
                         outer.n_answered += fault != "cut"
 
             def send(self, status, value, headers=None, cut=False):
-                data = b"<html>not json</html>" if value is None else json.dumps(value).encode()
+                data = value if isinstance(value, bytes) else json.dumps(value).encode()
                 self.send_response(status)
                 for name, text in {"Content-Type": "application/json", **(headers or {})}.items():
                     self.send_header(name, text)

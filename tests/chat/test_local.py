@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from affectgpt.chat.local import MODEL_TYPES, Request, load
+from affectgpt.chat.local import MODEL_TYPES, load
+from affectgpt.chat.request import Request
 from affectgpt.chat.video import VIDEO_PROCESSORS
 from affectgpt.media import Waveform
 from affectgpt.runtime import UserError

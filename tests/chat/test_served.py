@@ -1,4 +1,4 @@
-"""The chat client against a real local server: retries, back-off, cache, kill and resume, secrets."""
+"""Many requests to a real local server: order, log, kill and resume."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import wave
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from affectgpt.chat.served import ChatClient, ChatError, Media
-from affectgpt.prompts import Message
+from affectgpt.chat.request import Request
+from affectgpt.chat.served import ChatClient
+from affectgpt.chat.transport import ChatError
+from affectgpt.media import Waveform
 from tests.chat.chat_server import ChatServer
 
 SECRET = "sk-test-0123456789abcdef"
@@ -41,132 +44,148 @@ def client(server, tmp_path, **options):
     return ChatClient("toy", base_url=server.url, cache=tmp_path / "answers.jsonl", **options)
 
 
-def ask(text):
-    return [Message("user", text)]
+def texts(chat, *prompts):
+    return [reply.text for reply in chat.answer([Request(prompt) for prompt in prompts])]
+
+
+def rows(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_answers_come_in_the_order_of_the_questions(server, tmp_path):
     server.delay_s = 0.01
-    answers = client(server, tmp_path).ask_all([ask(f"q{i}") for i in range(20)])
-    assert [answer.text for answer in answers] == [f"Q{i}" for i in range(20)]
+    assert texts(client(server, tmp_path), *(f"q{i}" for i in range(20))) == [f"Q{i}" for i in range(20)]
     assert server.requests[0]["temperature"] == 0.0
 
 
 def test_equal_requests_are_made_once_and_a_second_run_makes_none(server, tmp_path):
     one = client(server, tmp_path)
-    one.ask_all([ask("a"), ask("b"), ask("a")])
+    assert texts(one, "a", "b", "a") == ["A", "B", "A"]
     again = client(server, tmp_path)
-    assert [answer.cached for answer in again.ask_all([ask("b"), ask("a")])] == [True, True]
+    assert texts(again, "b", "a") == ["B", "A"]
     assert len(server.requests) == 2
-    assert (one.stats.calls, again.stats.calls, again.stats.cached) == (2, 0, 2)
-    assert (one.stats.prompt_tokens, one.stats.completion_tokens) == (6, 4)
+    assert (one.n_asked, again.n_asked, again.n_cached) == (2, 0, 2)
 
 
 @pytest.mark.parametrize(
     "change", [{"temperature": 0.5}, {"max_tokens": 7}, {"seed": 1}], ids=["temperature", "max_tokens", "seed"]
 )
 def test_any_change_of_the_request_is_another_key(server, tmp_path, change):
-    client(server, tmp_path).ask(ask("a"))
-    client(server, tmp_path, **change).ask(ask("a"))
+    client(server, tmp_path).ask("a")
+    client(server, tmp_path, **change).ask("a")
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, 408, "hang up", "no json", "no choices"])
-def test_a_passing_fault_is_retried(server, tmp_path, fault):
-    server.faults = [fault, fault]
-    asking = client(server, tmp_path)
-    assert asking.ask(ask("a")).text == "A"
-    assert asking.stats.retries == 2
-    assert len(server.requests) == 3
-
-
-def test_a_time_out_is_retried(server, tmp_path):
-    server.faults = ["slow"]
-    assert client(server, tmp_path, timeout_s=0.2).ask(ask("a")).text == "A"
-    assert len(server.requests) == 2
-
-
-def test_waits_grow_and_retry_after_is_obeyed(server, tmp_path):
-    server.faults = [500, 500, 500]
-    client(server, tmp_path, backoff_s=0.1).ask(ask("a"))
-    waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
-    assert waits[0] >= 0.05
-    assert waits[2] >= 0.2
-    server.times.clear()
-    server.faults = [("retry-after", 0.4)]
-    client(server, tmp_path).ask(ask("b"))
-    assert server.times[1] - server.times[0] >= 0.4
+def test_a_row_has_the_key_and_the_fields_of_earlier_releases(server, tmp_path):
+    """A changed key would ask paid questions again."""
+    client(server, tmp_path, seed=3).ask("What is this?")
+    (row,) = rows(tmp_path)
+    assert row["key"] == "0ea2580ff227c22cfbf33f67c99e561eecb85ef33af4e8d3e8bbb147c765ba4f"
+    assert row["request"] == server.requests[0]
+    assert set(row["request"]) == {"model", "messages", "temperature", "max_tokens", "seed"}
+    assert list(row) == ["key", "request", "text", "finish", "answered_by", "server", "time"]
+    assert (row["text"], row["finish"], row["answered_by"]) == ("WHAT IS THIS?", "stop", "toy-served")
+    assert row["server"] == f"toy at {server.url}"
 
 
 def test_a_lasting_fault_is_an_error_that_counts_and_keeps_the_other_answers(server, tmp_path):
-    server.answer = lambda body: body["messages"][0]["content"]
     server.faults = [500] * 3
     asking = client(server, tmp_path, max_retries=2, concurrency=1)
     with pytest.raises(
-        ChatError, match=r"1 of 3 requests to toy at http://127.* failed; first: HTTP 500.* after 3 attempts"
+        ChatError, match=r"1 of 3 requests to toy at http://127.* failed; first: HTTP 500: .* \(3 attempts\)"
     ) as error:
-        asking.ask_all([ask("a"), ask("b"), ask("c")])
+        texts(asking, "a", "b", "c")
     assert "2 new answers are in" in str(error.value)
-    assert client(server, tmp_path).ask_all([ask("a"), ask("b"), ask("c")])[1].cached
+    assert texts(client(server, tmp_path), "a", "b", "c") == ["A", "B", "C"]
     assert [body["messages"][0]["content"] for body in server.requests] == ["a", "a", "a", "b", "c", "a"]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_hopeless_fault_is_not_retried_and_stops_the_rest(server, tmp_path, status):
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_fault_that_every_request_would_meet_is_not_retried_and_stops_the_rest(server, tmp_path, status):
     server.faults = [status]
-    with pytest.raises(ChatError, match=rf"HTTP {status}.*check model, base_url and \$OPENAI_API_KEY"):
-        client(server, tmp_path, concurrency=1).ask_all([ask(str(i)) for i in range(20)])
+    with pytest.raises(ChatError, match=rf"toy at .*HTTP {status}.*check model, base_url and \$OPENAI_API_KEY"):
+        texts(client(server, tmp_path, concurrency=1), *map(str, range(20)))
     assert len(server.requests) == 1
+
+
+def test_a_request_that_the_server_refuses_fails_alone(server, tmp_path):
+    server.faults = [400]
+    with pytest.raises(ChatError, match=r"1 of 3 requests .* first: HTTP 400: fault 400 for .* \(1 attempt\)"):
+        texts(client(server, tmp_path, concurrency=1), "a", "b", "c")
+    assert [row["text"] for row in rows(tmp_path)] == ["B", "C"]
 
 
 def test_requests_run_concurrently_but_not_more_than_asked(server, tmp_path):
     server.delay_s = 0.05
-    client(server, tmp_path, concurrency=4).ask_all([ask(str(i)) for i in range(16)])
+    texts(client(server, tmp_path, concurrency=4), *map(str, range(16)))
     assert server.most_in_flight == 4
 
 
 def test_the_key_is_sent_and_never_written_or_shown(server, tmp_path, caplog):
     caplog.set_level("DEBUG")
-    server.faults = [401]  # the server's message repeats the key
+    server.faults = [500, 401]  # the server's message repeats the key
     with pytest.raises(ChatError) as error:
-        client(server, tmp_path).ask(ask("a"))
+        client(server, tmp_path).ask("a")
     assert server.keys[0] == f"Bearer {SECRET}"
     assert SECRET not in str(error.value)
-    client(server, tmp_path).ask(ask("a"))
+    client(server, tmp_path).ask("a")
     assert SECRET not in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
+    assert "fault 500 for Bearer ***" in caplog.text
     assert SECRET not in caplog.text
 
 
 def test_no_key_is_fine_for_a_local_server_and_an_error_for_openai(server, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert client(server, tmp_path).ask(ask("a")).text == "A"
+    assert client(server, tmp_path).ask("a") == "A"
     with pytest.raises(ChatError, match="OPENAI_API_KEY is not set; set it, or name a server by base_url"):
-        ChatClient("m", cache=None).ask(ask("a"))
+        ChatClient("m", cache=tmp_path / "answers.jsonl").ask("a")
 
 
 def test_offline_answers_from_the_file_only(server, tmp_path):
-    client(server, tmp_path).ask(ask("a"))
+    client(server, tmp_path).ask("a")
     offline = ChatClient("toy", cache=tmp_path / "answers.jsonl", offline=True)
-    assert offline.ask(ask("a")).text == "A"
+    assert offline.ask("a") == "A"
     with pytest.raises(ChatError, match=r"1 of 1 answers of 'toy' are not in .* and offline is set"):
-        offline.ask(ask("b"))
+        offline.ask("b")
+    with pytest.raises(ChatError, match="offline is set"):
+        ChatClient("toy", cache=tmp_path / "other" / "answers.jsonl", offline=True).ask("a")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_half_written_last_line_is_cut_off_and_asked_again(server, tmp_path):
-    client(server, tmp_path, concurrency=1).ask_all([ask("a"), ask("b")])
+    texts(client(server, tmp_path, concurrency=1), "a", "b")
     path = tmp_path / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    answers = client(server, tmp_path).ask_all([ask("a"), ask("b")])
-    assert [answer.cached for answer in answers] == [True, False]
-    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+    asking = client(server, tmp_path)
+    assert texts(asking, "a", "b") == ["A", "B"]
+    assert (asking.n_cached, asking.n_asked) == (1, 1)
+    assert len(rows(tmp_path)) == 2
+
+
+def test_it_answers_where_an_event_loop_runs_already_as_in_a_notebook(server, tmp_path):
+    import asyncio
+
+    async def cell():
+        return client(server, tmp_path).ask("a")
+
+    assert asyncio.run(cell()) == "A"
+
+
+def test_an_interrupt_awaits_the_requests_in_flight_and_sends_no_more(server, tmp_path):
+    server.delay_s = 0.3
+    main = threading.get_ident()
+    threading.Timer(0.15, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        texts(client(server, tmp_path, concurrency=4), *map(str, range(40)))
+    assert len(rows(tmp_path)) == len(server.requests) == 4
 
 
 SCRIPT = """
 import sys
+from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
-from affectgpt.prompts import Message
 chat = ChatClient("toy", base_url=sys.argv[1], cache=sys.argv[2], concurrency=2)
-chat.ask_all([[Message("user", f"question {i}")] for i in range(40)])
+chat.answer([Request(f"question {i}") for i in range(40)])
 """
 
 
@@ -226,25 +245,24 @@ def test_a_small_model_behind_the_server_of_transformers_answers(tmp_path):
                     break
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.2)
-        first = chat.ask_all([ask("hello"), ask("bye")])
-        assert [answer.cached for answer in first] == [False, False]
-        assert [answer.text for answer in chat.ask_all([ask("hello"), ask("bye")])] == [a.text for a in first]
-        assert chat.stats.calls == 2
+        first = texts(chat, "hello", "bye")
+        assert texts(chat, "hello", "bye") == first
+        assert (chat.n_asked, chat.n_cached) == (2, 2)
     finally:
         process.terminate()
         process.wait()
 
 
-def test_pictures_and_sound_are_sent_as_parts_and_kept_as_hashes(server, tmp_path):
+def test_images_and_sound_are_sent_as_parts_and_kept_as_hashes(server, tmp_path):
     frame = np.full((40, 60, 3), 200, np.uint8)
-    tone = np.sin(np.arange(1600) / 5).astype(np.float32) * 2  # beyond full scale
-    turn = ("user", [Media.picture(frame, longest_px=30), "What is this?", Media.sound(tone, 16000)])
+    tone = Waveform(np.sin(np.arange(1600) / 5).astype(np.float32) * 2, 16000, 0.1, 16000, 1)  # beyond full scale
     server.answer = lambda body: "+".join(part["type"] for part in body["messages"][0]["content"])
-    one = client(server, tmp_path)
-    assert one.ask([turn]).text == "image_url+text+input_audio"
-    assert one.ask([turn]).cached
+    one = client(server, tmp_path, longest_px=30)
+    request = Request("What is this?", images=frame[None], sound=tone)
+    assert [one.answer([request])[0].text for _ in range(2)] == ["image_url+input_audio+text"] * 2
+    assert one.n_cached == 1
 
-    image, text, sound = server.requests[0]["messages"][0]["content"]
+    image, sound, text = server.requests[0]["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is this?"}
     head, data = image["image_url"]["url"].split(",")
     assert head == "data:image/jpeg;base64"
@@ -255,6 +273,12 @@ def test_pictures_and_sound_are_sent_as_parts_and_kept_as_hashes(server, tmp_pat
     written = (tmp_path / "answers.jsonl").read_text()
     assert data not in written
     assert '"sha256"' in written
-    other = ("user", [Media.picture(frame // 2, longest_px=30), *turn[1][1:]])
-    assert not client(server, tmp_path).ask([other]).cached
-    assert client(server, tmp_path, offline=True).ask([turn]).cached
+    client(server, tmp_path, longest_px=30).answer([Request("What is this?", images=frame[None] // 2, sound=tone)])
+    assert len(server.requests) == 2
+    client(server, tmp_path, longest_px=30, offline=True).answer([request])
+
+
+def test_a_system_message_and_earlier_turns_are_sent_in_their_roles(server, tmp_path):
+    client(server, tmp_path).answer([Request("One?", system="Be brief.", turns=("1", "Two?"))])
+    sent = [(message["role"], message["content"]) for message in server.requests[0]["messages"]]
+    assert sent == [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?")]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from affectgpt.chat.served import ChatError
+from affectgpt.chat.transport import ChatError
 from affectgpt.cli import compose
 from affectgpt.inference.command import run_evaluation
 from tests.chat.chat_server import ChatServer

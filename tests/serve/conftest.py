@@ -13,12 +13,14 @@ import openai
 import pytest
 
 from affectgpt import config as conf
-from affectgpt.chat.served import Media
+from affectgpt.chat.request import Reply
+from affectgpt.chat.served import image_part
 from affectgpt.inference.command import run_inference
 from affectgpt.media import read_frames
+from affectgpt.runtime import InputError
 from affectgpt.serve.app import build_app
 from affectgpt.serve.command import bind
-from affectgpt.serve.models import AffectGPT, Prepared, Reply
+from affectgpt.serve.models import AffectGPT, Prepared
 from affectgpt.training.stages import run_stage
 from tests.conftest import make_train_config
 
@@ -93,7 +95,7 @@ def text(words: str) -> dict:
 
 
 def frames_of(path: Path, n: int) -> list[dict]:
-    return [Media.picture(image).part() for image in read_frames(path, n).images]
+    return [image_part(image) for image in read_frames(path, n).images]
 
 
 def ask(client, *parts, affectgpt=None, **more):
@@ -116,7 +118,7 @@ def asking(*parts, **more) -> dict:
 
 
 class Slow:
-    """Answers with the question in capitals, when `go` is set; `bad` in a question is an error."""
+    """Answers with the question in capitals, when `go` is set; `bad` in it is a user's error, `broken` a bug."""
 
     name, sees = "tiny", ()
 
@@ -131,7 +133,7 @@ class Slow:
         assert self.go.wait(20)
         self.batches.append([item.inputs for item in items])
         if any("bad" in item.inputs for item in items):
-            raise ValueError("a bad question")
+            raise InputError("a bad question")
         if any("broken" in item.inputs for item in items):
             raise KeyError("inside")
         return [Reply(item.inputs.upper(), 1, 1, "eos", {}) for item in items]

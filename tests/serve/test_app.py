@@ -10,9 +10,10 @@ import openai
 import pytest
 
 from affectgpt import config as conf
-from affectgpt.chat.served import ChatClient, Media
-from affectgpt.media import read_frames
-from tests.serve.conftest import N, Slow, ask, asking, error_of, running, text, wait_for
+from affectgpt.chat.request import Request
+from affectgpt.chat.served import ChatClient
+from affectgpt.media import Waveform, read_frames
+from tests.serve.conftest import N, Slow, ask, asking, error_of, running, text, video, wait_for
 
 
 def test_models_and_health_are_told(server):
@@ -54,12 +55,12 @@ def test_a_full_server_says_when_to_come_again_and_the_client_does(tmp_path):
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
         assert reply.json()["error"]["type"] == "rate_limit_error"
         patient = ChatClient("tiny", base_url=f"{url}/v1", cache=tmp_path / "c.jsonl", backoff_s=0.05)
-        third = pool.submit(patient.ask, [("user", "c")])
+        third = pool.submit(patient.ask, "c")
         time.sleep(0.2)
         slow.go.set()
         assert [item.result().choices[0].message.content for item in first] == ["A", "B"]
-        assert third.result().text == "C"
-        assert patient.stats.retries >= 1
+        assert third.result() == "C"
+        assert patient.n_retries >= 1
         wait_for(url, requests=0)
 
 
@@ -78,11 +79,11 @@ def test_a_request_whose_client_has_gone_is_not_generated():
 
 def test_the_chat_client_of_this_project_is_answered(server, manifest, tmp_path):
     client = ChatClient("tiny", base_url=f"{server[1]}/v1", cache=tmp_path / "c.jsonl", max_tokens=N)
-    image = read_frames(manifest.parent / "clip0.mp4", 1).images[0]
-    sound = Media.sound(np.zeros(4000, np.float32), 16000)
-    answers = client.ask_all([[("user", [Media.picture(image), sound, f"Question {number}?"])] for number in range(4)])
-    assert len(answers) == client.stats.calls == 4
-    assert {answer.finish for answer in answers} <= {"stop", "length"}
+    images = read_frames(manifest.parent / "clip0.mp4", 1).images
+    sound = Waveform(np.zeros(4000, np.float32), 16000, 0.25, 16000, 1)
+    answers = client.answer([Request(f"Question {number}?", images, sound=sound) for number in range(4)])
+    assert len(answers) == client.n_asked == 4
+    assert {answer.finish for answer in answers} <= {"eos", "length"}
 
 
 def test_the_zero_shot_command_asks_it_like_any_server(server, manifest, tmp_path):
@@ -108,3 +109,30 @@ def test_the_annotation_command_asks_it_for_clues(server, manifest, tmp_path):
     assert {row["step"] for row in answers} >= {"visual"}
     assert all(row["answered_by"] == "tiny" and row["tokens_out"] > 0 for row in answers)
     assert "HTTP" not in "".join(path.read_text() for path in out.glob("failed.jsonl"))
+
+
+def test_requests_that_arrive_together_share_batches_and_get_their_answers_one_by_one(server, inferred):
+    client, url = server
+    before = httpx.get(f"{url}/health").json()
+    with ThreadPoolExecutor(12) as pool:
+        names = [f"clip{number}" for number in range(12)]
+        answers = pool.map(lambda name: ask(client, video(f"{name}.mp4"), affectgpt={"subtitle": "I see."}), names)
+        texts = [answer.choices[0].message.content for answer in answers]
+    assert texts == [inferred[name]["text"] for name in names]
+    after = httpx.get(f"{url}/health").json()
+    assert after["answered"] - before["answered"] == 12
+    assert after["batches"] - before["batches"] < 12
+    assert 1 < after["largest_batch"] <= 8
+
+
+def test_one_bad_request_of_a_batch_fails_alone():
+    slow = Slow()
+    with running(slow, config={"max_wait_ms": 300}) as (client, _), ThreadPoolExecutor(3) as pool:
+        slow.go.set()
+        answers = [pool.submit(ask, client, text(word)) for word in ("good", "bad", "broken")]
+        assert answers[0].result().choices[0].message.content == "GOOD"
+        with pytest.raises(openai.BadRequestError, match="a bad question"):
+            answers[1].result()
+        with pytest.raises(openai.InternalServerError, match="its log says why"):
+            answers[2].result()
+    assert max(map(len, slow.batches)) == 3

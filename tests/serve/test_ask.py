@@ -5,13 +5,14 @@ import contextlib
 import numpy as np
 import pytest
 
-from affectgpt.chat.served import Media
+from affectgpt.chat.served import image_part, sound_part
+from affectgpt.media import Waveform
 from tests.serve.conftest import asking, error_of, running, text, video
 
-PICTURE = Media.picture(np.zeros((8, 8, 3), np.uint8)).part()
-LARGER = Media.picture(np.zeros((8, 9, 3), np.uint8)).part()
-HUGE = Media.picture(np.zeros((1600, 1600, 3), np.uint8)).part()
-SOUND = Media.sound(np.zeros(1600, np.float32), 16000).part()
+PICTURE = image_part(np.zeros((8, 8, 3), np.uint8))
+LARGER = image_part(np.zeros((8, 9, 3), np.uint8))
+HUGE = image_part(np.zeros((1600, 1600, 3), np.uint8))
+SOUND = sound_part(Waveform(np.zeros(1600, np.float32), 16000, 0.1, 16000, 1))
 MP3 = {"type": "input_audio", "input_audio": {**SOUND["input_audio"], "format": "mp3"}}
 SPEAKS = {"role": "assistant", "content": "Yes."}
 

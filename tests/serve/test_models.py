@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from affectgpt import config as conf
-from affectgpt.chat.local import Request, load
-from affectgpt.chat.served import Media
-from affectgpt.media import read_frames
+from affectgpt.chat.local import load
+from affectgpt.chat.request import Request
+from affectgpt.chat.served import sound_part
+from affectgpt.media import Waveform, read_frames
 from affectgpt.serve.ask import read_ask
 from affectgpt.serve.models import Chat, prepare
 from tests.chat import tiny_chat
@@ -67,10 +68,10 @@ def test_pictures_that_lose_nothing_are_what_the_video_holds(served, client, man
 
 
 def test_a_sound_is_heard_in_place_of_the_track_of_the_video(client, manifest):
-    tone = (0.3 * np.sin(np.arange(8000))).astype(np.float32)
-    told = ask(client, video("clip0.mp4"), Media.sound(tone, 16000).part()).affectgpt
+    tone = sound_part(Waveform((0.3 * np.sin(np.arange(8000))).astype(np.float32), 16000, 0.5, 16000, 1))
+    told = ask(client, video("clip0.mp4"), tone).affectgpt
     assert told["media"]["audio"]["duration_s"] == 0.5
-    alone = ask(client, Media.sound(tone, 16000).part())
+    alone = ask(client, tone)
     assert alone.affectgpt["modalities"] == ["audio"]
 
 

@@ -12,8 +12,9 @@ import torch
 
 from affectgpt import config as conf
 from affectgpt.chat.local import load
+from affectgpt.chat.request import Reply
 from affectgpt.engine import generation
-from affectgpt.serve.models import Chat, Reply
+from affectgpt.serve.models import Chat
 from tests.chat import tiny_chat
 from tests.serve.conftest import Slow, ask, asking, running, text, video
 

@@ -1,0 +1,106 @@
+"""Keys of stored answers, and models that refuse a parameter or fail in this process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from affectgpt.annotate import annotators
+from affectgpt.annotate.annotators import Budget, InProcess, Question, Served
+from affectgpt.annotate.clips import Clip
+from affectgpt.annotate.exporters import records_in
+from affectgpt.annotate.store import Store
+from affectgpt.chat.concurrency import StopSignal
+from affectgpt.chat.request import Reply
+from affectgpt.config import AnnotatorConfig
+from affectgpt.runtime import InputError
+from affectgpt.schema import Sample
+from tests.annotate.conftest import annotate, rows_of, served
+from tests.chat.chat_server import ChatServer, fill_in
+from tests.chat.test_transport import newer
+
+CLIP = Clip(Sample(id="a", video="a.mp4"), "f" * 64)
+SHOWN = Question(
+    "visual", "What?", {"type": "object"}, CLIP, {"images": {"n_frames": 3}, "sound": {}}, (("no", "JSON"),)
+)
+PLAIN = Question("merge", "What?", {"type": "object"}, CLIP)
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "key"),
+    [
+        (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}}, "5ac3fcec"),
+        (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}, "structured": "json_object"}, "d4122295"),
+        (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}, "structured": "prompt"}, "4750697e"),
+        (SHOWN, {"kind": "openai"}, "f71220b6"),
+        (SHOWN, {"kind": "transformers"}, "7f4be593"),
+    ],
+)
+def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp_path, monkeypatch):
+    """A changed key would ask paid questions again."""
+    found = []
+
+    async def once(rows, claims, key, make):
+        found.append(key)
+        return {}, False
+
+    async def main():
+        store, stop = Store(tmp_path), StopSignal()
+        config = AnnotatorConfig(model="m", base_url="http://x", **settings)
+        if config.kind == "openai":
+            await Served(config, store, stop, Budget(None, store, stop)).answer(question)
+        else:
+            await InProcess(config, store, stop).answer(question)
+
+    monkeypatch.setattr(annotators, "once", once)
+    asyncio.run(main())
+    assert found[0].startswith(key)
+
+
+def test_a_model_that_refuses_parameters_is_asked_without_them_under_the_same_keys(clips, tmp_path):
+    out = tmp_path / "out"
+    with ChatServer(fill_in, choose=newer) as server:
+        assert annotate(clips, out, *served(server.url)) == 0
+        assert server.n_answered == len(rows_of(out / "store" / "answers.jsonl"))
+        n = len(server.requests)
+        assert annotate(clips, out, *served(server.url)) == 0
+        assert len(server.requests) == n
+    for row in rows_of(out / "store" / "answers.jsonl"):
+        assert row["request"]["max_tokens"] == 1024
+        assert row["adapted"] == {"max_tokens": "max_completion_tokens", "temperature": None}
+    assert len(list(records_in(out))) == 4
+
+
+def in_process(tmp_path, *questions, answer):
+    """What `answer` gives for each of the questions, which wait together; errors are returned."""
+
+    class Fake:
+        sees, n_frames, rate_hz, max_sound_s = frozenset(), None, None, None
+
+        def answer(self, requests, max_new_tokens):
+            return [answer(request) for request in requests]
+
+    async def main():
+        store = Store(tmp_path)
+        annotator = InProcess(AnnotatorConfig(kind="transformers", model="m"), store, StopSignal())
+        annotator._chat = Fake()
+        rows = await asyncio.gather(*map(annotator.answer, questions), return_exceptions=True)
+        await annotator.close()
+        return rows
+
+    return asyncio.run(main())
+
+
+def test_one_bad_question_of_a_batch_fails_alone_and_a_bug_stays_a_bug(tmp_path):
+    def answer(request):
+        if request.prompt == "bad":
+            raise InputError("a bad clip")
+        return Reply(request.prompt.upper() + str({}["key"]) if request.prompt == "bug" else "fine", 1, 1, "eos")
+
+    asked = [Question("merge", text, {}, CLIP) for text in ("good", "bad", "bug")]
+    good, bad, bug = in_process(tmp_path, *asked, answer=answer)
+    assert good[0]["text"] == "fine"
+    assert isinstance(bad, InputError)
+    assert isinstance(bug, KeyError)
+    assert len(rows_of(tmp_path / "store" / "answers.jsonl")) == 1
