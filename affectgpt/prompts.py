@@ -1,10 +1,10 @@
-"""Every prompt that the model sees is written here, once, for training, inference, evaluation and demo alike.
+"""All prompts of the model, shared by training, inference, evaluation and demo.
 
-`render` turns a sample into chat messages. Media stand at the very start of the user message as one placeholder a
-modality (`<audio><frames><motion>`); the processor repeats each placeholder once per soft token. Whatever follows is
-plain text: a placeholder inside a subtitle is text, never media.
+`render` turns a sample into chat messages. The user message starts with one placeholder per modality
+(`<audio><frames><motion>`), which the processor repeats once per soft token. The rest is plain text: a placeholder
+inside a subtitle is text, never media.
 
-A task says what is asked for:
+Tasks:
 
 - ``description``: an explanation in prose, with the visual, acoustic and lexical clues;
 - ``labels``: open-vocabulary emotion words only, comma-separated;
@@ -21,7 +21,7 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
 
 PROMPT_VERSION = "1"
-"""Changes whenever a word below changes, and travels with every prediction and checkpoint."""
+"""To be raised with every change of a prompt below; stored in predictions and checkpoints."""
 
 
 class Message(NamedTuple):
@@ -48,25 +48,25 @@ _QUESTION = {
 }
 _SUBTITLE = {"en": 'The person says: "{subtitle}"', "zh": "这个人说：“{subtitle}”"}
 LABEL_LINE = {"en": "Emotions: ", "zh": "情绪："}
-"""How the last line of a ``both`` answer begins; `affectgpt.metrics.extract` looks for it."""
+"""The start of the last line of a ``both`` answer; parsed by `affectgpt.metrics.extract`."""
 LABEL_SEPARATOR = {"en": ", ", "zh": "，"}
 
 
-def question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
-    """The instruction of `task` in `lang`, without media and subtitle."""
+def task_question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
+    """The question of `task` in `lang`, without media and subtitle."""
     if lang not in LANGUAGES:
         raise InputError(f"unknown language {lang!r}; expected one of {list(LANGUAGES)}")
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {list(TASKS)}")
     if (task == "fixed") != bool(candidates):
         raise InputError(
-            f"task {task!r} got {len(candidates)} candidates; pass candidates with task 'fixed', and only with it"
+            f"task {task!r} got {len(candidates)} candidates; only task 'fixed' takes candidates, and it needs them"
         )
     return _QUESTION[lang][task].format(candidates=LABEL_SEPARATOR[lang].join(candidates))
 
 
-def answer(sample: Sample, task: str, lang: str = "en") -> str:
-    """The text that a model should write for `sample`; raises ValueError naming what the sample lacks for `task`."""
+def target_text(sample: Sample, task: str, lang: str = "en") -> str:
+    """The target text of `sample` for `task`; raises InputError if the sample lacks what the task needs."""
     localized = sample.in_language(lang)
     if task in ("description", "both") and not localized.description:
         raise InputError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
@@ -74,7 +74,7 @@ def answer(sample: Sample, task: str, lang: str = "en") -> str:
         raise InputError(f"sample {sample.id!r} has no labels in {lang!r}, which task {task!r} needs")
     if task == "fixed":
         if not localized.label:
-            raise InputError(f"sample {sample.id!r} has no single `label`, which task 'fixed' needs")
+            raise InputError(f"sample {sample.id!r} has no `label`, which task 'fixed' needs")
         return localized.label
     words = LABEL_SEPARATOR[lang].join(localized.labels or ())
     if task == "labels":
@@ -92,22 +92,22 @@ def render(
     modalities: Sequence[str] | None = None,
     with_subtitle: bool = True,
     with_answer: bool = False,
-    asked: str | None = None,
+    question: str | None = None,
 ) -> list[Message]:
     """The chat messages of one sample: the user turn, and the assistant turn if `with_answer`.
 
     Args:
-        sample: its `modalities` say which media it has; `subtitle` may be None.
-        task, lang, candidates: see the module's head.
-        modalities: media to show, None = all that the sample has. Asking for one that it lacks is an error.
+        sample: must be probed, so that `modalities` is set; `subtitle` may be None.
+        task, lang, candidates: see the module docstring.
+        modalities: media to use, None = all that the sample has; one that it lacks is an error.
         with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
-        asked: a question in other words, in place of the task's, which are those that training teaches.
+        question: a question that replaces the task's own, on which the model was trained.
 
     >>> from affectgpt.schema import Sample
     >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="description")[0].content
     '<audio>\\nThe person says: "Fine."\\nWatch and listen, then explain what the person feels and which clues show it.'
     """
-    asked = question(task, lang, candidates) if asked is None else asked
+    question = task_question(task, lang, candidates) if question is None else question
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
     if unknown := [name for name in wanted if name not in MODALITIES]:
@@ -120,17 +120,17 @@ def render(
     subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
     if subtitle:
         lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
-    lines.append(asked)
+    lines.append(question)
     messages = [Message("user", "\n".join(lines))]
     if with_answer:
-        messages.append(Message("assistant", answer(sample, task, lang)))
+        messages.append(Message("assistant", target_text(sample, task, lang)))
     return messages
 
 
-def media_of(content: str) -> tuple[tuple[str, ...], str]:
-    """Split a user message into the modalities whose placeholders open it and the plain text behind them.
+def split_placeholders(content: str) -> tuple[tuple[str, ...], str]:
+    """Split a user message into the modalities of its leading placeholders and the plain text after them.
 
-    >>> media_of('<audio><motion>\\nWho says <frames>?')
+    >>> split_placeholders('<audio><motion>\\nWho says <frames>?')
     (('audio', 'motion'), '\\nWho says <frames>?')
     """
     found = []

@@ -1,7 +1,7 @@
-"""What a sample and a prediction are, and how they are read from and written to JSONL and CSV.
+"""Samples and predictions, and how they are read from and written to JSONL and CSV.
 
-A manifest has one row a sample. Every error says file:line, the id, what was found, what was expected and what to do;
-rows are never repaired or replaced. Columns and their meaning: docs/data-format.md.
+A manifest has one row per sample; docs/data-format.md describes its columns. Every error names file, line and id, what
+was found, what was expected and what to do. Rows are never repaired or replaced.
 """
 
 from __future__ import annotations
@@ -13,60 +13,61 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, write_lines_atomic
 
 MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
-"""What a sample may have, in the order in which the placeholders stand in the prompt: sound, pictures and a short film
-of the whole scene, pictures and a short film of aligned face crops."""
+"""The modalities of a sample, in the order of their placeholders in the prompt: audio, frames and motion frames of the
+full scene, frames and motion frames of aligned face crops."""
 
 SLOTS = ("multi", *MODALITIES)
-"""Soft-token branches of a model, in prompt order. ``multi`` is no medium: a pre-fusion projector makes it from the
-states of the others, and the processor of a model that has one writes its placeholder."""
+"""Soft-token branches of a model, in prompt order. ``multi`` is not a modality: a pre-fusion projector computes it from
+the states of the others, and the processor of a model with such a projector adds its placeholder."""
 
 PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
 
 TASKS = ("description", "labels", "both", "fixed")
 LANGUAGES = ("en", "zh")
 HELP = "see docs/data-format.md"
-FACE_ORDERS = ("bgr", "rgb")  # of the colour channels in files of face crops
-_TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # what a translation may hold
+FACE_ORDERS = ("bgr", "rgb")  # channel orders of face crop files
+_TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # the fields of a translation
 _PLAIN_LIST = re.compile(r"\['[^'\"\\]*'(?:, '[^'\"\\]*')*\]")
 _BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
 class ManifestError(InputError):
-    """A manifest, or rows of it, cannot be read; the message lists file:line and what to do."""
+    """A manifest or some of its rows cannot be read; the message lists file:line, the problem and what to do."""
 
 
 def check_id(value: object) -> str:
-    """Return `value` if it is a usable sample id, else raise ValueError.
+    """Return `value` if it is a valid sample id, else raise InputError.
 
-    An id is a short text without slashes or control characters: it names rows and log lines, and where a file must be
-    named after it, nothing in it can lead out of the folder.
+    An id is a short string without slashes or control characters: it appears in rows and log lines, and a file named
+    after it cannot be outside its folder.
     """
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"id must be a non-empty text, found {value!r}")
+        raise InputError(f"id must be a non-empty string, found {value!r}")
     if _BAD_ID.search(value) or value in (".", "..") or len(value) > 200 or value != value.strip():
         raise InputError(
-            f"id {value!r} is not allowed: at most 200 characters, no slash, backslash, control or outer space"
+            f"invalid id {value!r}: expected at most 200 characters, no slash, backslash or control character, and no "
+            "leading or trailing space"
         )
     return value
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip with what is known of it.
+    """One clip and its annotation.
 
-    `video`, `audio` and `face` are paths (absolute once read from a manifest, relative entries resolve against its
-    folder); `audio` is a sound file of its own and takes precedence over the video's track, `face` a .npy file of
-    aligned face crops (uint8 [n,h,w,3], channels in `face_order`). `labels` are open-vocabulary words, `label` is one
-    word of a fixed set. Texts are in `lang`; other languages stand in `translations`. `modalities` is what the media
-    really contain, filled by probing; None = not probed yet.
+    `video`, `audio` and `face` are paths; relative paths in a manifest are resolved against its folder. `audio` is a
+    separate audio file and takes precedence over the audio track of the video; `face` is a .npy file of aligned face
+    crops (uint8 [n,h,w,3], channels in `face_order`). `labels` are open-vocabulary words, `label` is one word of a
+    fixed set. Texts are in `lang`; `translations` has the other languages. `modalities` are those that the media
+    contain, set by probing; None = not probed yet.
     """
 
     id: str
@@ -88,7 +89,7 @@ class Sample:
         check_id(self.id)
 
     def with_modalities(self, modalities: tuple[str, ...]) -> Sample:
-        """The same sample with these; `replace` would check again what has been checked, for each of many samples."""
+        """A copy with these modalities; unlike `replace`, it does not check the id again, which is faster."""
         changed = copy.copy(self)
         object.__setattr__(changed, "modalities", modalities)
         return changed
@@ -96,8 +97,8 @@ class Sample:
     def in_language(self, lang: str, strict: bool = True) -> Sample:
         """The same sample with its texts in `lang`.
 
-        Where there is no translation: with `strict`, ValueError; else only the subtitle is kept (it is what was
-        said, in whatever language), and description and labels are dropped.
+        Without a translation, `strict` raises InputError; otherwise the subtitle is kept in its own language, and
+        description and labels are dropped.
         """
         if lang == self.lang:
             return self
@@ -114,18 +115,18 @@ _TRANSLATED = {f"{name}_{lang}": (name, lang) for lang in LANGUAGES for name in 
 
 
 def true_labels(sample: Sample, lang: str = "en") -> tuple[str, ...]:
-    """What a prediction is scored against: the open-vocabulary labels, or the one-hot label where that is all."""
+    """The labels that a prediction is scored against: the open-vocabulary labels, else the one-hot label."""
     texts = sample.in_language(lang)
     return texts.labels or ((texts.label,) if texts.label else ())
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model wrote about one sample: a row of predictions.jsonl.
+    """The output of a model for one sample: a row of predictions.jsonl.
 
-    `labels` None = not parsed yet. `modalities` lists what was really used (soft-token branches, and "text" for the
-    subtitle); `media` holds facts such as frame times and seconds heard. `finish` is "eos" or "length";
-    `strategy` says how a zero-shot run brings the subtitle in (s0, s1, s2).
+    `labels` None = not parsed yet. `modalities` lists the inputs that were used (soft-token branches, and "text" for
+    the subtitle); `media` has details such as frame times and seconds of audio. `finish` is "eos" or "length";
+    `strategy` is the subtitle strategy of a zero-shot run (s0, s1, s2).
     """
 
     id: str
@@ -148,7 +149,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class BadSample:
-    """A row or a file that could not be used, and why; written to bad_samples.jsonl, never replaced by another."""
+    """A row or file that cannot be used, and the reason; listed in bad_samples.jsonl, never replaced by another."""
 
     id: str
     where: str
@@ -156,7 +157,7 @@ class BadSample:
 
 
 def parse_label_list(value: object) -> tuple[str, ...] | None:
-    """Read a label cell: a list, `['a', 'b']` as text, `[a, b]`, `a, b`, `a; b`, `开心，自豪`; empty and NaN give None.
+    """Parse a label cell: a list, or text such as `['a', 'b']`, `[a, b]`, `a, b`, `开心，自豪`; None if empty or NaN.
 
     >>> parse_label_list('["don\\'t know", "sad"]'), parse_label_list("[happy, calm]"), parse_label_list("")
     (("don't know", 'sad'), ('happy', 'calm'), None)
@@ -167,15 +168,10 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
         text = value.strip()
         if not text or text.lower() in ("nan", "none", "[]"):
             return None
-        if _PLAIN_LIST.fullmatch(text):  # much quicker, and the form of nearly all
+        if _PLAIN_LIST.fullmatch(text):  # the most frequent form, and much faster
             return tuple(dict.fromkeys(word for part in text[2:-2].split("', '") if (word := part.strip()))) or None
-        try:
-            parsed = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parsed = None
-        if isinstance(parsed, (list, tuple)):
-            value = list(parsed)
-        else:
+        value = parse_literal(text)
+        if not isinstance(value, (list, tuple)):
             inner = text[1:-1] if text[0] == "[" and text[-1] == "]" else text
             value = [part.strip().strip("\"'") for part in re.split(r"[,;，、；]", inner)]
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
@@ -184,11 +180,19 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
     return words or None
 
 
-def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sample:
-    """Build a Sample from one JSON object or CSV row; relative media paths resolve against `folder`.
+def parse_literal(text: str) -> object:
+    """The value of a Python literal, or None if `text` is not one."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval documents
+        return None
 
-    `name` is accepted for `id`, and `<field>_zh` / `<field>_en` columns become translations. Unknown columns are an
-    error, because a misspelt `subtitel` would otherwise vanish.
+
+def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sample:
+    """Build a Sample from one JSON object or CSV row; relative media paths are resolved against `folder`.
+
+    `name` is accepted for `id`; columns `<field>_zh` and `<field>_en` become translations. Unknown columns are an
+    error, because a misspelt `subtitel` would otherwise be lost without notice.
     """
     row = {key: value for key, value in row.items() if value is not None and value != ""}
     if "name" in row and "id" not in row:
@@ -199,9 +203,10 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     lang = row.get("lang", "en")
     if lang not in LANGUAGES:
         raise InputError(f"lang {lang!r} is not one of {list(LANGUAGES)}")
-    if not isinstance(row.get("translations", {}), Mapping):
-        raise InputError(f"translations must map a language to texts, found {row['translations']!r}")
-    translations = {key: dict(texts) for key, texts in row.pop("translations", {}).items()}
+    translations = row.pop("translations", {})
+    if not isinstance(translations, Mapping) or not all(isinstance(texts, Mapping) for texts in translations.values()):
+        raise InputError(f"translations must map a language to texts, found {translations!r}")
+    translations = {key: dict(texts) for key, texts in translations.items()}
     if not _TRANSLATED.keys().isdisjoint(row):
         for key, (name, other) in _TRANSLATED.items():
             if key in row:
@@ -217,7 +222,7 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
             if name == "labels":
                 texts[name] = parse_label_list(texts.get(name))
             elif (text := texts.get(name)) is not None and not isinstance(text, str):
-                raise InputError(f"{name} must be a text, found {text!r}")
+                raise InputError(f"{name} must be a string, found {text!r}")
     for language, texts in translations.items():
         if language not in LANGUAGES or set(texts) - set(_TEXT_FIELDS):
             raise InputError(f"translations: {language!r} with {sorted(texts)}; expected {_TEXT_FIELDS} by language")
@@ -238,12 +243,12 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
         if odd := set(row["modalities"]) - set(MODALITIES):
             raise InputError(f"modalities {sorted(odd)} unknown; expected some of {list(MODALITIES)}")
     if not (row.get("video") or row.get("audio") or row.get("face") or row.get("subtitle")):
-        raise InputError("no video, audio, face or subtitle: there is nothing to look at; give at least one")
+        raise InputError("no video, audio, face or subtitle; give at least one")
     return Sample(**{**row, "id": sample_id, "lang": lang, "translations": translations})
 
 
 def _below(folder: Path, entry: str) -> str:
-    """`str(folder / entry)`; most entries are plain, for which making a Path is the slowest part of reading a row."""
+    """`str(folder / entry)`, without constructing a Path for simple entries: the slowest part of reading a row."""
     text = str(folder)
     if entry[:1] == "." or "//" in entry or "/." in entry or entry[-1:] == "/" or os.sep != "/" or text == ".":
         return str(folder / entry)
@@ -251,13 +256,13 @@ def _below(folder: Path, entry: str) -> str:
 
 
 def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tuple[list[Sample], list[BadSample]]:
-    """Read a manifest (.jsonl or .csv) into samples, in file order.
+    """Read the samples of a manifest (.jsonl or .csv), in file order.
 
     Args:
-        on_bad: "raise" stops with one ManifestError that lists every bad row (20 at most); "skip" returns them.
+        on_bad: "raise" raises one ManifestError that lists the bad rows (at most 20); "skip" returns them.
 
     Returns:
-        the samples and the rows that were left out (always empty under "raise").
+        samples and bad rows.
     """
     path = Path(path)
     if on_bad not in ("raise", "skip"):
@@ -270,53 +275,62 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
         else:
             bad.append(item)
     if bad and on_bad == "raise":
-        listed = "\n".join(f"{item.where}: sample {item.id!r}: {item.reason}" for item in bad[:20])
-        more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ManifestError(f"{listed}{more}\n{len(bad)} bad rows; mend them or pass on_bad=skip; {HELP}")
+        raise bad_rows_error(bad)
     if not samples:
         raise ManifestError(f"{path}: no usable sample ({len(bad)} bad rows); {HELP}")
     return samples, bad
 
 
-class FirstLines(Protocol):
-    """Remembers the line at which an id first stood; a dict will do where ids fit into memory."""
+def bad_rows_error(bad: Sequence[BadSample]) -> ManifestError:
+    """The error that lists the bad rows (at most 20) of a manifest or data set."""
+    listed = "\n".join(f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:20])
+    more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
+    return ManifestError(f"{listed}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip; {HELP}")
+
+
+class _FirstLines(Protocol):
+    """Maps an id to its first line; a dict, or an index on disk if the ids do not fit in memory."""
 
     def setdefault(self, key: str, default: int, /) -> int: ...
 
 
-def stream_samples(path: str | os.PathLike[str], first_lines: FirstLines | None = None) -> Iterator[Sample | BadSample]:
-    """The rows of a manifest one by one, in file order: samples, and rows that cannot be used.
+def stream_samples(
+    path: str | os.PathLike[str], first_lines: _FirstLines | None = None
+) -> Iterator[Sample | BadSample]:
+    """Iterate over the rows of a manifest in file order: samples, and rows that cannot be used.
 
     Raises:
-        ManifestError: no such file, another format, not UTF-8.
+        ManifestError: the file does not exist, cannot be read, is not UTF-8, or is neither JSONL nor CSV.
     """
     path, first_lines = Path(path), {} if first_lines is None else first_lines
     for line_no, row in _rows(path):
         sample_id = str(row.get("id", row.get("name", "?"))) if isinstance(row, Mapping) else "?"
         try:
-            if isinstance(row, ValueError):
+            if isinstance(row, InputError):
                 raise row
             sample = sample_from_row(row, path.parent)
             if (first := first_lines.setdefault(sample.id, line_no)) != line_no:
-                raise InputError(f"the id stands already in line {first}; ids must be unique")
-        except ValueError as error:
+                raise InputError(f"the id is already used in line {first}; ids must be unique")
+        except InputError as error:
             yield BadSample(sample_id, f"{path}:{line_no}", str(error))
             continue
         yield sample
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, row); a row that is no JSON object comes as the ValueError that says so."""
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest file; {HELP}")
+    """Yield (line number, row), or (line number, InputError) for a line that cannot be parsed."""
     if path.suffix not in (".jsonl", ".csv"):
-        raise ManifestError(f"{path}: a manifest ends in .jsonl or .csv, found {path.suffix!r}; {HELP}")
-    # JSONL: lines end at "\n" alone; a subtitle may hold U+2028 and other characters that are taken for line ends.
-    with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else "\n") as file:
-        try:
+        raise ManifestError(f"{path}: expected a .jsonl or .csv manifest, found {path.suffix!r}; {HELP}")
+    try:
+        if not path.is_file():
+            raise ManifestError(f"{path}: no such manifest file; {HELP}")
+        # JSONL: only "\n" ends a line; a subtitle may contain U+2028 and other characters that splitlines() splits at.
+        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else "\n") as file:
             yield from _csv_rows(file) if path.suffix == ".csv" else _jsonl_rows(file)
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {HELP}") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {HELP}") from None
+    except (OSError, csv.Error) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); {HELP}") from error
 
 
 def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
@@ -324,7 +338,7 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
     line_no = 2
     for row in reader:
         if None in row:
-            yield line_no, ValueError(f"{len(row[None])} more cells than the header; quote cells that hold commas")
+            yield line_no, InputError(f"{len(row[None])} more cells than the header; quote cells that contain commas")
         else:
             yield line_no, row
         line_no = reader.line_num + 1
@@ -336,15 +350,15 @@ def _jsonl_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            value = ValueError(f"not JSON: {error}")
-        if not isinstance(value, (dict, ValueError)):
-            value = ValueError(f"expected a JSON object, found {type(value).__name__}")
+        except (ValueError, RecursionError) as error:
+            value = InputError(f"not JSON: {error}")
+        if not isinstance(value, (dict, InputError)):
+            value = InputError(f"expected a JSON object, found {type(value).__name__}")
         yield line_no, value
 
 
 def to_json(item: Sample | Prediction | BadSample) -> str:
-    """One JSON line without the fields that are unset."""
+    """One line of JSON without the unset fields."""
     row = {key: value for key, value in vars(item).items() if value not in (None, {}, ())}
     if isinstance(item, Sample) and item.face is None:
         row.pop("face_order", None)
@@ -352,24 +366,19 @@ def to_json(item: Sample | Prediction | BadSample) -> str:
 
 
 def write_jsonl(path: str | os.PathLike[str], items: Iterable[Sample | Prediction | BadSample]) -> None:
-    """Write one line an item; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(to_json(item) + "\n" for item in items)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write one line per item, atomically."""
+    write_lines_atomic(Path(path), map(to_json, items))
 
 
 def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
-    """Build a Prediction from one JSON object; unknown keys are ignored, since other systems write more."""
+    """Build a Prediction from one JSON object; unknown keys of other systems are ignored."""
     known = {item.name for item in fields(Prediction)}
     values = {key: value for key, value in row.items() if key in known and value is not None}
     if not isinstance(values.get("text"), str):
-        raise InputError(f"prediction {row.get('id', '?')!r}: text must be a text, found {row.get('text')!r}")
+        raise InputError(f"prediction {row.get('id', '?')!r}: text must be a string, found {row.get('text')!r}")
     for key in ("labels", "modalities"):
         if key in values:
+            if not isinstance(values[key], (list, tuple)):
+                raise InputError(f"prediction {row.get('id', '?')!r}: {key} must be a list, found {values[key]!r}")
             values[key] = tuple(values[key])
     return Prediction(**values)

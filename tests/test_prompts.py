@@ -1,6 +1,6 @@
 import pytest
 
-from affectgpt.prompts import media_of, question, render
+from affectgpt.prompts import render, split_placeholders, task_question
 from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
 
 FULL = Sample(
@@ -22,7 +22,7 @@ def user(**kwargs):
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("task", TASKS)
-def test_the_question_of_training_is_the_question_of_inference(task, lang):
+def test_training_and_inference_ask_the_same_question(task, lang):
     candidates = ("happy", "sad") if task == "fixed" else ()
     asked = render(FULL, task=task, lang=lang, candidates=candidates)
     taught = render(FULL, task=task, lang=lang, candidates=candidates, with_answer=True)
@@ -45,18 +45,18 @@ def test_all_tasks_ask_different_questions():
         ("fixed", "zh", "难过"),
     ],
 )
-def test_answers_hold_what_the_task_asks_for(task, lang, answer):
+def test_the_answer_has_what_the_task_asks_for(task, lang, answer):
     candidates = ("a",) if task == "fixed" else ()
     assert render(FULL, task=task, lang=lang, candidates=candidates, with_answer=True)[1].content == answer
 
 
-def test_media_stand_first_in_one_order_whatever_order_is_asked():
+def test_placeholders_come_first_in_a_fixed_order():
     content = user(modalities=("motion", "audio"))
     assert content.startswith(PLACEHOLDERS["audio"] + PLACEHOLDERS["motion"] + "\n")
-    assert media_of(content)[0] == ("audio", "motion")
+    assert split_placeholders(content)[0] == ("audio", "motion")
 
 
-def test_without_subtitle_nothing_of_it_is_left():
+def test_without_subtitle_the_prompt_has_no_trace_of_it():
     assert "fine" in user()
     assert "fine" not in user(with_subtitle=False)
     assert user(with_subtitle=False) == render(Sample(id="v1", modalities=MODALITIES))[0].content
@@ -64,10 +64,10 @@ def test_without_subtitle_nothing_of_it_is_left():
 
 def test_a_placeholder_inside_a_subtitle_is_text():
     sample = Sample(id="v1", subtitle="say <audio> now", modalities=("frames",))
-    assert media_of(render(sample)[0].content)[0] == ("frames",)
+    assert split_placeholders(render(sample)[0].content)[0] == ("frames",)
 
 
-def test_a_subtitle_cannot_open_a_line_of_its_own():
+def test_line_breaks_in_a_subtitle_are_removed():
     sample = Sample(id="v1", subtitle="fine.\nWhich emotions?\n\nEnd", modalities=())
     assert '"fine. Which emotions? End"' in render(sample)[0].content
 
@@ -82,26 +82,26 @@ def test_a_subtitle_cannot_open_a_line_of_its_own():
         ({"modalities": ("smell",)}, r"unknown modalities \['smell'\]"),
     ],
 )
-def test_what_cannot_be_asked_is_named(kwargs, words):
+def test_an_impossible_prompt_is_an_error_that_names_the_cause(kwargs, words):
     with pytest.raises(ValueError, match=words):
         render(FULL, **kwargs)
 
 
-def test_a_modality_that_the_sample_lacks_cannot_be_shown():
+def test_a_modality_that_the_sample_lacks_is_an_error():
     with pytest.raises(ValueError, match=r"'v2' has no \['audio'\]; it has \['frames'\]"):
         render(Sample(id="v2", modalities=("frames",)), modalities=("audio",))
 
 
 @pytest.mark.parametrize(("task", "lacks"), [("both", "description"), ("labels", "labels"), ("fixed", "label")])
-def test_an_answer_that_the_sample_lacks_is_named(task, lacks):
+def test_a_missing_answer_is_an_error_that_names_it(task, lacks):
     with pytest.raises(ValueError, match=f"'v3' has no .*{lacks}"):
         render(
             Sample(id="v3", modalities=()), task=task, candidates=("a",) if task == "fixed" else (), with_answer=True
         )
 
 
-def test_a_question_in_other_words_stands_where_that_of_the_task_would():
+def test_a_custom_question_replaces_that_of_the_task():
     sample = Sample(id="v", subtitle="Fine.", modalities=("audio",))
-    own = render(sample, asked="Does she lie?")[0].content
-    assert own == render(sample)[0].content.replace(question("both"), "Does she lie?")
+    own = render(sample, question="Does she lie?")[0].content
+    assert own == render(sample)[0].content.replace(task_question("both"), "Does she lie?")
     assert own.endswith("\nDoes she lie?")

@@ -23,7 +23,7 @@ def write(path, text):
 
 
 @pytest.mark.parametrize("bad", ["../x", "a/b", "a\\b", "", " a", ".", "..", "a\nb", "x" * 201, 7, None])
-def test_an_id_that_could_leave_a_folder_or_break_a_line_is_refused(bad):
+def test_an_id_that_could_leave_a_folder_or_break_a_line_is_an_error(bad):
     with pytest.raises(ValueError, match="id"):
         check_id(bad)
 
@@ -45,7 +45,7 @@ def test_jsonl_and_csv_of_the_same_rows_give_the_same_samples(tmp_path):
     assert read_samples(jsonl)[0][0].video == str(tmp_path / "clips/a.mp4")
 
 
-def test_a_written_manifest_reads_back_as_it_was(tmp_path):
+def test_a_written_manifest_reads_back_unchanged(tmp_path):
     samples = [
         Sample(
             id="v1",
@@ -67,12 +67,12 @@ def test_language_columns_become_translations(tmp_path):
     assert sample.in_language("zh").subtitle == "你好"
 
 
-def test_a_missing_translation_names_the_sample_and_the_languages_there_are():
+def test_a_missing_translation_names_the_sample_and_its_languages():
     with pytest.raises(ValueError, match=r"'v1' has no texts in 'zh', only in \['en'\]"):
         Sample(id="v1", description="x").in_language("zh")
 
 
-def test_every_bad_row_is_listed_with_line_id_found_and_expected(tmp_path):
+def test_every_bad_row_is_listed_with_its_line_and_id_and_what_was_expected(tmp_path):
     rows = [
         '{"id": "ok", "video": "a.mp4"}',
         '{"id": "v1", "subtitel": "x", "video": "a.mp4"}',
@@ -95,7 +95,7 @@ def test_skip_leaves_bad_rows_out_and_returns_them_without_a_substitute(tmp_path
     samples, bad = read_samples(path, on_bad="skip")
     assert [sample.id for sample in samples] == ["a"]
     assert [(item.id, item.where) for item in bad] == [("a", f"{path}:2"), ("b", f"{path}:3")]
-    assert "stands already in line 1" in bad[0].reason
+    assert "already used in line 1" in bad[0].reason
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,12 @@ def test_skip_leaves_bad_rows_out_and_returns_them_without_a_substitute(tmp_path
         ("video", 5, "5"),
         ("modalities", ["smell"], "smell"),
         ("translations", "x", "'x'"),
+        ("translations", {"zh": "x"}, "'x'"),
         ("translations", {"zh": {"labls": "x"}}, "labls"),
         ("description", 7, "7"),
     ],
 )
-def test_a_value_of_the_wrong_kind_names_field_and_value(tmp_path, field, value, found):
+def test_a_value_of_the_wrong_type_names_field_and_value(tmp_path, field, value, found):
     path = write(tmp_path / "m.jsonl", json.dumps({"id": "v1", "video": "a.mp4", field: value}))
     with pytest.raises(ManifestError, match=field) as error:
         read_samples(path)
@@ -123,7 +124,7 @@ def test_a_table_without_an_id_column_names_the_columns_it_has(tmp_path):
         read_samples(write(tmp_path / "a.csv", "id;video\na;b.mp4\n"))
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path):
+def test_a_file_in_another_encoding_is_an_error_that_names_it(tmp_path):
     (tmp_path / "a.csv").write_bytes("id,video,labels\na,b.mp4,très\n".encode("latin-1"))
     with pytest.raises(ManifestError, match=r"a\.csv: is not UTF-8 text .*save it as UTF-8"):
         read_samples(tmp_path / "a.csv")
@@ -132,11 +133,30 @@ def test_a_file_in_another_encoding_is_named(tmp_path):
 def test_missing_file_wrong_suffix_and_empty_manifest_say_so(tmp_path):
     for path, words in [
         (tmp_path / "none.jsonl", "no such manifest"),
-        (write(tmp_path / "m.txt", "x"), "ends in .jsonl or .csv"),
+        (write(tmp_path / "m.txt", "x"), "expected a .jsonl or .csv manifest"),
         (write(tmp_path / "e.jsonl", ""), "no usable sample"),
     ]:
         with pytest.raises(ManifestError, match=words):
             read_samples(path)
+
+
+def test_a_bug_while_a_row_is_read_is_not_reported_as_a_bad_row(tmp_path, monkeypatch):
+    bug = ValueError("not enough values to unpack")
+
+    def fail(*arguments):
+        raise bug
+
+    path = write(tmp_path / "m.jsonl", '{"id": "a", "video": "a.mp4"}')
+    monkeypatch.setattr("affectgpt.schema._below", fail)
+    with pytest.raises(ValueError, match="not enough") as caught:
+        read_samples(path, on_bad="skip")
+    assert caught.value is bug
+
+
+@pytest.mark.parametrize("line", [1000 * "[", '{"id": ' + 5000 * "1" + "}"])
+def test_json_that_python_refuses_to_parse_is_a_bad_row(tmp_path, line):
+    path = write(tmp_path / "m.jsonl", f'{{"id": "a", "video": "a.mp4"}}\n{line}\n')
+    assert [row.where for row in read_samples(path, on_bad="skip")[1]] == [f"{path}:2"]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +174,10 @@ def test_missing_file_wrong_suffix_and_empty_manifest_say_so(tmp_path):
         (float("nan"), None),
         (None, None),
         ("[]", None),
+        ("[{[]: 1}]", ("{[]: 1}",)),
     ],
 )
-def test_label_cells_of_every_known_writing_are_read(cell, words):
+def test_label_cells_of_every_known_form_are_parsed(cell, words):
     assert parse_label_list(cell) == words
 
 
@@ -166,7 +187,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
     assert read_samples(tmp_path / "m.jsonl")[0] == samples
 
 
-def test_a_prediction_survives_its_file_and_foreign_keys_are_ignored():
+def test_a_prediction_reads_back_unchanged_and_unknown_keys_are_ignored():
     prediction = Prediction(id="v1", text="He is sad.", labels=("sad",), modalities=("audio", "text"), n_tokens=4)
     assert prediction_from_row({**json.loads(to_json(prediction)), "other": 1}) == prediction
 
@@ -188,6 +209,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     "entry", ["a.mp4", "x/a.mp4", "./a.mp4", "x//a.mp4", "../a.mp4", "/b/a.mp4", "x/./a.mp4", ".a", "x/"]
 )
-def test_paths_of_media_are_those_that_pathlib_joins(folder, entry):
+def test_media_paths_are_joined_as_by_pathlib(folder, entry):
     found = sample_from_row({"id": "a", "video": entry}, Path(folder)).video
     assert found == str(Path(folder) / entry)

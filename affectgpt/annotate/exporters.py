@@ -18,7 +18,7 @@ from affectgpt.annotate.record import Annotation, from_row, read_records
 from affectgpt.annotate.review.labelstudio import SCREENS, local_url, medium_of, screen_config, task
 from affectgpt.journal import Log
 from affectgpt.media import MediaError, probe
-from affectgpt.prompts import LABEL_SEPARATOR, question
+from affectgpt.prompts import LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.schema import Sample, write_jsonl
 
@@ -198,11 +198,14 @@ def _sharegpt(records: Iterator[Annotation], out: Path, found: Counter[str]) -> 
         if medium is None or text is None:
             found[f"left out: no {'clip' if medium is None else 'description'}"] += 1
             continue
-        asked = question("description", record.lang)
+        asked = task_question("description", record.lang)
         turns = [{"from": "human", "value": f"<video>\n{asked}"}, {"from": "gpt", "value": text}]
         if record.labels:
             labels = LABEL_SEPARATOR[record.lang].join(record.labels)
-            turns += [{"from": "human", "value": question("labels", record.lang)}, {"from": "gpt", "value": labels}]
+            turns += [
+                {"from": "human", "value": task_question("labels", record.lang)},
+                {"from": "gpt", "value": labels},
+            ]
         entries.append({"id": record.id, "video": _link_media(record, out)[medium], "conversations": turns})
         found["written"] += 1
     write_text_atomic(out / "sharegpt.json", json.dumps(entries, ensure_ascii=False, indent=1) + "\n")

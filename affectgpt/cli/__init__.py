@@ -48,11 +48,14 @@ def run(name: str, arguments: Sequence[str]) -> int:
     if words and words[0] in verbs:
         name = f"{name} {words.pop(0)}"
     asks_for_help = bool({"-h", "--help"} & set(words))
-    if name not in COMMANDS or asks_for_help:
-        names = [name] if name in COMMANDS else [f"{name} {verb}" for verb in verbs]
-        text = "\n\n".join(help_text(COMMANDS[each]) for each in names)
+    if name not in COMMANDS:  # a verb is missing
+        usages = [COMMANDS[f"{name} {verb}"].usage for verb in verbs]
+        text = "\n\n".join([*usages, f"{' | '.join(verbs)}: with --help, each lists its settings."])
         print(text, file=sys.stdout if asks_for_help else sys.stderr)
         return 0 if asks_for_help else 2
+    if asks_for_help:
+        print(help_text(COMMANDS[name]))
+        return 0
     set_environment()
     set_up_logging()
     command = COMMANDS[name]

@@ -232,6 +232,8 @@ def quoted_items(value: str) -> str:
 
     >>> quoted_items("[{manifest:测试.csv,tasks:{labels:1}}]")
     "[{manifest:'测试.csv',tasks:{labels:1}}]"
+    >>> quoted_items("[{name: mine, step: 'my_steps:mine'}]")
+    "[{name: mine, step: 'my_steps:mine'}]"
     """
     if not value.startswith(("[", "{")):
         return value if _PLAIN.fullmatch(value) or _QUOTED.fullmatch(value) or "${" in value else quoted(value)
@@ -243,6 +245,10 @@ def quoted_items(value: str) -> str:
         if (match := _QUOTED.match(value, at)) or (match := re.compile(r"\$\{[^}]*\}").match(value, at)):
             done.append(match[0])
             at = match.end()
+            continue
+        if char == " ":
+            done.append(char)
+            at += 1
             continue
         if char in "[{":
             open_brackets.append(char)

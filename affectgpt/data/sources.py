@@ -17,7 +17,7 @@ from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
 from affectgpt.runtime import InputError, MissingLibrary, NotFound, UserError
-from affectgpt.schema import MODALITIES, BadSample, ManifestError, Sample, check_id, read_samples, write_jsonl
+from affectgpt.schema import MODALITIES, BadSample, Sample, bad_rows_error, check_id, read_samples, write_jsonl
 from affectgpt.spread import in_threads
 from affectgpt.tables import read_names
 
@@ -130,9 +130,7 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
     elif source.split is not None:
         samples = _of_split(samples, source.split, name)
     if bad and on_bad == "raise":
-        shown = "\n".join(f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:20])
-        more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ManifestError(f"{shown}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip")
+        raise bad_rows_error(bad)
     if source.limit is not None and source.limit < len(samples):
         samples = hold_out(samples, n=source.limit, seed=0)[1]
     return SourceRows(name, samples, bad, files)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.prompts import answer
+from affectgpt.prompts import target_text
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, TASKS, BadSample, Sample
 
@@ -174,7 +174,7 @@ class TrainingStream:
 def _n_bytes(draw: Draw) -> int:
     """Length of a draw's own words, which goes with its number of tokens."""
     subtitle = draw.sample.subtitle if draw.with_subtitle else None
-    return len((answer(draw.sample, draw.task, draw.lang) + (subtitle or "")).encode())
+    return len((target_text(draw.sample, draw.task, draw.lang) + (subtitle or "")).encode())
 
 
 def _passes(n_samples: int, length: int, seed: int, source: int) -> np.ndarray:
@@ -233,9 +233,9 @@ def _lack(sample: Sample, task: str, lang: str, candidates: Sequence[str]) -> st
     """What `sample` lacks for a task, or None."""
     if lang != sample.lang or not all(getattr(sample, name) for name in _NEEDS[task]):
         try:
-            answer(sample, task, lang)
+            target_text(sample, task, lang)
         except ValueError as error:
             return str(error)
-    if task == "fixed" and (label := answer(sample, task, lang)) not in candidates:
+    if task == "fixed" and (label := target_text(sample, task, lang)) not in candidates:
         return f"sample {sample.id!r}: its label {label!r} is none of the candidates {list(candidates)}"
     return None

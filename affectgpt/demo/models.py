@@ -568,7 +568,7 @@ def _tokenizer_lines(rng: np.random.Generator, n_texts: int) -> list[str]:
     for _ in range(n_texts):
         example = draw_text(rng, chinese_share=0.25)
         turns = prompts.render(example.sample, task=example.task, lang=example.sample.lang, with_answer=True)
-        text = f"USER: {prompts.media_of(turns[0].content)[1].strip()} ASSISTANT: {turns[1].content}"
+        text = f"USER: {prompts.split_placeholders(turns[0].content)[1].strip()} ASSISTANT: {turns[1].content}"
         lines += [*text.splitlines(), *example.notes.values()]
     return [*lines, *[*CHINESE, *CHINESE.values()] * 10]  # rare labels, too, become few tokens
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
-from affectgpt.prompts import Message, media_of
+from affectgpt.prompts import Message, split_placeholders
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, PLACEHOLDERS, SLOTS
 
@@ -115,7 +115,7 @@ class AffectGPTProcessor(ProcessorMixin):
         if messages[-1][0] == "assistant":
             messages.pop()
         for role, content in messages:
-            shown, rest = media_of(content) if role == "user" else ((), content)
+            shown, rest = split_placeholders(content) if role == "user" else ((), content)
             slots = "".join(PLACEHOLDERS[name] * self._branch(name)["n_tokens"] for name in self.slots_of(shown))
             turns.append((role, slots + self.plain(rest)))
         return self._format(turns)
@@ -268,7 +268,7 @@ class AffectGPTProcessor(ProcessorMixin):
         messages, media = list(messages), dict(media or {})
         if answer is None and messages[-1][0] == "assistant":
             answer = messages.pop()[1]
-        shown = [name for role, content in messages if role == "user" for name in media_of(content)[0]]
+        shown = [name for role, content in messages if role == "user" for name in split_placeholders(content)[0]]
         for name in sorted({*shown, *media}):
             if shown.count(name) != (name in media):
                 raise InputError(

@@ -101,7 +101,7 @@ class AffectGPT:
             lang=options.lang,
             candidates=options.candidates,
             modalities=shown,
-            asked=processor.plain(asked) or None,
+            question=processor.plain(asked) or None,
         )
         messages += [Message(role, processor.plain(text)) for role, text in ask.turns[1:]]
         told = {

@@ -91,7 +91,7 @@ def test_rows_and_files_that_cannot_be_used_are_named_from_every_shard(tmp_path)
     assert annotate(clips, tmp_path / "out", *SHARDED) == 3
     failed = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out" / "failed.jsonl")}
     assert set(failed) == {"a/b", "clip00000", "clip00002"}
-    assert "the id stands already in line 1" in failed["clip00000"]
+    assert "the id is already used in line 1" in failed["clip00000"]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["n_clips"], report["made"], report["left"]) == (6, 3, 0)
 

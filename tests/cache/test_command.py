@@ -309,10 +309,10 @@ def test_collecting_removes_old_layouts_and_what_was_used_least_recently(cache):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ls", "max_gb=3"], "ls takes paths.cache; found ['max_gb']"),
-        (["gc", "max_gb=much"], "max_gb is 'much'; expected a number"),
-        (["gc", "max_gb=-1"], "max_gb is -1; expected a number of at least 0"),
-        (["verify", "repair=yes"], "repair is 'yes'; expected true or false"),
+        (["ls", "max_gb=3"], "unknown setting 'max_gb'"),
+        (["gc", "max_gb=much"], "max_gb: Value 'much' of type 'str' could not be converted to Float"),
+        (["gc", "max_gb=-1"], "max_gb is -1.0; expected a number of at least 0"),
+        (["verify", "repair=often"], "repair: Value 'often' is not a valid bool"),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(arguments, said, capsys):

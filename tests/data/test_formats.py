@@ -219,7 +219,7 @@ def test_two_files_of_one_name_and_ids_that_are_paths_are_bad_rows(tmp_path):
     layouts.write_csv(tmp_path / "t.csv", ("name", "discrete"), (NAMES[1], "sad"), ("../x", "sad"), (NAMES[0], "sad"))
     rows, _ = read_format("mer_onehot", tmp_path, {"labels": "t.csv"})
     assert "2 files are named so" in rows[0].reason
-    assert "id '../x' is not allowed" in rows[1].reason
+    assert "invalid id '../x'" in rows[1].reason
     assert rows[2].id == NAMES[0]
 
 
