@@ -86,9 +86,9 @@ def test_training_on_a_built_cache_takes_the_steps_of_training_online(base_model
 SLOW_BUILD = """
 import json, sys, time
 from pathlib import Path
-from affectgpt.cache import run_build
+from affectgpt.cache.command import run_build
 from affectgpt.cache.reader import ClipReader
-from tests.test_cache import build_config
+from tests.cache.test_command import build_config
 keep = ClipReader.keep
 ClipReader.keep = lambda *args: (keep(*args), time.sleep(0.3))[0]
 base, manifest, folder = json.loads(sys.argv[1])

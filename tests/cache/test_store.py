@@ -139,7 +139,7 @@ def test_several_processes_write_one_store(store):
 KILLED = """
 import sys
 from pathlib import Path
-from tests.data.test_states import fill
+from tests.cache.test_store import fill
 from affectgpt.cache.store import StateStore
 store = StateStore(Path(sys.argv[1]))
 number = 0
