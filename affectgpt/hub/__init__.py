@@ -1,1 +1,1 @@
-"""Releases: full folders, the hub, model cards."""
+"""Downloading base models, exporting full models, publishing releases on the hub."""

@@ -1,7 +1,7 @@
-"""A checkpoint -> one full folder that needs nothing else: `python -m affectgpt.export runs/fine out=release`.
+"""Export a checkpoint as one self-contained folder: `python -m affectgpt.export runs/fine out=release`.
 
-The folder holds LLM, encoders, projectors and processor, and is loaded by `AffectGPTForConditionalGeneration` and
-`AffectGPTProcessor` with `from_pretrained`. It is read back and compared before the command says that it is done.
+The folder contains LLM, encoders, projectors and processor, for `AffectGPTForConditionalGeneration.from_pretrained` and
+`AffectGPTProcessor.from_pretrained`. Before the command succeeds, the folder is loaded and its logits are compared.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def export(
     dtype: str | None = None,
     base_models: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the full folder `out` of a trained-only checkpoint and check it by reading it back.
+    """Write the full model of a training checkpoint to `out`, load it again and compare logits.
 
     Args:
-        merge_lora: add the adapters to the LLM's weights; else they stay apart, as they were trained.
-        dtype: precision of the LLM ("float32", "bfloat16"); None = as in training.
-        base_models: where base models lie now ("llm" or modality -> folder or hub id), if they moved.
+        merge_lora: merge the adapters into the LLM's weights; otherwise they are saved as adapters.
+        dtype: precision of the LLM ("float32", "bfloat16", "float16"); None = as in training.
+        base_models: new locations ("llm" or modality -> folder or hub id) of base models that were moved.
 
     Raises:
-        UserError: `out` holds files already, or there is nothing to merge.
-        RuntimeError: the folder, read back, gives other logits than the model that was written.
+        UserError: `out` is not empty, or there are no adapters to merge.
+        RuntimeError: the logits of the loaded folder differ from those of the model.
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"out={out} is not empty; name a new folder, or delete it first")
@@ -67,18 +67,18 @@ def export(
     )
     if not torch.equal(expected, found):
         raise RuntimeError(
-            f"{out}, read back, gives logits that differ by up to {(expected - found).abs().max():.3g} from the model "
-            "that was written; do not publish it, and report this"
+            f"{out}: logits of the loaded folder differ from those of the exported model by up to "
+            f"{(expected - found).abs().max():.3g}; do not publish it, and report this as a bug"
         )
     n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    log.info("%s: %.2f GB, read back with the same logits", out, n_bytes / 1e9)
+    log.info("%s: %.2f GB, loads with identical logits", out, n_bytes / 1e9)
     return out
 
 
 def merge(model: AffectGPTForConditionalGeneration) -> None:
-    """Add the adapters to the weights of the LLM, in place, and take them out.
+    """Merge the adapters into the LLM's weights, in place, and remove them.
 
-    The sum is rounded to the LLM's precision: in bf16 the logits change in their last digits.
+    The sum is rounded to the LLM's precision, so logits change slightly in bf16.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -95,7 +95,7 @@ def merge(model: AffectGPTForConditionalGeneration) -> None:
 
 
 def without_paths(spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The model's description with folders of this machine cut to their names; a release must not show them."""
+    """The model spec with absolute paths cut to folder names, so that a release does not reveal local paths."""
     if spec is None:
         return None
     spec = copy.deepcopy(dict(spec))
@@ -111,7 +111,7 @@ def _public_name(name: str) -> str:
 
 @torch.no_grad()
 def probe_logits(model: nn.Module, processor: AffectGPTProcessor) -> Tensor:
-    """Logits of one made-up sample with every medium of the model, drawn from a fixed seed.  [1, L, V]"""
+    """Logits of one random sample (fixed seed) with all modalities of the model.  [1, L, V]"""
     random = np.random.default_rng(0)
     media: dict[str, Any] = {}
     for name, branch in processor.branches.items():
@@ -128,7 +128,7 @@ def probe_logits(model: nn.Module, processor: AffectGPTProcessor) -> Tensor:
 
 
 def run_export(config: ExportConfig) -> int:
-    """Entry point behind the command line."""
+    """Run the export command."""
     quiet_libraries()
     checkpoint = checkpoint_to_use(Path(config.paths.runs), config.checkpoint)
     export(

@@ -1,11 +1,11 @@
-"""Base models from the hub, and releases to it.
+"""Download base models from the hub and publish releases.
 
     python -m affectgpt.hub fetch model=affectgpt                      download all base models of a preset
     python -m affectgpt.hub push runs/fine repo=user/name              publish the trained tensors with a model card
-    python -m affectgpt.hub push runs/fine repo=user/name full=true    publish the whole model
+    python -m affectgpt.hub push runs/fine repo=user/name full=true    publish the full model
 
-A release of trained tensors is some hundred megabytes and names its base models by id and commit; whoever loads it
-needs them too. `python infer.py video.mp4 checkpoint=user/name` loads one.
+A release of trained tensors takes a few hundred megabytes and refers to its base models by id and commit.
+`python infer.py video.mp4 checkpoint=user/name` loads it and downloads them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger("affectgpt")
 
 
 def fetch_models(config: ModelConfig) -> int:
-    """Download every base model of a preset that lies on the hub; prints where each lies and its commit."""
+    """Download all base models of a preset that are on the hub; print the folder and commit of each."""
     from affectgpt.models import bases
 
     models = {"llm": (config.llm.path, config.llm.revision)}
@@ -42,17 +42,14 @@ def fetch_models(config: ModelConfig) -> int:
     return 0
 
 
-# ---------------------------------------------------------------- release
-
-
 def push(config: PushConfig) -> int:
-    """Write the release folder, and unless `dry_run` put it on the hub."""
+    """Write the release folder and, unless `dry_run`, upload it."""
     checkpoint = checkpoint_to_use(Path(config.paths.runs), config.checkpoint)
     run = checkpoint.parent
     out = Path(config.out) if config.out else run / f"release-{checkpoint.name}"
     release(checkpoint, out, config)
     if config.dry_run:
-        print(f"{out}: release written, not pushed (dry_run=true); read its README.md")
+        print(f"{out}: release written, not pushed (dry_run=true); review its README.md")
         return 0
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -65,24 +62,24 @@ def push(config: PushConfig) -> int:
         )
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"{config.repo} could not be pushed ({error}); run `hf auth login` with a token that may write there. "
-            f"The release lies in {out}"
+            f"{config.repo} could not be pushed ({error}); run `hf auth login` with a token that has write access. "
+            f"The release is in {out}"
         ) from error
     print(f"{config.repo}: pushed {out} as {commit.oid}")
     return 0
 
 
 def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
-    """Write the release folder `out`: trained tensors and manifest, or the full model; and the model card.
+    """Write the release folder `out`: trained tensors and manifest, or the full model, and the model card.
 
     Raises:
-        UserError: `out` is taken; or the trained tensors belong to base models that only this machine has.
+        UserError: `out` is not empty, or the trained tensors refer to base models in local folders.
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"out={out} is not empty; name a new folder, or delete it first")
-    if not (checkpoint / TRAINED_MANIFEST).is_file():
-        raise UserError(f"{checkpoint} is no training checkpoint: it has no {TRAINED_MANIFEST}")
-    manifest = json.loads((checkpoint / TRAINED_MANIFEST).read_text(encoding="utf-8"))
+    from affectgpt.models.checkpoint import read_manifest
+
+    manifest = read_manifest(checkpoint)
     local = [what for what, name, _ in base_models(manifest["spec"]) if Path(name).is_absolute()]
     if config.full:
         from affectgpt.hub.export import export
@@ -92,8 +89,8 @@ def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
         export(checkpoint, out, merge_lora=config.merge_lora, dtype=config.dtype, base_models=config.base_models)
     elif local:
         raise UserError(
-            f"base models {local} are folders of this machine, so nobody else could load the trained tensors alone; "
-            "add full=true to publish the whole model, or train from hub ids"
+            f"base models {local} are local folders, so nobody else could load the trained tensors; "
+            "add full=true to publish the full model, or train from hub ids"
         )
     else:
         out.mkdir(parents=True, exist_ok=True)
@@ -106,20 +103,20 @@ def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
 
 
 def base_models(spec: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
-    """(what, id or folder, revision) of the LLM and each encoder of a manifest's spec."""
+    """(part, id or folder, revision) of the LLM and each encoder of a manifest's spec."""
     found = [("llm", spec["llm"], spec.get("llm_revision"))]
     return found + [(what, encoder["name"], encoder.get("revision")) for what, encoder in spec["encoders"].items()]
 
 
 def _report_of(checkpoint: Path) -> dict[str, Any] | None:
-    """What `python eval.py` wrote beside the checkpoint; None if it was not scored."""
+    """The report of `python eval.py` for this checkpoint; None if it was not scored."""
     path = checkpoint.parent / f"eval-{checkpoint.name}" / "report.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 # ---------------------------------------------------------------- model card
 
-# Licences as the models' own pages name them; ids that are not here are left for the author to fill in.
+# Licences as stated on the models' pages; other ids refer to their page.
 LICENCES = {
     "meta-llama/Llama-2": "Llama 2 Community License",
     "lmsys/vicuna-7b-v1.5": "Llama 2 Community License",
@@ -143,10 +140,10 @@ def licence_of(name: str) -> str:
 def model_card(
     manifest: Mapping[str, Any], record: Mapping[str, Any], report: Mapping[str, Any] | None, config: PushConfig
 ) -> str:
-    """The README.md of a release, out of what the run itself wrote down; nothing in it is made up."""
+    """The README.md of a release, written from the run's own records."""
     spec = manifest["spec"]
     models = base_models(spec)
-    trained = config_of(record)
+    trained = record.get("config") or {}
     sections = [
         _front_matter(models, config),
         f"# {config.repo.rpartition('/')[2]}",
@@ -167,12 +164,8 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def config_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return record.get("config") or {}
-
-
 def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig) -> str:
-    """Metadata that the hub reads."""
+    """YAML metadata for the hub."""
     lines = ["---", "library_name: transformers", "pipeline_tag: video-text-to-text"]
     if config.license:
         lines.append(f"license: {config.license}")
@@ -185,7 +178,7 @@ def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig)
 def _usage(config: PushConfig) -> str:
     command = f"python infer.py video.mp4 checkpoint={config.repo}"
     if not config.full:
-        return f"```\n{command}\n```\n\nThis repository holds the trained tensors; the base models below are fetched."
+        return f"```\n{command}\n```\n\nThis repository contains the trained tensors; base models are downloaded."
     return (
         f"```\n{command}\n```\n\n```python\nfrom affectgpt.models import AffectGPTForConditionalGeneration, "
         f'AffectGPTProcessor\n\nmodel = AffectGPTForConditionalGeneration.from_pretrained("{config.repo}")\n'
@@ -209,21 +202,21 @@ def _data(trained: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     data = trained.get("data") or {}
     sources = data.get(stage) or []
     if not sources:
-        return "The run's record does not say; fill in what it was trained on."
+        return "The run record does not contain the training data; please fill it in."
     rows = ["| source | split | weight | clips |", "|---|---|---|---|"]
     for source in sources:
         shown = Path(source["manifest"]).name if source.get("manifest") else source.get("format")
         rows.append(f"| {shown} | {source.get('split') or 'all'} | {source.get('weight', 1.0):g} | {_clips(source)} |")
     lines = [f"Stage {stage}, data `{data.get('name')}`:", "", *rows]
     if record.get("n_bad_samples"):
-        lines += ["", f"{record['n_bad_samples']} samples could not be read and were left out."]
+        lines += ["", f"{record['n_bad_samples']} unreadable samples were left out."]
     if record.get("init_from"):
-        lines += ["", f"It starts from the checkpoint `{'/'.join(Path(record['init_from']).parts[-2:])}`."]
+        lines += ["", f"Initialised from the checkpoint `{'/'.join(Path(record['init_from']).parts[-2:])}`."]
     return "\n".join(lines)
 
 
 def _clips(source: Mapping[str, Any]) -> str:
-    """Rows of a manifest with the source's split, if the file is still here."""
+    """Number of manifest rows with the source's split, if the file still exists."""
     from affectgpt.data.sources import read_manifest
 
     if not source.get("manifest") or not Path(source["manifest"]).is_file():
@@ -235,10 +228,10 @@ def _clips(source: Mapping[str, Any]) -> str:
 def _recipe(trained: Mapping[str, Any], record: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     stage = trained.get("stage")
     if not stage:
-        return "The run's record is not here; fill in how it was trained."
+        return "The run record is missing; please fill in how the model was trained."
     steps = stage["epochs"] * stage["iterations_per_epoch"]
     lines = [
-        f"- {steps} steps of {stage['batch_size'] * stage['accumulation']} samples a process, seed {trained['seed']}",
+        f"- {steps} steps of {stage['batch_size'] * stage['accumulation']} samples per process, seed {trained['seed']}",
         f"- AdamW, peak learning rate {stage['learning_rate']:g} after {stage['warmup_steps']} steps of warm-up, "
         f"cosine to {stage['min_learning_rate']:g}, weight decay {stage['weight_decay']:g}",
         f"- trained: {', '.join(stage['trainable'])}; LLM in {spec['llm_dtype']}",
@@ -256,7 +249,7 @@ def _shares(weights: Mapping[str, float]) -> str:
 
 def _scores(report: Mapping[str, Any] | None) -> str:
     if report is None:
-        return "Not scored. `python eval.py checkpoint=...` scores it; push again to show the result here."
+        return "Not scored. Score it with `python eval.py checkpoint=...` and push again to show the result here."
     rows = ["| score | F_S | precision | recall | n | 95 % interval of F_S |", "|---|---|---|---|---|---|"]
     for name in ("level 1 mean", "level 2 mean"):
         score = report["scores"].get(name)
@@ -266,15 +259,19 @@ def _scores(report: Mapping[str, Any] | None) -> str:
             values = " | ".join(f"{100 * score[key]:.1f}" for key in ("f_score", "precision", "recall"))
             rows.append(f"| {name} | {values} | {score['n']} | {shown} |")
     counts = report.get("counts") or {}
-    told = ", ".join(f"{counts[key]} {key}" for key in ("references", "missing", "unparsed") if key in counts)
+    summary = ", ".join(f"{counts[key]} {key}" for key in ("references", "missing", "unparsed") if key in counts)
     return "\n".join(
-        [*rows, "", f"Open-vocabulary labels grouped by emotion wheels, in percent ({told}). Intervals by bootstrap."]
+        [
+            *rows,
+            "",
+            f"Open-vocabulary labels grouped by emotion wheels, in percent ({summary}). Intervals by bootstrap.",
+        ]
     )
 
 
 _LICENCE_NOTE = (
-    "Licences of base models are given to the best of our knowledge and bind this release too; data sets have terms of "
-    "their own. Check both before you use it."
+    "Licences of base models are listed to the best of our knowledge and also apply to this release; data sets have "
+    "terms of their own. Check both before use."
 )
 _RESPONSIBLE_USE = """## Intended use
 
@@ -282,21 +279,21 @@ Research on multimodal emotion understanding, and help for people who annotate e
 
 ## Out of scope
 
-Decisions about people: hiring, schooling, credit, policing, migration, insurance, medical diagnosis, lie detection, or
-watching employees, pupils or the public. Several of these are forbidden by law in some places.
+Decisions about people: hiring, education, credit, policing, migration, insurance, medical diagnosis, lie detection, or
+monitoring employees, students or the public. Several of these are illegal in some jurisdictions.
 
 ## Limits
 
 - It describes what a person shows, not what they feel: expression and feeling differ between people, situations and
   cultures, and can be acted.
-- It can be wrong with confidence and name clues that are not in the clip. Scores hold for clips like those of the test
-  set; acted drama, one language and good light are not the world.
-- It sees a few frames and a few seconds of sound, and one person at a time.
+- It can be confidently wrong and mention clues that are not in the clip. Scores apply to clips like those of the test
+  set; acted drama in one language and good lighting is not representative.
+- It processes a few frames and a few seconds of audio of one person.
 
 ## Privacy and bias
 
-Faces and voices are personal data, and emotions inferred from them are sensitive in many laws: have a legal basis and
-consent. Encoders and LLM bring the biases of their own training data; accuracy over age, gender, skin colour, accent
-and language was not measured unless the scores above say so."""
+Faces and voices are personal data, and many laws treat emotions inferred from them as sensitive: make sure that you
+have a legal basis and consent. Encoders and LLM inherit the biases of their training data; accuracy by age, gender,
+skin colour, accent and language was not measured unless stated above."""
 _CITATION = """Cite the papers of the method (AffectGPT, arXiv 2306.15401; AffectGPT at ICML 2025, arXiv 2501.16566),
-the base models above, and the data sets that it was trained on."""
+the base models above, and the training data sets."""

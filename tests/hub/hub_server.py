@@ -1,6 +1,6 @@
-"""A small hub on localhost: what huggingface_hub asks for to download and to push, and nothing of it mocked.
+"""A small hub server on localhost with the endpoints that huggingface_hub needs for downloads and uploads.
 
-Repositories are folders; the commit of one is a hash over its files, so that any change gives another revision.
+Repositories are folders; the commit of a repository is a hash of its files.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from urllib.parse import unquote, urlparse
 
 
 class Hub:
-    """Folders by repository id, the paths that were asked for, and the address."""
+    """Repository folders, requested paths and the server address."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.gated: set[str] = set()
         self.private: dict[str, bool] = {}
         self.url = ""
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self) -> None:
         path = unquote(urlparse(self.path).path).strip("/")
-        self.hub.asked.append(f"{self.command} {path}")
+        self.hub.requests.append(f"{self.command} {path}")
         if path.startswith("api/models/"):
             user, name, *rest = path.removeprefix("api/models/").split("/")
             return self._describe(f"{user}/{name}", rest)
@@ -124,13 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path = unquote(urlparse(self.path).path).strip("/")
-        self.hub.asked.append(f"POST {path}")
+        self.hub.requests.append(f"POST {path}")
         body = self._body()
         if path == "api/repos/create":
-            asked = json.loads(body)
-            repo = f"{asked.get('organization') or 'user'}/{asked['name']}"
+            wanted = json.loads(body)
+            repo = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
             self.hub.folder(repo).mkdir(parents=True, exist_ok=True)
-            self.hub.private[repo] = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.hub.private[repo] = wanted.get("visibility") == "private" or bool(wanted.get("private"))
             return self._json({"url": f"{self.hub.url}/{repo}", "name": repo})
         if path == "api/validate-yaml":
             return self._json({"errors": [], "warnings": []})

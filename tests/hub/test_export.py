@@ -24,7 +24,7 @@ LORA = LoraSpec(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
 
 @pytest.fixture
 def checkpoint(base_models, tmp_path):
-    """A checkpoint with adapters that do something."""
+    """A checkpoint whose adapters are not zero."""
     model, processor = build(tiny.tiny_spec(base_models, lora=LORA))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -40,14 +40,14 @@ def from_folder(folder):
     return model, AffectGPTProcessor.from_pretrained(folder)
 
 
-def test_the_full_folder_gives_the_logits_of_the_checkpoint(checkpoint, tmp_path):
+def test_the_exported_folder_gives_the_logits_of_the_checkpoint(checkpoint, tmp_path):
     out = export(checkpoint, tmp_path / "out")
     model, processor = from_folder(out)
     assert model.config.lora["r"] == 2
     assert torch.equal(probe_logits(model, processor), probe_logits(*load_trained(checkpoint)))
 
 
-def test_merged_adapters_leave_the_logits_and_no_adapter_tensor(checkpoint, tmp_path):
+def test_merging_adapters_keeps_the_logits_and_leaves_no_adapter_tensor(checkpoint, tmp_path):
     out = export(checkpoint, tmp_path / "out", merge_lora=True)
     assert not [name for name in load_file(out / "model.safetensors") if "lora" in name or "base_layer" in name]
     model, processor = from_folder(out)
@@ -61,7 +61,7 @@ def test_the_precision_of_the_llm_can_be_chosen_and_projections_stay_fp32(checkp
     assert {weight.dtype for weight in model.projectors.parameters()} == {torch.float32}
 
 
-def test_a_folder_that_reads_back_differently_is_refused(checkpoint, tmp_path, monkeypatch):
+def test_an_export_whose_logits_differ_is_an_error(checkpoint, tmp_path, monkeypatch):
     save = AffectGPTForConditionalGeneration.save_pretrained
 
     def damaged(self, folder, **kwargs):
@@ -72,11 +72,13 @@ def test_a_folder_that_reads_back_differently_is_refused(checkpoint, tmp_path, m
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
 
     monkeypatch.setattr(AffectGPTForConditionalGeneration, "save_pretrained", damaged)
-    with pytest.raises(RuntimeError, match="read back, gives logits that differ by up to"):
+    with pytest.raises(
+        RuntimeError, match="logits of the loaded folder differ from those of the exported model by up to"
+    ):
         export(checkpoint, tmp_path / "out")
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_written(checkpoint, base_models, tmp_path):
+def test_impossible_requests_are_refused_before_anything_is_written(checkpoint, base_models, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="is not empty; name a new folder"):
@@ -89,11 +91,11 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(checkpoint, base
         export(tmp_path / "plain", tmp_path / "out", merge_lora=True)
 
 
-def test_the_command_exports_and_names_wrong_settings(checkpoint, tmp_path):
+def test_the_command_exports_and_reports_unknown_settings(checkpoint, tmp_path):
     command = [sys.executable, "-m", "affectgpt.export", str(checkpoint), f"out={tmp_path / 'out'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "read back with the same logits" in done.stderr
+    assert "loads with identical logits" in done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
     wrong = subprocess.run([*command, "merge=true"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert wrong.returncode == 2

@@ -36,7 +36,7 @@ def hub(tmp_path_factory):
 
 
 def run(hub: Hub, home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command of its own, since huggingface_hub reads its environment once."""
+    """Run a subprocess, because huggingface_hub reads its environment once."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     settings = {
         "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "t", "HF_HUB_DISABLE_XET": "1",
@@ -56,7 +56,7 @@ MODEL = (
 
 @pytest.fixture(scope="module")
 def fetched(hub, tmp_path_factory):
-    """(result of fetching both models, the cache)."""
+    """(result of downloading both models, the cache)."""
     home = tmp_path_factory.mktemp("home")
     return run(hub, home, "-m", "affectgpt.hub", "fetch", *MODEL), home
 
@@ -106,7 +106,7 @@ def test_offline_the_error_names_what_is_missing_and_the_command_that_fetches_it
         assert words in result.stderr, result.stderr
 
 
-def test_offline_a_half_downloaded_model_is_named_by_its_missing_file(hub, fetched, tmp_path):
+def test_offline_the_error_for_a_partly_downloaded_model_names_the_missing_file(hub, fetched, tmp_path):
     shutil.copytree(fetched[1], tmp_path / "home", symlinks=True)
     snapshot = tmp_path / "home" / "hub" / "models--team--llm" / "snapshots" / hub.commit(LLM)
     (snapshot / "model.safetensors").unlink()
@@ -114,7 +114,7 @@ def test_offline_a_half_downloaded_model_is_named_by_its_missing_file(hub, fetch
     assert "model.safetensors missing, and offline mode is on" in result.stderr, result.stderr
 
 
-def test_without_a_network_the_error_says_the_same(hub, tmp_path):
+def test_without_a_network_the_error_is_the_same(hub, tmp_path):
     result = run(hub, tmp_path, "-c", BUILD, HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 1
     assert "the hub http://127.0.0.1:9 did not answer" in result.stderr, result.stderr
@@ -135,7 +135,7 @@ def test_a_gated_model_asks_for_a_login(hub, tmp_path):
 
 @pytest.fixture(scope="module")
 def run_folder(hub, fetched, tmp_path_factory):
-    """A run that trained between the hub's models, scored."""
+    """A scored run with base models from the hub."""
     folder = tmp_path_factory.mktemp("runs") / "fine"
     checkpoint = folder / "best"
     script = BUILD + (
@@ -164,7 +164,7 @@ def run_folder(hub, fetched, tmp_path_factory):
     return folder
 
 
-def test_a_release_is_pushed_and_its_card_tells_parts_data_scores_and_limits(hub, fetched, run_folder, tmp_path):
+def test_a_release_is_pushed_with_a_card_of_its_parts_data_scores_and_limits(hub, fetched, run_folder, tmp_path):
     pushed = run(
         hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/feeling", "private=true",
         f"out={tmp_path / 'release'}", "license=cc-by-nc-4.0",
@@ -182,7 +182,7 @@ def test_a_release_is_pushed_and_its_card_tells_parts_data_scores_and_limits(hub
         assert words in card, card
 
 
-def test_a_pushed_release_answers_under_its_hub_id(hub, fetched, run_folder, tmp_path):
+def test_a_pushed_release_is_loaded_by_its_hub_id(hub, fetched, run_folder, tmp_path):
     if not hub.folder("user/asked").exists():
         run(hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/asked", f"out={tmp_path / 'r'}")
     script = (
@@ -210,10 +210,10 @@ def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path):
     assert not hub.folder("user/dry").exists()
 
 
-def test_trained_tensors_over_local_folders_are_not_published_alone(base_models, tmp_path):
+def test_trained_tensors_with_local_base_models_are_not_published_alone(base_models, tmp_path):
     model, processor = build(tiny.tiny_spec(base_models))
     save_trained(model, processor, tmp_path / "fine" / "best")
-    with pytest.raises(UserError, match=r"base models \['llm', 'audio', 'frames', 'motion'\] are folders of this"):
+    with pytest.raises(UserError, match=r"base models \['llm', 'audio', 'frames', 'motion'\] are local folders"):
         release(tmp_path / "fine" / "best", tmp_path / "out", PushConfig(repo="user/x"))
     config = PushConfig(repo="user/x", full=True, paths=PathsConfig())
     out = release(tmp_path / "fine" / "best", tmp_path / "out", config)
@@ -226,8 +226,8 @@ def test_trained_tensors_over_local_folders_are_not_published_alone(base_models,
         release(tmp_path / "fine" / "best", out, config)
 
 
-def test_a_card_without_a_record_says_what_is_not_known():
+def test_a_card_without_a_run_record_asks_the_author_to_fill_in():
     spec = {"llm": "meta-llama/Llama-2-7b-hf", "llm_dtype": "bfloat16", "encoders": {}, "projectors": {}}
     card = model_card({"spec": spec, "prompts": "1", "affectgpt": "0"}, {}, None, PushConfig(repo="user/x"))
     assert "| llm | meta-llama/Llama-2-7b-hf | - | Llama 2 Community License |" in card
-    assert card.count("fill in") == 2
+    assert card.count("please fill") == 2
