@@ -20,7 +20,7 @@ from affectgpt.demo import corpus
 from affectgpt.demo.emotions import perform
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import Performance, sample_curve, syllables
-from affectgpt.demo.text import seen_by_people
+from affectgpt.demo.text import checked_clues
 from affectgpt.demo.voice import render_voice
 
 CLIP = 278  # of the fine set: someone is surprised, then smiles, but the voice is weak and falls
@@ -31,7 +31,7 @@ FACE, MOTION, VOICE, WORDS = "#0067a5", "#00785a", "#c04f00", "#8a4a86"  # told 
 
 def main() -> None:
     scene = corpus.draw_scenes(0, corpus.N_COARSE, corpus.N_FINE)["fine"][CLIP]
-    sample = corpus._sample("fine", CLIP, scene, seen_by_people(scene), "test")
+    sample = corpus._sample("fine", CLIP, scene, checked_clues(scene), "test")
     figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH_PX), ylim=(HEIGHT_PX, 0), autoscale_on=False)  # in pixels
     axes.axis("off")

@@ -1,1 +1,1 @@
-"""The embedded default: a small synthetic corpus of talking faces and small base models in the real on-disk formats."""
+"""The embedded demo: a synthetic corpus of talking faces and small base models in the real on-disk formats."""

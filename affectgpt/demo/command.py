@@ -1,9 +1,7 @@
-"""The whole story on the embedded default, in minutes on two CPU cores:
+"""Train and score the embedded demo, in minutes on two CPU cores: python -m affectgpt.demo [--brief] [--runs DIR]
 
-    python -m affectgpt.demo [--brief] [--runs DIR]
-
-builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each on the test
-split beside two baselines, and explains one clip. Everything it does is what train.py, eval.py and infer.py do.
+Builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each checkpoint
+and two baselines on the test split, and explains one clip. It runs the same code as train.py, eval.py and infer.py.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ BRIEF = {
     "coarse": ["stage.epochs=1", "stage.iterations_per_epoch=40", "stage.validate_every=40", "stage.save_every=20"],
     "fine": ["stage.epochs=1", "stage.iterations_per_epoch=20", "stage.validate_every=20", "stage.save_every=20"],
 }
-"""Overrides for a run that shows that everything works, not what it can do."""
+"""Overrides for a smoke test: everything runs, the scores mean nothing."""
 BOTH_STAGES = "coarse, then fine"
 _GENERATE = ("generate.batch_size=33", "generate.max_new_tokens=128")
 
@@ -38,7 +36,7 @@ Compose = Callable[..., Any]
 def run(config: DemoConfig, compose: Compose) -> int:
     start = time.monotonic()
     runs = Path(config.runs)
-    rows, final = tell(runs, compose, brief=config.brief)
+    rows, final = train_and_score(runs, compose, brief=config.brief)
     print(f"\n{table(rows)}\n")
     print(explain_one(final, compose))
     write_json_atomic(runs / "demo-table.json", {title: report.primary.to_dict() for title, report in rows})
@@ -46,8 +44,8 @@ def run(config: DemoConfig, compose: Compose) -> int:
     return 0
 
 
-def tell(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
-    """Train and score everything; (title, report) of each row of the table, and the run that ended best equipped."""
+def train_and_score(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
+    """Train and score all models; returns (title, report) of each row of the table, and the last run."""
     from affectgpt.training.stages import run_stage
 
     def train(name: str, stage: str, init_from: str) -> Path:
@@ -57,7 +55,7 @@ def tell(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[tuple[str, 
 
     def score(title: str, checkpoint: Path, *given: str) -> tuple[str, Report]:
         log.info("\n=== score: %s", title.strip())
-        out = checkpoint / f"eval-{_slug(title)}"  # below the run, so that another demo has folders of its own
+        out = checkpoint / f"eval-{_slug(title)}"  # inside the run, so that demos do not share it
         config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
         return title, evaluate_config(config)[0]
 
@@ -79,7 +77,7 @@ def tell(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[tuple[str, 
 
 
 def untrained(folder: Path, compose: Compose) -> Path:
-    """A checkpoint of the model as it is before its first step."""
+    """Save a checkpoint of the untrained model."""
     from affectgpt.inference.loading import model_spec, quiet_libraries
     from affectgpt.models import build
     from affectgpt.models.checkpoint import save_trained
@@ -91,7 +89,7 @@ def untrained(folder: Path, compose: Compose) -> Path:
 
 
 def random_report(compose: Compose) -> Report:
-    """The papers' Random: one of six basic emotions, drawn for each test sample."""
+    """The papers' baseline Random: one of six basic emotions drawn for each test sample."""
     from affectgpt.metrics import evaluate, random_labels, read_references
 
     source = compose("eval").data.test[0]
@@ -116,7 +114,7 @@ def _slug(title: str) -> str:
 
 
 def explain_one(run: Path, compose: Compose) -> str:
-    """The first test clip, explained by the last model, with its true labels."""
+    """The first test clip: explanation by the last model, reference labels and description."""
     from affectgpt.data.sources import probe_sample, read_manifest
     from affectgpt.schema import prediction_from_row
 

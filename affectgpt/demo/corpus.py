@@ -1,13 +1,13 @@
 """The embedded corpus: short talking-face clips as mp4 files, and their manifests.
 
     clips/<set>/<id>.mp4     h264 and aac
-    coarse.jsonl             hundreds of clips, described with the errors of automatic labelling
-    fine.jsonl               332 clean ones: split train (266) and test (66)
-    truth.jsonl              every clip's scene, its true labels, and for the coarse set which errors went in
+    coarse.jsonl             720 clips, annotated with the errors of automatic labelling
+    fine.jsonl               332 correctly annotated clips: splits train (266) and test (66)
+    truth.jsonl              scene and true labels of every clip, and the annotation errors in the coarse set
     complete.json            the parameters; written last
 
-Every clip has a person of its own, so no set shares an identity or a performance with another. The same parameters give
-the same files, whatever the number of processes.
+Every clip shows a different person, so sets share no identities. The same parameters give the same files, regardless of
+the number of processes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from affectgpt.demo.face import render_face
 from affectgpt.demo.text import (
     N_LINES,
     Clues,
+    automatic_clues,
+    checked_clues,
     describe,
     labels_in_chinese,
-    seen_by_machines,
-    seen_by_people,
     subtitle_of,
 )
 from affectgpt.demo.video import write_mp4
@@ -45,21 +45,21 @@ from affectgpt.runtime import InputError, log, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
 CODE_VERSION = "4"
-"""Changes whenever the same parameters would give other files."""
+"""Increased when the same parameters give different files."""
 
 N_COARSE, N_FINE = 720, 332
 TEST_SHARE = 66 / 332  # EMER-Fine: 266 training and 66 test samples
 FRAME_RATE_HZ = 12.5
 SIZE_PX = 112
 UNVOICED_SHARE = 0.03
-"""Share of the coarse clips that have no audio stream."""
+"""Fraction of the coarse clips without an audio stream."""
 
 MARKER = "complete.json"
-_PERSONS = {"coarse": 2, "fine": 3}  # persons of a set, in millions; 4 are those of the base models
+_PERSONS = {"coarse": 2, "fine": 3}  # first person of each set, in millions; the base models use 4
 
 
 def corpus_folder(cache: str | os.PathLike[str], **parameters: int) -> Path:
-    """Where a corpus with these parameters (those of `build_corpus` without n_processes) belongs below `cache`."""
+    """Folder of a corpus with these parameters (those of `build_corpus` except n_processes) below `cache`."""
     return Path(cache) / f"corpus-{stable_hash([CODE_VERSION, _with_defaults(parameters)])[:12]}"
 
 
@@ -72,15 +72,17 @@ def build_corpus(
     size_px: int = SIZE_PX,
     n_processes: int | None = None,
 ) -> None:
-    """Render the corpus into `folder` unless it is there already; about 1,050 clips of 2 to 3.5 s at the defaults.
+    """Render the corpus into `folder` unless it exists; about 1,050 clips of 2 to 3.5 s with the defaults.
 
-    The folder appears whole or not at all, and of several processes that want it only one builds. Raises ValueError if
-    the folder holds something else.
+    The folder is written atomically, and by one process if several need it.
 
     Args:
-        seed: of everything that is drawn.
-        size_px: width and height of the picture.
-        n_processes: None = one per usable core.
+        seed: seed of all random choices.
+        size_px: width and height of the frames.
+        n_processes: None = one per available core.
+
+    Raises:
+        InputError: the folder contains something else.
     """
     parameters = _with_defaults({"seed": seed, "n_coarse": n_coarse, "n_fine": n_fine, "size_px": size_px})
     with build_once(Path(folder), {"code": CODE_VERSION, **parameters}) as target:
@@ -96,7 +98,7 @@ def build_corpus(
         n_test = round(n_fine * TEST_SHARE)
         truth = []
         for name, part in scenes.items():
-            observe = seen_by_machines if name == "coarse" else seen_by_people
+            observe = automatic_clues if name == "coarse" else checked_clues
             rows = []
             for number, scene in enumerate(part):
                 split = "train"
@@ -112,27 +114,20 @@ def build_corpus(
 
 
 def draw_scenes(seed: int, n_coarse: int, n_fine: int) -> dict[str, list[Scene]]:
-    """The scenes of each set; every one has its own person. In `fine`, training comes first, then test."""
+    """The scenes of each set, each with a different person; in `fine`, training clips come before test clips."""
     n_test = round(n_fine * TEST_SHARE)
     scenes: dict[str, list[Scene]] = {}
     for name, counts in {"coarse": [n_coarse], "fine": [n_fine - n_test, n_test]}.items():
         rng = np.random.default_rng([seed, _PERSONS[name]])
         scenes[name] = []
-        # Each split goes through the feelings in turn, so that the 66 clips of the test meet every feeling.
-        for feeling in (feeling for count in counts for feeling in _in_turn(count, rng)):
+        # Feelings are balanced within each split, so that the 66 test clips cover all of them.
+        for feeling in (feeling for count in counts for feeling in _balanced(count, rng)):
             person = ((seed * 10) + _PERSONS[name]) * 1_000_000 + len(scenes[name])
             scene = draw_scene(rng, person=person, n_lines=N_LINES, feeling=feeling)
             if name == "coarse" and rng.random() < UNVOICED_SHARE:
                 scene = Scene(**{**asdict(scene), "voiced": False})
             scenes[name].append(scene)
     return scenes
-
-
-def read_truth(corpus: str | os.PathLike[str]) -> dict[str, Scene]:
-    """id -> the scene behind the clip."""
-    lines = (Path(corpus) / "truth.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {row["id"]: Scene(**row["scene"]) for row in rows}
 
 
 def render_clip(job: tuple[Scene, Path], *, size_px: int) -> None:
@@ -145,10 +140,13 @@ def render_clip(job: tuple[Scene, Path], *, size_px: int) -> None:
 
 @contextlib.contextmanager
 def build_once(folder: Path, parameters: dict) -> Iterator[Path | None]:
-    """Yield a temporary folder to fill, which then becomes `folder`; or None if `folder` was built already.
+    """Yield a temporary folder that becomes `folder` when it is filled, or None if `folder` was built already.
 
-    A lock beside the folder makes others wait. The marker with the parameters is written last; an interrupted build
-    leaves nothing behind under the folder's name.
+    A lock file next to the folder makes other processes wait. The marker with the parameters is written last, and an
+    interrupted build leaves no folder of that name.
+
+    Raises:
+        InputError: `folder` exists, but was not built with these parameters.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
@@ -161,13 +159,13 @@ def build_once(folder: Path, parameters: dict) -> Iterator[Path | None]:
             _check_built(folder, parameters)
             yield None
             return
-        for leftover in folder.parent.glob(f".{folder.name}.tmp*"):  # of a build that was killed: the lock is ours
+        for leftover in folder.parent.glob(f".{folder.name}.tmp*"):  # left by a killed build; we hold the lock
             shutil.rmtree(leftover)
         target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp", dir=folder.parent))
         try:
             yield target
             write_json_atomic(target / MARKER, parameters)
-            os.chmod(target, 0o755)  # mkdtemp keeps others out
+            os.chmod(target, 0o755)  # mkdtemp creates private folders
             os.replace(target, folder)
         finally:
             if target.exists():
@@ -175,23 +173,25 @@ def build_once(folder: Path, parameters: dict) -> Iterator[Path | None]:
 
 
 def n_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_built(folder: Path, parameters: dict) -> None:
     marker = folder / MARKER
     if not marker.is_file():
-        raise InputError(f"{folder} has no {MARKER}, so it was not built here; remove it or name another folder")
+        raise InputError(
+            f"{folder} has no {MARKER}, so it was not built by this command; remove it or use another folder"
+        )
     found = json.loads(marker.read_text())
     if found != parameters:
-        raise InputError(f"{folder} was built with {found}, wanted {parameters}; remove it or name another folder")
+        raise InputError(f"{folder} was built with {found}, expected {parameters}; remove it or use another folder")
 
 
 def _with_defaults(parameters: dict[str, int]) -> dict[str, int]:
     defaults = {"seed": 0, "n_coarse": N_COARSE, "n_fine": N_FINE, "size_px": SIZE_PX}
     if unknown := sorted(set(parameters) - set(defaults)):
-        raise InputError(f"a corpus has no parameters {unknown}; expected some of {sorted(defaults)}")
+        raise ValueError(f"unknown parameters {unknown}; expected some of {sorted(defaults)}")
     return {**defaults, **parameters}
 
 
@@ -206,8 +206,8 @@ def in_processes(function: Callable, jobs: list, n_processes: int | None = None)
         yield from pool.map(function, jobs, chunksize=4)
 
 
-def _in_turn(count: int, rng: np.random.Generator) -> list[str]:
-    """`count` feelings such that none comes up twice more than another, in random order."""
+def _balanced(count: int, rng: np.random.Generator) -> list[str]:
+    """`count` feelings in random order; the number of occurrences differs by at most one."""
     order: list[str] = []
     while len(order) < count:
         order += [list(FEELINGS)[place] for place in rng.permutation(len(FEELINGS))]

@@ -1,4 +1,4 @@
-"""The names that conf/ uses for the embedded default (`demo:coarse`, `demo:llm` ...), built on first use."""
+"""Resolve the names of the embedded demo in conf/ (`demo:coarse`, `demo:llm` ...), building the data on first use."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ PRETRAINED = "projectors"
 
 
 def path_of(name: str, cache: Path) -> Path:
-    """What is called `name`, built below `cache` if it is not there yet: a manifest, or a folder of a base model or of
-    pretrained projections.
+    """Path of a manifest, base model or pretrained projectors, built below `cache` on first use.
 
     Raises:
-        ValueError: there is no such name.
+        InputError: unknown name.
     """
     if name in MANIFESTS:
         corpus = corpus_folder(cache / "demo")
@@ -41,4 +40,4 @@ def path_of(name: str, cache: Path) -> Path:
         build_projectors(folder, path_of("llm", cache).parent)
         return folder
     known = [*MANIFESTS, *MODELS, SECOND_LLM, PRETRAINED]
-    raise InputError(f"demo:{name} is not part of the embedded default; expected one of {known}")
+    raise InputError(f"demo:{name} is not part of the embedded demo; expected one of {known}")

@@ -1,9 +1,9 @@
-"""What people feel in the demo world, and how a feeling shows: the ground truth behind every clip.
+"""The ground truth of the demo: feelings and how they are expressed.
 
-A clip is a `Scene`: a feeling, its intensity, the situation that the words belong to, a person. A feeling shows as one
-*expression* (gestures of face, gaze and head) and one *prosody* (attributes of the voice). Several feelings share every
-expression and every prosody, and many feelings fit each situation, so no modality is enough: a sad face with a warm
-voice is sympathy, with a weak voice sadness; a smile of the mouth alone is irony with a flat voice, courage with a
+A clip is a `Scene`: a feeling, its intensity, a situation (the topic of the subtitle) and a person. A feeling has one
+*expression* (gestures of face, gaze and head) and one *prosody* (attributes of the voice). Several feelings share each
+expression and each prosody, and many feelings fit each situation, so no single modality suffices: a sad face with a
+warm voice is sympathy, with a weak voice sadness; a mouth-only smile is irony with a flat voice, courage with a
 trembling one, hidden sadness with a weak one. Action units follow the Facial Action Coding System (FACS).
 """
 
@@ -25,21 +25,21 @@ INTENSITIES = {"mild": 0.5, "clear": 0.78, "strong": 1.0}
 """Scale of action units, gaze and head for each intensity."""
 
 OPENING_RATE = 0.12
-"""Share of scenes that begin with a moment of surprise before the feeling itself shows."""
+"""Fraction of scenes that begin with a moment of surprise."""
 
 DURATION_S = (2.2, 3.4)
 
-# What says nothing about the feeling, and differs from person to person or from take to take.
+# Variation between persons and takes that is independent of the feeling.
 RESTING_UNITS = ("AU01", "AU04", "AU06", "AU07", "AU12", "AU15", "AU17", "AU24", "AU43")
-N_RESTING, RESTING_LEVEL = 2, (0.05, 0.2)  # a face at rest already looks a little glad, stern or tired
-HABIT_RATE, HABIT_LEVEL, HABIT_S = 0.3, (0.35, 0.6), (0.5, 0.8)  # a passing gesture without meaning
+N_RESTING, RESTING_LEVEL = 2, (0.05, 0.2)  # resting faces look slightly happy, stern or tired
+HABIT_RATE, HABIT_LEVEL, HABIT_S = 0.3, (0.35, 0.6), (0.5, 0.8)  # a brief meaningless gesture
 
 
 class Gesture(NamedTuple):
-    """One thing that a face does at full strength.
+    """A gesture at full strength.
 
-    `units`: action units 0..1; `gaze`: (x, y) in -1..1; `head`: (yaw, pitch, roll) in degrees; `repeats_hz`: 0 = the
-    gesture is held, else it comes and goes that often.
+    `units`: action units 0..1; `gaze`: (x, y) in -1..1; `head`: (yaw, pitch, roll) in degrees; `repeats_hz`: repetition
+    rate, 0 = the gesture is held.
     """
 
     units: Mapping[str, float] = {}
@@ -48,7 +48,7 @@ class Gesture(NamedTuple):
     repeats_hz: float = 0.0
 
 
-# y of the gaze and pitch of the head grow upwards.
+# Positive gaze y and head pitch point upwards.
 GESTURES: dict[str, Gesture] = {
     "smiling mouth": Gesture({"AU12": 0.95}),
     "raised cheeks": Gesture({"AU06": 0.9}),
@@ -94,18 +94,18 @@ EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "thinking": ("lowered brows", "upward gaze", "tilted head"),
     "still face": (),
 }
-"""Gestures of each expression, the most telling first."""
+"""Gestures of each expression, the most characteristic first."""
 
 
 class Prosody(NamedTuple):
-    """How a voice sounds. `attributes` are the clues that a listener would name, the most telling first."""
+    """Parameters of a voice. `attributes` are its acoustic clues, the most characteristic first."""
 
     attributes: tuple[str, ...]
     loudness_db: float
-    pitch: float  # ratio to the person's own pitch
+    pitch: float  # ratio to the person's base pitch
     melody: float  # relative size of pitch movements
     rate_hz: float  # syllables per second
-    fall: float = 0.0  # relative fall of the pitch over the clip; negative = it rises
+    fall: float = 0.0  # relative fall of pitch over the clip; negative = rise
     tremor: float = 0.0
     breathiness: float = 0.1
     n_breaks: int = 0
@@ -128,16 +128,16 @@ PROSODIES: dict[str, Prosody] = {
 SITUATIONS = (
     "news", "goodbye", "request", "thanks", "mistake", "waiting", "quarrel", "work", "reunion", "reassurance",
 )  # fmt: skip
-"""What the words are about; the lines stand in `affectgpt.demo.text`."""
+"""Topics of the subtitles, which are listed in `affectgpt.demo.text`."""
 
 
 @dataclass(frozen=True)
 class Feeling:
-    """A feeling: where it shows, and the open-vocabulary labels that it carries.
+    """A feeling: its expression, prosody and open-vocabulary labels.
 
-    `mild` replaces the first label when the feeling is mild, `strong` is added when it is strong, `when` lists the
-    situations it occurs in with the label that a situation adds ("" = none). `clash` marks feelings in which one
-    modality contradicts another. `basic` is the one-hot label on MER2023's six classes, `valence` runs from -5 to 5.
+    `mild` replaces the first label at mild intensity, `strong` is added at strong intensity, `when` maps the situations
+    in which it occurs to an additional label ("" = none). `clash` marks feelings with contradicting modalities. `basic`
+    is one of MER2023's six classes, `valence` ranges from -5 to 5.
     """
 
     name: str
@@ -290,7 +290,7 @@ FEELINGS: dict[str, Feeling] = {
                  "waiting:insecure quarrel:hurt reassurance:vulnerable", "uneasy", "scared", True),
     )
 }  # fmt: skip
-"""Every feeling by name; no two share both expression and prosody."""
+"""All feelings by name; no two share both expression and prosody."""
 
 CHINESE = {
     "abandoned": "被抛弃", "affectionate": "亲切", "aggressive": "咄咄逼人", "amazed": "惊叹", "amused": "觉得有趣",
@@ -322,21 +322,21 @@ CHINESE = {
     "threatened": "受到威胁", "threatening": "威胁", "thrilled": "激动", "tired": "疲倦", "touched": "感动",
     "uncomfortable": "不舒服", "uneasy": "不安", "vulnerable": "脆弱", "withdrawn": "退缩", "worried": "担心",
 }  # fmt: skip
-"""Every label with its Chinese name."""
+"""Chinese translation of every label."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The ground truth of one clip. `person` seeds the identity, `take` everything that varies between two takes."""
+    """The ground truth of one clip. `person` seeds the identity, `take` the variation between takes."""
 
     feeling: str
     intensity: str
     situation: str
     line: int
-    opening: bool  # a moment of surprise comes first
+    opening: bool  # begins with a moment of surprise
     person: int
     take: int
-    voiced: bool = True  # False: the clip has no sound
+    voiced: bool = True  # False: the clip has no audio
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -356,7 +356,7 @@ class Scene:
 
 
 def labels_of(feeling: Feeling, intensity: str, situation: str, opening: bool = False) -> tuple[str, ...]:
-    """Open-vocabulary labels, without doubles, the most certain first.
+    """Open-vocabulary labels without duplicates, the most certain first.
 
     >>> labels_of(FEELINGS["anger"], "strong", "quarrel")
     ('angry', 'mad', 'furious', 'provoked')
@@ -373,7 +373,7 @@ def labels_of(feeling: Feeling, intensity: str, situation: str, opening: bool = 
 
 
 def draw_scene(rng: np.random.Generator, *, person: int, n_lines: int, feeling: str | None = None) -> Scene:
-    """Draw a scene of `feeling` (None = any); `n_lines` is how many lines each situation has."""
+    """Draw a scene of `feeling` (None = any); `n_lines` is the number of lines per situation."""
     chosen = FEELINGS[feeling or list(FEELINGS)[rng.integers(len(FEELINGS))]]
     return Scene(
         feeling=chosen.name,
@@ -387,9 +387,9 @@ def draw_scene(rng: np.random.Generator, *, person: int, n_lines: int, feeling: 
 
 
 def infer_feeling(expression: str | None, prosody: str | None, situation: str | None = None) -> Feeling:
-    """The feeling that an observer of these clues would name; None = not seen or not heard.
+    """The feeling that best matches these clues; None = unknown.
 
-    Clues that fit no feeling together are settled by the one that is met first in the order face, voice, words.
+    If no feeling matches all clues, face and voice count more than the situation, and face decides ties.
     """
 
     def fit(feeling: Feeling) -> tuple[int, int]:
@@ -400,7 +400,7 @@ def infer_feeling(expression: str | None, prosody: str | None, situation: str | 
 
 
 def perform(scene: Scene, text: str) -> Performance:
-    """Turn a scene into curves: the same scene always gives the same performance."""
+    """Turn a scene into curves; deterministic."""
     rng = np.random.default_rng((scene.person, scene.take))
     duration_s = float(rng.uniform(*DURATION_S))
     units, gaze, head = _face_curves(scene, duration_s, rng)
@@ -415,7 +415,7 @@ def perform(scene: Scene, text: str) -> Performance:
     )
 
 
-_STEP_S = 0.08  # knots of the curves; the frames of a clip are as far apart
+_STEP_S = 0.08  # spacing of the knots, equal to that of video frames
 
 
 def _face_curves(
@@ -425,7 +425,7 @@ def _face_curves(
     units: dict[str, np.ndarray] = {}
     gaze = np.stack([_drift(times, 0.06, rng) for _ in range(2)])
     head = np.stack([_drift(times, 1.2, rng) for _ in range(3)])
-    side = rng.choice((-1.0, 1.0))  # averted to the left or to the right
+    side = rng.choice((-1.0, 1.0))  # direction of averted gaze and head
     own = np.random.default_rng((scene.person, 3))
     for unit in own.choice(RESTING_UNITS, N_RESTING, replace=False):
         units[str(unit)] = np.full(len(times), own.uniform(*RESTING_LEVEL))
@@ -436,7 +436,7 @@ def _face_curves(
         level = envelope * strength * rng.uniform(0.85, 1.1)
         if gesture.repeats_hz:
             wave = np.sin(2 * math.pi * gesture.repeats_hz * rng.uniform(0.85, 1.15) * times + rng.uniform(0, 6))
-            # A blink is short and returns to open; a nod or a wandering gaze swings to both sides.
+            # Blinks are short and one-sided; nods and a wandering gaze oscillate.
             level = level * ((wave > 0.75) if "AU45" in gesture.units else wave)
         for unit, full in gesture.units.items():
             units[unit] = np.maximum(units.get(unit, 0.0), level * full)
@@ -452,7 +452,7 @@ def _face_curves(
         for name in EXPRESSIONS["surprise"]:
             add(name, _envelope(times, 0.0, end_s), 0.95)
         start_s = end_s
-    # The body shows more than the face alone: even a mild feeling moves gaze and head visibly.
+    # Intensity scales gaze and head as well; INTENSITIES keeps mild feelings visible.
     strength = INTENSITIES[scene.intensity]
     for name in scene.gestures:
         onset_s = start_s + rng.uniform(0.0, 0.2)
@@ -472,9 +472,9 @@ def _face_curves(
 
 def _voice(scene: Scene, duration_s: float, rng: np.random.Generator) -> Voice:
     prosody = PROSODIES[FEELINGS[scene.feeling].prosody]
-    # A mild feeling colours the voice less, but never so little that the prosody is lost.
+    # Intensity changes the voice less than the face, so that the prosody of mild feelings stays audible.
     strength = 0.55 + 0.45 * INTENSITIES[scene.intensity]
-    own = np.random.default_rng((scene.person, 4))  # how this person speaks anyway
+    own = np.random.default_rng((scene.person, 4))  # the person's own speaking style
     melody = prosody.melody * own.uniform(0.75, 1.25)
     times = np.arange(0.0, duration_s + 0.12, 0.12)
     progress = times / duration_s
@@ -501,12 +501,12 @@ def _voice(scene: Scene, duration_s: float, rng: np.random.Generator) -> Voice:
 
 
 def _envelope(times: np.ndarray, onset_s: float, offset_s: float, rise_s: float = 0.3) -> np.ndarray:
-    """0 before the onset, 1 after the rise, back to 0 at the offset."""
+    """0 before the onset, rising to 1, back to 0 at the offset."""
     return np.clip(np.minimum((times - onset_s) / rise_s, (offset_s - times) / rise_s), 0, 1)
 
 
 def _drift(times: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
-    """A slow wander around zero, as no head or gaze is ever at rest."""
+    """Slow drift around zero: head and gaze are never completely still."""
     return size * np.sin(2 * math.pi * rng.uniform(0.2, 0.6) * times + rng.uniform(0, 6))
 
 

@@ -1,8 +1,8 @@
-"""Draw the face of a `Performance`: a portrait whose every part moves by action units, gaze and head pose.
+"""Render the face of a `Performance`: a portrait controlled by action units, gaze and head pose.
 
-All shapes are polygons in *head units*: x to the right and y upwards in the picture, z towards the viewer, the origin
-between eyes and mouth, the crown at y = 1 and the chin at y = -1. Points lie on an ellipsoid, turn with the head and
-are projected in parallel. Coordinates are numbers or float64 [T], one value per frame.
+All shapes are polygons in *head units*: x to the right, y up, z towards the viewer, origin between eyes and mouth,
+crown at y = 1, chin at y = -1. Points lie on an ellipsoid, rotate with the head and are projected orthographically.
+Coordinates are numbers or float64 [T], one value per frame.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ Units = dict[str, np.ndarray]  # action unit -> [T]
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
-_HEAD_SCALE = 0.36  # head units -> widths of the picture
+_HEAD_SCALE = 0.36  # head units -> image widths
 _CENTRE_Y = 0.475
-_NECK = (0.0, -0.75, -0.25)  # the head turns around this point
+_NECK = (0.0, -0.75, -0.25)  # the head rotates around this point
 
 
 def render_face(performance: Performance, *, size_px: int = 112, rate_hz: float = 12.5) -> np.ndarray:
-    """The pictures of a clip -> uint8 [T, size_px, size_px, 3], T = duration_s * rate_hz.
-
-    The same performance always gives the same pixels.
-    """
+    """The frames of a clip -> uint8 [T, size_px, size_px, 3], T = duration_s * rate_hz.  Deterministic."""
     times = np.arange(max(1, round(performance.duration_s * rate_hz))) / rate_hz  # [T]
     units = dict.fromkeys(ACTION_UNITS, np.zeros(len(times)))
     units |= {name: sample_curve(curve, times).clip(0, 1) for name, curve in performance.action_units.items()}
@@ -43,9 +40,9 @@ def render_face(performance: Performance, *, size_px: int = 112, rate_hz: float 
     opening, rounding = speaking_mouth(performance, times)
     if performance.voice is not None:  # loud speech opens the mouth wider
         opening *= (1 + sample_curve(performance.voice.loudness_db, times) / 20).clip(0.5, 1.5)
-    jaw = 0.2 * units["AU26"] + 0.1 * opening  # how far the chin goes down
+    jaw = 0.2 * units["AU26"] + 0.1 * opening  # downward shift of the chin
 
-    oversampling = 3 if size_px <= 160 else 2  # smooth edges
+    oversampling = 3 if size_px <= 160 else 2  # anti-aliasing
     looks = Looks.of(performance.identity)
     sketch = _Sketch(len(times), size_px * oversampling, pose, fold_colour=looks.line)
     _draw_back_hair(sketch, looks)
@@ -84,7 +81,7 @@ _STYLES = ("short", "parted", "buzz", "curly", "fringe", "long", "bun")
 
 @dataclass(frozen=True)
 class Looks:
-    """What distinguishes one drawn person from another; sizes are relative to the average."""
+    """Appearance of a person; sizes are relative to the average."""
 
     skin: Colour
     hair: Colour
@@ -95,7 +92,7 @@ class Looks:
     width: float
     jaw: float
     eye: float
-    eye_distance: float  # head units from the middle of the face
+    eye_distance: float  # from the centre line, in head units
     brow: float
     nose: float
     lips: float
@@ -133,7 +130,7 @@ class Looks:
 
     @property
     def shade(self) -> Colour:
-        """Skin in the shadow."""
+        """Skin in shadow."""
         return _mix(self.skin, (120, 50, 40), 0.3)
 
     @property
@@ -155,9 +152,9 @@ def _mix(first: Colour, second: Colour, share: float) -> Colour:
 
 
 class _Sketch:
-    """Collects the shapes of all frames, from back to front, and paints them.
+    """Collects the shapes of all frames from back to front and renders them.
 
-    A shape is a list of points or an array [T, K, 2]; `pair` adds its mirror image on the other half of the face.
+    A shape is a list of points or an array [T, K, 2]; `pair` adds its mirror image on the other side of the face.
     """
 
     def __init__(self, n_frames: int, size_px: int, pose: tuple[np.ndarray, ...], fold_colour: Colour) -> None:
@@ -175,7 +172,7 @@ class _Sketch:
         still: bool = False,
         steps: int = 4,
     ) -> None:
-        """A closed area, rounded unless steps=1; a `still` one does not move with the head."""
+        """A filled area, smoothed unless steps=1; with `still` it does not move with the head."""
         for points in _sides(shape, pair):
             outline = self._project(points, still)
             self._add(outline if steps == 1 else _spline(outline.shape[1], True, steps) @ outline, colour, alpha)
@@ -191,7 +188,7 @@ class _Sketch:
         pair: bool = False,
         steps: int = 4,
     ) -> None:
-        """A line, `width` head units thick in the middle; with taper=0 as thick at its ends."""
+        """A line, `width` head units wide in the middle; taper=0 gives a constant width."""
         for points in _sides(shape, pair):
             line = self._project(points, still=False)
             if steps > 1:
@@ -204,12 +201,12 @@ class _Sketch:
             self._add(_between(line + across, line - across), colour, alpha)
 
     def fold(self, shape: Shape, width: float, depth: Number, *, pair: bool = False, steps: int = 4) -> None:
-        """A fold of the skin; depth 0 is smooth."""
+        """A skin fold; depth 0 = invisible."""
         self.stroke(shape, width, self.fold_colour, depth, pair=pair, steps=steps)
 
     def paint(self, background: Colour, oversampling: int) -> np.ndarray:
-        """-> uint8 [T, H, W, 3], reduced by `oversampling`."""
-        light = np.linspace(1.06, 0.86, self.size_px)[:, None, None]  # a wall that is lit from above
+        """-> uint8 [T, H, W, 3], downsampled by `oversampling`."""
+        light = np.linspace(1.06, 0.86, self.size_px)[:, None, None]  # a wall lit from above
         wall = np.broadcast_to(light * background, (self.size_px, self.size_px, 3)).clip(0, 255).astype(np.uint8)
         canvas = Image.fromarray(wall)
         shapes = [
@@ -240,7 +237,7 @@ class _Sketch:
             x, y, z = axes.transpose(0, 2, 1)
         if not still:
             (cos_yaw, sin_yaw), (cos_pitch, sin_pitch), (cos_roll, sin_roll) = self._turns
-            # Points with a depth of their own mostly belong to the silhouette, which a turning ball keeps.
+            # Points with explicit depth mostly belong to the silhouette, which does not change when a ball rotates.
             free = np.isnan(z)
             z = np.where(free, 0.68 * np.sqrt((1 - (x / 0.82) ** 2 - (y / 1.2) ** 2).clip(0.02)), z)
             x, y, z = x - _NECK[0], y - _NECK[1], z - _NECK[2]
@@ -258,7 +255,7 @@ class _Sketch:
 
 @lru_cache(maxsize=64)
 def _spline(n_points: int, closed: bool, steps: int) -> np.ndarray:
-    """Catmull-Rom interpolation as a matrix from control points to the curve, [N, K]."""
+    """Catmull-Rom interpolation as a matrix from control points to curve points, [N, K]."""
     t = np.arange(steps) / steps
     weights = 0.5 * np.stack(
         [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1
@@ -283,7 +280,7 @@ def _sides(shape: Shape, pair: bool) -> list[Shape]:
 
 
 def _mirrored(half: Sequence[Point]) -> list[Point]:
-    """Close the right half of a shape that begins and ends on the axis of the face."""
+    """Mirror the right half of a shape that begins and ends on the axis of the face."""
     return [*half, *((-x, *rest) for x, *rest in half[-2:0:-1])]
 
 
@@ -297,7 +294,7 @@ def _ring(x: Number, y: Number, radius_x: Number, radius_y: Number, n_points: in
 
 
 def _between(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """The area between two curves that run the same way, [T, N, 2] each -> [T, 2N, 2]."""
+    """The area between two curves of the same direction, [T, N, 2] each -> [T, 2N, 2]."""
     return np.concatenate([upper, lower[:, ::-1]], axis=1)
 
 
@@ -347,7 +344,7 @@ def _draw_cheeks(sketch: _Sketch, looks: Looks, units: Units) -> None:
     blush, light = _mix(looks.skin, (226, 84, 80), 0.45), _mix(looks.skin, (255, 246, 236), 0.5)
     sketch.fill(_ring(0.42, y, 0.155, 0.105 + 0.025 * raised), blush, 0.22 + 0.4 * raised + 0.12 * smile, pair=True)
     sketch.fill(_ring(0.41, y + 0.05, 0.06, 0.03), light, 0.3 + 0.4 * raised, pair=True)
-    # The raised cheek folds the skin under the eye and at its outer corner.
+    # Raised cheeks fold the skin under the eye and at its outer corner.
     pouch = [(0.2, -0.06), (0.33, -0.115 + 0.03 * raised), (0.5, -0.04 + 0.02 * raised)]
     sketch.fold(pouch, 0.026, 0.75 * raised, pair=True)
     for tilt in (-0.07, 0.0, 0.07):
@@ -387,7 +384,7 @@ def _draw_eye(sketch: _Sketch, looks: Looks, units: Units, gaze: tuple[np.ndarra
     tight = np.maximum(units["AU07"], 0.5 * units["AU09"])
     up = 0.104 * size * (1 + 0.65 * units["AU05"] - 0.35 * tight - 0.1 * units["AU04"] - 0.1 * units["AU06"])
     low = 0.085 * size * (1 + 0.12 * units["AU05"] - 0.75 * tight - 0.5 * units["AU06"])
-    # The upper lid follows the gaze; closing lids meet below the middle of the eye.
+    # The upper lid follows the gaze; closed lids meet below the centre of the eye.
     up = (up + 0.025 * gaze[1]) * (1 - shut) - 0.045 * shut
     low = low * (1 - shut) + 0.05 * shut
 
@@ -402,7 +399,7 @@ def _draw_eye(sketch: _Sketch, looks: Looks, units: Units, gaze: tuple[np.ndarra
         return np.minimum(lid(u, -low, 2.0), upper(u))
 
     def disc(radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """A disc on the eyeball, as far as the lids leave it visible."""
+        """A disc on the eyeball, clipped by the lids."""
         angle = np.arange(18) * np.pi / 9
         across, height = x0 + x[:, None] + radius * np.cos(angle), y0 + y[:, None] + radius * np.sin(angle)
         u = (across - x0) / width
@@ -411,7 +408,7 @@ def _draw_eye(sketch: _Sketch, looks: Looks, units: Units, gaze: tuple[np.ndarra
     u = np.linspace(-1, 1, 15)
     x = x0 + width * u
     top, bottom = _curve(x, upper(u)), _curve(x, lower(u))
-    # The lid between its fold and its edge grows as the eye closes.
+    # The visible lid grows as the eye closes.
     fold = _curve(x, 0.01 + lid(u, 0.13 * size + 0.05 * units["AU05"] - 0.035 * tight, 2.0))
     sketch.fill(_between(np.maximum(fold, top), top), _mix(looks.skin, looks.shade, 0.55), steps=1)
     sketch.fill(_between(top, bottom), (250, 248, 244), steps=1)
@@ -457,7 +454,7 @@ def _draw_mouth(sketch: _Sketch, looks: Looks, units: Units, opening: np.ndarray
     half = 0.25 + 0.1 * (smile + stretch) + 0.035 * dimple - 0.07 * tight - 0.02 * press - 0.08 * rounding - 0.04 * drop
     corner = -0.522 + 0.115 * (smile - frown) - 0.015 * stretch + 0.03 * dimple - 0.35 * gap * (1 - smile)
     middle = -0.53 - 0.035 * smile + 0.045 * frown + 0.075 * chin + 0.02 * press
-    up = 0.25 * gap * (1 - drop) + 0.05 * drop + 0.08 * raiser  # how far the inner edges are from the middle
+    up = 0.25 * gap * (1 - drop) + 0.05 * drop + 0.08 * raiser  # distance of the inner edges from the middle
     low = gap - 0.25 * gap * (1 - drop) - 0.05 * drop + 0.02 * raiser
     thin = (1 - 0.5 * tight) * (1 - 0.8 * press) * (1 - 0.3 * stretch) * (1 - 0.25 * smile)
     upper_lip = 0.062 * looks.lips * thin * (1 - 0.25 * chin) * (1 + 0.3 * raiser) + 0.012
@@ -497,7 +494,8 @@ def _draw_mouth(sketch: _Sketch, looks: Looks, units: Units, opening: np.ndarray
     shine = _curve(x, inner_low - 0.42 * lower_lip[:, None] * arch)[:, 7:13]
     sketch.stroke(shine, 0.022, (255, 226, 222), 0.55 * thin, steps=1)
 
-    # Folds: deep and short for a dimple, soft for a smile, down to the jaw for a frown, upright beside stretched lips.
+    # Folds: short and deep for a dimple, soft for a smile, towards the jaw for a frown, vertical next to stretched
+    # lips.
     x_, y = half, corner
     sketch.fold(
         [(x_ + 0.015, y + 0.07), (x_ + 0.065, y + 0.01), (x_ + 0.02, y - 0.07)], 0.045, 0.95 * dimple, pair=True
@@ -505,10 +503,10 @@ def _draw_mouth(sketch: _Sketch, looks: Looks, units: Units, opening: np.ndarray
     sketch.fold([(x_ + 0.005, y - 0.03), (x_ + 0.025, y), (x_ + 0.015, y + 0.045)], 0.03, 0.75 * smile, pair=True)
     sketch.fold([(x_ - 0.01, y), (x_ + 0.035, y - 0.05), (x_ + 0.045, y - 0.13)], 0.03, 0.8 * frown, pair=True)
     sketch.fold([(x_ + 0.05, y + 0.09), (x_ + 0.075, y), (x_ + 0.06, y - 0.1)], 0.026, 0.8 * stretch, pair=True)
-    for dx in (0.05, 0.11):  # tightened lips pucker
+    for dx in (0.05, 0.11):  # wrinkles of tightened lips
         sketch.fold([(dx, middle + 0.1), (0.9 * dx, middle + 0.055)], 0.02, 0.5 * tight, pair=True)
         sketch.fold([(dx, middle - 0.115), (0.9 * dx, middle - 0.07)], 0.02, 0.5 * tight, pair=True)
-    sketch.fold(_curve(0.65 * x, outer_top + 0.035), 0.026, 0.5 * press, steps=1)  # pressed lips swell
+    sketch.fold(_curve(0.65 * x, outer_top + 0.035), 0.026, 0.5 * press, steps=1)  # bulges of pressed lips
     sketch.fold(_curve(0.75 * x, outer_low - 0.04), 0.03, 0.6 * press, steps=1)
 
 
@@ -560,7 +558,7 @@ def _draw_back_hair(sketch: _Sketch, looks: Looks) -> None:
 def _draw_front_hair(sketch: _Sketch, looks: Looks) -> None:
     w, buzz = looks.width, looks.style == "buzz"
     top = 1.04 if buzz else 1.16
-    # The outer edge runs from the left temple over the crown, the hairline leads back.
+    # The outer edge runs from the left temple over the crown; the hairline closes the shape.
     right = [(0.76 * w, 0.2), (0.75 * w, 0.58), (0.46 * w, 0.9 * top), (0.0, top)]
     outer = _at_depth(0.0, [*[(-x, y) for x, y in right], *right[-2::-1]])
     line: list[Point] = [(x * w * looks.part_side, *rest) for x, *rest in _HAIRLINES[looks.style]][:: looks.part_side]

@@ -1,14 +1,14 @@
-"""The small base models of the embedded default, in the on-disk formats of the real ones.
+"""The small base models of the embedded demo, in the on-disk formats of the real ones.
 
-    hubert/     HubertModel           hears 16 kHz sound, 50 states a second
-    eva/        Blip2VisionModel      the layout of EVA-CLIP ViT-g, one picture at a time
-    videomae/   VideoMAEModel         16 frames, two to a step
+    hubert/     HubertModel           16 kHz audio, 50 states per second
+    eva/        Blip2VisionModel      the layout of EVA-CLIP ViT-g, one image at a time
+    videomae/   VideoMAEModel         16 frames, tubelets of two
     llm/        LlamaForCausalLM      with a sentencepiece tokenizer
 
-Like real base models they have seen other material than the corpus that they are used on: the encoders learn from
-other people to tell action units, gaze, head pose, pitch, loudness and the like, with a head that is thrown
-away, and never hear of a feeling. The LLM learns from text alone how clues in words go with descriptions and labels: a
-frozen LLM that never learned anything cannot be steered through its inputs.
+Like real base models, they are trained on other data than the corpus: the encoders are trained on other people to
+predict action units, gaze, head pose, pitch, loudness and similar targets through a head that is then discarded; no
+target is an emotion. The LLM is trained on text to map clues in words to descriptions and labels, because a frozen LLM
+with random weights cannot be steered through its inputs.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from affectgpt.demo.corpus import build_once, n_cores
 from affectgpt.demo.emotions import CHINESE, draw_scene, perform
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, syllables
-from affectgpt.demo.text import N_LINES, Clues, describe, labels_in_chinese, seen_by_people, subtitle_of, without
+from affectgpt.demo.text import N_LINES, Clues, checked_clues, describe, hide, labels_in_chinese, subtitle_of
 from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.runtime import InputError, stable_hash
+from affectgpt.runtime import stable_hash
 from affectgpt.schema import Sample
 
 CODE_VERSION = "4"
-"""Changes whenever the same parameters would give other models."""
+"""Increased when the same parameters give different models."""
 
 RATE_HZ = 16000
 PEOPLE = 4
-"""Millions at which the people of the base models begin; the sets of the corpus have 2 and 3."""
-_PICTURES_HZ = 2.0
+"""First person of the base models' training data, in millions; the corpus uses 2 and 3."""
+_IMAGES_HZ = 2.0
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -78,7 +78,7 @@ class Steps:
 
 
 def models_folder(cache: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None) -> Path:
-    """Where `build_base_models` with these parameters belongs below `cache`."""
+    """Folder of the base models with these parameters below `cache`."""
     return Path(cache) / f"models-{stable_hash(_parameters(seed, steps))[:12]}"
 
 
@@ -89,21 +89,21 @@ def build_base_models(
     steps: Steps | None = None,
     n_processes: int | None = None,
 ) -> None:
-    """Train the four base models and write them below `folder`.
+    """Train the four base models and write them to `folder`, unless it exists.
 
-    Nothing happens if they are there already; of several processes that want them only one builds. The same arguments
-    give the same weights on the same machine, whatever `n_processes`: each model trains in one thread.
+    If several processes need them, one builds. The same arguments give the same weights on the same machine, for any
+    `n_processes`: each model is trained in one thread.
 
     Args:
-        seed: of weights and batches.
-        n_processes: models that train at a time; None = one per usable core.
+        seed: seed of weights and batches.
+        n_processes: models trained in parallel; None = one per available core.
     """
     steps = steps or Steps()
     with build_once(Path(folder), _parameters(seed, steps)) as target:
         if target is None:
             return
         jobs = [
-            partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),  # the longest goes first
+            partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),  # the slowest first
             partial(make_eva, target / "eva", seed=seed, n_steps=steps.eva),
             partial(make_hubert, target / "hubert", seed=seed, n_steps=steps.hubert),
             partial(make_videomae, target / "videomae", seed=seed, n_steps=steps.videomae),
@@ -118,7 +118,7 @@ def build_base_models(
 
 
 def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) -> Path:
-    """Train the LLM that comparisons set beside `llm`, if it is not there yet; returns its folder below `cache`."""
+    """Train a second LLM for comparisons with `llm`, unless it exists; returns its folder below `cache`."""
     parameters = {"code": CODE_VERSION, "seed": seed, "steps": n_steps or Steps().llm, "kind": "qwen2"}
     folder = cache / f"models-{stable_hash(parameters)[:12]}" / "llm_qwen2"
     with build_once(folder, parameters) as target:
@@ -132,7 +132,7 @@ def _parameters(seed: int, steps: Steps | None) -> dict[str, Any]:
 
 
 def in_one_thread(job: Callable[[], None]) -> None:
-    """Run `job` with one thread of torch and leave the global generator as it was."""
+    """Run `job` with one torch thread, restoring the global random state afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -148,10 +148,10 @@ def in_one_thread(job: Callable[[], None]) -> None:
 def train(
     name: str, parameters: list[nn.Parameter], losses: Iterator[Tensor], n_steps: int, *, rate: float = 3e-3
 ) -> list[float]:
-    """Take `n_steps` optimizer steps on the losses that the iterator computes; return them.
+    """Run `n_steps` optimizer steps on the losses of the iterator and return the losses.
 
-    Matrices follow Muon (Jordan 2024: momentum, orthogonalized), scaled so that AdamW's learning rate fits; the rest
-    follows AdamW. At this size Muon needs half of AdamW's steps. Warm-up, then linear decay.
+    Matrices are updated by Muon (Jordan 2024: orthogonalized momentum), scaled to AdamW's learning rate; other
+    parameters by AdamW. At this size Muon needs half as many steps as AdamW. Linear warm-up and decay.
     """
     matrices = [parameter for parameter in parameters if parameter.ndim == 2 and max(parameter.shape) < 1000]
     chosen = {id(parameter) for parameter in matrices}
@@ -172,14 +172,14 @@ def train(
             for parameter, momentum in zip(matrices, momenta, strict=True):
                 if parameter.grad is not None:
                     momentum.lerp_(parameter.grad, 0.05)
-                    update = orthogonal(parameter.grad.lerp(momentum, 0.95))
+                    update = orthogonalize(parameter.grad.lerp(momentum, 0.95))
                     parameter.sub_(update, alpha=rate * scale * 0.2 * math.sqrt(max(parameter.shape)))
         history.append(loss.item())
     return history
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values near 1, by five Newton-Schulz steps."""
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Approximate the nearest orthogonal matrix by five Newton-Schulz iterations."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
@@ -195,19 +195,19 @@ def _save(model: PreTrainedModel, folder: Path, preprocessor: dict[str, Any] | N
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
-def performances(n: int, seed: int, topic: int) -> list[Performance]:
-    """What `n` people perform whom the corpus does not show; every one looks, sounds and acts in an own way."""
+def draw_performances(n: int, seed: int, topic: int) -> list[Performance]:
+    """Performances of `n` different people who are not in the corpus."""
     rng = np.random.default_rng([seed, PEOPLE, topic])
     first = (seed * 10 + PEOPLE) * 1_000_000 + topic * 100_000
     scenes = [draw_scene(rng, person=first + number, n_lines=N_LINES) for number in range(n)]
     return [perform(scene, subtitle_of(scene)) for scene in scenes]
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def face_targets(performance: Performance, times: np.ndarray) -> np.ndarray:
-    """What can be read off a face at `times`: action units, gaze, head pose, all of size 1 -> float32 [T, 24]."""
+    """Action units, gaze and head pose at `times`, scaled to about 1 -> float32 [T, 24]."""
     units = [sample_curve(performance.action_units.get(name, ((0.0, 0.0),)), times) for name in ACTION_UNITS]
     gaze = [sample_curve(curve, times) for curve in performance.gaze]
     head = [sample_curve(curve, times) / 10 for curve in performance.head]
@@ -224,9 +224,9 @@ def make_eva(folder: Path, *, seed: int, n_steps: int) -> None:
         intermediate_size=384, attention_dropout=0.0, qkv_bias=True, initializer_range=0.05,
     )  # fmt: skip
     model = Blip2VisionModel(config).train()
-    # About as many pictures as the steps will ask for: with fewer people it learns who they are instead.
-    images, targets = render_pictures(max(20, n_steps * 16 // 6), config.image_size, seed)
-    targets = standardized(targets)
+    # About one image per training sample: with fewer people, the model memorises identities.
+    images, targets = render_images(max(20, n_steps * 16 // 6), config.image_size, seed)
+    targets = standardize(targets)
     _principal_patches(model.embeddings.patch_embedding, images, CLIP_MEAN, CLIP_STD)
     head = nn.Linear(config.hidden_size, N_FACE_TARGETS)
     rng = np.random.default_rng(seed)
@@ -236,7 +236,7 @@ def make_eva(folder: Path, *, seed: int, n_steps: int) -> None:
             chosen = rng.integers(len(images), size=16)
             pixels = normalize(images[chosen], CLIP_MEAN, CLIP_STD)  # [B, 3, H, W]
             states = model(pixels).last_hidden_state  # [B, 1 + P, E]
-            # Both readings are kept useful: the mean over patches and the class token.
+            # Train both readouts: the mean over patches and the class token.
             guesses = torch.stack([head(states[:, 1:].mean(dim=1)), head(states[:, 0])])  # [2, B, targets]
             yield nn.functional.mse_loss(guesses, targets[chosen].expand(2, -1, -1))
 
@@ -256,7 +256,7 @@ def make_videomae(folder: Path, *, seed: int, n_steps: int) -> None:
     )  # fmt: skip
     model = VideoMAEModel(config).train()
     videos, targets = render_videos(max(20, n_steps * 6 // 2), config.image_size, config.num_frames, seed)
-    targets = standardized(targets)
+    targets = standardize(targets)
     head = nn.Linear(config.hidden_size, N_FACE_TARGETS)
     rng = np.random.default_rng(seed)
     n_steps_of_clip = config.num_frames // config.tubelet_size
@@ -277,28 +277,30 @@ def make_videomae(folder: Path, *, seed: int, n_steps: int) -> None:
     })  # fmt: skip
 
 
-def render_pictures(n_people: int, size_px: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Some frames of each person -> uint8 [N, H, W, 3] and their targets [N, 24]."""
+def render_images(n_people: int, size_px: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Frames of each person -> uint8 [N, H, W, 3] and targets [N, 24]."""
     images, targets = [], []
-    for performance in tqdm(performances(n_people, seed, 1), desc="drawing faces", unit="person", mininterval=1.0):
-        shown = render_face(performance, size_px=size_px, rate_hz=_PICTURES_HZ)
+    for performance in tqdm(draw_performances(n_people, seed, 1), desc="drawing faces", unit="person", mininterval=1.0):
+        shown = render_face(performance, size_px=size_px, rate_hz=_IMAGES_HZ)
         images.append(shown)
-        targets.append(face_targets(performance, np.arange(len(shown)) / _PICTURES_HZ))
+        targets.append(face_targets(performance, np.arange(len(shown)) / _IMAGES_HZ))
     return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(targets))
 
 
 def render_videos(n_people: int, size_px: int, n_frames: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`n_frames` frames of each person -> uint8 [N, T, H, W, 3] and their targets [N, T, 24]."""
+    """`n_frames` frames of each person -> uint8 [N, T, H, W, 3] and targets [N, T, 24]."""
     images, targets = [], []
-    for performance in tqdm(performances(n_people, seed, 2), desc="drawing videos", unit="person", mininterval=1.0):
+    for performance in tqdm(
+        draw_performances(n_people, seed, 2), desc="drawing videos", unit="person", mininterval=1.0
+    ):
         rate_hz = n_frames / performance.duration_s
         images.append(render_face(performance, size_px=size_px, rate_hz=rate_hz))
         targets.append(face_targets(performance, np.arange(n_frames) / rate_hz))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
 
 
-def standardized(targets: Tensor) -> Tensor:
-    """Rare action units count as much as common ones: unit variance, except for what hardly moves.  [..., 24]"""
+def standardize(targets: Tensor) -> Tensor:
+    """Scale targets to unit variance, except nearly constant ones, so that rare action units count.  [..., 24]"""
     flat = targets.flatten(0, -2)
     return (targets - flat.mean(dim=0)) / flat.std(dim=0).clamp(min=0.05)
 
@@ -311,33 +313,33 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 @torch.no_grad()
 def _principal_patches(embedding: nn.Conv2d, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Start the patch embedding from the principal components of patches: it saves most of the first epoch."""
+    """Initialise the patch embedding with principal components of patches, which saves most of the first epoch."""
     size = embedding.kernel_size[0]
     pixels = normalize(images[:: max(1, len(images) // 200)], mean, std)
     patches = nn.functional.unfold(pixels, size, stride=size).transpose(1, 2).flatten(0, 1)  # [N*P, 3*size*size]
     centred = patches - patches.mean(dim=0)
     _, values, components = torch.linalg.svd(centred[torch.randperm(len(centred))[:2000]], full_matrices=False)
     n = min(embedding.out_channels, len(components))
-    # Components of equal variance after the projection, as far as they carry any.
+    # Equal variance of all components after the projection, unless their variance is negligible.
     spread = (values[:n] / math.sqrt(min(2000, len(centred)))).clamp(min=values[0] * 1e-3)
     embedding.weight[:n] = (components[:n] / spread[:, None] * 0.3).view(n, 3, size, size)
 
 
-# ---- sound -----------------------------------------------------------------------------------------------------------
+# ---- audio -----------------------------------------------------------------------------------------------------------
 
-_FRAME_S = 0.02  # HuBERT's states are 20 ms apart
+_FRAME_S = 0.02  # spacing of HuBERT's states
 _CROP_S = 2.0
 
 
 def voice_targets(performance: Performance, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """What can be heard, all about of size 1: per frame pitch, loudness, speaking [F, 3], and of the clip [9].
+    """Targets scaled to about 1: pitch, loudness and speaking per frame [F, 3], and nine of the clip [9].
 
-    The pitch of the person is part of it; the clip's are rate, tremor, breath, brightness, breaks, melody, fall of the
-    pitch, mean loudness and mean pitch.
+    Those of the clip are rate, tremor, breathiness, brightness, breaks, melody, fall of pitch, mean loudness and mean
+    pitch. Pitch is absolute.
     """
     voice = performance.voice
     if voice is None:
-        raise InputError("a performance without a voice has no voice targets; leave the clip out")
+        raise ValueError("a performance without a voice has no voice targets")
     times = (np.arange(n_frames) + 0.5) * _FRAME_S
     ratio, loudness_db = sample_curve(voice.pitch_ratio, times), sample_curve(voice.loudness_db, times)
     octaves = np.log2(performance.identity.base_pitch_hz * ratio / 150)
@@ -369,7 +371,7 @@ def make_hubert(folder: Path, *, seed: int, n_steps: int) -> None:
     )  # fmt: skip
     model = HubertModel(config).train()
     _filter_bank(model.feature_extractor.conv_layers[0].conv)
-    speakers = performances(max(20, n_steps * 12 // 4), seed, 3)
+    speakers = draw_performances(max(20, n_steps * 12 // 4), seed, 3)
     clips = [render_voice(speaker) for speaker in tqdm(speakers, desc="speaking", unit="person", mininterval=1.0)]
     known = [voice_targets(speaker, len(samples) // 320 + 10) for samples, speaker in zip(clips, speakers, strict=True)]
     frame_head, clip_head = nn.Linear(config.hidden_size, 3), nn.Linear(config.hidden_size, 9)
@@ -397,7 +399,7 @@ def make_hubert(folder: Path, *, seed: int, n_steps: int) -> None:
     parameters = [*model.parameters(), *frame_head.parameters(), *clip_head.parameters()]
     train("hubert", parameters, losses(), n_steps)
     _save(model, folder, {
-        # Not normalised: how loud a voice is would be lost.
+        # Normalising would remove the loudness.
         "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False, "sampling_rate": RATE_HZ,
         "feature_size": 1, "padding_value": 0.0, "return_attention_mask": True,
     })  # fmt: skip
@@ -405,13 +407,13 @@ def make_hubert(folder: Path, *, seed: int, n_steps: int) -> None:
 
 @torch.no_grad()
 def _filter_bank(conv: nn.Conv1d) -> None:
-    """Start the first layer as windowed waves from 70 Hz to 6 kHz, evenly spread in mel: a spectrum to begin with."""
+    """Initialise the first layer as a mel filter bank: windowed waves from 70 Hz to 6 kHz."""
     n, length = conv.out_channels // 2, conv.kernel_size[0]
     mel = np.linspace(*(2595 * np.log10(1 + hz / 700) for hz in (70, 6000)), n)
     phase = 2 * np.pi * 700 * (10 ** (mel[:, None] / 2595) - 1) * (np.arange(length) - length / 2) / RATE_HZ
     waves = np.concatenate([np.cos(phase), np.sin(phase)]) * np.hanning(length) * 0.06
     conv.weight.copy_(torch.from_numpy(waves)[:, None])
-    # The layer norm behind it would take the loudness away; against a fixed bias it stays visible.
+    # The next layer norm would remove the loudness; a random bias preserves it.
     conv.bias.normal_(std=0.15)
 
 
@@ -434,7 +436,7 @@ _SURPRISED_AT_FIRST = "surprise first"
 
 @dataclass(frozen=True)
 class TextExample:
-    """A chat about a clip, with notes in words where a trained model has soft tokens."""
+    """A chat about a clip, with clues in words in place of soft tokens."""
 
     sample: Sample
     task: str
@@ -442,12 +444,12 @@ class TextExample:
 
 
 def draw_text(rng: np.random.Generator, *, chinese_share: float = 0.16) -> TextExample:
-    """Any scene, any subset of what can be known of it, any task: what remains unknown can only be guessed."""
+    """Draw a scene, a subset of its clues, and a task."""
     scene = draw_scene(rng, person=0, n_lines=N_LINES)
     lang = "zh" if rng.random() < chinese_share else "en"
-    hidden = [(), ("picture",), ("sound",), ("words",), ("picture", "sound")]
+    hidden = [(), ("video",), ("audio",), ("subtitle",), ("video", "audio")]
     unknown = hidden[rng.choice(5, p=(0.55, 0.12, 0.12, 0.11, 0.1))]
-    clues = without(seen_by_people(scene), **dict.fromkeys(unknown, True))
+    clues = hide(checked_clues(scene), **dict.fromkeys(unknown, True))
     modalities = ("audio",) if clues.heard else ()
     if clues.seen:
         modalities += (("frames",), ("frames", "motion"), ("motion",))[rng.choice(3, p=(0.4, 0.5, 0.1))]
@@ -460,11 +462,11 @@ def draw_text(rng: np.random.Generator, *, chinese_share: float = 0.16) -> TextE
         modalities=modalities,
     )
     task = ("labels", "both", "description")[rng.choice(3, p=(0.4, 0.5, 0.1))]
-    return TextExample(sample, task, {name: notes_of(clues, name, rng) for name in modalities})
+    return TextExample(sample, task, {name: clue_words(clues, name, rng) for name in modalities})
 
 
-def notes_of(clues: Clues, modality: str, rng: np.random.Generator) -> str:
-    """Clue words in any order, some left out, as an encoder hands over evidence, not sentences."""
+def clue_words(clues: Clues, modality: str, rng: np.random.Generator) -> str:
+    """Clue words in random order, some left out: encoders provide evidence, not sentences."""
     words = list(clues.attributes)
     if modality != "audio":
         words = [*(clues.gestures or ("still face",)), clues.intensity, *[_SURPRISED_AT_FIRST] * clues.opening]
@@ -485,7 +487,7 @@ def make_llm(folder: Path, *, seed: int, n_steps: int) -> None:
 
 
 def make_qwen2(folder: Path, *, seed: int, n_steps: int) -> None:
-    """Another LLM for comparisons: Qwen2's layers, byte-level tokenizer and chat format, on the same kind of texts."""
+    """An LLM with Qwen2's layers, byte-level tokenizer and chat format, trained on the same kind of texts."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 8])
     tokenizer = make_byte_tokenizer(folder, rng, n_texts=N_TOKENIZER_TEXTS)
@@ -500,17 +502,17 @@ def make_qwen2(folder: Path, *, seed: int, n_steps: int) -> None:
 def _train_llm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, n_steps: int
 ) -> PreTrainedModel:
-    """Train an LLM on chats about clips, where notes in words stand for what trained models get as soft tokens."""
+    """Train an LLM on chats about clips in which clues in words replace soft tokens."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "embed" not in name:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             depth = 2 * model.config.num_hidden_layers if into_residual else 1
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[1] * depth))
-    examples = _batches(partial(tokens_of, make_processor(tokenizer)), rng)
+    examples = _batches(partial(tokenize_example, make_processor(tokenizer)), rng)
 
     def losses() -> Iterator[Tensor]:
         for input_ids, labels in examples:
-            # Causal attention: what stands right of the answer is padding that nothing looks at.
+            # Attention is causal, so padding to the right of the answer needs no mask.
             states = model.model(input_ids=input_ids).last_hidden_state[:, :-1]  # [B, L-1, D]
             answer = labels[:, 1:] != -100
             yield nn.functional.cross_entropy(model.lm_head(states[answer]), labels[:, 1:][answer])
@@ -520,7 +522,7 @@ def _train_llm(
 
 
 def make_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> None:
-    """Write `tokenizer.model` and `tokenizer_config.json` of a LLaMA tokenizer that knows the texts of this world."""
+    """Train a LLaMA tokenizer on texts of the demo; write `tokenizer.model` and `tokenizer_config.json`."""
     import io
 
     import sentencepiece
@@ -543,7 +545,7 @@ def make_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> None
 
 
 def make_byte_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) -> PreTrainedTokenizerBase:
-    """Write a byte-level BPE tokenizer with Qwen2's control tokens and chat format to `folder`, and return it."""
+    """Train a byte-level BPE tokenizer with Qwen2's control tokens and chat format, write it to `folder`, return it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -563,23 +565,23 @@ def make_byte_tokenizer(folder: Path, rng: np.random.Generator, n_texts: int) ->
 
 
 def _tokenizer_lines(rng: np.random.Generator, n_texts: int) -> list[str]:
-    """Lines that hold the words of this world."""
+    """Training lines with the vocabulary of the demo."""
     lines: list[str] = []
     for _ in range(n_texts):
         example = draw_text(rng, chinese_share=0.25)
         turns = prompts.render(example.sample, task=example.task, lang=example.sample.lang, with_answer=True)
         text = f"USER: {prompts.split_placeholders(turns[0].content)[1].strip()} ASSISTANT: {turns[1].content}"
         lines += [*text.splitlines(), *example.notes.values()]
-    return [*lines, *[*CHINESE, *CHINESE.values()] * 10]  # rare labels, too, become few tokens
+    return [*lines, *[*CHINESE, *CHINESE.values()] * 10]  # so that rare labels, too, take few tokens
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase) -> AffectGPTProcessor:
-    """The processor of training and inference, with one slot a modality: prompts are the same, token by token."""
+    """The processor of training and inference with one placeholder per modality, so that prompts are identical."""
     return AffectGPTProcessor(tokenizer, branches={name: {"n_tokens": 1} for name in prompts.MODALITIES})
 
 
-def tokens_of(processor: AffectGPTProcessor, example: TextExample) -> tuple[list[int], list[int]]:
-    """(input ids, labels) of an example, each placeholder replaced by the words of its note."""
+def tokenize_example(processor: AffectGPTProcessor, example: TextExample) -> tuple[list[int], list[int]]:
+    """(input ids, labels) of an example, with each placeholder replaced by its clue words."""
     sample = example.sample
     messages = prompts.render(sample, task=example.task, lang=sample.lang, with_answer=True)
     media = {name: torch.zeros(1, 1) for name in sample.modalities or ()}
@@ -600,7 +602,7 @@ def tokens_of(processor: AffectGPTProcessor, example: TextExample) -> tuple[list
 def _batches(
     tokens: Callable[[TextExample], tuple[list[int], list[int]]], rng: np.random.Generator, size: int = 16, n: int = 8
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end; `n` batches are drawn together and sorted by length, so that little is padding."""
+    """Infinite batches; `n` batches are drawn together and sorted by length to reduce padding."""
     while True:
         rows = sorted((tokens(draw_text(rng)) for _ in range(size * n)), key=lambda row: len(row[0]))
         for number in rng.permutation(n):

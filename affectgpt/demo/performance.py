@@ -1,6 +1,6 @@
-"""What one clip shows and sounds like, as numbers: action units, gaze, head and voice.
+"""The numeric description of a clip: curves of action units, gaze, head pose and voice.
 
-The renderers of face and voice both take the timing of the syllables from here: the mouth opens when the voice speaks.
+The face and voice renderers share the syllable timing defined here, so that lips and speech are synchronous.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from affectgpt.runtime import InputError
-
 Curve = tuple[tuple[float, float], ...]
-"""(time_s, value) knots in the order of time: linear in between, constant outside."""
+"""(time_s, value) knots in temporal order: linear in between, constant outside."""
 
 ACTION_UNITS = {
     "AU01": "inner brow raiser",
@@ -39,27 +37,27 @@ ACTION_UNITS = {
     "AU43": "eyes closed",
     "AU45": "blink",
 }
-"""The action units that the face can show, with their names in the Facial Action Coding System."""
+"""The action units of the face, with their names in the Facial Action Coding System."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A person. Looks and voice follow from the seed alone."""
+    """A person; the seed determines looks and voice."""
 
     seed: int
 
     def rng(self, topic: str) -> np.random.Generator:
-        """A generator for one topic ("voice", "looks"), so that a new trait of one does not change the other."""
+        """A generator per topic ("voice", "looks"), so that a new trait in one does not change the other."""
         return np.random.default_rng([self.seed, *topic.encode()])
 
     @property
     def base_pitch_hz(self) -> float:
-        """90 to 240 Hz, evenly spread over the octaves."""
+        """90 to 240 Hz, uniform in octaves."""
         return float(90 * (240 / 90) ** self.rng("pitch").random())
 
     @property
     def formant_scale(self) -> float:
-        """Formants relative to an adult man's: shorter vocal tracts come with higher voices."""
+        """Formants relative to an adult man's; higher voices have shorter vocal tracts."""
         height = math.log(self.base_pitch_hz / 90) / math.log(240 / 90)
         return 0.98 + 0.18 * height + float(self.rng("tract").uniform(-0.03, 0.03))
 
@@ -74,14 +72,14 @@ class Voice:
     tremor: float = 0.0  # 0..1
     breathiness: float = 0.1  # 0..1
     breaks: tuple[tuple[float, float], ...] = ()  # (start_s, stop_s) of silences
-    brightness: float = 0.0  # -1..1, the tilt of the spectrum
+    brightness: float = 0.0  # -1..1, spectral tilt
 
 
 @dataclass(frozen=True)
 class Performance:
-    """One clip. Action units run from 0 to 1, gaze (x, y) from -1 to 1, head (yaw, pitch, roll) in degrees.
+    """One clip: action units in 0..1, gaze (x, y) in -1..1, head (yaw, pitch, roll) in degrees.
 
-    Gaze x and yaw grow towards the right of the picture, gaze y and pitch upwards, roll clockwise in the picture.
+    Positive gaze x and yaw point to the right of the image, gaze y and pitch upwards; positive roll is clockwise.
     """
 
     duration_s: float
@@ -94,20 +92,20 @@ class Performance:
 
     def __post_init__(self) -> None:
         if not self.duration_s > 0:
-            raise InputError(f"a performance of {self.duration_s} s cannot be rendered; duration_s must be above 0")
+            raise ValueError(f"duration_s is {self.duration_s}; it must be positive")
         if unknown := sorted(set(self.action_units) - set(ACTION_UNITS)):
-            raise InputError(f"the face has no action units {unknown}; it can show {', '.join(ACTION_UNITS)}")
+            raise ValueError(f"unknown action units {unknown}; expected some of {', '.join(ACTION_UNITS)}")
         if self.voice is not None and not self.voice.syllable_rate_hz > 0:
-            raise InputError(f"syllable_rate_hz is {self.voice.syllable_rate_hz}; it must be above 0, or voice=None")
+            raise ValueError(f"syllable_rate_hz is {self.voice.syllable_rate_hz}; it must be positive, or voice=None")
 
 
 def sample_curve(curve: Curve, times: np.ndarray) -> np.ndarray:
     """Values of `curve` at `times` (s) -> float64 [T]."""
     if not curve:
-        raise InputError("a curve has no knots; use ((0.0, value),) for a constant")
+        raise ValueError("a curve has no knots; use ((0.0, value),) for a constant")
     knots = np.asarray(curve, dtype=np.float64)  # [K, 2]
     if np.any(np.diff(knots[:, 0]) < 0):
-        raise InputError(f"the knots of a curve are not in the order of time: {knots[:, 0].tolist()}")
+        raise ValueError(f"the knots of a curve are not in temporal order: {knots[:, 0].tolist()}")
     return np.interp(times, knots[:, 0], knots[:, 1])
 
 
@@ -125,7 +123,7 @@ VOWELS = {
 _MOUTH = {"a": (1.0, 0.0), "e": (0.7, 0.0), "i": (0.45, 0.0), "o": (0.75, 0.8), "u": (0.4, 1.0)}  # opening, rounding
 _VOWEL_OF_LETTER = {**{vowel: vowel for vowel in VOWELS}, "y": "i"}
 _ONSETS = {**dict.fromkeys("pbtdkgqc", "stop"), **dict.fromkeys("fvszhxj", "fricative")}
-_EDGE_S = 0.12  # nobody speaks in the very first and last moment of a clip
+_EDGE_S = 0.12  # silence at the start and end of a clip
 
 
 class Syllable(NamedTuple):
@@ -136,7 +134,7 @@ class Syllable(NamedTuple):
 
 
 def spoken_syllables(text: str) -> list[tuple[str, str]]:
-    """(vowel, onset) of each syllable of `text`: by vowel letters in Latin script, one per character in others.
+    """(vowel, onset) of each syllable of `text`: by vowel letters in Latin script, one per character in other scripts.
 
     >>> spoken_syllables("Take the bus.")
     [('a', 'stop'), ('e', ''), ('u', 'stop')]
@@ -148,8 +146,8 @@ def spoken_syllables(text: str) -> list[tuple[str, str]]:
             continue
         parts = re.findall(r"([^aeiouy]*)([aeiouy]+)", word)
         if len(parts) > 1 and word.endswith("e") and parts[-1][1] == "e":
-            parts.pop()  # the mute e of "take"
-        # A "th" is soft, and the consonant right before the vowel is the one that is heard.
+            parts.pop()  # the silent e of "take"
+        # "th" has no audible onset; otherwise the consonant before the vowel determines it.
         found += [
             (_VOWEL_OF_LETTER[vowels[0]], "" if before.endswith("th") else _ONSETS.get(before[-1:], ""))
             for before, vowels in parts
@@ -158,15 +156,15 @@ def spoken_syllables(text: str) -> list[tuple[str, str]]:
 
 
 def syllables(performance: Performance) -> tuple[Syllable, ...]:
-    """When each syllable is spoken. The line is said over and over until the clip ends; breaks delay what follows.
+    """Timing of each syllable. The line is repeated until the clip ends; breaks delay what follows.
 
-    Empty without a voice, or if the text has no syllable.
+    Empty without a voice or without syllables in the text.
     """
     voice, line = performance.voice, spoken_syllables(performance.text)
     if voice is None or not line:
         return ()
     length_s, end_s = 1 / voice.syllable_rate_hz, performance.duration_s - _EDGE_S
-    # Half a syllable before a break is still spoken; less than that waits until after the break.
+    # A syllable with less than half its length before a break is spoken after the break.
     breaks = sorted(voice.breaks)
     timed: list[Syllable] = []
     now_s = min(_EDGE_S, performance.duration_s / 4)
@@ -186,7 +184,7 @@ def syllables(performance: Performance) -> tuple[Syllable, ...]:
 
 
 def speaking_mouth(performance: Performance, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far speech opens and rounds the lips at `times` -> two float64 [T] in 0..1."""
+    """Opening and rounding of the lips by speech at `times` -> two float64 [T] in 0..1."""
     opening, rounding = np.zeros(len(times)), np.zeros(len(times))
     for syllable in syllables(performance):
         progress = (times - syllable.start_s) / (syllable.stop_s - syllable.start_s)

@@ -1,11 +1,10 @@
-"""Pretrained projections of the embedded default (`demo:projectors`), for model=demo model.init=pretrained.
+"""Pretrained projectors of the embedded demo (`demo:projectors`), for model=demo model.init=pretrained.
 
-What WebVid captions are to Video-LLaMA: many clips with plain captions, none of which names a feeling. People whom
-neither the corpus nor the encoders' training shows hold their head and gaze in some way, which is drawn at random, with
-a face at rest, and read a line in a voice that is drawn at random, too. The caption tells just that: "In the clip the
-gaze drops and the head tilts. The voice is high and fast." The projections learn to hand it to the frozen LLM.
+The counterpart of Video-LLaMA's pretraining on WebVid captions: clips of further people with a resting face, random
+gaze and head pose and a random voice. Captions describe only these and name no emotion: "In the clip the gaze drops and
+the head tilts. The voice is high and fast." The projectors learn to convey this to the frozen LLM.
 
-Hair, clothes and walls are not told: the small LLM has no words for them.
+Hair, clothes and background are not described, because the small LLM has no words for them.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from affectgpt.runtime import stable_hash
 from affectgpt.schema import Sample
 
 CODE_VERSION = "1"
-"""Changes whenever the same parameters would give other projections."""
+"""Increased when the same parameters give different projectors."""
 
-PEOPLE = 5  # millions at which these people begin; the corpus has 2 and 3, the encoders' training 4
+PEOPLE = 5  # first person, in millions; the corpus uses 2 and 3, the encoders' training data 4
 POSES = ("lowered gaze", "averted gaze", "upward gaze", "bowed head", "raised chin", "tilted head", "turned head")
 VOICES = {"pitch": ("low", "", "high"), "loudness": ("quiet", "", "loud"), "rate": ("slow", "", "fast")}
 _SIZE_PX = 112
@@ -48,18 +47,18 @@ _N_FRAMES, _N_MOTION_FRAMES = 8, 16
 
 
 @dataclass(frozen=True)
-class Effort:
-    """The defaults take about two minutes on two cores."""
+class Settings:
+    """Amount of training; the defaults take about two minutes on two cores."""
 
     people: int = 400
     steps: int = 200
     batch: int = 8
-    held_out: int = 48  # further people, whose captions are only scored
+    held_out: int = 48  # further people, used only to compute the loss
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """A clip without a feeling. `seen` and `heard` are clue words for captions; `spoken` is the subtitle."""
+class CaptionedClip:
+    """A clip without emotion. `seen` and `heard` are clues for the caption; `spoken` is the subtitle."""
 
     performance: Performance
     seen: tuple[str, ...]
@@ -67,7 +66,7 @@ class Captioned:
     spoken: str
 
     def caption(self, modalities: tuple[str, ...], rng: np.random.Generator) -> str:
-        """What the shown modalities tell, in words of the EMER style.
+        """A caption of the given modalities, in EMER style.
 
         >>> draw_clip(5_000_000, np.random.default_rng(0)).caption(("audio",), np.random.default_rng(0))
         'The voice ...'
@@ -81,8 +80,8 @@ class Captioned:
         return " ".join(parts)
 
 
-def projectors_folder(cache: str | os.PathLike[str], *, seed: int = 0, effort: Effort | None = None) -> Path:
-    """Where `build_projectors` with these parameters belongs below `cache`."""
+def projectors_folder(cache: str | os.PathLike[str], *, seed: int = 0, effort: Settings | None = None) -> Path:
+    """Folder of the projectors with these parameters below `cache`."""
     return Path(cache) / f"projectors-{stable_hash(_parameters(seed, effort))[:12]}"
 
 
@@ -91,25 +90,25 @@ def build_projectors(
     models: str | os.PathLike[str],
     *,
     seed: int = 0,
-    effort: Effort | None = None,
+    effort: Settings | None = None,
 ) -> None:
-    """Train the projections of conf/model/demo.yaml on captions and write them in the form of a conversion.
+    """Train the projectors of conf/model/demo.yaml on captions and write them like a conversion, unless they exist.
 
-    Nothing happens if they are there already. The same arguments give the same weights on the same machine.
+    The same arguments give the same weights on the same machine.
 
     Args:
         models: folder of the base models (`affectgpt.demo.models.build_base_models`).
     """
     with build_once(Path(folder), _parameters(seed, effort)) as target:
         if target is not None:
-            in_one_thread(partial(make_projectors, target, Path(models), seed=seed, effort=effort or Effort()))
+            in_one_thread(partial(make_projectors, target, Path(models), seed=seed, effort=effort or Settings()))
 
 
-def _parameters(seed: int, effort: Effort | None) -> dict[str, Any]:
-    return {"code": CODE_VERSION, "models": MODELS_VERSION, "seed": seed, "effort": asdict(effort or Effort())}
+def _parameters(seed: int, effort: Settings | None) -> dict[str, Any]:
+    return {"code": CODE_VERSION, "models": MODELS_VERSION, "seed": seed, "effort": asdict(effort or Settings())}
 
 
-def make_projectors(folder: Path, models: Path, *, seed: int, effort: Effort) -> None:
+def make_projectors(folder: Path, models: Path, *, seed: int, effort: Settings) -> None:
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, PEOPLE])
     model, processor = build(demo_spec(models, seed))
@@ -117,7 +116,9 @@ def make_projectors(folder: Path, models: Path, *, seed: int, effort: Effort) ->
     model.train()
     first = (seed * 10 + PEOPLE) * 1_000_000
     clips = [draw_clip(first + number, rng) for number in range(effort.people + effort.held_out)]
-    media = tqdm(in_processes(media_of, clips), desc="drawing clips", unit="clip", total=len(clips), mininterval=1.0)
+    media = tqdm(
+        in_processes(render_media, clips), desc="drawing clips", unit="clip", total=len(clips), mininterval=1.0
+    )
     states = [encode(model, processor, each) for each in media]
     held_out = range(effort.people, len(clips))
 
@@ -143,7 +144,7 @@ def make_projectors(folder: Path, models: Path, *, seed: int, effort: Effort) ->
         return round(loss, 4)
 
     before = held_out_loss()
-    train("projections", [p for p in model.parameters() if p.requires_grad], losses(), effort.steps, rate=2e-3)
+    train("projectors", [p for p in model.parameters() if p.requires_grad], losses(), effort.steps, rate=2e-3)
     losses_of_held_out = {"random": before, "pretrained": held_out_loss(), "clips": effort.held_out}
     save_start(model, folder, "captions of drawn people", "demo:projectors", held_out_loss=losses_of_held_out)
 
@@ -165,8 +166,8 @@ def demo_spec(models: Path, seed: int) -> ModelSpec:
     )
 
 
-def draw_clip(person: int, rng: np.random.Generator) -> Captioned:
-    """Somebody with a face at rest who holds head and gaze in some way and reads a line aloud."""
+def draw_clip(person: int, rng: np.random.Generator) -> CaptionedClip:
+    """A person with a resting face, a random head pose and gaze, who reads a line aloud."""
     duration_s = float(rng.uniform(2.0, 3.0))
     own = np.random.default_rng((person, 3))
     units = {
@@ -204,16 +205,16 @@ def draw_clip(person: int, rng: np.random.Generator) -> Captioned:
         voice=voice,
         text=spoken,
     )
-    return Captioned(performance, seen, heard, spoken)
+    return CaptionedClip(performance, seen, heard, spoken)
 
 
-def media_of(clip: Captioned) -> dict[str, Any]:
-    """Sound, 8 frames and 16 motion frames of a clip, which no file holds."""
+def render_media(clip: CaptionedClip) -> dict[str, Any]:
+    """Render audio, 8 frames and 16 motion frames of a clip."""
     rate_hz = _N_MOTION_FRAMES / clip.performance.duration_s
-    film = render_face(clip.performance, size_px=_SIZE_PX, rate_hz=rate_hz)[:_N_MOTION_FRAMES]  # [16, H, W, 3]
+    motion = render_face(clip.performance, size_px=_SIZE_PX, rate_hz=rate_hz)[:_N_MOTION_FRAMES]  # [16, H, W, 3]
     samples = render_voice(clip.performance)
-    sound = Waveform(samples, RATE_HZ, len(samples) / RATE_HZ, RATE_HZ, 1)
-    return {"audio": sound, "frames": film[:: _N_MOTION_FRAMES // _N_FRAMES], "motion": film}
+    audio = Waveform(samples, RATE_HZ, len(samples) / RATE_HZ, RATE_HZ, 1)
+    return {"audio": audio, "frames": motion[:: _N_MOTION_FRAMES // _N_FRAMES], "motion": motion}
 
 
 def encode(model: Any, processor: Any, media: dict[str, Any]) -> dict[str, Tensor]:

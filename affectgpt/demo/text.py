@@ -1,9 +1,9 @@
-"""The words of the demo world: subtitles, descriptions from clues, and the mistakes of an automatic labeller.
+"""Texts of the demo: subtitles, descriptions generated from clues, and the errors of an automatic labeller.
 
-Descriptions follow the EMER paper: what the face does over time, how the voice sounds, what the words may mean, then
-the inference from all of them. They are written from `Clues`. `seen_by_people` gives the true clues (the fine set);
-`seen_by_machines` gives what a pipeline without human checks would note, with errors at the rates that stand below
-(the coarse set). An observer infers the labels from the clues that it has, so a wrong clue leads to wrong labels.
+As in the EMER paper, a description lists visual, acoustic and lexical clues, then the emotions inferred from them. It
+is generated from `Clues`: `checked_clues` are correct (the fine set); `automatic_clues` contain the errors of a
+pipeline without human checks, at the rates below (the coarse set). Labels are inferred from the clues, so wrong clues
+lead to wrong labels.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("We will laugh about it one day.", "总有一天我们会笑着谈起这件事。"),
     ),
 }
-"""Subtitles, English and Chinese, by situation. None names a feeling, and each fits several."""
+"""Subtitles in English and Chinese by situation. None names a feeling, and each fits several."""
 
 N_LINES = len(LINES["news"])
 
-_GESTURES = {  # {} takes the intensity; two wordings in English, one in Chinese
+_GESTURES = {  # {} = intensity; two wordings in English, one in Chinese
     "smiling mouth": ("the lip corners rise{}", "the mouth smiles{}", "嘴角{}上扬"),
     "raised cheeks": ("the cheeks lift{}", "the eyes crease{}", "脸颊{}抬起"),
     "open mouth": ("the mouth opens{}", "the jaw drops{}", "嘴巴{}张开"),
@@ -168,7 +168,7 @@ _ATTRIBUTES = {
     "thin": "单薄", "pauses": "多停顿", "halting": "断断续续", "unsure": "迟疑", "flat": "平淡", "even": "平直",
     "toneless": "没有起伏", "calm": "平稳", "firm": "坚定", "measured": "沉着",
 }  # fmt: skip
-"""Attributes of a voice; in English the word itself is said."""
+"""Attributes of a voice; in English the attribute itself is the wording."""
 
 _SITUATIONS = {
     "news": ("The words tell of news, good or bad.", "话里说到一个消息，可好可坏。"),
@@ -197,7 +197,7 @@ _CLASHES = {
     "concern": ("The face is worried but the voice is warm.", "脸上担心，声音却温暖。"),
     "tension": ("The face is still but the voice trembles.", "脸上平静，声音却在颤抖。"),
 }
-"""How a contradiction between modalities is put into words, for every feeling that has one."""
+"""Wording of the contradiction between modalities, for every feeling that has one."""
 
 _FRAMES = {  # one of each is drawn
     "en": {
@@ -216,28 +216,28 @@ _FRAMES = {  # one of each is drawn
     },
 }
 
-# What the automatic labeller of the coarse set gets wrong. Strong signals are seen; subtle ones are mostly taken for
-# the common pattern that they resemble, as captioners and speech models trained on frequent patterns do: those errors
-# are systematic, so more of the same data does not average them out.
-EXPRESSION_TAKEN_FOR = {
+# Errors of the automatic labeller of the coarse set. Strong signals are recognised; subtle ones are mostly confused
+# with a similar common pattern, as by captioning and speech models trained on frequent patterns. These errors are
+# systematic, so more data of this kind does not average them out.
+EXPRESSION_CONFUSIONS = {
     "bright smile": ("soft smile", 0.1), "soft smile": ("bright smile", 0.2), "mouth-only smile": ("soft smile", 0.65),
     "proud look": ("soft smile", 0.55), "sneer": ("frown", 0.6), "frown": ("disgust", 0.1), "disgust": ("frown", 0.25),
     "grief": ("weariness", 0.15), "weariness": ("still face", 0.35), "surprise": ("fright", 0.1),
     "fright": ("surprise", 0.45), "worry": ("grief", 0.55), "averted face": ("weariness", 0.55),
     "thinking": ("frown", 0.5), "still face": ("weariness", 0.15),
 }  # fmt: skip
-"""expression -> (what it is taken for, how often)"""
-PROSODY_TAKEN_FOR = {
+"""expression -> (confused with, probability)"""
+PROSODY_CONFUSIONS = {
     "lively": ("rapid", 0.15), "rapid": ("lively", 0.15), "warm": ("steady", 0.55), "harsh": ("rapid", 0.1),
     "pressed": ("flat", 0.6), "weak": ("flat", 0.25), "trembling": ("rapid", 0.55), "halting": ("weak", 0.35),
     "flat": ("steady", 0.3), "steady": ("flat", 0.2),
 }  # fmt: skip
-"""prosody -> (what it is taken for, how often)"""
+"""prosody -> (confused with, probability)"""
 GESTURE_MISSED = 0.25  # per gesture, never the first one of an expression
 GESTURE_INVENTED = 0.15  # per clip
 ATTRIBUTE_MISSED = 0.25  # per attribute, never the first one
 ATTRIBUTE_INVENTED = 0.1  # per clip
-OPENING_MISSED = 0.5  # a passing surprise at the start
+OPENING_MISSED = 0.5  # a moment of surprise at the start
 INTENSITY_MISTAKEN = 0.3
 LABEL_MISSED = 0.35  # per label after the first
 LABEL_INVENTED = 0.1  # per clip
@@ -245,10 +245,10 @@ LABEL_INVENTED = 0.1  # per clip
 
 @dataclass(frozen=True)
 class Clues:
-    """What an observer noted of a clip, and the labels it concluded from that.
+    """An observer's annotation of a clip: clues, and the feeling and labels inferred from them.
 
-    `feeling` is the observer's conclusion. Empty `gestures` with `seen` is a face that does nothing; without `seen` or
-    `heard` the observer had no picture or no sound, with `situation` None no words. `errors` names what is wrong.
+    `seen` without `gestures` is a still face; without `seen` or `heard` the observer had no video or no audio, with
+    `situation` None no subtitle. `errors` lists the annotation errors.
     """
 
     feeling: Feeling
@@ -267,8 +267,8 @@ def subtitle_of(scene: Scene, lang: str = "en") -> str:
     return LINES[scene.situation][scene.line][("en", "zh").index(lang)]
 
 
-def seen_by_people(scene: Scene) -> Clues:
-    """The checked clues: all of them, and nothing else."""
+def checked_clues(scene: Scene) -> Clues:
+    """Complete and correct clues."""
     feeling = FEELINGS[scene.feeling]
     return Clues(
         feeling=feeling,
@@ -282,31 +282,32 @@ def seen_by_people(scene: Scene) -> Clues:
     )
 
 
-def seen_by_machines(scene: Scene) -> Clues:
-    """The clues of an automatic labeller, wrong at the rates above; always the same for the same scene.
+def automatic_clues(scene: Scene) -> Clues:
+    """Clues of an automatic labeller with errors at the rates above; deterministic for a scene.
 
-    The labeller infers feeling and labels from the clues that it noted, right or wrong; a clip without sound is judged
-    by picture and words alone.
+    Feeling and labels are inferred from these clues, right or wrong; without audio, from video and subtitle alone.
     """
     rng = np.random.default_rng((scene.person, scene.take, 1))
     feeling = FEELINGS[scene.feeling]
     errors = []
 
-    def taken_for(true: str, confusions: dict[str, tuple[str, float]], name: str) -> str:
+    def confuse(true: str, confusions: dict[str, tuple[str, float]], name: str) -> str:
         other, rate = confusions[true]
         if rng.random() >= rate:
             return true
         errors.append(f"{name}: {true} -> {other}")
         return other
 
-    expression = taken_for(feeling.expression, EXPRESSION_TAKEN_FOR, "expression")
-    prosody = taken_for(feeling.prosody, PROSODY_TAKEN_FOR, "prosody") if scene.voiced else None
+    expression = confuse(feeling.expression, EXPRESSION_CONFUSIONS, "expression")
+    prosody = confuse(feeling.prosody, PROSODY_CONFUSIONS, "prosody") if scene.voiced else None
     true = EXPRESSIONS[expression]
-    gestures = _noted(true, GESTURE_MISSED, GESTURE_INVENTED, tuple(GESTURES), "gesture", errors, rng)
+    gestures = _with_errors(true, GESTURE_MISSED, GESTURE_INVENTED, tuple(GESTURES), "gesture", errors, rng)
     attributes: tuple[str, ...] = ()
     if prosody:
         true = PROSODIES[prosody].attributes
-        attributes = _noted(true, ATTRIBUTE_MISSED, ATTRIBUTE_INVENTED, tuple(_ATTRIBUTES), "attribute", errors, rng)
+        attributes = _with_errors(
+            true, ATTRIBUTE_MISSED, ATTRIBUTE_INVENTED, tuple(_ATTRIBUTES), "attribute", errors, rng
+        )
     intensity, opening = scene.intensity, scene.opening
     if rng.random() < INTENSITY_MISTAKEN:
         intensity = [level for level in INTENSITIES if level != intensity][rng.integers(2)]
@@ -318,18 +319,18 @@ def seen_by_machines(scene: Scene) -> Clues:
     if concluded.name != feeling.name:
         errors.append(f"feeling: {feeling.name} -> {concluded.name}")
     labels = labels_of(concluded, intensity, scene.situation, opening)
-    labels = _noted(labels, LABEL_MISSED, LABEL_INVENTED, tuple(CHINESE), "label", errors, rng)
+    labels = _with_errors(labels, LABEL_MISSED, LABEL_INVENTED, tuple(CHINESE), "label", errors, rng)
     return Clues(
         concluded, intensity, gestures, attributes, scene.situation, opening, labels, heard=scene.voiced,
         errors=tuple(errors),
     )  # fmt: skip
 
 
-def _noted(
+def _with_errors(
     true: tuple[str, ...], missed: float, invented: float, pool: tuple[str, ...], name: str, errors: list[str],
     rng: np.random.Generator,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Drop some of `true` (never the first) and perhaps add one of `pool`; write down both in `errors`."""
+    """Drop some of `true` (never the first), sometimes add one of `pool`, and record both in `errors`."""
     lost = [item for item in true[1:] if rng.random() < missed]
     errors += [f"{name} missed: {item}" for item in lost]
     noted = [item for item in true if item not in lost]
@@ -341,19 +342,19 @@ def _noted(
     return tuple(noted)
 
 
-def without(clues: Clues, *, picture: bool = False, sound: bool = False, words: bool = False) -> Clues:
-    """The clues that remain when a modality is hidden; feeling and labels stay what they truly are."""
-    if picture:
+def hide(clues: Clues, *, video: bool = False, audio: bool = False, subtitle: bool = False) -> Clues:
+    """The clues without those of hidden modalities; feeling and labels are unchanged."""
+    if video:
         clues = replace(clues, gestures=(), seen=False)
-    if sound:
+    if audio:
         clues = replace(clues, attributes=(), heard=False)
-    return replace(clues, situation=None) if words else clues
+    return replace(clues, situation=None) if subtitle else clues
 
 
 def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
-    """An EMER-style description: visual, acoustic and lexical clues, then the inference.
+    """An EMER-style description: visual, acoustic and lexical clues, then the inferred emotions.
 
-    >>> describe(seen_by_people(Scene("irony", "clear", "thanks", 0, False, 1, 1)), "en", np.random.default_rng(0))
+    >>> describe(checked_clues(Scene("irony", "clear", "thanks", 0, False, 1, 1)), "en", np.random.default_rng(0))
     'Soon the lip corners rise, ... The person seems sarcastic, critical and bitter.'
     """
     n = ("en", "zh").index(lang)
@@ -375,7 +376,7 @@ def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
             parts.append(f"{frames['voice']}{_list([_ATTRIBUTES[name] for name in clues.attributes], 'zh')}。")
     if clues.situation:
         parts.append(_SITUATIONS[clues.situation][n])
-    if _clash_is_noted(clues):
+    if _contradiction_is_known(clues):
         parts.append(_CLASHES[clues.feeling.name][n])
     labels = clues.labels if lang == "en" else labels_in_chinese(clues.labels)
     end = f"{frames['end']} {_list(labels, 'en')}." if lang == "en" else f"{frames['end']}{_list(labels, 'zh')}。"
@@ -384,7 +385,7 @@ def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
 
 
 def gesture_words(name: str, rng: np.random.Generator) -> str:
-    """One of the English wordings of a gesture, without a degree.
+    """A random English wording of a gesture, without intensity.
 
     >>> gesture_words("tilted head", np.random.default_rng(0))
     'the head leans to one side'
@@ -392,8 +393,8 @@ def gesture_words(name: str, rng: np.random.Generator) -> str:
     return _GESTURES[name][rng.integers(2)].format("")
 
 
-def _clash_is_noted(clues: Clues) -> bool:
-    """A contradiction is put into words only by who noted both of its sides."""
+def _contradiction_is_known(clues: Clues) -> bool:
+    """A contradiction is mentioned only if the clues contain both sides."""
     feeling = clues.feeling
     face, voice = EXPRESSIONS[feeling.expression], PROSODIES[feeling.prosody].attributes
     noted_both = clues.seen and clues.heard and clues.gestures[:1] == face[:1] and clues.attributes[:1] == voice[:1]

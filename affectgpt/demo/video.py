@@ -11,13 +11,11 @@ import av
 import numpy as np
 from av.codec.context import Flags
 
-from affectgpt.runtime import InputError
-
 _X264 = {
     "preset": "veryfast",
     "crf": "20",
     "threads": "1",
-    # Otherwise the macroblock-tree rate control gives other bytes from call to call (measured with PyAV 18.1).
+    # Without it, macroblock-tree rate control is not reproducible (measured with PyAV 18.1).
     "x264-params": "cpu-independent=1",
 }
 _AAC_BIT_RATE = 64_000
@@ -31,9 +29,9 @@ def write_mp4(
     waveform: np.ndarray | None = None,
     sample_rate_hz: int = 16000,
 ) -> None:
-    """Write uint8 frames [T,H,W,3] and a float32 waveform [S] in -1..1; without a waveform there is no audio stream.
+    """Write uint8 frames [T,H,W,3] and a float32 waveform [S] in -1..1; waveform None = no audio stream.
 
-    The file appears under its name only when it is complete. The same input gives the same bytes.
+    The file is written atomically. The same input gives the same bytes.
     """
     path = Path(path)
     _check(path, frames, waveform)
@@ -45,15 +43,15 @@ def write_mp4(
 
 def _check(path: Path, frames: np.ndarray, waveform: np.ndarray | None) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise InputError(f"{path}: frames are {frames.dtype} {list(frames.shape)}; expected uint8 [T,H,W,3] with T > 0")
+        raise ValueError(f"{path}: frames are {frames.dtype} {list(frames.shape)}; expected uint8 [T,H,W,3] with T > 0")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise InputError(f"{path}: frames are {frames.shape[2]}x{frames.shape[1]}; h264 needs even width and height")
+        raise ValueError(f"{path}: frames are {frames.shape[2]}x{frames.shape[1]}; h264 needs even width and height")
     if waveform is not None and (waveform.dtype != np.float32 or waveform.ndim != 1):
-        raise InputError(f"{path}: waveform is {waveform.dtype} {list(waveform.shape)}; expected float32 [S]")
+        raise ValueError(f"{path}: waveform is {waveform.dtype} {list(waveform.shape)}; expected float32 [S]")
 
 
 def _write(path: Path, frames: np.ndarray, rate: Fraction, waveform: np.ndarray | None, sample_rate_hz: int) -> None:
-    # "bitexact" leaves the version of the encoder and the time of writing out of the file.
+    # "bitexact" omits the encoder version and the creation time.
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=rate, options=_X264)
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
@@ -67,7 +65,7 @@ def _write(path: Path, frames: np.ndarray, rate: Fraction, waveform: np.ndarray 
         container.mux(video.encode())
         if waveform is not None:
             sound = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
-            # Time stamps from 0 make the muxer tell players to skip the encoder's first 1,024 samples of delay.
+            # With timestamps from 0, the muxer marks the encoder delay of 1,024 samples, which players then skip.
             sound.sample_rate, sound.pts = sample_rate_hz, 0
             container.mux(audio.encode(sound))
             container.mux(audio.encode())

@@ -1,6 +1,6 @@
-"""Speak a `Performance`: a glottal source through formant filters, both varying in time (Fant 1960).
+"""Synthesize the voice of a `Performance`: a time-varying glottal source and formant filters (Fant 1960).
 
-The words are not intelligible: vowels and kinds of consonants follow the text, everything else follows the feeling.
+Speech is not intelligible: vowels and consonant classes follow the text, everything else follows the feeling.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from affectgpt.demo.performance import VOWELS, Performance, Syllable, sample_curve, syllables
 
 RMS_AT_0_DB = 0.1
-"""Root mean square of the voice while it speaks at 0 dB; full scale is 1."""
+"""Root mean square of speech at 0 dB; full scale is 1."""
 
 _CONTROL_S = 0.004  # step of pitch and amplitude
 _WINDOW = 512  # samples of one filter frame
@@ -20,9 +20,9 @@ _FOURTH_FORMANT_HZ = 3500.0
 
 
 def render_voice(performance: Performance, *, rate_hz: int = 16000) -> np.ndarray | None:
-    """The sound of a clip -> float32 [S] in -1..1, S = duration_s * rate_hz; None if the performance has no voice.
+    """The waveform of a clip -> float32 [S] in -1..1, S = duration_s * rate_hz; None without a voice.
 
-    The same performance always gives the same samples. A text without syllables gives silence.
+    Deterministic. A text without syllables gives silence.
     """
     voice = performance.voice
     if voice is None:
@@ -35,7 +35,7 @@ def render_voice(performance: Performance, *, rate_hz: int = 16000) -> np.ndarra
     times = np.arange(n_samples) / rate_hz  # [S]
     steps = np.arange(0.0, performance.duration_s + 2 * _CONTROL_S, _CONTROL_S)  # [C]
 
-    # A trembling voice shakes in pitch and in loudness, 5 to 8 times a second.
+    # Tremor modulates pitch and loudness at 5 to 8 Hz.
     shake = voice.tremor * np.sin(2 * np.pi * rng.uniform(5.5, 7.5) * steps + rng.uniform(0, 2 * np.pi))
     jitter = 0.004 * np.convolve(rng.standard_normal(len(steps)), np.ones(4) / 2, "same")
     pitch_hz = performance.identity.base_pitch_hz * sample_curve(voice.pitch_ratio, steps) * (1 + 0.06 * shake + jitter)
@@ -61,7 +61,7 @@ def render_voice(performance: Performance, *, rate_hz: int = 16000) -> np.ndarra
 
 
 def _amplitudes(spoken: tuple[Syllable, ...], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Amplitude of the voiced and of the consonant sound at `times` -> two float64 [C]."""
+    """Amplitudes of voicing and of consonant noise at `times` -> two float64 [C]."""
     voiced, noisy = [(-1.0, 0.0)], [(-1.0, 0.0)]
     for start_s, stop_s, _, onset in spoken:
         length_s = stop_s - start_s
@@ -80,11 +80,11 @@ def _amplitudes(spoken: tuple[Syllable, ...], times: np.ndarray) -> tuple[np.nda
 
 
 def _glottal_source(pitch_hz: np.ndarray, rate_hz: int) -> np.ndarray:
-    """A pulse train with this pitch, [S] -> [S]; its harmonics fall by 6 dB an octave, glottis and lips together."""
+    """A pulse train with this pitch, [S] -> [S]; harmonics fall by 6 dB per octave (glottis and lip radiation)."""
     n_harmonics = max(4, int(0.45 * rate_hz / pitch_hz.max()))
     order = np.arange(1, n_harmonics + 1)
     spectrum = np.zeros(2049, complex)
-    # Schroeder's phases (1970) spread each pulse over its period: the same spectrum with lower peaks.
+    # Schroeder phases (1970) spread each pulse over its period: same spectrum, lower crest factor.
     spectrum[1 : n_harmonics + 1] = np.exp(-1j * np.pi * order * (order - 1) / n_harmonics) / order
     period = np.fft.irfft(spectrum)  # [4096]
     phase = np.cumsum(pitch_hz) / rate_hz
@@ -94,8 +94,8 @@ def _glottal_source(pitch_hz: np.ndarray, rate_hz: int) -> np.ndarray:
 def _formant_gains(
     spoken: tuple[Syllable, ...], times: np.ndarray, scale: float, brightness: float, rate_hz: int
 ) -> np.ndarray:
-    """Gain of the vocal tract at `times` and the frequencies of a filter frame -> [F, B]."""
-    # Each vowel holds its formants for 40 % of the syllable and glides to the next in the rest.
+    """Gain of the vocal tract at `times`, for each frequency of a filter frame -> [F, B]."""
+    # Formants are constant for 40 % of a syllable and then move to those of the next.
     knots = np.array(
         [(s.start_s + share * (s.stop_s - s.start_s), *VOWELS[s.vowel]) for s in spoken for share in (0.3, 0.7)]
     )  # [2 * syllables, 4]
@@ -107,12 +107,12 @@ def _formant_gains(
         else:
             centre_hz = np.array([[scale * _FOURTH_FORMANT_HZ]])
         gains += amplitude / (1 + ((frequencies - centre_hz) / half_width_hz) ** 2)
-    # A bright voice loses less towards high frequencies: up to 5 dB an octave more or less than a neutral one.
+    # Brightness changes the spectral tilt by up to 5 dB per octave.
     return gains * (frequencies.clip(100) / 500) ** (0.83 * brightness)
 
 
 def _filter(sources: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Filter each source by its gains and add up: overlap-add of short spectra.  [N, S], [N, F, B] -> [S]"""
+    """Filter each source by its gains (overlap-add of short-time spectra) and sum.  [N, S], [N, F, B] -> [S]"""
     n_samples, n_frames = sources.shape[1], gains.shape[1]
     window = np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW))
     padded = np.pad(sources, ((0, 0), (_WINDOW, n_frames * _HOP)))
@@ -126,6 +126,6 @@ def _filter(sources: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def _limit(sound: np.ndarray, knee: float = 0.7) -> np.ndarray:
-    """Bend what exceeds `knee` so that nothing reaches full scale; quieter samples stay as they are."""
+    """Soft-clip samples above `knee` below full scale; other samples are unchanged."""
     excess = np.abs(sound) - knee
     return np.where(excess > 0, np.sign(sound) * (knee + (0.99 - knee) * np.tanh(excess / (0.99 - knee))), sound)

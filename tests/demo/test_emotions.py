@@ -32,7 +32,7 @@ def all_label_sets():
                     yield labels_of(feeling, intensity, situation, opening)
 
 
-def test_there_are_far_more_than_forty_labels_each_with_a_chinese_name_of_its_own():
+def test_there_are_far_more_than_forty_labels_each_with_its_own_chinese_translation():
     labels = {label for labels in all_label_sets() for label in labels}
     assert len(labels) >= 40
     assert labels == set(CHINESE)
@@ -47,7 +47,7 @@ def test_a_clip_has_one_to_nine_labels_mostly_two_to_four():
     assert all(len(set(labels)) == len(labels) for labels in all_label_sets())
 
 
-def test_no_modality_alone_tells_the_feeling_but_face_and_voice_together_do():
+def test_no_single_modality_determines_the_feeling_but_face_and_voice_together_do():
     by_face, by_voice, by_words = defaultdict(list), defaultdict(list), defaultdict(list)
     for feeling in FEELINGS.values():
         by_face[feeling.expression].append(feeling.name)
@@ -64,7 +64,7 @@ def test_no_modality_alone_tells_the_feeling_but_face_and_voice_together_do():
     assert max(pairs.values()) == 1
 
 
-def test_contradicting_modalities_yield_labels_that_neither_would_give_alone():
+def test_contradicting_modalities_give_labels_that_neither_gives_alone():
     irony, joy, flat = FEELINGS["irony"], FEELINGS["contentment"], FEELINGS["indifference"]
     assert irony.clash
     assert "sarcastic" in irony.labels
@@ -78,7 +78,7 @@ def test_an_observer_of_true_clues_infers_the_true_feeling(feeling):
         assert infer_feeling(feeling.expression, feeling.prosody, situation) is feeling
 
 
-def test_an_observer_of_the_face_alone_names_a_feeling_with_that_face():
+def test_an_observer_of_the_face_alone_infers_a_feeling_with_that_expression():
     assert infer_feeling("grief", None, None).expression == "grief"
 
 
@@ -100,7 +100,7 @@ def test_a_strong_feeling_moves_the_face_more_than_a_mild_one():
     assert peak("strong") > peak("clear") > peak("mild") > 0.3
 
 
-def test_a_startled_opening_comes_first_and_passes():
+def test_surprise_at_the_start_is_brief():
     units = perform(replace(SCENE, opening=True), "Fine.").action_units
     raised = sample_curve(units["AU02"], np.array([0.4, 2.0]))
     assert raised[0] > 0.7

@@ -117,7 +117,7 @@ def test_rendering_is_deterministic_and_has_the_shape_of_the_clip():
     assert render_face(Performance(0.01, Identity(5)), size_px=336).shape == (1, 336, 336, 3)
 
 
-def test_a_large_picture_shows_the_same_face_as_a_small_one():
+def test_a_large_image_shows_the_same_face_as_a_small_one():
     large, small = still(5, size_px=336), still(5, size_px=112)
     shrunk = large.reshape(112, 3, 112, 3, 3).mean(axis=(1, 3))
     assert np.abs(shrunk - small).mean() < 4

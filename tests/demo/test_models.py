@@ -33,7 +33,7 @@ def processor(built):
         ("videomae", "VideoMAEModel", (1, 16, 3, 56, 56), (1, 128, 96)),
     ],
 )
-def test_encoders_load_like_any_from_the_hub(built, name, kind, inputs, states):
+def test_encoders_load_like_any_model_from_the_hub(built, name, kind, inputs, states):
     model, info = AutoModel.from_pretrained(built / name, output_loading_info=True)
     assert type(model).__name__ == kind
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -44,7 +44,7 @@ def test_encoders_load_like_any_from_the_hub(built, name, kind, inputs, states):
     assert (built / name / "preprocessor_config.json").is_file()
 
 
-def test_the_llm_loads_like_any_from_the_hub_and_its_tokenizer_matches_it(built):
+def test_the_llm_and_its_tokenizer_load_like_any_model_from_the_hub(built):
     model = AutoModelForCausalLM.from_pretrained(built / "llm")
     tokenizer = AutoTokenizer.from_pretrained(built / "llm")
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -54,22 +54,22 @@ def test_the_llm_loads_like_any_from_the_hub_and_its_tokenizer_matches_it(built)
 
 
 @pytest.mark.parametrize("text", ["The voice is flat.\nEmotions: sad", "这个人说：“好。”\n情绪：难过", "żółw 🐢 x_1"])
-def test_the_tokenizer_gives_back_any_text(built, text):
+def test_the_tokenizer_round_trips_any_text(built, text):
     tokenizer = AutoTokenizer.from_pretrained(built / "llm")
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
 
 
-def test_common_labels_are_few_tokens(built):
+def test_common_labels_take_few_tokens(built):
     tokenizer = AutoTokenizer.from_pretrained(built / "llm")
     lengths = [len(tokenizer(label, add_special_tokens=False)["input_ids"]) for label in CHINESE]
     assert np.mean(lengths) < 1.5
 
 
-def test_the_llm_learns_exactly_the_prompts_of_training_and_inference(processor):
+def test_the_llm_is_trained_on_exactly_the_prompts_of_training_and_inference(processor):
     rng = np.random.default_rng(0)
     for _ in range(20):
         example = models.draw_text(rng)
-        ids, labels = models.tokens_of(processor, example)
+        ids, labels = models.tokenize_example(processor, example)
         sample = example.sample
         turns = prompts.render(sample, task=example.task, lang=sample.lang, with_answer=True)
         n_prompt = labels.index(next(label for label in labels if label != -100))
@@ -83,14 +83,14 @@ def test_the_llm_learns_exactly_the_prompts_of_training_and_inference(processor)
         assert ids[-1] == processor.tokenizer.eos_token_id
 
 
-def test_the_prompt_has_one_beginning_and_no_end(processor):
+def test_the_prompt_has_one_bos_and_no_eos(processor):
     ids = processor.prompt_ids([prompts.Message("user", "Hello.")])
     assert ids.count(1) == 1
     assert ids[0] == 1
     assert 2 not in ids
 
 
-def test_notes_tell_nothing_of_a_hidden_modality_and_never_a_label():
+def test_notes_contain_no_clues_of_hidden_modalities_and_no_labels():
     rng = np.random.default_rng(0)
     for _ in range(300):
         example = models.draw_text(rng)
@@ -98,7 +98,7 @@ def test_notes_tell_nothing_of_a_hidden_modality_and_never_a_label():
         assert not {word for note in example.notes.values() for word in note.split()} & (set(CHINESE) - {"calm"})
 
 
-def test_two_builds_give_the_same_weights_and_one_build_is_left_alone(built, tmp_path):
+def test_two_builds_give_the_same_weights_and_existing_models_are_not_rebuilt(built, tmp_path):
     models.make_eva(tmp_path / "eva", seed=0, n_steps=2)
     models.make_llm(tmp_path / "llm", seed=0, n_steps=2)
     for name in ("eva", "llm"):
@@ -108,14 +108,14 @@ def test_two_builds_give_the_same_weights_and_one_build_is_left_alone(built, tmp
     assert (built / "llm" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_other_seeds_and_steps_have_other_folders(tmp_path):
+def test_other_seeds_and_steps_use_other_folders(tmp_path):
     assert len({models_folder(tmp_path), models_folder(tmp_path, seed=1), models_folder(tmp_path, steps=TWO)}) == 3
 
 
 def test_the_people_of_the_base_models_are_not_those_of_the_corpus():
     corpus = {scene.person for part in draw_scenes(seed=0, n_coarse=720, n_fine=332).values() for scene in part}
     for topic in (1, 2, 3):
-        people = [performance.identity.seed for performance in models.performances(50, 0, topic)]
+        people = [performance.identity.seed for performance in models.draw_performances(50, 0, topic)]
         assert len(set(people)) == 50
         assert not set(people) & corpus
 
@@ -134,10 +134,10 @@ def test_training_lowers_the_loss():
     assert history[-1] < 0.3 * history[0]
 
 
-def test_orthogonal_brings_singular_values_near_one():
+def test_orthogonalize_brings_singular_values_near_one():
     torch.manual_seed(0)
     for shape in ((6, 20), (20, 6)):
-        values = torch.linalg.svdvals(models.orthogonal(torch.randn(shape)))
+        values = torch.linalg.svdvals(models.orthogonalize(torch.randn(shape)))
         assert values.min() > 0.6
         assert values.max() < 1.3
 

@@ -11,12 +11,12 @@ from affectgpt.cli import compose
 from affectgpt.demo.emotions import CHINESE, FEELINGS
 from affectgpt.demo.models import Steps, build_base_models
 from affectgpt.demo.performance import sample_curve
-from affectgpt.demo.projectors import PEOPLE, Effort, build_projectors, demo_spec, draw_clip, media_of
+from affectgpt.demo.projectors import PEOPLE, Settings, build_projectors, demo_spec, draw_clip, render_media
 from affectgpt.inference.loading import model_spec
 from affectgpt.models import build
 from affectgpt.models.pretrained import start_from
 
-SHORT = Effort(people=6, steps=3, batch=2, held_out=4)
+SHORT = Settings(people=6, steps=3, batch=2, held_out=4)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_no_caption_names_a_feeling():
     assert "seems" not in words
 
 
-def test_captions_tell_what_the_shown_modalities_hold():
+def test_captions_describe_only_the_given_modalities():
     rng = np.random.default_rng(0)
     for clip in clips():
         assert "voice" not in clip.caption(("frames", "motion"), rng)
@@ -59,7 +59,7 @@ def test_captions_tell_what_the_shown_modalities_hold():
         assert "clip" in both
 
 
-def test_the_clip_shows_what_its_caption_tells():
+def test_the_clip_matches_its_caption():
     for clip in clips():
         _, up = (sample_curve(curve, np.array([1.9]))[0] for curve in clip.performance.gaze)
         assert (up < -0.4) == ("lowered gaze" in clip.seen)
@@ -68,14 +68,14 @@ def test_the_clip_shows_what_its_caption_tells():
         assert (loud < -4) == ("quiet" in clip.heard)
 
 
-def test_a_clip_gives_sound_frames_and_a_film():
-    media = media_of(clips(1)[0])
+def test_a_clip_is_rendered_as_audio_frames_and_motion_frames():
+    media = render_media(clips(1)[0])
     assert media["frames"].shape == (8, 112, 112, 3)
     assert media["motion"].shape == (16, 112, 112, 3)
     assert len(media["audio"].samples) > 1.5 * 16000
 
 
-def test_the_projections_are_those_of_the_demo_preset(models, monkeypatch):
+def test_the_projectors_are_those_of_the_demo_preset(models, monkeypatch):
     names = {"demo:llm": "llm", "demo:hubert": "hubert", "demo:eva": "eva", "demo:videomae": "videomae"}
     monkeypatch.setattr(
         "affectgpt.cli.parser.embedded", lambda text, cache: str(models / names[text]) if text in names else text
@@ -87,7 +87,7 @@ def test_the_projections_are_those_of_the_demo_preset(models, monkeypatch):
     assert ours.sampling == spec.sampling
 
 
-def test_a_model_starts_from_them_strictly_and_they_are_no_longer_random(folder, models):
+def test_a_model_is_initialised_from_them_strictly_and_they_are_trained(folder, models):
     model, _ = build(demo_spec(models, seed=3))
     before = model.projectors["frames"].project.output.weight.detach().clone()
     started = start_from(model, folder)
@@ -98,7 +98,7 @@ def test_a_model_starts_from_them_strictly_and_they_are_no_longer_random(folder,
     assert losses["pretrained"] < losses["random"]
 
 
-def test_the_same_arguments_give_the_same_projections_and_a_second_call_builds_nothing(folder, models, tmp_path):
+def test_the_same_arguments_give_the_same_projectors_and_existing_ones_are_not_rebuilt(folder, models, tmp_path):
     changed = (folder / "projectors.safetensors").stat().st_mtime_ns
     build_projectors(folder, models, effort=SHORT)
     assert (folder / "projectors.safetensors").stat().st_mtime_ns == changed

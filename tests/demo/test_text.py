@@ -5,7 +5,7 @@ import pytest
 
 from affectgpt.demo import text
 from affectgpt.demo.emotions import CHINESE, EXPRESSIONS, FEELINGS, GESTURES, PROSODIES, SITUATIONS, Scene, draw_scene
-from affectgpt.demo.text import LINES, N_LINES, describe, seen_by_machines, seen_by_people, subtitle_of, without
+from affectgpt.demo.text import LINES, N_LINES, automatic_clues, checked_clues, describe, hide, subtitle_of
 
 IRONY = Scene("irony", "clear", "thanks", 0, opening=False, person=1, take=1)
 
@@ -35,7 +35,7 @@ def test_no_subtitle_names_a_feeling():
 def test_a_description_names_every_true_label_and_no_other(scenes, lang):
     rng = np.random.default_rng(0)
     for scene in scenes[:300]:
-        clues = seen_by_people(scene)
+        clues = checked_clues(scene)
         conclusion = re.split(r"[.。]", describe(clues, lang, rng).rstrip(".。"))[-1]
         names = clues.labels if lang == "en" else text.labels_in_chinese(clues.labels)
         assert all(name in conclusion for name in names)
@@ -45,48 +45,48 @@ def test_a_description_names_every_true_label_and_no_other(scenes, lang):
 
 
 def test_a_description_has_visual_acoustic_and_lexical_clues_and_the_clash():
-    english = describe(seen_by_people(IRONY), "en", np.random.default_rng(0))
+    english = describe(checked_clues(IRONY), "en", np.random.default_rng(0))
     assert "mouth" in english or "lip corners" in english
     assert "flat, even and toneless" in english
     assert "favour" in english
     assert "does not fit the flat voice" in english
-    chinese = describe(seen_by_people(IRONY), "zh", np.random.default_rng(0))
+    chinese = describe(checked_clues(IRONY), "zh", np.random.default_rng(0))
     assert all(words in chinese for words in ("嘴角", "平淡", "好意", "反话", "讽刺"))
 
 
 def test_hidden_modalities_leave_no_trace_in_the_description(scenes):
     rng = np.random.default_rng(0)
     for scene in scenes[:100]:
-        clues = seen_by_people(scene)
-        assert "voice" not in describe(without(clues, sound=True), "en", rng)
-        assert "The words" not in describe(without(clues, words=True), "en", rng)
-        assert not re.search(r"lips|brows|gaze|head", describe(without(clues, picture=True), "en", rng))
+        clues = checked_clues(scene)
+        assert "voice" not in describe(hide(clues, audio=True), "en", rng)
+        assert "The words" not in describe(hide(clues, subtitle=True), "en", rng)
+        assert not re.search(r"lips|brows|gaze|head", describe(hide(clues, video=True), "en", rng))
 
 
 def test_wordings_vary(scenes):
     rng = np.random.default_rng(0)
-    clues = seen_by_people(scenes[0])
+    clues = checked_clues(scenes[0])
     assert len({describe(clues, "en", rng) for _ in range(40)}) > 10
 
 
-def test_true_clues_have_no_errors(scenes):
+def test_checked_clues_have_no_errors(scenes):
     for scene in scenes[:100]:
-        clues = seen_by_people(scene)
+        clues = checked_clues(scene)
         assert not clues.errors
         assert clues.labels == scene.labels
 
 
-def test_the_automatic_labeller_always_says_the_same_of_the_same_scene(scenes):
-    assert [seen_by_machines(scene) for scene in scenes[:50]] == [seen_by_machines(scene) for scene in scenes[:50]]
+def test_the_automatic_labeller_is_deterministic(scenes):
+    assert [automatic_clues(scene) for scene in scenes[:50]] == [automatic_clues(scene) for scene in scenes[:50]]
 
 
 def test_the_automatic_labeller_errs_at_the_documented_rates(scenes):
-    observed = [(scene, seen_by_machines(scene)) for scene in scenes]
+    observed = [(scene, automatic_clues(scene)) for scene in scenes]
 
     def share(name, among):
         return np.mean([any(error.startswith(name) for error in clues.errors) for _, clues in among])
 
-    for confusions, name in ((text.EXPRESSION_TAKEN_FOR, "expression"), (text.PROSODY_TAKEN_FOR, "prosody")):
+    for confusions, name in ((text.EXPRESSION_CONFUSIONS, "expression"), (text.PROSODY_CONFUSIONS, "prosody")):
         for true, (_, rate) in confusions.items():
             among = [pair for pair in observed if getattr(FEELINGS[pair[0].feeling], name) == true]
             assert share(f"{name}: ", among) == pytest.approx(rate, abs=0.17)
@@ -99,17 +99,17 @@ def test_the_automatic_labeller_errs_at_the_documented_rates(scenes):
     assert share("label invented", observed) == pytest.approx(text.LABEL_INVENTED, abs=0.04)
 
 
-def test_written_down_errors_explain_every_difference(scenes):
+def test_recorded_errors_explain_every_difference(scenes):
     for scene in scenes[:300]:
-        clues, true = seen_by_machines(scene), seen_by_people(scene)
+        clues, true = automatic_clues(scene), checked_clues(scene)
         if not clues.errors:
             assert (clues.labels, clues.gestures, clues.attributes) == (true.labels, true.gestures, true.attributes)
         if not any(error.startswith("feeling") for error in clues.errors):
             assert clues.feeling.name == scene.feeling
 
 
-def test_wrong_clues_lead_to_the_labels_that_they_stand_for(scenes):
-    wrong = [seen_by_machines(scene) for scene in scenes]
+def test_wrong_clues_lead_to_the_labels_that_they_imply(scenes):
+    wrong = [automatic_clues(scene) for scene in scenes]
     wrong = [clues for clues in wrong if any(error.startswith("feeling") for error in clues.errors)]
     assert 0.2 < len(wrong) / len(scenes) < 0.6
     for clues in wrong:
@@ -120,10 +120,10 @@ def test_wrong_clues_lead_to_the_labels_that_they_stand_for(scenes):
 
 
 def test_confusions_name_existing_patterns():
-    assert set(text.EXPRESSION_TAKEN_FOR) == set(EXPRESSIONS)
-    assert {other for other, _ in text.EXPRESSION_TAKEN_FOR.values()} <= set(EXPRESSIONS)
-    assert set(text.PROSODY_TAKEN_FOR) == set(PROSODIES)
-    assert {other for other, _ in text.PROSODY_TAKEN_FOR.values()} <= set(PROSODIES)
+    assert set(text.EXPRESSION_CONFUSIONS) == set(EXPRESSIONS)
+    assert {other for other, _ in text.EXPRESSION_CONFUSIONS.values()} <= set(EXPRESSIONS)
+    assert set(text.PROSODY_CONFUSIONS) == set(PROSODIES)
+    assert {other for other, _ in text.PROSODY_CONFUSIONS.values()} <= set(PROSODIES)
     assert set(text._GESTURES) == set(GESTURES)
     assert {word for prosody in PROSODIES.values() for word in prosody.attributes} == set(text._ATTRIBUTES)
     assert set(text._CLASHES) == {name for name, feeling in FEELINGS.items() if feeling.clash}

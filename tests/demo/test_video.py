@@ -41,7 +41,7 @@ def test_frames_survive_the_round_trip_in_number_rate_duration_and_content(tmp_p
     assert np.abs(decoded.astype(int) - frames).mean() < 5
 
 
-def test_sound_survives_the_round_trip_in_time_shape_and_loudness(tmp_path, clip):
+def test_audio_survives_the_round_trip_in_time_shape_and_loudness(tmp_path, clip):
     frames, sound = clip
     write_mp4(tmp_path / "clip.mp4", frames, rate_hz=12.5, waveform=sound)
     with av.open(str(tmp_path / "clip.mp4")) as container:
@@ -68,7 +68,7 @@ def test_the_same_clip_gives_the_same_bytes(tmp_path, clip):
     assert len(contents) == 1
 
 
-def test_a_failure_leaves_neither_a_half_file_nor_a_changed_old_one(tmp_path, clip):
+def test_a_failure_leaves_no_partial_file_and_keeps_an_existing_one(tmp_path, clip):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"old")
     with pytest.raises(av.FFmpegError):

@@ -44,7 +44,7 @@ def centroid_hz(sound: np.ndarray) -> float:
     return float((power * np.fft.rfftfreq(len(sound), 1 / RATE_HZ)).sum() / power.sum())
 
 
-def test_no_voice_gives_no_sound_and_a_text_without_syllables_gives_silence():
+def test_no_voice_gives_no_audio_and_a_text_without_syllables_gives_silence():
     assert render_voice(Performance(1.0, Identity(1), text=TEXT)) is None
     silence = spoken(text="...")
     assert silence.shape == (48000,)
@@ -52,7 +52,7 @@ def test_no_voice_gives_no_sound_and_a_text_without_syllables_gives_silence():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_sound_is_float32_as_long_as_the_clip_loud_enough_and_never_clips(seed):
+def test_the_waveform_is_float32_as_long_as_the_clip_loud_enough_and_never_clips(seed):
     for loudness_db in (0.0, 12.0):
         sound = spoken(seed, duration_s=2.5, loudness_db=constant(loudness_db), brightness=1.0)
         assert sound.dtype == np.float32
@@ -99,7 +99,7 @@ def test_breaks_are_silent_and_the_rest_is_not():
     assert rms(sound[round(1.2 * RATE_HZ) : round(1.8 * RATE_HZ)]) > 0.05
 
 
-def test_a_tremor_shakes_the_pitch_at_five_to_eight_hertz():
+def test_tremor_modulates_the_pitch_at_five_to_eight_hertz():
     # One long vowel, so that the pitch can be measured without gaps.
     calm, trembling = (pitch_track(spoken(text="a", syllable_rate_hz=0.35, tremor=tremor)) for tremor in (0.0, 1.0))
     calm, trembling = calm[20:-20], trembling[20:-20]
@@ -127,7 +127,7 @@ def test_brightness_tilts_the_spectrum_without_changing_the_level():
     assert rms(dark) == pytest.approx(rms(bright), rel=0.02)
 
 
-def test_the_syllables_can_be_heard_where_the_mouth_opens():
+def test_syllables_are_audible_when_the_mouth_opens():
     performance = Performance(3.0, Identity(1), voice=Voice(syllable_rate_hz=4.0), text="papa")
     sound = render_voice(performance, rate_hz=RATE_HZ)
     for syllable in syllables(performance):
