@@ -22,7 +22,8 @@ def fields_of(schema: type) -> Iterator[tuple[str, str, str | None, str]]:
     Raises:
         ValueError: a field has no comment.
     """
-    found = {match[1]: match for line in inspect.getsource(schema).splitlines() if (match := _FIELD.match(line))}
+    lines = [line for owner in schema.__mro__[:-1] for line in inspect.getsource(owner).splitlines()]
+    found = {match[1]: match for line in lines if (match := _FIELD.match(line))}
     for field in dataclasses.fields(schema):
         if field.name not in found:
             raise ValueError(f"{schema.__name__}.{field.name} has no comment; write `name: type = default  # meaning`")

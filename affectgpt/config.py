@@ -180,6 +180,17 @@ class GenerateConfig:
 
 
 @dataclass
+class QuestionConfig:
+    """What a model is asked about a clip."""
+
+    task: str = "both"  # description, labels, both or fixed
+    lang: str = "en"  # en or zh
+    candidates: list[str] = field(default_factory=list)  # task=fixed: the labels to choose from
+    modalities: list[str] | None = None  # modalities to use; null = all that both the clip and the model have
+    use_subtitle: bool = True  # false = strategy S0: the model does not see the subtitle
+
+
+@dataclass
 class LoggingConfig:
     """Where a run can be watched; metrics.jsonl is always written."""
 
@@ -232,17 +243,12 @@ class TrainConfig:
 
 
 @dataclass
-class InferConfig:
+class InferConfig(QuestionConfig):
     """python infer.py"""
 
     input: list[str] = field(default_factory=list)  # media files, folders or one manifest; also as positional arguments
     checkpoint: str | None = None  # run or checkpoint folder; null = the last complete fine (else coarse) run
-    task: str = "both"  # description, labels, both or fixed
-    lang: str = "en"  # en or zh
-    candidates: list[str] = field(default_factory=list)  # task=fixed: the labels to choose from
     subtitle: str | None = None  # transcript, for media files given without a manifest
-    use_subtitle: bool = True  # false = strategy S0: the model does not see the subtitle
-    modalities: list[str] | None = None  # modalities to use; null = all that both the clip and the model have
     split: str | None = None  # only manifest rows with this split
     out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
     json: bool = False  # print JSON lines instead of text
@@ -291,7 +297,7 @@ class BenchmarkConfig:
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(QuestionConfig):
     """python eval.py"""
 
     checkpoint: str | None = None  # run or checkpoint; null = last complete fine run, if predictions is null
@@ -302,10 +308,6 @@ class EvalConfig:
     references: str | None = None  # manifest with the reference labels; null = the test sources of `data`
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
     split: str | None = None  # only rows of `references` with this split
-    task: str = "both"  # task given to the checkpoint: description, labels or both
-    lang: str = "en"  # answer language: en or zh
-    use_subtitle: bool = True  # false = strategy S0
-    modalities: list[str] | None = None  # modalities to use; null = all
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
     out: str | None = None  # folder for predictions.jsonl and report.json; null = next to the checkpoint or predictions

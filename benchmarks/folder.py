@@ -26,11 +26,12 @@ import torch
 from step import SIZES, Size, cpu_name, write_figures
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.data.sources import probe_samples, samples_from_paths
 from affectgpt.demo.models import make_tokenizer
 from affectgpt.demo.video import write_mp4
 from affectgpt.inference.loading import clip_reader, quiet_libraries
-from affectgpt.inference.prediction import Asking, Decoding, predict
+from affectgpt.inference.prediction import predict
 from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
 from affectgpt.prompts import render
 from affectgpt.schema import Sample
@@ -106,7 +107,7 @@ def main() -> None:
         write_clips(folder / "clips", options.clips)
         samples, _ = probe_samples(samples_from_paths([folder / "clips"], SUBTITLE))
         decode, cached = clip_reader(model, processor), clip_reader(model, processor, cache_folder=folder / "cache")
-        asking = Asking()
+        question = QuestionConfig()
 
         def one_by_one(samples: Sequence[Sample]) -> Iterator[str]:
             for sample in samples:
@@ -116,10 +117,10 @@ def main() -> None:
                 yield processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
         def batched(reader: Any, *, compiles: bool = False) -> Callable[[Sequence[Sample]], Iterator[str]]:
-            decoding = Decoding(options.batch_size, size.answer, compile=compiles)
+            generate = GenerateConfig(options.batch_size, size.answer, compile=compiles)
 
             def run(samples: Sequence[Sample]) -> Iterator[str]:
-                rows = predict(model, processor, samples, reader, asking=asking, decoding=decoding)
+                rows = predict(model, processor, samples, reader, question=question, generate=generate)
                 return (row.text for row in rows)
 
             return run

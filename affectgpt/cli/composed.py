@@ -37,7 +37,7 @@ def evaluate(settings: config.EvalConfig, given: Settings) -> int:
     from affectgpt.runtime import without_collector
 
     with without_collector():
-        from affectgpt.inference.command import run_evaluation
+        from affectgpt.inference.evaluate import run_evaluation
 
     whole = settings.benchmark
     members = [compose("eval", [f"benchmark={name}"]).benchmark for name in whole.members]

@@ -52,7 +52,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
         rewrite="affectgpt.cli.words:train",
     ),
     "infer": Command(
-        "affectgpt.inference.command:run_inference",
+        "affectgpt.inference.infer:run_inference",
         config.InferConfig,
         """Explain the emotions in videos.
 

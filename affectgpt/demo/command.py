@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import DemoConfig
-from affectgpt.inference.command import evaluate_config, human
+from affectgpt.inference.evaluate import evaluate_config
+from affectgpt.inference.infer import format_prediction
 from affectgpt.journal import append_jsonl_records
 from affectgpt.metrics import Report
 from affectgpt.runtime import log, write_json_atomic
@@ -125,4 +126,4 @@ def explain_one(run: Path, compose: Compose) -> str:
     wrapped = textwrap.fill(sample.description or "", 100, initial_indent="  ", subsequent_indent="  ")
     truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"
     again = f"  python infer.py {sample.video} checkpoint={run} subtitle={sample.subtitle!r}"
-    return f"One clip, explained: {human(prediction_from_row(row), sample)}\n\n{truth}\n{again}"
+    return f"One clip, explained: {format_prediction(prediction_from_row(row), sample)}\n\n{truth}\n{again}"

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from affectgpt.inference.prediction import Answer, Decoding, answer_of, prompt_embeds
+from affectgpt.config import GenerateConfig
+from affectgpt.inference.answers import Answer, answer_of, prompt_embeds, stop_ids
 from affectgpt.runtime import UserError
 
 # Prompts handed over at once: vLLM batches within them by itself.
@@ -46,33 +47,32 @@ class VllmEngine:
         )
 
     def __call__(
-        self, model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], decoding: Decoding
+        self, model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], generate: GenerateConfig
     ) -> Iterator[Answer]:
-        if decoding.num_beams > 1:
+        if generate.num_beams > 1:
             raise UserError("engine=vllm searches no beams; set generate.num_beams=1, or engine=auto")
-        if decoding.compile:
+        if generate.compile:
             raise UserError("engine=vllm compiles by itself; leave generate.compile out")
-        wanted = self._vllm.SamplingParams(**sampling_values(model, decoding))
+        wanted = self._vllm.SamplingParams(**sampling_values(model, generate))
         source = iter(inputs)
-        while rows := list(islice(source, _BATCHES_AT_ONCE * decoding.batch_size)):
+        while rows := list(islice(source, _BATCHES_AT_ONCE * generate.batch_size)):
             prompts = []
-            for start in range(0, len(rows), decoding.batch_size):
-                prompts += prompt_embeds(model, processor, rows[start : start + decoding.batch_size])
+            for start in range(0, len(rows), generate.batch_size):
+                prompts += prompt_embeds(model, processor, rows[start : start + generate.batch_size])
             outputs = self._llm.generate([{"prompt_embeds": each.cpu()} for each in prompts], wanted, use_tqdm=False)
             yield from (answer_of(processor, list(output.outputs[0].token_ids)) for output in outputs)
 
 
-def sampling_values(model: Any, decoding: Decoding) -> dict[str, Any]:
-    """`decoding` in vLLM's words: the arguments of its SamplingParams."""
-    stops = model.generation_config.eos_token_id
+def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:
+    """`generate` in vLLM's words: the arguments of its SamplingParams."""
     values: dict[str, Any] = {
-        "max_tokens": decoding.max_new_tokens,
-        "temperature": decoding.temperature if decoding.do_sample else 0.0,
-        "stop_token_ids": stops if isinstance(stops, list) else [] if stops is None else [stops],
+        "max_tokens": generate.max_new_tokens,
+        "temperature": generate.temperature if generate.do_sample else 0.0,
+        "stop_token_ids": stop_ids(model),
         "detokenize": False,
     }
-    if decoding.do_sample:
-        values["top_p"] = decoding.top_p
+    if generate.do_sample:
+        values["top_p"] = generate.top_p
     if suppressed := model.generation_config.suppress_tokens:
         values["logit_bias"] = dict.fromkeys(suppressed, -100.0)
     return values

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.chat.request import Reply, Request, with_media
-from affectgpt.config import ServeConfig
+from affectgpt.config import GenerateConfig, QuestionConfig, ServeConfig
 from affectgpt.engine.streaming import Listener
 from affectgpt.prompts import Message
 from affectgpt.runtime import UserError
@@ -55,7 +55,7 @@ class AffectGPT:
     def prepare(self, ask: Ask, files: Files) -> Prepared:
         """Decode what the model sees of the request and write its prompt; ValueError or Problem if that cannot be."""
         from affectgpt.data.sources import probe_sample
-        from affectgpt.inference.prediction import Asking, shown_modalities
+        from affectgpt.inference.prediction import shown_modalities
         from affectgpt.prompts import PROMPT_VERSION, render
         from affectgpt.schema import Sample
 
@@ -71,7 +71,7 @@ class AffectGPT:
                 param="affectgpt.task",
             )
         task = options.task or "both"
-        asking = Asking(task, options.lang, options.candidates, options.modalities)
+        question = QuestionConfig(task, options.lang, list(options.candidates), options.modalities)
         sample = probe_sample(
             Sample(
                 id="request",
@@ -86,7 +86,7 @@ class AffectGPT:
             sample = replace(sample, modalities=tuple(name for name in MODALITIES if name in has))
         shown: tuple[str, ...] = ()
         if sample.modalities or not asked:
-            shown = processor.visible(shown_modalities(sample, self.sees, asking))
+            shown = processor.visible(shown_modalities(sample, self.sees, question))
         is_pictures = bool(ask.images) and "frames" in shown
         features = self._reader(sample, [name for name in shown if not (is_pictures and name == "frames")])
         media, facts = dict(features.media), dict(features.facts)
@@ -127,22 +127,22 @@ class AffectGPT:
 
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:
         """Answers to requests with one wish."""
-        from affectgpt.inference.prediction import Decoding, generate_texts
+        from affectgpt.inference.answers import answers
         from affectgpt.metrics.extract import read_labels
         from affectgpt.runtime import seed_everything
 
         wish = items[0].wish
-        decoding = Decoding(len(items), wish.max_new_tokens)
+        generate = GenerateConfig(len(items), wish.max_new_tokens)
         if wish.temperature:
-            decoding = replace(decoding, do_sample=True, temperature=wish.temperature, top_p=wish.top_p)
+            generate = replace(generate, do_sample=True, temperature=wish.temperature, top_p=wish.top_p)
         if wish.seed is not None:
             seed_everything(wish.seed)
         inputs = [item.inputs for item in items]
-        texts = generate_texts(self._model, self._processor, inputs, decoding, _listeners(items))
         replies = []
-        for item, (text, n_new, finish) in zip(items, texts, strict=True):
+        written = answers(self._model, self._processor, inputs, generate, _listeners(items))
+        for item, (text, tokens, finish) in zip(items, written, strict=True):
             labels = {"labels": list(read_labels(text).labels)} if item.reads_labels else {}
-            replies.append(Reply(text, len(item.inputs["input_ids"]), n_new, finish, {**item.facts, **labels}))
+            replies.append(Reply(text, len(item.inputs["input_ids"]), len(tokens), finish, {**item.facts, **labels}))
         return replies
 
 

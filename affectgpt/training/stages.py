@@ -16,11 +16,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 from affectgpt.cache.reader import cache_mode
-from affectgpt.config import TrainConfig
+from affectgpt.config import GenerateConfig, QuestionConfig, TrainConfig
 from affectgpt.data.sources import report_bad
 from affectgpt.data.stream import Part, TrainingStream
 from affectgpt.inference.loading import clip_reader, model_spec, quiet_libraries, torch_device
-from affectgpt.inference.prediction import Asking, Decoding, predict
+from affectgpt.inference.prediction import predict
 from affectgpt.metrics import evaluate
 from affectgpt.models import build, pretrained, quantize, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors, read_spec
@@ -213,14 +213,14 @@ def _train(
         callbacks.append(TensorBoardLog(run.folder / "tensorboard"))
 
     def validate(model: Any, step: int) -> Mapping[str, float]:
-        asking = Asking(
+        question = QuestionConfig(
             task="both" if stage.tasks.get("both") else "labels", lang=max(stage.langs, key=stage.langs.get)
         )
         generate = config.generate
-        decoding = Decoding(generate.batch_size, generate.max_new_tokens, compile=generate.compile)
+        greedy = GenerateConfig(generate.batch_size, generate.max_new_tokens, compile=generate.compile)
         mine = processes.equal_share(validation)
         made = processes.together(
-            lambda: list(predict(model, processor, mine, reader, asking=asking, decoding=decoding))
+            lambda: list(predict(model, processor, mine, reader, question=question, generate=greedy))
         )
         by_id = {row.id: row for rows in made for row in rows}
         rows = [by_id[sample.id] for sample in validation]
@@ -228,7 +228,7 @@ def _train(
             write_jsonl(run.folder / "generations" / f"step-{step:06d}.jsonl", rows)
         if processes.is_main and wandb_log is not None:
             wandb_log.show_generations(step, _with_frames(validation, rows, config.logging.n_sample_generations))
-        return validation_scores(rows, validation, asking.lang)
+        return validation_scores(rows, validation, question.lang)
 
     collate = partial(processor.collate, packed=stage.packing)
     batches = Batches(collate, model.encode, reader, MEDIA_KEYS)

@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from affectgpt.config import EvalConfig, SourceConfig, StudyReportConfig, TrainConfig
+from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, SourceConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import append_jsonl_records
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
@@ -174,7 +174,7 @@ def _start_folder(config: TrainConfig, folder: Path) -> Path:
 
 
 def _score_cell(cell: Cell, checkpoint: Path, config: TrainConfig, out: Path) -> None:
-    from affectgpt.inference.command import evaluate_config
+    from affectgpt.inference.evaluate import evaluate_config
 
     if (out / _CELL).exists():
         return
@@ -198,7 +198,7 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
     """
     from affectgpt.cache.reader import cache_mode
     from affectgpt.inference.loading import clip_reader, load
-    from affectgpt.inference.prediction import Asking, Decoding, predict
+    from affectgpt.inference.prediction import predict
     from affectgpt.models.checkpoint import load_trained_tensors
     from affectgpt.training.samples import read_sources
     from affectgpt.training.stages import validation_scores
@@ -219,14 +219,15 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
         cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
         limit_gb=config.paths.cache_limit_gb,
     )
-    decoding = Decoding(4 * config.generate.batch_size, config.study.max_new_tokens)
+    question = QuestionConfig(task="labels")
+    generate = GenerateConfig(4 * config.generate.batch_size, config.study.max_new_tokens)
     for number, checkpoint in enumerate(checkpoints):
         if number < len(points):
             continue
         log.info("scoring %s on %d clips", checkpoint, len(parts["whole"]))
         load_trained_tensors(loaded.model, checkpoint)
         rows = list(
-            predict(loaded.model, loaded.processor, parts["whole"], reader, asking=Asking("labels"), decoding=decoding)
+            predict(loaded.model, loaded.processor, parts["whole"], reader, question=question, generate=generate)
         )
         write_jsonl(run / "curve" / f"point-{number}.jsonl", rows)
         by_id = {row.id: row for row in rows}

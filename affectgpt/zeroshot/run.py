@@ -14,13 +14,10 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
@@ -205,10 +202,7 @@ def _step(
     settings: dict[str, Any],
     what: str,
 ) -> list[Prediction]:
-    def bar(rows: Iterator[Prediction], done: int, total: int) -> Any:
-        return tqdm(rows, what, total, initial=done, file=sys.stderr)
-
-    made = predict_to_file(make, samples, file, settings=settings, progress=bar)
+    made = predict_to_file(make, samples, file, settings=settings, what=what)
     gc.collect()  # the step's model leaves before the next one is loaded
     return made
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from affectgpt.config import InferConfig
-from affectgpt.inference.command import run_inference
-from affectgpt.inference.prediction import Decoding, generate_texts
+from affectgpt.config import GenerateConfig, InferConfig
+from affectgpt.inference.answers import answers
+from affectgpt.inference.infer import run_inference
 from affectgpt.inference.vllm import VllmEngine, sampling_values
 from affectgpt.models import LoraSpec, build
 from affectgpt.runtime import UserError
@@ -62,9 +62,9 @@ def vllm(monkeypatch):
 def test_vllm_gets_the_embeddings_of_each_sample_alone_and_its_tokens_become_the_same_answers(built, vllm):
     model, processor = built
     rows = [processor.encode(tiny.question(*shown), tiny.media(*shown, seed=i)) for i, shown in enumerate(SHOWN)]
-    expected = generate_texts(model, processor, rows, Decoding(2, 7))
+    expected = list(answers(model, processor, rows, GenerateConfig(2, 7)))
     engine = VllmEngine(model)
-    assert list(engine(model, processor, rows, Decoding(2, 7))) == expected
+    assert list(engine(model, processor, rows, GenerateConfig(2, 7))) == expected
     for row, seen in zip(rows, engine._llm.seen, strict=True):
         batch = processor.collate([row], for_generation=True)
         torch.testing.assert_close(seen, model.embed(batch.pop("input_ids"), batch)[0], rtol=1e-5, atol=1e-5)
@@ -72,19 +72,19 @@ def test_vllm_gets_the_embeddings_of_each_sample_alone_and_its_tokens_become_the
 
 def test_decoding_is_put_into_vllms_words(built):
     model, processor = built
-    greedy = sampling_values(model, Decoding(4, 30))
+    greedy = sampling_values(model, GenerateConfig(4, 30))
     assert greedy["max_tokens"] == 30
     assert greedy["temperature"] == 0.0
     assert greedy["stop_token_ids"] == processor.stop_token_ids
     assert set(greedy["logit_bias"]) == set(model.generation_config.suppress_tokens)
-    sampled = sampling_values(model, Decoding(4, 30, do_sample=True, temperature=0.7, top_p=0.9))
+    sampled = sampling_values(model, GenerateConfig(4, 30, do_sample=True, temperature=0.7, top_p=0.9))
     assert (sampled["temperature"], sampled["top_p"]) == (0.7, 0.9)
 
 
 def test_what_vllm_cannot_run_is_named_with_the_way_out(built, vllm, tmp_path, monkeypatch):
     model, processor = built
     with pytest.raises(UserError, match=r"searches no beams; set generate\.num_beams=1"):
-        list(VllmEngine(model)(model, processor, [], Decoding(num_beams=2)))
+        list(VllmEngine(model)(model, processor, [], GenerateConfig(num_beams=2)))
     monkeypatch.setitem(model.config.spec, "llm_quantization", "nf4")
     with pytest.raises(UserError, match="packed as nf4; use engine=auto"):
         VllmEngine(model)

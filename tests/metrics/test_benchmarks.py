@@ -8,7 +8,7 @@ import pytest
 
 from affectgpt import config as conf
 from affectgpt.cli import compose
-from affectgpt.inference.command import run_evaluation
+from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.metrics.benchmarks import KINDS, mean_result, run_benchmark
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.runtime import UserError

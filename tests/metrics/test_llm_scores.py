@@ -6,7 +6,7 @@ import pytest
 
 from affectgpt.chat.transport import ChatError
 from affectgpt.cli import compose
-from affectgpt.inference.command import run_evaluation
+from affectgpt.inference.evaluate import run_evaluation
 from tests.chat.chat_server import ChatServer
 from tests.metrics.test_judge import by_rule
 

@@ -15,7 +15,7 @@ import pytest
 from affectgpt import config as conf
 from affectgpt.chat.request import Reply
 from affectgpt.chat.served import image_part
-from affectgpt.inference.command import run_inference
+from affectgpt.inference.infer import run_inference
 from affectgpt.media import read_frames
 from affectgpt.runtime import InputError
 from affectgpt.serve.app import build_app

@@ -269,7 +269,7 @@ def test_settings_that_do_not_fit_are_named(config, change, message):
 
 
 def test_predictions_are_scored_as_any_others(config, manifest, tmp_path):
-    from affectgpt.inference.command import evaluate_config
+    from affectgpt.inference.evaluate import evaluate_config
 
     run(replace(config, model=answered(tmp_path, "a", {f"clip{n}": "Emotions: happy" for n in (9, 10, 11)})))
     scored = conf_schema.EvalConfig(

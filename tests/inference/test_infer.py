@@ -1,25 +1,15 @@
-"""infer and eval as a user runs them, on a checkpoint of a tiny run."""
+"""infer.py as a user runs it, on a checkpoint of a tiny run."""
 
-import copy
 import json
 import shutil
 
 import pytest
 
 from affectgpt import config as conf
-from affectgpt.inference.command import human, run_evaluation, run_inference
+from affectgpt.inference.infer import format_prediction, run_inference
 from affectgpt.runtime import UserError
 from affectgpt.schema import Prediction, Sample
-from affectgpt.training.stages import run_stage
-from tests.conftest import make_train_config
 from tests.data.conftest import write_clip
-
-
-@pytest.fixture(scope="module")
-def trained(base_models, manifest, tmp_path_factory):
-    """(training configuration, run folder) of a finished run."""
-    config = make_train_config(base_models, manifest, tmp_path_factory.mktemp("trained"), n_validation=0)
-    return config, run_stage(copy.deepcopy(config)).run
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_one_video_is_explained_for_people_with_what_was_seen_and_heard(infer_config, tmp_path, capsys):
+def test_one_video_is_explained_in_text_with_what_the_model_saw_and_heard(infer_config, tmp_path, capsys):
     infer_config.input = [str(write_clip(tmp_path / "a.mp4", seconds=0.25, n_frames=8))]
     infer_config.subtitle = "I see."
     assert run_inference(infer_config) == 0
@@ -52,7 +42,7 @@ def test_json_output_is_one_prediction_a_line(infer_config, tmp_path, capsys):
     assert json.loads(line)["modalities"] == ["audio", "frames", "motion"]
 
 
-def test_a_folder_goes_to_a_file_and_a_second_call_does_nothing_again(infer_config, tmp_path):
+def test_a_folder_goes_to_a_file_and_a_second_run_changes_nothing(infer_config, tmp_path):
     (tmp_path / "clips").mkdir()
     for number in range(3):
         write_clip(tmp_path / "clips" / f"c{number}.mp4")
@@ -65,12 +55,12 @@ def test_a_folder_goes_to_a_file_and_a_second_call_does_nothing_again(infer_conf
     assert [row["id"] for row in rows(tmp_path / "p.jsonl")] == ["c0", "c1", "c2"]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_file(infer_config, manifest, tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_file(infer_config, manifest, tmp_path):
     infer_config.input = [str(manifest)]
     infer_config.out = str(tmp_path / "whole.jsonl")
     run_inference(infer_config)
     whole = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
-    # What a kill leaves: some whole lines and a torn one.
+    # A killed run leaves some complete lines and a torn one.
     (tmp_path / "torn.jsonl").write_text("".join(whole[:5]) + whole[5][:30])
     shutil.copy(tmp_path / "whole.jsonl.settings.json", tmp_path / "torn.jsonl.settings.json")
     infer_config.out = str(tmp_path / "torn.jsonl")
@@ -78,7 +68,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_file(infer_config, manifest
     assert rows(tmp_path / "torn.jsonl") == rows(tmp_path / "whole.jsonl")
 
 
-def test_going_on_with_another_question_is_refused(infer_config, manifest, tmp_path):
+def test_continuing_with_another_question_is_refused(infer_config, manifest, tmp_path):
     infer_config.input = [str(manifest)]
     infer_config.out = str(tmp_path / "p.jsonl")
     run_inference(infer_config)
@@ -98,7 +88,7 @@ def test_batch_size_and_cache_do_not_change_an_answer(infer_config, manifest, tm
     assert answers[0] == answers[1] == answers[2] == answers[3]
 
 
-def test_the_modalities_really_used_are_reported(infer_config, manifest, tmp_path):
+def test_the_modalities_that_were_used_are_reported(infer_config, manifest, tmp_path):
     infer_config.input = [str(manifest)]
     infer_config.out = str(tmp_path / "p.jsonl")
     infer_config.modalities = ["audio", "frames"]
@@ -129,7 +119,7 @@ def test_bad_inputs_raise_or_are_left_out_with_exit_code_3(infer_config, tmp_pat
     assert [row["id"] for row in rows(tmp_path / "bad_samples.jsonl")] == ["empty"]
 
 
-def test_without_a_file_to_write_to_bad_inputs_are_listed_and_nothing_is_written(infer_config, tmp_path, caplog):
+def test_without_an_output_file_bad_inputs_are_listed_and_nothing_is_written(infer_config, tmp_path, caplog):
     write_clip(tmp_path / "good.mp4")
     (tmp_path / "empty.mp4").touch()
     before = sorted(tmp_path.rglob("*.jsonl"))
@@ -143,18 +133,18 @@ def test_without_a_file_to_write_to_bad_inputs_are_listed_and_nothing_is_written
 @pytest.mark.parametrize(
     ("inputs", "subtitle", "words"),
     [
-        ([], None, "nothing to look at"),
+        ([], None, "no input given"),
         (["m.csv", "a.mp4"], None, "one manifest, or media files"),
         (["m.csv"], "x", "manifest has its own subtitle"),
     ],
 )
-def test_inputs_that_make_no_sense_are_explained(infer_config, inputs, subtitle, words):
+def test_contradictory_inputs_are_explained(infer_config, inputs, subtitle, words):
     infer_config.input, infer_config.subtitle = inputs, subtitle
     with pytest.raises(UserError, match=words):
         run_inference(infer_config)
 
 
-def test_without_a_checkpoint_the_command_that_makes_one_is_named(infer_config, tmp_path):
+def test_without_a_checkpoint_the_error_names_the_command_that_trains_one(infer_config, tmp_path):
     infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
     infer_config.checkpoint = None
     infer_config.paths.runs = str(tmp_path / "none")
@@ -162,47 +152,13 @@ def test_without_a_checkpoint_the_command_that_makes_one_is_named(infer_config, 
         run_inference(infer_config)
 
 
-def test_evaluating_a_checkpoint_equals_scoring_its_predictions_file(trained, tmp_path, capsys):
-    config = conf.EvalConfig(checkpoint=str(trained[1]), device="cpu", n_bootstrap=50, data=trained[0].data)
-    config.generate = conf.GenerateConfig(max_new_tokens=6)
-    config.paths = trained[0].paths
-    config.out = str(tmp_path / "eval")
-    assert run_evaluation(config) == 0
-    assert "level 1" in capsys.readouterr().out
-    first = json.loads((tmp_path / "eval" / "report.json").read_text())
-    again = conf.EvalConfig(
-        predictions=str(tmp_path / "eval" / "predictions.jsonl"), n_bootstrap=50, data=trained[0].data
-    )
-    again.out = str(tmp_path / "again")
-    run_evaluation(again)
-    assert json.loads((tmp_path / "again" / "report.json").read_text()) == first
-    assert first["counts"]["references"] == 3
-
-
-def test_anybodys_predictions_are_scored_against_a_csv(tmp_path, capsys):
-    (tmp_path / "p.jsonl").write_text(
-        '{"id": "a", "text": "The emotional state is happy."}\n{"id": "b", "text": "?"}\n'
-    )
-    (tmp_path / "r.csv").write_text("name,openset\na,\"['joyful']\"\nb,[sad]\nc,[angry]\n")
-    config = conf.EvalConfig(predictions=str(tmp_path / "p.jsonl"), references=str(tmp_path / "r.csv"), n_bootstrap=20)
-    run_evaluation(config)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["counts"]["missing"], report["counts"]["unparsed"]) == (1, 1)
-    assert report["primary"]["precision"] > 0
-
-
-def test_checkpoint_and_predictions_together_are_refused():
-    with pytest.raises(UserError, match="not both"):
-        run_evaluation(conf.EvalConfig(predictions="p.jsonl", checkpoint="x"))
-
-
-def test_an_answer_that_was_cut_says_so():
+def test_an_answer_that_was_cut_is_marked():
     prediction = Prediction(id="a", text="He", finish="length", n_tokens=1, task="labels")
-    assert "cut after 1 tokens; raise generate.max_new_tokens" in human(prediction, Sample(id="a"))
+    assert "cut after 1 tokens; raise generate.max_new_tokens" in format_prediction(prediction, Sample(id="a"))
 
 
-def test_labels_stand_once_below_the_explanation():
+def test_labels_are_printed_once_below_the_explanation():
     prediction = Prediction(id="a", text="He frowns.\nEmotions: angry, hurt", labels=("angry", "hurt"))
-    shown = human(prediction, Sample(id="a"))
+    shown = format_prediction(prediction, Sample(id="a"))
     assert shown.count("angry") == 1
     assert "labels: angry, hurt" in shown

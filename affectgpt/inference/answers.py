@@ -1,0 +1,186 @@
+"""Answers of a model to encoded samples: by the engine's greedy loop if it can, else by transformers' `generate`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+
+from affectgpt.config import GenerateConfig
+from affectgpt.engine import generation, packing
+from affectgpt.engine.streaming import Listener, Streamer, Telling
+from affectgpt.runtime import UserError
+
+
+class Answer(NamedTuple):
+    """What the LLM wrote.
+
+    Attributes:
+        tokens: the new tokens, with the stop token if there is one.
+        finish: "eos", or "length" if the answer was cut.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: str
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+
+AnswerFunction = Callable[[Any, Any, Iterable[Mapping[str, Any]], GenerateConfig], Iterator[Answer]]
+"""(model, processor, encoded samples, generation settings) -> their answers, in order."""
+
+
+def answers(
+    model: Any,
+    processor: Any,
+    inputs: Iterable[Mapping[str, Any]],
+    generate: GenerateConfig,
+    listeners: Mapping[int, Listener] | None = None,
+) -> Iterator[Answer]:
+    """Answers to encoded samples (`processor.encode`), in their order; `inputs` is read as far as rows become free.
+
+    The batch changes no answer: each is the one that its sample gets alone.
+
+    Args:
+        listeners: position of an input -> function that gets the text of its answer while it is generated, see
+            `StreamDecoder`. With beam search no text is final before the end.
+
+    Raises:
+        UserError: `generate.compile` is set where transformers' `generate` is used, or without a compiler.
+    """
+    is_greedy = not generate.do_sample and generate.num_beams == 1
+    by = _by_engine if is_greedy and generation.knows(model) else _by_transformers
+    if generate.compile:
+        _check_compile(model, by is _by_engine)
+    telling = Telling(processor.tokenizer, processor.stop_token_ids, listeners) if listeners else None
+    return by(model, processor, inputs, generate, telling)
+
+
+def _check_compile(model: Any, by_engine: bool) -> None:
+    if not by_engine:
+        raise UserError(
+            "generate.compile=true is for greedy answers (do_sample=false, num_beams=1) of LLMs of the families "
+            f"{', '.join(packing.FAMILIES)}; here transformers' generate is used. Leave it out"
+        )
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if model.device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"generate.compile=true needs a C++ compiler on a CPU, and {compiler} is not on the PATH; install it, or "
+            "name another one in the environment variable CXX"
+        )
+
+
+def prompt_embeds(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """Word embeddings and soft tokens of encoded samples, [L, D] each; encoders run once per sample."""
+    batch = processor.collate(rows, for_generation=True)
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    with torch.no_grad():
+        embeds = model.embed(batch.pop("input_ids"), batch)  # [B, L, D], padded on the left
+    return [padded[-len(row["input_ids"]) :] for padded, row in zip(embeds, rows, strict=True)]
+
+
+def stop_ids(model: Any) -> list[int]:
+    """The tokens that end an answer, from the model's generation config."""
+    ids = model.generation_config.eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def answer_of(processor: Any, tokens: Sequence[int]) -> Answer:
+    """The answer in `tokens`, up to and including the first stop token."""
+    ends = set(processor.stop_token_ids)
+    n = next((place for place, token in enumerate(tokens) if token in ends), None)
+    text = processor.tokenizer.decode(list(tokens[:n]), skip_special_tokens=True).strip()
+    return Answer(text, tuple(tokens if n is None else tokens[: n + 1]), "length" if n is None else "eos")
+
+
+def _by_engine(
+    model: Any,
+    processor: Any,
+    inputs: Iterable[Mapping[str, Any]],
+    generate: GenerateConfig,
+    telling: Telling | None = None,
+) -> Iterator[Answer]:
+    source = enumerate(inputs)
+
+    def take(n: int) -> list[generation.Prompt]:
+        if not (taken := list(islice(source, n))):
+            return []
+        embeds = prompt_embeds(model, processor, [row for _, row in taken])
+        return [
+            generation.Prompt(number, each, generate.max_new_tokens)
+            for (number, _), each in zip(taken, embeds, strict=True)
+        ]
+
+    finished: dict[int, list[int]] = {}
+    n_returned = 0
+    for number, tokens in generation.greedy(
+        model.language_model,
+        take,
+        batch_size=generate.batch_size,
+        stop_ids=stop_ids(model),
+        suppressed_ids=model.generation_config.suppress_tokens or (),
+        watch=None if telling is None else telling.tell,
+        compiles=generate.compile,
+    ):
+        finished[number] = tokens
+        while n_returned in finished:
+            yield answer_of(processor, finished.pop(n_returned))
+            n_returned += 1
+
+
+_SORTED_BATCHES = 4
+"""Batches whose samples are sorted by length before they are padded."""
+
+
+def _by_transformers(
+    model: Any,
+    processor: Any,
+    inputs: Iterable[Mapping[str, Any]],
+    generate: GenerateConfig,
+    telling: Telling | None = None,
+) -> Iterator[Answer]:
+    size = generate.batch_size
+    # Random draws depend on the order of the samples, so sampled answers keep the order of the input.
+    n_together = size if generate.do_sample else _SORTED_BATCHES * size
+    source = iter(inputs)
+    n_before = 0
+    while window := list(islice(source, n_together)):
+        order = list(range(len(window)))
+        if not generate.do_sample:
+            order.sort(key=lambda place: len(window[place]["input_ids"]), reverse=True)
+        made: dict[int, Answer] = {}
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            streamer = None
+            if telling is not None and generate.num_beams == 1:
+                streamer = Streamer(telling, [n_before + place for place in places])
+            rows = [window[place] for place in places]
+            made |= zip(places, _batch_by_transformers(model, processor, rows, generate, streamer), strict=True)
+        n_before += len(window)
+        yield from (made[place] for place in range(len(window)))
+
+
+@torch.no_grad()
+def _batch_by_transformers(
+    model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], generate: GenerateConfig, streamer: Streamer | None
+) -> list[Answer]:
+    batch = processor.collate(rows, for_generation=True)
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    options: dict[str, Any] = {"max_new_tokens": generate.max_new_tokens, "num_beams": generate.num_beams}
+    if generate.do_sample:
+        options |= {"do_sample": True, "temperature": generate.temperature, "top_p": generate.top_p}
+    else:
+        # None also overrides sampling values in the generation config of a chat model, which would cause warnings.
+        options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if streamer is not None:
+        options["streamer"] = streamer
+    output = model.generate(**batch, **options)
+    return [answer_of(processor, tokens) for tokens in output[:, batch["input_ids"].shape[1] :].tolist()]

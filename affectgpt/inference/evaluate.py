@@ -1,0 +1,235 @@
+"""eval.py: score predictions files, or a checkpoint after it has written one. Scoring a file needs no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.config import BenchmarkConfig, EvalConfig, LlmConfig, SourceConfig
+from affectgpt.runs import RunRecord
+from affectgpt.runtime import UserError
+from affectgpt.schema import BadSample, Prediction, Sample, true_labels
+
+if TYPE_CHECKING:
+    from affectgpt.metrics import Report
+
+log = logging.getLogger("affectgpt")
+
+
+def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) -> int:
+    """Score, print the table and write report.json.
+
+    Args:
+        members: of `config.benchmark`, if it is a mean of several benchmarks.
+    """
+    files = _prediction_files(config)
+    if config.benchmark.name:
+        _run_benchmark(config, files, members)
+    elif config.compare or len(files) > 1:
+        _compare(config, files)
+    else:
+        report, out = evaluate_config(config)
+        print(report.table())
+        log.info("report: %s", out / "report.json")
+    return 0
+
+
+def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
+    """The report on one predictions file or checkpoint, and the folder that it was written to."""
+    from affectgpt.metrics import evaluate, read_predictions
+    from affectgpt.metrics.evaluate import strict_extras
+
+    files = _prediction_files(config)
+    if files and config.checkpoint is not None:
+        raise UserError("give checkpoint= or predictions=, not both")
+    file = files[0] if files else _predict(config)
+    out = Path(config.out) if config.out else file.parent
+    rows = read_predictions(file)
+    references, tables = _references(config)
+    record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[file, *tables])
+    extras: dict[str, Any] = {}
+    if config.llm.model:
+        rows, extras = _ask_llm(config.llm, config.lexicon, rows, references, out)
+    extras["strict"] = strict_extras(rows, references, lexicon=config.lexicon)
+    report = evaluate(
+        rows, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
+    )
+    report.write(out / "report.json")
+    record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
+    return report, out
+
+
+def _predict(config: EvalConfig) -> Path:
+    """Let the checkpoint predict all test samples; returns the predictions file."""
+    from affectgpt.cache.reader import cache_mode
+    from affectgpt.data.facts import facts_in
+    from affectgpt.data.sources import probe_samples, read_source, report_bad
+    from affectgpt.inference.loading import load
+    from affectgpt.inference.prediction import predict, predict_to_file, settings_of
+    from affectgpt.runtime import seed_everything
+
+    loaded = load(
+        config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models
+    )  # fmt: skip
+    samples: list[Sample] = []
+    bad: list[BadSample] = []
+    for source in _reference_sources(config):
+        rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
+        facts = facts_in(Path(config.paths.cache))
+        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts)
+        samples += usable
+        bad += rows.bad + bad_media
+    cache = None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache)
+    predictions = partial(
+        predict,
+        loaded.model,
+        loaded.processor,
+        reader=loaded.reader(backend=config.data.backend, cache_folder=cache, limit_gb=config.paths.cache_limit_gb),
+        question=config,
+        generate=config.generate,
+        name=loaded.name,
+        on_bad=config.data.on_bad,
+        bad=bad,
+    )
+    seed_everything(config.seed)
+    out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
+    file = out / "predictions.jsonl"
+    predict_to_file(predictions, samples, file, settings=settings_of(loaded, config, config.generate, config.seed))
+    report_bad(bad, out)
+    return file
+
+
+def _prediction_files(config: EvalConfig) -> list[Path]:
+    """The files of `predictions`: none, one or several."""
+    given = config.predictions
+    if not isinstance(given, (str, list, type(None))) or (isinstance(given, list) and not given):
+        raise UserError(f"predictions={given!r}: expected a file, or a list like predictions=[a.jsonl,b.jsonl]")
+    return [Path(item) for item in ([given] if isinstance(given, str) else given or [])]
+
+
+def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
+    """Where the true labels are: the file `references`, else the test sources of `data`."""
+    if config.references is not None:
+        return [SourceConfig(manifest=config.references, split=config.split)]
+    if not config.data.test:
+        raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with references=")
+    return config.data.test
+
+
+def _references(config: EvalConfig) -> tuple[dict[str, tuple[str, ...]], list[Path]]:
+    """True labels by id, and the files that they were read from."""
+    from affectgpt.data.sources import read_source
+    from affectgpt.metrics import read_references
+
+    references: dict[str, tuple[str, ...]] = {}
+    files: list[Path] = []
+    for source in _reference_sources(config):
+        if source.manifest is not None and source.split_file is None and source.limit is None:
+            references |= read_references(source.manifest, split=source.split, lang=config.lang)
+            files.append(Path(source.manifest))
+        else:
+            rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
+            references |= {sample.id: true_labels(sample, config.lang) for sample in rows.samples}
+            files += rows.files
+    return references, files
+
+
+def _compare(config: EvalConfig, files: list[Path]) -> None:
+    """Score several predictions files on the same references, with paired tests; writes comparison.json."""
+    from affectgpt.metrics import read_predictions
+    from affectgpt.metrics.compare import compare, named_after_files
+
+    if len(files) < 2:
+        raise UserError("compare=true needs two or more predictions files: predictions=[a.jsonl,b.jsonl]")
+    out = Path(config.out) if config.out else files[0].parent
+    references, _ = _references(config)
+    systems = {name: read_predictions(file) for name, file in named_after_files(files).items()}
+    result = compare(systems, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
+    print(result.table())
+    result.write(out / "comparison.json")
+    log.info("comparison: %s", out / "comparison.json")
+
+
+def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[BenchmarkConfig]) -> None:
+    """Score predictions on a published test set; a mean of several (`parts`) takes a file for each, named after it."""
+    from affectgpt.metrics import read_predictions
+    from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, run_benchmark, truth_path
+
+    benchmark = config.benchmark
+    if len(files) != 1:
+        raise UserError("a benchmark scores one predictions= (a folder of <member>.jsonl files, if it has members)")
+    source = files[0]
+    members = [(benchmark, source)]
+    if benchmark.members:
+        if not source.is_dir():
+            raise UserError(f"{benchmark.name} is a mean: predictions= must be a folder of <member>.jsonl files")
+        members = [(part, _member_file(source, part.name)) for part in parts]
+    out = Path(config.out) if config.out else (source if source.is_dir() else source.parent)
+    answers = [read_predictions(file) for _, file in members]
+    inputs = [path for member, file in members for path in (file, truth_path(member))]
+    record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
+    results = []
+
+    def add(result: BenchmarkResult, name: str) -> None:
+        print(result.table())
+        result.write(out / f"benchmark-{name}.json")
+        results.append(result)
+
+    for (member, _), rows in zip(members, answers, strict=True):
+        add(
+            run_benchmark(member, rows, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap),
+            member.name,
+        )
+    if benchmark.members:
+        add(mean_result(results, benchmark.name, benchmark.title), benchmark.name)
+    record.finish("finished", benchmark=benchmark.name, value=results[-1].value, n=results[-1].n)
+
+
+def _member_file(folder: Path, name: str) -> Path:
+    for suffix in (".jsonl", ".csv", ".npz"):
+        if (path := folder / f"{name}{suffix}").is_file():
+            return path
+    raise UserError(f"{folder} has no predictions for {name}: expected {name}.jsonl, .csv or .npz")
+
+
+def _ask_llm(
+    llm: LlmConfig, lexicon: str, rows: list[Prediction], references: Mapping[str, tuple[str, ...]], out: Path
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Let an LLM read the labels where the parser finds none, and score its grouping of synonyms."""
+    from affectgpt.chat.served import ChatClient
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.judge import extract_by_llm, llm_grouping_score
+    from affectgpt.metrics.lexicon import load_lexicon
+
+    assert llm.model is not None
+    client = ChatClient(
+        llm.model,
+        base_url=llm.base_url,
+        cache=llm.cache or out / "llm-answers.jsonl",
+        concurrency=llm.concurrency,
+        offline=llm.offline,
+    )
+    tables = load_lexicon(lexicon)
+    extras: dict[str, Any] = {"llm": {"model": llm.model, "server": llm.base_url or "api.openai.com"}}
+    if llm.extract:
+        labels, readings = labels_by_id(rows, tables)
+        asked = {row.id: row.text for row in rows if not labels[row.id] and readings[row.id] == "nothing"}
+        found = extract_by_llm(asked, client)
+        rows = [replace(row, labels=found[row.id].labels or None) if row.id in found else row for row in rows]
+        extras["llm_extraction"] = {"asked": len(asked), "read": sum(bool(item.labels) for item in found.values())}
+    labels, _ = labels_by_id(rows, tables)
+    grouped = llm_grouping_score(references, labels, client)
+    extras["llm_grouping"] = {
+        "f_score": grouped.score.f_score,
+        "precision": grouped.score.precision,
+        "recall": grouped.score.recall,
+        "n": grouped.score.n,
+        "prompt_version": grouped.prompt_version,
+        "questions": grouped.n_questions,
+        "unparsed": grouped.unparsed,
+    }
+    return rows, extras

@@ -1,0 +1,123 @@
+"""infer.py: explain videos, for people, as JSON lines, or into a predictions file."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from functools import partial
+from pathlib import Path
+
+from affectgpt.config import InferConfig
+from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
+from affectgpt.runtime import UserError, seed_everything, without_collector
+from affectgpt.schema import BadSample, Prediction, Sample, to_json
+
+log = logging.getLogger("affectgpt")
+
+
+def run_inference(config: InferConfig) -> int:
+    """Explain every input: print the predictions, or append them to `out`. Exit code 3 if samples were left out."""
+    if config.engine not in ("auto", "vllm"):
+        raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
+    samples, bad = _samples(config)
+    with without_collector():  # importing torch and transformers takes a sixth longer with it
+        from affectgpt.inference.answers import answers
+        from affectgpt.inference.loading import load
+        from affectgpt.inference.prediction import predict, predict_to_file, settings_of
+        from affectgpt.inference.vllm import VllmEngine
+    loaded = load(
+        config.checkpoint,
+        Path(config.paths.runs),
+        device=config.device,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        base_models=config.base_models,
+    )
+    cache = Path(config.paths.cache) if config.cache_features else None
+    predictions = partial(
+        predict,
+        loaded.model,
+        loaded.processor,
+        reader=loaded.reader(backend=config.backend, cache_folder=cache, limit_gb=config.paths.cache_limit_gb),
+        question=config,
+        generate=config.generate,
+        name=loaded.name,
+        on_bad=config.on_bad,
+        bad=bad,
+        answer=VllmEngine(loaded.model) if config.engine == "vllm" else answers,
+    )
+    seed_everything(config.seed)
+    if config.out is None:
+        by_id = {sample.id: sample for sample in samples}
+        for prediction in predictions(samples):
+            print(to_json(prediction) if config.json else f"{format_prediction(prediction, by_id[prediction.id])}\n")
+    else:
+        settings = settings_of(loaded, config, config.generate, config.seed)
+        if config.engine != "auto":
+            settings["engine"] = config.engine
+        done = predict_to_file(predictions, samples, Path(config.out), settings=settings)
+        log.info("%d predictions in %s", len(done), config.out)
+    _report(bad, config.out)
+    return 3 if bad else 0
+
+
+def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:
+    """The inputs with probed media, and those that cannot be used."""
+    from affectgpt.data.sources import probe_samples, read_manifest, samples_from_paths
+
+    if not config.input:
+        raise UserError("no input given: python infer.py video.mp4 (or a folder, or a manifest); see --help")
+    manifests = [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
+    if manifests and len(config.input) > 1:
+        raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
+    bad: list[BadSample] = []
+    if not manifests:
+        samples = samples_from_paths(config.input, config.subtitle)
+    elif config.subtitle is not None:
+        raise UserError("subtitle= is for media files; a manifest has its own subtitle column")
+    else:
+        samples, bad = read_manifest(manifests[0], split=config.split, on_bad=config.on_bad)
+    usable, bad_media = probe_samples(samples, on_bad=config.on_bad)
+    return usable, bad + bad_media
+
+
+def _report(bad: list[BadSample], out: str | None) -> None:
+    """List samples that were left out: next to `out`, or in the log."""
+    from affectgpt.data.sources import report_bad
+
+    if out is not None:
+        report_bad(bad, Path(out).parent)
+    elif bad:
+        listed = "\n".join(f"  {item.id}: {item.reason}" for item in bad)
+        log.warning("left out %d bad samples:\n%s", len(bad), listed)
+
+
+def format_prediction(prediction: Prediction, sample: Sample) -> str:
+    """A prediction for the terminal: what the model saw and heard, the explanation, the labels."""
+    width = 100
+    lines = [sample.video or sample.audio or sample.id]
+    media = prediction.media
+    if frames := media.get("frames"):
+        times = frames["times_s"]
+        lines.append(f"  saw    {len(times)} frames from {times[0]:.2f} to {times[-1]:.2f} s")
+    if motion := media.get("motion"):
+        lines.append(f"  saw    the motion of {len(motion['times_s'])} frames")
+    if sound := media.get("audio"):
+        lines.append(f"  heard  {sound['heard_s']:.1f} of {sound['duration_s']:.1f} s of sound")
+    if prediction.subtitle and "text" in prediction.modalities:
+        lines.append(f"  read   {prediction.subtitle!r}")
+    unused = [name for name in sample.modalities or () if name not in prediction.modalities]
+    if unused:
+        lines.append(f"  left out {', '.join(unused)}")
+    lines.append("")
+    paragraphs = prediction.text.splitlines() or [""]
+    has_labels = prediction.task == "both" and prediction.labels
+    if has_labels and paragraphs[-1].startswith(LABEL_LINE[prediction.lang].strip()):
+        paragraphs.pop()  # the labels are printed below
+    for paragraph in paragraphs:
+        lines += textwrap.wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ") or [""]
+    if has_labels:
+        lines += ["", f"  labels: {LABEL_SEPARATOR[prediction.lang].join(prediction.labels or ())}"]
+    if prediction.finish == "length":
+        lines.append(f"  (cut after {prediction.n_tokens} tokens; raise generate.max_new_tokens)")
+    return "\n".join(lines)

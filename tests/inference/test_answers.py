@@ -1,0 +1,120 @@
+"""Answers do not depend on the batch, on the code that generates them, or on listeners."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from affectgpt.config import GenerateConfig
+from affectgpt.engine import generation
+from affectgpt.inference import answers as answering
+from affectgpt.inference.answers import answers, prompt_embeds
+from affectgpt.runtime import UserError
+from tests.models import tiny
+
+SHOWN = (("audio", "frames", "motion"), ("frames",), ("audio", "motion"), ("audio",), ("frames", "motion"))
+
+
+def encoded(processor, n: int) -> list:
+    return [
+        processor.encode(tiny.question(*SHOWN[i % 5]), tiny.media(*SHOWN[i % 5], seed=i, duration_s=0.15))
+        for i in range(n)
+    ]
+
+
+def stop_early(model, processor, monkeypatch) -> None:
+    """Make stop tokens of some tokens that this model generates, so that answers differ in length."""
+    texts = [processor.collate([row], for_generation=True) for row in encoded(processor, 4)]
+    new = [model.generate(**batch, max_new_tokens=8)[0, batch["input_ids"].shape[1] :].tolist() for batch in texts]
+    stops = sorted({new[0][4], new[2][6], *processor.stop_token_ids})
+    monkeypatch.setattr(type(processor), "stop_token_ids", property(lambda self: stops))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", stops)
+
+
+def test_answers_are_those_of_transformers_one_by_one_at_every_batch_size(built, monkeypatch):
+    stop_early(*built, monkeypatch)
+    rows = encoded(built[1], 20)
+    alone = list(answering._by_transformers(*built, rows, GenerateConfig(1, 12)))
+    assert {answer.finish for answer in alone} == {"eos", "length"}
+    for batch_size in (1, 3, 16):
+        for by in (answering._by_engine, answering._by_transformers):
+            assert list(by(*built, rows, GenerateConfig(batch_size, 12))) == alone, f"batch size {batch_size}"
+
+
+def test_greedy_answers_come_from_the_engine_and_sampled_ones_from_transformers(built, monkeypatch):
+    used = []
+    for name in ("_by_engine", "_by_transformers"):
+        monkeypatch.setattr(answering, name, lambda *args, name=name: used.append(name) or iter(()))
+    for generate in (GenerateConfig(), GenerateConfig(do_sample=True), GenerateConfig(num_beams=2)):
+        list(answers(*built, [], generate))
+    monkeypatch.setattr(built[0].generation_config, "repetition_penalty", 1.3)
+    list(answers(*built, [], GenerateConfig()))
+    assert used == ["_by_engine", "_by_transformers", "_by_transformers", "_by_transformers"]
+
+
+def test_the_prompts_of_a_batch_are_the_embeddings_that_each_has_alone(built):
+    model, processor = built
+    rows = encoded(processor, 5)
+    for row, together in zip(rows, prompt_embeds(model, processor, rows), strict=True):
+        batch = processor.collate([row], for_generation=True)
+        alone = model.embed(batch.pop("input_ids"), batch)[0]
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_an_answer_is_cut_at_the_first_stop_token_and_keeps_its_tokens(built):
+    _, processor = built
+    words = tuple(processor.tokenizer("sad, calm", add_special_tokens=False)["input_ids"])
+    stop = processor.stop_token_ids[0]
+    assert answering.answer_of(processor, [*words, stop, stop]) == ("sad, calm", (*words, stop), "eos")
+    assert answering.answer_of(processor, words) == ("sad, calm", words, "length")
+    assert answering.answer_of(processor, words).n_tokens == len(words)
+
+
+def test_no_inputs_give_no_answers(built):
+    assert list(answers(*built, [], GenerateConfig())) == []
+
+
+def test_compile_is_refused_where_it_would_have_no_effect_or_cannot_work(built, monkeypatch):
+    model, processor = built
+    for generate in (GenerateConfig(do_sample=True, compile=True), GenerateConfig(num_beams=2, compile=True)):
+        with pytest.raises(UserError, match=r"greedy answers \(do_sample=false, num_beams=1\) of LLMs of the families"):
+            next(answers(model, processor, [], generate))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"no-such-compiler is not on the PATH; install it, or name another .* CXX"):
+        next(answers(model, processor, [], GenerateConfig(compile=True)))
+
+
+@pytest.mark.parametrize("more", [{}, {"do_sample": True}, {"num_beams": 2}], ids=["greedy", "sampled", "beams"])
+def test_listeners_get_beginnings_of_their_answers_and_change_none(built, monkeypatch, more):
+    model, processor = built
+    generate = GenerateConfig(3, 12, **more)
+    stop_early(model, processor, monkeypatch)
+    rows = encoded(processor, 7)
+    torch.manual_seed(0)
+    plain = list(answers(model, processor, rows, generate))
+    received = {number: [] for number in (0, 2, 3, 6)}
+    torch.manual_seed(0)
+    listeners = {number: texts.append for number, texts in received.items()}
+    assert list(answers(model, processor, rows, generate, listeners)) == plain
+    assert generate.num_beams > 1 or len({answer.n_tokens for answer in plain}) > 1
+    for number, texts in received.items():
+        assert all(plain[number].text.startswith(text) for text in texts)
+        assert texts == sorted(texts, key=len)
+        if plain[number].finish == "eos" and plain[number].text and generate.num_beams == 1:
+            assert texts[-1] == plain[number].text
+    assert bool(sum(map(len, received.values()))) == (generate.num_beams == 1)
+
+
+@pytest.mark.parametrize("by_engine", [True, False])
+def test_listeners_get_the_first_words_after_a_few_of_many_steps(built, monkeypatch, by_engine):
+    model, processor = built
+    place, name = (generation._Rows, "step") if by_engine else (type(model.language_model), "forward")
+    step, steps, received_at = getattr(place, name), [], []
+    monkeypatch.setattr(place, name, lambda self, *args, **more: steps.append(1) or step(self, *args, **more))
+    monkeypatch.setattr(generation, "knows", lambda model: by_engine)
+    listeners = {0: lambda text: received_at.append(len(steps))}
+    (answer,) = answers(model, processor, encoded(processor, 1), GenerateConfig(1, 40), listeners)
+    assert answer.n_tokens == 40
+    assert len(steps) >= 39
+    assert received_at[0] < 10
+    assert len(set(received_at)) > 10
