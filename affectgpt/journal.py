@@ -1,11 +1,9 @@
-"""Files that survive being killed and shared: append-only logs of JSON lines, and claims on work.
+"""Files that survive killed processes and are shared by several: journals of JSON lines, and named locks.
 
-A `Log` is a JSONL file. Writers append whole lines under a file lock; a line that a killed writer left torn is cut off
-by the next one. The index (key -> place in the file) is private, lies on disk, and follows what other processes append,
-so memory does not grow with the file.
+A `Journal` is an append-only JSONL file. Writers append complete lines under a file lock; an incomplete last line, left
+by a writer that was killed, is cut off by the next one.
 
-A `Claims` file holds no data: its bytes are locks. The kernel frees them when a process ends in whatever way, so
-nothing has to expire and nothing is left behind.
+A `NamedLocks` file holds no data: its bytes are locks, which the kernel releases when a process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,185 +25,300 @@ from affectgpt.runtime import UserError
 
 log = logging.getLogger("affectgpt")
 
+Row = dict[str, Any]
 
-class Log:
-    """An append-only JSONL file whose rows are found by `key`, and the newest of a `name`.
+
+class Journal:
+    """An append-only JSONL file with lookup by key.
+
+    Lookups use an index (key -> offset) in a temporary database on disk, which is built at the first lookup and follows
+    what other processes append, so that memory does not grow with the file. Appending alone reads nothing.
 
     Args:
-        path: the file; it and its folder are made if need be.
-        name: gives a row's second, not unique name, such as the id of a sample.
-        on_row: called once with every row of the file, also those that others append, in file order.
-        fsync: force every line to the disk: it then survives a power cut, not only the end of the process.
+        path: the file; it and its folder are created.
+        key: the field that identifies a row; of several rows with one key the newest counts.
+        name: a second name of a row, which several keys may share, such as the id of a sample; None = the key.
+        on_row: called once with every row of the file, in file order, rows of other processes included.
+        fsync: force every row to the disk, so that it also survives a power failure.
+
+    Raises:
+        UserError: the file cannot be opened, or holds a line that is not a row.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        name: Callable[[dict[str, Any]], str] = lambda row: "",
-        on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+        key: str = "key",
+        name: Callable[[Row], str] | None = None,
+        on_row: Callable[[Row], None] | None = None,
         fsync: bool = False,
     ) -> None:
         self.path = path
-        self._name, self._on_row, self._fsync = name, on_row, fsync
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        self._read_to = 0  # bytes of the file that stand in the index
+        self._key, self._name, self._on_row, self._fsync = key, name, on_row, fsync
+        self._file = _open(path)
         self._lock = threading.RLock()
-        self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
-        self._writing = False
-        # An empty name is a temporary database on disk that vanishes with the process.
-        self._index = sqlite3.connect("", check_same_thread=False, isolation_level=None)
-        self._index.execute("PRAGMA journal_mode = OFF")
-        self._index.execute("PRAGMA synchronous = OFF")
-        self._index.execute("CREATE TABLE lines (start INTEGER PRIMARY KEY, key TEXT, name TEXT)")
-        self._index.execute("CREATE INDEX by_key ON lines (key)")
-        self._index.execute("CREATE INDEX by_name ON lines (name)")
-        self.refresh()
+        self._index: sqlite3.Connection | None = None
+        self._indexed_to = 0  # bytes of the file that the index covers
+        self._waiting: list[tuple[Row, bytes, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        if on_row is not None:
+            self.refresh()
 
     def close(self) -> None:
-        self._index.close()
+        if self._index is not None:
+            self._index.close()
         os.close(self._file)
 
-    def append(self, *rows: dict[str, Any]) -> None:
-        """Write rows, each with a "key"; when this returns, their lines are in the file, whole.
+    # ---- writing -----------------------------------------------------------------------------------------------------
+
+    def append(self, *rows: Row) -> None:
+        """Write rows; when this returns, their lines are complete in the file.
 
         Raises:
-            OSError: the disk is full or gone; the file then ends as before.
+            UserError: the disk is full or gone; the file ends as before.
         """
-        data = [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows]
-        with self._lock:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            try:
-                self._cut_torn_line()
-                self.refresh()
-                size = os.fstat(self._file).st_size
-                n_bytes = sum(map(len, data))
-                written = os.write(self._file, b"".join(data))
-                if written != n_bytes:
-                    os.ftruncate(self._file, size)
-                    raise OSError(f"{self.path}: only {written} of {n_bytes} bytes could be written; is the disk full?")
-                if self._fsync:
-                    os.fsync(self._file)
-                self._take_up(zip(rows, map(len, data), strict=True))
-            finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._write([(row, self._line_of(row)) for row in rows])
 
-    async def put(self, row: dict[str, Any]) -> None:
-        """As `append`, off the event loop; rows that come while others are being written are written together."""
+    async def put(self, row: Row) -> None:
+        """`append` off the event loop; rows that arrive while others are being written are written together."""
+        line = self._line_of(row)  # a row that cannot be written fails here, alone
         done = asyncio.get_running_loop().create_future()
-        self._waiting.append((row, done))
-        if len(self._waiting) > 1 or self._writing:
-            await done
-            return
-        self._writing = True
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                try:
-                    await asyncio.to_thread(self.append, *(item for item, _ in batch))
-                except (OSError, UserError) as error:
-                    for _, waiter in batch:
-                        waiter.set_exception(error)
-                else:
-                    for _, waiter in batch:
-                        waiter.set_result(None)
-        finally:
-            self._writing = False
+        self._waiting.append((row, line, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
         await done
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The newest row with this key, also if another process wrote it a moment ago."""
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            write = asyncio.to_thread(self._write, [(row, line) for row, line, _ in batch])
+            (error,) = await asyncio.gather(write, return_exceptions=True)  # no exception may leave a caller waiting
+            for _, _, done in batch:
+                if done.done():  # its caller was cancelled
+                    continue
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+    def _line_of(self, row: Row) -> bytes:
+        if self._key not in row:
+            raise KeyError(f"{self.path}: a row needs {self._key!r}, found {sorted(row)}")
+        return _line(row)
+
+    def _write(self, rows: list[tuple[Row, bytes]]) -> None:
+        with self._lock, _locked(self._file, fcntl.LOCK_EX):
+            _cut_incomplete_line(self._file, self.path)
+            if self._index is not None:
+                self._index_new_rows()
+            _write_all(self._file, self.path, b"".join(line for _, line in rows), self._fsync)
+            if self._index is not None:
+                self._add_to_index((row, len(line)) for row, line in rows)
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Row | None:
+        """The newest row with this key, also if another process has just written it."""
         return self._newest("key", key)
 
-    def latest(self, name: str) -> dict[str, Any] | None:
+    def latest(self, name: str) -> Row | None:
         """The newest row with this name."""
         return self._newest("name", name)
 
-    def named(self, name: str) -> int:
-        """How many rows have this name."""
+    def count(self, name: str) -> int:
+        """The number of rows with this name."""
         with self._lock:
-            self.refresh()
-            return int(self._index.execute("SELECT COUNT(*) FROM lines WHERE name = ?", (name,)).fetchone()[0])
+            found = self._indexed().execute("SELECT COUNT(*) FROM lines WHERE name = ?", (name,)).fetchone()
+            return int(found[0])
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         """The newest row of each name, in file order."""
-        self.refresh()
         last = -1
         query = (
             "SELECT start FROM lines AS line WHERE start > ? AND start = "
             "(SELECT MAX(start) FROM lines WHERE name = line.name) ORDER BY start LIMIT 1000"
         )
+        index = self._indexed()
         while True:
             with self._lock:
-                starts = [row[0] for row in self._index.execute(query, (last,))]
+                starts = [row[0] for row in index.execute(query, (last,))]
             if not starts:
                 return
             for last in starts:
                 yield self._row(last)
 
     def refresh(self) -> None:
-        """Take up what has been appended since, by whomever; an unfinished last line waits."""
-        with self._lock:
-            size = os.fstat(self._file).st_size
-            while self._read_to < size:
-                block = os.pread(self._file, 1 << 24, self._read_to)
-                whole = block[: block.rfind(b"\n") + 1]
-                if not whole:
-                    return
-                lines, start = [], self._read_to
-                for line in whole.splitlines(keepends=True):
-                    lines.append((self._parse(line, start), len(line)))
-                    start += len(line)
-                self._take_up(lines)
+        """Read what was appended since, by this or another process."""
+        self._indexed()
 
-    def _take_up(self, lines: Iterable[tuple[dict[str, Any], int]]) -> None:
-        """Put the next lines of the file, as rows and numbers of bytes, into the index."""
-        entries, start = [], self._read_to
-        for row, n_bytes in lines:
-            entries.append((start, row["key"], self._name(row)))
-            self._on_row(row)
+    def _indexed(self) -> sqlite3.Connection:
+        """The index, which covers all complete lines of the file."""
+        with self._lock:
+            if self._index is None:
+                # An empty name is a temporary database on disk that disappears with the process.
+                self._index = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+                self._index.execute("PRAGMA journal_mode = OFF")
+                self._index.execute("PRAGMA synchronous = OFF")
+                self._index.execute("CREATE TABLE lines (start INTEGER PRIMARY KEY, key TEXT, name TEXT)")
+                self._index.execute("CREATE INDEX by_key ON lines (key)")
+                self._index.execute("CREATE INDEX by_name ON lines (name)")
+            if os.fstat(self._file).st_size > self._indexed_to:
+                with _locked(self._file, fcntl.LOCK_SH):  # rows of a write that fails are taken back
+                    self._index_new_rows()
+            return self._index
+
+    def _index_new_rows(self) -> None:
+        """Index what follows the indexed part; an incomplete last line is left for later. Needs the file lock."""
+        size = os.fstat(self._file).st_size
+        n_bytes = 1 << 24
+        while self._indexed_to < size:
+            block = os.pread(self._file, n_bytes, self._indexed_to)
+            lines = block.split(b"\n")[:-1]
+            if not lines:
+                if self._indexed_to + len(block) >= size:
+                    return
+                n_bytes *= 2  # a line longer than the block
+                continue
+            start, found = self._indexed_to, []
+            for line in lines:
+                found.append((self._parse(line, start), len(line) + 1))
+                start += len(line) + 1
+            self._add_to_index(found)
+
+    def _add_to_index(self, rows: Iterable[tuple[Row, int]]) -> None:
+        """Index the next rows of the file, given with the lengths of their lines."""
+        assert self._index is not None
+        entries, start = [], self._indexed_to
+        for row, n_bytes in rows:
+            key = row[self._key]
+            entries.append((start, key, self._name(row) if self._name else key))
+            if self._on_row is not None:
+                self._on_row(row)
             start += n_bytes
         self._index.execute("BEGIN")
         self._index.executemany("INSERT INTO lines VALUES (?, ?, ?)", entries)
         self._index.execute("COMMIT")
-        self._read_to = start
+        self._indexed_to = start
 
-    def _newest(self, column: str, value: str) -> dict[str, Any] | None:
+    def _newest(self, column: str, value: str) -> Row | None:
         with self._lock:
-            self.refresh()
-            found = self._index.execute(f"SELECT MAX(start) FROM lines WHERE {column} = ?", (value,)).fetchone()
+            found = self._indexed().execute(f"SELECT MAX(start) FROM lines WHERE {column} = ?", (value,)).fetchone()
             return None if found[0] is None else self._row(found[0])
 
-    def _row(self, start: int) -> dict[str, Any]:
+    def _row(self, start: int) -> Row:
         data = b""
         while b"\n" not in data:
-            data += os.pread(self._file, 1 << 16, start + len(data))
-        return self._parse(data[: data.index(b"\n") + 1], start)
+            data += os.pread(self._file, max(1 << 16, len(data)), start + len(data))
+        return self._parse(data[: data.index(b"\n")], start)
 
-    def _parse(self, line: bytes, start: int) -> dict[str, Any]:
+    def _parse(self, line: bytes, start: int) -> Row:
         try:
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("key"), str):
+            if isinstance(row, dict) and self._key in row:
                 return row
-            problem = 'no object with a "key"'
+            problem = f"not an object with {self._key!r}"
         except ValueError as error:
             problem = f"not JSON ({error})"
-        line_no = os.pread(self._file, start, 0).count(b"\n") + 1
-        raise UserError(f"{self.path}:{line_no}: {problem}; no interrupted write leaves this: mend or remove the line")
-
-    def _cut_torn_line(self) -> None:
-        """With the lock in hand, whatever stands behind the last line end was left by a writer that died."""
-        size = os.fstat(self._file).st_size
-        if size == self._read_to or os.pread(self._file, 1, size - 1) == b"\n":
-            return
-        self.refresh()
-        log.warning("%s: cut off a half-written last line (%d bytes)", self.path, size - self._read_to)
-        os.ftruncate(self._file, self._read_to)
+        size = 1 << 20
+        line_no = 1 + sum(os.pread(self._file, min(size, start - at), at).count(b"\n") for at in range(0, start, size))
+        raise UserError(_broken(self.path, line_no, problem))
 
 
-class FirstLines:
-    """Where each id of a manifest first stood; on disk, so that memory does not grow with the manifest."""
+def append_rows(path: Path, values: Iterable[Any]) -> None:
+    """Append JSON values, a line each, as `Journal.append` does; for files without keys."""
+    file = _open(path)
+    try:
+        with _locked(file, fcntl.LOCK_EX):
+            _cut_incomplete_line(file, path)
+            _write_all(file, path, b"".join(map(_line, values)))
+    finally:
+        os.close(file)
+
+
+def read_journal(path: Path) -> list[Any]:
+    """All rows of a journal, in file order; none without the file. An incomplete last line is left out, with a warning.
+
+    Raises:
+        UserError: another line is not JSON.
+    """
+    if not path.exists():
+        return []
+    with path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+        *lines, rest = file.read().split(b"\n")
+    if rest:
+        log.warning("%s: left out an incomplete last line (%d bytes)", path, len(rest))
+    rows = []
+    for line_no, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(_broken(path, line_no, f"not JSON ({error})")) from None
+    return rows
+
+
+def _broken(path: Path, line_no: int, problem: str) -> str:
+    return f"{path}:{line_no}: {problem}; an interrupted write does not leave this: correct or remove the line"
+
+
+def _line(value: Any) -> bytes:
+    try:
+        return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, or a file name that is not UTF-8: only escapes can hold it
+        return (json.dumps(value) + "\n").encode()
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened for appending ({error.strerror})") from error
+
+
+@contextmanager
+def _locked(file: int, kind: int) -> Iterator[None]:
+    """Hold the file lock: LOCK_SH to read, LOCK_EX to write."""
+    fcntl.flock(file, kind)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _cut_incomplete_line(file: int, path: Path) -> None:
+    size = end = os.fstat(file).st_size
+    n_bytes = 1  # nearly always the last byte is a line end
+    while end:
+        start = max(0, end - n_bytes)
+        found = os.pread(file, end - start, start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end, n_bytes = start, 1 << 16
+    if end < size:
+        log.warning("%s: cut off an incomplete last line (%d bytes)", path, size - end)
+        os.ftruncate(file, end)
+
+
+def _write_all(file: int, path: Path, data: bytes, fsync: bool = False) -> None:
+    """Append `data`, all of it or, with an exception, nothing."""
+    size = os.fstat(file).st_size
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(file, left) :]
+        if fsync:
+            os.fsync(file)
+    except BaseException as error:
+        os.ftruncate(file, size)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from error
+        raise
+
+
+class SeenIdsOnDisk:
+    """The first line of each id of a manifest, in a temporary database: memory does not grow with the manifest."""
 
     def __init__(self) -> None:
         self._index = sqlite3.connect("", isolation_level=None)
@@ -212,26 +326,26 @@ class FirstLines:
         self._index.execute("CREATE TABLE first (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
 
     def setdefault(self, key: str, default: int, /) -> int:
-        """The line that stands for `key`; `default` if none did."""
+        """As of a dict."""
         self._index.execute("INSERT OR IGNORE INTO first VALUES (?, ?)", (key, default))
         return int(self._index.execute("SELECT line FROM first WHERE id = ?", (key,)).fetchone()[0])
 
 
-class Claims:
-    """Locks by name, shared by processes and gone with the process that holds them."""
+class NamedLocks:
+    """Locks by name, shared by processes; a lock is released when the process that holds it ends."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._held: set[str] = set()
 
-    def take(self, name: str) -> bool:
-        """Whether the claim is now ours; False = somebody else (or another task of this process) holds it."""
+    def acquire(self, name: str) -> bool:
+        """Take the lock, or return False if another process or another task of this process holds it."""
         if name in self._held:
             return False
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_of(name))
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, depending on the system
             return False
         self._held.add(name)
         return True
@@ -241,57 +355,34 @@ class Claims:
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte_of(name))
 
     def close(self) -> None:
-        os.close(self._file)  # POSIX: closing the file frees every lock of this process on it
+        os.close(self._file)  # POSIX: this releases all locks of the process on the file
 
 
 def _byte_of(name: str) -> int:
-    """A place in the lock file, 7 bytes of a hash: two names meet once in 7e16 pairs, and then only wait in turn."""
+    """Offset in the lock file: 7 bytes of a hash. If two names share one (1 in 7e16), one waits for the other."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
-async def once(
-    rows: Log, claims: Claims, key: str, make: Callable[[], Awaitable[dict[str, Any]]], *, wait_s: float = 0.1
-) -> tuple[dict[str, Any], bool]:
-    """The row with `key`: from the log, else from `make`, which runs for one task of one process only.
+async def get_or_make(
+    journal: Journal, locks: NamedLocks, key: str, make: Callable[[], Awaitable[Row]], *, wait_s: float = 0.1
+) -> tuple[Row, bool]:
+    """The row with `key`: from the journal, else from `make`, which runs in one task of one process only.
 
-    The row is in the file before this returns. If `make` raises, nothing is kept and the next one in line tries.
+    The row is in the file before this returns. If `make` raises, nothing is kept and the next waiting task tries.
 
     Returns:
-        the row, and whether `make` was called for it here.
+        the row, and whether `make` was called here.
     """
     while True:
-        if (row := rows.get(key)) is not None:
+        if (row := journal.get(key)) is not None:
             return row, False
-        if claims.take(key):
+        if locks.acquire(key):
             try:
-                if (row := rows.get(key)) is not None:  # it came between the look and the claim
+                if (row := journal.get(key)) is not None:  # written between the lookup and the lock
                     return row, False
                 row = {"key": key, **await make()}
-                await rows.put(row)
+                await journal.put(row)
                 return row, True
             finally:
-                claims.release(key)
+                locks.release(key)
         await asyncio.sleep(wait_s)
-
-
-def append_jsonl_records(path: Path) -> list[dict[str, Any]]:
-    """Read an append-only JSONL file for continuing it: a half-written last line is cut off with a warning.
-
-    Raises:
-        UserError: a line that is not the last is broken; that is no interrupted write, so nothing is cut.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        log.warning("%s: cut off a half-written last line (%d bytes)", path, len(data) - len(whole))
-        with path.open("rb+") as file:
-            file.truncate(len(whole))
-    rows = []
-    for line_no, line in enumerate(whole.splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{line_no}: not JSON ({error}); mend or delete the file") from None
-    return rows

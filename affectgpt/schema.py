@@ -288,28 +288,26 @@ def bad_rows_error(bad: Sequence[BadSample]) -> ManifestError:
     return ManifestError(f"{listed}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip; {HELP}")
 
 
-class _FirstLines(Protocol):
+class SeenIds(Protocol):
     """Maps an id to its first line; a dict, or an index on disk if the ids do not fit in memory."""
 
     def setdefault(self, key: str, default: int, /) -> int: ...
 
 
-def stream_samples(
-    path: str | os.PathLike[str], first_lines: _FirstLines | None = None
-) -> Iterator[Sample | BadSample]:
+def stream_samples(path: str | os.PathLike[str], seen: SeenIds | None = None) -> Iterator[Sample | BadSample]:
     """Iterate over the rows of a manifest in file order: samples, and rows that cannot be used.
 
     Raises:
         ManifestError: the file does not exist, cannot be read, is not UTF-8, or is neither JSONL nor CSV.
     """
-    path, first_lines = Path(path), {} if first_lines is None else first_lines
+    path, seen = Path(path), {} if seen is None else seen
     for line_no, row in _rows(path):
         sample_id = str(row.get("id", row.get("name", "?"))) if isinstance(row, Mapping) else "?"
         try:
             if isinstance(row, InputError):
                 raise row
             sample = sample_from_row(row, path.parent)
-            if (first := first_lines.setdefault(sample.id, line_no)) != line_no:
+            if (first := seen.setdefault(sample.id, line_no)) != line_no:
                 raise InputError(f"the id is already used in line {first}; ids must be unique")
         except InputError as error:
             yield BadSample(sample_id, f"{path}:{line_no}", str(error))
@@ -357,12 +355,17 @@ def _jsonl_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
         yield line_no, value
 
 
-def to_json(item: Sample | Prediction | BadSample) -> str:
-    """One line of JSON without the unset fields."""
+def to_row(item: Sample | Prediction | BadSample) -> dict[str, Any]:
+    """The fields that are set."""
     row = {key: value for key, value in vars(item).items() if value not in (None, {}, ())}
     if isinstance(item, Sample) and item.face is None:
         row.pop("face_order", None)
-    return json.dumps(row, ensure_ascii=False)
+    return row
+
+
+def to_json(item: Sample | Prediction | BadSample) -> str:
+    """One line of JSON without the unset fields."""
+    return json.dumps(to_row(item), ensure_ascii=False)
 
 
 def write_jsonl(path: str | os.PathLike[str], items: Iterable[Sample | Prediction | BadSample]) -> None:

@@ -1,4 +1,4 @@
-"""Logs and claims: whole lines, one writer of each answer, whatever dies."""
+"""Journals and named locks: complete lines and one writer of each answer, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 import pytest
 
 from affectgpt.annotate.store import Store
-from affectgpt.journal import Claims, Log, once
+from affectgpt.journal import Journal, NamedLocks, append_rows, get_or_make, read_journal
 from affectgpt.runtime import UserError
 
 # fork: the children need nothing but this module, and a spawned one would import torch through the tests' package.
@@ -21,28 +21,28 @@ processes = multiprocessing.get_context("fork")
 
 
 def test_what_was_appended_is_found_again_by_key_and_by_newest_of_a_name(tmp_path):
-    rows = Log(tmp_path / "a.jsonl", name=lambda row: row["id"])
+    rows = Journal(tmp_path / "a.jsonl", name=lambda row: row["id"])
     for number, key in enumerate("abcab"):
         rows.append({"key": key, "id": "xyx"[number % 3], "n": number, "text": "ü\u2028\n"})
     assert rows.get("a")["n"] == 3
     assert rows.get("z") is None
     assert rows.latest("x")["n"] == 3
     assert [row["n"] for row in rows.rows()] == [3, 4]
-    again = Log(tmp_path / "a.jsonl", name=lambda row: row["id"])
+    again = Journal(tmp_path / "a.jsonl", name=lambda row: row["id"])
     assert again.get("a") == rows.get("a")
-    assert again.named("x") == 3
+    assert again.count("x") == 3
 
 
 def test_a_line_that_a_killed_writer_left_torn_is_cut_off_by_the_next_one(tmp_path, caplog):
     path = tmp_path / "a.jsonl"
-    Log(path).append({"key": "a"})
+    Journal(path).append({"key": "a"})
     with path.open("a") as file:
         file.write('{"key": "b", "te')
-    rows = Log(path)
+    rows = Journal(path)
     assert rows.get("b") is None
     with caplog.at_level(logging.WARNING):
         rows.append({"key": "c"})
-    assert "cut off a half-written last line (16 bytes)" in caplog.text
+    assert "cut off an incomplete last line (16 bytes)" in caplog.text
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
     assert rows.get("c")
 
@@ -50,15 +50,15 @@ def test_a_line_that_a_killed_writer_left_torn_is_cut_off_by_the_next_one(tmp_pa
 def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')
-    with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON .*mend or remove the line"):
-        Log(path)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON .*correct or remove the line"):
+        Journal(path).refresh()
     path.write_text('{"key": "a"}\n{"kay": "b"}\n')
-    with pytest.raises(UserError, match=r'a\.jsonl:2: no object with a "key"'):
-        Log(path)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: not an object with 'key'"):
+        Journal(path).refresh()
 
 
-def test_rows_of_another_process_are_found_at_once(tmp_path):
-    mine, other = Log(tmp_path / "a.jsonl"), Log(tmp_path / "a.jsonl")
+def test_rows_of_another_process_are_found_at_get_or_make(tmp_path):
+    mine, other = Journal(tmp_path / "a.jsonl"), Journal(tmp_path / "a.jsonl")
     other.append({"key": "b", "from": "other"})
     assert mine.get("b")["from"] == "other"
     mine.append({"key": "c"})
@@ -66,7 +66,7 @@ def test_rows_of_another_process_are_found_at_once(tmp_path):
 
 
 def _append_many(path, letter, n):
-    rows = Log(path)
+    rows = Journal(path)
     for number in range(n):
         rows.append({"key": f"{letter}{number}", "text": letter * 5000})
 
@@ -91,38 +91,169 @@ def test_a_writer_killed_at_any_moment_leaves_whole_lines(tmp_path):
         time.sleep(wait_s)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-    rows = Log(path)
+    rows = Journal(path)
     rows.append({"key": "end"})
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) > 1
     assert all(line.endswith(b"\n") and json.loads(line)["key"] for line in lines)
 
 
-def test_a_full_disk_is_an_error_and_the_file_ends_as_before(tmp_path, monkeypatch):
-    rows = Log(tmp_path / "a.jsonl")
+def _append_to_a_full_disk(path, queue):
+    import resource  # in a process of its own, since a hard limit cannot be raised again
+
+    rows = Journal(path)
     rows.append({"key": "a"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    for row in ({"key": "b", "text": "x" * 2000}, {"key": "c", "text": "x" * 500}, {"key": "d", "text": "x" * 900}):
+        try:
+            rows.append(row)
+        except UserError as error:
+            queue.put(str(error))
+        queue.put(path.read_text())
+    queue.put([row["key"] for row in rows.rows()])
+
+
+def test_a_full_disk_is_an_error_and_the_file_ends_as_before(tmp_path):
+    queue = processes.Queue()
+    child = processes.Process(target=_append_to_a_full_disk, args=(tmp_path / "a.jsonl", queue))
+    child.start()
+    found = [queue.get(timeout=10) for _ in range(6)]
+    child.join()
+    first, second = '{"key": "a"}\n', '{"key": "c", "text": "' + "x" * 500 + '"}\n'
+    assert found[1:3] == [first, first + second]
+    assert found[4:] == [first + second, ["a", "c"]]
+    for message in (found[0], found[3]):
+        assert "a.jsonl: cannot be written (File too large); is the disk full?" in message
+
+
+def test_a_write_that_the_system_cuts_short_is_continued(tmp_path, monkeypatch):
+    rows = Journal(tmp_path / "a.jsonl")
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
-    with pytest.raises(OSError, match=r"only 5 of \d+ bytes could be written; is the disk full"):
-        rows.append({"key": "b"})
-    monkeypatch.undo()
-    assert (tmp_path / "a.jsonl").read_text() == '{"key": "a"}\n'
-    rows.append({"key": "b"})
-    assert rows.get("b")
+    rows.append({"key": "a"}, {"key": "b"})
+    assert (tmp_path / "a.jsonl").read_text() == '{"key": "a"}\n{"key": "b"}\n'
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_a_line_of_any_length_is_read_and_a_later_one_deletes_nothing(tmp_path, is_indexed):
+    path = tmp_path / "a.jsonl"
+    mine, other = Journal(path), Journal(path)
+    if is_indexed:
+        mine.refresh()
+    other.append({"key": "long", "text": "x" * ((1 << 24) + 100)})
+    other.append({"key": "after"})
+    mine.append({"key": "mine"})
+    assert [row["key"] for row in mine.rows()] == ["long", "after", "mine"]
+    assert len(mine.get("long")["text"]) == (1 << 24) + 100
+    with path.open("a") as file:
+        file.write('{"key": "torn", "text": "' + "y" * (1 << 25))
+    assert Journal(path).get("mine")
+    mine.append({"key": "last"})
+    assert [row["key"] for row in read_journal(path)] == ["long", "after", "mine", "last"]
+
+
+def test_rows_are_found_by_another_field_than_key(tmp_path):
+    rows = Journal(tmp_path / "a.jsonl", key="id")
+    rows.append({"id": "a", "n": 1}, {"id": "b"}, {"id": "a", "n": 2})
+    assert rows.get("a")["n"] == 2
+    assert [row["id"] for row in rows.rows()] == ["b", "a"]
+    with pytest.raises(KeyError, match=r"a row needs 'id', found \['key'\]"):
+        rows.append({"key": "a"})
+
+
+def test_half_a_surrogate_pair_and_names_that_are_not_utf8_survive(tmp_path):
+    rows = Journal(tmp_path / "a.jsonl")
+    for key in ("cut \ud83d", "file \udcff", "whole 😀"):
+        rows.append({"key": "k", "text": key})
+        assert rows.get("k")["text"] == key
+    assert (tmp_path / "a.jsonl").read_text().endswith('"whole 😀"}\n')
+
+
+def test_rows_that_come_while_others_are_written_are_written_together(tmp_path, monkeypatch):
+    writes = []
+    real = os.write
+
+    def slow(file: int, data: memoryview) -> int:
+        writes.append(bytes(data).count(b"\n"))
+        time.sleep(0.02)
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    rows = Journal(tmp_path / "a.jsonl")
+
+    async def all_at_once() -> None:
+        async def one(number: int) -> None:
+            await rows.put({"key": str(number)})
+            assert f'"{number}"' in (tmp_path / "a.jsonl").read_text()  # it is in the file when put returns
+
+        await asyncio.gather(*(one(number) for number in range(50)))
+
+    asyncio.run(all_at_once())
+    assert sum(writes) == 50
+    assert len(writes) <= 2
+    assert [rows.get(str(number)) for number in range(50)] == [{"key": str(number)} for number in range(50)]
+    rows.close()
+
+
+def test_whatever_a_write_raises_reaches_every_caller_that_waits(tmp_path, monkeypatch):
+    rows = Journal(tmp_path / "a.jsonl")
+
+    def fail(*_):
+        time.sleep(0.05)
+        raise RuntimeError("odd")
+
+    async def three() -> list:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fail)
+            tasks = [rows.put({"key": key}) for key in "abc"]
+            found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        await rows.put({"key": "d"})
+        return found
+
+    assert [str(error) for error in asyncio.run(three())] == ["odd"] * 3
+    assert [row["key"] for row in read_journal(rows.path)] == ["d"]
+
+
+def test_a_row_that_cannot_be_written_fails_alone_and_a_cancelled_caller_stops_nobody(tmp_path):
+    rows = Journal(tmp_path / "a.jsonl")
+
+    async def several() -> list:
+        first = asyncio.create_task(rows.put({"key": "first"}))
+        others = [asyncio.create_task(rows.put(row)) for row in ({"key": "bad", "no": {1, 2}}, {"key": "good"})]
+        await asyncio.sleep(0)
+        first.cancel()
+        return await asyncio.wait_for(asyncio.gather(first, *others, return_exceptions=True), 10)
+
+    assert [type(found) for found in asyncio.run(several())] == [asyncio.CancelledError, TypeError, type(None)]
+    assert {row["key"] for row in read_journal(rows.path)} == {"first", "good"}
+
+
+def test_reading_leaves_an_incomplete_line_and_appending_cuts_it(tmp_path, caplog):
+    path = tmp_path / "p.jsonl"
+    assert read_journal(path) == []
+    path.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c", "te')
+    assert [row["id"] for row in read_journal(path)] == ["a", "b"]
+    assert "left out an incomplete last line (15 bytes)" in caplog.text
+    assert path.read_text().endswith('"te')
+    append_rows(path, [{"id": "d"}, [1, 2]])
+    assert path.read_text() == '{"id": "a"}\n{"id": "b"}\n{"id": "d"}\n[1, 2]\n'
+    path.write_text('{"id": "a"}\n{oops\n{"id": "c"}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:2: not JSON"):
+        read_journal(path)
 
 
 def test_what_stands_in_the_file_is_forced_to_the_disk_only_on_request(tmp_path, monkeypatch):
     forced = []
     monkeypatch.setattr(os, "fsync", forced.append)
-    Log(tmp_path / "a.jsonl").append({"key": "a"})
+    Journal(tmp_path / "a.jsonl").append({"key": "a"})
     assert not forced
-    Log(tmp_path / "a.jsonl", fsync=True).append({"key": "b"})
+    Journal(tmp_path / "a.jsonl", fsync=True).append({"key": "b"})
     assert forced
 
 
 def _hold(path, name, taken, free):
-    claims = Claims(path)
-    assert claims.take(name)
+    claims = NamedLocks(path)
+    assert claims.acquire(name)
     taken.set()
     free.wait()
 
@@ -132,22 +263,22 @@ def test_a_claim_is_held_by_one_process_and_freed_by_its_death(tmp_path):
     holder = processes.Process(target=_hold, args=(tmp_path / "claims", "work", taken, free))
     holder.start()
     taken.wait()
-    claims = Claims(tmp_path / "claims")
-    assert not claims.take("work")
-    assert claims.take("other work")
+    claims = NamedLocks(tmp_path / "claims")
+    assert not claims.acquire("work")
+    assert claims.acquire("other work")
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    assert claims.take("work")
-    assert not claims.take("work")  # not twice by ourselves either
+    assert claims.acquire("work")
+    assert not claims.acquire("work")  # not twice by ourselves either
     claims.release("work")
-    assert claims.take("work")
+    assert claims.acquire("work")
 
 
 def test_many_tasks_that_want_one_answer_make_it_once_and_failures_are_not_kept(tmp_path):
     made = []
 
     async def scenario():
-        rows, claims = Log(tmp_path / "a.jsonl"), Claims(tmp_path / "claims")
+        rows, claims = Journal(tmp_path / "a.jsonl"), NamedLocks(tmp_path / "claims")
 
         async def make():
             made.append(1)
@@ -157,7 +288,7 @@ def test_many_tasks_that_want_one_answer_make_it_once_and_failures_are_not_kept(
             return {"text": "answer"}
 
         results = await asyncio.gather(
-            *(once(rows, claims, "k", make, wait_s=0.01) for _ in range(5)), return_exceptions=True
+            *(get_or_make(rows, claims, "k", make, wait_s=0.01) for _ in range(5)), return_exceptions=True
         )
         assert sum(isinstance(result, ValueError) for result in results) == 1
         good = [result for result in results if not isinstance(result, ValueError)]
@@ -180,12 +311,12 @@ def _answer_all(folder, letter, n_made):
             return {"step": "s", "model": "m", "media_sha256": "0", "by": letter, "tokens_in": 1, "tokens_out": 2}
 
         for number in range(50):
-            await once(store.answers, store.claims, f"k{number}", make, wait_s=0.001)
+            await get_or_make(store.answers, store.claims, f"k{number}", make, wait_s=0.001)
 
     asyncio.run(scenario())
 
 
-def test_two_processes_that_want_the_same_answers_make_each_once(tmp_path):
+def test_two_processes_that_want_the_same_answers_make_each_get_or_make(tmp_path):
     n_made = processes.Value("i", 0)
     both = [processes.Process(target=_answer_all, args=(tmp_path, letter, n_made)) for letter in "ab"]
     for process in both:
@@ -206,7 +337,8 @@ def test_the_index_of_a_hundred_thousand_lines_does_not_live_in_memory(tmp_path)
         for number in range(100_000):
             file.write(f'{{"key": "{number:064d}", "text": "{"x" * 200}"}}\n')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = Log(path)
+    rows = Journal(path)
+    rows.refresh()
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert rows.get(f"{99_999:064d}")
     assert grown_mib < 120  # 16 MiB blocks while reading; the file is 29 MiB, its parsed rows would be over 60

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from affectgpt.journal import append_jsonl_records
 from affectgpt.runs import RunRecord, new_run_folder, runs_named
 from affectgpt.runtime import UserError, stable_hash, write_text_atomic
 
@@ -35,21 +34,6 @@ def test_a_record_tells_status_inputs_and_versions(tmp_path):
     assert (values["status"], values["f_s"], values["config"]) == ("finished", 0.5, {"seed": 1})
     assert values["inputs"][str(source)].startswith("2d711642b726b044")  # sha256 of "x"
     assert {"python", "torch", "transformers"} <= values["versions"].keys()
-
-
-def test_a_half_written_last_line_is_cut_off_and_only_that(tmp_path, caplog):
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c", "te')
-    assert [row["id"] for row in append_jsonl_records(path)] == ["a", "b"]
-    assert path.read_text() == '{"id": "a"}\n{"id": "b"}\n'
-    assert "half-written" in caplog.text
-
-
-def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path):
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"id": "a"}\n{oops\n{"id": "c"}\n')
-    with pytest.raises(UserError, match=r"p\.jsonl:2: not JSON"):
-        append_jsonl_records(path)
 
 
 def test_stable_hash_ignores_key_order_and_sees_values():

@@ -24,7 +24,7 @@ from affectgpt.chat.request import Chat, Request, first_seconds
 from affectgpt.chat.served import media_parts, messages_of
 from affectgpt.chat.transport import Endpoint
 from affectgpt.config import AnnotatorConfig
-from affectgpt.journal import once
+from affectgpt.journal import get_or_make
 from affectgpt.runtime import UserError, stable_hash
 
 log = logging.getLogger("affectgpt")
@@ -173,7 +173,7 @@ class Served:
             return await self._ask(question, request, reserved)
 
         try:
-            return await once(self._store.answers, self._store.claims, question.key(self.name, request), ask)
+            return await get_or_make(self._store.answers, self._store.claims, question.key(self.name, request), ask)
         finally:
             for most in reserved:  # not before the answer's cost is counted, which is when it is stored
                 self._budget.release(most)
@@ -266,7 +266,7 @@ class InProcess:
             about = {"step": question.step, "model": self.name, "media_sha256": question.clip.sha256}
             return {**about, "request": request, **await self._batcher.put(question)}
 
-        return await once(self._store.answers, self._store.claims, question.key(self.name, request), ask)
+        return await get_or_make(self._store.answers, self._store.claims, question.key(self.name, request), ask)
 
     def _generate(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         if self._chat is None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from affectgpt.config import AnnotateConfig
 from affectgpt.data.sources import samples_from_paths
-from affectgpt.journal import FirstLines, Log
+from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
@@ -51,7 +51,7 @@ class Clips:
 
     def __iter__(self) -> Iterator[Sample | BadSample]:
         config, n_good = self._config, 0
-        rows = stream_samples(self._manifest, FirstLines()) if self._manifest else iter(self._samples)
+        rows = stream_samples(self._manifest, SeenIdsOnDisk()) if self._manifest else iter(self._samples)
         for item in rows:
             if isinstance(item, Sample):
                 if config.split is not None and item.split != config.split:
@@ -145,7 +145,7 @@ def files_of(sample: Sample, openface: Path | None) -> Iterator[Path]:
             yield Path(path)
 
 
-def media_sha256(files: Sequence[Path], hashes: Log) -> str:
+def media_sha256(files: Sequence[Path], hashes: Journal) -> str:
     """Hash of the files' bytes; a file whose size and modification time are unchanged is not read again.
 
     Raises:

@@ -16,7 +16,7 @@ from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import other_language
 from affectgpt.annotate.record import Annotation, from_row, read_records
 from affectgpt.annotate.review.labelstudio import SCREENS, local_url, medium_of, screen_config, task
-from affectgpt.journal import Log
+from affectgpt.journal import Journal
 from affectgpt.media import MediaError, probe
 from affectgpt.prompts import LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, write_text_atomic
@@ -38,7 +38,7 @@ def records_in(path: Path) -> Iterator[Annotation]:
     if file is path:
         yield from read_records(path)
         return
-    log = Log(file, name=lambda row: row["id"])
+    log = Journal(file, name=lambda row: row["id"])
     try:
         for row in log.rows():
             yield from_row(row)

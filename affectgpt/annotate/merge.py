@@ -14,7 +14,7 @@ from affectgpt.annotate.checks import shingles, similarity, verdict
 from affectgpt.annotate.record import Annotation, Clue, RecordError, from_row
 from affectgpt.annotate.review.agreement import jaccard
 from affectgpt.annotate.review.rounds import unite
-from affectgpt.journal import Log
+from affectgpt.journal import Journal
 from affectgpt.runtime import UserError, stable_hash
 
 HOW = ("union", "majority")
@@ -92,7 +92,7 @@ def together(folders: Sequence[Path], left_out: Counter[str]) -> Iterator[dict[s
         for folder in folders:
             if not (folder / "records.jsonl").is_file():
                 raise UserError(f"{folder / 'records.jsonl'}: no such file; is it a folder that annotate wrote?")
-            logs.append(Log(folder / "records.jsonl", name=lambda row: row["id"]))
+            logs.append(Journal(folder / "records.jsonl", name=lambda row: row["id"]))
         for row in logs[0].rows():
             found = {names[0]: from_row(row)}
             for name, log in zip(names[1:], logs[1:], strict=True):

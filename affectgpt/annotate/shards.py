@@ -36,7 +36,7 @@ from affectgpt.annotate.record import from_row
 from affectgpt.annotate.single import run_single
 from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, summary
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
-from affectgpt.journal import Log
+from affectgpt.journal import Journal
 from affectgpt.runs import RunRecord
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import Sample, to_json
@@ -348,7 +348,7 @@ def _why(folder: Path, code: int) -> str:
 
 def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple[Totals, dict[str, Any]]:
     """Bring records and failures of all shards together in `out`; what they did, added up."""
-    records = Log(out / "records.jsonl", name=lambda row: row["id"])
+    records = Journal(out / "records.jsonl", name=lambda row: row["id"])
     try:
         for folder in folders:
             for row in _rows(folder / "records.jsonl"):
@@ -379,7 +379,7 @@ def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
-        shard = Log(path, name=lambda row: row["id"])
+        shard = Journal(path, name=lambda row: row["id"])
         try:
             yield from shard.rows()
         finally:

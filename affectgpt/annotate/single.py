@@ -151,7 +151,7 @@ class _Run:
             if self._is_there(sample.id, key):
                 self._advance(there=1)
                 return
-            if not store.claims.take(f"clip {sample.id}"):
+            if not store.claims.acquire(f"clip {sample.id}"):
                 self.later.append(sample)
                 return
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from affectgpt.journal import Claims, Log
+from affectgpt.journal import Journal, NamedLocks
 
 
 class Store:
@@ -29,15 +29,15 @@ class Store:
         self.folder = folder
         self.cost, self.n_answers, self.tokens_in, self.tokens_out, self.n_uncounted = 0.0, 0, 0, 0, 0
         self.by_call: dict[tuple[str, str], list[int]] = {}
-        self.answers = Log(shared / "answers.jsonl", name=_call_of, on_row=self._count, fsync=fsync)
-        self.records = Log(folder / "records.jsonl", name=lambda row: row["id"], fsync=fsync)
-        self.failures = Log(folder / "store" / "failures.jsonl", name=lambda row: row["id"])
-        self.hashes = Log(shared / "hashes.jsonl")
-        self.claims = Claims(shared / "claims")
+        self.answers = Journal(shared / "answers.jsonl", name=_call_of, on_row=self._count, fsync=fsync)
+        self.records = Journal(folder / "records.jsonl", name=lambda row: row["id"], fsync=fsync)
+        self.failures = Journal(folder / "store" / "failures.jsonl", name=lambda row: row["id"])
+        self.hashes = Journal(shared / "hashes.jsonl")
+        self.claims = NamedLocks(shared / "claims")
 
     def answered(self, media_sha256: str, step: str, model: str) -> int:
         """How many answers there are to this step's questions about this clip."""
-        return self.answers.named(f"{media_sha256} {step} {model}")
+        return self.answers.count(f"{media_sha256} {step} {model}")
 
     def close(self) -> None:
         for file in (self.answers, self.records, self.failures, self.hashes, self.claims):

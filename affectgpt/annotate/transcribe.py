@@ -10,7 +10,7 @@ from typing import Any
 from affectgpt.annotate.annotators import CODE_VERSION
 from affectgpt.annotate.clips import Clip
 from affectgpt.annotate.store import Store
-from affectgpt.journal import once
+from affectgpt.journal import get_or_make
 from affectgpt.runtime import UserError, stable_hash
 
 log = logging.getLogger("affectgpt")
@@ -36,7 +36,7 @@ class Transcriber:
                 found = await asyncio.to_thread(self._hear, clip, lang)
             return {"step": step, "model": self.name, "media_sha256": clip.sha256, "request": request, **found}
 
-        return await once(self._store.answers, self._store.claims, key, make)
+        return await get_or_make(self._store.answers, self._store.claims, key, make)
 
     def _hear(self, clip: Clip, lang: str) -> dict[str, Any]:
         import torch

@@ -20,7 +20,7 @@ from affectgpt.annotate.review.agreement import agreement
 from affectgpt.annotate.review.labelstudio import SCREENS
 from affectgpt.annotate.store import Store
 from affectgpt.config import RecordsConfig
-from affectgpt.journal import Log
+from affectgpt.journal import Journal
 from affectgpt.runtime import UserError, write_json_atomic, write_text_atomic
 
 
@@ -84,7 +84,7 @@ def _check_each(store: Store, policy: Mapping[str, str], duplicates: checks.Dupl
     n = 0
     for row in store.records.rows():
         claim = f"clip {row['id']}"
-        if not store.claims.take(claim):
+        if not store.claims.acquire(claim):
             continue  # a run is making this record anew, and checks it itself
         try:
             record = from_row(store.records.latest(row["id"]) or row)
@@ -110,7 +110,7 @@ def merge(config: RecordsConfig) -> int:
     out = Path(_needed(config.out, "out", "the folder of the merged records"))
     left_out: Counter[str] = Counter()
     label_sets: list[dict[str, tuple[str, ...]]] = []
-    log = Log(out / "records.jsonl", name=lambda row: row["id"])
+    log = Journal(out / "records.jsonl", name=lambda row: row["id"])
     try:
         n = 0
         for found in together([Path(name) for name in config.input], left_out):
@@ -130,7 +130,7 @@ def merge(config: RecordsConfig) -> int:
     return 0
 
 
-def _append_if_new(log: Log, record: Annotation) -> None:
+def _append_if_new(log: Journal, record: Annotation) -> None:
     row = json.loads(json.dumps(to_row(record)))  # as it is read back: tuples are lists there
     if log.latest(record.id) != row:
         log.append(row)
@@ -210,7 +210,7 @@ def import_review(config: RecordsConfig) -> int:
     print("\n".join(lines))
     unfinished: Counter[str] = Counter()
     done = list(_finished(setup, answers, unfinished))
-    log = Log(folder / "records.jsonl", name=lambda row: row["id"])
+    log = Journal(folder / "records.jsonl", name=lambda row: row["id"])
     try:
         for record in done:
             _append_if_new(log, record)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.chat.concurrency import StopSignal, for_each
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.transport import ChatError, Endpoint, RequestFailed
-from affectgpt.journal import Log
+from affectgpt.journal import Journal
 from affectgpt.media import Waveform
 from affectgpt.runtime import InputError, stable_hash
 
@@ -165,8 +165,8 @@ class ChatClient:
         return {"model": self.name, "messages": messages, **self._sampling, **changed}
 
     @cached_property
-    def _log(self) -> Log:
-        return Log(self._cache)
+    def _log(self) -> Journal:
+        return Journal(self._cache)
 
     def _logged(self, key: str) -> dict[str, Any] | None:
         if self._offline and not self._cache.exists():

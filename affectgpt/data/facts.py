@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from affectgpt.journal import append_rows
 from affectgpt.media import MediaInfo, MissingMedia, probe, probe_faces
 from affectgpt.runtime import sha256_of_file
 
@@ -72,12 +71,7 @@ class MediaFacts:
             return
         paths = list(self._changed)  # other threads may be adding to it
         rows = [[path, *self._known[path][:2], dict(self._known[path][2])] for path in paths]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._file}.lock"), self._file.open("ab+") as file:
-            if file.seek(0, os.SEEK_END) and not _ends_line(self._file):
-                file.write(b"\n")  # a killed process left half a line
-            file.write(text.encode("utf-8", "surrogateescape"))
+        append_rows(self._file, rows)
         for path in paths:
             self._changed.pop(path, None)
 
@@ -107,12 +101,6 @@ class MediaFacts:
 def facts_in(cache: Path) -> MediaFacts:
     """The facts kept in the folder `cache`: one object a process, so that the file is read once."""
     return MediaFacts(cache / FILE)
-
-
-def _ends_line(file: Path) -> bool:
-    with file.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) == b"\n"
 
 
 def _read(file: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:

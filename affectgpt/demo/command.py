@@ -16,7 +16,7 @@ from typing import Any
 from affectgpt.config import DemoConfig
 from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import format_prediction
-from affectgpt.journal import append_jsonl_records
+from affectgpt.journal import read_journal
 from affectgpt.metrics import Report
 from affectgpt.runtime import log, write_json_atomic
 from affectgpt.tables import format_table
@@ -121,7 +121,7 @@ def explain_one(run: Path, compose: Compose) -> str:
 
     source = compose("eval").data.test[0]
     sample = probe_sample(read_manifest(source.manifest, split=source.split)[0][0])
-    rows = append_jsonl_records(run / f"eval-{_slug(BOTH_STAGES)}" / "predictions.jsonl")
+    rows = read_journal(run / f"eval-{_slug(BOTH_STAGES)}" / "predictions.jsonl")
     row = next(row for row in rows if row["id"] == sample.id)
     wrapped = textwrap.fill(sample.description or "", 100, initial_indent="  ", subsequent_indent="  ")
     truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"

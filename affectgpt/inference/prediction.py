@@ -24,11 +24,11 @@ from affectgpt.cache.reader import ClipReader
 from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.data.sources import attempt
 from affectgpt.inference.answers import AnswerFunction, answers
-from affectgpt.journal import append_jsonl_records
+from affectgpt.journal import Journal, read_journal
 from affectgpt.metrics.extract import read_labels
 from affectgpt.prompts import PROMPT_VERSION, render
 from affectgpt.runtime import InputError, UserError, stable_hash, write_json_atomic
-from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_json
+from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
 from affectgpt.spread import in_threads
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def predict_to_file(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     sidecar = out.with_name(out.name + ".settings.json")
-    done = {row["id"]: row for row in append_jsonl_records(out)}
+    done = {row["id"]: row for row in read_journal(out)}
     if done and sidecar.exists():
         before = json.loads(sidecar.read_text(encoding="utf-8"))
         if stable_hash(before) != stable_hash(settings):
@@ -164,11 +164,9 @@ def predict_to_file(
         log.info("%s has %d of %d samples; %d to do", out, n_done, len(samples), len(todo))
     rows = tqdm(predictions(todo), what, len(samples), initial=n_done, file=sys.stderr, disable=len(samples) == 1)
     made: dict[str, Prediction] = {}
-    with contextlib.closing(out.open("a", encoding="utf-8")) as file:
+    with contextlib.closing(Journal(out, key="id", fsync=True)) as journal:
         for prediction in rows:
-            file.write(to_json(prediction) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            journal.append(to_row(prediction))
             made[prediction.id] = prediction
     old = {key: prediction_from_row(row) for key, row in done.items()}
     return [{**old, **made}[sample.id] for sample in samples if sample.id in old or sample.id in made]

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from affectgpt.journal import append_jsonl_records
+from affectgpt.journal import append_rows, read_journal
 from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.schema import Prediction, Sample
 
@@ -65,13 +65,12 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            kept = [row for row in append_jsonl_records(self._path) if row["step"] <= state.global_step]
+            kept = [row for row in read_journal(self._path) if row["step"] <= state.global_step]
             write_text_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+            append_rows(self._path, [{"step": state.global_step, **(logs or {})}])
 
 
 class TensorBoardLog(TrainerCallback):

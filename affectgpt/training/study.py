@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, SourceConfig, StudyReportConfig, TrainConfig
-from affectgpt.journal import append_jsonl_records
+from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
 from affectgpt.runtime import InputError, MissingLibrary, UserError, write_json_atomic
@@ -339,7 +339,7 @@ def _read_run(run: Path, title: str) -> _Run | None:
     points = json.loads((run / CURVE).read_text(encoding="utf-8"))
     steps = [0, *(int(point["checkpoint"].rpartition("-")[2]) for point in points[1:])]
     avg = {name: [50 * (point[name]["precision"] + point[name]["recall"]) for point in points] for name in SETS}
-    logged = [row for row in append_jsonl_records(run / "metrics.jsonl") if "loss" in row]
+    logged = [row for row in read_journal(run / "metrics.jsonl") if "loss" in row]
     return _Run(title, steps, avg, [row["step"] for row in logged], [row["loss"] for row in logged])
 
 

@@ -41,7 +41,7 @@ def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp
     """A changed key would ask paid questions again."""
     found = []
 
-    async def once(rows, claims, key, make):
+    async def get_or_make(rows, claims, key, make):
         found.append(key)
         return {}, False
 
@@ -53,7 +53,7 @@ def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp
         else:
             await InProcess(config, store, stop).answer(question)
 
-    monkeypatch.setattr(annotators, "once", once)
+    monkeypatch.setattr(annotators, "get_or_make", get_or_make)
     asyncio.run(main())
     assert found[0].startswith(key)
 

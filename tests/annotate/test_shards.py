@@ -1,8 +1,7 @@
-"""Many clips: shards that add up to one run, memory that does not grow, lines written together."""
+"""Many clips: shards that add up to one run, and memory that does not grow."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -15,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from affectgpt.annotate import shards as scale
-from affectgpt.annotate import store
 from affectgpt.annotate.clips import Clips
 from affectgpt.annotate.exporters import records_in
 from affectgpt.cli import compose
-from affectgpt.journal import Log
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample, write_jsonl
 from tests.annotate.conftest import annotate, rows_of, served, settings, write_clips
@@ -172,42 +169,3 @@ def peak_mb(folder: Path, n: int) -> float:
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
     few, many = peak_mb(tmp_path / "few", 1_000), peak_mb(tmp_path / "many", 10_000)
     assert many < few + 8, f"{few:.0f} MB for 1,000 clips and {many:.0f} MB for 10,000"
-
-
-def test_rows_that_come_while_others_are_written_are_written_together(tmp_path, monkeypatch):
-    writes = []
-    real = os.write
-
-    def slow(file: int, data: bytes) -> int:
-        writes.append(data.count(b"\n"))
-        time.sleep(0.02)
-        return real(file, data)
-
-    monkeypatch.setattr(store.os, "write", slow)
-    rows = Log(tmp_path / "a.jsonl")
-
-    async def all_at_once() -> None:
-        async def one(number: int) -> None:
-            await rows.put({"key": str(number)})
-            assert f'"{number}"' in (tmp_path / "a.jsonl").read_text()  # it is in the file when put returns
-
-        await asyncio.gather(*(one(number) for number in range(50)))
-
-    asyncio.run(all_at_once())
-    assert writes[0] == 1
-    assert sum(writes) == 50
-    assert len(writes) <= 3
-    assert [rows.get(str(number)) for number in range(50)] == [{"key": str(number)} for number in range(50)]
-    rows.close()
-
-
-def test_a_full_disk_fails_every_row_that_waited(tmp_path, monkeypatch):
-    rows = Log(tmp_path / "a.jsonl")
-    monkeypatch.setattr(store.os, "write", lambda file, data: len(data) - 1)
-
-    async def two() -> list:
-        return await asyncio.gather(rows.put({"key": "a"}), rows.put({"key": "b"}), return_exceptions=True)
-
-    assert [type(error) for error in asyncio.run(two())] == [OSError, OSError]
-    assert rows.get("a") is None
-    rows.close()

@@ -42,7 +42,7 @@ from affectgpt.annotate.review.labelstudio import (
 )
 from affectgpt.annotate.steps import Dropped, Part, Work
 from affectgpt.config import StepConfig
-from affectgpt.journal import Log
+from affectgpt.journal import Journal
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
 from affectgpt.schema import check_id
 
@@ -305,8 +305,8 @@ class Answers:
         return dict(sorted(self._by.get((number, screen, name), {}).items()))
 
 
-def _log(folder: Path) -> Log:
-    return Log(folder / "answers.jsonl", name=lambda row: row["key"])
+def _log(folder: Path) -> Journal:
+    return Journal(folder / "answers.jsonl")
 
 
 def import_exports(paths: Sequence[Path], folder: Path) -> Counter[str]:
