@@ -1,31 +1,26 @@
-"""Checks on records: what is wrong with one, in a word and a reason, and whether to keep it, drop it or ask a human.
+"""Checks on single records: what is wrong, the reason, and whether to keep the record, drop it or ask a human.
 
-Each check is a pure function from a record to findings. What a finding means is a policy: {check: keep | ask | drop},
-set in a pipeline's file (step `checks`) or on the command line (`policy.refusal=ask`). Nothing is deleted: a dropped
-record stays in the folder with its reason, and is left out of what is exported. Near-duplicates need all records, so
-they are found by `python -m affectgpt.annotate check folder/`, in two passes whose memory does not grow.
+Each check is a pure function from a record to findings. A policy {check: keep | ask | drop} maps findings to verdicts;
+it is set in a pipeline's file (step `checks`) or on the command line (`policy.refusal=ask`). Nothing is deleted: a
+dropped record stays in the folder with its reason, and is left out of the manifest and of exports. Near-duplicates
+need all records: see duplicates.py.
 
-The word lists are short and meant to be precise rather than complete; text in quotation marks is what somebody said,
-and is not checked.
+The word lists aim for precision, not completeness. Text in quotation marks is what somebody said; it is not checked.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from affectgpt.annotate.record import Annotation
 from affectgpt.runtime import UserError
 
 VERSION = "checks-1"
-"""Changes whenever a record would be judged otherwise."""
+"""Changes with every change of a verdict."""
 
 VERDICTS = ("keep", "ask", "drop")
 
@@ -42,12 +37,12 @@ POLICY: dict[str, str] = {
     "near_duplicate": "ask",
     "blind_verifier": "ask",
 }
-"""What each finding leads to unless it is set otherwise: keep = only noted, ask = a human should look, drop = out."""
+"""Default verdict of each check: keep = noted only, ask = a human should look, drop = left out."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: the check that found it, and what exactly."""
+    """One problem: the check that found it, and the details."""
 
     check: str
     reason: str
@@ -55,8 +50,8 @@ class Finding:
 
 def policy_of(changes: Mapping[str, Any]) -> dict[str, str]:
     """The default policy with changes; raises UserError for unknown checks or verdicts."""
-    if strange := sorted(set(changes) - set(POLICY)):
-        raise UserError(f"policy: there is no check {strange}; there are {sorted(POLICY)}")
+    if unknown := sorted(set(changes) - set(POLICY)):
+        raise UserError(f"policy: unknown checks {unknown}; expected some of {sorted(POLICY)}")
     policy = {**POLICY, **changes}
     if wrong := {name: verdict for name, verdict in policy.items() if verdict not in VERDICTS}:
         raise UserError(f"policy: {wrong}; expected one of {list(VERDICTS)} for each check")
@@ -69,15 +64,15 @@ def verdict(record: Annotation) -> str:
 
 
 def rows_of(findings: Iterable[Finding], policy: Mapping[str, str]) -> tuple[dict[str, str], ...]:
-    """Findings as they stand in a record's `checks`."""
+    """Findings as the rows of a record's `checks`."""
     return tuple({"check": item.check, "verdict": policy[item.check], "reason": item.reason} for item in findings)
 
 
 def check_record(record: Annotation, sees: frozenset[str] | None = None) -> list[Finding]:
-    """All findings about one record that can be made without the others.
+    """All findings about one record that need no other record.
 
     Args:
-        sees: what the clip holds ("images", "sound"); None = as far as the record tells.
+        sees: what the clip contains ("images", "sound"); None = derived from the record.
     """
     found: list[Finding] = []
     for check in CHECKS:
@@ -94,7 +89,7 @@ _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f'’]+")
 
 
 def unquoted(text: str) -> str:
-    """`text` without what stands in quotation marks."""
+    """`text` without quotations."""
     return _QUOTED.sub(" ", text)
 
 
@@ -106,7 +101,8 @@ def _texts(record: Annotation) -> Iterator[tuple[str, str, str]]:
         yield f"description {lang}", lang, text
 
 
-def _short(text: str, n: int = 60) -> str:
+def shortened(text: str, n: int = 60) -> str:
+    """`text` in one line of at most `n` characters."""
     text = " ".join(text.split())
     return text if len(text) <= n else f"{text[: n - 3]}..."
 
@@ -144,7 +140,7 @@ GENERIC = {
         "这句话表达了说话人的感受。",
     ),
 }
-"""Sentences that say nothing about a clip; a clue that is nearly one of them, or made of them, is generic."""
+"""Sentences that fit almost any clip; a clue that consists of sentences close to these is generic."""
 
 _STOP = frozenset(
     (
@@ -173,7 +169,7 @@ _STOP = frozenset(
 
 
 def _content(text: str, lang: str) -> frozenset[str]:
-    """What a sentence is made of: content words, or Chinese characters without particles."""
+    """The content words of a sentence, or its Chinese characters without particles."""
     if lang == "zh":
         return frozenset(_HAN.findall(text)) - frozenset("的了是在而和与")
     return frozenset(
@@ -185,7 +181,7 @@ _GENERIC = {lang: [_content(sentence, lang) for sentence in sentences] for lang,
 
 
 def _is_generic(sentence: str, lang: str) -> bool:
-    """Whether 3 of 4 of what the sentence and one of the list are made of is shared."""
+    """Whether the content words of the sentence and of one in the list have a Jaccard similarity of at least 0.75."""
     own = _content(sentence, lang)
     return any(len(own & other) >= 0.75 * len(own | other) for other in _GENERIC[lang])
 
@@ -196,17 +192,17 @@ def empty_clue(record: Annotation) -> list[Finding]:
     for clue in record.clues:
         size = len(_HAN.findall(clue.text)) if record.lang == "zh" else len(_WORD.findall(clue.text))
         if size < _MIN_WORDS[record.lang]:
-            found.append(Finding("empty_clue", f"{clue.modality} clue: {_short(clue.text)!r}"))
+            found.append(Finding("empty_clue", f"{clue.modality} clue: {shortened(clue.text)!r}"))
     return found
 
 
 def generic_clue(record: Annotation) -> list[Finding]:
-    """A clue all of whose sentences would fit nearly every clip."""
+    """A clue whose sentences would all fit almost any clip."""
     found = []
     for clue in record.clues:
         sentences = [part for part in re.split(r"[.!?。！？]+", clue.text) if part.strip()]
         if sentences and all(_is_generic(part, record.lang) for part in sentences):
-            found.append(Finding("generic_clue", f"{clue.modality} clue: {_short(clue.text)!r}"))
+            found.append(Finding("generic_clue", f"{clue.modality} clue: {shortened(clue.text)!r}"))
     return found
 
 
@@ -226,16 +222,16 @@ _REFUSALS = re.compile(
 
 
 def refusal(record: Annotation) -> list[Finding]:
-    """A model that says it cannot or will not, where a clue or a description should stand."""
+    """A refusal in place of a clue or a description."""
     found = []
     for name, _, text in _texts(record):
         if match := _REFUSALS.search(unquoted(text)):
-            found.append(Finding("refusal", f"{name}: {_short(match.group())!r}"))
+            found.append(Finding("refusal", f"{name}: {shortened(match.group())!r}"))
     return found
 
 
 def share_of_han(text: str) -> float | None:
-    """Chinese characters among Chinese characters and words of other scripts; None = there are neither.
+    """Share of Chinese characters among Chinese characters and words of other scripts; None = neither occurs.
 
     >>> share_of_han("他笑了 (smile)"), share_of_han("He smiles."), share_of_han("12 %")
     (0.75, 0.0, None)
@@ -246,8 +242,8 @@ def share_of_han(text: str) -> float | None:
 
 
 def wrong_language(record: Annotation) -> list[Finding]:
-    """A text that is not mainly in its language: under 60 % Chinese characters in Chinese, over 15 % in English, or in
-    a script that is neither."""
+    """A text that is not mainly in its language: less than 60 % Chinese characters in Chinese, more than 15 % in
+    English, or mostly another script."""
     texts = [*_texts(record), ("labels", record.lang, " ".join(record.labels))]
     found = []
     for name, lang, text in texts:
@@ -258,7 +254,7 @@ def wrong_language(record: Annotation) -> list[Finding]:
         words = _WORD.findall(_HAN.sub(" ", bare))
         foreign = sum(not _LATIN.fullmatch(word) for word in words)
         if foreign > 0.5 * max(len(words), 1) and foreign > len(_HAN.findall(bare)):
-            found.append(Finding("wrong_language", f"{name}: neither English nor Chinese: {_short(text)!r}"))
+            found.append(Finding("wrong_language", f"{name}: neither English nor Chinese: {shortened(text)!r}"))
         elif (share < 0.6) if lang == "zh" else (share > 0.15):
             found.append(Finding("wrong_language", f"{name}: {share:.0%} Chinese where {lang} is expected"))
     return found
@@ -268,7 +264,7 @@ def wrong_language(record: Annotation) -> list[Finding]:
 
 
 def label_without_clue(record: Annotation) -> list[Finding]:
-    """Labels, and no clue at all that they could rest on."""
+    """Labels without any clue that could support them."""
     if record.labels and not record.clues:
         return [Finding("label_without_clue", f"labels {', '.join(record.labels)}, and no clue")]
     return []
@@ -293,10 +289,10 @@ _DENIES = re.compile(
 
 
 def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> list[Finding]:
-    """Talk of a voice where the clip has none, or of a face where no picture or no face was found.
+    """A voice is described although the clip has none, or a face although there is no picture or no face was found.
 
-    A sentence that denies ("no voice is heard") claims nothing. Whether there is a voice or a face is known from what
-    was measured; a face that nobody looked for counts as there.
+    Negated sentences ("no voice is heard") claim nothing. The measured evidence tells whether there is a voice or a
+    face; where no face was looked for, one is assumed.
     """
     facts = {fact.name: fact.value for fact in record.evidence}
     measured = any(step.model == "measured" for step in record.provenance)
@@ -334,9 +330,9 @@ _UNIT_NAMES = {
 
 
 def unmeasured_claim(record: Annotation) -> list[Finding]:
-    """An action unit or a number with a unit that was not measured. (In clues, the record's schema refuses such units.)
+    """An action unit, or a number with a unit, that was not measured. (In clues, the schema refuses units.)
 
-    A number agrees with a measured one if it is the same up to rounding to what is written.
+    A number agrees with a measured one if the latter rounds to it at the precision in which it is written.
     """
     units = {fact.name for fact in record.evidence}
     found = []
@@ -349,7 +345,7 @@ def unmeasured_claim(record: Annotation) -> list[Finding]:
             kind = _UNIT_NAMES[unit.lower()]
             digits = len(number.partition(".")[2])
             values = [abs(fact.value) for fact in record.evidence if fact.unit.startswith(kind)]
-            # Half a unit of the last digit written, and a rounding error of the fact itself.
+            # Half a unit of the last digit written, plus the rounding error of the fact itself.
             if not any(abs(abs(float(number)) - value) <= 0.5 * 10**-digits + 0.006 for value in values):
                 found.append(Finding("unmeasured_claim", f"{name}: {number} {unit}"))
     return found
@@ -365,7 +361,7 @@ AGREEING = {
     "contempt": (10, 12, 14, 17),
     "doubt": (25,),
 }
-"""Action units by which MERR keeps a pseudo-label (Emotion-LLaMA, 2024)."""
+"""Action units with which MERR confirms a pseudo-label (Emotion-LLaMA, 2024)."""
 
 _SAME = {
     **{"happiness": "happy", "joy": "happy", "anger": "angry", "surprise": "surprised", "fear": "afraid"},
@@ -377,147 +373,24 @@ _SAME = {
 
 
 def contradicts_units(record: Annotation) -> list[Finding]:
-    """The first-ranked word is one of MERR's, action units are active at the peak, and none of them is one of its."""
+    """The first-ranked emotion is one of MERR's, and none of the units active at the peak is one of that emotion's."""
     words = record.ranking[:1] or record.labels[:1]
     label = _SAME.get(words[0].lower(), words[0].lower()) if words else ""
     active = sorted(int(fact.name[2:]) for fact in record.evidence if re.fullmatch(r"AU\d\d", fact.name))
     if label in AGREEING and active and not set(active) & set(AGREEING[label]):
-        told, expected = (", ".join(f"AU{n:02d}" for n in units) for units in (active, AGREEING[label]))
-        return [Finding("contradicts_units", f"{words[0]} at a peak with {told}; expected one of {expected}")]
+        active_names, expected = (", ".join(f"AU{n:02d}" for n in units) for units in (active, AGREEING[label]))
+        return [Finding("contradicts_units", f"{words[0]} at a peak with {active_names}; expected one of {expected}")]
     return []
 
 
 CHECKS: tuple[Callable[[Annotation], list[Finding]], ...] = (
     *(empty_clue, generic_clue, refusal, wrong_language, label_without_clue, unmeasured_claim, contradicts_units),
 )
-"""Checks of one record by itself; `absent_modality` comes on top, since it may be told what the clip holds."""
+"""Checks that need the record alone; `absent_modality` also takes what the clip contains."""
 
 
-# ---- near-duplicates -------------------------------------------------------------------------------------------------
-
-N_HASHES, N_BANDS = 64, 16
-"""MinHash with 16 bands of 4: texts that share 85 % of their shingles meet with probability 0.99999, those that share
-20 % with 0.03 (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4)."""
-
-MAX_IN_BAND = 64
-"""Texts that one band leads to. Where hundreds are alike but for less than the threshold (a template with other
-numbers), bands are full and a near-duplicate can be missed, never an equal text; so work grows with the clips only."""
-
-_PRIME = (1 << 31) - 1
-
-
-_POWERS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, 6, dtype=np.uint64)  # an odd number: no power loses bits
-
-
-def shingles(text: str) -> np.ndarray:
-    """Hashes of all runs of five characters, spaces and case aside: uint64 [n], sorted, no repeats."""
-    plain = " ".join(text.lower().split()).ljust(5)
-    letters = np.frombuffer(plain.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    values = np.lib.stride_tricks.sliding_window_view(letters, 5) @ _POWERS  # [n], modulo 2**64
-    values ^= values >> np.uint64(33)  # mix high bits into low ones, as in MurmurHash3's last steps
-    values *= np.uint64(0xFF51AFD7ED558CCD)
-    return np.unique(values ^ (values >> np.uint64(33)))
-
-
-def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Jaccard similarity of two sets of shingles."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
-
-
-class Duplicates:
-    """Groups texts that are nearly the same; what it knows lies in a database on disk that vanishes with it.
-
-    A group is named after its first text; a text joins the group of the most similar first text it meets.
-    """
-
-    def __init__(self, threshold: float = 0.85, seed: int = 0) -> None:
-        self.threshold = threshold
-        rng = np.random.default_rng(seed)
-        self._a = rng.integers(1, _PRIME, N_HASHES, dtype=np.uint64)[:, None]
-        self._b = rng.integers(0, _PRIME, N_HASHES, dtype=np.uint64)[:, None]
-        self._db = sqlite3.connect("", isolation_level=None)  # an empty name: temporary, on disk
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("CREATE TABLE bands (band BLOB, first INTEGER, PRIMARY KEY (band, first)) WITHOUT ROWID")
-        self._db.execute("CREATE TABLE firsts (first INTEGER PRIMARY KEY, name TEXT, shingles BLOB, n INTEGER)")
-        self._db.execute("CREATE TABLE texts (kind TEXT, name TEXT, first INTEGER, PRIMARY KEY (kind, name))")
-
-    def add(self, kind: str, name: str, text: str) -> None:
-        """Take up one text; only texts of the same kind are compared."""
-        own = shingles(text)
-        bands = [kind.encode() + b"\0" + band for band in self._bands(own)]
-        marks = ",".join("?" * len(bands))
-        query = f"SELECT first FROM bands WHERE band IN ({marks}) GROUP BY first ORDER BY COUNT(*) DESC LIMIT 8"
-        rows = self._db.execute(query, bands).fetchall()
-        best, first = 0.0, None
-        for (candidate,) in rows:
-            (blob,) = self._db.execute("SELECT shingles FROM firsts WHERE first = ?", (candidate,)).fetchone()
-            if (alike := similarity(own, np.frombuffer(blob, dtype=np.uint64))) > best:
-                best, first = alike, candidate
-        if first is None or best < self.threshold:
-            cursor = self._db.execute("INSERT INTO firsts (name, shingles, n) VALUES (?, ?, 0)", (name, own.tobytes()))
-            first = cursor.lastrowid
-            insert = "INSERT OR IGNORE INTO bands SELECT ?1, ?2 WHERE (SELECT COUNT(*) FROM bands WHERE band = ?1) < ?3"
-            self._db.executemany(insert, [(band, first, MAX_IN_BAND) for band in bands])
-        self._db.execute("UPDATE firsts SET n = n + 1 WHERE first = ?", (first,))
-        self._db.execute("INSERT OR REPLACE INTO texts VALUES (?, ?, ?)", (kind, name, first))
-
-    def group(self, kind: str, name: str) -> tuple[str, int]:
-        """The first text of the group to which this one belongs, and how many belong to it."""
-        query = "SELECT firsts.name, n FROM texts JOIN firsts USING (first) WHERE kind = ? AND texts.name = ?"
-        first, n = self._db.execute(query, (kind, name)).fetchone()
-        return first, n
-
-    def knows(self, record: Annotation) -> bool:
-        """Whether this record, with as many clues, was taken up."""
-        names = [("description", record.id)] if record.description.get(record.lang) else []
-        names += [(clue.modality, f"{record.id} {number}") for number, clue in enumerate(record.clues)]
-        query = "SELECT 1 FROM texts WHERE kind = ? AND name = ?"
-        return all(self._db.execute(query, name).fetchone() for name in names)
-
-    def close(self) -> None:
-        self._db.close()
-
-    def _bands(self, values: np.ndarray) -> list[bytes]:
-        """The MinHash signature in bands, each with its number, and as a whole: equal texts always meet."""
-        x = (values % np.uint64(_PRIME))[None, :]
-        signature = ((self._a * x + self._b) % np.uint64(_PRIME)).min(axis=1)  # [H]; below 2**62, nothing overflows
-        rows = np.split(signature.astype(np.uint32), N_BANDS)
-        whole = hashlib.blake2b(values.tobytes(), digest_size=16).digest()
-        return [whole, *(bytes([number]) + row.tobytes() for number, row in enumerate(rows))]
-
-
-REPEATED_FROM = 20
-"""A clue is called repeated if at least so many clips share it."""
-
-
-def learn_duplicates(records: Iterable[Annotation], duplicates: Duplicates) -> int:
-    """First pass: take up every description and every clue; returns the number of records."""
-    n = 0
-    for n, record in enumerate(records, 1):  # noqa: B007
-        if text := record.description.get(record.lang):
-            duplicates.add("description", record.id, text)
-        for number, clue in enumerate(record.clues):
-            duplicates.add(clue.modality, f"{record.id} {number}", clue.text)
-    return n
-
-
-def duplicate_findings(record: Annotation, duplicates: Duplicates) -> list[Finding]:
-    """Second pass: a description that another clip has already, and clues that many clips share."""
-    found = []
-    if record.description.get(record.lang):
-        first, n = duplicates.group("description", record.id)
-        if first != record.id:
-            found.append(Finding("near_duplicate", f"description as that of {first!r} ({n} clips share it)"))
-    for number, clue in enumerate(record.clues):
-        _, n = duplicates.group(clue.modality, f"{record.id} {number}")
-        if n >= REPEATED_FROM:
-            found.append(Finding("repeated_clue", f"{clue.modality} clue of {n} clips: {_short(clue.text)!r}"))
-    return found
-
-
-def count(records: Iterable[Annotation]) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """How many records have each verdict, and how many have each (check, verdict)."""
+def count_verdicts(records: Iterable[Annotation]) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    """The number of records by verdict, and by (check, verdict)."""
     verdicts: Counter[str] = Counter()
     by_check: Counter[tuple[str, str]] = Counter()
     for record in records:
@@ -526,7 +399,12 @@ def count(records: Iterable[Annotation]) -> tuple[Counter[str], Counter[tuple[st
     return verdicts, by_check
 
 
-def own_checks(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Rows that others wrote into a record's `checks`, such as the blind verifier and human rounds."""
-    mine = set(POLICY) - {"blind_verifier"}
-    return [row for row in rows if row["check"] not in mine]
+def worst_first(counts: Mapping[tuple[str, str], int]) -> list[tuple[tuple[str, str], int]]:
+    """Counts by (check, verdict): drop before ask before keep, then the largest first."""
+    return sorted(counts.items(), key=lambda item: (-VERDICTS.index(item[0][1]), -item[1]))
+
+
+def other_checks(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Rows of a record's `checks` that do not come from these checks: the blind verifier's and human rounds'."""
+    own = set(POLICY) - {"blind_verifier"}
+    return [row for row in rows if row["check"] not in own]

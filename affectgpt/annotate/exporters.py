@@ -1,4 +1,4 @@
-"""Records in the forms that others read. What a form cannot hold is said in `LOSES`; dropped records are left out."""
+"""Records in the formats of other tools. `LOSES` lists what a format cannot hold; dropped records are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from affectgpt.annotate.checks import verdict
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import other_language
 from affectgpt.annotate.record import Annotation, from_row, read_records
-from affectgpt.annotate.review.labelstudio import SCREENS, local_url, medium_of, screen_config, task
+from affectgpt.annotate.review.labelstudio import SCREENS, local_url, make_task, medium_of, screen_config
 from affectgpt.journal import Journal
 from affectgpt.media import MediaError, probe
 from affectgpt.prompts import LABEL_SEPARATOR, task_question
@@ -31,7 +31,7 @@ LOSES = {
 
 
 def records_in(path: Path) -> Iterator[Annotation]:
-    """The records of an output folder (the newest of each clip), or of a records.jsonl alone; nothing is written."""
+    """The records of an output folder (the newest of each clip), or of a single records.jsonl file."""
     file = path / "records.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a folder that `python -m affectgpt.annotate` wrote")
@@ -46,12 +46,12 @@ def records_in(path: Path) -> Iterator[Annotation]:
         log.close()
 
 
-# ---- our own ---------------------------------------------------------------------------------------------------------
+# ---- manifest --------------------------------------------------------------------------------------------------------
 
 
 def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
-    """One manifest row a record that no check drops: what training and evaluation read. A description in the other
-    language becomes a translation; a record without one, or without labels, simply lacks them."""
+    """One sample per record that no check drops, as training and evaluation read it. A description in the other
+    language becomes a translation; description, translation and labels may each be missing."""
     for record in records:
         if verdict(record) == "drop":
             continue
@@ -73,7 +73,7 @@ def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
 
 
 def write_manifest(path: Path, records: Iterable[Annotation]) -> int:
-    """Write a manifest whole or not at all; returns the number of rows."""
+    """Write a manifest atomically; returns the number of rows."""
     n = 0
 
     def counted() -> Iterator[Sample]:
@@ -86,11 +86,11 @@ def write_manifest(path: Path, records: Iterable[Annotation]) -> int:
     return n
 
 
-# ---- others ----------------------------------------------------------------------------------------------------------
+# ---- other formats ---------------------------------------------------------------------------------------------------
 
 
-def export(records: Iterable[Annotation], to: str, out: Path, media_root: Path | None = None) -> Counter[str]:
-    """Write `records` in the form `to` below `out`; returns what was written and left out, by name.
+def export_records(records: Iterable[Annotation], to: str, out: Path, media_root: Path | None = None) -> Counter[str]:
+    """Write `records` in the format `to` below `out`; returns counts of records written and left out.
 
     Args:
         media_root: labelstudio only: the folder that Label Studio serves files from.
@@ -118,7 +118,7 @@ def _not_dropped(records: Iterable[Annotation], found: Counter[str]) -> Iterator
 
 
 def _link_media(record: Annotation, out: Path) -> dict[str, str]:
-    """Links to a clip's files in the places where published data sets have them; their paths below `out`, by name."""
+    """Link a clip's files to where published data sets have them; returns their paths below `out`, by medium."""
     places = {
         "video": lambda path: f"video/{record.id}{Path(path).suffix}",
         "audio": lambda path: f"audio/{record.id}{Path(path).suffix}",
@@ -133,7 +133,7 @@ def _link_media(record: Annotation, out: Path) -> dict[str, str]:
             if link.is_symlink():
                 link.unlink()
             elif link.exists():
-                raise UserError(f"{link}: there is a file already; export to an empty folder")
+                raise UserError(f"{link}: exists already; export to an empty folder")
             os.symlink(Path(source).resolve(), link)
     return linked
 
@@ -142,8 +142,8 @@ def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None
     """MERR_fine_grained.json, its index, transcription_en_all.csv, and links to the media."""
     entries: dict[str, Any] = {}
     index = []
-    said = io.StringIO()
-    table = csv.writer(said, lineterminator="\n")
+    transcripts = io.StringIO()
+    table = csv.writer(transcripts, lineterminator="\n")
     table.writerow(["name", "sentence"])
     for record in records:
         _link_media(record, out)
@@ -177,20 +177,20 @@ def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None
         found["written"] += 1
     write_text_atomic(out / "MERR_fine_grained.json", json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
     write_text_atomic(out / "MERR_fine_grained.txt", "".join(index))
-    write_text_atomic(out / "transcription_en_all.csv", said.getvalue())
+    write_text_atomic(out / "transcription_en_all.csv", transcripts.getvalue())
 
 
 def _n_frames(record: Annotation) -> int:
-    """Frames as the file's header says; 0 where it does not, or where the file is gone."""
+    """Number of frames according to the file's header; 0 where it has none, or the file is missing."""
     try:
         return probe(record.media["video"]).n_frames if record.media.get("video") else 0
-    except (MediaError, OSError):
+    except MediaError:
         return 0
 
 
 def _sharegpt(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None:
-    """sharegpt.json: a list of conversations, and links to the media. A sound file stands under "video" as well: the
-    format knows no other field that its readers share."""
+    """sharegpt.json: a list of conversations, and links to the media. Audio files are under "video", too: it is the
+    only media field that all readers of the format know."""
     entries = []
     for record in records:
         medium = medium_of(record)
@@ -212,7 +212,7 @@ def _sharegpt(records: Iterator[Annotation], out: Path, found: Counter[str]) -> 
 
 
 def _labelstudio(records: Iterator[Annotation], out: Path, found: Counter[str], root: Path | None) -> None:
-    """Both screens for one person to look through, without rounds; `annotate review` makes those."""
+    """Both screens for one person, without rounds; `annotate review` sets up rounds."""
     root = root or Path("/")
     files: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
@@ -222,7 +222,7 @@ def _labelstudio(records: Iterator[Annotation], out: Path, found: Counter[str], 
             continue
         url = local_url(record.media[medium], root)
         for screen in SCREENS:
-            one = task(screen, record, url, record.clues, record.labels)
+            one = make_task(screen, record, url, record.clues, record.labels)
             files.setdefault((screen, medium), []).append(one)
             write_text_atomic(out / f"{screen}.{medium}.xml", screen_config(screen, medium, record.lang))
         found["written"] += 1

@@ -1,4 +1,4 @@
-"""Several annotators' records of the same clips as one: labels by union or majority, and how far they agreed.
+"""Merge several annotators' records of the same clips: labels by union or majority.
 
 python -m affectgpt.annotate merge qwen/ gpt/ salmonn/ out=merged/ how=majority
 """
@@ -10,36 +10,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from affectgpt.annotate.checks import shingles, similarity, verdict
+from affectgpt.annotate.checks import verdict
+from affectgpt.annotate.duplicates import shingle_similarity, shingles
 from affectgpt.annotate.record import Annotation, Clue, RecordError, from_row
-from affectgpt.annotate.review.agreement import jaccard
-from affectgpt.annotate.review.rounds import unite
+from affectgpt.annotate.review.agreement import jaccard_distance
+from affectgpt.annotate.review.votes import unite_labels
 from affectgpt.journal import Journal
 from affectgpt.runtime import UserError, stable_hash
 
 HOW = ("union", "majority")
 SAME_TEXT = 0.8
-"""Clues of one modality that share so many of their shingles are one clue."""
+"""Similarity of shingles from which two clues of one modality count as the same."""
 
 
 def merge_labels(sets: Sequence[Sequence[str]], how: str) -> list[str]:
-    """The labels of all annotators, or those of more than half of them; case does not matter.
+    """The labels of all annotators ("union"), or of more than half of them ("majority"); case is ignored.
 
     >>> merge_labels([["Sad", "tired"], ["sad"], ["sad", "tired"], ["angry"]], "majority")
     ['Sad']
     """
-    whole = unite(sets)
+    union = unite_labels(sets)
     if how == "union":
-        return whole
+        return union
     votes = Counter(label for labels in sets for label in {label.strip().lower() for label in labels})
-    return [label for label in whole if 2 * votes[label.lower()] > len(sets)]
+    return [label for label in union if 2 * votes[label.lower()] > len(sets)]
 
 
 def merge_records(records: Mapping[str, Annotation], how: str) -> Annotation:
-    """One record of one clip, out of several annotators' (name -> record).
+    """Merge the records of one clip, given as annotator -> record.
 
-    Clues of all, without those that say nearly the same; description, ranking and confidence of the annotator whose
-    labels are nearest to the merged ones (the first on a tie); the mean valence; all facts, checks and steps.
+    The result has all clues but near-duplicates; the description, ranking and confidence of the annotator whose labels
+    are nearest to the merged ones (the first on a tie); the mean valence; and all facts, checks and provenance.
 
     Raises:
         RecordError: the records are of different files or languages.
@@ -51,13 +52,14 @@ def merge_records(records: Mapping[str, Annotation], how: str) -> Annotation:
     labels = merge_labels([record.labels for record in records.values()], how)
     merged = frozenset(label.lower() for label in labels)
     nearest = min(
-        records.values(), key=lambda record: jaccard(frozenset(label.lower() for label in record.labels), merged)
+        records.values(),
+        key=lambda record: jaccard_distance(frozenset(label.lower() for label in record.labels), merged),
     )
     clues: list[Clue] = []
     for clue in (clue for record in records.values() for clue in record.clues):
         own = shingles(clue.text)
-        said = (shingles(other.text) for other in clues if other.modality == clue.modality)
-        if all(similarity(own, other) < SAME_TEXT for other in said):
+        others_of_modality = (shingles(other.text) for other in clues if other.modality == clue.modality)
+        if all(shingle_similarity(own, other) < SAME_TEXT for other in others_of_modality):
             clues.append(clue)
     valences = [record.valence for record in records.values() if record.valence is not None]
     steps = [
@@ -79,19 +81,19 @@ def merge_records(records: Mapping[str, Annotation], how: str) -> Annotation:
     )
 
 
-def together(folders: Sequence[Path], left_out: Counter[str]) -> Iterator[dict[str, Annotation]]:
-    """For each clip of the first folder its records in all folders, by the folders' names.
+def aligned_records(folders: Sequence[Path], left_out: Counter[str]) -> Iterator[dict[str, Annotation]]:
+    """For each clip of the first folder, its records by folder name.
 
-    A clip that a folder lacks, or whose record was dropped in one, is counted in `left_out` by reason.
+    Clips that a folder lacks, or that a check dropped in one, are counted in `left_out` by reason.
     """
     names = [folder.name for folder in folders]
     if len(folders) < 2 or len(set(names)) < len(names):
-        raise UserError(f"merge takes two or more folders of different names; found {names}")
+        raise UserError(f"merge takes two or more folders with different names; found {names}")
     logs = []
     try:
         for folder in folders:
             if not (folder / "records.jsonl").is_file():
-                raise UserError(f"{folder / 'records.jsonl'}: no such file; is it a folder that annotate wrote?")
+                raise UserError(f"{folder / 'records.jsonl'}: no such file; give a folder that annotate wrote")
             logs.append(Journal(folder / "records.jsonl", name=lambda row: row["id"]))
         for row in logs[0].rows():
             found = {names[0]: from_row(row)}

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from affectgpt.annotate import evidence, prompts
 from affectgpt.annotate.annotators import CODE_VERSION, decides
 from affectgpt.annotate.record import fold
-from affectgpt.annotate.steps import Part, Work, function_of, run_step
+from affectgpt.annotate.steps import StepOutput, Work, function_of, run_step
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PipelineConfig, StepConfig
 from affectgpt.runtime import UserError, stable_hash
 
@@ -65,22 +65,22 @@ def fingerprint(pipeline: PipelineConfig, annotators: dict[str, AnnotatorConfig]
     )
 
 
-async def annotate_clip(work: Work, steps: Sequence[StepConfig]) -> Part:
+async def annotate_clip(work: Work, steps: Sequence[StepConfig]) -> StepOutput:
     """All parts of one clip's record, put together in pipeline order.
 
     Steps that do not need each other run side by side. If one fails, those under way come to their end (their calls are
     paid), those that need it are not begun, and its error is raised.
     """
-    tasks: dict[str, asyncio.Task[Part]] = {}
+    tasks: dict[str, asyncio.Task[StepOutput]] = {}
 
-    async def one(spec: StepConfig) -> Part:
+    async def one(spec: StepConfig) -> StepOutput:
         about = fold([await tasks[name] for name in ancestors(steps, spec)])
         return await run_step(work, spec, about)
 
     for spec in steps:
         tasks[spec.name] = asyncio.create_task(one(spec))
     parts = await asyncio.gather(*tasks.values(), return_exceptions=True)
-    good: list[Part] = []
+    good: list[StepOutput] = []
     for part in parts:  # in pipeline order, so the first error is the cause of those that follow from it
         if isinstance(part, BaseException):
             raise part

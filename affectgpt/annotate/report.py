@@ -1,4 +1,4 @@
-"""What is in a folder of records: counts, what checks found, agreement, labels; on screen, as JSON, and as pictures."""
+"""Report on a folder of records: counts, findings, agreement, labels; on screen, as JSON, and as plots."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt.annotate.checks import VERDICTS, verdict
+from affectgpt.annotate.checks import VERDICTS, verdict, worst_first
 from affectgpt.annotate.record import MODALITIES, Annotation
-from affectgpt.annotate.review.rounds import is_checked
+from affectgpt.annotate.review.votes import is_reviewed
 from affectgpt.annotate.verify import AGREES_FROM
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.plots import draw_bars
-from affectgpt.runtime import InputError, write_json_atomic
+from affectgpt.runtime import write_json_atomic
 
 WIDTH = 100
 N_LABELS = 30
 
 
 @dataclass
-class Report:
-    """Counts over records; memory grows with the number of different labels only.
+class RecordsReport:
+    """Counts over records; memory grows with the number of distinct labels only.
 
     Attributes:
-        verdicts: records to keep, to ask a human about, and dropped.
-        checks: (check, verdict) -> records; human rounds and the blind verifier are apart.
-        clues: by modality: records that have one.
-        words: by modality: clues by their number of words (characters in Chinese).
-        labels, sectors: how often each label stands, and each sector of the first emotion wheel.
+        verdicts: records by verdict: keep, ask, drop.
+        checks: (check, verdict) -> records; human rounds and the blind verifier are not among them.
+        clues: records with a clue, by modality.
+        words: clues by their number of words (characters in Chinese), by modality.
+        labels, sectors: frequency of each label, and of each sector of the first emotion wheel.
         per_clip: records by their number of labels.
-        valence: records by valence, rounded.
+        valence: records by rounded valence.
         verified: scores of the blind verifier.
-        human: records that both human rounds have checked.
-        steps: by step: records, tokens in, tokens out.
+        human: records that both human rounds have confirmed.
+        steps: step -> records, tokens in, tokens out.
     """
 
     n: int = 0
@@ -55,7 +55,7 @@ class Report:
     steps: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, record: Annotation) -> None:
-        """Take up one record. Of those that were dropped, only the verdict and the checks count."""
+        """Count one record; of a dropped one, only the verdict, the checks and the steps."""
         self.n += 1
         result = verdict(record)
         self.verdicts[result] += 1
@@ -71,7 +71,7 @@ class Report:
         self.verified += [
             float(row["score"]) for row in record.checks if row["check"] == "blind_verifier" and row.get("score")
         ]
-        self.human += is_checked(record)
+        self.human += is_reviewed(record)
         self.transcripts += bool(record.transcript)
         self.descriptions.update(list(record.description))
         self.clues.update({clue.modality for clue in record.clues})
@@ -83,8 +83,8 @@ class Report:
         if record.valence is not None:
             self.valence[round(record.valence)] += 1
 
-    def finish(self) -> Report:
-        """Sort labels into the sectors of the first wheel; `unknown` are words that it does not know."""
+    def finish(self) -> RecordsReport:
+        """Group the labels by sectors of the first wheel; words that it does not list are `unknown`."""
         from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 
         grouping = WheelGrouping(load_lexicon("builtin"))
@@ -93,7 +93,7 @@ class Report:
         return self
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as a JSON object."""
         return {
             "records": self.n,
             "verdicts": {name: self.verdicts[name] for name in VERDICTS},
@@ -115,9 +115,9 @@ class Report:
         }
 
 
-def report_of(records: Iterable[Annotation]) -> Report:
+def report_of(records: Iterable[Annotation]) -> RecordsReport:
     """The report on `records`."""
-    report = Report()
+    report = RecordsReport()
     for record in records:
         report.add(record)
     return report.finish()
@@ -134,21 +134,21 @@ def median_of(counts: Counter[int]) -> int:
         seen += n
         if seen >= half:
             return value
-    raise InputError("no values")
+    raise ValueError("no values")
 
 
 def _mean(values: list[float]) -> float | None:
     return round(statistics.fmean(values), 4) if values else None
 
 
-def told(report: Report, folder: Path) -> str:
+def report_text(report: RecordsReport, folder: Path) -> str:
     """The report on screen, at most 100 columns wide."""
     kept = report.n - report.verdicts["drop"]
     shown = ", ".join(f"{name} {report.verdicts[name]}" for name in VERDICTS)
     lines = [f"{report.n} records: {shown}"]
     if report.human:
-        lines.append(f"checked by people in two rounds: {report.human}")
-    for (name, way), n in sorted(report.checks.items(), key=lambda item: (-VERDICTS.index(item[0][1]), -item[1])):
+        lines.append(f"confirmed by people in two rounds: {report.human}")
+    for (name, way), n in worst_first(report.checks):
         lines.append(f"  {way:<6}{n:>8}  {100 * n / report.n:5.1f} %  {name}")
     if kept:
         lines.append("of those not dropped:")
@@ -160,7 +160,7 @@ def told(report: Report, folder: Path) -> str:
             size = f"  median length {median_of(counts)}" if counts else ""
             lines.append(f"  {name:<16}{n:>8}  {100 * n / kept:5.1f} %{size}")
         mean = report.labels.total() / kept
-        lines.append(f"{len(report.labels)} different labels, {mean:.2f} a clip; the most frequent:")
+        lines.append(f"{len(report.labels)} distinct labels, {mean:.2f} per clip; the most frequent:")
         lines += _wrapped([f"{label} {n}" for label, n in report.labels.most_common(20)])
         unknown = report.sectors["unknown"]
         if unknown:
@@ -187,8 +187,8 @@ def _wrapped(words: list[str]) -> list[str]:
     return [line.rstrip(", ") for line in lines]
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
-    """Pictures as PNG and SVG: checks, labels, sectors of the wheel, labels a clip, valence, lengths of clues."""
+def draw_report(report: RecordsReport, folder: Path) -> list[Path]:
+    """Plots as PNG and SVG: checks, labels, sectors of the wheel, labels per clip, valence, lengths of clues."""
     made = []
 
     def bars(name: str, counts: dict[str, float], title: str, unit: str, horizontal: bool) -> None:
@@ -197,15 +197,14 @@ def draw(report: Report, folder: Path) -> list[Path]:
                       horizontal=horizontal)  # fmt: skip
             made.append(folder / name)
 
-    order = sorted(report.checks, key=lambda item: (-VERDICTS.index(item[1]), -report.checks[item]))
-    found = {f"{way}: {name}": float(report.checks[name, way]) for name, way in order}
+    found = {f"{way}: {name}": float(n) for (name, way), n in worst_first(report.checks)}
     bars("checks", found, f"What checks found in {report.n} records", "records", True)
     top = dict(report.labels.most_common(N_LABELS))
     bars("labels", {key: float(n) for key, n in top.items()}, _title_of_labels(report, len(top)), "records", True)
     sectors = {name: float(n) for name, n in report.sectors.most_common()}
     bars("sectors", sectors, "Labels by sector of the first emotion wheel", "labels", True)
     sizes = {str(size): float(report.per_clip[size]) for size in range(max(report.per_clip, default=-1) + 1)}
-    bars("labels_per_clip", sizes, "Labels of a clip", "records", False)
+    bars("labels_per_clip", sizes, "Labels per clip", "records", False)
     valence = {str(value): float(report.valence[value]) for value in range(-5, 6)} if report.valence else {}
     bars("valence", valence, "Valence, rounded", "records", False)
     medians = {name: float(median_of(report.words[name])) for name in MODALITIES if name in report.words}
@@ -213,13 +212,13 @@ def draw(report: Report, folder: Path) -> list[Path]:
     return made
 
 
-def _title_of_labels(report: Report, shown: int) -> str:
+def _title_of_labels(report: RecordsReport, shown: int) -> str:
     n = len(report.labels)
     return f"The {shown} most frequent of {n} labels" if n > shown else f"All {n} labels"
 
 
-def write(report: Report, folder: Path, pictures: bool) -> list[Path]:
-    """report/report.json and the pictures; returns the pictures without suffix."""
+def write_report(report: RecordsReport, folder: Path, pictures: bool) -> list[Path]:
+    """Write report/report.json and the plots; returns the plots' paths without suffix."""
     target = folder / "report"
     write_json_atomic(target / "report.json", report.row())
-    return draw(report, target) if pictures else []
+    return draw_report(report, target) if pictures else []

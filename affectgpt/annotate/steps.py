@@ -27,7 +27,7 @@ from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.config import StepConfig
 from affectgpt.runtime import UserError
 
-Part = dict[str, Any]
+StepOutput = dict[str, Any]
 
 
 class StepFailed(UserError):
@@ -77,7 +77,7 @@ def function_of(spec: StepConfig) -> Callable[..., Any]:
     return STEPS[name]
 
 
-async def run_step(work: Work, spec: StepConfig, about: Part) -> Part:
+async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Do one step."""
     function = function_of(spec)
     if inspect.iscoroutinefunction(function):
@@ -88,7 +88,7 @@ async def run_step(work: Work, spec: StepConfig, about: Part) -> Part:
 # ---- without a model -------------------------------------------------------------------------------------------------
 
 
-def measure(work: Work, spec: StepConfig, about: Part) -> Part:
+def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Measured evidence: the voice; action units where OpenFace's table is given; face crops where they are."""
     started, clip = time.monotonic(), work.clip
     facts: list[Fact] = []
@@ -104,7 +104,7 @@ def measure(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"evidence": facts}
 
 
-async def transcribe(work: Work, spec: StepConfig, about: Part) -> Part:
+async def transcribe(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """What is said: the subtitle if there is one, else what a speech recogniser hears, else nothing."""
     sample = work.clip.sample
     subtitle = sample.in_language(work.lang, strict=False).subtitle
@@ -127,7 +127,7 @@ async def transcribe(work: Work, spec: StepConfig, about: Part) -> Part:
 async def ask(
     work: Work,
     spec: StepConfig,
-    about: Part,
+    about: StepOutput,
     prompt: str,
     *,
     shows: Mapping[str, Mapping[str, Any]] | None = None,
@@ -190,7 +190,7 @@ def _annotator(work: Work, spec: StepConfig) -> Annotator:
     return work.annotators[spec.annotator]
 
 
-async def visual(work: Work, spec: StepConfig, about: Part) -> Part:
+async def visual(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Visual clues: frames of the beginning, middle and end. options: n_frames (3)."""
     if "images" not in work.clip.sees:
         return {}
@@ -199,7 +199,7 @@ async def visual(work: Work, spec: StepConfig, about: Part) -> Part:
     return await asyncio.to_thread(_visual_clues, work.clip, values, model, shows["images"]["n_frames"])
 
 
-def _visual_clues(clip: Clip, values: Mapping[str, Any], model: str, n_frames: int) -> Part:
+def _visual_clues(clip: Clip, values: Mapping[str, Any], model: str, n_frames: int) -> StepOutput:
     if not values:
         return {}
     names = tuple(values.get("evidence", ()))
@@ -223,7 +223,7 @@ def _three(items: list[Any]) -> list[list[Any]]:
     return [items[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
-async def peak(work: Work, spec: StepConfig, about: Part) -> Part:
+async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """A sober description of the frame at which the face moves most; needs action units."""
     times = [fact.value for fact in about.get("evidence", ()) if fact.name == "peak_s"]
     if not times:
@@ -237,7 +237,7 @@ async def peak(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"clues": [clue]}
 
 
-async def acoustic(work: Work, spec: StepConfig, about: Part) -> Part:
+async def acoustic(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """How the voice sounds."""
     if "sound" not in work.clip.sees:
         return {}
@@ -247,7 +247,7 @@ async def acoustic(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"clues": [Clue("acoustic", values["clue"], source=model, evidence=tuple(values.get("evidence", ())))]}
 
 
-async def disambiguate(work: Work, spec: StepConfig, about: Part) -> Part:
+async def disambiguate(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """What the words mean, given what was seen and heard."""
     if not about.get("transcript"):
         return {}
@@ -255,7 +255,7 @@ async def disambiguate(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"clues": [Clue("lexical", values["clue"], source=model)]} if values else {}
 
 
-async def merge(work: Work, spec: StepConfig, about: Part) -> Part:
+async def merge(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """One description out of clues, words and measured facts (or, in s2, out of a description and the words)."""
     if not about.get("clues") and not about.get("description"):
         raise Dropped("no clue: nothing was seen, heard or said that could be described")
@@ -264,19 +264,19 @@ async def merge(work: Work, spec: StepConfig, about: Part) -> Part:
     return await _description(work, spec, about, "merge")
 
 
-async def rewrite(work: Work, spec: StepConfig, about: Part) -> Part:
+async def rewrite(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """The description as reasoning."""
     return await _description(work, spec, about, "rewrite")
 
 
-async def _description(work: Work, spec: StepConfig, about: Part, prompt: str) -> Part:
+async def _description(work: Work, spec: StepConfig, about: StepOutput, prompt: str) -> StepOutput:
     values, _ = await ask(work, spec, _plain(about), spec.prompt or prompt)
     if not values:
         raise Dropped("no evidence: nothing was measured from which a description could be made")
     return {"description": {work.lang: values["description"]}}
 
 
-def join(work: Work, spec: StepConfig, about: Part) -> Part:
+def join(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """The clues and the words, one behind the other: MERR's coarse caption, without any model."""
     texts = [clue.text.rstrip(".。") for clue in about.get("clues", ())]
     if about.get("transcript"):
@@ -287,14 +287,14 @@ def join(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"description": {work.lang: (". " if work.lang == "en" else "。").join(texts)}}
 
 
-async def translate(work: Work, spec: StepConfig, about: Part) -> Part:
+async def translate(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """The description in the other language."""
     target = prompts.other_language(work.lang)
     values, _ = await ask(work, spec, _plain(about), spec.prompt or "translate", lang=target)
     return {"description": {target: values["translation"]}} if values else {}
 
 
-async def labels(work: Work, spec: StepConfig, about: Part) -> Part:
+async def labels(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Open-vocabulary labels that the description supports. options: read = translation: the one in the other language;
     the labels are in the language of the work all the same."""
     if spec.options.get("read") == "translation":
@@ -307,19 +307,19 @@ async def labels(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"labels": values["labels"], **confidence} if values else {}
 
 
-async def ranking(work: Work, spec: StepConfig, about: Part) -> Part:
+async def ranking(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Words of a fixed set, the best first."""
     values, _ = await ask(work, spec, _plain(about), spec.prompt or "ranking")
     return {"ranking": values["ranking"]} if values else {}
 
 
-async def valence(work: Work, spec: StepConfig, about: Part) -> Part:
+async def valence(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """How pleasant the feeling is, -5 to 5."""
     values, _ = await ask(work, spec, _plain(about), spec.prompt or "valence")
     return {"valence": values["valence"]} if values else {}
 
 
-async def explain(work: Work, spec: StepConfig, about: Part) -> Part:
+async def explain(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """One multimodal model explains the clip. options: n_frames (8), subtitle (false: strategy S0)."""
     annotator = _annotator(work, spec)
     seen = {name for name in ("images", "sound") if name in work.clip.sees and name in annotator.sees}
@@ -335,7 +335,7 @@ async def explain(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"description": {work.lang: values["description"]}, "labels": values.get("labels", [])}
 
 
-def checks(work: Work, spec: StepConfig, about: Part) -> Part:
+def checks(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """What is wrong with what the steps before found. options: policy = {check: keep | ask | drop}."""
     started, clip = time.monotonic(), work.clip
     media = {name: path for name in ("video", "audio", "face") if (path := getattr(clip.sample, name))}
@@ -347,7 +347,7 @@ def checks(work: Work, spec: StepConfig, about: Part) -> Part:
     return {"checks": list(rows)}
 
 
-def _plain(about: Part) -> Part:
+def _plain(about: StepOutput) -> StepOutput:
     """`about` with clues as mappings, as prompts read them."""
     return {
         **about,

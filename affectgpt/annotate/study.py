@@ -30,7 +30,7 @@ from affectgpt.annotate import prompts, steps
 from affectgpt.annotate.clips import Clips
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.run import run
-from affectgpt.annotate.steps import Part, Work
+from affectgpt.annotate.steps import StepOutput, Work
 from affectgpt.annotate.totals import COMPLETE, SOME_FAILED
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig, StudyOfAnnotatorsConfig
 from affectgpt.metrics import Lexicon, evaluate, load_lexicon, read_references
@@ -197,13 +197,13 @@ def needed(given: Sequence[StepConfig], last: str) -> list[StepConfig]:
     return [step for step in given if step.name in found]
 
 
-def measured_without(work: Work, spec: StepConfig, about: Part) -> Part:
+def measured_without(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Measured evidence without that of modalities. options: without = [visual, acoustic]."""
     part = steps.measure(work, spec, about)
     return {"evidence": [fact for fact in part["evidence"] if fact.modality not in spec.options["without"]]}
 
 
-async def translated_labels(work: Work, spec: StepConfig, about: Part) -> Part:
+async def translated_labels(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Labels of the translated description, in its language."""
     other = prompts.other_language(work.lang)
     if other not in about.get("description", {}):

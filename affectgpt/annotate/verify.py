@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from affectgpt.annotate.annotators import Local
-from affectgpt.annotate.steps import Part, Work, ask
+from affectgpt.annotate.steps import StepOutput, Work, ask
 from affectgpt.config import StepConfig
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.metrics.sets import harmonic_mean
@@ -22,7 +22,7 @@ AGREES_FROM = 0.34
 """A third of the mean F over the wheels: with three labels, one of them is found again."""
 
 
-async def verify(work: Work, spec: StepConfig, about: Part) -> Part:
+async def verify(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Ask for labels from the clues alone and compare. options: agrees_from (0.34).
 
     The local annotator concludes from what was measured and reads no clue, so it verifies nothing.

@@ -8,7 +8,9 @@ import tracemalloc
 import pytest
 
 from affectgpt.annotate import checks
-from affectgpt.annotate.checks import Duplicates, check_record, duplicate_findings, learn_duplicates, policy_of
+from affectgpt.annotate import duplicates as duplicates_module
+from affectgpt.annotate.checks import check_record, policy_of
+from affectgpt.annotate.duplicates import Duplicates, add_texts, duplicate_findings, shingle_similarity, shingles
 from affectgpt.annotate.record import Clue, Fact
 from affectgpt.cli import run as run_command
 from affectgpt.runtime import UserError
@@ -98,7 +100,7 @@ def test_a_policy_decides_and_its_mistakes_are_named():
     assert rows[0]["verdict"] == "ask"
     assert "confused, puzzled" in rows[0]["reason"]
     assert checks.verdict(record(checks=rows)) == "ask"
-    with pytest.raises(UserError, match=r"there is no check \['refusals'\]; there are \['absent_modality'"):
+    with pytest.raises(UserError, match=r"unknown checks \['refusals'\]; expected some of \['absent_modality'"):
         policy_of({"refusals": "ask"})
     with pytest.raises(UserError, match=r"'refusal': 'no'.*expected one of"):
         policy_of({"refusal": "no"})
@@ -109,19 +111,19 @@ def test_near_duplicates_are_those_of_the_jaccard_similarity_of_their_shingles()
         f"A long enough sentence that nobody else says, with number {number} in it, and a tail." for number in range(40)
     ]
     texts += [text + "!" for text in texts[:20]] + ["Quite another matter altogether: rain, wind, and a dog."]
-    pieces = [checks.shingles(text) for text in texts]
+    pieces = [shingles(text) for text in texts]
     duplicates = Duplicates(threshold=0.97)
     records = [record(f"c{number:02d}", description={"en": text}) for number, text in enumerate(texts)]
-    learn_duplicates(records, duplicates)
+    add_texts(records, duplicates)
     for number, item in enumerate(records):
-        earlier = [checks.similarity(pieces[number], pieces[other]) for other in range(number)]
+        earlier = [shingle_similarity(pieces[number], pieces[other]) for other in range(number)]
         has = any(finding.check == "near_duplicate" for finding in duplicate_findings(item, duplicates))
         assert has == (max(earlier, default=0.0) >= 0.97)
     assert sum("near_duplicate" in [f.check for f in duplicate_findings(item, duplicates)] for item in records) >= 20
 
 
 def test_equal_texts_meet_even_where_hundreds_are_almost_alike(monkeypatch):
-    monkeypatch.setattr(checks, "MAX_IN_BAND", 2)
+    monkeypatch.setattr(duplicates_module, "MAX_IN_BAND", 2)
     duplicates = Duplicates(threshold=0.99)
     for number in range(60):
         duplicates.add("description", f"c{number}", f"The median pitch is {number} Hz and the speech is slow and even.")
@@ -139,7 +141,7 @@ def test_a_clue_of_many_clips_is_repeated_in_all_of_them_and_memory_stays_flat()
     def peak(n):
         duplicates = Duplicates()
         tracemalloc.start()
-        learn_duplicates(many(n), duplicates)
+        add_texts(many(n), duplicates)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size, duplicates

@@ -1,8 +1,8 @@
-"""Label Studio's files: the two screens as labeling configurations, tasks with predictions, and exports read back.
+"""Label Studio's formats: labeling configurations of the two screens, tasks with predictions, and exports.
 
-Screen `clues`: the clip with a time slider, what is said, and the pre-labelled clues, one text field each, to correct,
-remove or add to. Screen `labels`: the clip, candidate labels to tick (none is ticked beforehand), and a field for other
-emotions. The JSON is written directly, in the task format of Label Studio 1.x; no SDK is needed.
+Screen `clues`: the clip with a time slider, the transcript, and the machine's clues, one text field each, to correct,
+remove or add to. Screen `labels`: the clip, candidate labels to tick (none is preselected), and a field for other
+emotions. The JSON is written directly, in the task format of Label Studio 1.x: its SDK would force another numpy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEDIA = ("video", "audio")
 
 
 class ReviewError(InputError):
-    """A file of a review cannot be used; the message names file, task, what was found and what was expected."""
+    """An unusable file of a review; the message names file and task, what was found and what was expected."""
 
 
 _WORDS = {
@@ -92,7 +92,7 @@ _SPAN = re.compile(r"^\[(\d+(?:\.\d+)?) ?[-–] ?(\d+(?:\.\d+)?) ?s\]\s*")
 
 
 def clue_to_text(clue: Clue) -> str:
-    """A clue as it stands in a text field: its time in front.
+    """A clue as the text of a field, preceded by its time.
 
     >>> clue_to_text(Clue("visual", "He looks up.", 0.5, 1.25, "m"))
     '[0.5-1.25 s] He looks up.'
@@ -103,7 +103,7 @@ def clue_to_text(clue: Clue) -> str:
 
 
 def clue_from_text(modality: str, text: str, source: str) -> Clue:
-    """A clue out of a text field; a time that runs backwards is part of the text."""
+    """The clue of a text field; an interval that ends before it starts is part of the text."""
     match = _SPAN.match(text.strip())
     if match and float(match[1]) <= float(match[2]) and text.strip()[match.end() :]:
         return Clue(modality, text.strip()[match.end() :], float(match[1]), float(match[2]), source)
@@ -111,40 +111,40 @@ def clue_from_text(modality: str, text: str, source: str) -> Clue:
 
 
 def medium_of(record: Annotation) -> str | None:
-    """What a clip is shown as; None = there is nothing to play."""
+    """The medium in which a clip is played; None = it has neither video nor audio."""
     return next((name for name in MEDIA if record.media.get(name)), None)
 
 
 def local_url(path: str, root: Path) -> str:
-    """Where Label Studio serves a local file below its document root.
+    """The URL at which Label Studio serves a local file below its document root.
 
     Raises:
-        ReviewError: the file lies elsewhere.
+        ReviewError: the file is elsewhere.
     """
     try:
         relative = Path(path).resolve().relative_to(root.resolve())
     except ValueError:
-        raise ReviewError(f"{path}: lies outside media_root={root}; give a folder above all clips") from None
+        raise ReviewError(f"{path}: is outside media_root={root}; give a folder that contains all clips") from None
     return f"/data/local-files/?d={quote(relative.as_posix())}"
 
 
-def task(
+def make_task(
     screen: str, record: Annotation, url: str, clues: Sequence[Clue], labels: Sequence[str], **about: Any
 ) -> dict[str, Any]:
-    """One task: the clip, what is pre-labelled, and in `data.about` whose task of which round it is."""
+    """One task: the clip, the machine's clues or labels, and in `data.about` the clip's id, round and annotator."""
     data: dict[str, Any] = {"clip": url, "said": record.transcript or "—"}
     given = {name: [clue_to_text(clue) for clue in clues if clue.modality == name] for name in MODALITIES}
     if screen == "clues":
-        # What was given stays in the task, so that an export alone tells who changed what.
+        # The task keeps the given texts, so that an export alone shows who changed what.
         data["given"] = given
     else:
         data["candidates"] = [{"value": label} for label in labels]
     data["about"] = {"id": record.id, "screen": screen, "lang": record.lang, **about}
     result = [_result(name, "textarea", {"text": texts}) for name, texts in given.items() if texts]
-    whole: dict[str, Any] = {"data": data}
+    task: dict[str, Any] = {"data": data}
     if screen == "clues" and result:
-        whole["predictions"] = [{"model_version": stable_hash(given)[:12], "result": result}]
-    return whole
+        task["predictions"] = [{"model_version": stable_hash(given)[:12], "result": result}]
+    return task
 
 
 def _result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -155,16 +155,16 @@ def _result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one person answered to one task.
+class ReviewAnswer:
+    """One person's answer to one task.
 
     Attributes:
-        about: id, screen, and what else `task` was given, such as round and annotator.
+        about: id, screen, and the further fields that `make_task` was given, such as round and annotator.
         person: number of the person in Label Studio, as text.
-        clues: texts by modality (screen `clues`); given: what was pre-labelled.
-        labels: ticked candidates and other emotions (screen `labels`).
-        seconds: time that it took, or None.
-        at: when it was last changed, ISO 8601.
+        clues: texts by modality (screen `clues`); given: the machine's.
+        labels: ticked candidates and other emotions (screen `labels`); other: the latter alone.
+        seconds: time spent on it, or None.
+        at: time of the last change, ISO 8601.
     """
 
     about: Mapping[str, Any]
@@ -177,15 +177,17 @@ class Answer:
     at: str
 
 
-def read_export(path: Path) -> Iterator[Answer | str]:
-    """The answers in Label Studio's export ("JSON", not "JSON-MIN"); for tasks without one, the reason as a text.
+def read_export(path: Path) -> Iterator[ReviewAnswer | str]:
+    """The answers in Label Studio's export ("JSON", not "JSON-MIN"); the reason as text for tasks without one.
 
     Raises:
         ReviewError: another format, or tasks that this program did not write.
     """
     try:
         tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except OSError as error:
+        raise ReviewError(f"{path}: cannot be read ({error.strerror}); give exports of Label Studio") from error
+    except ValueError as error:  # not UTF-8, or not JSON
         raise ReviewError(f"{path}: not JSON ({error}); export the project as JSON") from None
     if not isinstance(tasks, list):
         raise ReviewError(f"{path}: expected a list of tasks, found {type(tasks).__name__}; export the project as JSON")
@@ -207,7 +209,7 @@ def read_export(path: Path) -> Iterator[Answer | str]:
                 yield _answer(annotation, data, where)
 
 
-def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) -> Answer:
+def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) -> ReviewAnswer:
     fields: dict[str, list[str]] = {}
     for result in annotation.get("result") or []:
         name, value = result.get("from_name"), result.get("value") or {}
@@ -216,12 +218,12 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise ReviewError(f"{where}: result {name!r}: expected texts or choices, found {sorted(value)}")
         fields.setdefault(str(name), []).extend(text.strip() for text in found if text.strip())
-    if strange := sorted(set(fields) - {*MODALITIES, "emotions", "other"}):
-        raise ReviewError(f"{where}: results {strange} belong to no screen; was the labeling configuration changed?")
+    if unknown := sorted(set(fields) - {*MODALITIES, "emotions", "other"}):
+        raise ReviewError(f"{where}: results {unknown} belong to no screen; was the labeling configuration changed?")
     other = [part.strip() for text in fields.get("other", []) for part in re.split(r"[,;，、；\n]", text)]
     given = data.get("given") or {}
     seconds = annotation.get("lead_time")
-    return Answer(
+    return ReviewAnswer(
         about=data["about"],
         person=_person(annotation.get("completed_by"), where),
         clues={name: tuple(fields.get(name, ())) for name in MODALITIES},
@@ -234,7 +236,7 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
 
 
 def _person(completed_by: Any, where: str) -> str:
-    """The number alone: names and addresses of annotators are not taken over."""
+    """The person's number; names and e-mail addresses of annotators are not stored."""
     number = completed_by.get("id") if isinstance(completed_by, dict) else completed_by
     if not isinstance(number, int) or isinstance(number, bool):
         raise ReviewError(f"{where}: completed_by {completed_by!r}: expected the number of a person")

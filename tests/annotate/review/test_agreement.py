@@ -11,7 +11,7 @@ from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.merge import merge_labels, merge_records
 from affectgpt.annotate.record import Clue, RecordError
 from affectgpt.annotate.review import agreement
-from affectgpt.annotate.review.agreement import alpha, jaccard, masi
+from affectgpt.annotate.review.agreement import alpha, jaccard_distance, masi_distance
 from affectgpt.cli import run as run_command
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.annotate.toy import HEARD, SEEN, record, write_records
@@ -26,7 +26,7 @@ def singletons(rows):
     return [[{value} for value in unit if value != "."] for unit in zip(*rows, strict=True)]
 
 
-@pytest.mark.parametrize("distance", [jaccard, masi])
+@pytest.mark.parametrize("distance", [jaccard_distance, masi_distance])
 def test_with_one_label_each_alpha_is_the_published_nominal_one(distance):
     assert alpha(singletons(FOUR), distance) == pytest.approx(0.743, abs=5e-4)
     assert alpha(singletons(THREE), distance) == pytest.approx(0.691, abs=5e-4)
@@ -36,9 +36,9 @@ def test_alpha_on_sets_is_as_worked_by_hand():
     # Two clips, two annotators: {a,b} {a} | {b} {b}. Jaccard: observed = 2 * (1/2) / 4 = 1/4. Ordered pairs of the four
     # values: ab-a 1/2, ab-b 1/2 twice, a-b 1 twice, b-b 0; expected = 2 * (1/2 + 1 + 2) / 12 = 7/12; 1 - 3/7 = 4/7.
     units = [[{"a", "b"}, {"a"}], [{"b"}, {"b"}]]
-    assert alpha(units, jaccard) == pytest.approx(4 / 7)
+    assert alpha(units, jaccard_distance) == pytest.approx(4 / 7)
     # MASI: 1 - 1/2 * 2/3 = 2/3 for a subset: observed = 2 * (2/3) / 4 = 1/3; expected = 2 * (2/3 + 4/3 + 2) / 12 = 2/3.
-    assert alpha(units, masi) == pytest.approx(1 / 2)
+    assert alpha(units, masi_distance) == pytest.approx(1 / 2)
 
 
 def test_alpha_is_one_for_equal_sets_not_defined_without_pairs_and_estimated_for_many(monkeypatch):
@@ -53,10 +53,10 @@ def test_alpha_is_one_for_equal_sets_not_defined_without_pairs_and_estimated_for
 
 def test_an_annotator_who_goes_alone_agrees_least():
     clips = [{"a": ["Sad"], "b": ["sad "], "c": ["happy"]}, {"a": ["calm"], "b": ["calm"], "c": ["angry"]}]
-    result = agreement.agreement(clips)
+    result = agreement.label_agreement(clips)
     assert result.by_annotator == {"a": 0.5, "b": 0.5, "c": 0.0}
     assert result.overlap == pytest.approx(1 / 3)
-    assert "2 clips" in result.told()
+    assert "2 clips" in result.line()
 
 
 def test_a_majority_is_more_than_half_and_a_union_is_all():

@@ -17,9 +17,9 @@ import pytest
 
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.record import Clue
-from affectgpt.annotate.review import labelstudio
-from affectgpt.annotate.review import rounds as review
+from affectgpt.annotate.review import answers, labelstudio, setup, votes
 from affectgpt.annotate.review.labelstudio import ReviewError, clue_from_text, clue_to_text, read_export, screen_config
+from affectgpt.annotate.review.tasks import set_up_round
 from affectgpt.cli import run as run_command
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
@@ -84,7 +84,7 @@ def test_what_a_real_label_studio_exported_becomes_a_manifest_confirmed_in_both_
     assert set(one.labels) == {"confused", "anxious", "puzzled"}
     assert two.labels == ("happy",)
     assert two.clues == RECORDS[1].clues
-    assert review.is_checked(one)
+    assert votes.is_reviewed(one)
     samples, bad = read_samples(fine / "manifest.jsonl")
     assert not bad
     assert samples[1].labels == ("happy",)
@@ -143,7 +143,7 @@ def test_without_a_folder_the_review_lies_in_emer_fine(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["round=2", "annotators=bob,eve"], r"\['bob'\] checked in round 1 already"),
+        (["round=2", "annotators=bob,eve"], r"\['bob'\] reviewed in round 1 already"),
         (["round=1", "annotators=x,y"], "round 1 is set up already"),
         (["round=3", "annotators=x,y"], "round is 3; expected one of"),
         (["round=2", "annotators=x,x"], "expected different names"),
@@ -169,7 +169,7 @@ def test_one_person_cannot_be_two_annotators(tmp_path, monkeypatch):
             answer["completed_by"] = {"id": 7, "email": "somebody@example.com"}
     (tmp_path / "same.json").write_text(json.dumps(tasks))
     with pytest.raises(ReviewError, match="person 7 answered as 'ann' and as 'bob'"):
-        review.import_exports([tmp_path / "same.json"], fine)
+        answers.import_exports([tmp_path / "same.json"], fine)
     assert not (fine / "answers.jsonl").read_text()  # a file with a mistake leaves nothing behind
 
 
@@ -192,7 +192,7 @@ def test_an_answer_to_a_task_that_nobody_was_given_is_refused(tmp_path, monkeypa
     source, fine = write_records(tmp_path / "coarse", RECORDS[:1]), tmp_path / "fine"
     run(monkeypatch, "review", source, f"to={fine}", "round=1", "annotators=ann,bob")
     with pytest.raises(ReviewError, match="clip 'clip2', screen 'clues' was not given to 'ann'"):
-        review.import_exports(EXPORTS[:1], fine)
+        answers.import_exports(EXPORTS[:1], fine)
 
 
 def test_skipped_tasks_are_counted_and_the_newest_answer_counts(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_skipped_tasks_are_counted_and_the_newest_answer_counts(tmp_path, monkey
     tasks[1]["annotations"][0]["was_cancelled"] = True
     tasks[2]["annotations"] = []
     (tmp_path / "export.json").write_text(json.dumps(tasks))
-    found = review.import_exports([tmp_path / "export.json"], fine)
+    found = answers.import_exports([tmp_path / "export.json"], fine)
     assert found == Counter(
         {"older answers to the same task": 1, "skipped by the annotator": 1, "not answered": 1, "new": 1}
     )
@@ -212,21 +212,21 @@ def test_skipped_tasks_are_counted_and_the_newest_answer_counts(tmp_path, monkey
 
 def test_the_load_is_shared_within_one_clip_and_a_seed_draws_it():
     ids = [f"c{number}" for number in range(10)]
-    drawn = review.assign(ids, ["a", "b", "c", "d"], 3, seed=1)
+    drawn = setup.assign(ids, ["a", "b", "c", "d"], 3, seed=1)
     load = Counter(name for people in drawn.values() for name in people)
     assert max(load.values()) - min(load.values()) <= 1
     assert all(len(set(people)) == 3 for people in drawn.values())
-    assert drawn == review.assign(ids, ["a", "b", "c", "d"], 3, seed=1)
-    assert drawn != review.assign(ids, ["a", "b", "c", "d"], 3, seed=2)
+    assert drawn == setup.assign(ids, ["a", "b", "c", "d"], 3, seed=1)
+    assert drawn != setup.assign(ids, ["a", "b", "c", "d"], 3, seed=2)
 
 
 def test_of_a_clue_the_version_of_most_counts_and_a_tie_goes_to_the_correction():
     given = ["The man smiles at her.", "A dog barks."]
     edited = "The man smiles faintly at her."
-    assert review.merge_clues(given, [[given[0]], [edited]]) == [edited]
-    assert review.merge_clues(given, [[given[0]], [given[0]], [edited]]) == [given[0]]
-    assert review.merge_clues(given, [given, []]) == given  # one who keeps it is enough
-    added = review.merge_clues(given, [[*given, "He nods twice."], [*given, "He nods twice!"]])
+    assert votes.merge_clue_texts(given, [[given[0]], [edited]]) == [edited]
+    assert votes.merge_clue_texts(given, [[given[0]], [given[0]], [edited]]) == [given[0]]
+    assert votes.merge_clue_texts(given, [given, []]) == given  # one who keeps it is enough
+    added = votes.merge_clue_texts(given, [[*given, "He nods twice."], [*given, "He nods twice!"]])
     assert added == [*given, "He nods twice."]
 
 
@@ -238,7 +238,7 @@ def test_both_screens_are_xml_whose_names_answers_and_tasks_use():
             assert root.find(medium.capitalize()).get("value") == "$clip"
             assert names == {"clip", "said", *(labelstudio.MODALITIES if screen == "clues" else ("emotions", "other"))}
             values = {value[1:] for item in root.iter() if (value := item.get("value", "")).startswith("$")}
-            task = labelstudio.task(screen, RECORDS[0], "/x", RECORDS[0].clues, RECORDS[0].labels)
+            task = labelstudio.make_task(screen, RECORDS[0], "/x", RECORDS[0].clues, RECORDS[0].labels)
             assert values <= set(task["data"])
 
 
@@ -251,8 +251,8 @@ def test_a_clue_survives_its_text_field(span):
 
 def test_clips_outside_the_served_folder_are_named(tmp_path):
     source = write_records(tmp_path / "coarse", RECORDS)
-    with pytest.raises(ReviewError, match=r"clip1\.mp4: lies outside media_root="):
-        review.set_up_round(RECORDS, source, tmp_path / "f", number=1, annotators=["a"], media_root=tmp_path)
+    with pytest.raises(ReviewError, match=r"clip1\.mp4: is outside media_root="):
+        set_up_round(RECORDS, source, tmp_path / "f", number=1, annotators=["a"], media_root=tmp_path)
 
 
 def test_only_clips_that_a_check_wants_looked_at_can_be_chosen(tmp_path):
@@ -264,10 +264,10 @@ def test_only_clips_that_a_check_wants_looked_at_can_be_chosen(tmp_path):
         record("c", checks=(drop,)),
         record("d", checks=(ask,), media={}),
     ]
-    _, left = review.set_up_round(records, tmp_path, tmp_path / "f", number=1, annotators=["x"], which="ask")
+    _, left = set_up_round(records, tmp_path, tmp_path / "f", number=1, annotators=["x"], which="ask")
     assert left == {"no check asks for a human": 1, "dropped by a check": 1, "nothing to play": 1}
-    with pytest.raises(UserError, match="no clip to check"):
-        review.set_up_round(records[:1], tmp_path, tmp_path / "g", number=1, annotators=["x"], which="ask")
+    with pytest.raises(UserError, match="no clip to review"):
+        set_up_round(records[:1], tmp_path, tmp_path / "g", number=1, annotators=["x"], which="ask")
 
 
 def test_descriptions_are_made_from_checked_clues(clips, tmp_path):
@@ -285,4 +285,4 @@ def test_descriptions_are_made_from_checked_clues(clips, tmp_path):
 
 
 def test_examples_in_docstrings_hold():
-    assert sum(doctest.testmod(module).failed for module in (review, labelstudio)) == 0
+    assert sum(doctest.testmod(module).failed for module in (setup, votes, labelstudio)) == 0
