@@ -3,6 +3,7 @@
 request.py      Request, Reply and Chat: what every model is asked, what it answers, what a caller may rely on
 transport.py    Endpoint: one request to a server of the OpenAI protocol, with retries and checks
 served.py       ChatClient: many requests to a server, with a log of the answers
+streaming.py    StreamDecoder: the text of an answer while it is generated
 local.py        TransformersChat: a transformers model in this process
 video.py        transformers' video processors without torchvision
 batches.py      Batcher: requests that arrive together are answered together

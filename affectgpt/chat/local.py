@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from affectgpt.chat.request import Reply, Request
-from affectgpt.engine.streaming import Listener, Streamer, Telling
+from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.runtime import InputError, UserError
 
 log = logging.getLogger("affectgpt")
@@ -92,12 +92,12 @@ class TransformersChat:
         self,
         requests: Sequence[Request],
         max_new_tokens: int = 256,
-        listeners: Mapping[int, Listener] | None = None,
+        callbacks: Mapping[int, TextCallback] | None = None,
     ) -> list[Reply]:
         """Greedy answers in the order of `requests`; requests with media of one shape form a batch.
 
         Args:
-            listeners: by the index of a request: get the beginning of its answer that is final, while it is generated.
+            callbacks: by the index of a request: get the final part of its answer while it is generated.
 
         Raises:
             UserError: a request holds media that the model does not take, or sound of another rate or too long.
@@ -108,10 +108,10 @@ class TransformersChat:
             shape = None if request.images is None else request.images.shape
             groups.setdefault((shape, request.sound is not None), []).append(place)
         replies: dict[int, Reply] = {}
-        telling = Telling(self._tokenizer, self._ends, listeners) if listeners else None
+        decoder = StreamDecoder(self._tokenizer, self._ends, callbacks) if callbacks else None
         for places in groups.values():
             together = [requests[place] for place in places]
-            streamer = Streamer(telling, places) if telling else None
+            streamer = GenerateStreamer(decoder, places) if decoder else None
             replies |= zip(places, self._generate(self.encode(together), max_new_tokens, streamer), strict=True)
         return [replies[place] for place in range(len(requests))]
 
@@ -177,7 +177,7 @@ class TransformersChat:
         return moved
 
     @torch.no_grad()
-    def _generate(self, inputs: dict[str, Any], max_new_tokens: int, streamer: Streamer | None) -> list[Reply]:
+    def _generate(self, inputs: dict[str, Any], max_new_tokens: int, streamer: GenerateStreamer | None) -> list[Reply]:
         ends = self._ends
         output = self.model.generate(
             **self.move(inputs),

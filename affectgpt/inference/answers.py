@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.config import GenerateConfig
 from affectgpt.engine import generation, packing
-from affectgpt.engine.streaming import Listener, Streamer, Telling
 from affectgpt.runtime import UserError
 
 
@@ -43,14 +43,14 @@ def answers(
     processor: Any,
     inputs: Iterable[Mapping[str, Any]],
     generate: GenerateConfig,
-    listeners: Mapping[int, Listener] | None = None,
+    callbacks: Mapping[int, TextCallback] | None = None,
 ) -> Iterator[Answer]:
     """Answers to encoded samples (`processor.encode`), in their order; `inputs` is read as far as rows become free.
 
     The batch changes no answer: each is the one that its sample gets alone.
 
     Args:
-        listeners: position of an input -> function that gets the text of its answer while it is generated, see
+        callbacks: position of an input -> function that gets the text of its answer while it is generated, see
             `StreamDecoder`. With beam search no text is final before the end.
 
     Raises:
@@ -60,8 +60,8 @@ def answers(
     by = _by_engine if is_greedy and generation.knows(model) else _by_transformers
     if generate.compile:
         _check_compile(model, by is _by_engine)
-    telling = Telling(processor.tokenizer, processor.stop_token_ids, listeners) if listeners else None
-    return by(model, processor, inputs, generate, telling)
+    decoder = StreamDecoder(processor.tokenizer, processor.stop_token_ids, callbacks) if callbacks else None
+    return by(model, processor, inputs, generate, decoder)
 
 
 def _check_compile(model: Any, by_engine: bool) -> None:
@@ -106,7 +106,7 @@ def _by_engine(
     processor: Any,
     inputs: Iterable[Mapping[str, Any]],
     generate: GenerateConfig,
-    telling: Telling | None = None,
+    decoder: StreamDecoder | None = None,
 ) -> Iterator[Answer]:
     source = enumerate(inputs)
 
@@ -127,7 +127,7 @@ def _by_engine(
         batch_size=generate.batch_size,
         stop_ids=stop_ids(model),
         suppressed_ids=model.generation_config.suppress_tokens or (),
-        watch=None if telling is None else telling.tell,
+        watch=None if decoder is None else decoder.update,
         compiles=generate.compile,
     ):
         finished[number] = tokens
@@ -145,7 +145,7 @@ def _by_transformers(
     processor: Any,
     inputs: Iterable[Mapping[str, Any]],
     generate: GenerateConfig,
-    telling: Telling | None = None,
+    decoder: StreamDecoder | None = None,
 ) -> Iterator[Answer]:
     size = generate.batch_size
     # Random draws depend on the order of the samples, so sampled answers keep the order of the input.
@@ -160,8 +160,8 @@ def _by_transformers(
         for start in range(0, len(order), size):
             places = order[start : start + size]
             streamer = None
-            if telling is not None and generate.num_beams == 1:
-                streamer = Streamer(telling, [n_before + place for place in places])
+            if decoder is not None and generate.num_beams == 1:
+                streamer = GenerateStreamer(decoder, [n_before + place for place in places])
             rows = [window[place] for place in places]
             made |= zip(places, _batch_by_transformers(model, processor, rows, generate, streamer), strict=True)
         n_before += len(window)
@@ -170,7 +170,11 @@ def _by_transformers(
 
 @torch.no_grad()
 def _batch_by_transformers(
-    model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], generate: GenerateConfig, streamer: Streamer | None
+    model: Any,
+    processor: Any,
+    rows: Sequence[Mapping[str, Any]],
+    generate: GenerateConfig,
+    streamer: GenerateStreamer | None,
 ) -> list[Answer]:
     batch = processor.collate(rows, for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}

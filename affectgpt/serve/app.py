@@ -98,7 +98,7 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
         if ask.stream:
             draft = Draft()
-            future = batcher.put(replace(prepared, listener=draft.write))
+            future = batcher.put(replace(prepared, on_text=draft.write))
             rows = events(head, future, draft, ask.include_usage)
             return StreamingResponse(rows, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         future = batcher.put(prepared)

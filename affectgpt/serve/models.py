@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.chat.request import Reply, Request, with_media
+from affectgpt.chat.streaming import TextCallback
 from affectgpt.config import GenerateConfig, QuestionConfig, ServeConfig
-from affectgpt.engine.streaming import Listener
 from affectgpt.prompts import Message
 from affectgpt.runtime import UserError
 from affectgpt.schema import MODALITIES
@@ -31,14 +31,14 @@ class Prepared:
         inputs: what the model takes.
         facts: for the field `affectgpt` of the answer.
         reads_labels: whether labels are looked for in the answer.
-        listener: is told the answer as far as it is certain; a batch that is tried again tells it from the beginning.
+        on_text: gets the final part of the answer while it is generated; a batch that is retried starts over.
     """
 
     inputs: Any
     wish: Wish
     facts: dict[str, Any]
     reads_labels: bool = False
-    listener: Listener | None = None
+    on_text: TextCallback | None = None
 
 
 class AffectGPT:
@@ -139,7 +139,7 @@ class AffectGPT:
             seed_everything(wish.seed)
         inputs = [item.inputs for item in items]
         replies = []
-        written = answers(self._model, self._processor, inputs, generate, _listeners(items))
+        written = answers(self._model, self._processor, inputs, generate, _callbacks(items))
         for item, (text, tokens, finish) in zip(items, written, strict=True):
             labels = {"labels": list(read_labels(text).labels)} if item.reads_labels else {}
             replies.append(Reply(text, len(item.inputs["input_ids"]), len(tokens), finish, {**item.facts, **labels}))
@@ -192,12 +192,12 @@ class Chat:
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:
         """Answers to requests with one wish."""
         inputs = [item.inputs for item in items]
-        replies = self._chat.answer(inputs, items[0].wish.max_new_tokens, _listeners(items))
+        replies = self._chat.answer(inputs, items[0].wish.max_new_tokens, _callbacks(items))
         return [replace(reply, facts=item.facts) for item, reply in zip(items, replies, strict=True)]
 
 
-def _listeners(items: Sequence[Prepared]) -> dict[int, Listener]:
-    return {place: item.listener for place, item in enumerate(items) if item.listener is not None}
+def _callbacks(items: Sequence[Prepared]) -> dict[int, TextCallback]:
+    return {place: item.on_text for place, item in enumerate(items) if item.on_text is not None}
 
 
 def may_share_batch(one: Prepared, other: Prepared) -> bool:

@@ -1,4 +1,4 @@
-"""Answers do not depend on the batch, on the code that generates them, or on listeners."""
+"""Answers do not depend on the batch, on the code that generates them, or on callbacks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_compile_is_refused_where_it_would_have_no_effect_or_cannot_work(built, 
 
 
 @pytest.mark.parametrize("more", [{}, {"do_sample": True}, {"num_beams": 2}], ids=["greedy", "sampled", "beams"])
-def test_listeners_get_beginnings_of_their_answers_and_change_none(built, monkeypatch, more):
+def test_callbacks_get_beginnings_of_their_answers_and_change_none(built, monkeypatch, more):
     model, processor = built
     generate = GenerateConfig(3, 12, **more)
     stop_early(model, processor, monkeypatch)
@@ -94,8 +94,8 @@ def test_listeners_get_beginnings_of_their_answers_and_change_none(built, monkey
     plain = list(answers(model, processor, rows, generate))
     received = {number: [] for number in (0, 2, 3, 6)}
     torch.manual_seed(0)
-    listeners = {number: texts.append for number, texts in received.items()}
-    assert list(answers(model, processor, rows, generate, listeners)) == plain
+    callbacks = {number: texts.append for number, texts in received.items()}
+    assert list(answers(model, processor, rows, generate, callbacks)) == plain
     assert generate.num_beams > 1 or len({answer.n_tokens for answer in plain}) > 1
     for number, texts in received.items():
         assert all(plain[number].text.startswith(text) for text in texts)
@@ -106,14 +106,14 @@ def test_listeners_get_beginnings_of_their_answers_and_change_none(built, monkey
 
 
 @pytest.mark.parametrize("by_engine", [True, False])
-def test_listeners_get_the_first_words_after_a_few_of_many_steps(built, monkeypatch, by_engine):
+def test_callbacks_get_the_first_words_after_a_few_of_many_steps(built, monkeypatch, by_engine):
     model, processor = built
     place, name = (generation._Rows, "step") if by_engine else (type(model.language_model), "forward")
     step, steps, received_at = getattr(place, name), [], []
     monkeypatch.setattr(place, name, lambda self, *args, **more: steps.append(1) or step(self, *args, **more))
     monkeypatch.setattr(generation, "knows", lambda model: by_engine)
-    listeners = {0: lambda text: received_at.append(len(steps))}
-    (answer,) = answers(model, processor, encoded(processor, 1), GenerateConfig(1, 40), listeners)
+    callbacks = {0: lambda text: received_at.append(len(steps))}
+    (answer,) = answers(model, processor, encoded(processor, 1), GenerateConfig(1, 40), callbacks)
     assert answer.n_tokens == 40
     assert len(steps) >= 39
     assert received_at[0] < 10

@@ -133,7 +133,7 @@ class Stumbling(Slow):
 
     def generate(self, items):
         for item in items:
-            item.listener("calm," if len(items) > 1 else "ca")
+            item.on_text("calm," if len(items) > 1 else "ca")
         time.sleep(0.1)  # so that it is sent
         if len(items) > 1:
             raise ValueError("stumbled")
