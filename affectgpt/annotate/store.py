@@ -11,16 +11,17 @@ from affectgpt.journal import Journal, NamedLocks
 class Store:
     """The files of one output folder.
 
-        records.jsonl         one line a finished clip; the newest line of an id counts
-        store/answers.jsonl   every answer that a model gave, found by the hash of the whole call
-        store/failures.jsonl  what went wrong with which clip
-        store/hashes.jsonl    hashes of media files that were read
+        records.jsonl         one line per finished clip; the last line of an id is valid
+        store/answers.jsonl   every answer of a model, by the hash of the complete call
+        store/failures.jsonl  clips that failed, with the reason
+        store/hashes.jsonl    hashes of the media files
         store/claims          locks, no data
 
-    With `answers_in`, answers, hashes and claims lie in that folder's store instead, which several outputs share.
+    With `answers_in`, answers, hashes and claims are in that folder's store, which several outputs share.
 
     Attributes:
-        cost, n_answers, tokens_in, tokens_out: of all answers in the folder, whoever asked for them.
+        cost, n_answers, tokens_in, tokens_out: of all answers in the folder, by any process.
+        n_uncounted: answers without a token count.
         by_call: (step, model) -> [answers, tokens in, tokens out].
     """
 
@@ -36,7 +37,7 @@ class Store:
         self.claims = NamedLocks(shared / "claims")
 
     def answered(self, media_sha256: str, step: str, model: str) -> int:
-        """How many answers there are to this step's questions about this clip."""
+        """Number of answers to this step's questions about this clip."""
         return self.answers.count(f"{media_sha256} {step} {model}")
 
     def close(self) -> None:

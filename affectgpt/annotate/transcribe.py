@@ -1,4 +1,4 @@
-"""What is said, by a Whisper-type model of transformers in this process."""
+"""Transcripts by a Whisper-type model of transformers in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LANGUAGES = {"en": "english", "zh": "chinese"}
 
 
 class Transcriber:
-    """A speech recogniser by hub id or folder, loaded on its first clip; its texts are stored like any answer."""
+    """A speech recognition model by hub id or folder, loaded on its first clip; transcripts are stored like answers."""
 
     def __init__(self, name: str, store: Store, *, revision: str | None = None, device: str = "auto") -> None:
         self.name, self._store, self._revision, self._device = name, store, revision, device
@@ -27,18 +27,18 @@ class Transcriber:
         self._loaded: tuple[Any, Any, Any] | None = None  # model, feature extractor, tokenizer
 
     async def answer(self, step: str, clip: Clip, lang: str) -> tuple[dict[str, Any], bool]:
-        """The stored or new text of a clip."""
+        """The stored or new transcript of a clip, and whether it is new."""
         request = {"model": self.name, "revision": self._revision, "language": lang}
         key = stable_hash([CODE_VERSION, clip.sha256, step, request])
 
         async def make() -> dict[str, Any]:
             async with self._lock:  # one model, one clip at a time
-                found = await asyncio.to_thread(self._hear, clip, lang)
+                found = await asyncio.to_thread(self._transcribe, clip, lang)
             return {"step": step, "model": self.name, "media_sha256": clip.sha256, "request": request, **found}
 
         return await get_or_make(self._store.answers, self._store.claims, key, make)
 
-    def _hear(self, clip: Clip, lang: str) -> dict[str, Any]:
+    def _transcribe(self, clip: Clip, lang: str) -> dict[str, Any]:
         import torch
 
         model, extractor, tokenizer = self._load()
@@ -50,11 +50,11 @@ class Transcriber:
             return_tensors="pt",
             return_attention_mask=True,
             truncation=False,
-            padding="longest" if sound.duration_s > 30 else "max_length",  # Whisper wants 30 s, or says so itself
+            padding="longest" if sound.duration_s > 30 else "max_length",  # Whisper takes 30 s or more
         ).to(model.device)
         options: dict[str, Any] = {"language": LANGUAGES[lang], "task": "transcribe"} if _is_multilingual(model) else {}
         if sound.duration_s > 30:
-            options["return_timestamps"] = True  # how Whisper goes on beyond its window
+            options["return_timestamps"] = True  # Whisper's way beyond its window
         with torch.inference_mode():
             tokens = model.generate(**inputs, **options)
         text = tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
@@ -75,12 +75,15 @@ class Transcriber:
             log.info("loading %s", self.name)
             try:
                 model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(self.name, revision=self._revision)
-            except (ValueError, KeyError) as error:
-                raise UserError(f"transcriber={self.name}: no speech recogniser of transformers ({error})") from error
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(self.name, revision=self._revision)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, revision=self._revision)
-            place = "cuda" if self._device != "cpu" and torch.cuda.is_available() else "cpu"
-            self._loaded = model.to(place).eval(), extractor, tokenizer
+                extractor = transformers.AutoFeatureExtractor.from_pretrained(self.name, revision=self._revision)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, revision=self._revision)
+            except (OSError, ValueError, KeyError) as error:  # transformers' classes for missing and foreign files
+                raise UserError(
+                    f"transcriber={self.name}: no speech recognition model of transformers ({error}); expected a hub "
+                    "id or a folder, such as openai/whisper-large-v3"
+                ) from error
+            device = "cuda" if self._device != "cpu" and torch.cuda.is_available() else "cpu"
+            self._loaded = model.to(device).eval(), extractor, tokenizer
         return self._loaded
 
 

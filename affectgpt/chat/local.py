@@ -25,7 +25,7 @@ import torch
 
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
-from affectgpt.runtime import InputError, UserError
+from affectgpt.runtime import UserError
 
 log = logging.getLogger("affectgpt")
 
@@ -35,13 +35,13 @@ class ModelType:
     """How one transformers model type takes its input.
 
     Attributes:
-        pictures: "video" (the frames are one video), "images" (each frame is an image) or None (blind).
-        sound: whether it hears.
-        template: False = the prompt is plain text; the processor itself puts the video in front.
+        frames: passed as one "video" or as "images"; None = no visual input.
+        sound: whether it takes audio input.
+        template: False = no chat template: the prompt is plain text, and the processor puts the video before it.
         n_frames: the one number of frames that it takes; None = any.
     """
 
-    pictures: str | None = None
+    frames: str | None = None
     sound: bool = False
     template: bool = True
     n_frames: int | None = None
@@ -58,7 +58,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     **dict.fromkeys(("idefics3", "llava", "llava_next", "gemma3", "mistral3"), ModelType("images")),
     **dict.fromkeys(("qwen2_audio", "audioflamingo3"), ModelType(sound=True)),
 }
-"""Types that this module knows; a model of another type that is a plain causal LM is asked with text only."""
+"""Supported model types; any other causal LM is used with text only."""
 
 
 class TransformersChat:
@@ -75,7 +75,7 @@ class TransformersChat:
         self.model = model
         self.processor = processor
         self.kind = kind
-        self.sees = frozenset(["images"] * bool(kind.pictures) + ["sound"] * kind.sound)
+        self.sees = frozenset(["images"] * bool(kind.frames) + ["sound"] * kind.sound)
         self.n_frames = kind.n_frames
         extractor = getattr(processor, "feature_extractor", None)
         self.rate_hz: int | None = extractor.sampling_rate if kind.sound else None
@@ -116,16 +116,14 @@ class TransformersChat:
         return [replies[place] for place in range(len(requests))]
 
     def render(self, request: Request) -> str:
-        """The prompt as text, with the media tokens and turns of the model's chat template."""
+        """The prompt as text, with media tokens and turns as in the model's chat template."""
         prompt = self._as_text("\n\n".join([request.prompt, *request.turns]))  # few templates know longer chats
         system = request.system and self._as_text(request.system)
         if not self.kind.template:
             return f"{system}\n{prompt}" if system else prompt
         content: list[dict[str, str]] = []
         if request.images is not None:
-            content += (
-                [{"type": "video"}] if self.kind.pictures == "video" else [{"type": "image"}] * len(request.images)
-            )
+            content += [{"type": "video"}] if self.kind.frames == "video" else [{"type": "image"}] * len(request.images)
         if request.sound is not None:
             content.append({"type": "audio"})
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
@@ -133,41 +131,41 @@ class TransformersChat:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         if not self.sees:  # templates of text-only models take plain strings
             messages = [{"role": item["role"], "content": item["content"][-1]["text"]} for item in messages]
-        knows_thinking = "enable_thinking" in str(self.processor.chat_template)
-        options = {"enable_thinking": False} if knows_thinking else {}
+        has_thinking = "enable_thinking" in str(self.processor.chat_template)
+        options = {"enable_thinking": False} if has_thinking else {}
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
 
     def encode(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """Model inputs of requests that all show the same kinds of media, padded on the left."""
+        """Model inputs of requests with the same kinds of media, padded on the left."""
         texts = [self.render(request) for request in requests]
         bos = self._tokenizer.bos_token
         options: dict[str, Any] = {"return_tensors": "pt"}
         if hasattr(self.processor, "tokenizer") and self.kind.template:
-            options["text_kwargs"] = {"padding": True}  # said to all parts, it would leave Whisper's window unfilled
+            options["text_kwargs"] = {"padding": True}  # for all parts, Whisper features would not be padded
         else:
             options["padding"] = True
         if bos and texts[0].startswith(bos):
-            options["add_special_tokens"] = False  # the template has written it
+            options["add_special_tokens"] = False  # it is in the template
         shown = [request for request in requests if request.images is not None]
-        if shown and self.kind.pictures == "images":
+        if shown and self.kind.frames == "images":
             options["images"] = [list(request.images) for request in shown if request.images is not None]
         elif shown:
-            name = "videos" if self.kind.template else "images"  # InstructBLIP-Video's word for its video
+            name = "videos" if self.kind.template else "images"  # InstructBLIP-Video's name for its video
             options[name] = [request.images for request in shown]
             if self.kind.template:
-                options["do_sample_frames"] = False  # the frames are chosen already
+                options["do_sample_frames"] = False  # the frames are sampled already
                 options["video_metadata"] = [_metadata(request) for request in shown]
         if sounds := [request.sound.samples for request in requests if request.sound is not None]:
             options["audio"] = sounds
             options["sampling_rate"] = self.rate_hz
         inputs = dict(self.processor(text=texts, **options))
-        if "video_second_per_grid" in inputs:  # the Omni processors take one frame rate a call; frames here have times
+        if "video_second_per_grid" in inputs:  # the Omni processors take one frame rate per call
             step = self.processor.video_processor.temporal_patch_size
             inputs["video_second_per_grid"] = torch.tensor([step / _metadata(request)["fps"] for request in shown])
         return inputs
 
     def move(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs` on the model's device, pixels and sound in its precision."""
+        """`inputs` on the model's device, media in its dtype."""
         moved = {}
         for key, value in inputs.items():
             if isinstance(value, torch.Tensor):
@@ -201,7 +199,7 @@ class TransformersChat:
 
     @property
     def _ends(self) -> set[int]:
-        """The tokens behind which an answer has ended."""
+        """The tokens that end an answer."""
         ends = self.model.generation_config.eos_token_id
         return set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
 
@@ -210,31 +208,31 @@ class TransformersChat:
         if unseen := [name for name, is_shown in shows.items() if is_shown and name not in self.sees]:
             raise UserError(
                 f"{self.name} ({self.model.config.model_type}) takes no {' and no '.join(unseen)}; "
-                f"it sees {sorted(self.sees) or 'text only'}: leave them out, or ask another model"
+                f"it takes {sorted(self.sees) or 'text only'}: leave them out, or use another model"
             )
         if not self.kind.template and request.images is None:
-            raise UserError(f"{self.name} answers about a video only; show it images")
+            raise UserError(f"{self.name} answers questions about a video only; add images")
         if request.images is not None:
             images = request.images
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-                raise InputError(f"images must be uint8 [T,H,W,3], found {images.dtype} {list(images.shape)}")
+                raise ValueError(f"images must be uint8 [T,H,W,3], found {images.dtype} {list(images.shape)}")
             if self.kind.n_frames not in (None, len(images)):
-                raise UserError(f"{self.name} takes {self.kind.n_frames} frames, found {len(images)}")
+                raise ValueError(f"{self.name} takes {self.kind.n_frames} frames, found {len(images)}")
         if request.sound is not None:
             sound = request.sound
             if sound.rate_hz != self.rate_hz:
-                raise UserError(
-                    f"{self.name} hears at {self.rate_hz} Hz, found sound at {sound.rate_hz} Hz; "
+                raise ValueError(
+                    f"{self.name} takes sound at {self.rate_hz} Hz, found {sound.rate_hz} Hz; "
                     f"decode it with read_audio(path, {self.rate_hz})"
                 )
             duration_s = len(sound.samples) / sound.rate_hz
             if self.max_sound_s is not None and duration_s > self.max_sound_s:
-                raise UserError(
-                    f"{self.name} hears at most {self.max_sound_s:g} s, found {duration_s:.1f} s; cut the sound"
+                raise ValueError(
+                    f"{self.name} takes at most {self.max_sound_s:g} s of sound, found {duration_s:.1f} s; cut it"
                 )
 
     def _as_text(self, text: str) -> str:
-        """`text` in which no control token stands: each gets a space behind its first character."""
+        """`text` without control tokens: each gets a space after its first character."""
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     @functools.cached_property
@@ -250,7 +248,7 @@ _KEEP_FLOAT32 = frozenset(["second_per_grid_ts", "video_second_per_grid"])
 
 
 def _metadata(request: Request) -> dict[str, Any]:
-    """What transformers calls video metadata: frames at a steady rate, since clips are sampled evenly."""
+    """Video metadata of transformers, at a constant frame rate: frames are evenly spaced."""
     assert request.images is not None
     n = len(request.images)
     times = request.times_s
@@ -266,12 +264,12 @@ def load(
 
     Args:
         name: a folder in transformers' format, or a hub id.
-        revision: commit of the hub; pin it where a figure is reported.
+        revision: commit on the hub; pin it for reported results.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
 
     Raises:
-        UserError: no such model, a type that is not known here, weights that are missing, or no chat template.
+        UserError: no such model, an unsupported type, missing weights, or no chat template.
     """
     import transformers
 
@@ -280,40 +278,50 @@ def load(
         raise UserError(f"device={device} dtype={dtype}: expected auto, cpu or cuda, and auto or a float type")
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}: no configuration to be read ({str(error).splitlines()[0]}); check the name, and fetch a model of "
-            f"the hub first where there is no network: hf download {name}"
+            f"{name}: its configuration cannot be read ({_first_line(error)}); check the name, and download a model "
+            f"of the hub first where there is no network: hf download {name}"
         ) from error
-    if config.model_type == "instructblip":  # published for images; the video model takes its weights as they are
+    if config.model_type == "instructblip":  # published for images; the video model takes its weights unchanged
         config = transformers.InstructBlipVideoConfig.from_pretrained(name, revision=revision)
         config.model_type = "instructblipvideo"
-    kind, model_class, model_config = _ways_in(name, config)
-    model, report = model_class.from_pretrained(
-        name, revision=revision, config=model_config, dtype=dtype, output_loading_info=True
-    )
-    if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
-        raise UserError(f"{name}: {len(wrong)} tensors are missing or of another shape, such as {wrong[:3]}")
-    if report["unexpected_keys"]:
-        log.info("%s: %d tensors are not used", name, len(report["unexpected_keys"]))
-    processor = _processor(name, revision, config, kind)
-    if kind.template and not (getattr(processor, "chat_template", None)):
-        raise UserError(f"{name} has no chat template, so how to ask it is unknown; use a chat or instruct version")
+    kind, model_class, model_config = _model_class(name, config)
+    try:
+        processor = _processor(name, revision, config, kind)
+    except (OSError, ValueError) as error:  # transformers' classes for missing and unreadable files
+        raise UserError(f"{name}: its processor cannot be loaded ({_first_line(error)})") from error
+    if kind.template and not getattr(processor, "chat_template", None):
+        raise UserError(f"{name} has no chat template; use a chat or instruct version")
     if config.model_type == "instructblipvideo":
         found, expected = processor.tokenizer.convert_tokens_to_ids("<video>"), config.video_token_index
         if found != expected:
             raise UserError(
-                f"{name}: <video> is token {found}, but the configuration says video_token_index={expected}; take a "
-                "revision that was updated for videos, or write the index into its config.json"
+                f"{name}: <video> is token {found}, but the configuration has video_token_index={expected}; use a "
+                "revision that was updated for videos, or correct the index in its config.json"
             )
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if device == "cuda" and place == "cpu":
-        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` says why")
-    return TransformersChat(name, model.to(place).eval(), processor, kind)
+    try:
+        model, report = model_class.from_pretrained(
+            name, revision=revision, config=model_config, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: its weights cannot be loaded ({_first_line(error)})") from error
+    if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise UserError(f"{name}: {len(wrong)} tensors are missing or have another shape, such as {wrong[:3]}")
+    if report["unexpected_keys"]:
+        log.info("%s: %d tensors are not used", name, len(report["unexpected_keys"]))
+    target = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cuda" and target == "cpu":
+        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` reports why")
+    return TransformersChat(name, model.to(target).eval(), processor, kind)
 
 
-def _ways_in(name: str, config: Any) -> tuple[ModelType, Any, Any]:
-    """How the model takes input, the class that holds it, and that class's part of the configuration."""
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _model_class(name: str, config: Any) -> tuple[ModelType, Any, Any]:
+    """How the model takes input, its class, and that class's part of the configuration."""
     import transformers
 
     kind = MODEL_TYPES.get(config.model_type)
@@ -321,10 +329,10 @@ def _ways_in(name: str, config: Any) -> tuple[ModelType, Any, Any]:
         return ModelType(), transformers.AutoModelForCausalLM, config
     if kind is None:
         raise UserError(
-            f"{name}: model type {config.model_type!r} is not known here; known are {', '.join(MODEL_TYPES)} and "
-            "causal LMs. Serve it (base_url=...) or use the JSONL exchange; see docs/baselines.md"
+            f"{name}: model type {config.model_type!r} is not supported; expected one of {', '.join(MODEL_TYPES)}, or "
+            "a causal LM. Serve it (base_url=...) or use the JSONL exchange; see docs/baselines.md"
         )
-    if hasattr(config, "thinker_config"):  # the Omni models: text comes from the thinker, speech is not needed
+    if hasattr(config, "thinker_config"):  # the Omni models: the thinker writes text, the talker is not needed
         config = config.thinker_config
         return kind, transformers.AutoModelForImageTextToText._model_mapping[type(config)], config
     for auto in ("AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM"):
@@ -334,15 +342,15 @@ def _ways_in(name: str, config: Any) -> tuple[ModelType, Any, Any]:
 
 
 def _processor(name: str, revision: str | None, config: Any, kind: ModelType) -> Any:
-    """The model's processor, put together part by part, or the tokenizer of a text-only model.
+    """The model's processor, assembled from its parts, or the tokenizer of a text-only model.
 
-    AutoProcessor would refuse every processor that holds a video processor when torchvision is not installed.
+    Without torchvision, AutoProcessor refuses every processor that has a video processor.
     """
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     where = {"revision": revision} if revision else {}
-    if not (kind.pictures or kind.sound):
+    if not (kind.frames or kind.sound):
         return transformers.AutoTokenizer.from_pretrained(name, **where)
     processor_class = PROCESSOR_MAPPING[type(config)]
     settings, _ = processor_class.get_processor_dict(name, **where)
@@ -360,6 +368,6 @@ def _processor(name: str, revision: str | None, config: Any, kind: ModelType) ->
             parts.append(transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **where))
         else:
             parts.append(transformers.AutoFeatureExtractor.from_pretrained(name, **where))
-    # Its check of the parts' classes looks the video processors up in a table that is empty without torchvision.
+    # Its check of the parts' classes looks up video processors in a table that is empty without torchvision.
     unchecked = type(processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None})
     return unchecked.from_args_and_dict(parts, settings)

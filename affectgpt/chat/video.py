@@ -1,9 +1,9 @@
-"""transformers' video processors without torchvision: how a clip's frames become what each model type takes.
+"""transformers' video processors without torchvision.
 
 The base class of transformers' video processors calls torchvision for four operations. `OnTorch` does them in plain
-torch and stands, in the order of inheritance, between a model's own processor and that base class: what the model adds
-(patches, frame sizes) stays as published. Where the model's own module cannot even be imported without torchvision, its
-few lines are written here instead. The same classes serve where torchvision is installed.
+torch; in the method resolution order it comes between a model's own processor and that base class, so what the model
+adds (patches, frame sizes) stays as published. Where a model's module cannot be imported without torchvision, its few
+lines are written here. The same classes are used where torchvision is installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OnTorch(BaseVideoProcessor):
     """The base class's operations on uint8 or float tensors [..., C, H, W]."""
 
     def resize(self, image: Tensor, size: SizeDict, resample: Any = None, antialias: bool = True, **_: Any) -> Tensor:
-        """To `size`: height and width, or the shorter edge with the shape kept.  [...,H,W] -> [...,h,w]"""
+        """To height and width, or to the shorter edge with the aspect ratio kept.  [...,H,W] -> [...,h,w]"""
         if size.height and size.width:
             shape = (size.height, size.width)
         elif size.shortest_edge and not size.longest_edge:
@@ -53,7 +53,7 @@ class OnTorch(BaseVideoProcessor):
         return flat.unflatten(0, image.shape[:-3])
 
     def center_crop(self, image: Tensor, size: SizeDict, **_: Any) -> Tensor:
-        """The middle, with zeros around what is too small.  [...,H,W] -> [...,h,w]"""
+        """The centre, zero-padded where the image is smaller.  [...,H,W] -> [...,h,w]"""
         height, width = image.shape[-2:]
         missing = (max(size.width - width, 0), max(size.height - height, 0))
         image = F.pad(image, [side for n in missing for side in (n // 2, (n + 1) // 2)])
@@ -65,7 +65,7 @@ class OnTorch(BaseVideoProcessor):
         return (image - mean) / std
 
     def convert_to_rgb(self, video: Tensor) -> Tensor:
-        """Nothing to do: requests hold RGB."""
+        """No-op: requests hold RGB."""
         return video
 
 
@@ -86,11 +86,11 @@ class SmolVLM(SmolVLMVideoProcessor, OnTorch):
 
 
 class Qwen3VL(Qwen3VLVideoProcessor, OnTorch):
-    cap_pixels_per_frame = False  # as transformers does up to now, without its warning
+    cap_pixels_per_frame = False  # transformers' present default, set to silence its warning
 
 
 class Qwen2VL(Qwen3VL):
-    """Qwen2-VL, Qwen2.5-VL and the Omni models: Qwen3-VL's patches, but the pixel limits hold for each frame."""
+    """Qwen2-VL, Qwen2.5-VL and the Omni models: patches as in Qwen3-VL, but pixel limits per frame."""
 
     size: ClassVar = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
     image_mean = OPENAI_CLIP_MEAN
@@ -99,7 +99,7 @@ class Qwen2VL(Qwen3VL):
 
     def __init__(self, **kwargs: Any) -> None:
         size = dict(kwargs.pop("size", None) or self.size)
-        # Older checkpoints name the limits so.
+        # The limits' names in older checkpoints.
         size["shortest_edge"] = kwargs.pop("min_pixels", None) or size["shortest_edge"]
         size["longest_edge"] = kwargs.pop("max_pixels", None) or size["longest_edge"]
         super().__init__(size=size, **kwargs)

@@ -1,11 +1,11 @@
-"""Scores that ask a language model: grouping of synonyms, label extraction from descriptions, and a judge.
+"""LLM-based scores: grouping of synonyms, label extraction from descriptions, and an LLM as a judge.
 
-Every question is asked at temperature 0 through `affectgpt.chat`, whose file of answers makes the score
-repeatable without a call. A prompt carries its version: a changed word is another question, never an old answer.
+Every question is asked at temperature 0 through `affectgpt.chat`, whose log of answers makes the score reproducible
+without a request. Prompts contain their version, so a changed prompt never gets an old answer.
 
 - LLM grouping (EMER, OV-MER and AffectGPT papers; MER2024): the union of the true and predicted labels of one sample is
   grouped by meaning, then scored as sets.
-- Extraction: labels out of a description, where the parser finds no list.
+- Extraction: labels from a description in which the parser finds no list.
 - Judge (Emotion-LLaMA paper): clue overlap and label overlap of two descriptions, 1 to 10.
 """
 
@@ -20,7 +20,6 @@ from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
 from affectgpt.metrics.sets import SetScore, set_score
-from affectgpt.runtime import InputError
 
 GROUPING_VERSION = "1"
 EXTRACTION_VERSION = "1"
@@ -54,7 +53,7 @@ JUDGE_ASPECTS = {
 
 @dataclass(frozen=True)
 class LlmGrouping:
-    """Set scores under LLM grouping; `unparsed` answers gave no grouping (each word then stays its own group)."""
+    """Set scores under LLM grouping; for `unparsed` answers every word is its own group."""
 
     score: SetScore
     model: str
@@ -64,10 +63,10 @@ class LlmGrouping:
 
 
 def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[list[dict[str, str]], int]:
-    """For each list of words: word -> group id; and how many answers could not be read.
+    """For each list of words: word -> group id; and the number of answers that could not be parsed.
 
-    Words are lower-cased, stripped and sorted, so that the order of labels changes neither question nor answer. A word
-    missing from the answer is its own group; one that stands in two groups belongs to the first.
+    Words are lower-cased, stripped and sorted, so that the order of labels does not change the question. A word missing
+    from the answer is its own group; a word in two groups belongs to the first.
     """
     prepared = [sorted({word.lower().strip() for word in group} - {""}) for group in words]
     asked = [group for group in prepared if len(group) > 1]  # one word needs no grouping
@@ -93,7 +92,7 @@ def grouping_question(words: Sequence[str]) -> str:
 
 
 def parse_groups(text: str) -> list[list[str]] | None:
-    """Read a list of lists of words; None if there is none.
+    """Parse a list of lists of words; None if there is none.
 
     >>> parse_groups('Here: [["Glad", "happy"], ["upset"]]')
     [['glad', 'happy'], ['upset']]
@@ -109,7 +108,7 @@ def parse_groups(text: str) -> list[list[str]] | None:
 def llm_grouping_score(
     truths: Mapping[str, Sequence[str]], predictions: Mapping[str, Sequence[str]], client: ChatClient
 ) -> LlmGrouping:
-    """Set scores where an LLM decides which words mean the same, sample by sample; a missing prediction is empty."""
+    """Set scores with synonyms grouped by an LLM, sample by sample; a missing prediction is the empty set."""
     pairs = [(list(truth), list(predictions.get(sample_id, ()))) for sample_id, truth in truths.items()]
     maps, n_unparsed = group_by_llm([truth + prediction for truth, prediction in pairs], client)
     mapped = [
@@ -126,7 +125,7 @@ def llm_grouping_score(
 
 
 def extract_by_llm(texts: Mapping[str, str], client: ChatClient) -> dict[str, Reading]:
-    """Labels of descriptions; `how` is "llm", or "empty" / "nothing" where there was no text or no readable answer."""
+    """Labels of descriptions; `how` is "llm", "empty" for an empty text, or "nothing" if no labels were found."""
     asked = {sample_id: text for sample_id, text in texts.items() if text.strip()}
     answers = client.answer([Request(extraction_question(text)) for text in asked.values()])
     readings = dict.fromkeys(texts, Reading((), "empty"))
@@ -142,7 +141,7 @@ def extraction_question(text: str) -> str:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Mean score of one aspect (1 to 10) over the answers that could be read, and how many could not."""
+    """Mean score of one aspect (1 to 10) over the `n` parsed answers, and the number of unparsed ones."""
 
     aspect: str
     mean: float | None
@@ -154,13 +153,13 @@ class Judgement:
 
 
 def judge(truths: Mapping[str, str], predictions: Mapping[str, str], client: ChatClient, aspect: str) -> Judgement:
-    """Let the model rate the overlap of two descriptions in one aspect; samples without a prediction score 1.
+    """Let an LLM rate the overlap of two descriptions in one aspect; samples without a prediction score 1.
 
     Raises:
         ValueError: an unknown aspect.
     """
     if aspect not in JUDGE_ASPECTS:
-        raise InputError(f"unknown aspect {aspect!r}; expected one of {list(JUDGE_ASPECTS)}")
+        raise ValueError(f"unknown aspect {aspect!r}; expected one of {list(JUDGE_ASPECTS)}")
     present = {key: truth for key, truth in truths.items() if predictions.get(key, "").strip()}
     questions = [Request(judge_question(truth, predictions[key], aspect)) for key, truth in present.items()]
     scores: dict[str, int] = dict.fromkeys(set(truths) - set(present), 1)
@@ -179,7 +178,7 @@ def judge_question(truth: str, prediction: str, aspect: str) -> str:
 
 
 def parse_score(text: str) -> int | None:
-    """An integer from 1 to 10 out of JSON, "Score: 7", "7/10" or a bare number; None for anything else.
+    """An integer from 1 to 10 from JSON, "Score: 7", "7/10" or a bare number; None for anything else.
 
     >>> [parse_score(text) for text in ('{"score": 7, "reason": "x"}', "Score: 8.", "9/10", "10", "11", "great")]
     [7, 8, 9, 10, None, None]
@@ -196,7 +195,7 @@ def parse_score(text: str) -> int | None:
 
 
 def _find_json(text: str, opening: str, closing: str) -> object:
-    """The JSON value between the first opening and the last closing bracket; None if it is none."""
+    """The JSON value between the first opening and the last closing bracket; None if it is not valid."""
     start, stop = text.find(opening), text.rfind(closing)
     if start < 0 or stop < start:
         return None

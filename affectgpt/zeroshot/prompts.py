@@ -1,8 +1,8 @@
-"""What a zero-shot model is asked, in English and Chinese; the words decide the scores, so they carry a version.
+"""Zero-shot prompts in English and Chinese. Their wording affects scores, so they have a version.
 
-Questions about a clip come in three kinds: `whole` (explain and name the emotions), and the clues of a pair, `audio`
-and `video`, which ask for what is heard or seen and leave the naming to the LLM that merges them. `merge` is the
-question to that LLM. A label line is asked for wherever the answer is final; `affectgpt.metrics.extract` reads it.
+There are three kinds of questions about a clip: `whole` (explain and name the emotions), and for pairs of models
+`audio` and `video`, which ask for what is heard or seen; the LLM that merges the two names the emotions. `merge` is the
+question to that LLM. Final answers end with a line of labels, which `affectgpt.metrics.extract` parses.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from affectgpt.prompts import LABEL_LINE
-from affectgpt.runtime import InputError
 
 VERSION = "zeroshot-1"
-"""Changes whenever a word below changes, and travels with every prediction."""
+"""Changes with every change of the wording below; recorded in every prediction."""
 
 KINDS = ("whole", "audio", "video")
 
@@ -93,17 +92,17 @@ def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str
 
     Args:
         kind: "whole", "audio" or "video".
-        shown: what stands beside the question, some of "images" and "sound".
-        subtitle: what the person says; None = it is not told (strategy S0).
+        shown: the media of the request, some of "images" and "sound".
+        subtitle: what the person says; None = not given (strategy S0).
 
     >>> print(question("whole", ["sound"], subtitle="Fine.").splitlines()[1])
     The person says: "Fine."
     """
     media = tuple(name for name in ("images", "sound") if name in shown)
     if kind not in KINDS:
-        raise InputError(f"unknown kind of question {kind!r}; expected one of {list(KINDS)}")
+        raise ValueError(f"unknown kind of question {kind!r}; expected one of {list(KINDS)}")
     if not media and not subtitle:
-        raise InputError("nothing is shown and nothing is said: there is nothing to ask about")
+        raise ValueError("neither media nor a subtitle to ask about")
     lines = [_SHOWN[lang][media]] if media else []
     if subtitle:
         lines.append(_SUBTITLE[lang].format(subtitle=_one_line(subtitle)))
@@ -117,7 +116,7 @@ def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str
 def merge(notes: Mapping[str, str], *, lang: str = "en", subtitle: str | None = None) -> str:
     """The question to an LLM that merges notes (`whole`, or `audio` and `video`) with each other and the subtitle."""
     if unknown := set(notes) - set(KINDS):
-        raise InputError(f"unknown notes {sorted(unknown)}; expected some of {list(KINDS)}")
+        raise ValueError(f"unknown notes {sorted(unknown)}; expected some of {list(KINDS)}")
     words = _MERGE[lang]
     given = {name: text.strip() for name, text in notes.items()} | ({"subtitle": subtitle} if subtitle else {})
     blocks = [f"{words[name]}:\n{text}" if lang == "en" else f"{words[name]}：\n{text}" for name, text in given.items()]

@@ -1,12 +1,12 @@
-"""Zero-shot runs: which questions go to which system, in which order, and where the answers are kept.
+"""Zero-shot runs: which questions each system gets, in which order, and where the answers are stored.
 
     S0    the model explains the clip without the subtitle
-    S1    the model explains the clip and is told the subtitle
-    S2    the model explains the clip without the subtitle, then an LLM merges that with the subtitle
-    pair  an audio and a video model tell their clues, then an LLM merges them (with the subtitle in S2)
+    S1    the model explains the clip with the subtitle
+    S2    the model explains the clip without the subtitle, then an LLM merges the explanation with the subtitle
+    pair  an audio and a video model describe their clues, then an LLM merges them (with the subtitle in S2)
 
-Every step appends to a file of its own and skips what stands there, so a killed run goes on. The last step writes
-`out`; the steps before it, the answers of servers, bad samples and the run's record lie in the folder `<out>.steps`.
+Every step appends to its own file and skips the rows in it, so a run that was killed resumes. The last step writes
+`out`; earlier steps, answers of servers, bad samples and the run record are in the folder `<out>.steps`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.config import SourceConfig, ZeroShotConfig
-from affectgpt.data.sources import check_each, probe_samples, read_source, report_bad
+from affectgpt.data.sources import attempt, probe_samples, read_source, report_bad
 from affectgpt.inference.prediction import predict_to_file
 from affectgpt.metrics.extract import read_labels
 from affectgpt.runs import RunRecord
@@ -33,8 +33,9 @@ from affectgpt.zeroshot.systems import Model, System, open_system, read_answers
 
 log = logging.getLogger("affectgpt")
 
+Item = TypeVar("Item")
 STRATEGIES = ("s0", "s1", "s2")
-_SHOWN = {"images": "frames", "sound": "audio"}  # what is shown, by the modality that a clip must have for it
+_SHOWN = {"images": "frames", "sound": "audio"}  # what can be shown -> modality that the clip needs
 _OF_KIND = {"whole": ("images", "sound"), "audio": ("sound",), "video": ("images",)}
 
 
@@ -47,48 +48,46 @@ def run(config: ZeroShotConfig) -> int:
     if config.action == "export":
         n = export(config, samples, out)
         report_bad(bad, out.parent)
-        log.info("%d questions in %s; answer them as {id, text} lines, then `import` that file", n, out)
+        log.info("%d questions in %s; write the answers as {id, text} lines and `import` that file", n, out)
         return 3 if bad else 0
 
     folder = out.with_name(f"{out.name}.steps")
     record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=files)
-    models = _asked(config)
-    _name_strangers(models, {item.id for item in (*samples, *bad)})
+    models = _models_of(config)
+    _warn_of_unknown_ids(models, {item.id for item in (*samples, *bad)})
     samples = _with_media(samples, config, bad)
     notes = {kind: _ask(kind, *who, samples, out, folder, config, bad) for kind, who in models.items()}
     is_merged = config.ask.strategy == "s2" or "whole" not in models
     rows = _merge(notes, samples, out, folder, config, bad) if is_merged else notes["whole"]
-    n_silent = sum(not row.labels for row in rows)
-    log.info("%d predictions in %s; the parser found no label in %d", len(rows), out, n_silent)
+    n_unlabelled = sum(not row.labels for row in rows)
+    log.info("%d predictions in %s; the parser found no label in %d", len(rows), out, n_unlabelled)
     report_bad(bad, folder)
-    record.finish("finished", n=len(rows), n_without_labels=n_silent, n_bad=len(bad))
+    record.finish("finished", n=len(rows), n_without_labels=n_unlabelled, n_bad=len(bad))
     return 3 if bad else 0
 
 
-def _name_strangers(models: Mapping[str, tuple[str, str | None]], known: set[str]) -> None:
-    """Warn of answers in files whose ids are no clips: most often those of another split or export."""
+def _warn_of_unknown_ids(models: Mapping[str, tuple[str, str | None]], known: set[str]) -> None:
+    """Warn of ids in answer files that are not among the clips: most often of another split or export."""
     for name, base_url in models.values():
-        if base_url is None and name.endswith(".jsonl") and (strange := sorted(set(read_answers(Path(name))) - known)):
-            log.warning("%s: %d ids that are none of the clips, such as %r", name, len(strange), strange[0])
+        if base_url is None and name.endswith(".jsonl") and (unknown := sorted(set(read_answers(Path(name))) - known)):
+            log.warning("%s: %d ids are not among the clips, such as %r", name, len(unknown), unknown[0])
 
 
 def _with_media(samples: Sequence[Sample], config: ZeroShotConfig, bad: list[BadSample]) -> list[Sample]:
-    """The clips that hold pictures or sound."""
+    """The clips with video or sound; others raise, or are added to `bad`."""
 
-    def look(sample: Sample) -> Sample:
+    def check_media(sample: Sample) -> Sample:
         if not _has(sample):
-            raise InputError("it has neither pictures nor sound: there is nothing to show")
+            raise InputError("it has neither video nor sound, so there is nothing to show")
         return sample
 
-    good, left_out = _each(samples, look, config)
-    bad += left_out
-    return good
+    return _usable([attempt(check_media, sample, on_bad=config.data.on_bad) for sample in samples], bad)
 
 
-def _each(
-    samples: Sequence[Sample], look: Callable[[Sample], Sample], config: ZeroShotConfig
-) -> tuple[list[Sample], list[BadSample]]:
-    return check_each(samples, look, on_bad=config.data.on_bad, what="reading", n_threads=0, progress=False)
+def _usable(results: Sequence[Item | BadSample], bad: list[BadSample]) -> list[Item]:
+    """The results that are no bad samples, which are added to `bad`."""
+    bad += [item for item in results if isinstance(item, BadSample)]
+    return [item for item in results if not isinstance(item, BadSample)]
 
 
 def _ask(
@@ -101,7 +100,7 @@ def _ask(
     config: ZeroShotConfig,
     bad: list[BadSample],
 ) -> list[Prediction]:
-    """The answers to one kind of question: the last step of a whole system, else a step before merging."""
+    """The answers to one kind of question: the last step of a single system, else a step before merging."""
     askable = [item for item in samples if kind == "whole" or set(_has(item)) & set(_OF_KIND[kind])]
     if len(askable) < len(samples):
         log.info("%d of %d clips have no %s", len(samples) - len(askable), len(samples), _OF_KIND[kind][0])
@@ -124,7 +123,7 @@ def _merge(
     config: ZeroShotConfig,
     bad: Sequence[BadSample],
 ) -> list[Prediction]:
-    """One description out of the notes on each clip; a clip of which a part could not be read is left out."""
+    """One description per clip, merged from its notes; clips with an unreadable part are left out."""
     by_id: dict[str, dict[str, Prediction]] = {}
     for kind, rows in notes.items():
         for row in rows:
@@ -164,8 +163,8 @@ def check(config: ZeroShotConfig) -> None:
         raise UserError("strategy=s2 and pairs need merge_model=, an LLM that merges the descriptions")
 
 
-def _asked(config: ZeroShotConfig) -> dict[str, tuple[str, str | None]]:
-    """(model, server) by the kind of question that it gets."""
+def _models_of(config: ZeroShotConfig) -> dict[str, tuple[str, str | None]]:
+    """Kind of question -> (model, server)."""
     if config.ask.model:
         return {"whole": (config.ask.model, config.ask.base_url)}
     assert config.ask.audio_model is not None
@@ -177,7 +176,7 @@ def _asked(config: ZeroShotConfig) -> dict[str, tuple[str, str | None]]:
 
 
 def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample], list[Path]]:
-    """The clips with probed media, those left out, and the files that were read."""
+    """The clips with probed modalities, the bad samples, and the files that were read."""
     sources = config.data.test
     if config.manifest:
         sources = [SourceConfig(manifest=config.manifest, split=config.split)]
@@ -203,12 +202,12 @@ def _step(
     what: str,
 ) -> list[Prediction]:
     made = predict_to_file(make, samples, file, settings=settings, what=what)
-    gc.collect()  # the step's model leaves before the next one is loaded
+    gc.collect()  # free the step's model before the next one is loaded
     return made
 
 
 def _settings(config: ZeroShotConfig) -> dict[str, Any]:
-    """What decides the answers besides the models."""
+    """The settings that affect the answers, except the models."""
     kept = {name: value for name, value in asdict(config.ask).items() if not name.endswith(("model", "base_url"))}
     return {"prompt_version": prompts.VERSION, **kept}
 
@@ -218,10 +217,20 @@ def _has(sample: Sample) -> list[str]:
 
 
 def wanted(kind: str, show: Sequence[str] | None, *, is_served: bool = False) -> tuple[str, ...]:
-    """What a question is about, as far as `show` allows. By default a served whole system gets pictures only: few
-    servers take sound, and most refuse the request instead of leaving it out."""
+    """What a question shows, limited by `show`. By default a served system gets images only: few servers take sound,
+    and most refuse a request with sound instead of ignoring it."""
     allowed = ("images",) if show is None and is_served and kind == "whole" else show or _OF_KIND[kind]
     return tuple(name for name in _OF_KIND[kind] if name in allowed)
+
+
+class _Asked(NamedTuple):
+    """A clip with its request, the media and the subtitle in it, and facts about the media."""
+
+    sample: Sample
+    shown: tuple[str, ...]
+    subtitle: str | None
+    request: Request
+    facts: dict[str, Any]
 
 
 def ask_clips(
@@ -232,38 +241,33 @@ def ask_clips(
     config: ZeroShotConfig,
     bad: list[BadSample],
 ) -> Iterator[Prediction]:
-    """One answer a clip; clips that cannot be read raise, or are left out and listed in `bad` with on_bad=skip.
+    """One answer per clip; clips that cannot be read raise, or with on_bad=skip are left out and listed in `bad`.
 
     Args:
-        make: makes the system; called only if there is a clip to ask about.
+        make: opens the system; called only if there are clips.
     """
     if not samples:
         return
     system = make()
     is_served = isinstance(system, Model) and isinstance(system.chat, ChatClient)
     show = wanted(kind, config.ask.show, is_served=is_served)
+
+    def prepare(sample: Sample) -> _Asked:
+        shown = tuple(name for name in show if name in system.sees and name in _has(sample))
+        if not shown:
+            raise InputError(
+                f"it has {_has(sample)}, {system.name} takes {sorted(system.sees)}, and the question shows "
+                f"{list(show)}: nothing is left to show"
+            )
+        subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
+        prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle)
+        return _Asked(sample, shown, subtitle, *system.request(sample, shown, prompt))
+
     for start in range(0, len(samples), system.batch_size):
-        looked: dict[str, tuple[tuple[str, ...], str | None, Request, dict[str, Any]]] = {}
-
-        def look(sample: Sample, looked: dict[str, Any] = looked) -> Sample:
-            shown = tuple(name for name in show if name in system.sees and name in _has(sample))
-            if not shown:
-                raise InputError(
-                    f"its media hold {_has(sample)}, {system.name} sees {sorted(system.sees)}, and {list(show)} should "
-                    "be shown: there is nothing to show"
-                )
-            subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
-            prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle)
-            looked[sample.id] = (shown, subtitle, *system.request(sample, shown, prompt))
-            return sample
-
-        good, left_out = _each(samples[start : start + system.batch_size], look, config)
-        bad += left_out
-        if not good:
-            continue
-        replies = system.answer([item.id for item in good], [looked[item.id][2] for item in good])
-        for sample, reply in zip(good, replies, strict=True):
-            shown, subtitle, _, facts = looked[sample.id]
+        chunk = samples[start : start + system.batch_size]
+        asked = _usable([attempt(prepare, sample, on_bad=config.data.on_bad) for sample in chunk], bad)
+        replies = system.answer([item.sample.id for item in asked], [item.request for item in asked])
+        for (sample, shown, subtitle, _, facts), reply in zip(asked, replies, strict=True):
             yield Prediction(
                 id=sample.id,
                 text=reply.text,
@@ -288,7 +292,7 @@ def merge_notes(
     *,
     config: ZeroShotConfig,
 ) -> Iterator[Prediction]:
-    """One merged description a clip. A whole description without a subtitle to merge stays as it is."""
+    """One merged description per clip. A description of the whole clip without a subtitle to merge is kept as it is."""
     if not samples:
         return
     system = make()
@@ -308,7 +312,7 @@ def merge_notes(
         for sample in chunk:
             parts = notes[sample.id]
             reply, subtitle = replies.get(sample.id), subtitles[sample.id]
-            told = next((row.subtitle for row in parts.values() if row.subtitle), subtitle)
+            shown_subtitle = next((row.subtitle for row in parts.values() if row.subtitle), subtitle)
             text = reply.text if reply else parts["whole"].text
             used = {name for row in parts.values() for name in row.modalities} | ({"text"} if subtitle else set())
             yield Prediction(
@@ -317,7 +321,7 @@ def merge_notes(
                 labels=read_labels(text).labels,
                 lang=config.ask.lang,
                 modalities=tuple(name for name in ("audio", "frames", "text") if name in used),
-                subtitle=told,
+                subtitle=shown_subtitle,
                 media={key: value for row in parts.values() for key, value in row.media.items()},
                 n_tokens=(reply.n_new_tokens or None) if reply else parts["whole"].n_tokens,
                 finish=reply.finish if reply else parts["whole"].finish,
@@ -334,7 +338,7 @@ def _subtitle(sample: Sample, config: ZeroShotConfig) -> str | None:
 
 
 def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
-    """Write one question a line, with the paths of the media, for code that runs in its own environment."""
+    """Write one question per line, with the paths of the media, for models that need their own environment."""
     rows = []
     for sample in samples:
         shown = [name for name in wanted(config.kind, config.ask.show) if name in _has(sample)]
@@ -355,6 +359,6 @@ def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
         }
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     if len(rows) < len(samples):
-        log.info("%d of %d clips have nothing to show for kind=%s", len(samples) - len(rows), len(samples), config.kind)
+        log.info("%d of %d clips have no media for kind=%s", len(samples) - len(rows), len(samples), config.kind)
     write_text_atomic(out, "".join(rows))
     return len(rows)

@@ -1,4 +1,4 @@
-"""What can be asked about clips: a chat model, in this process or on a server, or a file of answers made elsewhere."""
+"""The systems of a zero-shot run: chat models, in this process or on a server, and files of answers made elsewhere."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Model:
     """A chat model.
 
     Attributes:
-        name: as predictions name it.
-        batch_size: clips that are decoded and asked about together.
+        name: as recorded in predictions.
+        batch_size: clips that are decoded and sent together.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Model:
         return self.chat.sees
 
     def request(self, sample: Sample, shown: Sequence[str], prompt: str) -> tuple[Request, dict[str, Any]]:
-        """The request that shows `shown` of the clip, and facts about what is shown."""
+        """The request with the media `shown` of the clip, and facts about them."""
         return with_media(
             Request(prompt),
             self.chat,
@@ -65,7 +65,7 @@ class AnswerFile:
 
     def request(self, sample: Sample, shown: Sequence[str], prompt: str) -> tuple[Request, dict[str, Any]]:
         if sample.id not in self._texts:
-            raise InputError(f"{self._path} holds no answer for it")
+            raise InputError(f"{self._path} has no answer for it")
         return Request(prompt), {}
 
     def answer(self, ids: Sequence[str], requests: Sequence[Request]) -> list[Reply]:
@@ -76,7 +76,7 @@ System = Model | AnswerFile
 
 
 def open_system(name: str, base_url: str | None, folder: Path, config: ZeroShotConfig) -> System:
-    """The model on the server `base_url`, whose answers are logged in `folder`; else the file or model `name`."""
+    """The model `name` on a server, with its answers logged in `folder`; without a server, the file or model `name`."""
     ask = config.ask
     if base_url is not None:
         client = ChatClient(
@@ -99,10 +99,10 @@ def read_answers(path: Path) -> dict[str, str]:
     """The answers of a JSONL file by id.
 
     Raises:
-        UserError: no such file, or a line that is no `{"id", "text"}` object, or an id twice; file and line are named.
+        UserError: no such file, a line that is not an `{"id", "text"}` object, or a repeated id, with its line.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file of answers; `python -m affectgpt.zeroshot export` writes its questions")
+        raise UserError(f"{path}: no such answer file; `python -m affectgpt.zeroshot export` writes the questions")
     texts: dict[str, str] = {}
     for line_no, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
@@ -113,8 +113,8 @@ def read_answers(path: Path) -> dict[str, str]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}:{line_no}: expected {{"id": ..., "text": ...}}, found {line[:80]!r}') from error
         if not isinstance(text, str):
-            raise UserError(f"{path}:{line_no}: the text of {key!r} must be a text, found {text!r}")
+            raise UserError(f"{path}:{line_no}: the text of {key!r} must be a string, found {text!r}")
         if key in texts:
-            raise UserError(f"{path}:{line_no}: {key!r} is answered twice; keep one answer an id")
+            raise UserError(f"{path}:{line_no}: {key!r} is answered twice; keep one answer per id")
         texts[key] = text
     return texts

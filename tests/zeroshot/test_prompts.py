@@ -41,7 +41,7 @@ def test_an_answer_as_asked_for_is_read_by_the_parser():
 
 
 def test_a_question_about_nothing_is_an_error():
-    with pytest.raises(ValueError, match="nothing is shown and nothing is said"):
+    with pytest.raises(ValueError, match="neither media nor a subtitle"):
         prompts.question("whole", [])
     with pytest.raises(ValueError, match="unknown kind of question 'smell'"):
         prompts.question("smell", ["images"])

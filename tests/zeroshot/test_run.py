@@ -209,12 +209,12 @@ def test_exported_questions_come_back_as_predictions(config, tmp_path):
 
 def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path, caplog):
     answers = answered(tmp_path, "a", {"clip9": "Emotions: sad", "stranger": "?"})
-    with pytest.raises(ValueError, match=r"sample 'clip10': .*a\.jsonl holds no answer for it"):
+    with pytest.raises(ValueError, match=r"sample 'clip10': .*a\.jsonl has no answer for it"):
         run(replace(config, model=answers))
     (tmp_path / "preds.jsonl").unlink(missing_ok=True)
     assert run(replace(config, model=answers, data=DataConfig(name="toy", on_bad="skip"))) == 3
     assert [row.id for row in read_predictions(config.out)] == ["clip9"]
-    assert "1 ids that are none of the clips, such as 'stranger'" in caplog.text
+    assert "1 ids are not among the clips, such as 'stranger'" in caplog.text
     listed = (tmp_path / "preds.jsonl.steps" / "bad_samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in listed] == ["clip10", "clip11"]
 
@@ -235,7 +235,7 @@ def test_a_clip_of_which_half_a_pair_could_not_be_had_is_left_out_and_a_silent_o
         ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}', r"a\.jsonl:2: 'a' is answered twice"),
         ('{"id": "a"}', r'a\.jsonl:1: expected \{"id"'),
         ("nonsense", r"a\.jsonl:1: expected .*found 'nonsense'"),
-        ('{"id": "a", "text": 3}', "the text of 'a' must be a text, found 3"),
+        ('{"id": "a", "text": 3}', "the text of 'a' must be a string, found 3"),
     ],
 )
 def test_a_broken_file_of_answers_is_named_with_its_line(tmp_path, lines, message):
@@ -245,7 +245,7 @@ def test_a_broken_file_of_answers_is_named_with_its_line(tmp_path, lines, messag
 
 
 def test_a_deaf_model_cannot_be_asked_about_sound_alone(config, models):
-    with pytest.raises(ValueError, match=r"'clip9': its media hold \['images', 'sound'\], .*there is nothing to show"):
+    with pytest.raises(ValueError, match=r"'clip9': it has \['images', 'sound'\], .*nothing is left to show"):
         run(replace(config, model=models["video"], show=["sound"]))
 
 
