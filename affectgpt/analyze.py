@@ -25,7 +25,7 @@ from affectgpt.metrics import (
     read_references,
 )
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
-from affectgpt.metrics.benchmarks import read_truth
+from affectgpt.metrics.benchmarks import read_true_values
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
 from affectgpt.metrics.compare import compare, named_after_files, over_seeds
 from affectgpt.metrics.evaluate import labels_by_id
@@ -247,7 +247,7 @@ def _column(request: Request, names: Sequence[str], needed: bool = True) -> dict
     assert request.references is not None
     try:
         config = BenchmarkConfig(name="references", split=request.split)
-        return {key: str(value) for key, value in read_truth(Path(request.references), config, names).items()}
+        return {key: str(value) for key, value in read_true_values(Path(request.references), config, names).items()}
     except ScoreFileError:
         if needed:
             raise

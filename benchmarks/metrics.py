@@ -34,7 +34,7 @@ def main() -> None:
 
     load_s, lexicon = timed(load_builtin)
     rng = random.Random(0)
-    words = [form for form in lexicon.keys if form.isascii()]
+    words = [form for form in lexicon.forms if form.isascii()]
     references = {f"s{i}": rng.choices(words, k=rng.randint(1, 6)) for i in range(n_samples)}
     predictions = {f"s{i}": rng.choices(words, k=rng.randint(1, 6)) for i in range(n_samples)}
     score_s, report = timed(lambda: evaluate(predictions, references, n_bootstrap=0))
@@ -75,7 +75,7 @@ def naive(lexicon, names, references, predictions):
 
 
 def look_up(lexicon, word, grouping):
-    keys = lexicon.keys.get(word.lower().strip(), ())
+    keys = lexicon.forms.get(word.lower().strip(), ())
     if not keys:
         return None
     if grouping == "M1":

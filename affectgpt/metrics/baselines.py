@@ -9,21 +9,21 @@ import numpy as np
 from affectgpt.runtime import InputError
 
 MER2023_EMOTIONS = ("worried", "happy", "neutral", "angry", "surprised", "sad")
-"""The candidate set from which the papers' Random draws (EMER paper, section 4)."""
+"""The candidate labels of the Random baseline (EMER paper, section 4)."""
 
 
 def empty(ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """No label for anybody: the floor of every set score."""
+    """No labels for any id: the lower bound of every set score."""
     return dict.fromkeys(ids, ())
 
 
 def random_labels(
     ids: Iterable[str], vocabulary: Sequence[str] = MER2023_EMOTIONS, *, n_labels: int = 1, seed: int = 42
 ) -> dict[str, tuple[str, ...]]:
-    """`n_labels` different labels drawn uniformly for each id, in sorted order of the ids.
+    """`n_labels` labels for each id, drawn uniformly without replacement, in sorted order of the ids.
 
     Args:
-        vocabulary: labels to draw from; give a label several times to draw it more often.
+        vocabulary: labels to draw from; repeat a label to draw it more often.
     """
     names = list(vocabulary)
     if not 1 <= n_labels <= len(names):

@@ -1,6 +1,6 @@
 """Scores against fixed labels: hit rate, sentiment, classification, valence, ranked lists.
 
-Whatever could not be read is a class of its own (UNPARSED), never mapped silently to neutral.
+Predictions that could not be parsed are a class of their own (UNPARSED); they are never counted as neutral.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from affectgpt.runtime import InputError
 
 UNPARSED = "unparsed"
 
-MER2023_CLASSES = ("worried", "happy", "neutral", "angry", "surprise", "sad")
-DFEW_CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
-
 
 @dataclass(frozen=True)
 class Classification:
@@ -26,9 +23,9 @@ class Classification:
 
     Attributes:
         accuracy: share of exact matches (WAR, weighted average recall, is the same number).
-        weighted_f1, macro_f1: class F1 averaged by class size, or plainly over the classes that occur in the truth.
-        uar: unweighted average recall = mean recall over the classes that occur in the truth.
-        classes: rows of `confusion`; its columns are the classes and UNPARSED.
+        weighted_f1, macro_f1: F1 averaged over the classes that occur in the truth, weighted by class size or not.
+        uar: unweighted average recall, the mean recall over the classes that occur in the truth.
+        classes: the rows of `confusion`; its columns are the classes and UNPARSED.
         confusion: counts [n_classes, n_classes + 1], rows = truth.
         unparsed: predictions outside the classes.
     """
@@ -48,22 +45,22 @@ class Classification:
 
 
 def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: Sequence[str]) -> Classification:
-    """Score single labels; a prediction that is None or outside `classes` counts as UNPARSED (wrong, and counted).
+    """Score single labels; a prediction that is None or outside `classes` counts as UNPARSED, and as wrong.
 
-    A class that never occurs in the truth is left out of the means (its precision would otherwise decide them).
+    Classes that do not occur in the truth are left out of the means.
 
     >>> result = classify(["sad", "sad", "happy", "angry"], ["sad", "happy", "happy", "???"], ["happy", "sad", "angry"])
     >>> result.accuracy, round(result.uar, 4), round(result.weighted_f1, 4), result.unparsed
     (0.5, 0.5, 0.5, 1)
 
     Raises:
-        ValueError: no samples, different lengths, or a truth outside the classes.
+        InputError: no samples, different lengths, or a truth outside the classes.
     """
     if len(truths) != len(predictions) or not truths:
-        raise InputError(f"{len(truths)} truths and {len(predictions)} predictions; expected equally many, at least 1")
+        raise InputError(f"{len(truths)} truths and {len(predictions)} predictions; expected as many, at least 1")
     columns = {name: i for i, name in enumerate(classes)}
-    if strange := sorted(set(truths) - set(columns)):
-        raise InputError(f"true labels {strange} are none of the classes {list(classes)}")
+    if unknown := sorted(set(truths) - set(columns)):
+        raise InputError(f"true labels {unknown} are not among the classes {list(classes)}")
     confusion = np.zeros((len(classes), len(classes) + 1), dtype=int)
     for truth, prediction in zip(truths, predictions, strict=True):
         confusion[columns[truth], columns.get(prediction or "", len(classes))] += 1
@@ -88,9 +85,9 @@ def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: 
 
 @dataclass(frozen=True)
 class HitRate:
-    """`rate` is the mean over the five wheels of the share of hits; `n` gives the scored samples of each wheel.
+    """`rate` is the share of hits, averaged over the five wheels; `n` is the number of scored samples per wheel.
 
-    `rate_of_all` is the strict variant: a sample whose truth a wheel does not know counts as a miss there.
+    `rate_of_all` is the strict variant: a sample whose true label is not on a wheel is a miss for that wheel.
     """
 
     rate: float
@@ -99,20 +96,12 @@ class HitRate:
     rate_of_all: float
 
 
-def hit_rate(
-    truths: Mapping[str, str],
-    predictions: Mapping[str, Sequence[str]],
-    lexicon: Lexicon,
-    *,
-    neutral_aware: bool = False,
-) -> HitRate:
-    """Hit rate on one-hot test sets (MER2025 / MER-UniBench protocol): is the true label's level-1 cluster among the
-    predicted labels' clusters?
+def hit_rate(truths: Mapping[str, str], predictions: Mapping[str, Sequence[str]], lexicon: Lexicon) -> HitRate:
+    """Hit rate on one-hot test sets (MER2025 / MER-UniBench protocol): is the level-1 cluster of the true label among
+    the clusters of the predicted labels?
 
-    A wheel that does not know the truth skips the sample (so `neutral` truths vanish); a missing prediction is a miss.
-
-    Args:
-        neutral_aware: a strict extra of ours: "neutral" is a cluster of its own on every wheel.
+    A sample whose true label is not on a wheel is not scored there (this drops `neutral`); a missing prediction is a
+    miss.
 
     >>> from affectgpt.metrics.lexicon import load_lexicon
     >>> truths = {"a": "happy", "b": "angry", "c": "neutral"}
@@ -121,21 +110,14 @@ def hit_rate(
     (0.5, {2}, 0.333)
     """
     grouping = WheelGrouping(lexicon)
-
-    def clusters(words: Sequence[str], name: str) -> frozenset[str]:
-        found = grouping.map(words, name)
-        if neutral_aware and any(lexicon.kind(word) == "neutral" for word in words):
-            found |= {"neutral"}
-        return found
-
     by_wheel: dict[str, float] = {}
     n_scored: dict[str, int] = {}
     n_hits: dict[str, int] = {}
     for name in LEVEL1:
         hits = [
-            bool(truth & clusters(predictions.get(sample_id, ()), name))
+            bool(truth & grouping.map(predictions.get(sample_id, ()), name))
             for sample_id, label in truths.items()
-            if (truth := clusters([label], name))
+            if (truth := grouping.map([label], name))
         ]
         n_scored[name], n_hits[name] = len(hits), sum(hits)
         by_wheel[name] = sum(hits) / len(hits) if hits else 0.0
@@ -154,15 +136,15 @@ _SENTIMENT = {
     "neutral": ("neutral", "中性", "中立"),
 }
 _SENTIMENT_OF = {word: sentiment for sentiment, words in _SENTIMENT.items() for word in words}
-# Level-1 clusters of W1 and W2 with a sign; surprise has none.
-_SIGN = {"happy": "positive", "mad": "negative", "angry": "negative", "sad": "negative", "scared": "negative",
+# The polarity of the level-1 clusters of W1 and W2; surprise has none.
+_POLARITY = {"happy": "positive", "mad": "negative", "angry": "negative", "sad": "negative", "scared": "negative",
          "fearful": "negative", "disgusted": "negative", "bad": "negative"}  # fmt: skip
 
 
 def sentiment_of(labels: Sequence[str], lexicon: Lexicon) -> str | None:
-    """positive, negative or neutral, from sentiment words or the emotions' level-1 clusters on W1 and W2.
+    """positive, negative or neutral, from sentiment words or the level-1 clusters of emotions on W1 and W2.
 
-    Emotions that pull both ways are settled by majority; a tie and words without a sign give None (unreadable).
+    The majority decides; a tie, and labels without polarity, give None (unreadable).
 
     >>> from affectgpt.metrics.lexicon import load_lexicon
     >>> [sentiment_of(labels, load_lexicon()) for labels in (["Positive"], ["sad", "hurt"], ["happy", "sad"])]
@@ -176,7 +158,7 @@ def sentiment_of(labels: Sequence[str], lexicon: Lexicon) -> str | None:
         found = _SENTIMENT_OF.get(word)
         if found is None:
             groups = grouping.groups(label)
-            found = next((_SIGN[g] for name in LEVEL1[:2] if (g := groups.get(name, "")) in _SIGN), None)
+            found = next((_POLARITY[g] for name in LEVEL1[:2] if (g := groups.get(name, "")) in _POLARITY), None)
         if found == "neutral" or lexicon.kind(label) == "neutral":
             neutral = True
         elif found:
@@ -188,8 +170,8 @@ def sentiment_of(labels: Sequence[str], lexicon: Lexicon) -> str | None:
 
 @dataclass(frozen=True)
 class Sentiment:
-    """`published` follows the literature: everything that is not positive counts as negative. `strict` keeps neutral
-    and unreadable predictions apart as UNPARSED. `dropped_zero` samples have a true score of 0."""
+    """`published` follows the literature: everything that is not positive counts as negative. `strict` counts neutral
+    and unreadable predictions as UNPARSED. `dropped_zero` is the number of samples with a true score of 0."""
 
     published: Classification
     strict: Classification
@@ -199,10 +181,10 @@ class Sentiment:
 
 
 def score_sentiment(truths: Mapping[str, float], predictions: Mapping[str, str | float | None]) -> Sentiment:
-    """Two-class sentiment (CMU-MOSI, CMU-MOSEI, CH-SIMS): accuracy and weighted F1 against scores.
+    """Two-class sentiment (CMU-MOSI, CMU-MOSEI, CH-SIMS): accuracy and weighted F1.
 
     Args:
-        truths: id -> score; positive means > 0, a score of 0 is dropped.
+        truths: id -> score; positive means > 0, samples with a score of 0 are dropped.
         predictions: id -> a score, or "positive" / "negative" / "neutral", or None (unreadable).
 
     >>> truths = {"a": 1.2, "b": -0.4, "c": 0.0, "d": -2.0}
@@ -218,8 +200,8 @@ def score_sentiment(truths: Mapping[str, float], predictions: Mapping[str, str |
             read[sample_id] = "positive" if value > 0 else "negative"
         else:
             read[sample_id] = value
-    if strange := sorted({str(value) for value in read.values() if value not in (*_SENTIMENT, None)}):
-        raise InputError(f"sentiments {strange} are none of {list(_SENTIMENT)} (or a number, or None)")
+    if unknown := sorted({str(value) for value in read.values() if value not in (*_SENTIMENT, None)}):
+        raise InputError(f"unknown sentiments {unknown}; expected some of {list(_SENTIMENT)}, a number or None")
     classes = ("negative", "positive")
     true_classes = ["positive" if score > 0 else "negative" for score in kept.values()]
     two_sided = ["positive" if value == "positive" else "negative" for value in read.values()]
@@ -233,13 +215,13 @@ def score_sentiment(truths: Mapping[str, float], predictions: Mapping[str, str |
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson correlation (PCC); NaN where one side is constant, an error for less than two points.
+    """Pearson correlation (PCC); NaN if one side is constant, an error for fewer than two points.
 
     >>> round(pearson([1, 2, 3], [2, 4, 6]), 6)
     1.0
     """
     if len(x) != len(y) or len(x) < 2:
-        raise InputError(f"correlation needs two or more pairs; found {len(x)} and {len(y)} values")
+        raise InputError(f"a correlation needs two or more pairs; found {len(x)} and {len(y)} values")
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
@@ -247,25 +229,26 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def top_k_accuracy(truths: Sequence[str], rankings: Sequence[Sequence[str]], k: int) -> float:
-    """Share of samples whose true label is among the first k of the ranked list; an empty list is a miss.
+    """Share of samples whose true label is among the first k of the ranked labels; an empty ranking is a miss.
 
     >>> ranked = [["sad", "angry"], ["happy", "sad"], []]
     >>> top_k_accuracy(["angry", "happy", "sad"], ranked, 1), top_k_accuracy(["angry", "happy", "sad"], ranked, 2)
     (0.3333333333333333, 0.6666666666666666)
     """
     if len(truths) != len(rankings) or not truths:
-        raise InputError(f"{len(truths)} truths and {len(rankings)} rankings; expected equally many, at least 1")
+        raise InputError(f"{len(truths)} truths and {len(rankings)} rankings; expected as many, at least 1")
     return sum(truth in ranking[:k] for truth, ranking in zip(truths, rankings, strict=True)) / len(truths)
 
 
 def to_class(labels: Sequence[str], classes: Sequence[str], lexicon: Lexicon) -> str | None:
-    """The class that free labels mean: an exact word first, then the first label that shares a class's wheel clusters.
+    """Map free labels to a class: the first label that is a class, or that is on the same wheel clusters as one.
 
-    A class is meant when a label has the same level-1 cluster on the most wheels, and on at least three; a tie between
-    classes, or none, gives None.
+    The class must share the level-1 cluster of the label on at least three wheels, and on more wheels than any other
+    class; None if no label has one.
 
     >>> from affectgpt.metrics.lexicon import load_lexicon
-    >>> [to_class([word], MER2023_CLASSES, load_lexicon()) for word in ("furious", "neutral", "joy", "frobnicated")]
+    >>> classes = ("worried", "happy", "neutral", "angry", "surprise", "sad")
+    >>> [to_class([word], classes, load_lexicon()) for word in ("furious", "neutral", "joy", "frobnicated")]
     ['angry', 'neutral', 'happy', None]
     """
     grouping = WheelGrouping(lexicon)

@@ -1,8 +1,7 @@
-"""Several systems on the same samples: reports side by side, paired tests, and several seeds as mean ± std."""
+"""Compare systems on the same samples with paired tests, and summarize runs of several seeds as mean ± std."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,14 +10,15 @@ from typing import Any
 
 from affectgpt.metrics.evaluate import Predictions, evaluate_samples
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon
-from affectgpt.metrics.report import PRIMARY, Report
+from affectgpt.metrics.report import PRIMARY, Report, percent, percent_interval
 from affectgpt.metrics.stats import PairedTest, paired_test
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1
-from affectgpt.runtime import InputError, write_text_atomic
+from affectgpt.runtime import InputError, write_json_atomic
+from affectgpt.tables import format_table
 
 
 def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
-    """A name for each system: its file's stem, or with as many folders before it as tell the files apart.
+    """A name for each file: its stem, prefixed with as many parent folders as needed to make the names unique.
 
     >>> list(named_after_files(["runs/a/predictions.jsonl", "runs/b/predictions.jsonl"]))
     ['a/predictions', 'b/predictions']
@@ -29,36 +29,30 @@ def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
         names = ["/".join(file.with_suffix("").parts[-n_parts:]) for file in files]
         if len(set(names)) == len(files):
             return dict(zip(names, files, strict=True))
-    raise InputError(f"a predictions file is given twice: {[str(file) for file in files]}")
+    raise InputError(f"a prediction file is given twice: {[str(file) for file in files]}")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reports by system and, for every pair, the paired test of the level-1 mean F_S (first minus second)."""
+    """A report per system, and a paired test of the level-1 mean F_S (first minus second) for every pair."""
 
     reports: Mapping[str, Report]
     tests: Mapping[tuple[str, str], PairedTest]
 
     def table(self) -> str:
-        """Side by side, in percent; under it every pair with its difference, interval and p-value."""
-        width = max(12, *(len(name) + 2 for name in self.reports))
-        rows = [*next(iter(self.reports.values())).scores]
-        lines = [f"{'F_S':<16}" + "".join(f"{name:>{width}}" for name in self.reports)]
-        lines += [
-            f"{row:<16}" + "".join(f"{100 * report.scores[row].f_score:{width}.2f}" for report in self.reports.values())
-            for row in rows
-        ]
-        lines.append(f"{'M-avg':<16}" + "".join(f"{100 * (r.m_avg or 0):{width}.2f}" for r in self.reports.values()))
-        lines.append(f"{'n':<16}" + "".join(f"{report.primary.n:>{width}}" for report in self.reports.values()))
+        """Scores side by side, in percent, then every pair with its difference, interval and p-value."""
+        reports = list(self.reports.values())
+        width = max(10, *map(len, self.reports))
+        rows = [("F_S             ", *(f"{name:>{width}}" for name in self.reports))]
+        rows += [(name, *(percent(report.scores[name].f_score) for report in reports)) for name in reports[0].scores]
+        rows.append(("M-avg", *(percent(report.m_avg or 0) for report in reports)))
+        rows.append(("n", *(str(report.primary.n) for report in reports)))
         for label, count in (("missing", "missing"), ("without labels", "unparsed"), ("extra ids", "extra")):
-            values = (getattr(report.counts, count) for report in self.reports.values())
-            lines.append(f"{label:<16}" + "".join(f"{value:>{width}}" for value in values))
-        lines += ["", f"{PRIMARY}, differences on the same samples:"]
+            rows.append((label, *(str(getattr(report.counts, count)) for report in reports)))
+        lines = [format_table(rows), "", f"{PRIMARY}, differences on the same samples:"]
         for (first, second), test in self.tests.items():
-            low, high = 100 * test.interval.low, 100 * test.interval.high
-            lines.append(
-                f"  {first} - {second}: {100 * test.difference:+.2f}  [{low:+.2f}, {high:+.2f}]  p = {test.p_value:.4f}"
-            )
+            figures = f"{percent(test.difference, '+')}  {percent_interval(test.interval, '+')}"
+            lines.append(f"  {first} - {second}: {figures}  p = {test.p_value:.4f}")
         if len(self.tests) > 1:
             lines.append(f"  ({len(self.tests)} pairs were tested; multiply p by that for a cautious reading)")
         return "\n".join(lines)
@@ -68,7 +62,7 @@ class Comparison:
         return {"reports": {name: report.to_dict() for name, report in self.reports.items()}, "tests": tests}
 
     def write(self, path: str | Path) -> None:
-        write_text_atomic(Path(path), json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_json_atomic(Path(path), self.to_dict())
 
 
 def compare(
@@ -82,17 +76,18 @@ def compare(
     """Score several systems against the same references and test every pair.
 
     Raises:
-        ValueError: fewer than two systems.
+        InputError: fewer than two systems.
     """
     if len(systems) < 2:
-        raise InputError(f"comparing needs two systems or more, found {list(systems)}")
-    tables = load_lexicon(lexicon)
+        raise InputError(f"a comparison needs two systems or more, found {list(systems)}")
+    lexicon = load_lexicon(lexicon)
+    level1 = [GROUPINGS.index(grouping) for grouping in LEVEL1]
     reports, scores = {}, {}
     for name, predictions in systems.items():
-        reports[name], every = evaluate_samples(
-            predictions, references, lexicon=tables, seed=seed, n_bootstrap=n_bootstrap
+        reports[name], by_sample = evaluate_samples(
+            predictions, references, lexicon=lexicon, seed=seed, n_bootstrap=n_bootstrap
         )
-        scores[name] = every[:, [GROUPINGS.index(grouping) for grouping in LEVEL1]]
+        scores[name] = by_sample[:, level1]
     names = list(systems)
     tests = {
         (first, second): paired_test(scores[first], scores[second], n_resamples=max(n_bootstrap, 1), seed=seed)
@@ -103,7 +98,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """A score over several runs of one system: mean, sample standard deviation (0 for one run), number of runs."""
 
     mean: float
@@ -111,21 +106,21 @@ class Spread:
     n_runs: int
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} ± {100 * self.std:.2f} ({self.n_runs} runs)"
+        return f"{percent(self.mean)} ± {percent(self.std)} ({self.n_runs} runs)"
 
 
-def over_seeds(reports: Sequence[Report]) -> dict[str, Spread]:
-    """Mean and standard deviation of every F_S over runs that differ in the seed.
+def over_seeds(reports: Sequence[Report]) -> dict[str, MeanStd]:
+    """Mean and standard deviation of every F_S over runs with different seeds.
 
     Raises:
-        ValueError: no reports, or reports with another lexicon or other rows.
+        InputError: no reports, or reports with different lexicons or groupings.
     """
     if not reports:
         raise InputError("no reports to average")
     if len({(report.lexicon_checksum, tuple(report.scores)) for report in reports}) > 1:
-        raise InputError("the reports have different lexicons or groupings; score all runs alike")
-    return {row: spread([report.scores[row].f_score for report in reports]) for row in reports[0].scores}
+        raise InputError("the reports have different lexicons or groupings; score all runs in the same way")
+    return {name: mean_std([report.scores[name].f_score for report in reports]) for name in reports[0].scores}
 
 
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+def mean_std(values: Sequence[float]) -> MeanStd:
+    return MeanStd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))

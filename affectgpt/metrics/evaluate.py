@@ -1,4 +1,4 @@
-"""Score predictions against references: one call, one report."""
+"""Score open-vocabulary predictions against references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
 from affectgpt.metrics.report import PRIMARY, Counts, Report, Score
 from affectgpt.metrics.sets import SetScore, set_score
-from affectgpt.metrics.stats import averaged, mean_f_statistic, percentile_interval, resampled_means
+from affectgpt.metrics.stats import mean_f_statistic, percentile_interval, resampled_means, weighted_means
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1, LEVEL2, WheelGrouping, mean_f, score_samples
 from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction
@@ -36,20 +36,20 @@ def evaluate(
     """Set-based scores of open-vocabulary labels under the emotion-wheel groupings.
 
     Args:
-        predictions: id -> labels or text, or Prediction rows; text (and a Prediction whose labels are None) is read by
-            `affectgpt.metrics.extract`.
-        references: id -> true labels. A reference without labels is counted and not scored.
+        predictions: id -> labels or text, or Predictions. The labels of a text, and of a Prediction whose labels are
+            None, are read by `affectgpt.metrics.extract`.
+        references: id -> true labels. References without labels are counted, not scored.
         lexicon: "builtin", a folder with the published tables, or a Lexicon.
-        groupings: some of GROUPINGS; a mean is reported where all its groupings are asked for.
+        groupings: a subset of GROUPINGS; a mean is only reported if it includes all its groupings.
         seed, n_bootstrap: of the 95 % interval of F_S; n_bootstrap=0 leaves it out.
-        extras: further results that travel with the report (LLM grouping ...).
+        extras: additional results to store in the report (LLM grouping ...).
 
     Returns:
-        A Report. A reference without a prediction counts as an empty prediction (0), a prediction without a reference
-        is left out; both are counted.
+        A Report. A missing prediction scores 0 like an empty one, a prediction without a reference is left out; both
+        are counted.
 
     Raises:
-        ValueError: no references, an unknown grouping, or no prediction that has a reference.
+        InputError: no references, an unknown grouping, or no prediction that has a reference.
 
     >>> references = {"a": ["angry"], "b": ["sad", "happy"]}
     >>> report = evaluate({"a": ["furious"], "b": "calm, happy"}, references, n_bootstrap=0)
@@ -71,34 +71,34 @@ def evaluate_samples(
     seed: int = 42,
     n_bootstrap: int = 1000,
 ) -> tuple[Report, np.ndarray]:
-    """As `evaluate`, with the samples' precision and recall [n_references, n_groupings, 2]; NaN = not scored.
+    """Like `evaluate`; also returns precision and recall per sample [n_references, n_groupings, 2], NaN = not scored.
 
-    Rows are in the order of `references`; what paired tests and error analyses start from.
+    The rows are in the order of `references`. Paired tests and error analyses start from them.
     """
     if unknown := [name for name in groupings if name not in GROUPINGS]:
         raise InputError(f"unknown groupings {unknown}; expected some of {list(GROUPINGS)}")
     if not references:
-        raise InputError("no references: there is nothing to score against")
-    tables = load_lexicon(lexicon)
-    predicted, readings = labels_by_id(predictions, tables)
+        raise InputError("no references to score against")
+    lexicon = load_lexicon(lexicon)
+    predicted, readings = labels_by_id(predictions, lexicon)
     if predicted and not set(predicted) & set(references):
         raise InputError(
-            f"no prediction has a reference: predictions are like {next(iter(predicted))!r}, "
-            f"references like {next(iter(references))!r}; are these files of the same data set?"
+            f"no prediction has a reference: predictions have ids like {next(iter(predicted))!r}, "
+            f"references like {next(iter(references))!r}; are both files of the same data set?"
         )
     ids = list(references)
-    truths = [_as_the_lexicon_reads(references[sample_id], tables) for sample_id in ids]
+    truths = [_split_labels(references[sample_id], lexicon) for sample_id in ids]
     answers = [predicted.get(sample_id, ()) for sample_id in ids]
-    scores = score_samples(truths, answers, WheelGrouping(tables), groupings)
+    scores = score_samples(truths, answers, WheelGrouping(lexicon), groupings)
     report = Report(
         scores=_score_rows(scores, list(groupings), n_bootstrap, seed),
         m_avg=_m_avg(scores) if tuple(groupings) == GROUPINGS else None,
-        counts=_count(ids, truths, predicted, readings, tables),
-        lexicon=f"{tables.name} {tables.version}",
-        lexicon_checksum=tables.checksum,
+        counts=_count(ids, truths, predicted, readings, lexicon),
+        lexicon=f"{lexicon.name} {lexicon.version}",
+        lexicon_checksum=lexicon.checksum,
         seed=seed,
         n_bootstrap=n_bootstrap,
-        label_reading=tables.label_splitting,
+        label_reading=lexicon.label_splitting,
     )
     return report, scores
 
@@ -106,16 +106,16 @@ def evaluate_samples(
 def neutral_aware(
     predictions: Predictions, references: Mapping[str, Sequence[str]], *, lexicon: str | Path | Lexicon = "builtin"
 ) -> dict[str, SetScore]:
-    """A strict extra: the level-1 scores with "neutral" as a cluster of its own on every wheel (no published figure).
+    """Level-1 scores in which "neutral" is a cluster on every wheel: strict, and not comparable with papers.
 
-    Neutral truths then count, and a neutral prediction for somebody angry is wrong instead of ignored.
+    Neutral truths are then scored, and a neutral prediction for an angry person is wrong instead of ignored.
     """
-    tables = load_lexicon(lexicon)
-    grouping = WheelGrouping(tables)
-    predicted, _ = labels_by_id(predictions, tables)
+    lexicon = load_lexicon(lexicon)
+    grouping = WheelGrouping(lexicon)
+    predicted, _ = labels_by_id(predictions, lexicon)
 
     def clusters(labels: Sequence[str], name: str) -> frozenset[str]:
-        neutral = {"neutral"} if any(tables.kind(label) == "neutral" for label in labels) else set()
+        neutral = {"neutral"} if any(lexicon.kind(label) == "neutral" for label in labels) else set()
         return grouping.map(labels, name) | neutral
 
     return {
@@ -128,7 +128,7 @@ def neutral_aware(
 
 
 def mean_sample_f(scores: np.ndarray) -> float:
-    """A strict extra: F of every sample, averaged over samples and groupings.  [N, G, 2], NaN left out"""
+    """F of every sample, averaged over samples and groupings, ignoring NaN.  [N, G, 2] (not comparable with papers)"""
     total = np.nansum(scores, axis=-1)
     f_scores = np.divide(2 * scores[..., 0] * scores[..., 1], total, out=np.zeros_like(total), where=total > 0)
     scored = ~np.isnan(scores[..., 0])  # [N, G]
@@ -139,7 +139,7 @@ def mean_sample_f(scores: np.ndarray) -> float:
 def strict_extras(
     predictions: Predictions, references: Mapping[str, Sequence[str]], *, lexicon: str | Path | Lexicon = "builtin"
 ) -> dict[str, float]:
-    """Figures beside the published ones, under names of their own: level-1 means over the five wheels.
+    """Strict scores that no paper reports, as level-1 means over the five wheels.
 
     `neutral_aware_f_s`: F_S with neutral as a cluster; `sample_mean_f`: F of every sample, averaged.
     """
@@ -151,8 +151,8 @@ def strict_extras(
     }
 
 
-def labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Predictions in any accepted shape: id -> labels as the lexicon splits them, and id -> how they were read."""
+def labels_by_id(predictions: Predictions, lexicon: Lexicon) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Predictions in any accepted form as id -> labels, split as in the lexicon, and id -> how they were read."""
     labels: dict[str, tuple[str, ...]] = {}
     readings: dict[str, str] = {}
     items: Iterable[tuple[str, str | Sequence[str] | None, str, str]]
@@ -165,36 +165,36 @@ def labels_by_id(predictions: Predictions, tables: Lexicon) -> tuple[dict[str, t
         items = ((item.id, item.labels, item.text, item.task) for item in predictions)
     for sample_id, given, text, task in items:
         if sample_id in labels:
-            raise InputError(f"two predictions for sample {sample_id!r}; each sample has one")
+            raise InputError(f"two predictions for sample {sample_id!r}; expected one per sample")
         if given is not None:
-            labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(given, tables), _how_given(given, text)
-        elif tables.label_splitting == "published" and task == "labels":
+            labels[sample_id], readings[sample_id] = _split_labels(given, lexicon), _how_given(given, text)
+        elif lexicon.label_splitting == "published" and task == "labels":
             labels[sample_id], readings[sample_id] = tuple(split_published(text)), "published list"
         else:
             reading = read_labels(text)
-            labels[sample_id], readings[sample_id] = _as_the_lexicon_reads(reading.labels, tables), reading.how
+            labels[sample_id], readings[sample_id] = _split_labels(reading.labels, lexicon), reading.how
     return labels, readings
 
 
 def _how_given(given: Sequence[str], text: str) -> str:
-    """ "given", or how the labels were read where they are those of the text that stands beside them."""
+    """How the labels were read from `text` if they equal those of `text`, else "given"."""
     reading = read_labels(text)
     return reading.how if text and reading.labels == tuple(given) else "given"
 
 
-def _as_the_lexicon_reads(labels: Sequence[str], tables: Lexicon) -> tuple[str, ...]:
-    if tables.label_splitting == "published":
+def _split_labels(labels: Sequence[str], lexicon: Lexicon) -> tuple[str, ...]:
+    if lexicon.label_splitting == "published":
         return tuple(split_published(", ".join(labels)))
     return tuple(labels)
 
 
 def _score_rows(scores: np.ndarray, names: list[str], n_bootstrap: int, seed: int) -> dict[str, Score]:
-    means = averaged(scores, np.ones((1, len(scores))))[0]  # [G, 2]
+    means = weighted_means(scores, np.ones((1, len(scores))))[0]  # [G, 2]
     n_scored = (~np.isnan(scores[:, :, 0])).sum(axis=0)  # [G]
     resamples = resampled_means(scores, n_bootstrap=n_bootstrap, seed=seed) if n_bootstrap else None  # [K, G, 2]
     rows: dict[str, Score] = {}
-    parts = {title: members for title, members in _MEANS.items() if set(members) <= set(names)}
-    for title, members in {**parts, **{name: (name,) for name in names}}.items():
+    means_of = {title: members for title, members in _MEANS.items() if set(members) <= set(names)}
+    for title, members in {**means_of, **{name: (name,) for name in names}}.items():
         columns = [names.index(name) for name in members]
         precision, recall = means[columns].mean(axis=0)
         n_low, n_high = int(n_scored[columns].min()), int(n_scored[columns].max())
@@ -210,12 +210,12 @@ def _score_rows(scores: np.ndarray, names: list[str], n_bootstrap: int, seed: in
 
 
 def _m_avg(scores: np.ndarray) -> float:
-    return mean_f(map(tuple, averaged(scores, np.ones((1, len(scores))))[0]))
+    return mean_f(map(tuple, weighted_means(scores, np.ones((1, len(scores))))[0]))
 
 
 def _count(
     ids: list[str], truths: list[tuple[str, ...]], predicted: dict[str, tuple[str, ...]], readings: dict[str, str],
-    tables: Lexicon,
+    lexicon: Lexicon,
 ) -> Counts:  # fmt: skip
     known = set(ids)
     answers = [labels for sample_id, labels in predicted.items() if sample_id in known]
@@ -225,7 +225,7 @@ def _count(
         words = Counter(word.lower().strip() for labels in labelled for word in labels)
         found[side] = {kind: Counter() for kind in ("known", "unknown", "neutral", "negated")}
         for word, n in words.most_common():
-            kinds.setdefault(word, tables.kind(word))
+            kinds.setdefault(word, lexicon.kind(word))
             found[side][kinds[word]][word] = n
     return Counts(
         references=len(ids),

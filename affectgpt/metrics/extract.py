@@ -1,33 +1,31 @@
-"""From text to labels: read the emotion words out of what a model wrote, without any model.
+"""Parse emotion labels from the text of a model, without a model.
 
-The readings are tried in a fixed order, the most explicit first; the one that succeeded travels along as `how`:
+The readings are tried in a fixed order, the most explicit first; `how` is the first that succeeds:
 
-1. ``empty``      nothing was written;
+1. ``empty``      no text;
 2. ``label line`` "Emotions: happy, relieved" / "情绪：开心，自豪" (as `affectgpt.prompts` asks for); the last counts;
 3. ``list``       a bracketed list, `['a', 'b']` or `[a, b]`; the last counts;
 4. ``refusal``    "I cannot determine ...", "unable to judge the emotional state";
 5. ``numbered``   lines that start with a number or a bullet;
-6. ``words``      the whole text is a short list of words;
+6. ``words``      the text is a short list of words;
 7. ``sentence``   "The emotional state is happy and proud", "她感到委屈";
-8. ``nothing``    text without any of these: counted as unparsed, never guessed.
+8. ``nothing``    none of these: counted as unparsed, never guessed.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
 
 from affectgpt.prompts import LABEL_LINE
+from affectgpt.schema import parse_literal
 
 READINGS = ("empty", "label line", "list", "refusal", "numbered", "words", "sentence", "nothing")
-UNPARSED = ("empty", "refusal", "nothing")
-"""Readings that give no label."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Labels, lower case and without doubles, in the order of the text, and how they were read."""
+    """Labels in lower case, without duplicates, in the order of the text, and how they were read."""
 
     labels: tuple[str, ...]
     how: str
@@ -68,7 +66,7 @@ _SENTENCES = (
 )
 _SENTENCE_PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in _SENTENCES)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]|(?<!\d)[.](?=\s|$)")
-# What follows the emotion words of a sentence: reasons, times, circumstances.
+# The part of a sentence after its emotion words: reasons, times, circumstances.
 _TAIL = re.compile(
     r"\s+(?:because|since|as|due|when|while|but|which|who|that|about|with|at|in|on|to|from|by|for|"
     r"towards?|after|before|during|though|although|given|based|so|rather|than|instead|judging|through|throughout|over)\b.*|"
@@ -78,7 +76,7 @@ _TAIL = re.compile(
     r"show\w*)\b).*|因为.*|由于.*",
     re.IGNORECASE | re.DOTALL,
 )
-# 和 and 与 also occur inside words (平和, 温和, 和善, 参与).
+# 和 and 与 also occur within words (平和, 温和, 和善, 参与).
 _SEPARATORS = re.compile(
     r"\s*(?:[,，、;；|\n/]|\s&\s|\s\+\s|\band/or\b|\band\b|\bor\b|\bas well as\b|\bmixed with\b|\balong with\b|"
     r"以及|并且|还有|或者|或|且|(?<![平温缓柔祥亲随气])和(?![平善蔼气睦缓谐])|(?<![参])与|及)\s*",
@@ -99,12 +97,12 @@ _TRAILING = re.compile(
 _NOT_A_LABEL = frozenset(
     ("", "none", "n/a", "na", "nan", "null", "unknown", "etc", "无", "未知", "emotion", "emotions", "label", "labels")
 )
-_MAX_WORDS = 4  # longer than that is prose, not a label
+_MAX_WORDS = 4  # anything longer is prose, not a label
 _MAX_CHINESE = 8
 
 
 def read_labels(text: str) -> Reading:
-    """Read the labels of one answer.
+    """Parse the labels in one answer.
 
     >>> read_labels("She smiles while her voice breaks.\\nEmotions: touched, don't know, Touched")
     Reading(labels=('touched', "don't know"), how='label line')
@@ -140,7 +138,7 @@ def read_labels(text: str) -> Reading:
 
 
 def _clean_text(text: str) -> str:
-    """Without thinking, code fences and chat markers, with straight apostrophes."""
+    """`text` without reasoning, code fences and chat markers, with straight apostrophes."""
     text = re.sub(r"<think>.*?(?:</think>|$)", "", text, flags=re.DOTALL | re.IGNORECASE)
     text = re.sub(r"```\w*|</?s>|<\|[a-z_]+\|>", "", text)
     text = re.sub(r"\bn/a\b", "none", text, flags=re.IGNORECASE)
@@ -157,11 +155,8 @@ def _from_label_line(line: str) -> tuple[str, ...]:
 
 
 def _split_list(inner: str) -> list[str]:
-    """The inside of brackets; quoted items keep their commas and apostrophes."""
-    try:
-        parsed = ast.literal_eval(f"[{inner}]")
-    except (ValueError, SyntaxError):
-        parsed = None
+    """Split the content of brackets; quoted items keep their commas and apostrophes."""
+    parsed = parse_literal(f"[{inner}]")
     if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
         return parsed
     return re.split(r"\s*[,，、;；\n]\s*", inner)
@@ -172,7 +167,7 @@ def _split(text: str) -> list[str]:
 
 
 def _head_of_item(item: str) -> str:
-    """`Happy: she smiles` and `**Happy** - she smiles` are the label `Happy`."""
+    """The label of an item: `Happy` in `Happy: she smiles` and `**Happy** - she smiles`."""
     return re.split(r"\s*[:：]\s*|\s+[-–—]+\s+|\s*[（(]", item.strip(), maxsplit=1)[0]
 
 
@@ -190,7 +185,7 @@ def _is_short(label: str) -> bool:
 
 
 def _short_only(parts: list[str]) -> tuple[str, ...]:
-    """Cleaned labels without doubles; () if any part is too long to be one, because then the text is prose."""
+    """Cleaned labels without duplicates; () if a part is too long for a label, because the text is then prose."""
     labels = [label for part in parts if (label := _clean_label(part)) not in _NOT_A_LABEL]
     if not labels or not all(_is_short(label) for label in labels):
         return ()
@@ -204,7 +199,7 @@ _PROSE = re.compile(
 
 
 def _whole_text(text: str) -> tuple[str, ...]:
-    """Labels if the text is nothing but a short list of words; () otherwise."""
+    """The labels if the text is a short list of words, else ()."""
     if _PROSE.search(text) or len(text) > 300:
         return ()
     return _short_only(_split(text.rstrip(".。")))

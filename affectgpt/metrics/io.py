@@ -1,7 +1,7 @@
-"""Read predictions and references in the formats that people have: JSONL, CSV, npz. Nothing is unpickled.
+"""Read predictions and references from JSONL, CSV and npz files. Nothing is unpickled.
 
-- Predictions: our predictions.jsonl; `name,openset` CSV; the challenge's npz (`filenames`, `fileitems`).
-- References: JSONL or CSV manifests (`id` or `name`; `labels` or `openset`), such as track2_train_ovmerd.csv.
+- Predictions: our predictions.jsonl; CSV with `name,openset`; the npz of the challenges (`filenames`, `fileitems`).
+- References: JSONL or CSV (`id` or `name`; `labels` or `openset`), such as track2_train_ovmerd.csv.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, parse_label_list, prediction_from_row
 from affectgpt.tables import TableError, id_of, read_rows
 
-HELP = "see docs/metrics.md, section 'Files'"
+_HELP = "see docs/metrics.md, section 'Files'"
 _LABEL_COLUMNS = ("labels", "openset")
 _TEXT_COLUMNS = ("text", "reason", "description", "english")
 
 
 ScoreFileError = TableError
-"""A file of predictions or references cannot be read; the message names file, line and what was expected."""
+"""A file of predictions or references cannot be read; the message names file and line, and what was expected."""
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Read predictions; label cells become labels, texts stay texts (the parser reads them when they are scored).
+    """Read predictions: label cells as labels, texts as texts, whose labels are parsed when they are scored.
 
     Raises:
-        ScoreFileError: unknown format, missing columns, an id twice.
+        ScoreFileError: unreadable file, missing columns, a duplicate id.
     """
     path = Path(path)
     predictions: dict[str, Prediction] = {}
     for where, row in read_rows(path):
         sample_id = id_of(row, where)
         if sample_id in predictions:
-            raise ScoreFileError(f"{where}: id {sample_id!r} stands twice; each sample has one prediction")
+            raise ScoreFileError(f"{where}: duplicate id {sample_id!r}; expected one prediction per sample")
         try:
             predictions[sample_id] = _prediction(sample_id, row)
-        except ValueError as error:
-            raise ScoreFileError(f"{where}: {error}; {HELP}") from None
+        except InputError as error:
+            raise ScoreFileError(f"{where}: {error}; {_HELP}") from None
     if not predictions:
-        raise ScoreFileError(f"{path}: no predictions; {HELP}")
+        raise ScoreFileError(f"{path}: no predictions; {_HELP}")
     return list(predictions.values())
 
 
@@ -50,7 +50,7 @@ def _prediction(sample_id: str, row: Mapping[str, Any]) -> Prediction:
     if isinstance(row.get("text"), str):
         return prediction_from_row({**row, "id": sample_id, "labels": _labels_cell(row)})
     for column in _LABEL_COLUMNS:
-        if column in row:  # a list as text, "['sad', 'tired']", stays text so that the report says how it was read
+        if column in row:  # text such as "['sad', 'tired']" is parsed later, so that the report counts how it was read
             value = row[column]
             if value is None or isinstance(value, str):
                 return Prediction(sample_id, _text_of(value), task="labels")
@@ -62,7 +62,7 @@ def _prediction(sample_id: str, row: Mapping[str, Any]) -> Prediction:
 
 
 def _labels_cell(row: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Labels of a row that also has its text: None = not given, so that the text is read."""
+    """The labels of a row that also has a text; None = not given, so that they are read from the text."""
     if row.get("labels") is None:
         return None
     return parse_label_list(row["labels"]) or ()
@@ -76,14 +76,14 @@ def _text_of(value: object) -> str:
 def read_references(
     path: str | Path, *, split: str | None = None, lang: str | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """Read true labels: id -> labels; an empty cell gives (), which the score counts and leaves out.
+    """Read true labels: id -> labels; an empty cell gives (), which is counted but not scored.
 
     Args:
-        split: keep rows of this split only (column `split`).
-        lang: take `labels_<lang>` or the translation where the row has one; None = the row's own labels.
+        split: only read rows of this split (column `split`).
+        lang: prefer `labels_<lang>` or the translation into this language; None = the row's own labels.
 
     Raises:
-        ScoreFileError: unknown format, missing columns, an id twice, no row of that split.
+        ScoreFileError: unreadable file, missing columns, a duplicate id, no row of that split.
     """
     path = Path(path)
     references: dict[str, tuple[str, ...]] = {}
@@ -94,7 +94,7 @@ def read_references(
         if split is not None and row.get("split") != split:
             continue
         if sample_id in references:
-            raise ScoreFileError(f"{where}: id {sample_id!r} stands twice; ids must be unique")
+            raise ScoreFileError(f"{where}: duplicate id {sample_id!r}; ids must be unique")
         columns = [name for name in _LABEL_COLUMNS if name in row]
         translated = (row.get("translations") or {}).get(lang, {}) if lang else {}
         if lang and f"labels_{lang}" in row:
@@ -105,14 +105,12 @@ def read_references(
             value = row[columns[0]]
         else:
             value = None
-            if path.suffix != ".jsonl":  # JSONL rows simply leave out what they lack
-                raise ScoreFileError(
-                    f"{where}: no column of {list(_LABEL_COLUMNS)}, found {sorted(row)}; true labels are needed; {HELP}"
-                )
+            if path.suffix != ".jsonl":  # JSONL rows omit empty fields
+                raise ScoreFileError(f"{where}: no column of {list(_LABEL_COLUMNS)}, found {sorted(row)}; {_HELP}")
         try:
             references[sample_id] = parse_label_list(value) or ()
-        except ValueError as error:
-            raise ScoreFileError(f"{where}: sample {sample_id!r}: {error}; {HELP}") from None
+        except InputError as error:
+            raise ScoreFileError(f"{where}: sample {sample_id!r}: {error}; {_HELP}") from None
     if not references:
         found = f"its splits are {sorted(splits)}" if splits else "the file is empty"
         raise ScoreFileError(f"{path}: no references{f' of split {split!r}' if split else ''}; {found}")
@@ -120,7 +118,7 @@ def read_references(
 
 
 def write_predictions_npz(path: str | Path, labels: Mapping[str, Iterable[str]]) -> None:
-    """Write the npz that the challenge's server accepts: `filenames` and `fileitems` as plain text arrays."""
+    """Write the npz that challenge servers accept: `filenames` and `fileitems` as arrays of strings."""
     names = list(labels)
     items = ["[" + ", ".join(labels[name]) + "]" for name in names]
     np.savez_compressed(path, filenames=np.array(names, dtype=str), fileitems=np.array(items, dtype=str))

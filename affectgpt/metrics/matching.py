@@ -1,8 +1,8 @@
-"""Text matching of descriptions: BLEU-1, BLEU-4, METEOR, ROUGE-L, in English and Chinese.
+"""Text matching scores of descriptions: BLEU-1, BLEU-4, METEOR and ROUGE-L, in English and Chinese.
 
-The scores come from well-kept libraries (the `evaluation` extra): sacrebleu, rouge-score, nltk for METEOR, jieba to cut
-Chinese into words. A score whose library or data is missing is left out and named in `unavailable`, never replaced.
-Emotion papers print these figures beside the set-based ones; they correlate weakly with them (OV-MER paper, section 6).
+Computed by libraries of the `evaluation` extra: sacrebleu, rouge-score, nltk (METEOR), and jieba for Chinese word
+segmentation. A score whose library or data is missing is listed in `unavailable`, never replaced by another. Emotion
+papers report these scores next to set-based ones, with which they correlate weakly (OV-MER paper, section 6).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from types import ModuleType
 
 from affectgpt.runtime import InputError, MissingLibrary
 
-WORDNET_HELP = (
-    "METEOR needs WordNet, which is never downloaded while scoring: run `python -m nltk.downloader wordnet` once "
+_WORDNET_HELP = (
+    "METEOR needs WordNet, which is not downloaded automatically: run `python -m nltk.downloader wordnet` once "
     "(or set NLTK_DATA to a folder that has it)"
 )
 
 
 @dataclass(frozen=True)
 class MatchingScores:
-    """Scores in percent by name, the libraries that made them with their versions, and what could not be computed."""
+    """Scores in percent, the versions of the libraries, and the reasons for scores that could not be computed."""
 
     scores: Mapping[str, float]
     n: int
@@ -32,12 +32,12 @@ class MatchingScores:
 
 
 def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, lang: str = "en") -> MatchingScores:
-    """Compare descriptions; a missing prediction is an empty text.
+    """Compare descriptions; a missing prediction counts as an empty text.
 
-    BLEU is corpus BLEU (sacrebleu; tokenizers 13a and zh), ROUGE-L and METEOR are averaged over samples.
+    BLEU is corpus BLEU (sacrebleu with tokenizers 13a and zh); ROUGE-L and METEOR are averaged over samples.
 
     Raises:
-        ValueError: no truths, or an unknown language.
+        InputError: no truths, or an unknown language.
     """
     if lang not in ("en", "zh"):
         raise InputError(f"lang is {lang!r}; expected 'en' or 'zh'")
@@ -56,7 +56,7 @@ def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, la
             unavailable[name] = str(error)
         else:
             libraries[library] = importlib.metadata.version(library)
-            if lang == "zh" and library != "sacrebleu":  # sacrebleu cuts Chinese into characters by itself
+            if lang == "zh" and library != "sacrebleu":  # sacrebleu tokenizes Chinese into characters
                 libraries["jieba"] = importlib.metadata.version("jieba")
     return MatchingScores(scores, len(pairs), libraries, unavailable)
 
@@ -69,14 +69,14 @@ def _import(name: str) -> ModuleType:
 
 
 def words_of(text: str, lang: str) -> list[str]:
-    """Words of a text: jieba for Chinese, lower-cased runs of letters and digits otherwise.
+    """The words of a text: by jieba for Chinese, else lower-cased runs of letters and digits.
 
     Raises:
         MissingLibrary: Chinese without jieba.
     """
     if lang == "zh":
         jieba = _import("jieba")
-        jieba.setLogLevel("ERROR")  # it prints to stderr while it loads its dictionary
+        jieba.setLogLevel("ERROR")  # it logs to stderr while it loads its dictionary
         return [word for word in jieba.lcut(text) if word.strip() and any(c.isalnum() for c in word)]
     return "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
 
@@ -89,8 +89,8 @@ def _bleu(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
     return {f"BLEU-{order}": bleu[order].corpus_score(predictions, [truths]).score for order in bleu}
 
 
-class _Words:
-    """The tokenizer that rouge-score asks for."""
+class _Tokenizer:
+    """The tokenizer interface of rouge-score."""
 
     def __init__(self, lang: str) -> None:
         self.lang = lang
@@ -100,14 +100,14 @@ class _Words:
 
 
 def _rouge(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
-    rouge = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_Words(lang))
+    rouge = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_Tokenizer(lang))
     values = [rouge.score(truth, prediction)["rougeL"].fmeasure for truth, prediction in pairs]
     return {"ROUGE-L": 100 * sum(values) / len(values)}
 
 
 def _meteor(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
     meteor = _import("nltk.translate.meteor_score").meteor_score
-    if lang == "zh":  # WordNet has no Chinese: exact matches only, said in the docs
+    if lang == "zh":  # WordNet has no Chinese: exact matches only (docs/metrics.md)
         values = [
             meteor([words_of(truth, lang)], words_of(prediction, lang), wordnet=_NoSynonyms(), stemmer=_Identity())
             for truth, prediction in pairs
@@ -123,7 +123,7 @@ def _wordnet() -> object:
     try:
         wordnet.ensure_loaded()
     except LookupError:
-        raise MissingLibrary(WORDNET_HELP) from None
+        raise MissingLibrary(_WORDNET_HELP) from None
     return wordnet
 
 

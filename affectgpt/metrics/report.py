@@ -1,23 +1,23 @@
-"""The result of scoring: every number with its n, its interval and all that was left out."""
+"""The result of scoring: every score with its n and interval, and counts of everything that was left out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from affectgpt.metrics.stats import Interval
-from affectgpt.runtime import write_text_atomic
+from affectgpt.runtime import write_json_atomic
+from affectgpt.tables import format_table
 
 PRIMARY = "level 1 mean"
-"""Mean over the five wheels at level 1: the primary figure of MER2025, MER2026 and OV-MERD+."""
+"""Mean over the five wheels at level 1: the primary score of MER2025, MER2026 and OV-MERD+."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row: fractions of 1. `n` is the number of scored samples; of a mean the smallest (and `n_max`)."""
+    """One row, as fractions of 1. `n` is the number of scored samples; for a mean over groupings, `n` to `n_max`."""
 
     f_score: float
     precision: float
@@ -37,17 +37,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Counts:
-    """What went in and what fell out.
+    """How many samples and labels were scored, and how many were left out.
 
     Attributes:
-        references: samples with a reference; without_labels: of these, references without any label (never scored).
-        predictions: predictions read; extra: of these, ids that no reference has (left out).
+        references: samples with a reference; without_labels: those whose reference has no labels (never scored).
+        predictions: predictions read; extra: those whose id has no reference (left out).
         missing: references without a prediction (scored as empty).
-        unparsed: predictions that gave no label, whatever the reason; readings says how each text was read.
-        readings: how many predictions were read in which way ("given" = labels came with the prediction).
-        unknown_truth, unknown_prediction: words that the lexicon does not know, with how often they occur.
-        neutral_truth, neutral_prediction, negated_truth, negated_prediction: label tokens that say "no emotion" or deny
-            one; they have no place on the wheels and are left out like unknown words.
+        unparsed: predictions without labels, for any reason.
+        readings: number of predictions per way of reading ("given" = labels came with the prediction).
+        tokens_truth, tokens_prediction: number of labels.
+        unknown_truth, unknown_prediction: words that are not in the lexicon, with their frequencies.
+        neutral_truth, neutral_prediction, negated_truth, negated_prediction: labels that mean "no emotion" or negate
+            one; they are on no wheel and are left out like unknown words.
     """
 
     references: int = 0
@@ -69,7 +70,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by name ("level 1 mean" first), M-avg = mean F_S of the twelve groupings, counts, and the lexicon."""
+    """Scores by name ("level 1 mean" first), M-avg (mean F_S of the twelve groupings), counts, and the lexicon."""
 
     scores: Mapping[str, Score]
     m_avg: float | None
@@ -83,7 +84,7 @@ class Report:
 
     @property
     def primary(self) -> Score:
-        """The headline: the first row (level-1 mean over the five wheels, unless other groupings were asked for)."""
+        """The first row: the level-1 mean over the five wheels, unless other groupings were selected."""
         return next(iter(self.scores.values()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,26 +102,27 @@ class Report:
         }
 
     def write(self, path: str | Path) -> None:
-        """Write report.json, whole or not at all."""
-        write_text_atomic(Path(path), json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        """Write report.json atomically."""
+        write_json_atomic(Path(path), self.to_dict())
 
     def headline(self) -> str:
-        """One line: F_S, precision, recall, n and the interval of the primary figure, in percent."""
+        """F_S, precision, recall, n and interval of the primary score in one line, in percent."""
         score, name = self.primary, next(iter(self.scores))
-        rest = f"precision {100 * score.precision:.2f}  recall {100 * score.recall:.2f}  n = {_n(score)}"
-        return f"{name}: F_S {_percent(score)}  {rest}"
+        interval = f" {percent_interval(score.interval)}" if score.interval else ""
+        rest = f"precision {percent(score.precision)}  recall {percent(score.recall)}  n = {_n(score)}"
+        return f"{name}: F_S {percent(score.f_score)}{interval}  {rest}"
 
     def table(self) -> str:
-        """The report as a terminal table, in percent."""
-        lines = [f"{'grouping':<16}{'F_S':>7}  {'precision':>9}  {'recall':>7}  {'n':>9}  95 % interval of F_S"]
+        """The report as text, in percent."""
+        rows: list[tuple[str, ...]] = [
+            ("grouping      ", "    F_S", "precision", " recall", "        n", "95 % interval of F_S")
+        ]
         for name, score in self.scores.items():
-            interval = f"  {_interval(score.interval)}" if score.interval else ""
-            lines.append(
-                f"{name:<16}{100 * score.f_score:7.2f}  {100 * score.precision:9.2f}  {100 * score.recall:7.2f}  "
-                f"{_n(score):>9}{interval}"
-            )
+            figures = (percent(value) for value in (score.f_score, score.precision, score.recall))
+            rows.append((name, *figures, _n(score), percent_interval(score.interval) if score.interval else ""))
+        lines = [format_table(rows, "lrrrrl")]
         if self.m_avg is not None:
-            lines.append(f"{'M-avg':<16}{100 * self.m_avg:7.2f}  (mean F_S of the twelve groupings)")
+            lines.append(f"{'M-avg':<16}{percent(self.m_avg):>7}  (mean F_S of the twelve groupings)")
         return "\n".join([*lines, "", *self._notes()])
 
     def _notes(self) -> list[str]:
@@ -144,13 +146,13 @@ class Report:
             )
         if strict := self.extras.get("strict"):
             notes.append(
-                f"strict extras (no published figure): neutral-aware F_S {100 * strict['neutral_aware_f_s']:.2f}, "
-                f"mean F of the samples {100 * strict['sample_mean_f']:.2f}"
+                f"strict extras (no published figure): neutral-aware F_S {percent(strict['neutral_aware_f_s'])}, "
+                f"mean F of the samples {percent(strict['sample_mean_f'])}"
             )
         if extraction := self.extras.get("llm_extraction"):
             notes.append(f"labels of {extraction['read']} of {extraction['asked']} unparsed texts were read by an LLM")
         if grouped := self.extras.get("llm_grouping"):
-            figures = "  ".join(f"{name} {100 * grouped[name]:.2f}" for name in ("f_score", "precision", "recall"))
+            figures = "  ".join(f"{name} {percent(grouped[name])}" for name in ("f_score", "precision", "recall"))
             model = self.extras.get("llm", {}).get("model", "?")
             counted = f"n = {grouped['n']}, {grouped['unparsed']} unreadable answers"
             notes.append(f"LLM grouping ({model}): {figures}  {counted}")
@@ -163,9 +165,13 @@ def _n(score: Score) -> str:
     return f"{score.n}-{score.n_max}" if score.n_max not in (None, score.n) else str(score.n)
 
 
-def _interval(interval: Interval) -> str:
-    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+def percent(value: float, sign: str = "") -> str:
+    """
+    >>> percent(0.5), percent(0.5, "+")
+    ('50.00', '+50.00')
+    """
+    return f"{100 * value:{sign}.2f}"
 
 
-def _percent(score: Score) -> str:
-    return f"{100 * score.f_score:.2f}" + (f" {_interval(score.interval)}" if score.interval else "")
+def percent_interval(interval: Interval, sign: str = "") -> str:
+    return f"[{percent(interval.low, sign)}, {percent(interval.high, sign)}]"

@@ -1,6 +1,6 @@
 """Scores of label sets: precision, recall, F_S, Avg, Jaccard.
 
-A pair is (truth, prediction), two sets of group ids of one sample. Sources: EMER and AffectGPT papers (Accuracy_S =
+A pair is (truth, prediction): the two sets of group ids of one sample. Sources: EMER and AffectGPT papers (Accuracy_S =
 precision, Recall_S, Avg), OV-MER paper section 4 and MER2024 (F_S).
 """
 
@@ -22,7 +22,7 @@ class SetScore:
 
     @property
     def f_score(self) -> float:
-        """F_S, the harmonic mean of the *averaged* precision and recall; 0 where both are 0.
+        """F_S, the harmonic mean of the *averaged* precision and recall; 0 if both are 0.
 
         >>> round(100 * SetScore(0.4942, 0.3104, 332).f_score, 2)
         38.13
@@ -40,7 +40,7 @@ class SetScore:
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b); 0 where a + b is 0 (the published implementation gives NaN there)."""
+    """2ab / (a + b); 0 if a + b is 0 (the published implementation returns NaN)."""
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
 
 
@@ -59,7 +59,7 @@ def sample_score(truth: Set[str], prediction: Set[str]) -> tuple[float, float] |
 
 
 def set_score(pairs: Iterable[Pair]) -> SetScore:
-    """Average over samples; a sample with an empty truth is left out, one with an empty prediction counts as 0.
+    """Averages over samples; an empty truth is left out, an empty prediction scores 0.
 
     >>> set_score([({"sad", "tired"}, {"sad"}), ({"angry"}, set()), (set(), {"calm"})])
     SetScore(precision=0.5, recall=0.25, n=2)
@@ -71,9 +71,9 @@ def set_score(pairs: Iterable[Pair]) -> SetScore:
 
 
 def jaccard(pairs: Iterable[Pair]) -> tuple[float, int]:
-    """|A ∩ B| / |A ∪ B| averaged over samples, and their number; a pair of two empty sets is left out.
+    """|A ∩ B| / |A ∪ B| averaged over samples, and the number of samples; pairs of two empty sets are left out.
 
-    For label sets of equal standing, as in the language study of the EMER paper.
+    Symmetric: for two label sets neither of which is the reference, as in the language study of the EMER paper.
 
     >>> jaccard([({"a", "b"}, {"b", "c"}), ({"a"}, {"a"}), (set(), set())])
     (0.6666666666666666, 2)

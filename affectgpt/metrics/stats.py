@@ -1,7 +1,7 @@
-"""Intervals and tests over samples: seeded bootstrap, paired bootstrap and paired permutation.
+"""Confidence intervals and significance tests: seeded bootstrap, paired bootstrap and paired permutation test.
 
-A corpus-level score such as F_S is no mean over samples, so every resample recomputes it from that resample's averaged
-precision and recall (and with that resample's n: a sample without a known truth stays out, as in the score itself).
+F_S is a corpus-level score, not a mean over samples, so every resample recomputes it from its own averaged precision
+and recall, and with its own n (samples without a known truth are left out, as in the score itself).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from affectgpt.runtime import InputError
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Averaged precision and recall [..., n_groupings, 2] -> a score [...]."""
 
-_CHUNK = 64  # resamples drawn at once: bounds the memory to _CHUNK x n_samples counts
+_CHUNK = 64  # resamples drawn at a time, which limits the memory to _CHUNK x n_samples counts
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Interval:
 
 
 def mean_f_statistic(means: np.ndarray) -> np.ndarray:
-    """F_S of every grouping, averaged over groupings: [..., n_groupings, 2] -> [...]; 0 where P + R = 0."""
+    """F_S of every grouping, averaged over groupings: [..., n_groupings, 2] -> [...]; 0 if P + R = 0."""
     total = means.sum(axis=-1)
     f_scores = np.divide(2 * means[..., 0] * means[..., 1], total, out=np.zeros_like(total), where=total > 0)
     return f_scores.mean(axis=-1)
 
 
-def averaged(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean over samples, leaving NaN out.  [N, G, 2], [K, N] -> [K, G, 2]; 0 where nothing is left."""
+def weighted_means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted means over samples, ignoring NaN; 0 without samples.  [N, G, 2], [K, N] -> [K, G, 2]"""
     n_samples, n_groupings, _ = scores.shape
     known = ~np.isnan(scores[:, :, 0])  # [N, G]
     sums = weights @ np.nan_to_num(scores).reshape(n_samples, -1)  # [K, G*2]
@@ -48,7 +48,7 @@ def averaged(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def resampled_means(scores: np.ndarray, *, n_bootstrap: int, seed: int) -> np.ndarray:
-    """Averages over `n_bootstrap` resamples of the samples, with replacement.  [N, G, 2] -> [n_bootstrap, G, 2]"""
+    """Means over `n_bootstrap` resamples of the samples, with replacement.  [N, G, 2] -> [n_bootstrap, G, 2]"""
     n_samples = len(scores)
     rng = np.random.default_rng(seed)
     values = []
@@ -56,7 +56,7 @@ def resampled_means(scores: np.ndarray, *, n_bootstrap: int, seed: int) -> np.nd
         n_rows = min(_CHUNK, n_bootstrap - start)
         drawn = rng.integers(n_samples, size=(n_rows, n_samples)) + n_samples * np.arange(n_rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=n_rows * n_samples).reshape(n_rows, n_samples)
-        values.append(averaged(scores, weights.astype(float)))
+        values.append(weighted_means(scores, weights.astype(float)))
     return np.concatenate(values)
 
 
@@ -64,10 +64,10 @@ def bootstrap_interval(
     scores: np.ndarray, statistic: Statistic = mean_f_statistic, *, n_bootstrap: int = 1000, seed: int = 42,
     level: float = 0.95,
 ) -> Interval | None:  # fmt: skip
-    """Percentile bootstrap over samples; None without samples or resamples.
+    """Percentile bootstrap interval over samples; None without samples or resamples.
 
     Args:
-        scores: precision and recall by sample and grouping, [N, G, 2]; NaN = not scored.
+        scores: precision and recall per sample and grouping, [N, G, 2]; NaN = not scored.
     """
     if n_bootstrap < 1 or len(scores) == 0:
         return None
@@ -75,16 +75,16 @@ def bootstrap_interval(
 
 
 def percentile_interval(values: np.ndarray, seed: int, level: float = 0.95) -> Interval:
-    """The interval that holds the middle `level` of the resampled scores.  [n_bootstrap]"""
+    """The interval of the middle `level` of the resampled scores.  [n_bootstrap]"""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), level, len(values), seed)
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Difference A - B on the same samples.
+    """The difference A - B on the same samples.
 
-    `p_value` is two-sided, from a permutation test that swaps the two systems' scores within samples at random;
+    `p_value` is two-sided, from a permutation test that randomly swaps the scores of the two systems within samples;
     `interval` is the paired bootstrap interval of the difference.
     """
 
@@ -97,25 +97,25 @@ class PairedTest:
 def paired_test(
     a: np.ndarray, b: np.ndarray, statistic: Statistic = mean_f_statistic, *, n_resamples: int = 1000, seed: int = 42
 ) -> PairedTest:
-    """Compare two systems that answered the same samples.
+    """Compare two systems on the same samples.
 
     Args:
-        a, b: [N, G, 2] in the same sample order; NaN at the same places (the truth decides what is scored).
+        a, b: [N, G, 2] in the same order of samples, with NaN at the same positions (the truth decides what is scored).
 
     Raises:
-        ValueError: the shapes or the scored samples differ.
+        InputError: the shapes or the scored samples differ.
     """
     if a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
-        raise InputError(f"paired scores must cover the same samples: found {a.shape} and {b.shape}")
+        raise InputError(f"paired scores must cover the same samples; found shapes {a.shape} and {b.shape}")
     n_samples = len(a)
-    whole = np.ones((1, n_samples))
-    difference = float((statistic(averaged(a, whole)) - statistic(averaged(b, whole)))[0])
+    weights = np.ones((1, n_samples))
+    difference = float((statistic(weighted_means(a, weights)) - statistic(weighted_means(b, weights)))[0])
     rng = np.random.default_rng(seed)
     n_extreme = 0
     for start in range(0, n_resamples, _CHUNK):
         keep = rng.integers(2, size=(min(_CHUNK, n_resamples - start), n_samples)).astype(float)  # [K, N]
-        swapped_a = _mixed(a, b, keep)
-        swapped_b = _mixed(b, a, keep)
+        swapped_a = _swapped_means(a, b, keep)
+        swapped_b = _swapped_means(b, a, keep)
         differences = statistic(swapped_a) - statistic(swapped_b)
         n_extreme += int((np.abs(differences) >= abs(difference) - 1e-12).sum())
     means_a, means_b = (resampled_means(scores, n_bootstrap=n_resamples, seed=seed) for scores in (a, b))
@@ -123,8 +123,8 @@ def paired_test(
     return PairedTest(difference, (n_extreme + 1) / (n_resamples + 1), interval, n_resamples)
 
 
-def _mixed(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Averages of a where keep is 1 and of b where it is 0.  [K, G, 2]"""
+def _swapped_means(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Means of a where `keep` is 1 and of b where it is 0.  [K, G, 2]"""
     n_samples, n_groupings, _ = a.shape
     known = np.maximum((~np.isnan(a[:, :, 0])).sum(axis=0), 1)  # [G]
     sums = keep @ np.nan_to_num(a).reshape(n_samples, -1) + (1 - keep) @ np.nan_to_num(b).reshape(n_samples, -1)

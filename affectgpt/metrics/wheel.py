@@ -1,12 +1,12 @@
 """Groupings of emotion words by the emotion wheels: M1, M2, and M3 for five wheels at two levels.
 
-The rules are those of the OV-MER paper (section 4.2) as its authors compute them:
+The rules of the OV-MER paper (section 4.2), as implemented by its authors:
 
-- M1: the alphabetically first synonym key of the word's form;
+- M1: the alphabetically first synonym key of the form of the word;
 - M2: the alphabetically first wheel word of that key;
-- M3-Wk-Lj: of all wheel words of all keys of the form, sorted, the first that stands on wheel k, its level-j cluster.
+- M3-Wk-Lj: the level-j cluster, on wheel k, of the alphabetically first wheel word of all keys that is on that wheel.
 
-A word without a group is left out of truth and prediction alike.
+Words without a group are left out of truth and prediction alike.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from affectgpt.metrics.lexicon import Lexicon
-from affectgpt.metrics.sets import harmonic_mean
+from affectgpt.metrics.sets import harmonic_mean, sample_score
 from affectgpt.runtime import InputError
 
 LEVEL1 = tuple(f"M3-W{wheel}-L1" for wheel in range(1, 6))
 LEVEL2 = tuple(f"M3-W{wheel}-L2" for wheel in range(1, 6))
 GROUPINGS = ("M1", "M2", *(f"M3-W{wheel}-L{level}" for wheel in range(1, 6) for level in (1, 2)))
-"""The twelve groupings of M-avg."""
+"""The twelve groupings that M-avg averages."""
 
 
 class WheelGrouping:
-    """Looks words up in a lexicon, once each.
+    """The groups of words under a lexicon; each word is looked up once.
 
     >>> from affectgpt.metrics.lexicon import load_lexicon
     >>> groups = WheelGrouping(load_lexicon("builtin")).groups("Furious")
@@ -39,7 +39,7 @@ class WheelGrouping:
         self._groups: dict[str, dict[str, str]] = {}
 
     def groups(self, word: str) -> dict[str, str]:
-        """Grouping -> group of `word`; a grouping that does not know it is missing."""
+        """Grouping -> group of `word`, for the groupings that have one."""
         if word not in self._groups:
             self._groups[word] = self._look_up(word)
         return self._groups[word]
@@ -48,9 +48,9 @@ class WheelGrouping:
         keys = self.lexicon.synonym_keys(word)
         if not keys:
             return {}
-        words_of = self.lexicon.wheel_words
-        found = {"M1": keys[0], "M2": words_of[keys[0]][0]}
-        candidates = sorted({wheel_word for key in keys for wheel_word in words_of[key]})
+        wheel_words = self.lexicon.wheel_words
+        found = {"M1": keys[0], "M2": wheel_words[keys[0]][0]}
+        candidates = sorted({wheel_word for key in keys for wheel_word in wheel_words[key]})
         for number, wheel in enumerate(self.lexicon.wheels, 1):
             for candidate in candidates:
                 if candidate in wheel.level1:
@@ -60,7 +60,7 @@ class WheelGrouping:
         return found
 
     def map(self, labels: Iterable[str], grouping: str) -> frozenset[str]:
-        """The set of groups of `labels` under one grouping; unknown words vanish."""
+        """The set of groups of `labels` under one grouping; words without a group are left out."""
         if grouping not in GROUPINGS:
             raise InputError(f"unknown grouping {grouping!r}; expected one of {list(GROUPINGS)}")
         return frozenset(group for label in labels if (group := self.groups(label).get(grouping)) is not None)
@@ -71,35 +71,26 @@ def score_samples(
 ) -> np.ndarray:
     """Precision and recall of every sample under every grouping of `names`: [n_samples, n_groupings, 2].
 
-    NaN where the truth has no known word (that sample is not scored); 0 where only the prediction has none.
+    NaN if the truth has no group (the sample is not scored); 0 if only the prediction has none.
     """
-    number = {name: i for i, name in enumerate(names)}
-    by_words: dict[tuple[frozenset[str], frozenset[str]], np.ndarray] = {}
+    cache: dict[tuple[frozenset[str], frozenset[str]], np.ndarray] = {}
     rows = np.empty((len(truths), len(names), 2))
     for row, truth, prediction in zip(rows, truths, predictions, strict=True):
         key = (frozenset(truth), frozenset(prediction))
-        if key not in by_words:  # large sets repeat themselves: short label lists from a few hundred words
-            by_words[key] = _score_sample(*(_by_grouping(words, grouping, number) for words in key))
-        row[:] = by_words[key]
+        if key not in cache:  # label sets recur: short lists from a few hundred words
+            sets = (_groups_by_grouping(words, grouping, names) for words in key)
+            cache[key] = np.array([sample_score(*pair) or (np.nan, np.nan) for pair in zip(*sets, strict=True)])
+        row[:] = cache[key]
     return rows
 
 
-def _by_grouping(words: Iterable[str], grouping: WheelGrouping, number: dict[str, int]) -> list[set[str]]:
-    sets: list[set[str]] = [set() for _ in number]
+def _groups_by_grouping(words: Iterable[str], grouping: WheelGrouping, names: Sequence[str]) -> list[set[str]]:
+    sets: dict[str, set[str]] = {name: set() for name in names}
     for word in words:
         for name, group in grouping.groups(word).items():
-            if name in number:
-                sets[number[name]].add(group)
-    return sets
-
-
-def _score_sample(truths: list[set[str]], predictions: list[set[str]]) -> np.ndarray:
-    scores = np.full((len(truths), 2), np.nan)
-    for row, truth, prediction in zip(scores, truths, predictions, strict=True):
-        if truth:
-            n_shared = len(truth & prediction)
-            row[:] = n_shared / len(prediction) if prediction else 0.0, n_shared / len(truth)
-    return scores
+            if name in sets:
+                sets[name].add(group)
+    return list(sets.values())
 
 
 def mean_f(scores: Iterable[tuple[float, float]]) -> float:

@@ -9,7 +9,7 @@ import pytest
 from affectgpt import config as conf
 from affectgpt.cli import compose
 from affectgpt.inference.evaluate import run_evaluation
-from affectgpt.metrics.benchmarks import KINDS, mean_result, run_benchmark
+from affectgpt.metrics.benchmarks import BENCHMARK_KINDS, mean_result, run_benchmark
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.runtime import UserError
 
@@ -25,7 +25,7 @@ def test_every_shipped_benchmark_composes_and_is_complete(name):
     assert set(benchmark.members) <= set(NAMES)
     if not benchmark.members:
         assert benchmark.references
-        assert benchmark.kind in KINDS
+        assert benchmark.kind in BENCHMARK_KINDS
         assert bool(benchmark.classes) or benchmark.kind != "classes"
     for row in benchmark.published:
         assert {"system", "value", "source"} <= set(row)
@@ -86,7 +86,7 @@ def test_a_pickled_label_file_needs_trust_and_the_right_array(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ValueError, match="say where your copy lies"):
+    with pytest.raises(ValueError, match="set the folder of your copy"):
         run_benchmark(conf.BenchmarkConfig(name="toy", references="x.csv"), {})
     with pytest.raises(ScoreFileError, match=r"no 'x\.csv' in"):
         run_benchmark(benchmark(tmp_path, "openset", "x.csv"), {})
@@ -128,9 +128,9 @@ def test_mer_unibench_is_the_mean_of_its_members(tmp_path, capsys):
         write(answers, f"{name}.csv", "name,openset\na,['sad']\n" if name == "meld" else "name,openset\na,['glad']\n")
     options = [f"benchmark.folder={tmp_path}", "benchmark.trust_pickle=true", "n_bootstrap=0"]
     assert evaluate("benchmark=mer_unibench", f"predictions={answers}", *options) == 0
-    whole = json.loads((answers / "benchmark-mer_unibench.json").read_text(encoding="utf-8"))
-    assert whole["value"] == pytest.approx(8 / 9)
-    assert whole["n"] == 9
+    mean = json.loads((answers / "benchmark-mer_unibench.json").read_text(encoding="utf-8"))
+    assert mean["value"] == pytest.approx(8 / 9)
+    assert mean["n"] == 9
     (answers / "meld.csv").unlink()
     with pytest.raises(UserError, match=r"no predictions for meld: expected meld\.jsonl, \.csv or \.npz"):
         evaluate("benchmark=mer_unibench", f"predictions={answers}", *options)
@@ -145,7 +145,7 @@ def test_eval_compares_files_and_says_when_there_is_only_one(tmp_path, capsys):
     assert evaluate(files, f"references={tmp_path / 'gt.csv'}", "compare=true", "n_bootstrap=50") == 0
     assert "one - two: +" in capsys.readouterr().out
     assert (tmp_path / "comparison.json").is_file()
-    with pytest.raises(UserError, match="two prediction files or more"):
+    with pytest.raises(UserError, match="two or more predictions files"):
         evaluate(f"predictions={tmp_path / 'one.csv'}", f"references={tmp_path / 'gt.csv'}", "compare=true")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from affectgpt.metrics import evaluate, random_labels
-from affectgpt.metrics.compare import compare, named_after_files, over_seeds, spread
+from affectgpt.metrics.compare import compare, mean_std, named_after_files, over_seeds
 from affectgpt.metrics.evaluate import evaluate_samples, mean_sample_f, neutral_aware, strict_extras
 
 REFERENCES = {
@@ -47,7 +47,7 @@ def test_several_seeds_give_mean_and_standard_deviation():
     values = [report.primary.f_score for report in reports]
     result = over_seeds(reports)["level 1 mean"]
     assert (result.mean, result.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
-    assert str(spread([0.5])) == "50.00 ± 0.00 (1 runs)"
+    assert str(mean_std([0.5])) == "50.00 ± 0.00 (1 runs)"
     with pytest.raises(ValueError, match="no reports"):
         over_seeds([])
 

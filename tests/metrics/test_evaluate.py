@@ -105,7 +105,7 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"unknown groupings \['M9'\]; expected some of"):
         evaluate({}, REFERENCES, groupings=("M9",))
     with pytest.raises(
-        ValueError, match="no prediction has a reference: predictions are like 'x', references like 'a'"
+        ValueError, match="no prediction has a reference: predictions have ids like 'x', references like 'a'"
     ):
         evaluate({"x": "sad"}, REFERENCES)
     with pytest.raises(ValueError, match="two predictions for sample 'a'"):
@@ -159,7 +159,7 @@ def test_references_keep_empty_cells_apostrophes_splits_and_languages(tmp_path):
             r"p\.csv:2: sample 'a': no column of \['labels', 'openset', .*found \['name', 'other'\]",
         ),
         ("p.csv", "file,openset\na,b\n", r"p\.csv:2: no column of \['id', 'name', 'names'\]"),
-        ("p.jsonl", '{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', r"p\.jsonl:2: id 'a' stands twice"),
+        ("p.jsonl", '{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', r"p\.jsonl:2: duplicate id 'a'"),
         ("p.jsonl", "[1]\n", r"p\.jsonl:1: expected a JSON object, found list"),
         ("p.txt", "", r"expected \.jsonl, \.csv or \.npz, found '\.txt'"),
         ("p.jsonl", "", r"p\.jsonl: no predictions"),

@@ -29,7 +29,7 @@ def test_chinese_meteor_needs_no_wordnet_and_is_near_100_for_equal_texts():
 
 def test_missing_wordnet_is_named_with_the_fix_and_nothing_is_downloaded(monkeypatch):
     def absent():
-        raise matching.MissingLibrary(matching.WORDNET_HELP)
+        raise matching.MissingLibrary(matching._WORDNET_HELP)
 
     monkeypatch.setattr(matching, "_wordnet", absent)
     result = matching.match_texts(ENGLISH, ENGLISH)

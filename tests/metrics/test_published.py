@@ -95,7 +95,7 @@ def test_csv_tables_read_like_xlsx_tables(tmp_path):
             csv.writer(file).writerows(rows)
         path.unlink()
     after = load_lexicon(folder)
-    assert (before.keys, before.wheel_words, before.wheels) == (after.keys, after.wheel_words, after.wheels)
+    assert (before.forms, before.wheel_words, before.wheels) == (after.forms, after.wheel_words, after.wheels)
 
 
 def test_a_missing_table_is_named(tmp_path):
@@ -202,7 +202,7 @@ def test_every_score_equals_the_published_rules_to_1e_9(forms):
 @needs_tables
 def test_published_tables_have_the_known_sizes_and_quirks():
     first, second = load_lexicon(TABLES), load_lexicon(TABLES / "format-2026.csv")
-    assert (len(first.wheel_words), len(first.keys), len(second.keys)) == (1255, 7386, 7356)
+    assert (len(first.wheel_words), len(first.forms), len(second.forms)) == (1255, 7386, 7356)
     assert "fearless" in first.synonym_keys("fear")
     assert "fearless" not in second.synonym_keys("fear")
     grouping = WheelGrouping(second)
@@ -227,6 +227,6 @@ def test_the_committed_lexicon_report_is_current():
 
 
 def test_a_lexicon_agrees_with_itself_everywhere():
-    for row in agreement.compare(load_builtin(), load_builtin()):
+    for row in agreement.compare_lexicons(load_builtin(), load_builtin()):
         assert (row.rate, row.different, row.only_first, row.only_second) == (1.0, 0, 0, 0)
-    assert agreement.differing(load_builtin(), load_builtin()) == {}
+    assert agreement.differing_keys(load_builtin(), load_builtin()) == {}

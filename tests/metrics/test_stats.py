@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from affectgpt.metrics.stats import averaged, bootstrap_interval, mean_f_statistic, paired_test, resampled_means
+from affectgpt.metrics.stats import bootstrap_interval, mean_f_statistic, paired_test, resampled_means, weighted_means
 
 
 def draws(n, p, seed=0):
@@ -14,8 +14,8 @@ def draws(n, p, seed=0):
 
 def test_averages_leave_unscored_samples_out():
     scores = np.array([[[1.0, 0.5]], [[np.nan, np.nan]], [[0.0, 0.0]]])
-    np.testing.assert_allclose(averaged(scores, np.ones((1, 3)))[0], [[0.5, 0.25]])
-    np.testing.assert_allclose(averaged(scores, np.array([[0.0, 1.0, 0.0]]))[0], [[0.0, 0.0]])
+    np.testing.assert_allclose(weighted_means(scores, np.ones((1, 3)))[0], [[0.5, 0.25]])
+    np.testing.assert_allclose(weighted_means(scores, np.array([[0.0, 1.0, 0.0]]))[0], [[0.0, 0.0]])
 
 
 def test_f_of_nothing_is_zero_not_nan():

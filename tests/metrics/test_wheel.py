@@ -55,7 +55,7 @@ def test_score_samples_equals_mapping_each_grouping_by_hand():
     lexicon = load_lexicon("builtin")
     grouping = WheelGrouping(lexicon)
     rng = np.random.default_rng(0)
-    words = [*sorted(lexicon.keys)[::97], "frobnicated", "neutral"]
+    words = [*sorted(lexicon.forms)[::97], "frobnicated", "neutral"]
     draw = [[words[i] for i in rng.integers(len(words), size=rng.integers(0, 4))] for _ in range(120)]
     truths, predictions = draw[:60], draw[60:]
     scores = score_samples(truths, predictions, grouping, GROUPINGS)

@@ -1,8 +1,7 @@
-"""Emotion lexicons: which words mean the same, and where they stand on the five emotion wheels.
+"""Emotion lexicons: synonyms, and their positions on the five emotion wheels.
 
-`load_lexicon("builtin")` needs no file of the user's; `load_lexicon("/path/to/emotion_wheel")` reads the tables that
-the MER challenges publish, for scores that compare with the literature. Every report names its lexicon and
-checksum.
+`load_lexicon("builtin")` needs no external files; `load_lexicon("/path/to/emotion_wheel")` reads the tables published
+by the MER challenges, for scores comparable with the literature. Every report names its lexicon and the checksum.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ __all__ = ["NEUTRAL_WORDS", "Lexicon", "Wheel", "load_builtin", "load_lexicon", 
 
 
 def load_lexicon(source: str | Path | Lexicon = "builtin") -> Lexicon:
-    """`"builtin"`, or a folder (or its table of forms) with the published tables; a Lexicon is passed through."""
+    """The lexicon of `"builtin"`, or of a folder (or its table of forms) with the published tables.
+
+    A Lexicon is returned unchanged.
+    """
     if isinstance(source, Lexicon):
         return source
     if source == "builtin":

@@ -1,7 +1,7 @@
-"""Rules of English word formation for the built-in lexicon: the forms of a word, from spelling and exceptions.
+"""English word formation for the built-in lexicon: the forms of a word, by spelling rules and exceptions.
 
-Used by `build.py` only; scoring reads the finished table. Over-generation is harmless (nobody writes "numbestly"),
-a wrong family is not, so derivations that the spelling does not settle come from `families.txt`.
+Only used by `build.py`; scoring reads the generated table. Forms that nobody writes ("numbestly") do no harm, but a
+wrong derivation does, so derivations that the spelling does not determine are listed in `families.txt`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from affectgpt.runtime import InputError
-
 _VOWELS = "aeiou"
 _NOUN = re.compile(r".*(ness|ment|tion|sion|ity|ety|ance|ence|ancy|ency|ism|ship|hood|tude|ure|ache|ery|acy|ia|ice)$")
-_FRENCH_E = re.compile(  # the stem lost an e before -ed or -ing
+_SILENT_E = re.compile(  # stems that lost an e before -ed or -ing
     r".*(c|v|z|u|dg|rg|[aeiou]ng|[^s]s|[aeiou]g|[^e]at|ut|uc|ud|[^aeo]id|ad|[^aeo]ir|ur|[^e]ar|[^aeo]or|[^aeo]in|am|"
     r"[^aeo]im|[^lr]ol|[bcdfgkptz]l|[^o]ok|[^e]ak|ik|[^aeo]ot)$"
 )
@@ -30,7 +28,7 @@ class Families:
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Families:
-        """Lines are `noun: a b`, `verb: a b`, `fixed: a b`, `base: word=base ...`, or `+word: extra forms` (commas)."""
+        """Parse lines `noun: a b`, `verb: a b`, `fixed: a b`, `base: word=base ...` and `+word: form, form`."""
         classes: dict[str, str] = {}
         bases: dict[str, str] = {}
         extra: dict[str, tuple[str, ...]] = {}
@@ -48,12 +46,12 @@ class Families:
             elif head in ("noun", "verb", "adjective", "fixed"):
                 classes.update(dict.fromkeys(rest.split(), head))
             else:
-                raise InputError(f"families.txt: unknown line {line!r}")
+                raise ValueError(f"families.txt: unknown line {line!r}")
         return cls(classes, bases, extra)
 
 
 def forms_of(word: str, families: Families) -> set[str]:
-    """Every form of `word`, itself included; of a phrase: its hyphenated spelling and the listed extras."""
+    """All forms of `word`, including itself; for a phrase, the hyphenated spelling and the listed extra forms."""
     found = {word, *families.extra.get(word, ())}
     if " " in word:
         found |= {word.replace(" ", "-"), word.replace(" ", "")} if word.count(" ") < 2 else {word.replace(" ", "-")}
@@ -86,7 +84,7 @@ def _class_of(word: str) -> str:
 
 
 def _base_of(word: str) -> str:
-    """The verb behind a regular -ed or -ing participle.
+    """The verb of a regular -ed or -ing participle.
 
     >>> [_base_of(word) for word in ("annoyed", "worried", "excluded", "thrilled", "fretted", "alarming")]
     ['annoy', 'worry', 'exclude', 'thrill', 'fret', 'alarm']
@@ -96,7 +94,7 @@ def _base_of(word: str) -> str:
         return stem[:-1] + "y"
     if len(stem) > 2 and stem[-1] == stem[-2] and stem[-1] not in "lsfzaeiou":
         return stem[:-1]
-    return stem + "e" if _FRENCH_E.fullmatch(stem) else stem
+    return stem + "e" if _SILENT_E.fullmatch(stem) else stem
 
 
 def verb_forms(base: str) -> set[str]:
@@ -116,7 +114,7 @@ def verb_forms(base: str) -> set[str]:
 
 
 def nominal(base: str) -> set[str]:
-    """Nouns that the ending of a verb settles: -ation, -ification, -ization, -sion."""
+    """Nouns determined by the ending of a verb: -ation, -ification, -ization, -sion."""
     endings = (("ate", "ation"), ("ify", "ification"), ("ize", "ization"), ("ude", "usion"), ("use", "usion"))
     for ending, noun in endings:
         if base.endswith(ending) and len(base) > len(ending) + 2:
@@ -126,7 +124,7 @@ def nominal(base: str) -> set[str]:
 
 
 def adjective_forms(word: str) -> set[str]:
-    """Adverb, noun in -ness and, for short words, the degrees of comparison.
+    """Adverb, noun in -ness and, for short words, comparative and superlative.
 
     >>> sorted(adjective_forms("angry"))
     ['angrier', 'angriest', 'angrily', 'angriness']

@@ -1,8 +1,8 @@
-"""Read the emotion-wheel tables that the MER2025 and MER2026 challenges publish, from a folder of the user's.
+"""Read the emotion wheel tables published by the MER2025 and MER2026 challenges.
 
 Files: `wheel1..5.xlsx` or `.csv` (level1, level2, level3, forward-filled), `synonym.xlsx` or `.csv` (pairs of columns
-`word_run<k>`, `synonym_run<k>`), `format.csv` (name, format: comma-separated forms). MER2026's table of forms has the
-same columns under another name: give its path instead of the folder's.
+`word_run<k>`, `synonym_run<k>`), `format.csv` (name, format: comma-separated forms). The table of forms of MER2026 has
+the same columns under another name: pass its path instead of the folder.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from affectgpt.metrics.lexicon.tables import Lexicon, Row, Wheel
-from affectgpt.runtime import InputError
+from affectgpt.metrics.lexicon.tables import Lexicon, Wheel, WheelRow
+from affectgpt.runtime import InputError, MissingLibrary
 
 FORMS_FILE = "format.csv"
-HELP = "see docs/metrics.md, section 'The published tables'"
+_HELP = "see docs/metrics.md, section 'The published tables'"
 
 
 def load_published(path: str | Path) -> Lexicon:
     """Build a Lexicon from published tables.
 
     Args:
-        path: the folder, or the table of forms inside it (`emotion_wheel/format-2026.csv`) to choose a year.
+        path: the folder, or a table of forms in it (`emotion_wheel/format-2026.csv`) to select a year.
 
     Raises:
-        ValueError: a file is missing, or a table lacks columns or keys; the message names it.
+        InputError: a file is missing or cannot be read, or a table lacks columns or keys.
+        MissingLibrary: xlsx tables without openpyxl.
     """
     path = Path(path)
     folder, forms_path = (path, path / FORMS_FILE) if path.is_dir() else (path.parent, path)
     if not forms_path.is_file():
-        raise InputError(f"lexicon {str(path)!r}: no table of forms {str(forms_path)!r}; {HELP}")
+        raise InputError(f"lexicon {str(path)!r}: no table of forms {str(forms_path)!r}; {_HELP}")
     digest = hashlib.sha256()
     wheels = [Wheel.from_rows(_wheel_rows(_find(folder, f"wheel{number}", digest))) for number in range(1, 6)]
 
     synonyms: dict[str, set[str]] = {}
     table_path = _find(folder, "synonym", digest)
     header, *rows = _read_table(table_path)
-    words_at = [i for i, name in enumerate(header) if str(name).startswith("word_run")]
-    if not words_at:
-        raise InputError(f"{table_path}: no columns word_run1, synonym_run1 ...; found {header}; {HELP}")
+    word_columns = [i for i, name in enumerate(header[:-1]) if str(name).startswith("word_run")]
+    if not word_columns:
+        raise InputError(f"{table_path}: no columns word_run1, synonym_run1 ...; found {header}; {_HELP}")
     for row in rows:
-        for column in words_at:
+        for column in word_columns:
             word = str(row[column] or "").strip().lower()
             if not word:
                 continue
@@ -56,10 +58,10 @@ def load_published(path: str | Path) -> Lexicon:
     keys: dict[str, set[str]] = {}
     header, *rows = _read_table(forms_path)
     if header[:2] != ["name", "format"]:
-        raise InputError(f"{forms_path}: expected the columns name, format; found {header}; {HELP}")
+        raise InputError(f"{forms_path}: expected the columns name, format; found {header}; {_HELP}")
     for key, forms, *_ in rows:
         if key not in synonyms:
-            raise InputError(f"{forms_path}: {key!r} is no key of {table_path.name}; {HELP}")
+            raise InputError(f"{forms_path}: {key!r} is not a key of {table_path.name}; {_HELP}")
         for form in (*split_published(forms), key):
             keys.setdefault(form, set()).add(key)
     return Lexicon(
@@ -68,13 +70,13 @@ def load_published(path: str | Path) -> Lexicon:
         checksum=digest.hexdigest(),
         wheels=tuple(wheels),
         wheel_words={key: tuple(sorted(words)) for key, words in synonyms.items()},
-        keys={form: tuple(sorted(found)) for form, found in keys.items()},
+        forms={form: tuple(sorted(found)) for form, found in keys.items()},
         label_splitting="published",
     )
 
 
 def split_published(text: str) -> list[str]:
-    """Label text to labels as the published implementation does it: at every quote and comma.
+    """Split label text at every quote and comma, as the published implementation does.
 
     >>> split_published("['sad', \\"don't know\\"]")
     ['sad', 'don', 't know']
@@ -88,30 +90,39 @@ def _find(folder: Path, stem: str, digest: Any) -> Path:
         if (path := folder / (stem + suffix)).is_file():
             digest.update(path.read_bytes())
             return path
-    raise InputError(f"lexicon folder {str(folder)!r} has no {stem}.xlsx or {stem}.csv; {HELP}")
+    raise InputError(f"lexicon folder {str(folder)!r} has no {stem}.xlsx or {stem}.csv; {_HELP}")
 
 
 def _read_table(path: Path) -> list[list[Any]]:
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [list(row) for row in csv.reader(file) if row]
-    try:
-        import openpyxl
-    except ImportError:
-        raise InputError(
-            f"{path} needs openpyxl: pip install 'affectgpt[evaluation]', or save the table as {path.stem}.csv"
-        ) from None
-    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-    book.close()
-    return rows
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = [list(row) for row in csv.reader(file) if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path}: cannot be read ({error}); {_HELP}") from error
+    else:
+        try:
+            import openpyxl
+        except ImportError:
+            raise MissingLibrary(
+                f"{path} needs openpyxl: pip install 'affectgpt[evaluation]', or save the table as {path.stem}.csv"
+            ) from None
+        try:
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+            book.close()
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{path}: cannot be read ({error}); {_HELP}") from error
+    if not rows:
+        raise InputError(f"{path}: the table is empty; {_HELP}")
+    return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
 
 
-def _wheel_rows(path: Path) -> list[Row]:
+def _wheel_rows(path: Path) -> list[WheelRow]:
     header, *rows = _read_table(path)
     if header[:3] != ["level1", "level2", "level3"]:
-        raise InputError(f"{path}: expected the columns level1, level2, level3; found {header}; {HELP}")
-    filled: list[Row] = []
+        raise InputError(f"{path}: expected the columns level1, level2, level3; found {header}; {_HELP}")
+    filled: list[WheelRow] = []
     current: Sequence[str] = ("", "", "")
     for row in rows:
         if any(row[:3]):

@@ -1,4 +1,4 @@
-"""What a lexicon is: five wheels, synonym keys, word forms, and how a written word is looked up in them."""
+"""The Lexicon: five emotion wheels, synonym keys and word forms, and how a word is looked up in them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-Row = tuple[str, str, str]
-"""A place on a wheel: (level 1, level 2, level 3), inner to outer."""
+WheelRow = tuple[str, str, str]
+"""A path on a wheel from the inner to the outer ring: (level 1, level 2, level 3)."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One emotion wheel: the cluster of every word that stands on it, at level 1 and at level 2.
+    """One emotion wheel: the level-1 and the level-2 cluster of each of its words.
 
-    Level 2 of a level-1 word is its alphabetically first level-2 child. Where a word stands twice, the later place
-    wins, in the order level 1 -> level 2 -> level 3 in which the tree is first met.
+    Level 2 of a level-1 word is its alphabetically first level-2 child. If a word occurs twice, its last position wins,
+    in a traversal of the tree in the order level 1 -> level 2 -> level 3.
     """
 
     level1: Mapping[str, str]
     level2: Mapping[str, str]
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Row]) -> Wheel:
+    def from_rows(cls, rows: Iterable[WheelRow]) -> Wheel:
         """
         >>> wheel = Wheel.from_rows([("sad", "tired", "numb"), ("sad", "hurt", "forgotten")])
         >>> wheel.level1["numb"], wheel.level2["numb"], wheel.level2["sad"]
@@ -43,15 +43,15 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The tables behind a score, whoever wrote them.
+    """The tables that map words to groups; built-in or published.
 
     Attributes:
-        name, version, checksum: what a report says; the checksum is the SHA-256 of the tables.
+        name, version, checksum: as printed in reports; the checksum is the SHA-256 of the tables.
         wheels: W1..W5.
         wheel_words: synonym key -> its wheel words, sorted.
-        keys: form -> its synonym keys, sorted.
-        forgiving: also find a word behind a degree ("very sad"), an article, a curly apostrophe, Chinese particles. The
-            published tables are looked up literally, as their authors do.
+        forms: form -> its synonym keys, sorted.
+        lenient: ignore degree words ("very sad"), articles, the kind of apostrophe and Chinese particles. In the
+            published tables, words are looked up verbatim, as in the published implementation.
         label_splitting: "exact" keeps apostrophes inside labels; "published" splits label text at every quote and
             comma, as the published implementation does ("don't know" becomes "don" and "t know").
     """
@@ -61,15 +61,15 @@ class Lexicon:
     checksum: str
     wheels: tuple[Wheel, ...]
     wheel_words: Mapping[str, tuple[str, ...]]
-    keys: Mapping[str, tuple[str, ...]]
-    forgiving: bool = False
+    forms: Mapping[str, tuple[str, ...]]
+    lenient: bool = False
     label_splitting: str = "exact"
     _found: dict[str, str | None] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, word: str) -> str | None:
-        """The form under which `word` stands in the tables, or None.
+        """The form of the tables that matches `word`, or None.
 
-        Lower case and outer spaces never matter. A forgiving lexicon also finds "Very sad." and "a sense of loss".
+        Case and surrounding spaces are ignored. A lenient lexicon also finds "Very sad." and "a sense of loss".
         """
         if word not in self._found:
             self._found[word] = self._find(word)
@@ -77,34 +77,34 @@ class Lexicon:
 
     def _find(self, word: str) -> str | None:
         plain = word.lower().strip()
-        if plain in self.keys or not self.forgiving:
-            return plain if plain in self.keys else None
-        plain = normalise(plain)
-        if plain in self.keys:
+        if plain in self.forms or not self.lenient:
+            return plain if plain in self.forms else None
+        plain = _normalise(plain)
+        if plain in self.forms:
             return plain
         if is_negated(plain):
             return None
-        bare = strip_degree(plain)
-        for tried in (bare, strip_chinese(bare), bare.replace("-", " "), bare.replace(" ", "-")):
-            if tried in self.keys:
+        bare = _strip_degree(plain)
+        for tried in (bare, _strip_chinese(bare), bare.replace("-", " "), bare.replace(" ", "-")):
+            if tried in self.forms:
                 return tried
         return None
 
     def synonym_keys(self, word: str) -> tuple[str, ...]:
         """The synonym keys of a form, sorted; empty for an unknown word."""
         form = self.find(word)
-        return () if form is None else self.keys[form]
+        return () if form is None else self.forms[form]
 
     def kind(self, word: str) -> str:
-        """ "known", "neutral", "negated" or "unknown"; the last three have no place on the wheels.
+        """ "known", "neutral", "negated" or "unknown"; only known words are on the wheels.
 
-        A word that the tables know is known, even if it reads like a negation ("don't care").
+        A word of the tables is known even if it looks like a negation ("don't care").
         """
         if self.find(word) is not None:
             return "known"
-        plain = normalise(word)
-        bare = strip_degree(plain)
-        if NEUTRAL_WORDS & {plain, bare, strip_chinese(bare)}:
+        plain = _normalise(word)
+        bare = _strip_degree(plain)
+        if NEUTRAL_WORDS & {plain, bare, _strip_chinese(bare)}:
             return "neutral"
         return "negated" if is_negated(plain) or is_negated(bare) else "unknown"
 
@@ -121,7 +121,7 @@ NEUTRAL_WORDS = frozenset(
         *("无特别情绪", "正常", "普通", "一般"),
     }
 )
-"""Words that say "no emotion": no wheel knows them; reports count them apart from unknown words."""
+"""Words for "no emotion": they are on no wheel; reports count them separately from unknown words."""
 
 _NEGATED = re.compile(r"(not|no|never|without|lack of|lacking|absence of|isn't|doesn't|don't|cannot|can't|free of)\s")
 _NEGATED_CHINESE = re.compile(r"不|没|無|无|非(?!常)|未|毫无|缺乏|别")
@@ -141,20 +141,20 @@ _CHINESE_BEFORE = re.compile(
 _CHINESE_AFTER = re.compile(r"(的情绪|之情|情绪|心情|心理|的|地|感)$")
 
 
-def normalise(word: str) -> str:
-    """Lower case, straight apostrophes, single spaces, no outer punctuation.
+def _normalise(word: str) -> str:
+    """Lower-case, with straight apostrophes and single spaces, without surrounding punctuation.
 
-    >>> normalise(" Don’t  care. ")
+    >>> _normalise(" Don’t  care. ")
     "don't care"
     """
     word = word.lower().replace("’", "'").replace("‘", "'").replace("_", " ")
     return " ".join(word.split()).strip(" .,;:!?\"'*()[]。，！？“”《》")
 
 
-def strip_degree(word: str) -> str:
-    """Remove what says how much, or that it is a feeling: `a bit sad`, `a sense of loss`, `angry mood`.
+def _strip_degree(word: str) -> str:
+    """Remove degree words and words such as `feeling`: `a bit sad`, `a sense of loss`, `angry mood`.
 
-    >>> strip_degree("a strong sense of loss"), strip_degree("slightly sad"), strip_degree("deep")
+    >>> _strip_degree("a strong sense of loss"), _strip_degree("slightly sad"), _strip_degree("deep")
     ('loss', 'sad', 'deep')
     """
     while match := _DEGREE.match(word):
@@ -162,8 +162,8 @@ def strip_degree(word: str) -> str:
     return _DEGREE_AFTER.sub("", word) or word
 
 
-def strip_chinese(word: str) -> str:
-    """Remove particles and degrees around a Chinese word: `有点难过的` -> `难过`."""
+def _strip_chinese(word: str) -> str:
+    """Remove particles and degree words from a Chinese word: `有点难过的` -> `难过`."""
     if not re.search(r"[\u4e00-\u9fff]", word):
         return word
     bare = _CHINESE_BEFORE.sub("", word)
@@ -171,7 +171,7 @@ def strip_chinese(word: str) -> str:
 
 
 def is_negated(word: str) -> bool:
-    """Whether a word or phrase denies a feeling: `not happy`, `no fear`, `不害怕`.
+    """Whether a word or phrase negates an emotion: `not happy`, `no fear`, `不害怕`.
 
     >>> is_negated("not happy"), is_negated("fearless"), is_negated("notable")
     (True, False, False)
