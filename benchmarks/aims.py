@@ -1,8 +1,8 @@
-"""Every aim of speed in one table: python benchmarks/aims.py [--threads N] [--only step generate folder loader]
+"""Compare all benchmarks with their goals: python benchmarks/aims.py [--threads N] [--only step generate folder loader]
 
-Runs the benchmarks one after the other at size `brief` and sets what they measured beside what is aimed at. Each ratio
-is of one run of one benchmark, whose rows took turns; what they print themselves is shown as they run. It takes about
-half an hour on two cores; other work on the machine is best left out, and the load averages that are printed show it.
+Runs the benchmarks one after another at size `brief`, shows their output, and prints a table of goals and measurements.
+Each ratio comes from one run of one benchmark, whose rows were measured in turns. It takes about half an hour on two
+cores; avoid other jobs on the machine (the printed load averages reveal them).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Aim:
-    """One line of the table; `measured` reads the figures of `benchmark`."""
+    """One line of the table; `measured` computes its value from the figures of `benchmark`."""
 
     title: str
     benchmark: str

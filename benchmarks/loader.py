@@ -1,12 +1,12 @@
-"""What data cost: python benchmarks/loader.py [costs] [start] [build] [wait] [--size brief|demo] [--clips 100 ...]
+"""Benchmark data loading: python benchmarks/loader.py [costs] [start] [build] [wait] [--size brief|demo] [--clips ...]
 
-    costs   processor seconds that grow with the number of clips, each step on its own, and the cost of one draw
-    start   from the command `train.py` to its first step, media known from an earlier start
-    build   `affectgpt.cache` on one core and on all: clips/s, and the share of the cores that it keeps busy
-    wait    share of a run's time that waits for the loader: first epoch, and epochs from the cache
+    costs   CPU time of each step that depends on the number of clips, and of one draw
+    start   time from the command `train.py` to its first step, with media facts from an earlier run
+    build   `affectgpt.cache` on one core and on all: clips/s and utilisation of the cores
+    wait    fraction of a run's time spent waiting for the loader: in the first epoch and with cached states
 
-Base models have the shapes of benchmarks/step.py and random weights. Clips are drawn noise with a tone; for large
-numbers a few files stand under many names, with made-up hashes and states for each, as if all were different.
+Base models have the shapes of benchmarks/step.py and random weights. Clips are noise with a tone. Large data sets
+consist of hard links to a few files, with a different fake hash and fake states for each link.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MODELS = {"audio": HubertModel, "frames": Blip2VisionModel, "motion": VideoMAEMo
 
 
 def write_base_models(size: Size, folder: Path) -> dict[str, Any]:
-    """Random models of this size on disk; the content of a conf/model file."""
+    """Write random models of this size; returns the contents of a conf/model file."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -112,7 +112,7 @@ def write_manifest(path: Path, files: Sequence[Path]) -> None:
 
 
 def many_clips(folder: Path, n: int) -> Path:
-    """A manifest of `n` clips: few files under `n` names."""
+    """Write a manifest of `n` clips: hard links to a few files."""
     few = write_clips(folder / "few", 32, seconds=0.5, edge=32)
     names = [folder / "many" / f"{number:06d}.mp4" for number in range(n)]
     (folder / "many").mkdir()
@@ -122,8 +122,8 @@ def many_clips(folder: Path, n: int) -> Path:
     return folder / "m.jsonl"
 
 
-def pretend_known(folder: Path, manifest: Path, config: Any) -> None:
-    """Facts, hashes and (small) states of every clip, as an earlier run would have left them."""
+def write_fake_facts(folder: Path, manifest: Path, config: Any) -> None:
+    """Write facts, hashes and (small) states of every clip, like an earlier run."""
     cache = folder / "cache"
     cache.mkdir()
     model, processor = build(model_spec(config, seed=0), load_llm=False)
@@ -145,7 +145,7 @@ def pretend_known(folder: Path, manifest: Path, config: Any) -> None:
 
 
 class Clock:
-    """Processor seconds by name, which other work on the machine disturbs least."""
+    """CPU seconds by name; less sensitive to other jobs than wall-clock time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -158,7 +158,7 @@ class Clock:
 
 
 def costs(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, Any]:
-    """One row a step, one column a number of clips."""
+    """One row per step, one column per number of clips."""
     columns: dict[int, dict[str, float]] = {}
     for n in options.clips:
         place = folder / f"costs{n}"
@@ -168,10 +168,10 @@ def costs(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, A
         source = SourceConfig(manifest=str(manifest))
         data = DataConfig(name="benchmark")
         if n <= 10_000:
-            with clock("probe, first time (us a clip)", per=n):
+            with clock("probe, first time (us per clip)", per=n):
                 read_sources([source], data, facts=MediaFacts(place / "first" / FILE))
-            clock.seconds["probe, first time (us a clip)"] *= 1e6
-        pretend_known(place, manifest, config)
+            clock.seconds["probe, first time (us per clip)"] *= 1e6
+        write_fake_facts(place, manifest, config)
         recipe = Recipe({"both": 1.0}, {"en": 1.0}, modality_dropout=0.1)
         facts = MediaFacts(place / "cache" / FILE)
         with clock("manifest, known facts, texts"):
@@ -179,7 +179,7 @@ def costs(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, A
         samples = parts[0].samples
         model, processor = build(model_spec(config, seed=0), load_llm=False)
         reader = clip_reader(model, processor, cache_folder=place / "cache")
-        with clock("index, and is all in the cache?"):
+        with clock("index and lookup in the cache"):
             assert reader.prepare(samples, model.modalities, on_bad="raise").n_uncached == 0
         with clock("300,000 draws: shuffle"):
             stream = TrainingStream(
@@ -205,7 +205,7 @@ def costs(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, A
         for name in ("a draw (us)", "an example, new text (us)", "an example again (us)"):
             clock.seconds[name] *= 1e6
         columns[n] = clock.seconds
-    print("processor seconds, or us      " + "".join(f"{n:>12,}" for n in columns))
+    print("CPU seconds, or us            " + "".join(f"{n:>12,}" for n in columns))
     for name in columns[options.clips[-1]] | columns[options.clips[0]]:
         cells = "".join(f"{columns[n][name]:12.3f}" if name in columns[n] else f"{'-':>12}" for n in columns)
         print(f"{name:<31}{cells}")
@@ -240,7 +240,7 @@ def start(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, A
     place = folder / "start"
     place.mkdir()
     manifest = many_clips(place, n)
-    pretend_known(place, manifest, config)
+    write_fake_facts(place, manifest, config)
     figures = {}
     for title, extra in (("--help", ["--help"]), ("first step", [])):
         times, worked = [], []
@@ -259,15 +259,13 @@ def start(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, A
                 process.kill()
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             worked.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        print(
-            f"{title} of {n:,} clips: {min(times):.2f} s (best of {len(times)}), {min(worked):.2f} s of processor time"
-        )
+        print(f"{title} of {n:,} clips: {min(times):.2f} s (best of {len(times)}), {min(worked):.2f} s of CPU time")
         figures[title] = min(times)
     return figures
 
 
 def measured(command: Sequence[str]) -> tuple[float, float, str]:
-    """(seconds, processor seconds, output) of a command and its processes."""
+    """(seconds, CPU seconds, output) of a command and its child processes."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -291,13 +289,14 @@ def build_cache(options: argparse.Namespace, folder: Path, config: Any) -> dict[
         seconds = wall - idle_wall
         print(
             f"build by {n_processes} processes: {options.n_build} clips of 3 s in {wall:.1f} s, {idle_wall:.1f} s of "
-            f"them starting; {seconds / options.n_build * 1e3:.0f} ms a clip, {options.n_build / seconds:.1f} clips/s, "
+            f"them starting; {seconds / options.n_build * 1e3:.0f} ms per clip, "
+            f"{options.n_build / seconds:.1f} clips/s, "
             f"{(cpu - idle_cpu) / (seconds * n_processes):.0%} of {n_processes} cores busy"
         )
         del os.environ["OMP_NUM_THREADS"]
         figures[f"seconds a clip, {n_processes} processes"] = seconds / options.n_build
     n_bytes = sum(path.stat().st_size for path in (place / "cache-1" / "features").rglob("*") if path.is_file())
-    print(f"{n_bytes / options.n_build / 1e6:.2f} MB of states a clip")
+    print(f"{n_bytes / options.n_build / 1e6:.2f} MB of states per clip")
     return figures
 
 
@@ -338,12 +337,12 @@ TASKS = {"costs": costs, "start": start, "build": build_cache, "wait": wait}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], default=[])
-    parser.add_argument("--size", choices=SIZES, default="brief", help="models of build and wait")
+    parser.add_argument("--size", choices=SIZES, default="brief", help="model size for build and wait")
     parser.add_argument("--clips", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000, 115_595])
-    parser.add_argument("--rounds", type=int, default=3, help="of start")
-    parser.add_argument("--n-build", type=int, default=24, help="clips that build encodes")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each run of wait, 3 samples each")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of start")
+    parser.add_argument("--n-build", type=int, default=24, help="number of clips for build")
+    parser.add_argument("--steps", type=int, default=40, help="steps per run of wait, with 3 samples each")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     quiet_libraries()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())

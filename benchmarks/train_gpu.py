@@ -1,11 +1,12 @@
-"""Train the full-size architecture for some steps with random weights: how fast, how large, how near the peak.
+"""Measure speed and memory of training the full-size architecture with random weights.
 
     python benchmarks/train_gpu.py model=affectgpt [n_steps=10] [batch_size=8] [text_tokens=170] [answer_tokens=100]
     python benchmarks/train_gpu.py model=tiny            # the same code at a toy size, also without a GPU
 
-Weights are random in the published shapes (nothing is downloaded), LLM and encoders in bf16, projectors in fp32. Four
-ways: encoders in every step or states at hand, samples padded or packed. The card's own peak is measured with a large
-matrix product; shares are counted operations (`affectgpt.plan.costs`) over time over that peak.
+Weights are random in the published shapes (nothing is downloaded), LLM and encoders in bf16, projectors in fp32.
+Measured are all combinations of online or cached encoder states and padded or packed samples. The GPU's peak is
+measured with a large matrix product; utilisation is the number of FLOPs (`affectgpt.plan.costs`) over time and that
+peak.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DEFAULTS = {"model": "affectgpt", "n_steps": 10, "batch_size": 8, "text_tokens":
 
 
 def tiny_spec(folder: str) -> ModelSpec:
-    """A toy of the same parts: base models a thousand times smaller, written to `folder`."""
+    """A toy model with the same kinds of parts; its base models are written to `folder`."""
     from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
@@ -47,7 +48,7 @@ def tiny_spec(folder: str) -> ModelSpec:
 def batches(
     model: Any, spec: ModelSpec, n: int, text_tokens: int, answer_tokens: int, states: dict[str, Tensor] | None
 ) -> dict[bool, dict[str, Tensor]]:
-    """packed? -> one batch of `n` made-up samples whose answers differ in length by up to a half."""
+    """is packed -> a batch of `n` random samples whose answers differ in length by up to a half."""
     device = next(model.projectors.parameters()).device
     slots = [
         token
@@ -91,7 +92,7 @@ def batches(
 
 
 def example(spec: ModelSpec, name: str) -> Tensor:
-    """One sample's medium: 4 s of sound [W, S], or pictures [T, 3, H, W]."""
+    """Random media of one sample: 4 s of audio [1, W, S], or images [1, T, 3, H, W]."""
     settings = hollow_settings(spec, name)
     if name == "audio":
         seconds = min(4.0, settings["window_s"])
@@ -100,7 +101,7 @@ def example(spec: ModelSpec, name: str) -> Tensor:
 
 
 def measure(model: Any, batch: dict[str, Tensor], n_steps: int) -> tuple[float, float]:
-    """(seconds of one step, its peak memory in GiB; 0 on a CPU)."""
+    """(seconds per step, peak memory in GiB or 0 on a CPU)."""
     device = batch["input_ids"].device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
@@ -108,7 +109,7 @@ def measure(model: Any, batch: dict[str, Tensor], n_steps: int) -> tuple[float, 
     if is_gpu:
         torch.cuda.reset_peak_memory_stats()
     for step in range(2 + n_steps):
-        if step == 2:  # the first two warm up
+        if step == 2:  # two warm-up steps
             if is_gpu:
                 torch.cuda.synchronize()
             started = time.perf_counter()
@@ -145,8 +146,8 @@ def main(arguments: list[str]) -> int:
     text, answer = options["text_tokens"], options["answer_tokens"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        print("no GPU here: these figures tell only that the code runs" if options["model"] == "tiny" else
-              "no GPU here; run this on a machine with one, or model=tiny to see that the code runs")  # fmt: skip
+        print("no GPU: these figures only show that the code runs" if options["model"] == "tiny" else
+              "no GPU; use a machine with one, or model=tiny to check that the code runs")  # fmt: skip
         if options["model"] != "tiny":
             return 1
     quiet_libraries()
@@ -168,13 +169,13 @@ def main(arguments: list[str]) -> int:
         peak = measured_peak(device, dtype)
         title = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         print(f"{title}, torch {torch.__version__}; measured matmul peak {peak / 1e12:.2f} TFLOP/s ({dtype})")
-        print(f"model {options['model']}: {cost.tokens} tokens a sample, {n} samples a step, {n_steps} steps")
+        print(f"model {options['model']}: {cost.tokens} tokens per sample, {n} samples per step, {n_steps} steps")
         print(f"{'encoders':<10}{'text':<8}{'samples/s':>11}{'tokens/s':>11}{'peak GiB':>10}{'of matmul peak':>16}")
         for online in (True, False):
             made = batches(model, spec, n, text, answer, None if online else states)
             for packed, batch in made.items():
                 seconds, peak_gib = measure(model, batch, n_steps)
-                useful = total_flops(cost, replace(Setup(), online=online))  # without padding: it helps nobody
+                useful = total_flops(cost, replace(Setup(), online=online))  # without padding
                 row = f"{n / seconds:>11.2f}{n * cost.tokens / seconds:>11.0f}{peak_gib:>10.2f}"
                 print(
                     f"{'online' if online else 'cached':<10}{'packed' if packed else 'padded':<8}{row}"
