@@ -123,6 +123,7 @@ class DataConfig:
     folder: str | None = None  # where the data sets of sources with a format lie
     coarse: list[SourceConfig] = field(default_factory=list)  # training data of stage coarse
     fine: list[SourceConfig] = field(default_factory=list)  # training data of stage fine
+    train: dict[str, SourceConfig] = field(default_factory=dict)  # further training data, for stage.data to name
     test: list[SourceConfig] = field(default_factory=list)  # scored by eval.py; never used to choose anything
     weights: str = "given"  # given = weights of sources as they are; proportional = times their number of samples
     leak_check: str = "raise"  # training samples that are in the test set: raise, drop (left out, counted), warn or off
@@ -130,12 +131,22 @@ class DataConfig:
     backend: str = "pyav"  # video decoder: pyav, decord or torchcodec
     cache_features: Any = "ahead"  # keep encoder states on disk: ahead, first_epoch or off (true = ahead, false = off)
 
+    def training(self) -> dict[str, list[SourceConfig]]:
+        """All training data, by the names that `stage.data` takes."""
+        named = {"coarse": [*self.coarse], "fine": [*self.fine]}
+        for name, source in self.train.items():
+            named.setdefault(name, []).append(source)
+        return named
+
 
 @dataclass
 class StageConfig:
     """One training stage."""
 
-    name: str = "???"  # coarse or fine: which training data, and the run's name
+    name: str = "???"  # the stage's name, also the name of its runs
+    data: list[str] = field(default_factory=list)  # training data: coarse, fine, names in data.train; empty = by name
+    objective: str = "supervised"  # the loss, a file of affectgpt/training/objectives: supervised
+    objective_options: dict[str, Any] = field(default_factory=dict)  # settings of the objective
     init_from: str | None = None  # a run name (its last complete run), a checkpoint folder, or null = new projections
     trainable: list[str] = field(default_factory=lambda: ["projectors"])  # projectors, projectors.audio ..., lora
     epochs: int = 100  # passes of `iterations_per_epoch` steps
@@ -217,6 +228,7 @@ class StudyConfig:
 
     name: str = ""  # folder below paths.runs; empty = no study, one stage is trained
     variant: str = ""  # what the columns compare, for example ${model.init}
+    stages: list[str] = field(default_factory=lambda: ["coarse", "fine"])  # names of stage 1 and stage 2
     stage1_share: float = 1.0  # part of stage 1 that comes before stage 2; 0 = none
     stage2: bool = True  # train stage 2 and hand over its best checkpoint by validation
     n_points: int = 8  # checkpoints of each stage that are scored for the curves
@@ -227,7 +239,7 @@ class StudyConfig:
 class TrainConfig:
     """python train.py"""
 
-    stage: StageConfig = field(default_factory=StageConfig)  # stage=coarse or stage=fine
+    stage: StageConfig = field(default_factory=StageConfig)  # stage=coarse, stage=fine or a file of conf/stage
     model: ModelConfig = field(default_factory=ModelConfig)  # model=demo, or a preset of conf/model
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
     strategy: StrategyConfig = field(default_factory=StrategyConfig)  # strategy=single, ddp, zero2 or zero3

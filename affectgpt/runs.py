@@ -168,22 +168,37 @@ def checkpoint_to_start_from(runs: Path, init_from: str) -> Path:
     run = folder if (folder / RECORD).is_file() else last_complete_run(runs, init_from)
     checkpoints = complete_checkpoints(run) if run is not None else []
     if not checkpoints:
+        fix = f"run `python train.py stage={init_from}` first" if _RUN_NAME.fullmatch(init_from) else "correct the path"
         raise UserError(
             f"init_from is {init_from!r}, but {runs} holds no complete run of that name and it is no checkpoint "
-            f"folder; run `python train.py stage=coarse` first, or set stage.init_from=null to start from random values"
+            f"folder; {fix}, or set stage.init_from=null to start from random values"
         )
     return checkpoints[-1]
 
 
+def newest_run(runs: Path) -> Path | None:
+    """The last complete run of the stage that was trained last; of stage coarse only if there is no other.
+
+    Runs count if they have their stage's name, the default: others are experiments, to be used by name.
+    """
+    records = [record for folder in sorted(runs.glob("*")) if (record := RunRecord.read(folder)) is not None]
+    kinds = {record.values["kind"] for record in records}
+    stages = {kind.removeprefix("train ") for kind in kinds if kind.startswith("train ")}
+    newest = {stage: run for stage in sorted(stages) if (run := last_complete_run(runs, stage)) is not None}
+    if len(newest) > 1:
+        newest.pop("coarse", None)  # the first stage of the paper, from which the others start
+    started = {run: record.values["started"] for run in newest.values() if (record := RunRecord.read(run)) is not None}
+    return max(started, key=lambda run: started[run], default=None)
+
+
 def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
-    """The checkpoint to ask: a checkpoint folder; a run (its best by validation, else its last); None = the newest
-    complete run of stage fine, else of stage coarse.
+    """The checkpoint to run: a checkpoint folder; of a run its best by validation, else its last; None = `newest_run`.
 
     Raises:
         UserError: there is none; the message says which command makes one.
     """
     if checkpoint is None:
-        run = last_complete_run(runs, "fine") or last_complete_run(runs, "coarse")
+        run = newest_run(runs)
         if run is None:
             raise UserError(
                 f"{runs} holds no complete run; `python train.py stage=coarse` and `python train.py stage=fine` make "

@@ -40,16 +40,17 @@ from transformers import (
     VideoMAEModel,
 )
 
-from affectgpt.config import DataConfig, ModelConfig, SourceConfig
+from affectgpt.config import DataConfig, ModelConfig, SourceConfig, StageConfig
 from affectgpt.data.facts import FILE, MediaFacts
-from affectgpt.data.stream import Part, Recipe, TrainingStream
+from affectgpt.data.mixture import Source, read_mixture, read_samples
+from affectgpt.data.stream import TrainingStream
 from affectgpt.demo.video import write_mp4
 from affectgpt.inference.loading import clip_reader, model_spec, quiet_libraries
 from affectgpt.models import build
 from affectgpt.runtime import write_text_atomic
 from affectgpt.schema import Sample, write_jsonl
-from affectgpt.training.loader import EncodeDraw
-from affectgpt.training.samples import read_sources
+from affectgpt.training.loader import Batches
+from affectgpt.training.objectives.supervised import Objective
 
 ROOT = Path(__file__).parent.parent
 TEXT = "The brows are lowered, the lips are pressed and the voice is flat, so the person may be sad or angry. "
@@ -169,39 +170,34 @@ def costs(options: argparse.Namespace, folder: Path, config: Any) -> dict[str, A
         data = DataConfig(name="benchmark")
         if n <= 10_000:
             with clock("probe, first time (us per clip)", per=n):
-                read_sources([source], data, facts=MediaFacts(place / "first" / FILE))
+                read_samples([source], data, MediaFacts(place / "first" / FILE))
             clock.seconds["probe, first time (us per clip)"] *= 1e6
         write_fake_facts(place, manifest, config)
-        recipe = Recipe({"both": 1.0}, {"en": 1.0}, modality_dropout=0.1)
         facts = MediaFacts(place / "cache" / FILE)
         with clock("manifest, known facts, texts"):
-            parts, _ = read_sources([source], data, facts=facts, recipe=recipe)
-        samples = parts[0].samples
+            sources, _ = read_mixture([source], data, StageConfig(name="benchmark"), facts)
+        samples = sources[0].samples
         model, processor = build(model_spec(config, seed=0), load_llm=False)
         reader = clip_reader(model, processor, cache_folder=place / "cache")
         with clock("index and lookup in the cache"):
             assert reader.prepare(samples, model.modalities, on_bad="raise").n_uncached == 0
         with clock("300,000 draws: shuffle"):
             stream = TrainingStream(
-                [Part(samples)],
-                recipe,
-                modalities=model.modalities,
-                length=300_000,
-                seed=0,
-                encode=EncodeDraw(processor, reader),
+                [Source(samples)], modalities=model.modalities, length=300_000, seed=0, modality_dropout=0.1
             )
+        batches = Batches(Objective(), processor, reader, model, packed=True)
         with clock("first example"):
-            stream[0]
+            batches([stream[0]])
         some = np.random.default_rng(0).integers(0, len(stream), 500).tolist()
         with clock("a draw (us)", per=len(some)):
             for number in some:
                 stream.draw(number)
         with clock("an example, new text (us)", per=len(some)):
             for number in some:
-                stream[number]
+                batches([stream[number]])
         with clock("an example again (us)", per=len(some)):
             for number in some:
-                stream[number]
+                batches([stream[number]])
         for name in ("a draw (us)", "an example, new text (us)", "an example again (us)"):
             clock.seconds[name] *= 1e6
         columns[n] = clock.seconds

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from affectgpt.config import CacheCollectConfig, CacheConfig, CacheListConfig, CacheVerifyConfig, SourceConfig
+from affectgpt.config import CacheCollectConfig, CacheConfig, CacheListConfig, CacheVerifyConfig
 from affectgpt.runtime import InputError, UserError, set_up_logging
 from affectgpt.schema import BadSample, Sample, sample_from_row, to_json
 from affectgpt.tables import format_table
@@ -72,21 +72,21 @@ def run_build(config: CacheConfig) -> int:
     """Encode every clip of the data set; exit code 0, or 3 if clips were left out (listed in bad_samples.jsonl)."""
     from affectgpt.cache.store import folder_bytes
     from affectgpt.data.facts import facts_in
+    from affectgpt.data.mixture import read_samples
     from affectgpt.data.sources import report_bad
     from affectgpt.inference.loading import model_spec, quiet_libraries, torch_device
-    from affectgpt.training.samples import read_sources
 
     start = time.monotonic()
     quiet_libraries()
     engine = {"processes": in_processes, "ray": on_ray}.get(config.engine)
     if engine is None:
         raise UserError(f"engine is {config.engine!r}; expected processes or ray")
-    sources: list[SourceConfig] = [*config.data.coarse, *config.data.fine, *config.data.test]
+    sources = [source for sources in config.data.training().values() for source in sources] + config.data.test
     if not sources:
         raise UserError(f"data {config.data.name!r} names no manifest; see conf/data")
     folder = Path(config.paths.cache)
-    parts, bad = read_sources(sources, config.data, facts=facts_in(folder))
-    samples = list({_media(sample): sample for part in parts for sample in part.samples}.values())
+    found, bad = read_samples(sources, config.data, facts_in(folder))
+    samples = list({_media(sample): sample for sample in found}.values())
     device = torch_device(config.device)
     spec = model_spec(config.model, seed=0)
     job = Job(spec, folder, config.data.backend, device.type, config.paths.cache_limit_gb)

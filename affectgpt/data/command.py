@@ -34,7 +34,7 @@ def check(config: DataCheckConfig, data: DataConfig | None = None) -> int:
     from affectgpt.data.facts import MediaFacts, facts_in
 
     if data is not None:
-        named, folder = {"coarse": data.coarse, "fine": data.fine, "test": data.test}, data.folder
+        named, folder = {**data.training(), "test": data.test}, data.folder
     else:
         source = _source_of(config)
         if source.format == "preference":

@@ -1,4 +1,4 @@
-"""Does the test set stand in the training data? By id, and by content where the files have the same size."""
+"""Find test samples in the training data: by id, and by content where files have the same size."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from affectgpt.config import DataConfig
 from affectgpt.data.facts import MediaFacts
+from affectgpt.data.mixture import Source
 from affectgpt.data.sources import read_source
-from affectgpt.data.stream import Part
 from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import BadSample, Sample
 
@@ -21,7 +21,7 @@ POLICIES = ("raise", "drop", "warn", "off")
 
 @dataclass(frozen=True)
 class Leak:
-    """A training sample that the test set holds too; `by` is "id" or "content" (the same bytes under another id)."""
+    """A training sample that is also in the test set; `by` is "id" or "content" (the same bytes under another id)."""
 
     by: str
     training_id: str
@@ -30,14 +30,14 @@ class Leak:
 
     def __str__(self) -> str:
         if self.by == "id":
-            return f"{self.training_id!r} ({self.where}) stands in the test set"
+            return f"{self.training_id!r} ({self.where}) is in the test set"
         return f"{self.training_id!r} ({self.where}) has the same bytes as {self.test_id!r} of the test set"
 
 
 def find_leaks(training: Iterable[Sample], test: Sequence[Sample], facts: MediaFacts | None = None) -> list[Leak]:
     """Training samples that are in the test set, in order. Only files whose size occurs on both sides are hashed.
 
-    Files that are not there have no content to compare; looking for them is the work of probing.
+    Missing files are not compared by content; probing reports them.
     """
     facts = facts or MediaFacts()
     test_ids = {sample.id for sample in test}
@@ -47,7 +47,7 @@ def find_leaks(training: Iterable[Sample], test: Sequence[Sample], facts: MediaF
             by_size.setdefault(size, []).append(sample)
     leaks = []
     for sample in training:
-        where = _file(sample) or "text alone"
+        where = _file(sample) or "text only"
         if sample.id in test_ids:
             leaks.append(Leak("id", sample.id, sample.id, where))
         elif (size := _size(sample)) is not None and size in by_size:
@@ -58,54 +58,49 @@ def find_leaks(training: Iterable[Sample], test: Sequence[Sample], facts: MediaF
     return leaks
 
 
-def keep_apart(
-    parts: Sequence[Part], data: DataConfig, facts: MediaFacts | None = None
-) -> tuple[list[Part], list[BadSample]]:
-    """Check training parts against `data.test` by the policy `data.leak_check`.
+def remove_leaks(
+    sources: Sequence[Source], data: DataConfig, facts: MediaFacts | None = None
+) -> tuple[list[Source], list[BadSample]]:
+    """Check training sources against `data.test`, as `data.leak_check` says.
 
     Returns:
-        the parts, and what was left out of them (with "drop").
+        the sources, and the samples that "drop" removed from them.
 
     Raises:
-        ValueError: leaks, with "raise"; an unknown policy; a test set that cannot be read.
+        InputError: leaks, with "raise"; an unknown policy; a test set that cannot be read.
     """
     if data.leak_check not in POLICIES:
         raise InputError(f"data.leak_check is {data.leak_check!r}; expected one of {list(POLICIES)}")
     if data.leak_check == "off" or not data.test:
-        return list(parts), []
+        return list(sources), []
     try:
         test = [row for source in data.test for row in read_source(source, data.folder, on_bad="skip").samples]
     except UserError as error:
         raise InputError(
-            f"the test set cannot be read, so training data cannot be checked against it: {error}\n"
-            "Mend data.test, or train without the check: data.leak_check=off"
+            f"the test set cannot be read, so the training data cannot be checked against it: {error}\n"
+            "Correct data.test, or train without the check: data.leak_check=off"
         ) from error
-    training = [sample for part in parts for sample in part.samples]
+    training = [sample for source in sources for sample in source.samples]
     if not (leaks := find_leaks(training, test, facts)):
-        return list(parts), []
+        return list(sources), []
     found = describe(leaks, len(training), len(test))
     if data.leak_check == "raise":
         raise InputError(
-            f"{found}\nScores on that test set would mean nothing. Leave these samples out of training with "
-            "data.leak_check=drop, or go on with data.leak_check=warn"
+            f"{found}\nScores on that test set would be meaningless. Leave these samples out of training with "
+            "data.leak_check=drop, or continue with data.leak_check=warn"
         )
     log.warning("%s", found)
     if data.leak_check == "warn":
-        return list(parts), []
+        return list(sources), []
     leaked = {leak.training_id for leak in leaks}
-    kept = [replace(part, samples=[item for item in part.samples if item.id not in leaked]) for part in parts]
-    if empty := [part for part in kept if not part.samples]:
+    kept = [replace(each, samples=[item for item in each.samples if item.id not in leaked]) for each in sources]
+    if empty := [source for source in kept if not source.samples]:
         raise InputError(f"all samples of {list(empty[0].files)} are in the test set; nothing is left to train on")
-    return kept, as_bad(leaks)
-
-
-def as_bad(leaks: Iterable[Leak]) -> list[BadSample]:
-    """Leaks as samples that are left out."""
-    return [BadSample(leak.training_id, leak.where, f"leak: {leak}") for leak in leaks]
+    return kept, [BadSample(leak.training_id, leak.where, f"leak: {leak}") for leak in leaks]
 
 
 def describe(leaks: Sequence[Leak], n_training: int, n_test: int) -> str:
-    """What was found, with examples."""
+    """A summary with examples."""
     n_ids = sum(leak.by == "id" for leak in leaks)
     shown = "".join(f"\n  {leak}" for leak in leaks[:5])
     more = f"\n  ... and {len(leaks) - 5} more" if len(leaks) > 5 else ""

@@ -1,8 +1,8 @@
-"""The processes of one run: who is who, agreeing on a value, and what DeepSpeed is told.
+"""The processes of one run: their ranks, collective calls on Python values, and DeepSpeed's configuration.
 
-`strategy=` names how training is spread: `single` (one process), `ddp` (each process holds the whole model), `zero2`
-(gradients and optimizer state are split), `zero3` (the frozen LLM is split too). The processes themselves are started
-by torchrun, the deepspeed launcher or a SLURM job; nothing here starts any.
+`strategy=` says how training is distributed: `single` (one process), `ddp` (each process holds the complete model),
+`zero2` (gradients and optimizer state are partitioned), `zero3` (the frozen LLM, too). torchrun, the deepspeed launcher
+or a SLURM job starts the processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 
 class Processes:
-    """This process among those of the run; with one process everything here is free.
+    """This process and the others of the run; with one process all methods return at once.
 
     Attributes:
         rank, world_size, local_rank: as the launcher numbers them; local_rank counts within the machine.
@@ -42,22 +42,23 @@ class Processes:
         check_strategy(strategy, int(os.environ.get("WORLD_SIZE", "1")))
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self._group: Any = None
+        if device.type == "cpu":
+            # accelerate imports an installed DeepSpeed, which then warns unless it is told that there is no GPU.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if strategy.name == "single":
             return
-        if device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        else:
+        if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Libraries in between call torch by names that it renames; nothing a user could do about it.
+        # Libraries call functions of torch that it has renamed; users cannot do anything about that.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-        unset_hf_deepspeed_config()  # of the run before: models would be built split, encoders too
+        unset_hf_deepspeed_config()  # of an earlier run: it would partition models, also encoders, while they are built
         timeout = timedelta(seconds=strategy.timeout_s)
         if not distributed.is_initialized():  # the runs of a sweep share their processes
             distributed.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
-            atexit.register(_leave)
+            atexit.register(_destroy_group)
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.local_rank = int(os.environ["LOCAL_RANK"])
-        # Agreements go over a group of their own on the CPU: on the GPU's they would wait for its queue at every step.
+        # A group of its own on the CPU: collective calls of the GPU's group would wait for its queue at every step.
         self._group = distributed.new_group(backend="gloo", timeout=timeout)
 
     def __enter__(self) -> Processes:
@@ -65,41 +66,50 @@ class Processes:
 
     def __exit__(self, kind: object, *exception: object) -> None:
         if kind is None:
-            self.wait()  # a launcher stops all processes as soon as one ends with an error code
+            self.wait()  # a launcher stops all processes as soon as one exits with an error code
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of `items`: every world_size-th."""
+        """This process's share of `items`: every world_size-th."""
         return list(items[self.rank :: self.world_size])
 
     def equal_share(self, items: Sequence[Item]) -> list[Item]:
-        """Like `share`, but as long in every process: items repeat where they do not divide evenly."""
+        """Like `share`, but of the same length in every process: items repeat where they do not divide evenly."""
         n_each = -(-len(items) // self.world_size)
         return [items[(self.rank + turn * self.world_size) % len(items)] for turn in range(n_each)]
 
     def together(self, make: Callable[[], Item]) -> list[Item]:
-        """What `make` gives in each process, in the order of ranks; an error in one of them is raised in all."""
+        """Results of `make` of all processes, in the order of ranks; an exception in one process ends all.
+
+        It keeps type and traceback in its own process. In the others a UserError becomes a UserError, a bug an error
+        that is none.
+        """
         if self._group is None:
             return [make()]
-        value, error = None, None
+        value, failure = None, None
         try:
             value = make()
-        except (RuntimeError, ValueError, OSError) as raised:
-            error = raised
-        answers: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(answers, (value, None if error is None else str(error)), group=self._group)
-        if error is not None:
-            raise error
-        for rank, (_, text) in enumerate(answers):
+        except Exception as error:  # noqa: BLE001 - raised again below, once the other processes know
+            failure = error
+        mine = (
+            value,
+            None if failure is None else f"{type(failure).__name__}: {failure}",
+            isinstance(failure, UserError),
+        )
+        results: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(results, mine, group=self._group)
+        if failure is not None:
+            raise failure
+        for rank, (_, text, is_user_error) in enumerate(results):
             if text is not None:
-                raise UserError(f"process {rank} stopped: {text}")
-        return [value for value, _ in answers]
+                raise (UserError if is_user_error else RuntimeError)(f"process {rank} failed: {text}")
+        return [value for value, _, _ in results]
 
     def by_main(self, make: Callable[[], Item]) -> Item:
-        """What `make` gives in the first process, in all of them; only the first calls it."""
+        """The result of `make` in the first process, which alone calls it, for all processes."""
         mine: list[Any] = [None]
 
         def in_main() -> Any:
@@ -118,13 +128,13 @@ class Processes:
         return bool(found.item())
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self._group is not None:
             distributed.barrier(group=self._group)
 
 
 def _join_slurm_job() -> None:
-    """Set RANK, WORLD_SIZE, MASTER_ADDR ... from the job of several tasks that Hydra's submitit launcher made."""
+    """Set RANK, WORLD_SIZE, MASTER_ADDR ... in a job of several tasks that Hydra's submitit launcher submitted."""
     if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
         import submitit
 
@@ -132,16 +142,16 @@ def _join_slurm_job() -> None:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
-def _leave() -> None:
+def _destroy_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
-    """Refuse what cannot be meant: a strategy without its launcher, a launcher without a strategy, a wrong number.
+    """Check the strategy against the processes that were started and the installed libraries.
 
     Raises:
-        UserError: names the combination and the command that would be right.
+        UserError: names the wrong combination and the right command.
     """
     name = strategy.name
     if name not in STRATEGIES:
@@ -150,11 +160,11 @@ def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
     if name == "single" and world_size > 1:
         raise UserError(
             f"{world_size} processes were started, but strategy=single trains in one; add strategy=ddp (or zero2, "
-            "zero3), or start train.py with python alone"
+            "zero3), or start train.py with python"
         )
     if name != "single" and not launched:
         raise UserError(
-            f"strategy={name} needs processes that a launcher starts: "
+            f"strategy={name} needs processes started by a launcher: "
             f"torchrun --nproc_per_node 2 train.py strategy={name} ... (docs/many-gpus.md)"
         )
     if strategy.num_processes is not None and strategy.num_processes != world_size:
@@ -163,21 +173,21 @@ def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
             f"change --nproc_per_node (and --nnodes), or the setting"
         )
     if name in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"strategy={name} needs DeepSpeed: pip install 'affectgpt[deepspeed]', or take strategy=ddp")
+        raise UserError(f"strategy={name} needs DeepSpeed: pip install 'affectgpt[deepspeed]', or use strategy=ddp")
     if strategy.offload_optimizer and name not in ("zero2", "zero3"):
-        raise UserError(f"strategy.offload_optimizer goes with zero2 and zero3, not with {name}")
+        raise UserError(f"strategy.offload_optimizer works with zero2 and zero3, not with {name}")
     if strategy.offload_parameters and name != "zero3":
-        raise UserError(f"strategy.offload_parameters goes with zero3, not with {name}")
+        raise UserError(f"strategy.offload_parameters works with zero3, not with {name}")
 
 
 def deepspeed_config(strategy: StrategyConfig, n_trainable: int) -> dict[str, Any] | None:
-    """What DeepSpeed is told; None for strategies without it. "auto" is filled in by transformers.
+    """DeepSpeed's configuration; None for strategies without it. transformers replaces "auto".
 
-    Neither bf16 nor fp16 is switched on: DeepSpeed would then cast everything, the trained parts too. Left alone, each
-    part keeps the precision it was built in (a bf16 LLM beside fp32 projections), as in the other strategies.
+    Neither bf16 nor fp16 is enabled: DeepSpeed would then cast everything, also the trained parts. Without it each part
+    keeps the precision it was built in (a bf16 LLM with fp32 projectors), as with the other strategies.
 
     Args:
-        n_trainable: trained parameters; gradients are then reduced in one bucket that holds them all.
+        n_trainable: number of trained parameters; one bucket holds the gradients of all.
     """
     if strategy.name not in ("zero2", "zero3"):
         return None
@@ -194,21 +204,20 @@ def deepspeed_config(strategy: StrategyConfig, n_trainable: int) -> dict[str, An
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
-        # torch's AdamW also where its state lies in CPU memory: DeepSpeed's own needs a compiler on the machine, and
-        # the trained parts are small.
+        # torch's AdamW also with offloading: DeepSpeed's own needs a compiler, and the trained parts are small.
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
     }
 
 
 def partition_frozen(module: nn.Module, config: dict[str, Any], batch_size: int, accumulation: int) -> None:
-    """Split the frozen parameters of `module` over the processes, one at a time, so that no GPU ever holds them all.
+    """Partition the frozen parameters of `module` over the processes one by one, so that no GPU ever holds them all.
 
-    What trains stays whole until the optimizer is there: it decides by shapes which weights decay.
+    Trained parameters are partitioned later: the optimizer decides by their shapes which of them decay.
     """
     import deepspeed
 
-    # Joins the group that is there; without it DeepSpeed counts one process when it checks the sizes.
+    # Joins the existing group; without it DeepSpeed counts one process when it checks the batch sizes.
     deepspeed.init_distributed(distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     sizes = {
         "train_batch_size": batch_size * accumulation * distributed.get_world_size(),
@@ -220,17 +229,17 @@ def partition_frozen(module: nn.Module, config: dict[str, Any], batch_size: int,
     deepspeed.zero.Init(module=frozen, config_dict_or_path={**config, **sizes})
 
 
-def whole(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, torch.Tensor] | None:
-    """Copies on the CPU of parameters that ZeRO-3 may have split; a collective call.
+def gathered(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, torch.Tensor] | None:
+    """Copies on the CPU of parameters that ZeRO-3 may have partitioned; a collective call.
 
     Args:
-        keep: whether this process wants them; the others help and get None.
+        keep: whether this process needs them; otherwise it takes part and gets None.
     """
     with contextlib.ExitStack() as stack:
-        if split := [parameter for parameter in parameters.values() if hasattr(parameter, "ds_id")]:
+        if partitioned := [parameter for parameter in parameters.values() if hasattr(parameter, "ds_id")]:
             import deepspeed
 
-            stack.enter_context(deepspeed.zero.GatheredParameters(split, modifier_rank=None))
+            stack.enter_context(deepspeed.zero.GatheredParameters(partitioned, modifier_rank=None))
         if not keep:
             return None
         return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}

@@ -1,13 +1,15 @@
-"""From a draw to a batch: what loader processes do, and what is left to the training process.
+"""From draws to batches: what loader processes do, and what is left to the training process.
 
-Loader processes take states out of the cache, tokenise each text once, and put batches together. What the cache lacks
-they decode; its states are made by the encoders of the training process, which alone has them on the GPU, and kept.
+    draw --cache, or decode--> media --prompt and answer, each text tokenized once--> rows --collate--> batch
+
+Encoder states that the cache lacks are computed by the training process, which alone has the encoders on the GPU; it
+stores them and collates such batches itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,93 +18,95 @@ from torch import Tensor
 
 from affectgpt.cache.reader import ClipReader, Place
 from affectgpt.data.stream import Draw
-from affectgpt.prompts import render
+from affectgpt.models.processing_affectgpt import MEDIA_KEYS
+from affectgpt.prompts import Message, render
+from affectgpt.training.objectives import Objective, Row
 
-_KEPT_TOKENS = 8_000_000  # of texts that a loader process keeps: 64 MB
+_MAX_TOKENS = 8_000_000  # of texts that a loader process keeps: 64 MB
 
-Row = Mapping[str, Tensor]
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Unencoded:
-    """A sample of which some media are no states yet, and the places in the cache where those belong."""
+class Uncollated:
+    """A batch with media that are not encoded yet: for each draw its rows, and the cache keys of these media.
 
-    row: Row
-    missing: Mapping[str, Place]
+    A class of its own, so that no library moves its tensors to the GPU.
+    """
+
+    rows: list[list[Row]]
+    missing: list[Mapping[str, Place]]
 
 
-class EncodeDraw:
-    """Makes model inputs out of a draw; a class of its own so that loader processes can take it along."""
+class Batches:
+    """The collator of the training data: draws in, batches out.
 
-    def __init__(self, processor: Any, reader: ClipReader) -> None:
+    Args:
+        objective: decides which rows a draw has and how they are collated.
+        model: encodes what the cache lacks; it stays in the training process.
+        packed: see `processor.collate`.
+    """
+
+    def __init__(self, objective: Objective, processor: Any, reader: ClipReader, model: Any, *, packed: bool) -> None:
+        self._objective = objective
         self._processor = processor
         self._reader = reader
+        self._model = model
+        self._packed = packed
         self._texts: dict[bytes, dict[str, Tensor]] = {}
         self._n_tokens = 0
 
-    def __call__(self, draw: Draw) -> Row | Unencoded:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    def __call__(self, draws: Sequence[Draw]) -> Batch | Uncollated:
+        """In a loader process: the batch, or its rows if some of their media have to be encoded first."""
+        made = [self._rows(draw) for draw in draws]
+        uncollated = Uncollated([rows for rows, _ in made], [missing for _, missing in made])
+        return uncollated if any(uncollated.missing) else self._collate(uncollated.rows)
+
+    def complete(self, loaded: Iterator[Batch | Uncollated]) -> Iterator[Batch]:
+        """In the training process: the batches, once everything in them is encoded."""
+        for batch in loaded:
+            if isinstance(batch, Uncollated):
+                batch = self._collate(list(map(self._encoded, batch.rows, batch.missing)))
+            yield batch
+
+    def _rows(self, draw: Draw) -> tuple[list[Row], Mapping[str, Place]]:
         shown = self._processor.visible(draw.modalities)
-        question, answer = render(
+        found = self._reader.stored(draw.sample, shown)
+        prompt = render(
             draw.sample,
             task=draw.task,
             lang=draw.lang,
             candidates=draw.candidates,
             modalities=shown,
             with_subtitle=draw.with_subtitle,
-            with_answer=True,
         )
-        key = hashlib.blake2b(f"{question.content}\0{answer.content}".encode(), digest_size=16).digest()
+        return self._objective.rows(draw, lambda answer: self._row(prompt, found.media, answer)), found.missing
+
+    def _row(self, prompt: Sequence[Message], media: Mapping[str, Any], answer: str | None) -> Row:
+        texts = [message.content for message in prompt] + ([] if answer is None else [answer])
+        key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
         known = self._texts.get(key)
-        found = self._reader.stored(draw.sample, shown)
         text = None if known is None else {name: ids.long() for name, ids in known.items()}
-        row = self._processor.encode([question], found.media, answer=answer.content, text=text)
-        if known is None and self._n_tokens < _KEPT_TOKENS:
-            # Without end of the first texts for new ones: a pass meets each once, so the last seen is the last to come.
-            self._texts[key] = {name: row[name].to(torch.int32) for name in ("input_ids", "labels")}
+        row = self._processor.encode(prompt, media, answer=answer, text=text)
+        # The first texts stay until the end: a pass meets each text once, so a later one would not come back sooner.
+        if known is None and self._n_tokens < _MAX_TOKENS:
+            self._texts[key] = {name: row[name].to(torch.int32) for name in ("input_ids", "labels") if name in row}
             self._n_tokens += len(row["input_ids"])
-        return Unencoded(row, found.missing) if found.missing else row
+        return row
 
+    def _encoded(self, rows: list[Row], missing: Mapping[str, Place]) -> list[Row]:
+        """The rows of one draw with encoder states instead of the missing media; the cache stores them."""
+        if not missing:
+            return rows
+        media = {MEDIA_KEYS[name] for name in missing} | ({"input_lengths"} & rows[0].keys())
+        states = self._model.encode({key: rows[0][key] for key in media})
+        states = {name: state.cpu() for name, state in states.items()}
+        self._reader.keep(missing, states)
+        new = {f"{name}_states": state for name, state in states.items()}
+        return [{key: value for key, value in row.items() if key not in media} | new for row in rows]
 
-class Batches:
-    """Puts rows together: in a loader process if all are complete, else in the training process.
-
-    Args:
-        collate: makes a batch of rows.
-        encode: encoder states by modality of a row's media, in the training process.
-        reader: keeps them.
-    """
-
-    def __init__(
-        self,
-        collate: Callable[[Sequence[Row]], dict[str, Tensor]],
-        encode: Callable[[Row], Mapping[str, Tensor]],
-        reader: ClipReader,
-        media_keys: Mapping[str, str],
-    ) -> None:
-        self._collate = collate
-        self._encode = encode
-        self._reader = reader
-        self._media_keys = media_keys
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encode": None}  # the model stays in the training process
-
-    def __call__(self, rows: Sequence[Row | Unencoded]) -> Any:
-        """What a loader process hands over: a batch, or rows that wait for their states."""
-        complete = [row for row in rows if not isinstance(row, Unencoded)]
-        return self._collate(complete) if len(complete) == len(rows) else list(rows)
-
-    def complete(self, handed: Iterator[Any]) -> Iterator[dict[str, Tensor]]:
-        """In the training process: batches out of what loader processes handed over."""
-        for rows in handed:
-            yield rows if isinstance(rows, Mapping) else self._collate([self._whole(row) for row in rows])
-
-    def _whole(self, row: Row | Unencoded) -> Row:
-        """The row with states in the place of media, which are kept in the cache."""
-        if not isinstance(row, Unencoded):
-            return row
-        media = {self._media_keys[name] for name in row.missing} | ({"input_lengths"} & row.row.keys())
-        states = {name: state.cpu() for name, state in self._encode({key: row.row[key] for key in media}).items()}
-        self._reader.keep(row.missing, states)
-        rest = {key: value for key, value in row.row.items() if key not in media}
-        return rest | {f"{name}_states": state for name, state in states.items()}
+    def _collate(self, rows: Sequence[Sequence[Row]]) -> Batch:
+        return self._objective.collate(self._processor, [row for each in rows for row in each], self._packed)

@@ -1,4 +1,4 @@
-"""What a stage trains on: its sources read, checked, encoded and parted from what validates."""
+"""The samples of a stage: read, checked against the test set, decoded or encoded once, and split for validation."""
 
 from __future__ import annotations
 
@@ -7,114 +7,81 @@ from dataclasses import replace
 from pathlib import Path
 
 from affectgpt.cache.reader import ClipReader, cache_mode
-from affectgpt.config import DataConfig, SourceConfig, StageConfig, TrainConfig
+from affectgpt.config import DataConfig, SourceConfig, TrainConfig
 from affectgpt.data import leaks
-from affectgpt.data.facts import MediaFacts, facts_in
-from affectgpt.data.sources import probe_samples, read_source
+from affectgpt.data.facts import facts_in
+from affectgpt.data.mixture import Source, read_mixture
 from affectgpt.data.splits import hold_out
-from affectgpt.data.stream import Part, Recipe, weighted, with_texts
 from affectgpt.runtime import UserError
 from affectgpt.schema import BadSample, Sample
 from affectgpt.training.distributed import Processes
 
 
-def recipe_of(stage: StageConfig) -> Recipe:
-    """What the stage asks for and shows."""
-    return Recipe(stage.tasks, stage.langs, stage.modality_dropout, stage.subtitle_dropout, tuple(stage.candidates))
+def sources_of_stage(config: TrainConfig) -> list[SourceConfig]:
+    """The sources that the stage names with `stage.data`, or with its own name."""
+    stage, known = config.stage, config.data.training()
+    names = stage.data or [stage.name]
+    if missing := [name for name in names if not known.get(name)]:
+        raise UserError(
+            f"stage {stage.name!r} trains on {missing}, which data {config.data.name!r} does not have; it has "
+            f"{[name for name, sources in known.items() if sources]}. Choose some of them with stage.data, or see "
+            "docs/stages.md"
+        )
+    return [source for name in names for source in known[name]]
 
 
-def training_parts(config: TrainConfig, sources: Sequence[SourceConfig]) -> tuple[list[Part], list[BadSample]]:
-    """The training data with the texts that the stage asks for, and without what the test set holds."""
+def training_sources(config: TrainConfig) -> tuple[list[Source], list[BadSample]]:
+    """The training data of the stage without samples of the test set, and what was left out."""
     facts = facts_in(Path(config.paths.cache))
-    parts, bad = read_sources(sources, config.data, facts=facts, recipe=recipe_of(config.stage))
-    parts, leaked = leaks.keep_apart(parts, config.data, facts)
-    return parts, [*bad, *leaked]
+    sources, bad = read_mixture(sources_of_stage(config), config.data, config.stage, facts)
+    sources, leaked = leaks.remove_leaks(sources, config.data, facts)
+    return sources, [*bad, *leaked]
 
 
-def read_sources(
-    sources: Sequence[SourceConfig],
-    data: DataConfig,
-    *,
-    facts: MediaFacts | None = None,
-    recipe: Recipe | None = None,
-) -> tuple[list[Part], list[BadSample]]:
-    """Read the sources and look at the headers of their media; the parts, and what was left out.
-
-    Args:
-        recipe: if given, samples must have the texts that it (or their source) asks for.
-    """
-    parts: list[Part] = []
-    bad: list[BadSample] = []
-    for source in sources:
-        rows = read_source(source, data.folder, on_bad=data.on_bad)
-        samples, bad_media = probe_samples(rows.samples, on_bad=data.on_bad, facts=facts)
-        bad += rows.bad + bad_media
-        files = tuple(str(file) for file in rows.files)
-        part = Part(samples, source.weight, source.tasks, source.langs, tuple(source.candidates), files)
-        if recipe is not None:
-            tasks, langs, candidates = part.asked(recipe)
-            samples, lacking = with_texts(samples, tasks, langs, candidates, on_bad=data.on_bad)
-            bad += lacking
-            part = replace(part, samples=samples, candidates=candidates)
-        if not samples:
-            raise UserError(f"{rows.name}: no usable sample is left; the first of {len(bad)}: {bad[0].reason}")
-        parts.append(part)
-    return weighted(parts, data.weights), bad
-
-
-def prepare_training(
-    parts: Sequence[Part],
-    stage: StageConfig,
-    data: DataConfig,
-    seed: int,
-    reader: ClipReader,
-    modalities: Sequence[str],
-    processes: Processes,
-) -> tuple[list[Part], list[Sample], list[BadSample], int]:
-    """Encode the training data (with a cache that is filled ahead; each process its share) and hold out validation.
+def prepare_clips(
+    sources: Sequence[Source], data: DataConfig, reader: ClipReader, modalities: Sequence[str], processes: Processes
+) -> tuple[list[Source], list[BadSample], int]:
+    """Find bad clips before the first step, and fill the cache if it is filled ahead; each process takes its share.
 
     Returns:
-        training parts, validation samples (out of the training data, never the test split), bad clips, and how many
-        clips will need encoders in the steps.
+        sources without bad clips, the bad clips, and the number of clips that still need encoders while training.
     """
-    usable: list[Part] = []
+    usable: list[Source] = []
     bad: list[BadSample] = []
     n_uncached = 0
     ahead = cache_mode(data.cache_features) == "ahead"
-    for part in parts:
-        samples = part.samples
-        mine = processes.share(samples)
+    what = "encoding clips" if ahead else "reading clips"
+    for source in sources:
+        mine = processes.share(source.samples)
         prepared = processes.together(
-            lambda mine=mine: (
-                reader.prepare(
-                    mine,
-                    modalities,
-                    on_bad=data.on_bad,
-                    encode=ahead,
-                    what="encoding clips" if ahead else "reading clips",
-                ).summary
-            )
+            lambda mine=mine: reader.prepare(mine, modalities, on_bad=data.on_bad, encode=ahead, what=what).summary
         )
         bad_clips = [row for rows, _ in prepared for row in rows]
         n_uncached += sum(count for _, count in prepared)
         bad += bad_clips
         bad_ids = {row.id for row in bad_clips}
-        good = [sample for sample in samples if sample.id not in bad_ids]
+        good = [sample for sample in source.samples if sample.id not in bad_ids]
         if not good:
-            raise UserError(f"none of {len(samples)} clips can be decoded; the first: {bad[0].id!r}: {bad[0].reason}")
-        usable.append(replace(part, samples=good))
-    parts = usable
-    n_all = sum(len(part.samples) for part in parts)
-    if stage.n_validation >= n_all:
+            raise UserError(
+                f"none of {len(source.samples)} clips can be decoded; the first: {bad_clips[0].id!r}: "
+                f"{bad_clips[0].reason}"
+            )
+        usable.append(replace(source, samples=good))
+    return usable, bad, n_uncached
+
+
+def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[list[Source], list[Sample]]:
+    """(training sources, validation samples): `n` samples in all, from each source in proportion to its size."""
+    n_all = sum(len(source.samples) for source in sources)
+    if n >= n_all:
         raise UserError(
-            f"stage.n_validation={stage.n_validation} would hold out all of {n_all} usable training samples; lower it "
-            "(0 = no validation) or add samples"
+            f"stage.n_validation={n} would hold out all of {n_all} usable training samples; lower it (0 = no "
+            "validation) or add samples"
         )
+    training: list[Source] = []
     validation: list[Sample] = []
-    training: list[Part] = []
-    for part in parts:
-        share = round(stage.n_validation * len(part.samples) / n_all)
-        rest, held = hold_out(part.samples, n=share, seed=seed)
-        training.append(replace(part, samples=rest))
+    for source in sources:
+        rest, held = hold_out(source.samples, n=round(n * len(source.samples) / n_all), seed=seed)
+        training.append(replace(source, samples=rest))
         validation += held
-    return training, validation, bad, n_uncached
+    return training, validation

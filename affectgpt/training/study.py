@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, SourceConfig, StudyReportConfig, TrainConfig
+from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
@@ -65,39 +65,41 @@ def folder_of(config: TrainConfig) -> Path:
     return Path(config.paths.runs) / config.study.name
 
 
-def run_cell(coarse: TrainConfig, fine: TrainConfig) -> Cell:
+def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
     """Train what this cell needs and nobody has trained yet, and score it on the test split.
 
     Args:
-        coarse, fine: the configuration of either stage under this cell's choices.
+        stage1, stage2: the configuration of each stage of `study.stages` under this cell's choices.
 
     Raises:
         Stopped: a stage was asked to stop; the same command goes on.
         UserError: the settings do not fit each other, or those of runs that are there already.
     """
-    study = coarse.study
+    study = stage1.study
     share, n_points = study.stage1_share, study.n_points
     if not 0 <= share <= 1 or n_points < 1 or round(share * n_points) != share * n_points:
         raise UserError(
             f"study.stage1_share={share} with study.n_points={n_points}: the share must lie between 0 and 1 and fall "
             "on one of the checkpoints, k / n_points"
         )
-    folder = folder_of(coarse)
+    folder = folder_of(stage1)
     variant = _slug(study.variant)
-    cell = Cell(variant, round(share * coarse.stage.epochs), study.stage2)
+    cell = Cell(variant, round(share * stage1.stage.epochs), study.stage2)
     log.info("\n=== study %s, cell %s", study.name, cell.name)
-    start = _start_folder(coarse, folder / f"{variant}-start")
+    start = _start_folder(stage1, folder / f"{variant}-start")
     chosen = start
     if share:
-        run = _train(_prepared(coarse, folder, f"{variant}-stage1", None))
-        _score_curve(run, [start, *complete_checkpoints(run)], coarse)
+        # Stage 1 hands over fixed epochs, so it is validated at its end only; stage 2 hands over its best checkpoint.
+        run = _train(_prepared(stage1, folder, f"{variant}-stage1", None, validate_always=False))
+        _score_curve(run, [start, *complete_checkpoints(run)], stage2)
         chosen = complete_checkpoints(run)[round(share * n_points) - 1]
     if study.stage2:
-        run = _train(_prepared(fine, folder, f"{variant}-stage2-after-{cell.stage1_epochs}", chosen))
-        _score_curve(run, [chosen, *complete_checkpoints(run)], fine)
+        name = f"{variant}-stage2-after-{cell.stage1_epochs}"
+        run = _train(_prepared(stage2, folder, name, chosen, validate_always=True))
+        _score_curve(run, [chosen, *complete_checkpoints(run)], stage2)
         best = run / BEST
         chosen = best if (best / COMPLETE).exists() else complete_checkpoints(run)[-1]
-    _score_cell(cell, chosen, fine, folder / "cells" / cell.name)
+    _score_cell(cell, chosen, stage2, folder / "cells" / cell.name)
     return cell
 
 
@@ -109,20 +111,21 @@ def _slug(variant: str) -> str:
     return name
 
 
-def _prepared(config: TrainConfig, folder: Path, name: str, init_from: Path | None) -> TrainConfig:
+def _prepared(
+    config: TrainConfig, folder: Path, name: str, init_from: Path | None, *, validate_always: bool
+) -> TrainConfig:
     """The stage with as many checkpoints as the curves need, all kept."""
     stage, n_points = config.stage, config.study.n_points
     total = stage.epochs * stage.iterations_per_epoch
     if total % n_points:
         raise UserError(f"study.n_points={n_points} does not divide the {total} steps of stage {stage.name}")
-    # Stage 1 hands over fixed epochs, so it is validated at its end only; stage 2 hands over its best checkpoint.
     every = total // n_points
     stage = replace(
         stage,
         init_from=None if init_from is None else str(init_from),
         save_every=every,
         keep_last=n_points,
-        validate_every=every if stage.name == "fine" else total,
+        validate_every=every if validate_always else total,
     )
     # What a cell is about must not keep it from sharing a run with other cells.
     study = replace(config.study, stage1_share=1.0, stage2=True)
@@ -137,7 +140,7 @@ def _lock(folder: Path) -> FileLock:
 
 def _train(config: TrainConfig) -> Path:
     """The finished run of that name, trained or gone on with if need be."""
-    from affectgpt.training.run_folder import differing_settings
+    from affectgpt.training.run_folder import changed_settings
     from affectgpt.training.stages import run_stage
 
     runs = Path(config.paths.runs)
@@ -146,10 +149,9 @@ def _train(config: TrainConfig) -> Path:
         named = runs_named(runs, config.name)
         record = RunRecord.read(named[-1]) if named else None
         if record is not None and record.values["status"] == "finished":
-            if differing := differing_settings(record.values["config"], asdict(config)):
-                listed = "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
+            if changed := changed_settings(record, config):
                 raise UserError(
-                    f"{named[-1]} was trained with other settings; give this study another study.name:\n{listed}"
+                    f"{named[-1]} was trained with other settings; give this study another study.name:\n{changed}"
                 )
             return named[-1]
         result = run_stage(replace(config, resume=record is not None))
@@ -161,7 +163,7 @@ def _train(config: TrainConfig) -> Path:
 def _start_folder(config: TrainConfig, folder: Path) -> Path:
     """A checkpoint of the variant before its first step."""
     from affectgpt.models.checkpoint import save_trained
-    from affectgpt.training.stages import starting_model
+    from affectgpt.training.setup import starting_model
 
     with _lock(folder):
         if not (folder / COMPLETE).exists():
@@ -192,24 +194,26 @@ def _score_cell(cell: Cell, checkpoint: Path, config: TrainConfig, out: Path) ->
 
 
 def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) -> None:
-    """Score every checkpoint on train and test part of the fine data; curve.json holds the scores.
+    """Score every checkpoint on the training and test data of `config`, that of stage 2; curve.json holds the scores.
 
     Labels alone are asked for: a curve needs many answers, and the labels are what is scored.
     """
     from affectgpt.cache.reader import cache_mode
+    from affectgpt.data.mixture import read_samples
     from affectgpt.inference.loading import clip_reader, load
     from affectgpt.inference.prediction import predict
     from affectgpt.models.checkpoint import load_trained_tensors
-    from affectgpt.training.samples import read_sources
-    from affectgpt.training.stages import validation_scores
+    from affectgpt.training.samples import sources_of_stage
+    from affectgpt.training.validation import validation_scores
 
     path = run / CURVE
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if len(points) == len(checkpoints):
         return
-    parts: dict[str, list[Sample]] = {}
-    for name, sources in (("train", config.data.fine), ("test", config.data.test)):
-        parts[name] = [sample for part in read_sources(_whole(sources), config.data)[0] for sample in part.samples]
+    parts: dict[str, list[Sample]] = {
+        name: read_samples(sources, config.data)[0]
+        for name, sources in (("train", sources_of_stage(config)), ("test", config.data.test))
+    }
     parts["whole"] = [*parts["train"], *parts["test"]]
     loaded = load(str(checkpoints[0]), run.parent, device=config.device)
     reader = clip_reader(
@@ -236,10 +240,6 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
             scores[name] = validation_scores([by_id[sample.id] for sample in samples], samples)
         points.append({"checkpoint": checkpoint.name, **scores})
         write_json_atomic(path, points)
-
-
-def _whole(sources: Sequence[SourceConfig]) -> list[SourceConfig]:
-    return [replace(source, weight=1.0) for source in sources]
 
 
 # ---- table and pictures ----------------------------------------------------------------------------------------------

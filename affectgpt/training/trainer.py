@@ -1,5 +1,5 @@
-"""transformers' Trainer with what these models need: trained-only checkpoints with a completeness marker, our schedule,
-validation by generating, counted padding."""
+"""transformers' Trainer with what these models need: our objectives, schedule and validation by generating, checkpoints
+of trained tensors with a completeness marker, and throughput in the logs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
+from affectgpt.config import TrainConfig
 from affectgpt.models.checkpoint import (
     CheckpointError,
     differing_tensors,
@@ -26,43 +27,84 @@ from affectgpt.models.checkpoint import (
 from affectgpt.runs import BEST, COMPLETE, complete_checkpoints
 from affectgpt.runtime import write_text_atomic
 from affectgpt.training import distributed
-from affectgpt.training.loader import Batches
+from affectgpt.training.objectives import Objective
 from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
 
 
+def training_arguments(
+    config: TrainConfig, run: Path, *, has_validation: bool, use_cpu: bool, deepspeed: Mapping[str, Any] | None
+) -> TrainingArguments:
+    """The Trainer's part of the configuration; data order, learning rates and removal of checkpoints are ours."""
+    stage = config.stage
+    return TrainingArguments(
+        output_dir=str(run),
+        max_steps=stage.epochs * stage.iterations_per_epoch,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.accumulation,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        adam_beta1=stage.betas[0],
+        adam_beta2=stage.betas[1],
+        max_grad_norm=stage.max_grad_norm,
+        logging_steps=stage.log_every,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=stage.validate_every if has_validation else None,
+        metric_for_best_model="f_s" if has_validation else None,
+        greater_is_better=True if has_validation else None,
+        save_strategy="steps",
+        save_steps=stage.save_every,
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential",  # the stream is in order
+        dataloader_num_workers=stage.n_workers,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        use_cpu=use_cpu,
+        deepspeed=None if deepspeed is None else dict(deepspeed),
+        ddp_find_unused_parameters=False,  # every step uses all trained parameters, see the model's _idle
+        ddp_timeout=config.strategy.timeout_s,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
 class StageTrainer(Trainer):
-    """Trains what `requires_grad` says, on a `TrainingStream`.
+    """Trains the parameters with `requires_grad` on a `TrainingStream`, whose collator is a `Batches`.
+
+    Methods of Trainer with a leading underscore are overridden where it has no public hook: it would write and look for
+    weights of the whole model. tests/training notices if a new version of transformers no longer calls them.
 
     Args:
-        processor: saved beside the trained tensors.
-        batches: completes what the loader hands over.
+        objective: computes the loss.
+        processor: saved with the trained tensors.
         schedule: the learning rate.
         validate: called as validate(model, step) every `eval_steps`; returns scores with the key "f_s", by which the
-            best checkpoint is kept. None = no validation.
-        keep_last: complete checkpoints kept besides the best one.
+            best checkpoint is chosen. None = no validation.
+        keep_last: number of complete checkpoints kept in addition to the best one.
     """
 
     def __init__(
         self,
         *args: Any,
+        objective: Objective,
         processor: Any,
-        batches: Batches,
         schedule: Schedule,
-        validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
-        keep_last: int = 2,
+        validate: Callable[[nn.Module, int], Mapping[str, float]] | None,
+        keep_last: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._objective = objective
         self._processor = processor
-        self._batches = batches
         self._schedule = schedule
         self._validate = validate
         self._keep_last = keep_last
-        self._seen = _Counts()
+        self._throughput = _Throughput()
 
-    # Optimizer and schedule
+    # ---------------------------------------------------------------- optimizer and schedule
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices decay; biases, norms and other vectors do not (reference recipe)."""
@@ -74,13 +116,18 @@ class StageTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: schedule.at(step) / schedule.peak
             )
-            self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # Counting what goes through
+    # ---------------------------------------------------------------- steps
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        found = super().get_batch_samples(self.data_collator.complete(epoch_iterator), *args, **kwargs)
+        self._throughput.waited_s += time.perf_counter() - start
+        return found
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._seen.add(inputs)
+        self._throughput.add(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -89,18 +136,23 @@ class StageTrainer(Trainer):
             )
         return loss
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        found = super().get_batch_samples(self._batches.complete(epoch_iterator), *args, **kwargs)
-        self._seen.waited_s += time.perf_counter() - start
-        return found
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        loss = self._objective.loss(model, inputs, num_items_in_batch)
+        # Gradients are averaged over the processes, and this loss is divided by the labels of all of them.
+        return loss if num_items_in_batch is None else loss * self.args.world_size
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._seen.rates(self.args.world_size)
+            logs |= self._throughput.rates(self.args.world_size)
         super().log(logs, start_time)
 
-    # Validation
+    # ---------------------------------------------------------------- validation
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         assert self._validate is not None, "evaluation is only scheduled with `validate`"
@@ -111,7 +163,7 @@ class StageTrainer(Trainer):
             self._save_best(scores)
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
-        self._seen.restart_clock()
+        self._throughput.reset()  # the pause is no part of a step's time
         return scores
 
     def _save_best(self, scores: Mapping[str, float]) -> None:
@@ -126,17 +178,17 @@ class StageTrainer(Trainer):
         shutil.rmtree(best, ignore_errors=True)
         os.replace(new, best)
 
-    # Checkpoints
+    # ---------------------------------------------------------------- checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained tensors and their manifest; every process calls it, the first one writes."""
-        state = self._trained(keep=self.args.should_save)
+        """Write the trained tensors and their manifest; a collective call, the first process writes."""
+        state = self._trained_tensors(keep=self.args.should_save)
         if state is not None:
             save_trained(self.model, self._processor, Path(output_dir or self.args.output_dir), state_dict=state)
 
-    def _trained(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
+    def _trained_tensors(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
         parameters = {name: self.model.get_parameter(name) for name in trained_tensors(self.model)}
-        return distributed.whole(parameters, keep=keep)
+        return distributed.gathered(parameters, keep=keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_tensors(self.model, Path(resume_from_checkpoint))
@@ -152,17 +204,17 @@ class StageTrainer(Trainer):
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        # Not strict, since frozen weights are not in the file; what counts is compared below.
+        # Not strict, since frozen weights are not in the file; the trained ones are compared below.
         found, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
         if found is None:
             raise CheckpointError(f"{resume_from_checkpoint} holds no DeepSpeed state; was it written by strategy=ddp?")
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        state = self._trained(keep=True)
+        state = self._trained_tensors(keep=True)
         assert state is not None
         if differing := differing_tensors(resume_from_checkpoint, state):
             raise CheckpointError(
                 f"{resume_from_checkpoint}: DeepSpeed's state and trained.safetensors differ in {len(differing)} "
-                f"tensors ({', '.join(differing[:3])}); the folder mixes two checkpoints, go on from another one"
+                f"tensors ({', '.join(differing[:3])}); the folder mixes two checkpoints, resume from another one"
             )
         return prepared
 
@@ -175,46 +227,42 @@ class StageTrainer(Trainer):
         folder = run / f"checkpoint-{self.state.global_step}"
         write_text_atomic(folder / COMPLETE, f"step {self.state.global_step}\n")
         for old in complete_checkpoints(run)[: -self._keep_last]:
-            # The marker goes first: a kill in the middle of the removal must not leave a folder that looks whole.
+            # The marker first: a kill during the removal must not leave a folder that looks complete.
             (old / COMPLETE).unlink()
             shutil.rmtree(old)
 
 
-class _Counts:
+class _Throughput:
     """Samples, tokens, padding and waiting for data since the last log line.
 
     Attributes:
-        waited_s: seconds in which the loop stood still for the loader.
+        waited_s: seconds in which the training loop waited for the loader.
     """
 
     def __init__(self) -> None:
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
-        self._masks: list[tuple[torch.Tensor | int, int, torch.Tensor | int]] = []
+    def reset(self) -> None:
+        self._counts: list[tuple[torch.Tensor | int, int, torch.Tensor | int]] = []  # samples, positions, tokens
         self.waited_s = 0.0
         self._since = time.perf_counter()
-
-    def restart_clock(self) -> None:
-        """Forget what was counted, so that a pause does not count as slow training."""
-        self._reset()
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         # Sums stay on the device: reading them here would wait for the GPU at every step.
         mask = batch.get("attention_mask")
         if mask is not None:
-            self._masks.append((mask.shape[0], mask.numel(), mask.sum()))
+            self._counts.append((mask.shape[0], mask.numel(), mask.sum()))
         else:  # packed: positions restart at 0 with each sample
-            places = batch["position_ids"]
-            self._masks.append(((places == 0).sum(), places.numel(), places.numel()))
+            positions = batch["position_ids"]
+            self._counts.append(((positions == 0).sum(), positions.numel(), positions.numel()))
 
     def rates(self, world_size: int) -> dict[str, float]:
         seconds = time.perf_counter() - self._since
-        samples = sum(int(count) for count, _, _ in self._masks)
-        positions = sum(count for _, count, _ in self._masks)
-        tokens = sum(int(count) for _, _, count in self._masks)
+        samples = sum(int(count) for count, _, _ in self._counts)
+        positions = sum(count for _, count, _ in self._counts)
+        tokens = sum(int(count) for _, _, count in self._counts)
         waited_s = self.waited_s
-        self._reset()
+        self.reset()
         if not samples:
             return {}
         return {

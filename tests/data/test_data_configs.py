@@ -6,7 +6,7 @@ import pytest
 
 from affectgpt.cli import compose
 from affectgpt.data.stream import TrainingStream
-from affectgpt.training.samples import recipe_of, training_parts
+from affectgpt.training.samples import training_sources
 from tests.data import layouts
 from tests.data.layouts import NAMES
 
@@ -40,12 +40,10 @@ def test_a_published_set_trains_by_name_and_folder(tmp_path, data, make):
     layouts.media(tmp_path, NAMES, real=True)
     config = configure(data, tmp_path)
     config.paths.cache = str(tmp_path / "cache")
-    parts, bad = training_parts(config, config.data.fine)
+    sources, bad = training_sources(config)
     assert not bad
-    assert parts[0].files
-    stream = TrainingStream(
-        parts, recipe_of(config.stage), modalities=("audio", "frames"), length=20, seed=1, encode=lambda draw: draw
-    )
+    assert sources[0].files
+    stream = TrainingStream(sources, modalities=("audio", "frames"), length=20, seed=1)
     draws = [stream[n] for n in range(20)]
     assert all(draw.modalities == ("audio", "frames") for draw in draws)
     expected = {"emer_fine": {"description"}, "merr": {"description", "fixed"}, "mer2025_semi": {"fixed"}}

@@ -7,8 +7,8 @@ import pytest
 from affectgpt.config import DataConfig, SourceConfig
 from affectgpt.data import facts as facts_module
 from affectgpt.data.facts import MediaFacts
-from affectgpt.data.leaks import find_leaks, keep_apart
-from affectgpt.data.stream import Part
+from affectgpt.data.leaks import find_leaks, remove_leaks
+from affectgpt.data.mixture import Source
 from affectgpt.schema import Sample
 from tests.data.conftest import write_clip
 
@@ -53,9 +53,9 @@ ALL = ["c0", "c1", "c2"]
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop", ["c2"]), ("warn", ALL), ("off", ALL)])
 def test_the_policy_decides_what_becomes_of_leaks(tmp_path, clips, policy, kept):
-    (part,), bad = keep_apart([Part([clips["c0"], clips["c1"], clips["c2"]])], data(tmp_path, policy))
-    assert [sample.id for sample in part.samples] == kept
-    assert len(part.samples) + len(bad) == 3
+    (source,), bad = remove_leaks([Source([clips["c0"], clips["c1"], clips["c2"]])], data(tmp_path, policy))
+    assert [sample.id for sample in source.samples] == kept
+    assert len(source.samples) + len(bad) == 3
 
 
 def test_by_default_training_on_the_test_set_is_refused_with_examples(tmp_path, clips):
@@ -63,14 +63,14 @@ def test_by_default_training_on_the_test_set_is_refused_with_examples(tmp_path, 
     with pytest.raises(
         ValueError, match=r"2 of 2 training samples are among the 2 test samples \(1 by id, 1 by content\)"
     ) as e:
-        keep_apart([Part([clips["c0"], clips["c1"]])], data(tmp_path, "raise"))
+        remove_leaks([Source([clips["c0"], clips["c1"]])], data(tmp_path, "raise"))
     assert "data.leak_check=drop" in str(e.value)
 
 
 def test_a_test_set_that_cannot_be_read_is_said(tmp_path, clips):
     config = DataConfig(name="d", test=[SourceConfig(manifest=str(tmp_path / "gone.jsonl"))])
     with pytest.raises(ValueError, match=r"the test set cannot be read.*gone\.jsonl.*\n.*data\.leak_check=off"):
-        keep_apart([Part([clips["c0"]])], config)
+        remove_leaks([Source([clips["c0"]])], config)
 
 
 def test_facts_are_kept_until_the_file_changes(tmp_path, clip, monkeypatch):

@@ -3,11 +3,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from affectgpt.data.stream import Draw, Part, Recipe, TrainingStream, weighted, with_texts
-from affectgpt.schema import Sample
+from affectgpt.config import DataConfig, SourceConfig, StageConfig
+from affectgpt.data.mixture import Source, read_mixture, with_texts
+from affectgpt.data.stream import Draw, TrainingStream
+from affectgpt.schema import Sample, write_jsonl
 
 MODALITIES = ("audio", "frames", "motion")
-RECIPE = Recipe(tasks={"both": 0.5, "labels": 0.5}, langs={"en": 1.0}, modality_dropout=0.3, subtitle_dropout=0.5)
+TASKS = {"both": 0.5, "labels": 0.5}
 
 
 def samples(n, prefix="s", **values):
@@ -15,9 +17,10 @@ def samples(n, prefix="s", **values):
     return [Sample(id=f"{prefix}{number}", **texts) for number in range(n)]
 
 
-def stream(sources, *, length=60, seed=1, recipe=RECIPE, modalities=MODALITIES):
-    parts = [Part(*source) if isinstance(source, tuple) else source for source in sources]
-    return TrainingStream(parts, recipe, modalities=modalities, length=length, seed=seed, encode=lambda draw: draw)
+def stream(sources, *, length=60, seed=1, modalities=MODALITIES):
+    sources = [Source(*source, tasks=TASKS) if isinstance(source, tuple) else source for source in sources]
+    dropout = {"modality_dropout": 0.3, "subtitle_dropout": 0.5}
+    return TrainingStream(sources, modalities=modalities, length=length, seed=seed, **dropout)
 
 
 def test_draw_n_depends_on_seed_and_n_alone():
@@ -62,12 +65,12 @@ def test_a_sample_of_text_alone_keeps_its_subtitle():
 
 def test_lacking_texts_are_refused_before_training_with_the_count():
     with pytest.raises(ValueError, match=r"'s0' has no description in 'en'.*3 samples lack texts"):
-        stream([(samples(3, description=None), 1.0)])
+        with_texts(samples(3, description=None), ["both", "labels"], ["en"])
 
 
 def test_a_weight_below_zero_is_refused():
     with pytest.raises(ValueError, match="weights must be"):
-        stream([(samples(3), 1.0)], recipe=Recipe(tasks={"both": -1.0}, langs={"en": 1.0}))
+        stream([Source(samples(3), tasks={"both": -1.0})])
 
 
 def test_what_is_hidden_is_drawn_as_it_was_before_there_were_face_crops():
@@ -82,25 +85,45 @@ def test_what_is_hidden_is_drawn_as_it_was_before_there_were_face_crops():
 
 def test_a_bucket_holds_the_draws_of_its_step_in_order_of_length():
     longer = [Sample(id=f"s{n}", description="d" * (1 + n * 7 % 11), labels=("sad",), modalities=()) for n in range(11)]
-    recipe = Recipe(tasks={"description": 1.0}, langs={"en": 1.0})
-    parts = [Part(longer, 1.0)]
-    values = {"modalities": (), "length": 22, "seed": 3, "encode": lambda draw: draw.sample}
-    plain, sorted_ = TrainingStream(parts, recipe, **values), TrainingStream(parts, recipe, bucket=8, **values)
+    sources = [Source(longer, tasks={"description": 1.0})]
+    values = {"modalities": (), "length": 22, "seed": 3}
+    plain, sorted_ = TrainingStream(sources, **values), TrainingStream(sources, bucket=8, **values)
     for start in range(0, 22, 8):
         places = range(start, min(start + 8, 22))
-        drawn, bucket = [plain[n] for n in places], [sorted_[n] for n in places]
+        drawn, bucket = [plain[n].sample for n in places], [sorted_[n].sample for n in places]
         assert Counter(row.id for row in drawn) == Counter(row.id for row in bucket)
         assert [len(row.description) for row in bucket] == sorted(len(row.description) for row in drawn)
-    assert [sorted_[n].id for n in reversed(range(22))] == [sorted_[n].id for n in range(22)][::-1]
+    assert [sorted_[n] for n in reversed(range(22))] == [sorted_[n] for n in range(22)][::-1]
 
 
-def test_each_source_is_asked_for_what_it_has():
-    parts = [
-        Part(samples(5, "a"), 1.0),
-        Part(samples(5, "b", labels=None, label="sad"), 1.0, tasks={"fixed": 1.0, "description": 1.0, "both": 0.0}),
-        Part(samples(5, "c", description=None, lang="zh"), 1.0, tasks={"labels": 1.0}, langs={"zh": 1.0}),
-    ]
-    dataset = stream(parts, length=3000)
+def mixture(tmp_path, sources, **data):
+    """The mixture of text samples: [(samples, fields of the source)] through manifests."""
+    configs = []
+    for number, (rows, fields) in enumerate(sources):
+        write_jsonl(tmp_path / f"{number}.jsonl", rows)
+        configs.append(SourceConfig(manifest=str(tmp_path / f"{number}.jsonl"), **fields))
+    mixed, bad = read_mixture(configs, DataConfig(name="d", **data), StageConfig(name="s", tasks=TASKS))
+    assert not bad
+    return mixed
+
+
+def test_each_source_is_asked_for_what_it_has(tmp_path):
+    text = {"modalities": None}
+    mixed = mixture(
+        tmp_path,
+        [
+            (samples(5, "a", **text), {}),
+            (
+                samples(5, "b", labels=None, label="sad", **text),
+                {"tasks": {"fixed": 1.0, "description": 1.0, "both": 0.0}},
+            ),
+            (
+                samples(5, "c", description=None, lang="zh", **text),
+                {"tasks": {"labels": 1.0}, "langs": {"zh": 1.0}},
+            ),
+        ],
+    )
+    dataset = stream(mixed, length=3000)
     found = Counter(
         (draw.sample.id[0], draw.task, draw.lang, draw.candidates) for draw in map(dataset.draw, range(3000))
     )
@@ -121,19 +144,21 @@ def test_tasks_are_drawn_as_by_the_generators_own_choice():
 
 
 def test_a_mixture_goes_on_where_it_stopped():
-    parts = [(samples(7, "a"), 2.0), Part(samples(11, "b", label="sad"), 1.0, tasks={"fixed": 1.0})]
-    whole = [stream(parts)[n] for n in range(60)]
-    resumed = stream(parts)
+    fixed = Source(samples(11, "b", label="sad"), 1.0, tasks={"fixed": 1.0}, candidates=("sad",))
+    sources = [(samples(7, "a"), 2.0), fixed]
+    whole = [stream(sources)[n] for n in range(60)]
+    resumed = stream(sources)
     assert [resumed[n] for n in range(23, 60)] == whole[23:]
 
 
-def test_weights_by_size_draw_every_sample_about_equally_often():
-    parts = weighted([Part(samples(10, "a")), Part(samples(90, "b"))], "proportional")
-    drawn = Counter(stream(parts, length=4000)[n].sample.id[0] for n in range(4000))
+def test_weights_by_size_draw_every_sample_about_equally_often(tmp_path):
+    sources = [(samples(10, "a", modalities=None), {}), (samples(90, "b", modalities=None), {})]
+    mixed = mixture(tmp_path, sources, weights="proportional")
+    drawn = Counter(stream(mixed, length=4000)[n].sample.id[0] for n in range(4000))
     assert drawn["a"] / 4000 == pytest.approx(0.1, abs=0.02)
-    assert weighted(parts, "given") == parts
-    with pytest.raises(ValueError, match=r"data\.weights is 'size'; expected given or proportional"):
-        weighted(parts, "size")
+    assert [source.weight for source in mixture(tmp_path, sources)] == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"data\.weights is 'size'; expected one of \['given', 'proportional'\]"):
+        mixture(tmp_path, sources, weights="size")
 
 
 def test_samples_without_texts_are_left_out_with_the_reason_if_asked():

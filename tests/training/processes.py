@@ -18,18 +18,18 @@ from tests.conftest import make_train_config
 
 
 def stop_after(n_draws: int) -> None:
-    """Send this process a SIGTERM when it makes the `n_draws`-th example; 0 = never."""
+    """Send this process a SIGTERM when it takes the `n_draws`-th draw; 0 = never."""
     made = 0
-    encode = stages.EncodeDraw.__call__
+    get = stages.TrainingStream.__getitem__
 
-    def counted(self, draw):
+    def counted(self, n):
         nonlocal made
         made += 1
         if made == n_draws:
             os.kill(os.getpid(), signal.SIGTERM)
-        return encode(self, draw)
+        return get(self, n)
 
-    stages.EncodeDraw.__call__ = counted
+    stages.TrainingStream.__getitem__ = counted
 
 
 def run(base, manifest, job) -> dict:
@@ -42,7 +42,7 @@ def run(base, manifest, job) -> dict:
         for part in path:
             owner = getattr(owner, part)
         setattr(owner, last, value)
-    before = stages.EncodeDraw.__call__
+    before = stages.TrainingStream.__getitem__
     if job.get("stop_rank") == int(os.environ["RANK"]):
         stop_after(job["stop_at"])
     try:
@@ -51,7 +51,7 @@ def run(base, manifest, job) -> dict:
     except UserError as error:
         return {"error": str(error)}
     finally:
-        stages.EncodeDraw.__call__ = before
+        stages.TrainingStream.__getitem__ = before
 
 
 def main() -> None:

@@ -181,11 +181,15 @@ def test_another_number_of_processes_does_not_resume(base_models, manifest, tmp_
     ("strategy", "world_size", "message"),
     [
         (StrategyConfig("single"), 2, "2 processes were started, but strategy=single trains in one; add strategy=ddp"),
-        (StrategyConfig("ddp"), None, "strategy=ddp needs processes that a launcher starts: torchrun"),
+        (StrategyConfig("ddp"), None, "strategy=ddp needs processes started by a launcher: torchrun"),
         (StrategyConfig("zero3", num_processes=4), 2, "num_processes is 4, but 2 were started"),
         (StrategyConfig("fsdp"), 2, r"strategy\.name is 'fsdp'; expected one of \['single'"),
-        (StrategyConfig("ddp", offload_optimizer=True), 2, "offload_optimizer goes with zero2 and zero3, not with ddp"),
-        (StrategyConfig("zero2", offload_parameters=True), 2, "offload_parameters goes with zero3, not with zero2"),
+        (
+            StrategyConfig("ddp", offload_optimizer=True),
+            2,
+            "offload_optimizer works with zero2 and zero3, not with ddp",
+        ),
+        (StrategyConfig("zero2", offload_parameters=True), 2, "offload_parameters works with zero3, not with zero2"),
     ],
 )
 def test_a_combination_that_cannot_be_meant_is_named(strategy, world_size, message, monkeypatch):
@@ -240,5 +244,5 @@ def test_a_packed_llm_is_not_split(base_models, manifest, tmp_path):
     config = make_train_config(base_models, manifest, tmp_path)
     config.strategy = StrategyConfig("zero3")
     config.model.llm.quantization = "nf4"
-    with pytest.raises(UserError, match="zero3 does not split a packed LLM"):
+    with pytest.raises(UserError, match="zero3 cannot partition a quantized LLM"):
         run_stage(config)

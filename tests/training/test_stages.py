@@ -30,7 +30,9 @@ from affectgpt.runs import (
 from affectgpt.runtime import UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
 from affectgpt.training.callbacks import StopOnSignal
-from affectgpt.training.stages import run_stage, starting_model, validation_scores
+from affectgpt.training.setup import starting_model
+from affectgpt.training.stages import run_stage
+from affectgpt.training.validation import validation_scores
 from tests.conftest import make_train_config
 
 
@@ -368,7 +370,7 @@ def test_the_last_complete_run_skips_unfinished_ones(tmp_path):
 
 def test_the_best_checkpoint_of_a_run_is_asked_and_the_last_one_started_from(tmp_path):
     run = tmp_path / "fine"
-    RunRecord.start(run, kind="train", config={}).finish("finished")
+    RunRecord.start(run, kind="train fine", config={}).finish("finished")
     for name in ("best", "checkpoint-2", "checkpoint-10"):
         (run / name).mkdir()
         (run / name / COMPLETE).touch()

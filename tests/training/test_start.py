@@ -11,7 +11,8 @@ from affectgpt.inference.loading import model_spec
 from affectgpt.models import CheckpointError, build
 from affectgpt.models.pretrained import save_start
 from affectgpt.runs import RunRecord
-from affectgpt.training.stages import run_stage, starting_model
+from affectgpt.training.setup import starting_model
+from affectgpt.training.stages import run_stage
 from tests.conftest import make_train_config
 
 
