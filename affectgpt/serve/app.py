@@ -1,4 +1,4 @@
-"""The web application: who is let in, which address gives what."""
+"""The web application: authentication, limits and routes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.chat.batches import Batcher
 from affectgpt.config import ServeConfig
-from affectgpt.serve.ask import read_ask
+from affectgpt.serve.errors import APIError
 from affectgpt.serve.models import Served, may_share_batch, prepare
-from affectgpt.serve.problems import Problem
-from affectgpt.serve.replies import Draft, completion, events, reply_of
+from affectgpt.serve.replies import PartialText, completion, events, reply_of
+from affectgpt.serve.request import read_request
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -31,18 +31,18 @@ KEY_VARIABLE = "AFFECTGPT_API_KEY"
 BODY_TIMEOUT_S = 60.0
 
 
-class Gate:
-    """ASGI middleware: lets in who has the key, and no more requests for answers than there is room for.
+class Admission:
+    """ASGI middleware: requires the key, and limits the number of open requests for answers.
 
-    A request counts from its first line to the last byte of its answer, so that bodies cannot pile up in memory.
+    A request counts from its headers to the last byte of its answer, so that bodies cannot pile up in memory.
     """
 
     def __init__(
-        self, app: Any, api_key: str | None, most: int, retry_s: Callable[[], int], counts: dict[str, int]
+        self, app: Any, api_key: str | None, max_open: int, retry_s: Callable[[], int], counts: dict[str, int]
     ) -> None:
         self._app = app
         self._key = api_key
-        self._most = most
+        self._max_open = max_open
         self._retry_s = retry_s
         self._counts = counts
 
@@ -50,17 +50,17 @@ class Gate:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
-        if self._key is not None and not self._is_known(dict(scope["headers"]).get(b"authorization", b"")):
+        if self._key is not None and not self._is_valid(dict(scope["headers"]).get(b"authorization", b"")):
             text = f"no valid key: expected the header 'Authorization: Bearer <the server's {KEY_VARIABLE}>'"
-            await Problem(401, text, code="invalid_api_key").response()(scope, receive, send)
+            await APIError(401, text, code="invalid_api_key").response()(scope, receive, send)
             return
         if scope["path"] != "/v1/chat/completions":
             await self._app(scope, receive, send)
             return
-        if self._counts["open"] >= self._most:
-            text = f"{self._counts['open']} requests are being answered, and there is room for {self._most}; come again"
-            problem = Problem(429, text, code="queue_full", retry_s=self._retry_s())
-            await problem.response()(scope, receive, send)
+        if self._counts["open"] >= self._max_open:
+            text = f"{self._counts['open']} open requests, the limit is {self._max_open} (max_requests); retry later"
+            error = APIError(429, text, code="queue_full", retry_s=self._retry_s())
+            await error.response()(scope, receive, send)
             return
         self._counts["open"] += 1
         try:
@@ -68,7 +68,7 @@ class Gate:
         finally:
             self._counts["open"] -= 1
 
-    def _is_known(self, header: bytes) -> bool:
+    def _is_valid(self, header: bytes) -> bool:
         scheme, _, given = header.partition(b" ")
         assert self._key is not None
         return hmac.compare_digest(given.strip(), self._key.encode()) and scheme.lower() == b"bearer"
@@ -93,13 +93,13 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         return min(60, max(1, math.ceil(n_batches * batcher.last_s)))
 
     async def chat(request: HttpRequest) -> Response:
-        ask = read_ask(await _read_body(request, config), served.name, config)
-        prepared = await asyncio.get_running_loop().run_in_executor(decoders, partial(prepare, served, ask, config))
+        asked = read_request(await _read_body(request, config), served.name, config)
+        prepared = await asyncio.get_running_loop().run_in_executor(decoders, partial(prepare, served, asked, config))
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
-        if ask.stream:
-            draft = Draft()
-            future = batcher.put(replace(prepared, on_text=draft.write))
-            rows = events(head, future, draft, ask.include_usage)
+        if asked.stream:
+            text = PartialText()
+            future = batcher.put(replace(prepared, on_text=text.write))
+            rows = events(head, future, text, asked.include_usage)
             return StreamingResponse(rows, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         future = batcher.put(prepared)
         gone = asyncio.ensure_future(_disconnected(request))
@@ -107,10 +107,10 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         gone.cancel()
         if not future.done():
             future.cancel()
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has disconnected
         return JSONResponse(completion(head, reply_of(future)))
 
-    def about() -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         return {
             "id": served.name,
             "object": "model",
@@ -120,12 +120,12 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         }
 
     async def models(request: HttpRequest) -> Response:
-        return JSONResponse({"object": "list", "data": [about()]})
+        return JSONResponse({"object": "list", "data": [describe()]})
 
     async def model(request: HttpRequest) -> Response:
         if (name := request.path_params["name"]) != served.name:
-            raise Problem(404, f"model {name!r} is not served here; expected {served.name!r}", code="model_not_found")
-        return JSONResponse(about())
+            raise APIError(404, f"model {name!r} is not served here; expected {served.name!r}", code="model_not_found")
+        return JSONResponse(describe())
 
     async def health(request: HttpRequest) -> Response:
         return JSONResponse(
@@ -140,16 +140,16 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
             }
         )
 
-    async def problem(request: HttpRequest, error: Problem) -> Response:
+    async def api_error(request: HttpRequest, error: APIError) -> Response:
         return error.response()
 
     async def http_error(request: HttpRequest, error: HTTPException) -> Response:
         known = "GET /health, GET /v1/models, POST /v1/chat/completions"
         text = f"{request.method} {request.url.path}: {error.detail}; expected one of {known}"
-        return Problem(error.status_code, text).response()
+        return APIError(error.status_code, text).response()
 
     async def failure(request: HttpRequest, error: Exception) -> Response:
-        return Problem(500, "the server failed on this request; its log says why").response()
+        return APIError(500, "internal error; see the log of the server").response()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -167,8 +167,8 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
         ],
-        middleware=[Middleware(Gate, api_key, config.max_requests, retry_s, counts)],
-        exception_handlers={Problem: problem, HTTPException: http_error, Exception: failure},
+        middleware=[Middleware(Admission, api_key, config.max_requests, retry_s, counts)],
+        exception_handlers={APIError: api_error, HTTPException: http_error, Exception: failure},
         lifespan=lifespan,
     )
 
@@ -176,27 +176,27 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
 async def _read_body(request: HttpRequest, config: ServeConfig) -> Any:
     """The JSON of a request, read up to the limit."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a page in a browser can send others without the server's consent
-        raise Problem(415, f"Content-Type is {kind!r}; expected application/json")
-    most = int(config.max_request_mb * 1e6)
-    too_long = Problem(413, f"the body is longer than {config.max_request_mb:g} MB (max_request_mb); send less media")
-    if int(request.headers.get("content-length") or 0) > most:
+    if kind != "application/json":  # browsers send other types across origins without a preflight request
+        raise APIError(415, f"Content-Type is {kind!r}; expected application/json")
+    max_bytes = int(config.max_request_mb * 1e6)
+    too_long = APIError(413, f"the body is longer than {config.max_request_mb:g} MB (max_request_mb); send less media")
+    if int(request.headers.get("content-length") or 0) > max_bytes:
         raise too_long
 
     async def read() -> bytes:
         data = bytearray()
         async for chunk in request.stream():
             data += chunk
-            if len(data) > most:
+            if len(data) > max_bytes:
                 raise too_long
         return bytes(data)
 
     try:
         return json.loads(await asyncio.wait_for(read(), BODY_TIMEOUT_S))
     except asyncio.TimeoutError:
-        raise Problem(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        raise APIError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     except (ValueError, RecursionError) as error:
-        raise Problem(400, f"the body is no JSON ({error})") from None
+        raise APIError(400, f"the body is not JSON ({error})") from None
 
 
 async def _disconnected(request: HttpRequest) -> None:

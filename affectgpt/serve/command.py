@@ -1,4 +1,4 @@
-"""python -m affectgpt.serve: check the settings, load the model, listen until told to stop."""
+"""python -m affectgpt.serve: check the settings, load the model, answer requests until a signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("affectgpt")
 
 
 def run_server(config: ServeConfig) -> int:
-    """Load the model, listen and answer until SIGTERM or Ctrl-C; running requests are finished first."""
+    """Load the model and answer requests until SIGTERM or Ctrl-C; accepted requests are finished first."""
     check(config)
     try:
         import starlette  # noqa: F401
@@ -27,16 +27,16 @@ def run_server(config: ServeConfig) -> int:
         raise UserError(f"serving needs {error.name}; pip install 'affectgpt[serve]'") from None
     api_key = os.environ.get(KEY_VARIABLE)
     if api_key is not None and not api_key.strip():
-        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; give it a key, or unset it")
+        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; set it to a key, or unset it")
     listener = bind(config.host, config.port)
     with contextlib.closing(listener):
         served = load_served(config)
         if api_key is None and config.host not in ("127.0.0.1", "localhost", "::1"):
-            log.warning("%s: anybody who reaches %s can ask; set %s", served.name, config.host, KEY_VARIABLE)
+            log.warning("%s: clients that reach %s need no key; set %s", served.name, config.host, KEY_VARIABLE)
         host = f"[{config.host}]" if ":" in config.host else config.host
         sees = ", ".join(served.sees) or "text only"
         log.info("serving %s (%s) at http://%s:%d/v1", served.name, sees, host, listener.getsockname()[1])
-        signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn hands the signal on once all is answered
+        signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn raises it again after the last answer
         app = build_app(served, config, api_key=api_key)
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
     return 0
@@ -47,20 +47,20 @@ def exit_with(code: int) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at that address, before a model is loaded in vain."""
+    """A listening socket, opened before the model is loaded: a port in use is reported at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)  # connections wait from here on, also while the model is loaded
+        listener.listen(2048)  # connections are queued while the model is loaded
     except (OSError, OverflowError) as error:
         raise UserError(f"host={host} port={port}: cannot listen there ({error}); try another port=") from error
     return listener
 
 
 def check(config: ServeConfig) -> None:
-    """Raise UserError where settings make no sense."""
+    """Raise UserError for settings out of range."""
     for name in ("max_batch", "max_requests", "max_request_mb", "max_media_s", "max_images", "max_megapixels"):
         if getattr(config, name) <= 0:
             raise UserError(f"{name} is {getattr(config, name)}; expected above 0")

@@ -1,4 +1,4 @@
-"""The media of a request, checked before they are decoded: what they are, how large, how long."""
+"""Media of requests: format, size and duration are checked before decoding."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectgpt.config import ServeConfig
-from affectgpt.serve.ask import Medium
-from affectgpt.serve.problems import Problem
+from affectgpt.serve.errors import APIError
+from affectgpt.serve.request import MediaPart
 
 if TYPE_CHECKING:
     import numpy as np
 
 _CONTAINERS = "mov,matroska,avi,wav,mp3,flac,ogg,aac,mpegts,flv,asf"
-"""Demuxers of ffmpeg that requests may reach: files that hold media. Others (concat, hls, dash ...) hold names of
-files, and would open them."""
+"""The demuxers of ffmpeg that requests may use. Others (concat, hls, dash ...) open the files that a file names."""
 
 
-class Files:
-    """The media of one request as files, checked against the limits; what came as bytes lies in `folder`."""
+class MediaFiles:
+    """The media of one request as files, checked against the limits; bytes are written to `folder`."""
 
     def __init__(self, folder: Path, config: ServeConfig) -> None:
         self._folder = folder
         self._config = config
         self._named: dict[str, str] = {}
 
-    def path(self, medium: Medium | None) -> str | None:
-        """The file of a video or sound."""
+    def path(self, medium: MediaPart | None) -> str | None:
+        """The file of a video or of sound."""
         if medium is None:
             return None
         path = medium.path
@@ -41,14 +40,14 @@ class Files:
         return str(path)
 
     def scrubbed(self, message: str) -> str:
-        """`message` with places in the request instead of paths of this machine."""
+        """`message` with paths of the request instead of paths of this machine."""
         for path, where in self._named.items():
             message = message.replace(path, where)
         return message
 
 
-def check_media(path: Path, medium: Medium, config: ServeConfig) -> None:
-    """Raise Problem unless `path` holds media itself, in the stated format, of a size and length within the limits."""
+def check_media(path: Path, medium: MediaPart, config: ServeConfig) -> None:
+    """Raise APIError unless `path` holds media in the stated format, within the limits of size and duration."""
     import av
 
     longest_s = 0.0
@@ -63,7 +62,7 @@ def check_media(path: Path, medium: Medium, config: ServeConfig) -> None:
             for stream in streams:
                 if stream.type == "video" and stream.codec_context is not None:
                     _check_pixels(stream.codec_context.width, stream.codec_context.height, medium.where, config)
-            # Headers may state anything; packets say how much there is to decode.
+            # Headers may be wrong; the packets show how much there is to decode.
             sums = dict.fromkeys((stream.index for stream in streams), 0.0)
             for packet in container.demux(streams) if streams else ():
                 sums[packet.stream_index] += float((packet.duration or 0) * (packet.time_base or 0))
@@ -72,13 +71,13 @@ def check_media(path: Path, medium: Medium, config: ServeConfig) -> None:
                     break
     except av.FFmpegError as error:
         expected = f"a media file that ffmpeg reads as one of {_CONTAINERS}"
-        raise Problem(
+        raise APIError(
             400, f"{medium.where}: cannot be read ({error.strerror}); expected {expected}", param=medium.where
         ) from None
     if medium.kind and found != medium.kind:
-        raise Problem(400, f"{medium.where}: format says {medium.kind}, found {found}", param=medium.where)
+        raise APIError(400, f"{medium.where}: format is {medium.kind}, found {found}", param=medium.where)
     if longest_s > config.max_media_s:
-        raise Problem(
+        raise APIError(
             400, f"{medium.where}: longer than {config.max_media_s:g} s (max_media_s); cut it", param=medium.where
         )
 
@@ -86,37 +85,39 @@ def check_media(path: Path, medium: Medium, config: ServeConfig) -> None:
 def _check_pixels(width: int, height: int, where: str, config: ServeConfig) -> None:
     if width * height > config.max_megapixels * 1e6:
         most = f"{config.max_megapixels:g} megapixels (max_megapixels)"
-        raise Problem(400, f"{where}: {width} x {height} pixels; expected at most {most}: shrink it", param=where)
+        raise APIError(400, f"{where}: {width} x {height} pixels; expected at most {most}: shrink it", param=where)
 
 
-def read_pictures(images: Sequence[Medium], n: int | None, config: ServeConfig) -> tuple[np.ndarray, list[int]]:
-    """`n` of the pictures, spread evenly in their order as frames of a video are (None = all), and which they are.
+def read_images(images: Sequence[MediaPart], n: int | None, config: ServeConfig) -> tuple[np.ndarray, list[int]]:
+    """`n` of the images, evenly spaced like frames of a video (None = all).
 
     Returns:
-        uint8 [T,H,W,3] RGB, and T indices; with fewer than `n` pictures some repeat.
+        uint8 [T,H,W,3] RGB, and their T indices; with fewer than `n` images some repeat.
 
     Raises:
-        Problem: one cannot be read or is too large, or their sizes differ.
+        APIError: an image cannot be read or is too large, or sizes differ.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
     from affectgpt.media import uniform_indices
 
-    pictures = []
+    arrays = []
     for medium in images:
         assert medium.data is not None
         try:
-            picture = Image.open(io.BytesIO(medium.data), formats=("JPEG", "PNG", "WEBP"))
-            _check_pixels(*picture.size, medium.where, config)
-            pictures.append(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")))
+            image = Image.open(io.BytesIO(medium.data), formats=("JPEG", "PNG", "WEBP"))
+            _check_pixels(*image.size, medium.where, config)
+            arrays.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = str(error).partition(" <")[0]
-            raise Problem(
-                400, f"{medium.where}: no picture to be read ({reason}); expected JPEG, PNG or WebP", param=medium.where
+            raise APIError(
+                400,
+                f"{medium.where}: the image cannot be read ({reason}); expected JPEG, PNG or WebP",
+                param=medium.where,
             ) from None
-    if len(sizes := {picture.shape for picture in pictures}) > 1:
+    if len(sizes := {array.shape for array in arrays}) > 1:
         found = sorted(f"{width} x {height}" for height, width, _ in sizes)
-        raise Problem(400, f"pictures of {', '.join(found)} pixels; expected frames of one clip, all of one size")
-    indices = uniform_indices(len(pictures), n or len(pictures)).tolist()
-    return np.stack([pictures[index] for index in indices]), indices
+        raise APIError(400, f"images of {', '.join(found)} pixels; expected frames of one clip, all of one size")
+    indices = uniform_indices(len(arrays), n or len(arrays)).tolist()
+    return np.stack([arrays[index] for index in indices]), indices

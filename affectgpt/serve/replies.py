@@ -1,4 +1,4 @@
-"""Answers in the protocol's form: one JSON object, or server-sent events."""
+"""Answers in the form of the protocol: one JSON object, or server-sent events."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 from affectgpt.chat.request import Reply
 from affectgpt.runtime import UserError
-from affectgpt.serve.problems import Problem
+from affectgpt.serve.errors import APIError
 
 log = logging.getLogger("affectgpt")
 
-KEEP_ALIVE_S = 10.0  # between comments in a stream that waits for its answer
+KEEP_ALIVE_S = 10.0  # between comments in a stream without new text
 _FINISH = {"eos": "stop", "length": "length"}
 
 
 def reply_of(future: asyncio.Future[Reply]) -> Reply:
-    """The answer; what the user can mend is a Problem, anything else is raised as it is."""
+    """The answer; a user's error becomes a APIError, any other is raised unchanged."""
     try:
         return future.result()
     except UserError as error:
-        raise Problem(400, str(error)) from error
+        raise APIError(400, str(error)) from error
 
 
 def completion(head: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
@@ -45,11 +45,11 @@ def _usage(reply: Reply) -> dict[str, int]:
     }
 
 
-class Draft:
-    """The text of a streamed answer as far as it is written.
+class PartialText:
+    """The text of a streamed answer so far.
 
     Attributes:
-        changed: there is more of it.
+        changed: set when there is more text.
     """
 
     def __init__(self) -> None:
@@ -58,45 +58,45 @@ class Draft:
         self._loop = asyncio.get_running_loop()
 
     def write(self, text: str) -> None:
-        """All that is certain so far; to be called from any thread."""
+        """Set the text so far; may be called from any thread."""
         self._loop.call_soon_threadsafe(self._grow, text)
 
     def _grow(self, text: str) -> None:
-        if len(text) > len(self.text):  # a batch that is tried again begins anew
+        if len(text) > len(self.text):  # a batch that is retried starts over
             self.text = text
             self.changed.set()
 
 
 async def events(
-    head: Mapping[str, Any], future: asyncio.Future[Reply], draft: Draft, include_usage: bool
+    head: Mapping[str, Any], future: asyncio.Future[Reply], partial: PartialText, include_usage: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events of one answer: the role at once, the text as it is written, then how it ended."""
+    """Server-sent events of one answer: the role at once, the text as it is generated, then the finish reason."""
 
     def event(delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> str:
         choices = [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
         row = {**head, "object": "chat.completion.chunk", "choices": choices, **more}
         return f"data: {json.dumps(row, ensure_ascii=False)}\n\n"
 
-    future.add_done_callback(lambda _: draft.changed.set())
+    future.add_done_callback(lambda _: partial.changed.set())
     sent = ""
     try:
         yield event({"role": "assistant", "content": ""})
         while True:
             try:
-                await asyncio.wait_for(draft.changed.wait(), KEEP_ALIVE_S)
+                await asyncio.wait_for(partial.changed.wait(), KEEP_ALIVE_S)
             except asyncio.TimeoutError:
                 yield ": waiting\n\n"
                 continue
-            draft.changed.clear()
+            partial.changed.clear()
             is_done = future.done()
-            problem = _failure_of(future) if is_done else None
-            if problem is None:
-                text = future.result().text if is_done else draft.text
+            error = _failure_of(future) if is_done else None
+            if error is None:
+                text = future.result().text if is_done else partial.text
                 if not text.startswith(sent):
-                    problem = Problem(500, "its batch had to be tried again and wrote another answer; ask again")
-            if problem is not None:
-                log.error("a streamed request failed: %s", problem)
-                yield f"data: {json.dumps(problem.body())}\n\n"
+                    error = APIError(500, "its batch was retried and gave another answer; send the request again")
+            if error is not None:
+                log.error("a streamed request failed: %s", error)
+                yield f"data: {json.dumps(error.body())}\n\n"
                 break
             if text != sent:
                 yield event({"content": text[len(sent) :]})
@@ -112,9 +112,9 @@ async def events(
         future.cancel()
 
 
-def _failure_of(future: asyncio.Future[Reply]) -> Problem | None:
-    """Why a stream has no answer; its status line has been sent, so nothing can be raised any more."""
+def _failure_of(future: asyncio.Future[Reply]) -> APIError | None:
+    """The error of a stream, to be sent as an event: its status line has been sent already."""
     error = future.exception()
     if error is None:
         return None
-    return Problem(400 if isinstance(error, UserError) else 500, str(error))
+    return APIError(400 if isinstance(error, UserError) else 500, str(error))

@@ -4,11 +4,11 @@ import asyncio
 
 from affectgpt.chat.batches import Batcher
 from affectgpt.chat.request import Reply
-from affectgpt.serve.ask import Wish
 from affectgpt.serve.models import Prepared, may_share_batch
+from affectgpt.serve.request import Decoding
 
 
-def test_batches_hold_equal_wishes_in_order_and_no_more_than_allowed():
+def test_batches_hold_equal_settings_in_order_and_no_more_than_allowed():
     batches = []
 
     def generate(items):
@@ -18,10 +18,18 @@ def test_batches_hold_equal_wishes_in_order_and_no_more_than_allowed():
     async def main():
         batcher = Batcher(generate, max_batch=3, max_wait_s=0.02, fit=may_share_batch)
         work = asyncio.ensure_future(batcher.run())
-        wishes = [Wish(8), Wish(9), Wish(8), Wish(8), Wish(8), Wish(8, 1.0, 1.0, 3), Wish(8, 1.0, 1.0, 3)]
-        futures = [batcher.put(Prepared(str(place), wish, {})) for place, wish in enumerate(wishes)]
+        settings = [
+            Decoding(8),
+            Decoding(9),
+            Decoding(8),
+            Decoding(8),
+            Decoding(8),
+            Decoding(8, 1.0, 1.0, 3),
+            Decoding(8, 1.0, 1.0, 3),
+        ]
+        futures = [batcher.put(Prepared(str(place), decoding, {})) for place, decoding in enumerate(settings)]
         futures[4].cancel()
-        futures.append(batcher.put(Prepared("7", Wish(8), {})))
+        futures.append(batcher.put(Prepared("7", Decoding(8), {})))
         replies = [await future for place, future in enumerate(futures) if place != 4]
         work.cancel()
         return [reply.text for reply in replies]

@@ -127,7 +127,7 @@ class Slow:
         self.batches = []
 
     def prepare(self, ask, files):
-        return Prepared(ask.turns[0][1], ask.wish, {})
+        return Prepared(ask.turns[0][1], ask.decoding, {})
 
     def generate(self, items):
         assert self.go.wait(20)

@@ -1,4 +1,4 @@
-"""The server as its clients see it: who is let in, who must come again, and clients of this project."""
+"""The server over HTTP: authentication, limits, batches, and the clients of this project."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from affectgpt.media import Waveform, read_frames
 from tests.serve.conftest import N, Slow, ask, asking, error_of, running, text, video, wait_for
 
 
-def test_models_and_health_are_told(server):
+def test_models_and_health_are_reported(server):
     client, url = server
     (model,) = client.models.list().data
     assert (model.id, model.sees) == ("tiny", ["audio", "frames", "motion"])
@@ -26,7 +26,7 @@ def test_models_and_health_are_told(server):
     assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
 
-def test_other_content_and_other_addresses_are_answered_in_the_same_form(server):
+def test_other_content_types_and_addresses_get_errors_of_the_same_form(server):
     status, error = error_of(server[1], asking(text("a")), **{"Content-Type": "text/plain"})
     assert (status, error["message"]) == (415, "Content-Type is 'text/plain'; expected application/json")
     reply = httpx.get(f"{server[1]}/v1/completions")
@@ -34,7 +34,7 @@ def test_other_content_and_other_addresses_are_answered_in_the_same_form(server)
     assert "POST /v1/chat/completions" in reply.json()["error"]["message"]
 
 
-def test_with_a_key_only_those_who_send_it_are_answered(served):
+def test_with_a_key_only_clients_that_send_it_are_answered(served):
     with running(served, api_key="säcret") as (_, url):
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic säcret".encode()}):
             assert httpx.get(f"{url}/v1/models", headers=header).status_code == 401
@@ -46,7 +46,7 @@ def test_with_a_key_only_those_who_send_it_are_answered(served):
         assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_a_full_server_says_when_to_come_again_and_the_client_does(tmp_path):
+def test_a_full_server_says_when_to_retry_and_the_client_does(tmp_path):
     slow = Slow()
     with running(slow, config={"max_requests": 2}) as (client, url), ThreadPoolExecutor(3) as pool:
         first = [pool.submit(ask, client, text(word)) for word in ("a", "b")]
@@ -64,7 +64,7 @@ def test_a_full_server_says_when_to_come_again_and_the_client_does(tmp_path):
         wait_for(url, requests=0)
 
 
-def test_a_request_whose_client_has_gone_is_not_generated():
+def test_a_request_whose_client_has_disconnected_is_not_generated():
     slow = Slow()
     with running(slow, config={"max_batch": 1}) as (client, url), ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask, client, text("first"))
@@ -111,7 +111,7 @@ def test_the_annotation_command_asks_it_for_clues(server, manifest, tmp_path):
     assert "HTTP" not in "".join(path.read_text() for path in out.glob("failed.jsonl"))
 
 
-def test_requests_that_arrive_together_share_batches_and_get_their_answers_one_by_one(server, inferred):
+def test_requests_that_arrive_together_share_batches_and_get_the_answers_they_get_alone(server, inferred):
     client, url = server
     before = httpx.get(f"{url}/health").json()
     with ThreadPoolExecutor(12) as pool:
@@ -133,6 +133,6 @@ def test_one_bad_request_of_a_batch_fails_alone():
         assert answers[0].result().choices[0].message.content == "GOOD"
         with pytest.raises(openai.BadRequestError, match="a bad question"):
             answers[1].result()
-        with pytest.raises(openai.InternalServerError, match="its log says why"):
+        with pytest.raises(openai.InternalServerError, match="see the log of the server"):
             answers[2].result()
     assert max(map(len, slow.batches)) == 3

@@ -3,9 +3,9 @@
 import pytest
 
 from affectgpt import config as conf
-from affectgpt.serve.ask import Medium
+from affectgpt.serve.errors import APIError
 from affectgpt.serve.media import check_media
-from affectgpt.serve.problems import Problem
+from affectgpt.serve.request import MediaPart
 from tests.serve.conftest import asking, error_of, running, text, uri, video
 
 
@@ -27,5 +27,5 @@ def test_what_is_too_long_is_refused(served, manifest):
 
 
 def test_a_header_that_lies_about_its_length_does_not_get_past_the_limit(manifest):
-    with pytest.raises(Problem, match=r"longer than 0\.2 s \(max_media_s\)"):
-        check_media(manifest.parent / "clip0.mp4", Medium("x"), conf.ServeConfig(max_media_s=0.2))
+    with pytest.raises(APIError, match=r"longer than 0\.2 s \(max_media_s\)"):
+        check_media(manifest.parent / "clip0.mp4", MediaPart("x"), conf.ServeConfig(max_media_s=0.2))

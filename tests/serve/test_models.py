@@ -1,4 +1,4 @@
-"""Answers are those of infer.py, and say what was really seen and heard."""
+"""Answers are those of infer.py, and report which media were used."""
 
 import base64
 import io
@@ -13,13 +13,13 @@ from affectgpt.chat.local import load
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import sound_part
 from affectgpt.media import Waveform, read_frames
-from affectgpt.serve.ask import read_ask
-from affectgpt.serve.models import Chat, prepare
+from affectgpt.serve.models import ChatModel, prepare
+from affectgpt.serve.request import read_request
 from tests.chat import tiny_chat
 from tests.serve.conftest import N, ask, asking, error_of, frames_of, running, text, uri, video
 
 
-def test_a_video_gets_the_answer_of_infer_and_is_seen_and_heard_alike(client, inferred, manifest):
+def test_a_video_gets_the_answer_of_infer_from_the_same_media(client, inferred, manifest):
     for name in ("clip0", "clip11"):  # the second has no sound
         for url in (uri(manifest.parent / f"{name}.mp4"), f"{name}.mp4", f"file://{manifest.parent / name}.mp4"):
             answer = ask(client, video(url), affectgpt={"subtitle": "I see."})
@@ -35,18 +35,18 @@ def test_a_video_gets_the_answer_of_infer_and_is_seen_and_heard_alike(client, in
             assert told["left_out"] == ({} if name == "clip0" else {"audio": "not in the request"})
 
 
-def test_frames_given_as_pictures_leave_the_motion_branch_out_and_the_answer_says_so(client, manifest):
+def test_frames_sent_as_images_leave_out_the_motion_branch_and_the_answer_reports_it(client, manifest):
     clip = manifest.parent / "clip3.mp4"
     told = ask(client, *frames_of(clip, 4), affectgpt={"task": "labels"}).affectgpt
     assert told["modalities"] == ["frames"]
     assert told["media"] == {"frames": {"pictures": [0, 2]}}
     assert told["left_out"] == {
         "audio": "not in the request",
-        "motion": "the clip came as pictures, not as a video",
+        "motion": "the clip was sent as images, not as a video",
     }
 
 
-def test_pictures_that_lose_nothing_are_what_the_video_holds(served, client, manifest):
+def test_lossless_images_give_the_answer_of_the_video(served, client, manifest):
     clip = manifest.parent / "clip4.mp4"
     pictures = []
     for image in read_frames(clip, 2).images:
@@ -60,14 +60,14 @@ def test_pictures_that_lose_nothing_are_what_the_video_holds(served, client, man
     assert by_video.affectgpt["left_out"]["motion"] == "not asked for"
     config = conf.ServeConfig(media_folder=str(manifest.parent))
     fed = [
-        prepare(served, read_ask(asking(*parts), "tiny", config), config).inputs["pixel_values"]
+        prepare(served, read_request(asking(*parts), "tiny", config), config).inputs["pixel_values"]
         for parts in (pictures, pictures[::-1], [video("clip4.mp4")])
     ]
     assert (fed[0] == fed[2]).all()
     assert (fed[1] == fed[2].flip(0)).all()
 
 
-def test_a_sound_is_heard_in_place_of_the_track_of_the_video(client, manifest):
+def test_sound_replaces_the_audio_track_of_the_video(client, manifest):
     tone = sound_part(Waveform((0.3 * np.sin(np.arange(8000))).astype(np.float32), 16000, 0.5, 16000, 1))
     told = ask(client, video("clip0.mp4"), tone).affectgpt
     assert told["media"]["audio"]["duration_s"] == 0.5
@@ -75,7 +75,7 @@ def test_a_sound_is_heard_in_place_of_the_track_of_the_video(client, manifest):
     assert alone.affectgpt["modalities"] == ["audio"]
 
 
-def test_text_is_the_question_in_place_of_the_task(served, client, manifest):
+def test_text_replaces_the_question_of_the_task(served, client, manifest):
     own = ask(client, video("clip0.mp4"), text("What does the person feel, and why?"))
     assert own.affectgpt["task"] is None
     assert "labels" not in own.affectgpt
@@ -113,7 +113,7 @@ def test_tasks_and_languages_are_those_of_the_prompts(client):
     assert len(set(sizes.values())) == 5
 
 
-def test_a_seeded_draw_is_repeated_whoever_asks_beside_it(client):
+def test_a_seeded_sample_is_reproduced_next_to_other_requests(client):
     def draw(seed):
         answer = ask(client, video("clip0.mp4"), temperature=1.5, seed=seed)
         return answer.choices[0].message.content
@@ -133,7 +133,7 @@ def chat(tmp_path_factory):
 def test_another_chat_model_answers_as_it_does_in_process(chat, manifest):
     clip = manifest.parent / "clip2.mp4"
     config = {"name": "tiny", "n_frames": 4, "media_folder": str(manifest.parent)}
-    with running(Chat(chat, conf.ServeConfig(**config)), config=config) as (client, url):
+    with running(ChatModel(chat, conf.ServeConfig(**config)), config=config) as (client, url):
         answer = ask(client, video("clip2.mp4"), text("How is she?"))
         only_text = ask(
             client, messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hm?"}]
@@ -141,17 +141,17 @@ def test_another_chat_model_answers_as_it_does_in_process(chat, manifest):
         pictures = ask(client, *frames_of(clip, 4), text("How is she?"))
         refused = error_of(url, asking(text("a"), temperature=1))[1]["message"]
         wrong = error_of(url, asking(text("a"), affectgpt={"task": "labels"}))[1]["message"]
-    served = Chat(chat, conf.ServeConfig(**config))
+    served = ChatModel(chat, conf.ServeConfig(**config))
     assert answer.affectgpt["modalities"] == ["frames", "audio"]
     assert pictures.affectgpt == {"modalities": ["frames"], "media": {"frames": {"pictures": [0, 1, 2, 3]}}}
     (alone,) = chat.answer([Request("Hm?", system="Be brief.")], N)
     assert (only_text.choices[0].message.content, only_text.usage.prompt_tokens) == (alone.text, alone.n_prompt_tokens)
     body = {"model": "tiny", "messages": [{"role": "user", "content": [video("clip2.mp4"), text("How is she?")]}]}
-    prepared = prepare(served, read_ask(body, "tiny", conf.ServeConfig(**config)), conf.ServeConfig(**config))
+    prepared = prepare(served, read_request(body, "tiny", conf.ServeConfig(**config)), conf.ServeConfig(**config))
     frames = read_frames(clip, 4)
     assert (prepared.inputs.images == frames.images).all()
     assert prepared.inputs.sound.duration_s == pytest.approx(chat.max_sound_s, abs=0.1)
     (direct,) = chat.answer([prepared.inputs], N)
     assert answer.choices[0].message.content == direct.text
-    assert "answers greedily here" in refused
+    assert "only decodes greedily here" in refused
     assert "affectgpt is for AffectGPT" in wrong

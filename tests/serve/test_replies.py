@@ -1,4 +1,4 @@
-"""A stream holds the answer of a request that is not streamed, and what is certain of it before it is complete."""
+"""A stream has the text of the same request without streaming, and sends final text early."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from affectgpt import config as conf
 from affectgpt.chat.local import load
 from affectgpt.chat.request import Reply
 from affectgpt.engine import generation
-from affectgpt.serve.models import Chat
+from affectgpt.serve.models import ChatModel
 from tests.chat import tiny_chat
 from tests.serve.conftest import Slow, ask, asking, running, text, video
 
@@ -112,7 +112,10 @@ def test_another_chat_model_streams_too(tmp_path):
     chat = load(tiny_chat.write_qwen2_5_omni(tmp_path), device="cpu")
     config = {"name": "tiny", "max_new_tokens": 40}
     questions = ["How is she?", "Why?"]
-    with running(Chat(chat, conf.ServeConfig(**config)), config=config) as (client, _), ThreadPoolExecutor(2) as pool:
+    with (
+        running(ChatModel(chat, conf.ServeConfig(**config)), config=config) as (client, _),
+        ThreadPoolExecutor(2) as pool,
+    ):
         whole = list(pool.map(lambda words: ask(client, text(words)).choices[0].message.content, questions))
         streamed = list(pool.map(lambda words: pieces_of(ask(client, text(words), stream=True)), questions))
     assert ["".join(pieces) for pieces in streamed] == whole
@@ -141,7 +144,7 @@ class Stumbling(Slow):
 
 
 @pytest.mark.parametrize("answer", ["calm, happy", "sad"])
-def test_a_batch_that_is_tried_again_repeats_nothing_and_owns_up_to_another_answer(answer):
+def test_a_retried_batch_repeats_nothing_and_reports_another_answer(answer):
     served = Stumbling()
     served.answer = answer
     with running(served, config={"max_batch": 2, "max_wait_ms": 5000}) as (_, url), ThreadPoolExecutor(2) as pool:
@@ -151,7 +154,7 @@ def test_a_batch_that_is_tried_again_repeats_nothing_and_owns_up_to_another_answ
             said = "".join(row["choices"][0]["delta"].get("content", "") for row in lines if "choices" in row)
             if answer == "sad":
                 assert said == "calm,"
-                assert "wrote another answer; ask again" in lines[-1]["error"]["message"]
+                assert "gave another answer; send the request again" in lines[-1]["error"]["message"]
             else:
                 assert said == answer
                 assert lines[-1]["choices"][0]["finish_reason"] == "stop"

@@ -1,4 +1,4 @@
-"""What a request asks for: the JSON of a chat completion becomes an `Ask`, or a `Problem` that names the field."""
+"""Reads the JSON of a chat completion into a `ChatRequest`; a `APIError` names the field that is wrong."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from affectgpt.config import ServeConfig
 from affectgpt.schema import LANGUAGES, TASKS
-from affectgpt.serve.problems import Problem, short
+from affectgpt.serve.errors import APIError, short
 
 HELP = "see docs/serve.md"
 _USED = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream"}
 _USED |= {"stream_options", "affectgpt"}
-_IDLE = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+_IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "stop": ([],),
@@ -30,16 +30,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
-"""Fields of the protocol that are not implemented, with the values (besides null) under which that changes nothing."""
+"""Fields of the protocol that are not implemented, with the values (besides null) that are no restriction."""
 
 
 @dataclass(frozen=True)
-class Medium:
-    """A picture, video or sound of a request: bytes, or a file of the media folder.
+class MediaPart:
+    """An image, a video or sound of a request: bytes, or a file of the media folder.
 
     Attributes:
-        where: its place in the request, for messages.
-        kind: of the bytes, where the request says it: wav or mp3.
+        where: its path in the request, for messages.
+        kind: the stated format of sound, wav or mp3.
     """
 
     where: str
@@ -49,8 +49,8 @@ class Medium:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How an answer is written; requests with equal wishes can be generated together. Temperature 0 is greedy."""
+class Decoding:
+    """Decoding settings; temperature 0 is greedy."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -70,52 +70,52 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request that has been read.
+class ChatRequest:
+    """A valid request.
 
     Attributes:
-        turns: (role, text), from the first user message to the last; media stand beside, since all of one clip.
+        turns: (role, text), from the first user message to the last. Media are separate: they all show one clip.
     """
 
     turns: tuple[tuple[str, str], ...]
-    wish: Wish
+    decoding: Decoding
     system: str | None = None
-    images: tuple[Medium, ...] = ()
-    video: Medium | None = None
-    sound: Medium | None = None
+    images: tuple[MediaPart, ...] = ()
+    video: MediaPart | None = None
+    sound: MediaPart | None = None
     options: Options | None = None
     stream: bool = False
     include_usage: bool = False
 
 
-def read_ask(body: Any, name: str, config: ServeConfig) -> Ask:
+def read_request(body: Any, name: str, config: ServeConfig) -> ChatRequest:
     """Read the body of a chat completion.
 
     Args:
-        name: the model that is served.
+        name: the model of this server.
 
     Raises:
-        Problem: a field is missing, of a wrong kind, or asks for what this server does not do.
+        APIError: a field is missing, of a wrong type, or not supported.
     """
     if not isinstance(body, dict):
-        raise Problem(400, f"the body is {short(body)}; expected a JSON object")
+        raise APIError(400, f"the body is {short(body)}; expected a JSON object")
     if (asked := _get(body, "model", str)) != name:
         what = f"model {asked!r} is not served here" if asked else "model is missing"
-        raise Problem(404 if asked else 400, f"{what}; expected {name!r}", param="model", code="model_not_found")
+        raise APIError(404 if asked else 400, f"{what}; expected {name!r}", param="model", code="model_not_found")
     for key, value in body.items():
         neutral = _NEUTRAL.get(key)
-        if value is None or key in _USED or key in _IDLE or (neutral is not None and value in neutral):
+        if value is None or key in _USED or key in _IGNORED or (neutral is not None and value in neutral):
             continue
         if key == "response_format":
-            text = "the form of answers cannot be enforced here; ask for it in words and leave response_format out"
-            raise Problem(400, f"{text} (annotate: annotator.structured=prompt)", param=key, code="unsupported_value")
+            text = "this server cannot enforce a format; describe it in the prompt and leave response_format out"
+            raise APIError(400, f"{text} (annotate: annotator.structured=prompt)", param=key, code="unsupported_value")
         expected = f"{short(neutral[0])} or nothing" if neutral else f"no such field; {HELP}"
-        raise Problem(400, f"{key} is {short(value)}; expected {expected}", param=key, code="unsupported_parameter")
+        raise APIError(400, f"{key} is {short(value)}; expected {expected}", param=key, code="unsupported_parameter")
     images, video, sound, system, turns = _read_messages(body.get("messages"), config)
     stream_options = _get(body, "stream_options", dict, {})
-    return Ask(
+    return ChatRequest(
         turns,
-        _read_wish(body, config),
+        _read_decoding(body, config),
         system,
         images,
         video,
@@ -126,21 +126,21 @@ def read_ask(body: Any, name: str, config: ServeConfig) -> Ask:
     )
 
 
-def _read_wish(body: Mapping[str, Any], config: ServeConfig) -> Wish:
+def _read_decoding(body: Mapping[str, Any], config: ServeConfig) -> Decoding:
     names = ("max_completion_tokens", "max_tokens")
     name = next((name for name in names if body.get(name) is not None), names[1])
     longest = _get(body, name, int, config.max_new_tokens)
     if not 1 <= longest <= config.max_tokens_limit:
-        raise Problem(400, f"{name} is {longest}; expected 1 to {config.max_tokens_limit}", param=name)
+        raise APIError(400, f"{name} is {longest}; expected 1 to {config.max_tokens_limit}", param=name)
     temperature, top_p = _get(body, "temperature", float, 0.0), _get(body, "top_p", float, 1.0)
     if not 0 <= temperature <= 2:
-        raise Problem(400, f"temperature is {temperature:g}; expected 0 to 2", param="temperature")
+        raise APIError(400, f"temperature is {temperature:g}; expected 0 to 2", param="temperature")
     if not 0 < top_p <= 1:
-        raise Problem(400, f"top_p is {top_p:g}; expected above 0 and at most 1", param="top_p")
+        raise APIError(400, f"top_p is {top_p:g}; expected above 0 and at most 1", param="top_p")
     seed = _get(body, "seed", int)
     if seed is not None and not 0 <= seed < 2**63:
-        raise Problem(400, f"seed is {seed}; expected 0 to 2^63 - 1", param="seed")
-    return Wish(longest, temperature, top_p, seed) if temperature else Wish(longest)
+        raise APIError(400, f"seed is {seed}; expected 0 to 2^63 - 1", param="seed")
+    return Decoding(longest, temperature, top_p, seed) if temperature else Decoding(longest)
 
 
 def _read_options(value: Any) -> Options | None:
@@ -149,18 +149,18 @@ def _read_options(value: Any) -> Options | None:
     if not isinstance(value, dict) or (odd := sorted(set(value) - set(Options.__dataclass_fields__))):
         found = short(value) if not isinstance(value, dict) else f"an object with {odd}"
         fields = list(Options.__dataclass_fields__)
-        raise Problem(400, f"affectgpt is {found}; expected an object with some of {fields}", param="affectgpt")
+        raise APIError(400, f"affectgpt is {found}; expected an object with some of {fields}", param="affectgpt")
     lists = {}
     for name in ("candidates", "modalities"):
         lists[name] = words = _get(value, name, list, None, "affectgpt.")
         if words is not None and not all(isinstance(word, str) for word in words):
-            raise Problem(
-                400, f"affectgpt.{name} is {short(words)}; expected a list of texts", param=f"affectgpt.{name}"
+            raise APIError(
+                400, f"affectgpt.{name} is {short(words)}; expected a list of strings", param=f"affectgpt.{name}"
             )
     texts = {name: _get(value, name, str, None, "affectgpt.") for name in ("task", "lang", "subtitle")}
     for name, known in (("task", TASKS), ("lang", LANGUAGES)):
         if texts[name] is not None and texts[name] not in known:
-            raise Problem(
+            raise APIError(
                 400, f"affectgpt.{name} is {texts[name]!r}; expected one of {list(known)}", param=f"affectgpt.{name}"
             )
     modalities = lists["modalities"]
@@ -173,31 +173,33 @@ def _read_options(value: Any) -> Options | None:
     )
 
 
-_Messages = tuple[tuple[Medium, ...], "Medium | None", "Medium | None", "str | None", tuple[tuple[str, str], ...]]
+_Messages = tuple[
+    tuple[MediaPart, ...], "MediaPart | None", "MediaPart | None", "str | None", tuple[tuple[str, str], ...]
+]
 
 
 def _read_messages(messages: Any, config: ServeConfig) -> _Messages:
     """(images, video, sound, system message, turns)"""
     if not isinstance(messages, list) or not messages:
-        raise Problem(400, f"messages is {short(messages)}; expected a list of messages", param="messages")
-    images: list[Medium] = []
-    single: dict[str, Medium] = {}
+        raise APIError(400, f"messages is {short(messages)}; expected a list of messages", param="messages")
+    images: list[MediaPart] = []
+    single: dict[str, MediaPart] = {}
     system, turns = None, []
     for place, message in enumerate(messages):
         where = f"messages[{place}]"
         if not isinstance(message, dict):
-            raise Problem(400, f"{where} is {short(message)}; expected an object", param=where)
+            raise APIError(400, f"{where} is {short(message)}; expected an object", param=where)
         role, content = message.get("role"), message.get("content")
         expected = ("user", "system", "developer") if place == 0 else ("user",) if not turns else ("user", "assistant")
         expected = tuple(name for name in expected if not turns or name != turns[-1][0])
         if role not in expected:
-            raise Problem(
+            raise APIError(
                 400, f"{where}.role is {short(role)}; expected {' or '.join(expected)}", param=f"{where}.role"
             )
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
             found = f"{where}.content is {short(content)}"
-            raise Problem(400, f"{found}; expected a text or a list of parts", param=f"{where}.content")
+            raise APIError(400, f"{found}; expected a string or a list of parts", param=f"{where}.content")
         texts = []
         for number, part in enumerate(parts):
             at = f"{where}.content[{number}]"
@@ -206,13 +208,13 @@ def _read_messages(messages: Any, config: ServeConfig) -> _Messages:
                 texts.append(_get(part, "text", str, "", f"{at}."))
             elif kind not in ("image_url", "video_url", "input_audio"):
                 expected_types = "text, image_url, video_url or input_audio"
-                raise Problem(400, f"{at}: type is {short(kind)}; expected {expected_types}", param=at)
+                raise APIError(400, f"{at}: type is {short(kind)}; expected {expected_types}", param=at)
             elif role != "user" or turns:
-                raise Problem(400, f"{at}: {kind} here; media belong into the first user message", param=at)
+                raise APIError(400, f"{at}: {kind} here; media are allowed in the first user message only", param=at)
             elif kind == "image_url":
                 images.append(_read_image(part, at))
             elif kind in single:
-                raise Problem(400, f"{at}: a second {kind}; a request is about one clip", param=at)
+                raise APIError(400, f"{at}: a second {kind}; a request shows one clip", param=at)
             else:
                 single[kind] = _read_video(part, at, config) if kind == "video_url" else _read_sound(part, at)
         if role in ("system", "developer"):
@@ -220,61 +222,61 @@ def _read_messages(messages: Any, config: ServeConfig) -> _Messages:
         else:
             turns.append((role, "\n".join(texts)))
     if not turns or turns[-1][0] != "user":
-        raise Problem(400, "the last message is not the user's; expected a user message to answer", param="messages")
+        raise APIError(400, "the last message is not from the user; expected a user message", param="messages")
     if images and "video_url" in single:
-        raise Problem(400, "image_url and video_url together; expected one video or its frames", param="messages")
+        raise APIError(400, "image_url and video_url together; expected one video or its frames", param="messages")
     if len(images) > config.max_images:
-        raise Problem(400, f"{len(images)} image_url parts; expected at most {config.max_images}", param="messages")
+        raise APIError(400, f"{len(images)} image_url parts; expected at most {config.max_images}", param="messages")
     return tuple(images), single.get("video_url"), single.get("input_audio"), system, tuple(turns)
 
 
-def _read_image(part: Mapping[str, Any], at: str) -> Medium:
+def _read_image(part: Mapping[str, Any], at: str) -> MediaPart:
     url = _get(_get(part, "image_url", dict, {}, f"{at}."), "url", str, "", f"{at}.image_url.")
     if not url.startswith("data:"):
-        raise Problem(400, f"{at}: image_url is {short(url)}; expected a data: URI (nothing is fetched)", param=at)
-    return Medium(at, _data_of(url, at))
+        raise APIError(400, f"{at}: image_url is {short(url)}; expected a data: URI (nothing is fetched)", param=at)
+    return MediaPart(at, _data_of(url, at))
 
 
-def _read_video(part: Mapping[str, Any], at: str, config: ServeConfig) -> Medium:
+def _read_video(part: Mapping[str, Any], at: str, config: ServeConfig) -> MediaPart:
     url = _get(_get(part, "video_url", dict, {}, f"{at}."), "url", str, "", f"{at}.video_url.")
     if url.startswith("data:"):
-        return Medium(at, _data_of(url, at))
-    return Medium(at, path=path_below(config.media_folder, url, at))
+        return MediaPart(at, _data_of(url, at))
+    return MediaPart(at, path=path_below(config.media_folder, url, at))
 
 
-def _read_sound(part: Mapping[str, Any], at: str) -> Medium:
+def _read_sound(part: Mapping[str, Any], at: str) -> MediaPart:
     sound = _get(part, "input_audio", dict, {}, f"{at}.")
     kind = sound.get("format")
     if kind not in ("wav", "mp3"):
-        raise Problem(400, f"{at}: format is {short(kind)}; expected 'wav' or 'mp3'", param=at)
-    return Medium(at, _decoded(_get(sound, "data", str, "", f"{at}.input_audio."), at), kind=kind)
+        raise APIError(400, f"{at}: format is {short(kind)}; expected 'wav' or 'mp3'", param=at)
+    return MediaPart(at, _decoded(_get(sound, "data", str, "", f"{at}.input_audio."), at), kind=kind)
 
 
 def path_below(folder: str | None, url: str, at: str) -> Path:
-    """The file that a request names, which must lie below `folder`, also once links in its path are followed.
+    """The file that a request names; it must be below `folder` after symbolic links are resolved.
 
     Raises:
-        Problem: it does not, or there is no such file. For what lies outside, the text does not tell whether it exists.
+        APIError: it is not, or does not exist. For paths outside, the message does not reveal whether they exist.
     """
     name = url.removeprefix("file://")
     if folder is None:
-        raise Problem(
+        raise APIError(
             400, f"{at}: video_url is {short(url)}; expected a data: URI (this server has no media_folder=)", param=at
         )
     root = Path(folder).expanduser().resolve()
     path = root if "\0" in name else (root / name).resolve()
     if not path.is_relative_to(root) or path == root or "://" in name:
         expected = "a data: URI, or a path below the server's media folder"
-        raise Problem(400, f"{at}: video_url is {short(url)}; expected {expected}", param=at)
+        raise APIError(400, f"{at}: video_url is {short(url)}; expected {expected}", param=at)
     if not path.is_file():
-        raise Problem(400, f"{at}: no file {short(url)} below the server's media folder", param=at)
+        raise APIError(400, f"{at}: no file {short(url)} below the server's media folder", param=at)
     return path
 
 
 def _data_of(url: str, at: str) -> bytes:
     head, _, payload = url.partition(",")
     if not head.endswith(";base64"):
-        raise Problem(400, f"{at}: the URI begins with {short(head)}; expected data:<type>;base64,<data>", param=at)
+        raise APIError(400, f"{at}: the URI begins with {short(head)}; expected data:<type>;base64,<data>", param=at)
     return _decoded(payload, at)
 
 
@@ -282,20 +284,20 @@ def _decoded(text: str, at: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Problem(400, f"{at}: the data are no base64 ({error})", param=at) from None
+        raise APIError(400, f"{at}: the data is not base64 ({error})", param=at) from None
     if not data:
-        raise Problem(400, f"{at}: 0 bytes; expected a media file in base64", param=at)
+        raise APIError(400, f"{at}: 0 bytes; expected a media file in base64", param=at)
     return data
 
 
 def _get(values: Mapping[str, Any], name: str, kind: type, default: Any = None, where: str = "") -> Any:
-    """The value of a field, or `default` if it is absent or null; Problem if it is of another kind."""
+    """The value of a field, or `default` if it is absent or null; APIError if it has another type."""
     value = values.get(name)
     if value is None:
         return default
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool) or value != value:
-        words = {str: "a text", int: "an integer", float: "a number", bool: "true or false", dict: "an object"}
+        words = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "an object"}
         expected = words.get(kind, "a list")
-        raise Problem(400, f"{where}{name} is {short(value)}; expected {expected}", param=f"{where}{name}")
+        raise APIError(400, f"{where}{name} is {short(value)}; expected {expected}", param=f"{where}{name}")
     return value

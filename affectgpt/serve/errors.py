@@ -1,4 +1,4 @@
-"""What is wrong with a request, in the protocol's form."""
+"""Errors in the form of the protocol."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
 
 
-class Problem(Exception):
-    """A request that gets no answer, as the protocol reports it; `param` is the field of the request."""
+class APIError(Exception):
+    """A request that is refused; `param` is the field of the request, `code` a word for programs."""
 
     def __init__(
         self,
@@ -29,8 +29,8 @@ class Problem(Exception):
         self.retry_s = retry_s
 
     def body(self) -> dict[str, Any]:
-        kind = _ERROR_TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        error_type = _ERROR_TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": str(self), "type": error_type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         from starlette.responses import JSONResponse
@@ -42,5 +42,6 @@ class Problem(Exception):
 
 
 def short(value: Any) -> str:
+    """`repr`, abbreviated for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""What cannot be asked is refused with what was found and expected; nothing outside the media folder is opened."""
+"""Invalid requests are refused with what was found and expected; nothing outside the media folder is opened."""
 
 import contextlib
 
@@ -20,7 +20,7 @@ SPEAKS = {"role": "assistant", "content": "Yes."}
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        (b"{", 400, "the body is no JSON"),
+        (b"{", 400, "the body is not JSON"),
         (b"[]", 400, r"the body is \[\]; expected a JSON object"),
         ({"messages": []}, 400, "model is missing; expected 'tiny'"),
         ({"model": "gpt-4o"}, 404, "model 'gpt-4o' is not served here; expected 'tiny'"),
@@ -31,11 +31,15 @@ SPEAKS = {"role": "assistant", "content": "Yes."}
             400,
             r"messages\[0\].content is 3; expected a",
         ),
-        ({"model": "tiny", "messages": [{"role": "user", "content": "a"}, SPEAKS]}, 400, "the last message is not the"),
+        (
+            {"model": "tiny", "messages": [{"role": "user", "content": "a"}, SPEAKS]},
+            400,
+            "the last message is not from",
+        ),
         (
             {"model": "tiny", "messages": [{"role": "system", "content": "a"}]},
             400,
-            "the last message is not the user's",
+            "the last message is not from the user",
         ),
         (
             {"model": "tiny", "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
@@ -44,21 +48,21 @@ SPEAKS = {"role": "assistant", "content": "Yes."}
         ),
         (asking({"type": "image"}), 400, r"content\[0\]: type is 'image'; expected text, image_url"),
         (asking(video("data:,x")), 400, "the URI begins with 'data:'; expected data:<type>;base64,<data>"),
-        (asking(video("data:video/mp4;base64,?")), 400, "the data are no base64"),
+        (asking(video("data:video/mp4;base64,?")), 400, "the data is not base64"),
         (asking(video("data:video/mp4;base64,AAAA")), 400, r"content\[0\]: cannot be read .*; expected a media file"),
         (asking(video("clip0.mp4"), video("clip1.mp4")), 400, r"content\[1\]: a second video_url"),
         (asking(video("clip0.mp4"), PICTURE), 400, "image_url and video_url together"),
         (asking(video("clip77.mp4")), 400, "no file 'clip77.mp4' below the server's media folder"),
-        (asking(PICTURE, LARGER), 400, "pictures of 8 x 8, 9 x 8 pixels; expected frames of one clip"),
+        (asking(PICTURE, LARGER), 400, "images of 8 x 8, 9 x 8 pixels; expected frames of one clip"),
         (asking(HUGE), 400, "1600 x 1600 pixels; expected at most 2.5 megapixels"),
         (asking(*[PICTURE] * 33), 400, "33 image_url parts; expected at most 32"),
         (asking({"type": "image_url", "image_url": {"url": "http://x/y.jpg"}}), 400, r"expected a data: URI \(nothing"),
         (
             asking({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}),
             400,
-            "no picture to be read",
+            "the image cannot be read",
         ),
-        (asking(MP3), 400, "format says mp3, found wav"),
+        (asking(MP3), 400, "format is mp3, found wav"),
         (asking(text("Hm?"), affectgpt={"task": "labels"}), 400, "a task has its own question"),
         (asking(affectgpt={"task": "sing"}), 400, "affectgpt.task is 'sing'; expected one of"),
         (asking(affectgpt={"tusk": "labels"}), 400, r"an object with \['tusk'\]; expected an object with some of"),
@@ -70,10 +74,10 @@ SPEAKS = {"role": "assistant", "content": "Yes."}
         (asking(text("a"), n=2), 400, "n is 2; expected 1 or nothing"),
         (asking(text("a"), stop=["x"]), 400, r"stop is \['x'\]; expected \[\] or nothing"),
         (asking(text("a"), tempratur=1), 400, "tempratur is 1; expected no such field"),
-        (asking(text("a"), response_format={"type": "json_object"}), 400, "cannot be enforced here"),
+        (asking(text("a"), response_format={"type": "json_object"}), 400, "cannot enforce a format"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_with_what_was_found_and_expected(server, body, status, words):
+def test_an_invalid_request_is_refused_with_what_was_found_and_expected(server, body, status, words):
     found, error = error_of(server[1], body)
     assert found == status
     assert set(error) == {"message", "type", "param", "code"}
