@@ -22,40 +22,40 @@ class PathsConfig:
 class EncoderConfig:
     """One frozen encoder."""
 
-    path: str = "???"  # hub id or folder of a pretrained encoder that transformers' AutoModel builds
-    revision: str | None = None  # hub revision; pinned into every checkpoint
-    layers: Any = -1  # hidden state handed over: -1 = last, another index, or last4_mean (mean of the last four)
+    path: str = "???"  # hub id or folder of a model that transformers' AutoModel builds, or timm:<name>
+    revision: str | None = None  # hub revision; checkpoints store the commit
+    layers: Any = -1  # hidden state to use: -1 = last, another index, or last4_mean (mean of the last four)
     pool: str = "tokens"  # tokens, frame or window (mean of each), cls, pooled (model's own), mean, queries (BLIP-2's)
-    stride: int = 1  # sound, pool tokens: every so many states in a row become their mean
-    grid: int = 0  # pictures, pool tokens: patches averaged to grid x grid a frame; 0 = all
-    image_size: int | None = None  # pictures are stretched to this; null = what the encoder was made for
     dtype: str = "float32"  # float32 or bfloat16
+    stride: int = 1  # audio, pool tokens: number of consecutive states averaged to one
+    grid: int = 0  # images and video, pool tokens: patches are averaged to grid x grid per frame; 0 = all patches
+    image_size: int | None = None  # images are resized to this square; null = the size the encoder was made for
 
 
 @dataclass
 class ProjectorConfig:
-    """One trained projection from encoder states to soft tokens of the LLM."""
+    """One trained projector from encoder states to soft tokens of the LLM."""
 
-    kind: str = "qformer"  # qformer, linear, attention (learned weighted sum), grouped (states side by side) or none
-    n_queries: int = 32  # soft tokens that the LLM sees (qformer; attention gives one a query)
-    n_layers: int = 2  # Q-Former blocks, each with cross-attention
+    kind: str = "qformer"  # qformer, linear, attention (learned weighted sum), grouped (concatenated states) or none
+    n_queries: int = 32  # number of soft tokens
     hidden_size: int = 768  # Q-Former width
+    n_layers: int = 2  # Q-Former blocks, each with cross-attention
     n_heads: int = 12  # Q-Former attention heads
-    max_positions: int | None = None  # temporal positions with an embedding; null = as many as the sampling gives
-    dropout: float = 0.1  # inside the Q-Former, while training
-    softmax: bool = True  # attention: weights sum to 1; false = the scores themselves are the weights
-    group_size: int = 4  # grouped: states put side by side before one linear map
-    sources: list[str] = field(default_factory=list)  # multi only: the modalities that are fused; empty = all
-    unless: str | None = None  # hide this branch from samples that have that modality
+    dropout: float = 0.1  # Q-Former dropout during training
+    max_positions: int | None = None  # temporal position embeddings; null = as many as the sampling needs, 0 = none
+    softmax: bool = True  # attention: weights sum to 1; false = the raw scores are the weights
+    group_size: int = 4  # grouped: consecutive states concatenated before the linear map
+    sources: list[str] = field(default_factory=list)  # multi only: the modalities to fuse; empty = all
+    unless: str | None = None  # hide this branch from samples that have the modality named here
 
 
 @dataclass
 class LoraConfig:
     """Low-rank adapters of the LLM (peft); add lora to stage.trainable to train them."""
 
-    r: int = 0  # rank, for example 16; 0 = no adapters, the LLM stays as it is
-    alpha: int = 32  # scale is alpha / r
-    dropout: float = 0.05  # on the adapters' input, while training
+    r: int = 0  # rank, for example 16; 0 = no adapters
+    alpha: int = 32  # the adapters' output is scaled by alpha / r
+    dropout: float = 0.05  # on the adapters' input during training
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # adapted layers
 
 
@@ -64,38 +64,48 @@ class LLMConfig:
     """The frozen language model."""
 
     path: str = "???"  # hub id or folder of any causal LM
-    revision: str | None = None  # hub revision; pinned into every checkpoint
+    revision: str | None = None  # hub revision; checkpoints store the commit
     dtype: str = "float32"  # float32 or bfloat16
-    quantization: str | None = None  # nf4 or int8: pack the frozen weights in 4 or 8 bits; needs the quantization extra
-    prompt_format: str = "auto"  # auto = the tokenizer's chat template, else vicuna
+    quantization: str | None = None  # nf4 or int8: quantize the frozen weights; needs the quantization extra
+    prompt_format: str = "auto"  # chat (the tokenizer's template), vicuna, or auto = chat if there is a template
     lora: LoraConfig = field(default_factory=LoraConfig)  # low-rank adapters
 
 
 @dataclass
 class SamplingConfig:
-    """What of a clip reaches the encoders."""
+    """What the encoders see of a clip."""
 
     n_frames: int = 8  # frames for the image encoder, at floor(i * n / n_frames)
-    n_motion_frames: int = 16  # frames for the motion encoder
+    n_motion_frames: int = 16  # frames for the video encoder
     n_faces: int = 8  # face crops for the image encoder of faces
-    n_motion_faces: int = 16  # face crops for the motion encoder of faces
-    rate_hz: int = 16000  # sampling rate of the sound
-    window_s: float = 10.0  # sound up to this long is one window
-    max_windows: int = 3  # longer sound: at most this many windows
-    window_mode: str = "cover"  # cover = windows spread from start to end; fixed = always max_windows, padded
+    n_motion_faces: int = 16  # face crops for the video encoder of faces
+    rate_hz: int = 16000  # audio sampling rate
+    window_s: float = 10.0  # length of an audio window; shorter audio is one window
+    max_windows: int = 3  # maximum number of windows of longer audio
+    window_mode: str = "cover"  # cover = windows spread from start to end; fixed = always max_windows, zero-padded
+
+
+SAMPLED = {
+    "audio": ("rate_hz", "window_s", "max_windows", "window_mode"),
+    "frames": ("n_frames",),
+    "motion": ("n_motion_frames",),
+    "face": ("n_faces",),
+    "face_motion": ("n_motion_faces",),
+}
+"""Modality -> the sampling settings that decide what its encoder sees; for images and video, the number of frames."""
 
 
 @dataclass
 class ModelConfig:
-    """A model out of pretrained parts."""
+    """A model assembled from pretrained parts."""
 
     name: str = "???"  # short name, for tables and records
     llm: LLMConfig = field(default_factory=LLMConfig)  # the frozen language model
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # audio, frames, motion, face, face_motion
     projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder; multi = pre-fusion
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and sound windows
-    init: str = "random"  # projections of a stage that starts from nothing: random, or pretrained (from init_from)
-    init_from: str | None = None  # folder of pretrained projections, as `python -m affectgpt.convert` writes it
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and audio windows
+    init: str = "random"  # initial projectors of a stage without init_from: random, or pretrained (from init_from)
+    init_from: str | None = None  # folder of pretrained projectors, as written by `python -m affectgpt.convert`
 
 
 @dataclass

@@ -1,5 +1,6 @@
-"""The former place of `affectgpt.inference.loading`, whose names are promised here."""
+"""Public names for loading: `load` a checkpoint, `model_spec` for `affectgpt.models.build`."""
 
-from affectgpt.inference.loading import load, model_spec
+from affectgpt.inference.loading import load
+from affectgpt.models import model_spec
 
 __all__ = ["load", "model_spec"]

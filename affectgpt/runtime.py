@@ -16,7 +16,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("affectgpt")
 
@@ -45,6 +48,34 @@ def set_up_logging(verbose: bool = False) -> None:
     """Plain lines on stderr; the noise of libraries stays at warnings."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and load reports of transformers: our own loader is strict and reports what is wrong."""
+    from transformers.utils import logging as library_logging
+
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity_error()
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a setting auto, cpu or cuda; auto is a GPU if there is one.
+
+    Raises:
+        UserError: an unknown name, or cuda without a GPU.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {name!r}; expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` says why")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def n_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seed_everything(seed: int) -> None:

@@ -26,14 +26,15 @@ import torch
 from step import SIZES, Size, cpu_name, write_figures
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from affectgpt.config import GenerateConfig, QuestionConfig
+from affectgpt.cache.reader import clip_reader
+from affectgpt.config import EncoderConfig, GenerateConfig, LLMConfig, ProjectorConfig, QuestionConfig, SamplingConfig
 from affectgpt.data.sources import probe_samples, samples_from_paths
 from affectgpt.demo.models import make_tokenizer
 from affectgpt.demo.video import write_mp4
-from affectgpt.inference.loading import clip_reader, quiet_libraries
 from affectgpt.inference.prediction import predict
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+from affectgpt.models import ModelSpec, build
 from affectgpt.prompts import render
+from affectgpt.runtime import quiet_libraries
 from affectgpt.schema import Sample
 
 CLIP_S, FRAME_RATE_HZ = 4.0, 12.5
@@ -71,16 +72,16 @@ def build_model(size: Size, folder: Path) -> tuple[Any, Any]:
     for name, config in size.encoders.items():
         AutoModel.from_config(config).save_pretrained(folder / name)
     (folder / "audio" / "preprocessor_config.json").write_text('{"do_normalize": true, "sampling_rate": 16000}')
-    projector = ProjectorSpec(dropout=0.0, **size.projector)
+    projector = ProjectorConfig(dropout=0.0, **size.projector)
     model, processor = build(
         ModelSpec(
-            llm=str(folder / "llm"),
+            llm=LLMConfig(str(folder / "llm")),
             encoders={
-                name: EncoderSpec(str(folder / name), pool="frame" if name == "frames" else "tokens")
+                name: EncoderConfig(str(folder / name), pool="frame" if name == "frames" else "tokens")
                 for name in size.encoders
             },
             projectors=dict.fromkeys(size.encoders, projector),
-            sampling=SamplingSpec(window_s=size.window_s, max_windows=size.n_windows),
+            sampling=SamplingConfig(window_s=size.window_s, max_windows=size.n_windows),
         )
     )
     return model.eval(), processor

@@ -40,14 +40,14 @@ from transformers import (
     VideoMAEModel,
 )
 
+from affectgpt.cache.reader import clip_reader
 from affectgpt.config import DataConfig, ModelConfig, SourceConfig, StageConfig
 from affectgpt.data.facts import FILE, MediaFacts
 from affectgpt.data.mixture import Source, read_mixture, read_samples
 from affectgpt.data.stream import TrainingStream
 from affectgpt.demo.video import write_mp4
-from affectgpt.inference.loading import clip_reader, model_spec, quiet_libraries
-from affectgpt.models import build
-from affectgpt.runtime import write_text_atomic
+from affectgpt.models import build, model_spec
+from affectgpt.runtime import quiet_libraries, write_text_atomic
 from affectgpt.schema import Sample, write_jsonl
 from affectgpt.training.loader import Batches
 from affectgpt.training.objectives.supervised import Objective

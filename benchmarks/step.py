@@ -35,7 +35,7 @@ from transformers import Blip2VisionConfig, HubertConfig, LlamaConfig, VideoMAEC
 
 from affectgpt.engine import packing
 from affectgpt.models import AffectGPTConfig, AffectGPTForConditionalGeneration
-from affectgpt.models.configuration_affectgpt import EncoderConfig, ProjectorConfig
+from affectgpt.models.configuration_affectgpt import EncoderArchitecture, ProjectorArchitecture
 from affectgpt.models.modeling_affectgpt import MEDIA_KEYS
 from affectgpt.models.processing_affectgpt import pad_states
 
@@ -116,8 +116,8 @@ def make_model(size: Size, *, dtype: torch.dtype, lora: bool) -> AffectGPTForCon
     """The model with random weights; the same ones for every precision."""
     branches = {}
     for name, base in size.encoders.items():
-        encoder = EncoderConfig(base=base.to_dict(), pool="tokens", grid=4 if name == "frames" else 0)
-        projector = ProjectorConfig(kind="qformer", input_size=base.hidden_size, dropout=0.0, **size.projector)
+        encoder = EncoderArchitecture(base=base.to_dict(), pool="tokens", grid=4 if name == "frames" else 0)
+        projector = ProjectorArchitecture(kind="qformer", input_size=base.hidden_size, dropout=0.0, **size.projector)
         branches[name] = {"encoder": asdict(encoder), "projector": asdict(projector)}
     torch.manual_seed(0)
     model = AffectGPTForConditionalGeneration(

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from affectgpt.cli import compose
-from affectgpt.inference.loading import model_spec, quiet_libraries
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
-from affectgpt.models.build import build_hollow, hollow_settings
+from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
+from affectgpt.models import ModelSpec, model_spec
+from affectgpt.models.assemble import build_hollow, hollow_settings
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS
 from affectgpt.plan.command import GIB, Setup, total_flops
 from affectgpt.plan.costs import count_sample
+from affectgpt.runtime import quiet_libraries
 
 DEFAULTS = {"model": "affectgpt", "n_steps": 10, "batch_size": 8, "text_tokens": 170, "answer_tokens": 100}
 
@@ -38,10 +39,10 @@ def tiny_spec(folder: str) -> ModelSpec:
     Blip2VisionModel(Blip2VisionConfig(**small, image_size=28, patch_size=14)).save_pretrained(f"{folder}/eye")
     LlamaForCausalLM(LlamaConfig(**small, vocab_size=512)).save_pretrained(f"{folder}/llm")
     return ModelSpec(
-        llm=f"{folder}/llm",
-        encoders={"frames": EncoderSpec(f"{folder}/eye")},
-        projectors={"frames": ProjectorSpec(n_queries=4, hidden_size=32, n_heads=4)},
-        sampling=SamplingSpec(n_frames=2),
+        llm=LLMConfig(f"{folder}/llm"),
+        encoders={"frames": EncoderConfig(f"{folder}/eye")},
+        projectors={"frames": ProjectorConfig(n_queries=4, hidden_size=32, n_heads=4)},
+        sampling=SamplingConfig(n_frames=2),
     )
 
 

@@ -37,7 +37,7 @@ from affectgpt.config import AnnotateConfig
 from affectgpt.data.sources import probe_sample
 from affectgpt.media import MediaError
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import UserError, quiet_libraries, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import BadSample, Sample
 
 
@@ -47,8 +47,6 @@ def run_single(config: AnnotateConfig, clips: Clips) -> int:
     if (out / "shards").exists():
         raise UserError(f"{out} was made in shards; resume with engine=processes or engine=ray, or choose another out=")
     if config.transcriber or any(annotator.kind == "transformers" for annotator in annotators_of(config).values()):
-        from affectgpt.inference.loading import quiet_libraries
-
         quiet_libraries()
     record = RunRecord.start(out, kind="annotate", config=asdict(config), inputs=manifests(config))
     store = Store(out, fsync=config.fsync, answers_in=Path(config.answers_in or out))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from affectgpt.config import CacheCollectConfig, CacheConfig, CacheListConfig, CacheVerifyConfig
-from affectgpt.runtime import InputError, UserError, set_up_logging
+from affectgpt.runtime import InputError, UserError, n_cores, quiet_libraries, set_up_logging, torch_device
 from affectgpt.schema import BadSample, Sample, sample_from_row, to_json
 from affectgpt.tables import format_table
 
@@ -74,7 +74,7 @@ def run_build(config: CacheConfig) -> int:
     from affectgpt.data.facts import facts_in
     from affectgpt.data.mixture import read_samples
     from affectgpt.data.sources import report_bad
-    from affectgpt.inference.loading import model_spec, quiet_libraries, torch_device
+    from affectgpt.models import model_spec
 
     start = time.monotonic()
     quiet_libraries()
@@ -138,7 +138,7 @@ class Encoder:
     def __init__(self, job: Job, number: int = 0) -> None:
         import torch
 
-        from affectgpt.inference.loading import clip_reader, quiet_libraries
+        from affectgpt.cache.reader import clip_reader
         from affectgpt.models import build
 
         quiet_libraries()
@@ -185,8 +185,6 @@ def _encode(samples: Sequence[Sample]) -> Done:
 def in_processes(job: Job, tasks: Sequence[Sequence[Sample]], n_processes: int | None) -> Iterator[Done]:
     """Encode on this machine: one process a core, or one a card."""
     import torch
-
-    from affectgpt.inference.loading import n_cores
 
     if n_processes is None:
         n_processes = torch.cuda.device_count() if job.device == "cuda" else n_cores()

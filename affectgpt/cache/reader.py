@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from affectgpt.cache.store import Room, StateStore
-from affectgpt.data.clips import Sampling, load_clip
-from affectgpt.data.facts import MediaFacts
+from affectgpt.config import SAMPLED, SamplingConfig
+from affectgpt.data.clips import load_clip
+from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
-from affectgpt.runtime import InputError, stable_hash, without_collector
+from affectgpt.runtime import InputError, n_cores, stable_hash, without_collector
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
@@ -145,7 +147,7 @@ class ClipReader:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampling: SamplingConfig,
         *,
         backend: str = "pyav",
         cache: FeatureCache | None = None,
@@ -282,3 +284,51 @@ class ClipReader:
         if modality == "audio" and sample.audio is not None:
             return sample.audio
         return sample.face if modality in ("face", "face_motion") else sample.video
+
+
+def clip_reader(
+    model: Any,
+    processor: Any,
+    *,
+    backend: str = "pyav",
+    cache_folder: Path | None = None,
+    limit_gb: float | None = None,
+) -> ClipReader:
+    """The reader that gives `processor.encode` its media; with a cache folder, as encoder states.
+
+    Args:
+        limit_gb: maximum size of the encoder states in the folder; None = no limit.
+    """
+    sampled = {  # branch settings have the sampling's names, but `n_frames` for each kind of image
+        field: settings["n_frames"] if field.startswith("n_") else settings[field]
+        for name, settings in processor.branches.items()
+        for field in SAMPLED.get(name, ())
+    }
+    sampling = SamplingConfig(**sampled)
+    if cache_folder is None:
+        return ClipReader(sampling, backend=backend)
+
+    def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, value in media.items():
+            tensors |= processor.media(name, value)
+        return model.encode(tensors)
+
+    # The processor's settings (sizes, normalisation, audio windows) decide what the encoder's input is.
+    inputs = {
+        name: {key: value for key, value in settings.items() if key != "unless"} | {"n_tokens": None}
+        for name, settings in processor.branches.items()
+    }
+    fingerprints = {name: [model.encoder_fingerprint(name), inputs[name], backend] for name in model.modalities}
+    cache = FeatureCache(
+        cache_folder / "features",
+        fingerprints,
+        about=model.config.spec["encoders"],
+        limit_bytes=None if limit_gb is None else round(limit_gb * 1e9),
+    )
+    on_gpu = any(next(encoder.parameters()).is_cuda for encoder in model.encoders.values())
+    # A GPU encodes faster than one thread decodes; on the CPU both share the cores.
+    n_threads = min(16, max(2, n_cores() // torch.cuda.device_count())) if on_gpu else 2
+    return ClipReader(
+        sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder), n_threads=n_threads
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 from affectgpt.convert.files import Entry
 from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
 from affectgpt.convert.parts import BY_NAME, Recognised
-from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.models.pretrained import PROJECTORS, PROJECTORS_JSON
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.schema import MODALITIES
@@ -26,11 +26,11 @@ GROUP_SIZE = 4  # patches that MiniGPT-v2 puts side by side
 MINIGPT_IMAGE_SIZE = 448
 
 
-def _projector_config(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]]) -> ProjectorConfig:
+def _projector_config(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]]) -> ProjectorArchitecture:
     """What the tensors `shapes` of a branch belong to; raises KeyError naming one that it cannot be told without."""
     if part in ("frames", "audio"):
         queries = shapes["project.queries"]
-        return ProjectorConfig(
+        return ProjectorArchitecture(
             "qformer", shapes["project.qformer.encoder.layer.0.crossattention.attention.key.weight"][-1], queries[-2],
             hidden_size=queries[-1], n_layers=N_BRANCH_LAYERS, n_heads=N_BRANCH_HEADS,
             max_positions=shapes["positions.embedding.weight"][0],
@@ -40,21 +40,21 @@ def _projector_config(part: str, branch: str, shapes: Mapping[str, tuple[int, ..
             name.split(".")[1]: shape[1] for name, shape in shapes.items() if re.fullmatch(r"embed\..*weight", name)
         }
         sources = tuple(sorted(sizes, key=MODALITIES.index))
-        return ProjectorConfig(
+        return ProjectorArchitecture(
             "attention", shapes["mix.weight"][0], 1, softmax=False, sources=sources,
             source_sizes=tuple(sizes[name] for name in sources), source_states=(8,) * len(sources),
         )  # fmt: skip
     if part in ("visual", "sound"):
         n_queries, size = shapes["project.score.weight"]
-        return ProjectorConfig("attention", size, n_queries, softmax=False)
+        return ProjectorArchitecture("attention", size, n_queries, softmax=False)
     size = shapes["project.output.weight"][1]
     if branch == "frames":
         n_class = int("project.class_output.weight" in shapes)
         n_groups = (MINIGPT_IMAGE_SIZE // 14) ** 2 // GROUP_SIZE
-        return ProjectorConfig(
+        return ProjectorArchitecture(
             "grouped", size // GROUP_SIZE, n_groups + n_class, group_size=GROUP_SIZE, n_class=n_class
         )
-    return ProjectorConfig("linear", size, 1)
+    return ProjectorArchitecture("linear", size, 1)
 
 
 def projectors(sources: Mapping[str, Source], homes: Mapping[str, Recognised]) -> Output:

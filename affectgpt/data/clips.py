@@ -6,31 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from affectgpt.config import SamplingConfig
 from affectgpt.media import audio_windows, probe_faces, read_audio, read_faces, read_frame_sets
 from affectgpt.schema import Sample
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a clip is sampled.
-
-    Attributes:
-        n_frames: frames for the image encoder, at floor(i * n / n_frames).
-        n_motion_frames: frames for the motion encoder, spread likewise.
-        n_faces, n_motion_faces: the same of the face crops.
-        rate_hz: sampling rate of the sound.
-        window_s, max_windows: sound up to `window_s` is one window; longer sound gives up to `max_windows` windows.
-        window_mode: "cover" spreads windows from start to end; "fixed" always gives `max_windows` (padded with zeros).
-    """
-
-    n_frames: int = 8
-    n_motion_frames: int = 16
-    n_faces: int = 8
-    n_motion_faces: int = 16
-    rate_hz: int = 16000
-    window_s: float = 10.0
-    max_windows: int = 3
-    window_mode: str = "cover"
 
 
 @dataclass(frozen=True)
@@ -47,7 +25,7 @@ class Clip:
     facts: dict[str, Any]
 
 
-def load_clip(sample: Sample, modalities: Sequence[str], sampling: Sampling, *, backend: str = "pyav") -> Clip:
+def load_clip(sample: Sample, modalities: Sequence[str], sampling: SamplingConfig, *, backend: str = "pyav") -> Clip:
     """Decode `modalities` of `sample`; raises MediaError with the file's name if any of them cannot be had whole."""
     arrays: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -70,7 +48,7 @@ def load_clip(sample: Sample, modalities: Sequence[str], sampling: Sampling, *, 
     return Clip(arrays, facts)
 
 
-def _heard_s(n_samples: int, sampling: Sampling) -> float:
+def _heard_s(n_samples: int, sampling: SamplingConfig) -> float:
     """Seconds of the sound that lie in at least one window."""
     windows = audio_windows(
         n_samples,

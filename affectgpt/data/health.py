@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt.data.clips import Sampling, load_clip
+from affectgpt.config import SamplingConfig
+from affectgpt.data.clips import load_clip
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.pictures import draw_data
 from affectgpt.data.sources import check_each, probe_samples
@@ -207,7 +208,7 @@ def duplicates(samples: Iterable[Sample], facts: MediaFacts) -> list[tuple[str, 
 
 
 def _decoded(sample: Sample) -> Sample:
-    load_clip(sample, sample.modalities or (), Sampling())
+    load_clip(sample, sample.modalities or (), SamplingConfig())
     return sample
 
 

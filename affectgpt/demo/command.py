@@ -18,7 +18,7 @@ from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import format_prediction
 from affectgpt.journal import read_journal
 from affectgpt.metrics import Report
-from affectgpt.runtime import log, write_json_atomic
+from affectgpt.runtime import log, quiet_libraries, write_json_atomic
 from affectgpt.tables import format_table
 
 BRIEF = {
@@ -79,8 +79,7 @@ def train_and_score(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[
 
 def untrained(folder: Path, compose: Compose) -> Path:
     """Save a checkpoint of the untrained model."""
-    from affectgpt.inference.loading import model_spec, quiet_libraries
-    from affectgpt.models import build
+    from affectgpt.models import build, model_spec
     from affectgpt.models.checkpoint import save_trained
 
     quiet_libraries()

@@ -41,7 +41,7 @@ from affectgpt.demo.text import (
 )
 from affectgpt.demo.video import write_mp4
 from affectgpt.demo.voice import render_voice
-from affectgpt.runtime import InputError, log, stable_hash, write_json_atomic
+from affectgpt.runtime import InputError, log, n_cores, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
 CODE_VERSION = "4"
@@ -170,11 +170,6 @@ def build_once(folder: Path, parameters: dict) -> Iterator[Path | None]:
         finally:
             if target.exists():
                 shutil.rmtree(target)
-
-
-def n_cores() -> int:
-    """Number of cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_built(folder: Path, parameters: dict) -> None:

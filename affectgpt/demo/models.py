@@ -46,14 +46,14 @@ from transformers import (
 )
 
 from affectgpt import prompts
-from affectgpt.demo.corpus import build_once, n_cores
+from affectgpt.demo.corpus import build_once
 from affectgpt.demo.emotions import CHINESE, draw_scene, perform
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, syllables
 from affectgpt.demo.text import N_LINES, Clues, checked_clues, describe, hide, labels_in_chinese, subtitle_of
 from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.runtime import stable_hash
+from affectgpt.runtime import n_cores, stable_hash
 from affectgpt.schema import Sample
 
 CODE_VERSION = "4"

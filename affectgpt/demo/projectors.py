@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from affectgpt import prompts
+from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
 from affectgpt.demo.corpus import build_once, in_processes
 from affectgpt.demo.emotions import GESTURES, N_RESTING, RESTING_LEVEL, RESTING_UNITS
 from affectgpt.demo.face import render_face
@@ -31,7 +32,7 @@ from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.text import LINES, gesture_words
 from affectgpt.demo.voice import render_voice
 from affectgpt.media import Waveform
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+from affectgpt.models import ModelSpec, build
 from affectgpt.models.pretrained import save_start
 from affectgpt.runtime import stable_hash
 from affectgpt.schema import Sample
@@ -156,12 +157,12 @@ _SHARES = (0.4, 0.15, 0.15, 0.15, 0.15)
 def demo_spec(models: Path, seed: int) -> ModelSpec:
     """The model of conf/model/demo.yaml."""
     encoders = {"audio": "hubert", "frames": "eva", "motion": "videomae"}
-    qformer = ProjectorSpec(n_queries=8, n_layers=2, hidden_size=128, n_heads=4)
+    qformer = ProjectorConfig(n_queries=8, n_layers=2, hidden_size=128, n_heads=4)
     return ModelSpec(
-        llm=str(models / "llm"),
-        encoders={name: EncoderSpec(str(models / folder)) for name, folder in encoders.items()},
+        llm=LLMConfig(path=str(models / "llm")),
+        encoders={name: EncoderConfig(str(models / folder)) for name, folder in encoders.items()},
         projectors=dict.fromkeys(encoders, qformer),
-        sampling=SamplingSpec(_N_FRAMES, _N_MOTION_FRAMES, rate_hz=RATE_HZ, window_s=10.0, max_windows=3),
+        sampling=SamplingConfig(_N_FRAMES, _N_MOTION_FRAMES, rate_hz=RATE_HZ, window_s=10.0, max_windows=3),
         seed=seed,
     )
 

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from affectgpt.inference.loading import quiet_libraries
 from affectgpt.media import Waveform
 from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, load_trained
 from affectgpt.prompts import Message
 from affectgpt.runs import checkpoint_to_use
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, quiet_libraries
 from affectgpt.schema import PLACEHOLDERS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.runs import TRAINED_MANIFEST, RunRecord, checkpoint_to_use
-from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.runtime import UserError, quiet_libraries, write_text_atomic
 
 if TYPE_CHECKING:
     from affectgpt.config import ModelConfig, PushConfig
@@ -83,7 +83,6 @@ def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
     local = [what for what, name, _ in base_models(manifest["spec"]) if Path(name).is_absolute()]
     if config.full:
         from affectgpt.hub.export import export
-        from affectgpt.inference.loading import quiet_libraries
 
         quiet_libraries()
         export(checkpoint, out, merge_lora=config.merge_lora, dtype=config.dtype, base_models=config.base_models)

@@ -3,136 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from affectgpt.cache.reader import ClipReader, FeatureCache
-from affectgpt.config import ModelConfig
-from affectgpt.data.clips import Sampling
-from affectgpt.data.facts import facts_in
-from affectgpt.models import (
-    AffectGPTForConditionalGeneration,
-    AffectGPTProcessor,
-    EncoderSpec,
-    LoraSpec,
-    ModelSpec,
-    ProjectorSpec,
-    SamplingSpec,
-    bases,
-    quantize,
-)
-from affectgpt.models.checkpoint import load_trained
+from affectgpt.cache.reader import ClipReader, clip_reader
+from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, bases, load_trained, quantize
 from affectgpt.runs import TRAINED_MANIFEST, checkpoint_to_use
-from affectgpt.runtime import UserError, sha256_of_file
+from affectgpt.runtime import UserError, quiet_libraries, sha256_of_file, torch_device
 
 log = logging.getLogger("affectgpt")
-
-
-def quiet_libraries() -> None:
-    """Silence the loading bars and load reports of transformers: loading is strict here, and bars are our own."""
-    from transformers.utils import logging as library_logging
-
-    library_logging.disable_progress_bar()
-    library_logging.set_verbosity_error()
-
-
-def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
-    """The model's description for `affectgpt.models.build`, out of conf/model."""
-    encoders = {}
-    for name, encoder in config.encoders.items():
-        values = asdict(encoder)
-        encoders[name] = EncoderSpec(values.pop("path"), **values)
-    lora = config.llm.lora
-    return ModelSpec(
-        llm=config.llm.path,
-        llm_revision=config.llm.revision,
-        llm_dtype=config.llm.dtype,
-        llm_quantization=config.llm.quantization,
-        encoders=encoders,
-        projectors={
-            name: ProjectorSpec(**{**asdict(projector), "sources": tuple(projector.sources)})
-            for name, projector in config.projectors.items()
-            if projector.kind != "none"
-        },
-        sampling=SamplingSpec(**asdict(config.sampling)),
-        lora=None if lora.r == 0 else LoraSpec(lora.r, lora.alpha, lora.dropout, tuple(lora.target_modules)),
-        prompt_format=config.llm.prompt_format,
-        seed=seed,
-    )
-
-
-def torch_device(name: str) -> torch.device:
-    """ "auto" takes a GPU if there is one; asking for a GPU that is not there is an error."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device is {name!r}; expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` says why")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def clip_reader(
-    model: Any,
-    processor: Any,
-    *,
-    backend: str = "pyav",
-    cache_folder: Path | None = None,
-    limit_gb: float | None = None,
-) -> ClipReader:
-    """The way from a sample's files to what `processor.encode` takes; with a cache folder, through encoder states.
-
-    Args:
-        limit_gb: what the encoder states in the folder may hold; None = no limit.
-    """
-    sampling = _sampling(processor)
-    if cache_folder is None:
-        return ClipReader(sampling, backend=backend)
-
-    def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, value in media.items():
-            tensors |= processor.media(name, value)
-        return model.encode(tensors)
-
-    # Branch settings hold sizes, normalisation and sound windows: whatever decides what the encoder is fed.
-    fed = {
-        name: {key: value for key, value in settings.items() if key != "unless"} | {"n_tokens": None}
-        for name, settings in processor.branches.items()
-    }
-    fingerprints = {name: [model.encoder_fingerprint(name), fed[name], backend] for name in model.modalities}
-    cache = FeatureCache(
-        cache_folder / "features",
-        fingerprints,
-        about=model.config.spec["encoders"],
-        limit_bytes=None if limit_gb is None else round(limit_gb * 1e9),
-    )
-    on_gpu = any(next(encoder.parameters()).is_cuda for encoder in model.encoders.values())
-    # A GPU encodes faster than one thread decodes; on the CPU both share the cores.
-    n_threads = min(16, max(2, n_cores() // torch.cuda.device_count())) if on_gpu else 2
-    return ClipReader(
-        sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder), n_threads=n_threads
-    )
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _sampling(processor: Any) -> Sampling:
-    values: dict[str, Any] = {}
-    counts = {"frames": "n_frames", "motion": "n_motion_frames", "face": "n_faces", "face_motion": "n_motion_faces"}
-    for name, count in counts.items():
-        if name in processor.branches:
-            values[count] = processor.branches[name]["n_frames"]
-    if sound := processor.branches.get("audio"):
-        values |= {key: sound[key] for key in ("rate_hz", "window_s", "max_windows", "window_mode")}
-    return Sampling(**values)
 
 
 @dataclass(frozen=True)

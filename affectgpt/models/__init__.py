@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoProcessor
 
-from affectgpt.models.build import EncoderSpec, LoraSpec, ModelSpec, ProjectorSpec, SamplingSpec, build, build_hollow
+from affectgpt.models.assemble import build, build_hollow
 from affectgpt.models.checkpoint import (
     CheckpointError,
     load_trained,
@@ -14,6 +14,7 @@ from affectgpt.models.checkpoint import (
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration, trainable_table
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+from affectgpt.models.spec import ModelSpec, model_spec
 
 AutoConfig.register("affectgpt", AffectGPTConfig, exist_ok=True)
 AutoProcessor.register(AffectGPTConfig, AffectGPTProcessor, exist_ok=True)
@@ -23,15 +24,12 @@ __all__ = [
     "AffectGPTForConditionalGeneration",
     "AffectGPTProcessor",
     "CheckpointError",
-    "EncoderSpec",
-    "LoraSpec",
     "ModelSpec",
-    "ProjectorSpec",
-    "SamplingSpec",
     "build",
     "build_hollow",
     "load_trained",
     "load_trained_tensors",
+    "model_spec",
     "read_spec",
     "save_trained",
     "trainable_table",

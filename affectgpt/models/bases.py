@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
+from affectgpt.config import EncoderConfig, LLMConfig
+from affectgpt.models.spec import ModelSpec
 from affectgpt.runtime import NotFound
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -67,14 +68,12 @@ def fetch(name: str, what: str, revision: str | None = None) -> Path:
     return folder
 
 
-def fetch_all(spec: Any, with_encoders: bool = True, with_llm: bool = True) -> None:
-    """`fetch` every base model of a `ModelSpec` that is no local folder."""
-    models = {"llm": (spec.llm, spec.llm_revision)} if with_llm else {}
-    if with_encoders:
-        models |= {what: (encoder.name, encoder.revision) for what, encoder in spec.encoders.items()}
-    for what, (name, revision) in models.items():
-        if not name.startswith("timm:") and not is_local(name):
-            fetch(name, what, revision)
+def fetch_all(spec: ModelSpec, with_encoders: bool = True, with_llm: bool = True) -> None:
+    """`fetch` every base model that is not a local folder."""
+    parts: dict[str, LLMConfig | EncoderConfig] = {"llm": spec.llm} if with_llm else {}
+    for what, part in (parts | dict(spec.encoders) if with_encoders else parts).items():
+        if not part.path.startswith("timm:") and not is_local(part.path):
+            fetch(part.path, what, part.revision)
 
 
 def wanted_files(files: Iterable[str]) -> list[str]:

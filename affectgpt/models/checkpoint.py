@@ -21,9 +21,10 @@ from torch import Tensor
 
 import affectgpt
 from affectgpt.models import bases
-from affectgpt.models.build import ModelSpec, build
+from affectgpt.models.assemble import build
 from affectgpt.models.modeling_affectgpt import MANIFEST_NAME, AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
+from affectgpt.models.spec import ModelSpec
 from affectgpt.prompts import PROMPT_VERSION
 from affectgpt.runtime import InputError
 
@@ -135,23 +136,21 @@ def load_trained(
         raise CheckpointError(f"base_models {unknown} are unknown; expected some of {['llm', *spec.modalities]}")
     for part, name in (base_models or {}).items():
         if part == "llm":
-            spec = replace(spec, llm=name, llm_revision=None)
+            spec = replace(spec, llm=replace(spec.llm, path=name, revision=None))
         else:
-            moved = replace(spec.encoders[part], name=name, revision=None)
+            moved = replace(spec.encoders[part], path=name, revision=None)
             spec = replace(spec, encoders={**spec.encoders, part: moved})
     if llm_dtype is not None:
-        spec = replace(spec, llm_dtype=llm_dtype)
+        spec = replace(spec, llm=replace(spec.llm, dtype=llm_dtype))
     if llm_quantization is not None:
-        spec = replace(spec, llm_quantization=None if llm_quantization == "none" else llm_quantization)
-    for part in ("llm", *spec.modalities):
-        name, revision = (
-            (spec.llm, spec.llm_revision) if part == "llm" else (spec.encoders[part].name, spec.encoders[part].revision)
-        )
-        expected, found = manifest["base_fingerprints"][part], bases.fingerprint(name, part, revision)
+        quantization = None if llm_quantization == "none" else llm_quantization
+        spec = replace(spec, llm=replace(spec.llm, quantization=quantization))
+    for part, base in {"llm": spec.llm, **spec.encoders}.items():
+        expected, found = manifest["base_fingerprints"][part], bases.fingerprint(base.path, part, base.revision)
         if found != expected:
             raise CheckpointError(
-                f"{folder}: base model {part} at {name!r} is not the one of training (found {found[:20]}, expected "
-                f"{expected[:20]}); restore it, or name its place with base_models={{{part!r}: ...}}"
+                f"{folder}: base model {part} at {base.path!r} is not the one of training (found {found[:20]}, "
+                f"expected {expected[:20]}); restore it, or name its place with base_models={{{part!r}: ...}}"
             )
     model, processor = build(spec, load_encoders=load_encoders)
     load_trained_tensors(model, folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from affectgpt.config import EncoderConfig, ProjectorConfig
 from affectgpt.runtime import InputError
 from affectgpt.schema import SLOTS
 
@@ -49,8 +50,8 @@ def layers_to_average(layers: int | str) -> int | None:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """One frozen encoder and what it hands over.
+class EncoderArchitecture:
+    """One frozen encoder with the configuration of its base model.
 
     Attributes:
         base: the base model's own configuration as a dictionary with `model_type`, or `{"timm": name}`.
@@ -58,18 +59,18 @@ class EncoderConfig:
             `hidden_states` (0 is the embedding, in timm models the first block); "last4_mean" = the mean of the last
             four entries.
         pool: see `POOLS`.
-        stride: with pool "tokens" of sound, the mean of so many consecutive tokens is one state.
-        grid: with pool "tokens" of pictures, the patches of a step are averaged to grid x grid states and the class
-            token is left out; 0 = all tokens.
         dtype: precision of the encoder's weights and states.
+        stride: audio with pool "tokens": number of consecutive tokens averaged to one state.
+        grid: images and video with pool "tokens": the patches of a step are averaged to grid x grid states, without
+            the class token; 0 = all tokens.
     """
 
     base: Mapping[str, Any]
-    layers: int | str = -1
-    pool: str = "tokens"
-    dtype: str = "float32"
-    stride: int = 1
-    grid: int = 0
+    layers: int | str = EncoderConfig.layers
+    pool: str = EncoderConfig.pool
+    dtype: str = EncoderConfig.dtype
+    stride: int = EncoderConfig.stride
+    grid: int = EncoderConfig.grid
 
     def __post_init__(self) -> None:
         layers_to_average(self.layers)
@@ -80,33 +81,36 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class ProjectorConfig:
-    """One trained projector: states [B, T, E] -> soft tokens [B, Q, D].
+class ProjectorArchitecture:
+    """One trained projector with the sizes that follow from its encoder: states [B, T, E] -> soft tokens [B, Q, D].
+
+    What a kind does not use has a neutral value.
 
     Attributes:
-        kind: "qformer" (learned queries attend to the states), "linear" (one soft token a state), "attention" (learned
-            weighted sums of the states) or "grouped" (neighbouring states side by side become one soft token).
-        input_size: E, width of the encoder's states; of a pre-fusion, the width to which all sources are brought.
-        n_queries: Q, soft tokens a sample. For "linear" it is the number of states that a sample must have.
-        hidden_size, n_layers, n_heads, dropout: shape of the Q-Former; feed-forward width is 4 * hidden_size.
+        kind: "qformer" (learned queries attend to the states), "linear" (one soft token per state), "attention"
+            (learned weighted sums of the states) or "grouped" (consecutive states concatenated to one soft token).
+        input_size: E, width of the encoder's states; of a pre-fusion, the common width of its sources.
+        n_queries: Q, soft tokens per sample. For "linear" also the number of states that a sample must have.
+        hidden_size, n_layers, n_heads, dropout: shape of the Q-Former; its feed-forward width is 4 * hidden_size.
         max_positions: size of the table of temporal positions; 0 = no position embedding.
         tokens_per_position: consecutive states that share a position (the patches of one frame).
-        softmax: "attention" only; whether weights sum to 1, or are the scores themselves.
-        group_size, n_class: "grouped" only; states a group, and class tokens ahead of them with a map of their own.
-        sources, source_sizes, source_states: pre-fusion only; modalities that are fused, the width of their states, and
-            how many of them a sample has at most.
+        softmax: "attention" only; true = weights sum to 1, false = the raw scores are the weights.
+        group_size, n_class: "grouped" only; states per group, and number of class tokens before them, which have a
+            linear map of their own.
+        sources, source_sizes, source_states: pre-fusion only; the fused modalities, the width of their states, and
+            the maximum number of states per sample.
     """
 
     kind: str
     input_size: int
     n_queries: int
-    hidden_size: int = 768
-    n_layers: int = 2
-    n_heads: int = 12
-    dropout: float = 0.1
+    hidden_size: int = ProjectorConfig.hidden_size
+    n_layers: int = ProjectorConfig.n_layers
+    n_heads: int = ProjectorConfig.n_heads
+    dropout: float = ProjectorConfig.dropout
     max_positions: int = 0
     tokens_per_position: int = 1
-    softmax: bool = True
+    softmax: bool = ProjectorConfig.softmax
     group_size: int = 1
     n_class: int = 0
     sources: Sequence[str] = ()
@@ -132,8 +136,8 @@ class AffectGPTConfig(PreTrainedConfig):
 
     Args:
         text_config: the LLM's configuration (any causal LM), as an object or a dictionary.
-        branches: modality -> {"encoder": fields of EncoderConfig, "projector": fields of ProjectorConfig}; a pre-fusion
-            is "multi" -> {"projector": ...}.
+        branches: modality -> {"encoder": fields of EncoderArchitecture, "projector": fields of ProjectorArchitecture};
+            a pre-fusion is "multi" -> {"projector": ...}.
         placeholder_token_ids: slot -> id of its placeholder in the tokenizer. The ids may lie beyond the LLM's
             vocabulary: they are replaced before the embedding is looked up, and the frozen embedding never grows.
         lora: fields of peft's LoraConfig (r, lora_alpha, lora_dropout, target_modules), or None.
@@ -197,11 +201,11 @@ class AffectGPTConfig(PreTrainedConfig):
         """The branches that take a medium: all but the pre-fusion."""
         return tuple(name for name in self.branches if name != "multi")
 
-    def encoder(self, modality: str) -> EncoderConfig:
-        return EncoderConfig(**self.branches[modality]["encoder"])
+    def encoder(self, modality: str) -> EncoderArchitecture:
+        return EncoderArchitecture(**self.branches[modality]["encoder"])
 
-    def projector(self, slot: str) -> ProjectorConfig:
-        return ProjectorConfig(**self.branches[slot]["projector"])
+    def projector(self, slot: str) -> ProjectorArchitecture:
+        return ProjectorArchitecture(**self.branches[slot]["projector"])
 
 
 def _fields(part: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
-from affectgpt.models.configuration_affectgpt import IMAGES, EncoderConfig, layers_to_average
+from affectgpt.models.configuration_affectgpt import IMAGES, EncoderArchitecture, layers_to_average
 from affectgpt.runtime import InputError
 
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transformers registers the configuration only
@@ -83,7 +83,7 @@ class ImageQFormer(Blip2PreTrainedModel):
         return BaseModelOutput(self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state)
 
 
-class WhisperSound(nn.Module):
+class WhisperAudio(nn.Module):
     """Whisper's encoder behind its log-mel spectrum: sound [W, S] at 16 kHz -> states [W, ceil(S / 320), E].
 
     Whisper always looks at 30 s; what lies behind the end of the sound is silence, and its states are left out.
@@ -151,7 +151,7 @@ class FrozenEncoder(nn.Module):
     `train()` leaves it in eval mode: HuBERT's dropout, SpecAugment and LayerDrop and any other noise stay off.
     """
 
-    def __init__(self, modality: str, config: EncoderConfig, model: nn.Module | None = None) -> None:
+    def __init__(self, modality: str, config: EncoderArchitecture, model: nn.Module | None = None) -> None:
         super().__init__()
         self.modality = modality
         self.config = config
@@ -179,7 +179,7 @@ class FrozenEncoder(nn.Module):
             states [T, E] as `config.pool` says.
         """
         weight = next(self.model.parameters())
-        takes_fp32 = isinstance(self.model, WhisperSound)  # a spectrum of sound in half precision is noise
+        takes_fp32 = isinstance(self.model, WhisperAudio)  # a spectrum of sound in half precision is noise
         inputs = inputs.to(weight.device, torch.float32 if takes_fp32 else weight.dtype)
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             if self.modality == "audio":
@@ -347,7 +347,7 @@ def from_config(base: Mapping[str, Any]) -> nn.Module:
 
 
 def _whole(model: nn.Module) -> nn.Module:
-    return WhisperSound(model) if isinstance(model, WhisperEncoder) else model
+    return WhisperAudio(model) if isinstance(model, WhisperEncoder) else model
 
 
 def base_config(base: Mapping[str, Any]) -> PreTrainedConfig:
@@ -359,7 +359,7 @@ def base_config(base: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def load_config(name: str, revision: str | None = None, pool: str = "tokens") -> dict[str, Any]:
-    """The configuration of a base encoder, as the dictionary that `EncoderConfig.base` holds."""
+    """The configuration of a base encoder, as the dictionary that `EncoderArchitecture.base` holds."""
     if name.startswith("timm:"):
         return {"timm": name.removeprefix("timm:")}
     return base_fields(AutoConfig.from_pretrained(name, revision=revision), pool)
@@ -420,7 +420,7 @@ def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]
 def min_samples(config: Any) -> int:
     """Samples of sound that give one state: the receptive field of the convolutions that begin HuBERT and its kin."""
     if isinstance(config, WhisperConfig):
-        return 2 * WhisperSound.HOP
+        return 2 * WhisperAudio.HOP
     n = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         n = (n - 1) * stride + kernel

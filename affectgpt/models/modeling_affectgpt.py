@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from affectgpt.config import SAMPLED
 from affectgpt.engine import packing
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
@@ -28,6 +29,7 @@ from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.models.quantize import n_weights
 from affectgpt.runtime import InputError
 from affectgpt.schema import SLOTS
+from affectgpt.tables import format_table
 
 MANIFEST_NAME = "affectgpt.json"
 """The file that marks a folder of trained tensors only; see `checkpoint.py`."""
@@ -171,13 +173,6 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder, spec = self.config.encoder(modality), self.config.spec
         if spec is None or modality not in self.config.base_fingerprints:
             raise InputError(f"{modality}: no fingerprint, since the model was not made by affectgpt.models.build")
-        used = {
-            "audio": ("rate_hz", "window_s", "max_windows", "window_mode"),
-            "frames": ("n_frames",),
-            "motion": ("n_motion_frames",),
-            "face": ("n_faces",),
-            "face_motion": ("n_motion_faces",),
-        }[modality]
         # Settings that came later enter only where they are used, so that states cached before them stay valid.
         later = {
             "stride": encoder.stride if encoder.stride > 1 else None,
@@ -187,7 +182,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         identity = {
             "base": self.config.base_fingerprints[modality],
             **{key: getattr(encoder, key) for key in ("layers", "pool", "dtype")},
-            **{key: spec["sampling"][key] for key in used},
+            **{key: spec["sampling"][key] for key in SAMPLED[modality]},
             **{key: value for key, value in later.items() if value is not None},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -454,9 +449,4 @@ def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         rows.append((part, kind, f"{counts[0]:,}", f"{counts[1]:,}"))
     rows.append(("all", "", f"{totals[0]:,}", f"{totals[1]:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        f"{part:<{widths[0]}}  {kind:<{widths[1]}}  {count:>{widths[2]}}  {trains:>{widths[3]}}"
-        for part, kind, count, trains in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return format_table(rows, "llrr")

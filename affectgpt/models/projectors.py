@@ -17,14 +17,14 @@ from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
-from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.runtime import InputError
 
 
 class Positions(nn.Module):
     """Add a learned vector to each state by its time step.  [B, T, E] -> [B, T, E]"""
 
-    def __init__(self, config: ProjectorConfig) -> None:
+    def __init__(self, config: ProjectorArchitecture) -> None:
         super().__init__()
         self.tokens_per_position = config.tokens_per_position
         self.embedding = nn.Embedding(config.max_positions, config.input_size)
@@ -90,7 +90,7 @@ class QFormer(nn.Module):
     transformers' `Blip2QFormerModel` with a cross-attention in each layer.
     """
 
-    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(1, config.n_queries, config.hidden_size))
         nn.init.normal_(self.queries, std=0.02)
@@ -124,7 +124,7 @@ class QFormer(nn.Module):
 class LinearPerState(nn.Module):
     """Each state becomes one soft token; a sample must have exactly Q states."""
 
-    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.n_queries = config.n_queries
         self.output = nn.Linear(config.input_size, output_size)
@@ -145,7 +145,7 @@ class GroupedLinear(nn.Module):
     The visual projection of MiniGPT-v2 and Emotion-LLaMA (1024 patches by four -> 256 tokens, and a class token).
     """
 
-    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.group_size, self.n_class, self.n_states = config.group_size, config.n_class, config.n_states
         self.class_output = nn.Linear(config.input_size, output_size) if config.n_class else None
@@ -172,7 +172,7 @@ class AttentionSum(nn.Module):
     position, one soft token a modality. Its published code takes the scores themselves as weights (`softmax` false).
     """
 
-    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.softmax = config.softmax
         self.score = nn.Linear(config.input_size, config.n_queries)
@@ -201,7 +201,7 @@ class PreFusion(nn.Module):
     has its own range of positions, so that an absent one moves no other.
     """
 
-    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.config = config
         width, n_sources = config.input_size, len(config.sources)
@@ -270,7 +270,7 @@ class Projector(nn.Module):
 
     KINDS = {"qformer": QFormer, "linear": LinearPerState, "attention": AttentionSum, "grouped": GroupedLinear}  # noqa: RUF012
 
-    def __init__(self, config: ProjectorConfig, output_size: int) -> None:
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.config = config
         self.positions = Positions(config) if config.max_positions else None

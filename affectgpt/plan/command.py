@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, quiet_libraries
+from affectgpt.tables import format_table
 
 if TYPE_CHECKING:
     from affectgpt.config import PlanConfig
@@ -292,8 +293,7 @@ def step_time(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Set
 
 def make_plan(config: PlanConfig) -> dict[str, Any]:
     """Everything that the command prints, as JSON-like values."""
-    from affectgpt.inference.loading import model_spec, quiet_libraries
-    from affectgpt.models.build import build_hollow
+    from affectgpt.models import build_hollow, model_spec
     from affectgpt.plan.costs import count_sample, linear_weights, parameters
     from affectgpt.training.memory import check_activation_gb
 
@@ -429,7 +429,7 @@ def _parameter_table(plan: Mapping[str, Any]) -> str:
         rows.append((part["name"], *counts, part["dtype"], f"{part['bytes'] / GIB:.2f}"))
     totals = [sum(part[key] for part in plan["parts"]) for key in ("parameters", "trainable", "bytes")]
     rows.append(("all", f"{totals[0]:,}", f"{totals[1]:,}", "", f"{totals[2] / GIB:.2f}"))
-    return _table(rows)
+    return format_table(rows)
 
 
 def _operations(plan: Mapping[str, Any]) -> str:
@@ -441,7 +441,7 @@ def _operations(plan: Mapping[str, Any]) -> str:
     rows.append(("all", f"{sample['flops_total'] / 1e12:.2f}", ""))
     published = f"{sample['flops_online_padded_all_logits'] / 1e12:.2f}"
     rows.append(("with encoders in every step, padding, all logits", published, ""))
-    return _table(rows)
+    return format_table(rows)
 
 
 def _memory_table(plan: Mapping[str, Any]) -> str:
@@ -452,7 +452,7 @@ def _memory_table(plan: Mapping[str, Any]) -> str:
         if size or checkpointing[kind]:
             rows.append((kind, f"{size / GIB:.2f}", f"{checkpointing[kind] / GIB:.2f}"))
     rows.append(("all", *(f"{sum(kinds.values()) / GIB:.2f}" for kinds in (plain, checkpointing))))
-    return _table(rows)
+    return format_table(rows)
 
 
 def _card_table(plan: Mapping[str, Any]) -> str:
@@ -478,7 +478,8 @@ def _card_table(plan: Mapping[str, Any]) -> str:
             )
         )
     return (
-        _table(rows) + f"\nsamples/s at {setup['share']:.0%} of the peak with stage.batch_size={setup['batch_size']}; "
+        f"{format_table(rows)}\n"
+        f"samples/s at {setup['share']:.0%} of the peak with stage.batch_size={setup['batch_size']}; "
         "limit: all of the bf16 peak\n"
         f"stage h: {plan['stage_samples']:,} samples; pass h: once over {plan['n_clips']:,} clips"
     )
@@ -489,13 +490,3 @@ def _cache(plan: Mapping[str, Any]) -> str:
     total = sum(sizes.values())
     each = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
     return f"cached states of a clip: {each} MB; of {plan['n_clips']:,} clips {total * plan['n_clips'] / 1e9:,.0f} GB"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(line.rstrip() for line in lines)

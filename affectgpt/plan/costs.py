@@ -22,7 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from affectgpt.engine.activations import kept_tensors
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
-from affectgpt.models.build import hollow_settings
+from affectgpt.models.assemble import hollow_settings
 
 GIB = 1 << 30
 

@@ -12,7 +12,7 @@ from affectgpt.chat.request import Reply, Request, with_media
 from affectgpt.chat.streaming import TextCallback
 from affectgpt.config import GenerateConfig, QuestionConfig, ServeConfig
 from affectgpt.prompts import Message
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, quiet_libraries, seed_everything
 from affectgpt.schema import MODALITIES
 from affectgpt.serve.errors import APIError, short
 from affectgpt.serve.media import MediaFiles, read_images
@@ -131,7 +131,6 @@ class AffectGPT:
         """Answers to requests with the same decoding settings."""
         from affectgpt.inference.answers import answers
         from affectgpt.metrics.extract import read_labels
-        from affectgpt.runtime import seed_everything
 
         decoding = items[0].decoding
         generate = GenerateConfig(len(items), decoding.max_new_tokens)
@@ -229,7 +228,6 @@ def load_served(config: ServeConfig) -> Served:
             "model= serves another chat model; checkpoint=, quantization= and base_models= are for AffectGPT only"
         )
     from affectgpt.chat.local import load as load_chat
-    from affectgpt.inference.loading import quiet_libraries
 
     quiet_libraries()
     return ChatModel(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from affectgpt.config import TrainConfig
-from affectgpt.inference.loading import model_spec, quiet_libraries
-from affectgpt.models import build, pretrained, quantize, trainable_table
+from affectgpt.models import build, model_spec, pretrained, quantize, trainable_table
 from affectgpt.models.checkpoint import load_trained_tensors, read_spec
+from affectgpt.runtime import quiet_libraries
 from affectgpt.training import distributed
 from affectgpt.training.distributed import Processes
 from affectgpt.training.memory import activation_limit_gb, keep_within
@@ -32,7 +32,7 @@ def starting_model(config: TrainConfig, init_from: Path | None = None) -> tuple[
         model.config.init = pretrained.start_of(init_from)
         before = read_spec(init_from)
         # Adapters of the earlier stage must be loaded; adapters that this stage adds start from their initialization.
-        load_trained_tensors(model, init_from, parts=None if before.lora else ["projectors"])
+        load_trained_tensors(model, init_from, parts=None if before.llm.lora.r else ["projectors"])
         if unused := [name for name in before.modalities if name not in model.modalities]:
             log.info("not loaded, because this model has no such branch: projectors of %s", ", ".join(unused))
     elif folder := pretrained.folder_of(config.model.init, config.model.init_from):

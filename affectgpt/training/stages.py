@@ -14,14 +14,13 @@ from typing import Any
 
 from transformers import PrinterCallback
 
-from affectgpt.cache.reader import cache_mode
+from affectgpt.cache.reader import cache_mode, clip_reader
 from affectgpt.config import TrainConfig
 from affectgpt.data.mixture import Source
 from affectgpt.data.sources import report_bad
 from affectgpt.data.stream import TrainingStream
-from affectgpt.inference.loading import clip_reader, torch_device
 from affectgpt.runs import BEST, RunRecord, complete_checkpoints
-from affectgpt.runtime import UserError, seed_everything, without_collector
+from affectgpt.runtime import UserError, seed_everything, torch_device, without_collector
 from affectgpt.schema import BadSample
 from affectgpt.training import objectives
 from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog

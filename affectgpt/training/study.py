@@ -198,9 +198,9 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
 
     Labels alone are asked for: a curve needs many answers, and the labels are what is scored.
     """
-    from affectgpt.cache.reader import cache_mode
+    from affectgpt.cache.reader import cache_mode, clip_reader
     from affectgpt.data.mixture import read_samples
-    from affectgpt.inference.loading import clip_reader, load
+    from affectgpt.inference.loading import load
     from affectgpt.inference.prediction import predict
     from affectgpt.models.checkpoint import load_trained_tensors
     from affectgpt.training.samples import sources_of_stage

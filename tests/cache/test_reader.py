@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from affectgpt.cache.reader import ClipReader, FeatureCache
-from affectgpt.data.clips import Sampling, load_clip
+from affectgpt.config import SamplingConfig
+from affectgpt.data.clips import load_clip
 from affectgpt.data.sources import probe_sample
 from affectgpt.schema import Sample
 from tests.data.conftest import write_clip
 
 MODALITIES = ("audio", "frames", "motion")
-SAMPLING = Sampling(n_frames=4, n_motion_frames=6)
+SAMPLING = SamplingConfig(n_frames=4, n_motion_frames=6)
 
 
 class Encoder:

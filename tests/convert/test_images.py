@@ -5,7 +5,7 @@ from transformers import Blip2QFormerModel, Blip2VisionModel
 
 from affectgpt.cli import run
 from affectgpt.models import encoders
-from affectgpt.models.configuration_affectgpt import EncoderConfig
+from affectgpt.models.configuration_affectgpt import EncoderArchitecture
 from tests.models import foreign, reference
 
 
@@ -37,7 +37,7 @@ def test_converted_image_qformer_computes_what_blip2_computes(base, states):
 
 def test_an_encoder_with_pool_queries_reads_pictures_as_blip2_does(base, states):
     folder = str(base / "eva_qformer")
-    config = EncoderConfig(base=encoders.load_config(folder, pool="queries"), pool="queries")
+    config = EncoderArchitecture(base=encoders.load_config(folder, pool="queries"), pool="queries")
     encoder = encoders.FrozenEncoder("frames", config, encoders.load(folder, pool="queries"))
     frames = torch.randn(3, 3, 28, 28)
     expected = reference.image_tokens(frames, states["eva"], states["blip2"]).flatten(0, 1)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
 from affectgpt.convert.conversion import convert
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build, encoders
-from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.models import ModelSpec, build, encoders
+from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.models.pretrained import start_from
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.runtime import sha256_of_file
@@ -18,7 +19,7 @@ from tests.models import foreign, reference, tiny
 
 def projector_of(folder: Path, branch: str, **changes) -> Projector | PreFusion:
     described = json.loads((folder / "projectors.json").read_text())
-    config = ProjectorConfig(**described["branches"][branch]["projector"] | changes)
+    config = ProjectorArchitecture(**described["branches"][branch]["projector"] | changes)
     module = (PreFusion if config.sources else Projector)(config, described["llm_width"])
     prefix = f"projectors.{branch}."
     tensors = load_file(folder / "projectors.safetensors")
@@ -40,10 +41,10 @@ def test_converted_sound_branch_computes_what_video_llama_computes(base, states)
 def test_pictures_become_the_soft_tokens_of_the_published_chain(base, states, tmp_path):
     """Image -> EVA -> ln_vision -> image Q-Former -> + position of the frame -> video Q-Former -> linear."""
     spec = ModelSpec(
-        llm=str(tiny.write_llama(tmp_path / "llm")),
-        encoders={"frames": EncoderSpec(str(base / "eva_qformer"), pool="queries")},
-        projectors={"frames": ProjectorSpec(n_queries=4, hidden_size=24, n_heads=12, max_positions=32)},
-        sampling=SamplingSpec(n_frames=3),
+        llm=LLMConfig(str(tiny.write_llama(tmp_path / "llm"))),
+        encoders={"frames": EncoderConfig(str(base / "eva_qformer"), pool="queries")},
+        projectors={"frames": ProjectorConfig(n_queries=4, hidden_size=24, n_heads=12, max_positions=32)},
+        sampling=SamplingConfig(n_frames=3),
     )
     model, _ = build(spec)
     start_from(model, base)

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from affectgpt.config import SourceConfig
-from affectgpt.data.clips import Sampling, load_clip
+from affectgpt.config import SamplingConfig, SourceConfig
+from affectgpt.data.clips import load_clip
 from affectgpt.data.formats import FORMATS, FormatError, open_folder, options_of, read_format, read_preferences
 from affectgpt.data.sources import probe_sample, read_source
 from affectgpt.schema import BadSample, ManifestError, Sample
@@ -191,17 +191,17 @@ def test_sound_and_faces_are_found_in_their_places_and_faces_become_red_green_bl
     assert sample.audio == str(tmp_path / "audio" / f"{NAMES[0]}.m4a")
     probed = probe_sample(sample)
     assert probed.modalities == ("audio", "frames", "motion", "face", "face_motion")
-    clip = load_clip(probed, ("face", "face_motion"), Sampling(n_faces=2, n_motion_faces=3))
+    clip = load_clip(probed, ("face", "face_motion"), SamplingConfig(n_faces=2, n_motion_faces=3))
     assert clip.arrays["face"].shape == (2, 112, 112, 3)
     assert clip.arrays["face_motion"].shape == (3, 112, 112, 3)
     assert clip.arrays["face"][0, 0, 0].tolist() == [200, 0, 0]
     blue = read(tmp_path, "candidates", face_order="rgb")[NAMES[0]]
-    assert load_clip(blue, ("face",), Sampling()).arrays["face"][0, 0, 0].tolist() == [0, 0, 200]
+    assert load_clip(blue, ("face",), SamplingConfig()).arrays["face"][0, 0, 0].tolist() == [0, 0, 200]
 
 
 def test_face_crops_are_spread_like_frames(tmp_path):
     np.save(tmp_path / "f.npy", np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 8, 8, 3)))
-    clip = load_clip(Sample(id="a", face=str(tmp_path / "f.npy")), ("face",), Sampling(n_faces=4))
+    clip = load_clip(Sample(id="a", face=str(tmp_path / "f.npy")), ("face",), SamplingConfig(n_faces=4))
     assert clip.arrays["face"][:, 0, 0, 0].tolist() == [0, 2, 5, 7]  # floor(i * 10 / 4)
 
 

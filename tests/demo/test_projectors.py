@@ -12,8 +12,7 @@ from affectgpt.demo.emotions import CHINESE, FEELINGS
 from affectgpt.demo.models import Steps, build_base_models
 from affectgpt.demo.performance import sample_curve
 from affectgpt.demo.projectors import PEOPLE, Settings, build_projectors, demo_spec, draw_clip, render_media
-from affectgpt.inference.loading import model_spec
-from affectgpt.models import build
+from affectgpt.models import build, model_spec
 from affectgpt.models.pretrained import start_from
 
 SHORT = Settings(people=6, steps=3, batch=2, held_out=4)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from affectgpt.config import LoraConfig
 from affectgpt.engine import kernels, packing
 from affectgpt.engine.activations import Kept, kept_bytes, kept_tensors
-from affectgpt.models import LoraSpec, build
+from affectgpt.models import build
 from tests.engine.test_packing import awake, loss_and_gradients, samples
 from tests.models import tiny
 
-LORA = LoraSpec(4, 8, 0.0, ("q_proj", "v_proj"))
+LORA = LoraConfig(4, 8, 0.0, ["q_proj", "v_proj"])
 
 
 @pytest.fixture(params=[(tiny.write_llama, None), (tiny.write_llama3, LORA)], ids=["llama", "llama3-lora"])
@@ -40,7 +41,7 @@ def test_the_probe_of_one_layer_tells_what_the_whole_llm_keeps(fresh):
 
 
 def test_the_probe_changes_neither_random_numbers_nor_gradients(tmp_path):
-    lora = LoraSpec(4, 8, 0.5, ("q_proj", "v_proj"))
+    lora = LoraConfig(4, 8, 0.5, ["q_proj", "v_proj"])
     model, _ = build(tiny.tiny_spec(tiny.write_base_models(tmp_path, tiny.write_llama), lora=lora))
     model.train()
     torch.manual_seed(0)

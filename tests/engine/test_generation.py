@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from affectgpt.config import LoraConfig
 from affectgpt.engine import generation, packing
 from affectgpt.engine.generation import Prompt, greedy
-from affectgpt.models import AffectGPTForConditionalGeneration, LoraSpec, build
+from affectgpt.models import AffectGPTForConditionalGeneration, build
 from tests.models import tiny
 
 TEXTS = (
@@ -24,7 +25,7 @@ TEXTS = (
     "Sad?",
 )
 SHOWN = (("audio", "frames", "motion"), (), ("frames",), ("audio", "motion"), ("motion",))
-LORA = LoraSpec(4, 8, 0.0, ("q_proj", "v_proj"))
+LORA = LoraConfig(4, 8, 0.0, ["q_proj", "v_proj"])
 LLMS = {
     "llama": tiny.write_llama,
     "llama3-gqa": tiny.write_llama3,

@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from affectgpt.config import LoraConfig
 from affectgpt.engine import kernels, packing
-from affectgpt.models import LoraSpec, build
+from affectgpt.models import build
 from tests.models import tiny
 from tests.models.test_modeling import ANSWERS, SHOWN, gradients
 
 EVERY_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LORA = LoraSpec(r=2, alpha=4, dropout=0.0, target_modules=EVERY_LAYER)
+LORA = LoraConfig(r=2, alpha=4, dropout=0.0, target_modules=EVERY_LAYER)
 
 
 def samples(processor):
@@ -213,7 +214,7 @@ def test_samples_of_a_pack_do_not_see_each_other(fresh):
 def test_a_bf16_llm_has_nearly_the_packed_loss_of_fp32_and_fp32_gradients(bases):
     losses = []
     for dtype in ("float32", "bfloat16"):
-        model, processor = build(tiny.tiny_spec(bases, llm_dtype=dtype))
+        model, processor = build(tiny.tiny_spec(bases, dtype=dtype))
         loss, grads = loss_and_gradients(model.train(), processor.collate(samples(processor), packed=True))
         losses.append(loss)
         assert {grad.dtype for grad in grads.values()} == {torch.float32}

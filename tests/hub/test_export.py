@@ -6,20 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from affectgpt.config import LoraConfig
 from affectgpt.hub.export import export, probe_logits
-from affectgpt.models import (
-    AffectGPTForConditionalGeneration,
-    AffectGPTProcessor,
-    LoraSpec,
-    build,
-    load_trained,
-    save_trained,
-)
+from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, build, load_trained, save_trained
 from affectgpt.runtime import UserError
 from tests.models import tiny
 
 ROOT = Path(__file__).parents[2]
-LORA = LoraSpec(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
+LORA = LoraConfig(r=2, alpha=4, target_modules=["q_proj", "v_proj"])
 
 
 @pytest.fixture

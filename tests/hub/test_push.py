@@ -63,10 +63,11 @@ def fetched(hub, tmp_path_factory):
 
 BUILD = """
 import json, sys
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec, build
+from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
+from affectgpt.models import ModelSpec, build
 spec = ModelSpec(
-    llm="team/llm", llm_revision=(sys.argv[1:] or [None])[0], encoders={"frames": EncoderSpec("team/eye")},
-    projectors={"frames": ProjectorSpec(n_queries=3, hidden_size=16, n_heads=2)}, sampling=SamplingSpec(n_frames=2),
+    llm=LLMConfig("team/llm", (sys.argv[1:] or [None])[0]), encoders={"frames": EncoderConfig("team/eye")},
+    projectors={"frames": ProjectorConfig(n_queries=3, hidden_size=16, n_heads=2)}, sampling=SamplingConfig(n_frames=2),
 )
 try:
     model, _ = build(spec)

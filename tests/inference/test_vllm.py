@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from affectgpt.config import GenerateConfig, InferConfig
+from affectgpt.config import GenerateConfig, InferConfig, LoraConfig
 from affectgpt.inference.answers import answers
 from affectgpt.inference.infer import run_inference
 from affectgpt.inference.vllm import VllmEngine, sampling_values
-from affectgpt.models import LoraSpec, build
+from affectgpt.models import build
 from affectgpt.runtime import UserError
 from tests.models import tiny
 
@@ -88,7 +88,7 @@ def test_what_vllm_cannot_run_is_named_with_the_way_out(built, vllm, tmp_path, m
     monkeypatch.setitem(model.config.spec, "llm_quantization", "nf4")
     with pytest.raises(UserError, match="packed as nf4; use engine=auto"):
         VllmEngine(model)
-    monkeypatch.setattr(model.config, "lora", asdict(LoraSpec(2, 4, 0.0, ("q_proj",))))
+    monkeypatch.setattr(model.config, "lora", asdict(LoraConfig(2, 4, 0.0, ["q_proj"])))
     with pytest.raises(UserError, match="has LoRA adapters; use engine=auto"):
         VllmEngine(model)
 

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
+from affectgpt.config import LoraConfig
 from affectgpt.models import (
     AffectGPTConfig,
     AffectGPTForConditionalGeneration,
     AffectGPTProcessor,
     CheckpointError,
-    LoraSpec,
     build,
     load_trained,
     load_trained_tensors,
@@ -24,13 +24,13 @@ from affectgpt.models import (
     save_trained,
 )
 from affectgpt.models import bases as base_models
-from affectgpt.models.build import _pin
+from affectgpt.models.assemble import _pin
 from affectgpt.models.checkpoint import TENSORS_NAME
 from affectgpt.models.modeling_affectgpt import MANIFEST_NAME
 from tests.models import tiny
 from tests.models.tiny import MODALITIES
 
-LORA = LoraSpec(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
+LORA = LoraConfig(r=2, alpha=4, target_modules=["q_proj", "v_proj"])
 
 
 def shaken(spec):
@@ -198,10 +198,10 @@ def test_a_hub_model_is_its_commit_and_pinned_to_it(bases, monkeypatch, tmp_path
     shutil.copytree(bases["audio"], commit)
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (asked.append((a, k)), str(commit))[1])
-    spec = replace(tiny.tiny_spec(bases, ("audio",)).encoders["audio"], name="someone/hubert", revision="main")
+    spec = replace(tiny.tiny_spec(bases, ("audio",)).encoders["audio"], path="someone/hubert", revision="main")
     pinned, fingerprints = _pin(tiny.tiny_spec(bases, ("audio",), encoders={"audio": spec}))
     assert fingerprints["audio"] == "commit:0123abc"
-    assert (pinned.encoders["audio"].name, pinned.encoders["audio"].revision) == ("someone/hubert", "0123abc")
+    assert (pinned.encoders["audio"].path, pinned.encoders["audio"].revision) == ("someone/hubert", "0123abc")
     assert asked[0][1]["revision"] == "main"
 
 
@@ -235,7 +235,7 @@ def test_encoder_fingerprints_follow_what_changes_the_states_and_nothing_else(ba
         return model.encoder_fingerprint("audio")
 
     encoder = tiny.tiny_spec(bases).encoders["audio"]
-    moved = replace(encoder, name=str(shutil.copytree(bases["audio"], tmp_path / "moved")))
+    moved = replace(encoder, path=str(shutil.copytree(bases["audio"], tmp_path / "moved")))
     more_frames = replace(tiny.SAMPLING, n_frames=5)
     same = [of(), of(seed=3), of(lora=LORA), of(sampling=more_frames), of(encoders={"audio": moved})]
     assert len(set(same)) == 1
@@ -251,7 +251,7 @@ def test_encoder_fingerprints_follow_what_changes_the_states_and_nothing_else(ba
 @pytest.mark.parametrize("name", ["llama-vicuna", "qwen2"])  # qwen2's embeddings are tied
 @pytest.mark.parametrize("llm_dtype", ["float32", "bfloat16"])
 def test_a_full_folder_round_trips_model_and_processor(llms, bases, tmp_path, name, llm_dtype):
-    spec = tiny.tiny_spec(bases | {"llm": llms[name]}, lora=LORA, llm_dtype=llm_dtype)
+    spec = tiny.tiny_spec(bases | {"llm": llms[name]}, lora=LORA, dtype=llm_dtype)
     model, processor = shaken(spec)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -20,9 +20,9 @@ from transformers import (
     WavLMModel,
 )
 
-from affectgpt.models import EncoderSpec, build, encoders
-from affectgpt.models.build import ProjectorSpec
-from affectgpt.models.configuration_affectgpt import EncoderConfig
+from affectgpt.config import EncoderConfig, ProjectorConfig
+from affectgpt.models import build, encoders
+from affectgpt.models.configuration_affectgpt import EncoderArchitecture
 from tests.models import tiny
 
 SOUND = torch.randn(2, 1600, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ MOTION = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
 def encoder(modality, folder, **options) -> encoders.FrozenEncoder:
-    config = EncoderConfig(base=encoders.load_config(str(folder)), **options)
+    config = EncoderArchitecture(base=encoders.load_config(str(folder)), **options)
     return encoders.FrozenEncoder(modality, config, encoders.load(str(folder)))
 
 
@@ -111,8 +111,8 @@ def test_what_an_encoder_does_not_have_is_named(bases, modality, options, text):
 
 def test_unknown_layers_and_pools_are_errors(bases):
     with pytest.raises(ValueError, match="layers is 'last'; expected a layer index"):
-        EncoderConfig(base={}, layers="last")
-    spec = tiny.tiny_spec(bases, ("audio",), encoders={"audio": EncoderSpec(str(bases["audio"]), pool="cls")})
+        EncoderArchitecture(base={}, layers="last")
+    spec = tiny.tiny_spec(bases, ("audio",), encoders={"audio": EncoderConfig(str(bases["audio"]), pool="cls")})
     with pytest.raises(ValueError, match=r"audio: pool 'cls' is not one of \['tokens', 'window', 'mean'\]"):
         build(spec)
 
@@ -172,7 +172,7 @@ def test_other_image_models_work_by_automodel(tmp_path, bases, kind):
     else:
         {"clip": tiny.write_clip, "dinov2": tiny.write_dinov2}[kind](tmp_path)
     spec = tiny.tiny_spec(bases | {"frames": tmp_path}, ("frames",))
-    pooled = replace(spec, encoders={"frames": EncoderSpec(str(tmp_path), pool="frame")})
+    pooled = replace(spec, encoders={"frames": EncoderConfig(str(tmp_path), pool="frame")})
     for spec_, n_states in ((spec, 2 * (4 + (kind != "siglip"))), (pooled, 2)):
         model, processor = build(spec_)
         row = processor.encode(tiny.question("frames"), tiny.media("frames"))
@@ -242,7 +242,7 @@ def test_timm_that_does_not_import_is_named_with_the_mend(bases, monkeypatch):
         return genuine(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    eva = EncoderSpec("timm:eva_giant_patch14_224.clip_ft_in1k")
+    eva = EncoderConfig("timm:eva_giant_patch14_224.clip_ft_in1k")
     spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": eva})
     with pytest.raises(ImportError, match=r"nms does not exist.*install `affectgpt\[vision\]`"):
         build(spec)
@@ -261,13 +261,13 @@ def test_a_timm_model_gives_layers_and_pools_as_the_others(bases):
     tokens = reference.forward_features(images)
 
     def run(**options):
-        return encoders.FrozenEncoder("frames", EncoderConfig(base={"timm": name}, **options), model)(images)
+        return encoders.FrozenEncoder("frames", EncoderArchitecture(base={"timm": name}, **options), model)(images)
 
     torch.testing.assert_close(run(), tokens.flatten(0, 1))
     torch.testing.assert_close(run(pool="cls"), tokens[:, 0])
     torch.testing.assert_close(run(pool="frame"), tokens[:, 1:].mean(dim=1))
     assert run(layers="last2_mean", pool="cls").shape == run(layers=-2, pool="cls").shape == (2, 192)
-    eva = EncoderConfig(base={"timm": "eva_giant_patch14_224.clip_ft_in1k"})
+    eva = EncoderArchitecture(base={"timm": "eva_giant_patch14_224.clip_ft_in1k"})
     with torch.device("meta"):
         giant = encoders.FrozenEncoder("frames", eva).to("meta")
     assert giant(torch.zeros(1, 3, 224, 224, device="meta")).shape == (257, 1408)
@@ -282,8 +282,8 @@ def test_projectors_are_sized_by_the_encoder(bases):
 
 
 def test_a_linear_projector_needs_a_fixed_number_of_states(bases):
-    linear = {"frames": ProjectorSpec("linear", n_queries=1)}
+    linear = {"frames": ProjectorConfig("linear", n_queries=1)}
     spec = tiny.tiny_spec(bases, ("frames",), projectors=linear)
     with pytest.raises(ValueError, match="pool 'tokens' gives 10 states, n_queries is 1"):
         build(spec)
-    build(replace(spec, encoders={"frames": EncoderSpec(str(bases["frames"]), pool="mean")}))
+    build(replace(spec, encoders={"frames": EncoderConfig(str(bases["frames"]), pool="mean")}))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, build, build_hollow, load_trained, save_trained
-from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig
+from affectgpt.models import ModelSpec, build, build_hollow, load_trained, save_trained
+from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.models.projectors import PreFusion
 from tests.models import tiny
 
@@ -17,7 +18,7 @@ KINDS = ("attention", "qformer")
 
 def fusion(kind: str, softmax: bool = True) -> PreFusion:
     torch.manual_seed(0)
-    config = ProjectorConfig(
+    config = ProjectorArchitecture(
         kind, input_size=10, n_queries=1, hidden_size=8, n_layers=1, n_heads=2, dropout=0.0, softmax=softmax,
         sources=("face", "audio"), source_sizes=(6, 10), source_states=(4, 5),
     )  # fmt: skip
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"have \[4, 6\] states, the pre-fusion was built for at most \[4, 5\]"):
         fusion("qformer")([FACE, states(2, 6, 10)], BOTH)
     with pytest.raises(ValueError, match="pre-fusion kind 'linear' is unknown; expected one of"):
-        ProjectorConfig("linear", 4, 1, sources=("audio",))
+        ProjectorArchitecture("linear", 4, 1, sources=("audio",))
     with pytest.raises(ValueError, match="gives one soft token, n_queries is 2; set 1"):
         PreFusion(replace(fusion("attention").config, n_queries=2), 4)
 
@@ -126,17 +127,17 @@ def spec(request, tmp_path_factory) -> ModelSpec:
     """Sound and faces with a pre-fusion, frames where there is no face: AffectGPT of 2025 in small."""
     folder = tmp_path_factory.mktemp("fusion")
     paths = tiny.write_base_models(folder, modalities=("audio", "face"))
-    one = ProjectorSpec("attention", n_queries=1, softmax=False, max_positions=0)
-    fused = ProjectorSpec(request.param, 1, hidden_size=16, n_heads=2, dropout=0.0, sources=("face", "audio"))
+    one = ProjectorConfig("attention", n_queries=1, softmax=False, max_positions=0)
+    fused = ProjectorConfig(request.param, 1, hidden_size=16, n_heads=2, dropout=0.0, sources=["face", "audio"])
     return ModelSpec(
-        llm=str(paths["llm"]),
+        llm=LLMConfig(str(paths["llm"])),
         encoders={
-            "audio": EncoderSpec(str(paths["audio"]), layers="last2_mean", pool="window"),
-            "face": EncoderSpec(str(paths["face"]), pool="pooled"),
-            "frames": EncoderSpec(str(paths["face"]), pool="pooled_mean"),
+            "audio": EncoderConfig(str(paths["audio"]), layers="last2_mean", pool="window"),
+            "face": EncoderConfig(str(paths["face"]), pool="pooled"),
+            "frames": EncoderConfig(str(paths["face"]), pool="pooled_mean"),
         },
         projectors={
-            "audio": one, "face": one, "frames": ProjectorSpec("linear", n_queries=1, unless="face"), "multi": fused,
+            "audio": one, "face": one, "frames": ProjectorConfig("linear", n_queries=1, unless="face"), "multi": fused,
         },
         sampling=replace(tiny.SAMPLING, window_mode="fixed"),
     )  # fmt: skip

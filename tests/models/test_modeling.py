@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from affectgpt.models import LoraSpec, build, trainable_table
+from affectgpt.config import LoraConfig
+from affectgpt.models import build, trainable_table
 from tests.models import tiny
 from tests.models.tiny import MODALITIES
 
-LORA = LoraSpec(r=2, alpha=4, dropout=0.0, target_modules=("q_proj", "v_proj"))
+LORA = LoraConfig(r=2, alpha=4, dropout=0.0, target_modules=["q_proj", "v_proj"])
 ANSWERS = ("sad", "happy, calm, surprised", "ironic; the voice is flat", "calm")
 SHOWN = (("audio", "frames", "motion"), ("frames",), (), ("audio", "motion"))
 
@@ -284,7 +285,7 @@ def test_building_leaves_the_random_state_alone(bases):
 
 
 def test_trained_parts_stay_in_fp32_beside_a_bf16_llm(bases):
-    model, processor = build(tiny.tiny_spec(bases, lora=LORA, llm_dtype="bfloat16"))
+    model, processor = build(tiny.tiny_spec(bases, lora=LORA, dtype="bfloat16"))
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert next(model.encoders.parameters()).dtype == torch.float32
@@ -427,16 +428,19 @@ def test_generation_never_writes_a_placeholder(llms, bases):
 
 
 def test_a_linear_and_an_attention_projector_train_too(bases):
-    from affectgpt.models import EncoderSpec, ProjectorSpec
+    from affectgpt.config import EncoderConfig, ProjectorConfig
 
     spec = tiny.tiny_spec(bases, ("audio", "frames"))
     spec = replace(
         spec,
         encoders={
-            "audio": EncoderSpec(str(bases["audio"]), layers="last2_mean", pool="window"),
-            "frames": EncoderSpec(str(bases["frames"]), pool="mean"),
+            "audio": EncoderConfig(str(bases["audio"]), layers="last2_mean", pool="window"),
+            "frames": EncoderConfig(str(bases["frames"]), pool="mean"),
         },
-        projectors={"audio": ProjectorSpec("attention", n_queries=1), "frames": ProjectorSpec("linear", n_queries=1)},
+        projectors={
+            "audio": ProjectorConfig("attention", n_queries=1),
+            "frames": ProjectorConfig("linear", n_queries=1),
+        },
     )
     model, processor = build(spec)
     model.train()

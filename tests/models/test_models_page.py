@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from affectgpt.cli import compose
-from affectgpt.inference.loading import model_spec
-from affectgpt.models import build_hollow, trainable_table
+from affectgpt.models import build_hollow, model_spec, trainable_table
 from tests.models.test_presets import PUBLISHED, hollow
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")

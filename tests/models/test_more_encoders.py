@@ -16,8 +16,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from affectgpt.models import EncoderSpec, ProjectorSpec, build, encoders, shapes
-from affectgpt.models.configuration_affectgpt import EncoderConfig
+from affectgpt.config import EncoderConfig, ProjectorConfig
+from affectgpt.models import build, encoders, shapes
+from affectgpt.models.configuration_affectgpt import EncoderArchitecture
 from tests.models import tiny
 from tests.models.test_encoders import CLIP_FRAMES, FRAMES, MOTION, SOUND, encoder
 
@@ -34,7 +35,7 @@ def whisper(tmp_path_factory):
 
 def load_as(modality, folder, dtype="float32", **options) -> encoders.FrozenEncoder:
     pool = options.get("pool", "tokens")
-    config = EncoderConfig(base=encoders.load_config(str(folder), pool=pool), dtype=dtype, **options)
+    config = EncoderArchitecture(base=encoders.load_config(str(folder), pool=pool), dtype=dtype, **options)
     return encoders.FrozenEncoder(modality, config, encoders.load(str(folder), dtype=dtype, pool=pool))
 
 
@@ -80,7 +81,7 @@ def test_queries_need_a_blip2(bases):
 
 def test_a_projector_behind_the_image_qformer_counts_time_in_frames(blip2, bases):
     spec = tiny.tiny_spec(bases | {"frames": blip2}, ("frames",))
-    spec = replace(spec, encoders={"frames": EncoderSpec(str(blip2), pool="queries")})
+    spec = replace(spec, encoders={"frames": EncoderConfig(str(blip2), pool="queries")})
     model, processor = build(spec)
     config = model.config.projector("frames")
     assert (config.input_size, config.max_positions, config.tokens_per_position) == (24, 2, 4)
@@ -156,14 +157,14 @@ def test_a_picture_of_another_size_gives_more_patches_with_positions_between_tho
     write = {"clip": tiny.write_clip, "vit_mae": tiny.write_vit_mae, "dinov2": tiny.write_dinov2}
     folder = bases["frames"] if kind == "eva" else write[kind](tmp_path)
     size, patch = (56, 14) if kind in ("eva", "dinov2") else (32, 8)
-    spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": EncoderSpec(str(folder), image_size=size)})
+    spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": EncoderConfig(str(folder), image_size=size)})
     model, processor = build(spec)
     row = processor.encode(tiny.question("frames"), tiny.media("frames"))
     assert row["pixel_values"].shape == (2, 3, size, size)
     states = model.encode(row)["frames"]
     assert states.shape == (2 * (1 + (size // patch) ** 2), 32)
     assert states.isfinite().all()
-    plain = build(replace(spec, encoders={"frames": EncoderSpec(str(folder))}))[0]
+    plain = build(replace(spec, encoders={"frames": EncoderConfig(str(folder))}))[0]
     assert plain.encoder_fingerprint("frames") != model.encoder_fingerprint("frames")
 
 
@@ -186,7 +187,7 @@ def test_stride_averages_sound_in_time_and_the_last_group_over_what_there_is(bas
 
 def test_thinning_out_goes_with_all_tokens_only(bases):
     with pytest.raises(ValueError, match="stride and grid thin out pool 'tokens', found pool 'mean'"):
-        EncoderConfig(base={}, pool="mean", stride=2)
+        EncoderArchitecture(base={}, pool="mean", stride=2)
     with pytest.raises(ValueError, match="frames: stride thins out sound; use grid for pictures"):
         encoder("frames", bases["frames"], stride=2)(FRAMES)
     with pytest.raises(ValueError, match="audio: grid thins out pictures; use stride for sound"):
@@ -218,7 +219,7 @@ def test_states_cached_before_there_were_grid_stride_and_size_stay_valid(built):
 def test_each_thinning_has_its_own_fingerprint(bases):
     prints = set()
     for options in ({}, {"grid": 1}, {"grid": 2}, {"pool": "frame"}):
-        spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": EncoderSpec(str(bases["frames"]), **options)})
+        spec = tiny.tiny_spec(bases, ("frames",), encoders={"frames": EncoderConfig(str(bases["frames"]), **options)})
         prints.add(build(spec, load_encoders=False)[0].encoder_fingerprint("frames"))
     assert len(prints) == 4
 
@@ -256,8 +257,8 @@ def test_grouped_states_lie_side_by_side_behind_the_class_token(bases):
     """Emotion-LLaMA's visual tokens in small: 56 px, 16 patches by four -> 4 tokens, and the class token."""
     spec = tiny.tiny_spec(
         bases, ("frames",),
-        encoders={"frames": EncoderSpec(str(bases["frames"]), image_size=56)},
-        projectors={"frames": ProjectorSpec("grouped", n_queries=5, group_size=4)},
+        encoders={"frames": EncoderConfig(str(bases["frames"]), image_size=56)},
+        projectors={"frames": ProjectorConfig("grouped", n_queries=5, group_size=4)},
         sampling=replace(tiny.SAMPLING, n_frames=1),
     )  # fmt: skip
     model, processor = build(spec)
@@ -267,8 +268,10 @@ def test_grouped_states_lie_side_by_side_behind_the_class_token(bases):
     tokens = model.soft_tokens("frames", {"frames_states": states[None]})[0]
     torch.testing.assert_close(tokens[0], project.class_output(states[0]))
     torch.testing.assert_close(tokens[2], project.output(torch.cat(list(states[5:9]))))
-    wrong = replace(spec, projectors={"frames": ProjectorSpec("grouped", n_queries=4)})
-    with pytest.raises(ValueError, match=r"1 class tokens and 16 other states by 4 give 5 soft tokens.*n_queries is 4"):
+    wrong = replace(spec, projectors={"frames": ProjectorConfig("grouped", n_queries=4)})
+    with pytest.raises(
+        ValueError, match=r"1 class tokens and 16 other states in groups of 4 give 5 soft tokens.*n_queries is 4"
+    ):
         build(wrong)
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from affectgpt.cli import compose
-from affectgpt.inference.loading import model_spec
-from affectgpt.models import build_hollow
+from affectgpt.models import build_hollow, model_spec
 
 LLMS = {"llama2_7b_chat": 4096, "vicuna_7b": 4096, "llama3_8b": 4096, "qwen25_7b": 3584, "qwen3_8b": 4096}
 # preset -> soft tokens that a clip with all of the shown media gives, trained parameters, LoRA's among them

@@ -6,17 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from affectgpt.config import EncoderConfig, LLMConfig, LoraConfig, ProjectorConfig, SamplingConfig
 from affectgpt.convert.conversion import convert
-from affectgpt.models import (
-    CheckpointError,
-    EncoderSpec,
-    LoraSpec,
-    ModelSpec,
-    ProjectorSpec,
-    SamplingSpec,
-    build,
-    save_trained,
-)
+from affectgpt.models import CheckpointError, ModelSpec, build, save_trained
 from affectgpt.models.pretrained import folder_of, start_from, start_of
 from affectgpt.runtime import sha256_of_file
 from tests.models import foreign, tiny
@@ -34,15 +26,15 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory) -> ModelSpec:
     folder = tmp_path_factory.mktemp("bases")
-    qformer = ProjectorSpec(n_queries=4, hidden_size=24, n_heads=12, max_positions=8)
+    qformer = ProjectorConfig(n_queries=4, hidden_size=24, n_heads=12, max_positions=8)
     return ModelSpec(
-        llm=str(tiny.write_llama(folder / "llm")),
+        llm=LLMConfig(str(tiny.write_llama(folder / "llm"))),
         encoders={
-            "audio": EncoderSpec(str(tiny.write_hubert(folder / "hubert")), pool="window"),
-            "frames": EncoderSpec(str(tiny.write_eva(folder / "eva"))),
+            "audio": EncoderConfig(str(tiny.write_hubert(folder / "hubert")), pool="window"),
+            "frames": EncoderConfig(str(tiny.write_eva(folder / "eva"))),
         },
         projectors={"audio": qformer, "frames": qformer},
-        sampling=SamplingSpec(n_frames=2),
+        sampling=SamplingConfig(n_frames=2, window_s=2.0, max_windows=8),
     )
 
 
@@ -121,9 +113,9 @@ def emotion_llama(spec, tmp_path, **lora):
     wide = tiny.write_hubert(tmp_path / "wide")
     return replace(
         spec,
-        encoders={"audio": EncoderSpec(str(wide), pool="mean")},
-        projectors={"audio": ProjectorSpec(kind="linear", n_queries=1)},
-        lora=LoraSpec(**{"r": 4, "alpha": 16, "target_modules": ("q_proj", "v_proj"), **lora}),
+        encoders={"audio": EncoderConfig(str(wide), pool="mean")},
+        projectors={"audio": ProjectorConfig(kind="linear", n_queries=1)},
+        llm=replace(spec.llm, lora=LoraConfig(**{"r": 4, "alpha": 16, **lora})),
     )
 
 

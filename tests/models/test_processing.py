@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from affectgpt.models import AffectGPTProcessor
-from affectgpt.models.build import CLIP_MEAN, CLIP_STD
+from affectgpt.models.assemble import CLIP_MEAN, CLIP_STD
 from affectgpt.models.processing_affectgpt import VICUNA_SYSTEM, pad_states
 from affectgpt.prompts import Message
 from tests.models import tiny

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
-from affectgpt.models.configuration_affectgpt import ProjectorConfig
+from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.models.projectors import CrossAttention, Projector
 
 KINDS = ("qformer", "linear", "attention")
@@ -15,7 +15,7 @@ KINDS = ("qformer", "linear", "attention")
 def projector(kind: str, n_queries: int = 6, **options) -> Projector:
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "n_layers": 2, "n_heads": 2, "dropout": 0.0} | options
-    return Projector(ProjectorConfig(kind, input_size=10, n_queries=n_queries, **shape), output_size=12).eval()
+    return Projector(ProjectorArchitecture(kind, input_size=10, n_queries=n_queries, **shape), output_size=12).eval()
 
 
 def states(n: int = 2, t: int = 6) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_half_precision_states_are_projected_in_full_precision():
 
 def test_the_qformer_has_the_size_of_the_paper():
     """AffectGPT (2024): a video Q-Former of two layers, 18,905,088 parameters, and a projection of 3,149,824."""
-    config = ProjectorConfig("qformer", input_size=768, n_queries=32, max_positions=32)
+    config = ProjectorArchitecture("qformer", input_size=768, n_queries=32, max_positions=32)
     with torch.device("meta"):
         model = Projector(config, output_size=4096)
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
@@ -91,8 +91,8 @@ def test_the_qformer_has_the_size_of_the_paper():
 def test_all_trainable_parameters_of_the_paper():
     """Video branch (32 queries, 32 positions) and audio branch (8 queries, 8 positions of width 1024): 44,959,744."""
     with torch.device("meta"):
-        video = Projector(ProjectorConfig("qformer", input_size=768, n_queries=32, max_positions=32), 4096)
-        audio = Projector(ProjectorConfig("qformer", input_size=1024, n_queries=8, max_positions=8), 4096)
+        video = Projector(ProjectorArchitecture("qformer", input_size=768, n_queries=32, max_positions=32), 4096)
+        audio = Projector(ProjectorArchitecture("qformer", input_size=1024, n_queries=8, max_positions=8), 4096)
     assert sum(p.numel() for model in (video, audio) for p in model.parameters()) == 44_959_744
 
 

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from affectgpt.config import LoraConfig
 from affectgpt.inference import loading
-from affectgpt.models import LoraSpec, build, load_trained, trainable_table
+from affectgpt.models import build, load_trained, trainable_table
 from affectgpt.models.checkpoint import save_trained
 from affectgpt.models.quantize import check_shapes, loading_options, weight_bytes
 from tests.models import tiny
@@ -66,7 +67,11 @@ def test_packed_weights_are_smaller_and_answer_nearly_alike(wide, quantization, 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_only_projections_and_adapters_learn_through_a_packed_llm(paths, quantization):
     pytest.importorskip("bitsandbytes", reason="needs the quantization extra")
-    spec = tiny.tiny_spec(paths, llm_quantization=quantization, lora=LoraSpec(r=2, target_modules=("q_proj",)))
+    spec = tiny.tiny_spec(
+        paths,
+        quantization=quantization,
+        lora=LoraConfig(r=2, target_modules=["q_proj"]),
+    )
     model, processor = build(spec)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -86,7 +91,7 @@ def test_only_projections_and_adapters_learn_through_a_packed_llm(paths, quantiz
 
 def test_a_checkpoint_remembers_how_its_llm_was_packed(paths, tmp_path):
     pytest.importorskip("bitsandbytes", reason="needs the quantization extra")
-    model, processor = build(tiny.tiny_spec(paths, llm_quantization="nf4"))
+    model, processor = build(tiny.tiny_spec(paths, quantization="nf4"))
     model.eval()
     save_trained(model, processor, tmp_path)
     inputs = batch(processor)

@@ -45,7 +45,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from affectgpt.models import EncoderSpec, ModelSpec, ProjectorSpec, SamplingSpec
+from affectgpt.config import EncoderConfig, LLMConfig, LoraConfig, ProjectorConfig, SamplingConfig
+from affectgpt.models import ModelSpec
 from affectgpt.prompts import Message
 from affectgpt.schema import PLACEHOLDERS
 
@@ -294,7 +295,7 @@ WRITERS = {
     "face": write_clip,
     "face_motion": write_videomae,
 }
-SAMPLING = SamplingSpec(n_frames=2, n_motion_frames=4, n_faces=2, n_motion_faces=4, window_s=0.1, max_windows=3)
+SAMPLING = SamplingConfig(n_frames=2, n_motion_frames=4, n_faces=2, n_motion_faces=4, window_s=0.1, max_windows=3)
 
 
 def write_base_models(folder: Path, llm=write_llama, modalities=("audio", "frames", "motion")) -> dict[str, Path]:
@@ -303,12 +304,24 @@ def write_base_models(folder: Path, llm=write_llama, modalities=("audio", "frame
     return paths | {name: WRITERS[name](folder / name) for name in modalities}
 
 
-def tiny_spec(paths: dict[str, Path], modalities=("audio", "frames", "motion"), **changes) -> ModelSpec:
-    """A model over `write_base_models`: Q-Formers with 3 queries, 2 frames, 4 motion frames, windows of 0.1 s."""
-    projector = ProjectorSpec(n_queries=3, hidden_size=16, n_layers=2, n_heads=2, dropout=0.0)
+def tiny_spec(
+    paths: dict[str, Path],
+    modalities=("audio", "frames", "motion"),
+    *,
+    dtype: str = "float32",
+    quantization: str | None = None,
+    lora: LoraConfig | None = None,
+    **changes,
+) -> ModelSpec:
+    """A model over `write_base_models`: Q-Formers with 3 queries, 2 frames, 4 motion frames, windows of 0.1 s.
+
+    Args:
+        dtype, quantization, lora: of the LLM.
+    """
+    projector = ProjectorConfig(n_queries=3, hidden_size=16, n_layers=2, n_heads=2, dropout=0.0)
     fields = {
-        "llm": str(paths["llm"]),
-        "encoders": {name: EncoderSpec(str(paths[name])) for name in modalities},
+        "llm": LLMConfig(str(paths["llm"]), dtype=dtype, quantization=quantization, lora=lora or LoraConfig()),
+        "encoders": {name: EncoderConfig(str(paths[name])) for name in modalities},
         "projectors": dict.fromkeys(modalities, projector),
         "sampling": SAMPLING,
     }

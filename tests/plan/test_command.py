@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from affectgpt import config as conf
 from affectgpt.cli import compose
 from affectgpt.engine.activations import kept_tensors
-from affectgpt.inference.loading import model_spec
-from affectgpt.models.build import build_hollow
+from affectgpt.models import model_spec
+from affectgpt.models.assemble import build_hollow
 from affectgpt.plan.command import (
     CARDS,
     GIB,

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from affectgpt.inference.loading import model_spec
-from affectgpt.models import CheckpointError, build
+from affectgpt.models import CheckpointError, build, model_spec
 from affectgpt.models.pretrained import save_start
 from affectgpt.runs import RunRecord
 from affectgpt.training.setup import starting_model

@@ -1,0 +1,97 @@
+"""What a model is built from: the settings that decide its tensors, and a seed. Checkpoints store it as JSON."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from affectgpt.config import EncoderConfig, LLMConfig, LoraConfig, ModelConfig, ProjectorConfig, SamplingConfig
+from affectgpt.runtime import InputError
+from affectgpt.schema import MODALITIES
+
+_LLM_KEYS = {
+    "path": "llm",
+    "revision": "llm_revision",
+    "dtype": "llm_dtype",
+    "quantization": "llm_quantization",
+    "prompt_format": "prompt_format",
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A checked model description: a `ModelConfig` without its name and starting point, and with a seed.
+
+    Attributes:
+        encoders, projectors: modality -> settings; both have the same modalities. A projector "multi" is a pre-fusion.
+        seed: draws the first weights of projectors and LoRA.
+
+    Raises:
+        InputError: unknown modalities, or ones with only an encoder or only a projector.
+    """
+
+    llm: LLMConfig
+    encoders: Mapping[str, EncoderConfig]
+    projectors: Mapping[str, ProjectorConfig]
+    sampling: SamplingConfig
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if set(self.encoders) != set(self.projectors) - {"multi"}:
+            raise InputError(
+                f"encoders name {sorted(self.encoders)}, projectors {sorted(self.projectors)}; a modality needs both"
+            )
+        if unknown := sorted(set(self.encoders) - set(MODALITIES)):
+            raise InputError(f"modalities {unknown} are unknown; expected some of {list(MODALITIES)}")
+        for name, projector in self.projectors.items():
+            if absent := sorted({*projector.sources, *filter(None, [projector.unless])} - set(self.encoders)):
+                raise InputError(f"{name}: sources and unless name {absent}; this model has {list(self.modalities)}")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(name for name in MODALITIES if name in self.encoders)
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The modalities of the pre-fusion, in the order of its tensors."""
+        return tuple(self.projectors["multi"].sources) or self.modalities
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like values, as checkpoints store them."""
+        llm, lora = self.llm, self.llm.lora
+        return {
+            "llm": llm.path,
+            "encoders": {
+                name: {"name" if key == "path" else key: value for key, value in asdict(encoder).items()}
+                for name, encoder in self.encoders.items()
+            },
+            "projectors": {name: asdict(projector) for name, projector in self.projectors.items()},
+            "llm_revision": llm.revision,
+            "llm_dtype": llm.dtype,
+            "llm_quantization": llm.quantization,
+            "sampling": asdict(self.sampling),
+            "lora": asdict(lora) if lora.r else None,
+            "prompt_format": llm.prompt_format,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `to_dict`; absent settings have their defaults."""
+        llm = {field: values[key] for field, key in _LLM_KEYS.items() if key in values}
+        encoders = {name: dict(fields) for name, fields in values["encoders"].items()}
+        return cls(
+            llm=LLMConfig(**llm, lora=LoraConfig(**values.get("lora") or {})),
+            encoders={name: EncoderConfig(path=fields.pop("name"), **fields) for name, fields in encoders.items()},
+            projectors={name: ProjectorConfig(**fields) for name, fields in values["projectors"].items()},
+            sampling=SamplingConfig(**values.get("sampling", {})),
+            seed=values["seed"],
+        )
+
+
+def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
+    """What `affectgpt.models.build` takes, from a configuration; later changes of `config` do not reach it."""
+    projectors = {name: projector for name, projector in config.projectors.items() if projector.kind != "none"}
+    return copy.deepcopy(ModelSpec(config.llm, config.encoders, projectors, config.sampling, seed))
