@@ -1,3 +1,4 @@
+import ast
 import importlib
 import re
 import sys
@@ -40,3 +41,18 @@ def test_links_in_the_docs_point_to_existing_files():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_room_with_functions_has_tests_and_every_folder_of_tests_belongs_to_a_room():
+    package, tests = ROOT / "affectgpt", ROOT / "tests"
+    rooms = {path.name: path for path in package.iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.stem: path for path in package.glob("*.py") if path.stem != "__init__" and has_functions(path)}
+    for name in rooms:
+        found = [*(tests / name).glob("test_*.py"), *tests.glob(f"test_{name}.py")]
+        assert found, f"affectgpt/{name} has neither tests/{name}/test_*.py nor tests/test_{name}.py"
+    folders = {path.name for path in tests.iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= rooms.keys()
+
+
+def has_functions(path: Path) -> bool:
+    return any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
