@@ -1,4 +1,4 @@
-# make demo: install, then the main job on the embedded default.   make test: install, then all checks.
+# make demo: install, then train and score the embedded demo.   make test: install, then run all tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
