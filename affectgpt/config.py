@@ -127,19 +127,19 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """Which samples each part of the work takes."""
+    """Training and test data."""
 
     name: str = "???"  # short name, for tables and records
-    folder: str | None = None  # where the data sets of sources with a format lie
+    folder: str | None = None  # root folder of the data sets of sources with a format
     coarse: list[SourceConfig] = field(default_factory=list)  # training data of stage coarse
     fine: list[SourceConfig] = field(default_factory=list)  # training data of stage fine
-    train: dict[str, SourceConfig] = field(default_factory=dict)  # further training data, for stage.data to name
+    train: dict[str, SourceConfig] = field(default_factory=dict)  # further training data by name, for stage.data
     test: list[SourceConfig] = field(default_factory=list)  # scored by eval.py; never used to choose anything
     weights: str = "given"  # given = weights of sources as they are; proportional = times their number of samples
-    leak_check: str = "raise"  # training samples that are in the test set: raise, drop (left out, counted), warn or off
-    on_bad: str = "raise"  # bad samples: raise stops, skip leaves them out, lists them and counts them
+    leak_check: str = "raise"  # training samples that are in the test set: raise, drop (leave them out), warn or off
+    on_bad: str = "raise"  # bad samples: raise stops the run, skip leaves them out and lists them
     backend: str = "pyav"  # video decoder: pyav, decord or torchcodec
-    cache_features: Any = "ahead"  # keep encoder states on disk: ahead, first_epoch or off (true = ahead, false = off)
+    cache_features: Any = "ahead"  # cache encoder states on disk: ahead, first_epoch or off (true = ahead, false = off)
 
     def training(self) -> dict[str, list[SourceConfig]]:
         """All training data, by the names that `stage.data` takes."""
@@ -157,32 +157,32 @@ class StageConfig:
     data: list[str] = field(default_factory=list)  # training data: coarse, fine, names in data.train; empty = by name
     objective: str = "supervised"  # the loss, a file of affectgpt/training/objectives: supervised
     objective_options: dict[str, Any] = field(default_factory=dict)  # settings of the objective
-    init_from: str | None = None  # a run name (its last complete run), a checkpoint folder, or null = new projections
+    init_from: str | None = None  # a run name (its last complete run), a checkpoint folder, or null = new projectors
     trainable: list[str] = field(default_factory=lambda: ["projectors"])  # projectors, projectors.audio ..., lora
-    epochs: int = 100  # passes of `iterations_per_epoch` steps
-    iterations_per_epoch: int = 1000  # optimizer steps that are called an epoch
-    batch_size: int = 3  # samples a step and process
-    accumulation: int = 1  # batches added up before an optimizer step
-    learning_rate: float = 3e-5  # peak, reached at the end of the warm-up
+    epochs: int = 100  # number of epochs, of `iterations_per_epoch` steps each
+    iterations_per_epoch: int = 1000  # optimizer steps per epoch
+    batch_size: int = 3  # samples per step and process
+    accumulation: int = 1  # batches accumulated per optimizer step
+    learning_rate: float = 3e-5  # peak, at the end of the warm-up
     warmup_learning_rate: float = 1e-6  # at the first step
     min_learning_rate: float = 1e-5  # at the last step, end of the cosine
     warmup_steps: int = 1000  # linear from warmup_learning_rate to learning_rate
     weight_decay: float = 0.05  # none on biases, norms and other vectors
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
     max_grad_norm: float = 1.0  # gradient clipping
-    packing: bool = True  # samples side by side in one row, nothing padded; false = padded to the longest of the batch
+    packing: bool = True  # pack samples into one row without padding; false = pad to the longest sample of the batch
     token_budget: int | None = 4096  # packing: tokens that go through the LLM at once; null = the whole batch
-    gradient_checkpointing: bool = False  # keep one state a layer of the LLM and compute the rest again
-    activation_gb: Any = None  # instead: checkpoint as few layers as keep activations below this; auto = what a GPU has
+    gradient_checkpointing: bool = False  # store one state per layer of the LLM and recompute the rest
+    activation_gb: Any = None  # instead: checkpoint as few layers as keep activations below this; auto = free memory
     tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights: description, labels, both, fixed
     candidates: list[str] = field(default_factory=list)  # task fixed: the labels to choose from
     langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages
-    modality_dropout: float = 0.0  # chance that a medium is hidden from an example; at least one stays
-    subtitle_dropout: float = 0.0  # chance that the subtitle is hidden
-    n_validation: int = 64  # training samples held out to validate by generating and scoring; 0 = none
+    modality_dropout: float = 0.0  # probability that a modality is hidden from an example; one always stays
+    subtitle_dropout: float = 0.0  # probability that the subtitle is hidden
+    n_validation: int = 64  # training samples held out for validation; 0 = none
     validate_every: int = 1000  # steps between validations
     save_every: int = 1000  # steps between checkpoints
-    keep_last: int = 2  # checkpoints kept besides the best one
+    keep_last: int = 2  # checkpoints kept in addition to the best one
     log_every: int = 10  # steps between log lines
     n_workers: int = 2  # loader processes
 
@@ -213,23 +213,23 @@ class QuestionConfig:
 
 @dataclass
 class LoggingConfig:
-    """Where a run can be watched; metrics.jsonl is always written."""
+    """Logging of a run; metrics.jsonl is always written."""
 
     wandb: str = "disabled"  # online, offline (needs no account) or disabled
     project: str = "affectgpt"  # wandb project
     tensorboard: bool = False  # needs the tensorboard extra
-    n_sample_generations: int = 4  # validation samples shown with frames, media and text
+    n_sample_generations: int = 4  # validation samples logged to wandb with frames, media and text
 
 
 @dataclass
 class StrategyConfig:
-    """How training is spread over processes, which torchrun, deepspeed or SLURM start."""
+    """Distributed training; torchrun, deepspeed or SLURM start the processes."""
 
     name: str = "single"  # single, ddp, zero2 or zero3
-    num_processes: int | None = None  # how many there must be; null = as many as were started
+    num_processes: int | None = None  # required number of processes; null = any
     offload_optimizer: bool = False  # zero2, zero3: optimizer state in CPU memory
-    offload_parameters: bool = False  # zero3: split parameters in CPU memory
-    timeout_s: int = 7200  # how long processes wait for each other before the run fails
+    offload_parameters: bool = False  # zero3: partitioned parameters in CPU memory
+    timeout_s: int = 7200  # time that processes wait for each other before the run fails
 
 
 @dataclass
@@ -239,10 +239,10 @@ class StudyConfig:
     name: str = ""  # folder below paths.runs; empty = no study, one stage is trained
     variant: str = ""  # what the columns compare, for example ${model.init}
     stages: list[str] = field(default_factory=lambda: ["coarse", "fine"])  # names of stage 1 and stage 2
-    stage1_share: float = 1.0  # part of stage 1 that comes before stage 2; 0 = none
-    stage2: bool = True  # train stage 2 and hand over its best checkpoint by validation
+    stage1_share: float = 1.0  # share of stage 1 that is trained before stage 2; 0 = none
+    stage2: bool = True  # train stage 2 and use its best checkpoint by validation
     n_points: int = 8  # checkpoints of each stage that are scored for the curves
-    max_new_tokens: int = 32  # longest answer for the curves, which ask for labels alone
+    max_new_tokens: int = 32  # longest answer for the curves, which ask for labels only
 
 
 @dataclass
@@ -255,10 +255,10 @@ class TrainConfig:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)  # strategy=single, ddp, zero2 or zero3
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation during validation
     logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard
-    study: StudyConfig = field(default_factory=StudyConfig)  # a sweep with table and curves at its end
+    study: StudyConfig = field(default_factory=StudyConfig)  # a sweep that ends with a table and curves
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache and runs
     name: str | None = None  # run name; null = the stage's name
-    resume: bool = False  # go on with the last unfinished run of this name
+    resume: bool = False  # resume the last unfinished run of this name
     seed: int = 42  # initialisation, data order, dropout
     device: str = "auto"  # auto, cpu or cuda
     offline: bool = False  # load hub models from the local cache only, as with HF_HUB_OFFLINE=1

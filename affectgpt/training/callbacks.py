@@ -1,5 +1,5 @@
-"""What a person sees of a run: a progress bar, metrics.jsonl, wandb, TensorBoard; and a clean stop
-on SIGTERM and Ctrl-C."""
+"""Callbacks of the training loop: progress bar, metrics.jsonl, wandb, TensorBoard, marking and removing checkpoints,
+and a clean stop on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from affectgpt.journal import append_rows, read_journal
-from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.runs import COMPLETE, complete_checkpoints
+from affectgpt.runtime import MissingLibrary, write_text_atomic
 from affectgpt.schema import Prediction, Sample
 
 log = logging.getLogger("affectgpt")
@@ -58,7 +60,7 @@ class ProgressBar(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl: one line a log event. A resumed run first drops the lines behind the step it goes on from."""
+    """metrics.jsonl: one line per log event. A resumed run first drops the lines after the step it resumes from."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -80,7 +82,7 @@ class TensorBoardLog(TrainerCallback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError(
+            raise MissingLibrary(
                 "logging.tensorboard=true needs tensorboard: pip install 'affectgpt[tensorboard]'"
             ) from error
         self._folder = folder
@@ -88,7 +90,7 @@ class TensorBoardLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            # Events behind the step that a resumed run goes on from are hidden by TensorBoard itself.
+            # TensorBoard hides events after the step that a run resumes from.
             self._writer = self._writer_class(str(self._folder), purge_step=state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
@@ -106,7 +108,7 @@ class WandbLog(TrainerCallback):
 
     Args:
         mode: "online" or "offline"; offline needs no account and can be synchronized later.
-        folder: the run folder; the wandb id is kept there, so a resumed run goes on in the same wandb run.
+        folder: the run folder; it stores the wandb id, so that a resumed run continues the same wandb run.
     """
 
     def __init__(self, mode: str, project: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -140,7 +142,7 @@ class WandbLog(TrainerCallback):
             self._run.log({_grouped(key): value for key, value in (logs or {}).items()}, step=state.global_step)
 
     def show_generations(self, step: int, rows: Sequence[tuple[Sample, Prediction, Any]]) -> None:
-        """Log a table: id, video, middle frame, what was used, the true and the generated text and labels.
+        """Log a table: id, video, middle frame, modalities used, generated and true texts and labels.
 
         Args:
             rows: (sample, prediction, frames uint8 [T,H,W,3] or None).
@@ -186,14 +188,40 @@ def _grouped(key: str) -> str:
     return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
 
 
-class StopOnSignal(TrainerCallback):
-    """SIGTERM (a scheduler's notice, `timeout`, `docker stop`) or Ctrl-C: save after the current step and stop.
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint as complete, then removes the oldest ones.
 
-    While training, the first signal asks for that and a second one ends the process at once; before and after, any
-    does. Processes agree on the step, so that none is left waiting in a collective call.
+    Checkpoints are written in place, so a folder without the marker is incomplete.
 
     Args:
-        agree: whether a flag is true in any process.
+        keep_last: number of checkpoints to keep.
+        wait: waits until all processes have written their part.
+    """
+
+    def __init__(self, run: Path, keep_last: int, wait: Callable[[], None]) -> None:
+        self._run = run
+        self._keep_last = keep_last
+        self._wait = wait
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._wait()
+        if not state.is_world_process_zero:
+            return
+        write_text_atomic(self._run / f"checkpoint-{state.global_step}" / COMPLETE, f"step {state.global_step}\n")
+        for old in complete_checkpoints(self._run)[: -self._keep_last]:
+            # The marker first: a kill during the removal must not leave a folder that looks complete.
+            (old / COMPLETE).unlink()
+            shutil.rmtree(old)
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM (from a scheduler, `timeout`, `docker stop`) or Ctrl-C, save after the current step and stop.
+
+    A second signal ends the process at once, and so does any signal before and after training. Processes agree on the
+    step, so that none is left waiting in a collective call.
+
+    Args:
+        agree: returns whether a flag is true in any process.
     """
 
     EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR2: 143}  # noqa: RUF012
@@ -210,13 +238,13 @@ class StopOnSignal(TrainerCallback):
 
     @property
     def exit_code(self) -> int:
-        """For the shell: 0 if training was not stopped, else 128 + the signal (another process's is called SIGTERM)."""
+        """For the shell: 0 if training was not stopped, else 128 + the signal (SIGTERM if another process got it)."""
         return self.EXIT_CODES[self.received or signal.SIGTERM] if self.stopped else 0
 
     def __enter__(self) -> StopOnSignal:
         numbers = [signal.SIGTERM, signal.SIGINT]
         if "SUBMITIT_EXECUTOR" in os.environ:
-            numbers.append(signal.SIGUSR2)  # how submitit announces the end of a job's time
+            numbers.append(signal.SIGUSR2)  # submitit's notice that the time limit is near
         self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
@@ -226,8 +254,8 @@ class StopOnSignal(TrainerCallback):
 
     def _receive(self, number: int, frame: object) -> None:
         if os.getpid() != self._owner:
-            return  # a loader process, which Ctrl-C reaches too; the training process ends it
-        # torchrun passes on the Ctrl-C that its processes have received from the terminal already.
+            return  # a loader process, which Ctrl-C also reaches; the training process ends it
+        # torchrun forwards a Ctrl-C that its processes have already received from the terminal.
         is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < self._ECHO_S
         if self.received is not None and is_echo:
             return

@@ -1,4 +1,4 @@
-"""Keep what the LLM holds for the backward pass below a limit: `stage.activation_gb`."""
+"""Keep the activations that the LLM stores for the backward pass below a limit: `stage.activation_gb`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 from affectgpt.config import StageConfig
 from affectgpt.engine import activations, packing
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 
 log = logging.getLogger("affectgpt")
 
-# A trained parameter's gradient and two moments of Adam, in fp32, and one more for what is made on the way.
+# Per trained parameter, in fp32: gradient, two moments of Adam, and one temporary value.
 _TRAINED_BYTES = 16
 
 
 def check_activation_gb(stage: StageConfig, strategy: str) -> None:
-    """Whether `stage.activation_gb` can be held with the other settings."""
+    """Check `stage.activation_gb` against the other settings; raises UserError if it cannot be kept."""
     if stage.activation_gb is None:
         return
     number = stage.activation_gb
@@ -27,39 +27,42 @@ def check_activation_gb(stage: StageConfig, strategy: str) -> None:
         raise UserError(f"stage.activation_gb is {number!r}; expected GB above 0, auto, or null for no limit")
     if stage.gradient_checkpointing:
         raise UserError(
-            "stage.activation_gb and stage.gradient_checkpointing=true are both given: the one checkpoints as few "
-            "layers as it can, the other all; leave one of them out"
+            "stage.activation_gb and stage.gradient_checkpointing=true are both set: the one checkpoints as few layers "
+            "as possible, the other all; leave one of them out"
         )
     if not stage.packing or stage.token_budget is None or strategy == "zero3":
         raise UserError(
-            f"stage.activation_gb needs a bound of the tokens that go through the LLM at once, and with packing="
+            f"stage.activation_gb needs a limit on the tokens that go through the LLM at once, but with packing="
             f"{str(stage.packing).lower()}, token_budget={stage.token_budget}, strategy={strategy} there is none; set "
-            "stage.packing=true and stage.token_budget with another strategy than zero3, or take "
+            "stage.packing=true and stage.token_budget with another strategy than zero3, or use "
             "stage.gradient_checkpointing=true"
         )
 
 
 def activation_limit_gb(wanted: Any, device: torch.device, n_trainable: int) -> float:
-    """`stage.activation_gb`; auto = what the GPU has free, less gradients, optimizer state and a tenth for the rest."""
+    """`stage.activation_gb`; auto = 90 % of the GPU's free memory, minus gradients and optimizer state."""
     if wanted != "auto":
         return float(wanted)
     if device.type != "cuda":
-        raise UserError(f"stage.activation_gb=auto asks a GPU for its free memory, and this is {device}; give a number")
+        raise UserError(f"stage.activation_gb=auto needs a GPU, but the device is {device}; give a number of GB")
     free, _ = torch.cuda.mem_get_info(device)
     return (0.9 * free - _TRAINED_BYTES * n_trainable) / 1e9
 
 
 def keep_within(model: Any, stage: StageConfig, limit_gb: float) -> None:
-    """Checkpoint as many layers of the LLM as it takes for its activations to stay below `limit_gb`."""
+    """Checkpoint as few layers of the LLM as keep its activations below `limit_gb`."""
     if not packing.knows(model.language_model):
         raise UserError(
-            f"stage.activation_gb is for LLMs of the families {', '.join(packing.FAMILIES)}, this one is "
-            f"{model.language_model.config.model_type}; take stage.gradient_checkpointing=true"
+            f"stage.activation_gb works with LLMs of the families {', '.join(packing.FAMILIES)}, this one is "
+            f"{model.language_model.config.model_type}; use stage.gradient_checkpointing=true"
         )
     assert stage.token_budget is not None
     model.train()
     kept = activations.kept_bytes(model.language_model)
-    n = kept.n_checkpointed(stage.token_budget, 1e9 * limit_gb)
+    try:
+        n = kept.n_checkpointed(stage.token_budget, 1e9 * limit_gb)
+    except ValueError as error:
+        raise InputError(f"stage.activation_gb is too small: {error}") from error
     model.checkpoint_layers(n)
     log.info(
         "gradient checkpointing in %d of %d layers: %d tokens at once keep %.3g of at most %.3g GB",

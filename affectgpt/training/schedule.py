@@ -1,4 +1,4 @@
-"""The learning rate of a run, step by step (AffectGPT's recipe: linear warm-up, then half a cosine)."""
+"""Learning-rate schedule (AffectGPT's recipe: linear warm-up, then a half cosine)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from affectgpt.runtime import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear from `start` to `peak` over `warmup_steps`, then a half cosine down to `floor` at the last step.
+    """Linear from `start` to `peak` over `warmup_steps`, then a half cosine to `floor` at the last step.
 
     >>> schedule = Schedule(total_steps=11, warmup_steps=2, start=1e-6, peak=3e-5, floor=1e-5)
     >>> [f"{schedule.at(step):.1e}" for step in (0, 1, 2, 6, 10)]
@@ -26,15 +26,16 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.total_steps:
             raise InputError(
-                f"warmup_steps is {self.warmup_steps}, but the run has {self.total_steps} steps; it must be smaller"
+                f"stage.warmup_steps={self.warmup_steps} must be smaller than the {self.total_steps} steps of the run"
             )
         if not 0 <= self.start <= self.peak or not 0 <= self.floor <= self.peak or self.peak == 0:
             raise InputError(
-                f"learning rates start {self.start}, peak {self.peak}, floor {self.floor}: the peak must be the largest"
+                f"stage.warmup_learning_rate={self.start} and min_learning_rate={self.floor} must be between 0 and "
+                f"learning_rate={self.peak}"
             )
 
     def at(self, step: int) -> float:
-        """Learning rate of the update number `step` (0 is the first)."""
+        """Learning rate of step `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.start + (self.peak - self.start) * step / self.warmup_steps
         left = self.total_steps - 1 - self.warmup_steps

@@ -23,7 +23,14 @@ from affectgpt.runs import BEST, RunRecord, complete_checkpoints
 from affectgpt.runtime import UserError, seed_everything, torch_device, without_collector
 from affectgpt.schema import BadSample
 from affectgpt.training import objectives
-from affectgpt.training.callbacks import MetricsFile, ProgressBar, StopOnSignal, TensorBoardLog, WandbLog
+from affectgpt.training.callbacks import (
+    CompleteCheckpoints,
+    MetricsFile,
+    ProgressBar,
+    StopOnSignal,
+    TensorBoardLog,
+    WandbLog,
+)
 from affectgpt.training.distributed import Processes
 from affectgpt.training.loader import Batches
 from affectgpt.training.memory import check_activation_gb
@@ -148,7 +155,12 @@ def _train(
     )
 
     # The loop
-    callbacks: list[Any] = [ProgressBar(stage.name), MetricsFile(run / "metrics.jsonl"), stop]
+    callbacks: list[Any] = [
+        ProgressBar(stage.name),
+        MetricsFile(run / "metrics.jsonl"),
+        CompleteCheckpoints(run, stage.keep_last, processes.wait),
+        stop,
+    ]
     show = None
     if config.logging.wandb != "disabled":
         wandb = WandbLog(config.logging.wandb, config.logging.project, run, asdict(config))
@@ -174,7 +186,6 @@ def _train(
             n_steps, stage.warmup_steps, stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
         ),
         validate=validate,
-        keep_last=stage.keep_last,
     )
     assert trainer.args.world_size == processes.world_size, "the Trainer counts other processes than were started"
     trainer.remove_callback(PrinterCallback)

@@ -1,15 +1,15 @@
-"""A study: the same two stages under different choices, as one sweep that ends in the paper's table and curves.
+"""Studies: two stages under different settings, as one sweep that ends with the paper's table and curves.
 
     python train.py -m experiment=table4        # initialisation x length of stage 1 x stage 2 (AffectGPT, Table 4)
-    python train.py -m experiment=llms          # one frozen LLM beside another (its Figure 3)
-    python -m affectgpt.study runs/table4       # table and pictures again, from what the sweep left
+    python train.py -m experiment=llms          # comparison of frozen LLMs (its Figure 3)
+    python -m affectgpt.study runs/table4       # table and pictures again from a finished sweep
 
-A cell of the sweep is one way of training: a variant (what the columns compare), how much of stage 1, whether stage 2
-follows. Cells share their runs: stage 1 is trained once a variant, and the 50-epoch cell is its checkpoint half-way. A
-cell that was scored is not computed again, so a stopped sweep goes on where it was.
+A cell of the sweep is one way of training: a variant (what the columns compare), a share of stage 1, with or without
+stage 2. Cells share runs: stage 1 is trained once per variant, and the 50-epoch cell is the checkpoint at half its
+steps. Scored cells are not recomputed, so the same command continues a stopped sweep.
 
-Nothing is chosen on the test split: stage 2 hands over its best checkpoint by validation on held-out training samples;
-the curves over whole, train and test set are drawn afterwards, to be looked at.
+Nothing is chosen on the test split: stage 2 ends with its best checkpoint by validation on held-out training samples;
+the curves over the complete, training and test set are computed afterwards.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SMOOTHED_OVER = 3
 
 
 class Stopped(Exception):
-    """Training was asked to stop (SIGTERM, Ctrl-C); `exit_code` is what the command ends with."""
+    """Training was stopped by a signal; the command exits with `exit_code`."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"stopped with exit code {exit_code}")
@@ -49,7 +49,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """One row and column of the table; `stage1_epochs` 0 = without stage 1."""
+    """One row and column of the table. stage1_epochs 0 = without stage 1."""
 
     variant: str
     stage1_epochs: int
@@ -60,36 +60,31 @@ class Cell:
         return f"{self.variant}-stage1-{self.stage1_epochs}-stage2-{'best' if self.stage2 else 'none'}"
 
 
-def folder_of(config: TrainConfig) -> Path:
-    """Where everything of the study lies."""
-    return Path(config.paths.runs) / config.study.name
-
-
 def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
-    """Train what this cell needs and nobody has trained yet, and score it on the test split.
+    """Train the runs that this cell needs, unless other cells have, and score it on the test split.
 
     Args:
-        stage1, stage2: the configuration of each stage of `study.stages` under this cell's choices.
+        stage1, stage2: the configurations of the two stages in `study.stages` with this cell's settings.
 
     Raises:
-        Stopped: a stage was asked to stop; the same command goes on.
-        UserError: the settings do not fit each other, or those of runs that are there already.
+        Stopped: a signal stopped a stage; the same command continues.
+        UserError: the settings contradict each other or those of existing runs.
     """
     study = stage1.study
     share, n_points = study.stage1_share, study.n_points
     if not 0 <= share <= 1 or n_points < 1 or round(share * n_points) != share * n_points:
         raise UserError(
-            f"study.stage1_share={share} with study.n_points={n_points}: the share must lie between 0 and 1 and fall "
-            "on one of the checkpoints, k / n_points"
+            f"study.stage1_share={share} with study.n_points={n_points}: the share must be k / n_points for a "
+            "whole number k from 0 to n_points"
         )
-    folder = folder_of(stage1)
+    folder = Path(stage1.paths.runs) / study.name
     variant = _slug(study.variant)
     cell = Cell(variant, round(share * stage1.stage.epochs), study.stage2)
     log.info("\n=== study %s, cell %s", study.name, cell.name)
     start = _start_folder(stage1, folder / f"{variant}-start")
     chosen = start
     if share:
-        # Stage 1 hands over fixed epochs, so it is validated at its end only; stage 2 hands over its best checkpoint.
+        # Stage 2 starts from fixed epochs of stage 1, so only stage 2 needs validation to choose its best checkpoint.
         run = _train(_prepared(stage1, folder, f"{variant}-stage1", None, validate_always=False))
         _score_curve(run, [start, *complete_checkpoints(run)], stage2)
         chosen = complete_checkpoints(run)[round(share * n_points) - 1]
@@ -107,7 +102,9 @@ def _slug(variant: str) -> str:
     """The last part of an id or path, as a folder name."""
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", variant.rstrip("/").rpartition("/")[2]).strip("-.")
     if not name:
-        raise UserError(f"study.variant={variant!r} leaves no name; say what the columns compare, e.g. ${{model.init}}")
+        raise UserError(
+            f"study.variant={variant!r} has no letter or digit; set it to what varies, such as ${{model.init}}"
+        )
     return name
 
 
@@ -127,7 +124,7 @@ def _prepared(
         keep_last=n_points,
         validate_every=every if validate_always else total,
     )
-    # What a cell is about must not keep it from sharing a run with other cells.
+    # Without the settings of this cell, so that cells can share the run.
     study = replace(config.study, stage1_share=1.0, stage2=True)
     return replace(config, stage=stage, study=study, name=name, paths=replace(config.paths, runs=str(folder)))
 
@@ -139,13 +136,13 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _train(config: TrainConfig) -> Path:
-    """The finished run of that name, trained or gone on with if need be."""
+    """The finished run of that name; trained or resumed if necessary."""
     from affectgpt.training.run_folder import changed_settings
     from affectgpt.training.stages import run_stage
 
     runs = Path(config.paths.runs)
     assert config.name is not None
-    with _lock(runs / config.name):  # cells that run side by side share stage 1
+    with _lock(runs / config.name):  # concurrent cells share stage 1
         named = runs_named(runs, config.name)
         record = RunRecord.read(named[-1]) if named else None
         if record is not None and record.values["status"] == "finished":
@@ -194,9 +191,12 @@ def _score_cell(cell: Cell, checkpoint: Path, config: TrainConfig, out: Path) ->
 
 
 def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) -> None:
-    """Score every checkpoint on the training and test data of `config`, that of stage 2; curve.json holds the scores.
+    """Score every checkpoint on training and test data and write curve.json.
 
-    Labels alone are asked for: a curve needs many answers, and the labels are what is scored.
+    The answers are labels only: a curve needs many answers, and only labels are scored.
+
+    Args:
+        config: of stage 2, whose training and test data are used.
     """
     from affectgpt.cache.reader import cache_mode, clip_reader
     from affectgpt.data.mixture import read_samples
@@ -246,14 +246,14 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
 
 
 def report(folder: Path) -> str:
-    """Write table.md, table.json and the pictures of a study; returns the table for the terminal.
+    """Write table.md, table.json and the pictures of a study; returns the table as text.
 
     Raises:
         UserError: no cell of the study has been scored yet.
     """
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"cells/*/{_CELL}"))]
     if not cells:
-        raise UserError(f"{folder} holds no scored cell; make some with python train.py -m experiment=table4")
+        raise UserError(f"{folder} has no scored cell; run a study first: python train.py -m experiment=table4")
     write_json_atomic(folder / "table.json", cells)
     text = table(cells)
     (folder / "table.md").write_text(f"{markdown(cells)}\n", encoding="utf-8")
@@ -282,7 +282,7 @@ _COLUMNS = (("avg", "Avg"), ("precision", "precision"), ("recall", "recall"), ("
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as in the AffectGPT paper (Table 4), in percent: Avg = (precision + recall) / 2; and F_S, its interval."""
+    """Rows as in the AffectGPT paper (Table 4), in percent: Avg = (precision + recall) / 2; F_S with its interval."""
     variants, rows = _rows(cells)
     width = 52
     lines = [" " * 18 + "".join(f"{variant:^{width}}" for variant in variants)]
@@ -309,7 +309,7 @@ def _figures(score: Mapping[str, Any] | None) -> str:
 
 
 def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The same table for a page."""
+    """The same table in Markdown."""
     variants, rows = _rows(cells)
     heads = [f"{variant}: {title}" for variant in variants for _, title in _COLUMNS]
     lines = ["| stage 1 | stage 2 | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
@@ -324,7 +324,7 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the curves show of one run: steps and Avg of each scored checkpoint by set, steps and training losses."""
+    """The curves of one run: steps and Avg of its scored checkpoints by set, steps and values of its training loss."""
 
     title: str
     steps: list[int]
@@ -355,7 +355,7 @@ def smoothed(values: Sequence[float], n: int = _SMOOTHED_OVER) -> list[float]:
 
 
 def draw(folder: Path) -> list[str]:
-    """The curves of the AffectGPT paper (Figures 1 to 5) from what the study has so far; names of the pictures."""
+    """Draw the curves of the AffectGPT paper (Figures 1 to 5) for the runs so far; returns their names."""
 
     def scores(title: str, runs: Sequence[_Run], which: str) -> Panel:
         lines = {run.title: (run.steps, run.avg[which], smoothed(run.avg[which])) for run in runs}
@@ -398,6 +398,6 @@ def draw(folder: Path) -> list[str]:
 
 def run_report(config: StudyReportConfig) -> int:
     if config.folder is None:
-        raise InputError("name the folder of a study, such as runs/table4")
+        raise InputError("give the folder of a study, such as runs/table4")
     print(report(Path(config.folder)))
     return 0

@@ -1,5 +1,5 @@
-"""transformers' Trainer with what these models need: our objectives, schedule and validation by generating, checkpoints
-of trained tensors with a completeness marker, and throughput in the logs."""
+"""transformers' Trainer with what these models need: objectives, our schedule, validation by generating, checkpoints of
+trained tensors only, and throughput in the logs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from affectgpt.models.checkpoint import (
     save_trained,
     trained_tensors,
 )
-from affectgpt.runs import BEST, COMPLETE, complete_checkpoints
-from affectgpt.runtime import write_text_atomic
+from affectgpt.runs import BEST, COMPLETE
 from affectgpt.training import distributed
 from affectgpt.training.objectives import Objective
 from affectgpt.training.schedule import Schedule
@@ -83,7 +82,6 @@ class StageTrainer(Trainer):
         schedule: the learning rate.
         validate: called as validate(model, step) every `eval_steps`; returns scores with the key "f_s", by which the
             best checkpoint is chosen. None = no validation.
-        keep_last: number of complete checkpoints kept in addition to the best one.
     """
 
     def __init__(
@@ -93,7 +91,6 @@ class StageTrainer(Trainer):
         processor: Any,
         schedule: Schedule,
         validate: Callable[[nn.Module, int], Mapping[str, float]] | None,
-        keep_last: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -101,7 +98,6 @@ class StageTrainer(Trainer):
         self._processor = processor
         self._schedule = schedule
         self._validate = validate
-        self._keep_last = keep_last
         self._throughput = _Throughput()
 
     # ---------------------------------------------------------------- optimizer and schedule
@@ -217,19 +213,6 @@ class StageTrainer(Trainer):
                 f"tensors ({', '.join(differing[:3])}); the folder mixes two checkpoints, resume from another one"
             )
         return prepared
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
-        run = Path(self.args.output_dir)
-        folder = run / f"checkpoint-{self.state.global_step}"
-        write_text_atomic(folder / COMPLETE, f"step {self.state.global_step}\n")
-        for old in complete_checkpoints(run)[: -self._keep_last]:
-            # The marker first: a kill during the removal must not leave a folder that looks complete.
-            (old / COMPLETE).unlink()
-            shutil.rmtree(old)
 
 
 class _Throughput:

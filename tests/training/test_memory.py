@@ -1,4 +1,4 @@
-"""A limit of activations is refused where it cannot be held, by the setting that is in its way."""
+"""A limit on activations that cannot be kept is refused; the message names the setting that prevents it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from tests.models import tiny
         ({"activation_gb": 1}, "zero3", "with another strategy than zero3"),
     ],
 )
-def test_a_limit_that_cannot_be_held_is_refused(settings, strategy, expected):
+def test_a_limit_that_cannot_be_kept_is_refused(settings, strategy, expected):
     with pytest.raises(UserError, match=expected):
         check_activation_gb(StageConfig(name="coarse", **settings), strategy)
 
 
-def test_limits_that_can_be_held_pass():
+def test_limits_that_can_be_kept_pass():
     for limit in (None, 0.5, 20, "auto"):
         check_activation_gb(StageConfig(name="coarse", activation_gb=limit), "zero2")
 
 
-def test_auto_is_the_free_memory_of_a_gpu_less_what_trains(monkeypatch):
+def test_auto_is_the_free_memory_of_a_gpu_minus_gradients_and_optimizer_state(monkeypatch):
     assert activation_limit_gb(2, torch.device("cpu"), 10) == 2
-    with pytest.raises(UserError, match="asks a GPU for its free memory, and this is cpu; give a number"):
+    with pytest.raises(UserError, match="needs a GPU, but the device is cpu; give a number"):
         activation_limit_gb("auto", torch.device("cpu"), 10)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 80 * 10**9))
     assert activation_limit_gb("auto", torch.device("cuda"), 10**9) == pytest.approx(2)  # 18 - 16
 
 
-def test_a_limit_is_not_given_to_an_llm_of_a_family_whose_layers_are_not_run_one_by_one(tmp_path):
+def test_a_limit_is_refused_for_an_llm_whose_layers_are_not_run_by_the_engine(tmp_path):
     model, _ = build(tiny.tiny_spec(tiny.write_base_models(tmp_path, tiny.write_llama)))
     model.language_model.config.model_type = "gpt_neox"
-    with pytest.raises(UserError, match=r"for LLMs of the families llama, .* this one is gpt_neox"):
+    with pytest.raises(UserError, match=r"works with LLMs of the families llama, .* this one is gpt_neox"):
         keep_within(model, StageConfig(name="coarse"), 1.0)

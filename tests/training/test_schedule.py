@@ -9,7 +9,7 @@ PAPER = Schedule(total_steps=100_000, warmup_steps=1000, start=1e-6, peak=3e-5, 
     ("step", "value"),
     [(0, 1e-6), (500, 1.55e-5), (999, 1e-6 + 2.9e-5 * 0.999), (1000, 3e-5), (99_999, 1e-5)],
 )
-def test_the_rate_at_the_corners_is_the_configured_one(step, value):
+def test_the_rate_at_the_ends_of_the_phases_is_the_configured_one(step, value):
     assert PAPER.at(step) == pytest.approx(value, rel=1e-12)
 
 
@@ -31,8 +31,11 @@ def test_without_warm_up_the_first_step_has_the_peak():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"warmup_steps": 100_000}, "warmup_steps is 100000"), ({"start": 1.0}, "the peak must be the largest")],
+    [
+        ({"warmup_steps": 100_000}, "warmup_steps=100000 must be smaller"),
+        ({"start": 1.0}, "must be between 0 and learning_rate"),
+    ],
 )
-def test_a_schedule_that_cannot_be_is_refused(changes, words):
+def test_an_impossible_schedule_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Schedule(**{**vars(PAPER), **changes})
