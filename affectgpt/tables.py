@@ -1,6 +1,6 @@
 """Tables: read rows of CSV, JSONL and npz files, and align rows of text for the terminal.
 
-Nothing is unpickled unless the caller says that the file is trusted.
+Nothing is unpickled unless the caller declares the file as trusted.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -45,28 +48,20 @@ class TableError(InputError):
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file:line, row) of a .jsonl, .csv or .npz file; column names lose the spaces around them.
+    """Yield (file:line, row) of a .jsonl, .csv or .npz file; spaces around column names are removed.
 
     Raises:
-        TableError: no such file, another format, not UTF-8, a line that is no JSON object, pickled objects.
+        TableError: the file does not exist, cannot be read, has another format or contains pickled objects.
     """
-    if not path.is_file():
-        raise TableError(f"{path}: no such file")
-    try:
-        if path.suffix == ".csv":
-            yield from _csv_rows(path)
-        elif path.suffix == ".npz":
-            yield from _npz_rows(path)
-        elif path.suffix == ".jsonl":
-            yield from _jsonl_rows(path)
-        else:
-            raise TableError(f"{path}: expected .jsonl, .csv or .npz, found {path.suffix!r}")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
+    readers = {".csv": _csv_rows, ".npz": _npz_rows, ".jsonl": _jsonl_rows}
+    if path.suffix not in readers:
+        raise TableError(f"{path}: expected .jsonl, .csv or .npz, found {path.suffix!r}")
+    with _reading(path):
+        yield from readers[path.suffix](path)
 
 
 def id_of(row: dict[str, Any], where: str) -> str:
-    """The row's id, in a column `id`, `name` or `names`."""
+    """The id of a row, from a column `id`, `name` or `names`."""
     for column in ID_COLUMNS:
         if row.get(column) not in (None, ""):
             return str(row[column])
@@ -74,42 +69,57 @@ def id_of(row: dict[str, Any], where: str) -> str:
 
 
 def read_names(path: Path) -> list[str]:
-    """The ids of a list such as track_all_candidates.csv, or of a .txt file with one a line, in file order.
+    """The ids in a table such as track_all_candidates.csv, or in a .txt file with one per line, in file order.
 
-    An id that stands twice is an error.
+    Raises:
+        TableError: the file cannot be read, or has a duplicate id.
     """
     if path.suffix == ".txt":
-        if not path.is_file():
-            raise TableError(f"{path}: no such file")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with _reading(path):
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         found = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     else:
         found = [(where, id_of(row, where)) for where, row in read_rows(path)]
     names: dict[str, None] = {}
     for where, name in found:
         if name in names:
-            raise TableError(f"{where}: id {name!r} stands twice")
+            raise TableError(f"{where}: duplicate id {name!r}")
         names[name] = None
     return list(names)
 
 
-def trusted_object(path: Path, array: str, *, trust_pickle: bool, say: str) -> Any:
-    """The Python object in a 0-d object array of an npz file, which is unpickled only if `trust_pickle`.
+def read_pickled_mapping(path: Path, array: str, *, trust_pickle: bool, setting: str) -> dict[str, Any]:
+    """The dictionary in a 0-d object array of an npz file, which is only unpickled if `trust_pickle`.
 
     Args:
-        say: how a user says so, for the error.
+        setting: the setting that sets `trust_pickle`, for the error message.
     """
-    if not path.is_file():
-        raise TableError(f"{path}: no such file")
-    if not trust_pickle:
-        raise TableError(
-            f"{path}: holds pickled objects, which can run code when they are loaded; if it comes from the data set's "
-            f"authors, say {say}"
-        )
-    with np.load(path, allow_pickle=True) as data:
-        if array not in data.files:
-            raise TableError(f"{path}: no array {array!r}, only {sorted(data.files)}")
-        return data[array].tolist()
+    with _reading(path):
+        if not trust_pickle:
+            raise TableError(
+                f"{path}: contains pickled objects, which can run code when they are loaded; if the file is from the "
+                f"authors of the data set, set {setting}"
+            )
+        with np.load(path, allow_pickle=True) as data:
+            if array not in data.files:
+                raise TableError(f"{path}: no array {array!r}, only {sorted(data.files)}")
+            found = data[array].tolist()
+    if not isinstance(found, dict):
+        raise TableError(f"{path}: expected a dictionary in array {array!r}, found {type(found).__name__}")
+    return {str(name): entry for name, entry in found.items()}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of reading `path` into TableError; any other exception passes through."""
+    try:
+        if not path.is_file():
+            raise TableError(f"{path}: no such file")
+        yield
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
+    except (OSError, EOFError, csv.Error, BadZipFile, UnpicklingError) as error:
+        raise TableError(f"{path}: cannot be read ({error})") from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -118,38 +128,55 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         columns = [name.strip() for name in next(reader, [])]
         for cells in reader:
             if len(cells) > len(columns):
-                raise TableError(
-                    f"{path}:{reader.line_num}: {len(cells)} cells under {len(columns)} columns; quote commas"
-                )
+                found = f"expected {len(columns)} cells, found {len(cells)}"
+                raise TableError(f"{path}:{reader.line_num}: {found}; quote cells that contain commas")
             if cells:
                 cells += [""] * (len(columns) - len(cells))
                 yield f"{path}:{reader.line_num}", dict(zip(columns, cells, strict=True))
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    # Not splitlines: a text may hold U+2028 and other characters that it takes for line ends.
+    # Not splitlines(): a text may contain U+2028 and other characters at which it splits.
     for line_no, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise TableError(f"{path}:{line_no}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise TableError(f"{path}:{line_no}: expected a JSON object, found {type(row).__name__}")
         yield f"{path}:{line_no}", row
 
 
+def npz_arrays(path: Path) -> list[str]:
+    """The names of the arrays in an npz file."""
+    with _reading(path), _open_npz(path) as data:
+        return list(data.files)
+
+
+def _open_npz(path: Path) -> Any:
+    try:
+        data = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise TableError(f"{path}: not an npz file ({error})") from None
+    if not isinstance(data, np.lib.npyio.NpzFile):
+        raise TableError(f"{path}: expected an npz file, found a single array")
+    return data
+
+
 def _npz_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with np.load(path, allow_pickle=False) as data:
+    with _open_npz(path) as data:
         if not {"filenames", "fileitems"} <= set(data.files):
             raise TableError(f"{path}: expected arrays filenames and fileitems, found {sorted(data.files)}")
         try:
             names, items = data["filenames"], data["fileitems"]
         except ValueError:
             raise TableError(
-                f"{path}: holds pickled objects, which are not loaded because they can run code; "
+                f"{path}: contains pickled objects, which are not loaded because they can run code; "
                 "save the labels as text arrays or as a CSV with name,openset"
             ) from None
+    if names.ndim != 1 or len(names) != len(items):
+        raise TableError(f"{path}: expected one item per filename, found arrays of {names.shape} and {items.shape}")
     for number, (name, item) in enumerate(zip(names.tolist(), items.tolist(), strict=True)):
         yield f"{path}[{number}]", {"name": name, "openset": item}

@@ -1,3 +1,4 @@
+import ast
 import importlib
 import re
 import sys
@@ -6,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from affectgpt.cli.table import COMMANDS
+from tests.test_layering import LEVELS
 
 tomllib = pytest.importorskip("tomllib") if sys.version_info < (3, 11) else __import__("tomllib")
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -37,6 +40,39 @@ def test_the_core_depends_on_no_package_whose_wheels_need_cuda():
 
 
 def test_links_in_the_docs_point_to_existing_files():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_python_files_named_in_the_docs_exist():
+    for page in PAGES:
+        for name in re.findall(r"`([\w.]+/[\w./]+\.py)`", page.read_text(encoding="utf-8")):
+            found = (ROOT / name).is_file() or (ROOT / "affectgpt" / name).is_file()
+            assert found, f"{page.name} names {name}, which does not exist"
+
+
+def test_architecture_lists_every_room_at_its_level():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    levels: list[set[str]] = []
+    for level, names in re.findall(r"^\| ?(\d*) \| ((?:`\w+`,? ?)+) \|", text, re.MULTILINE):
+        if level:
+            assert int(level) == len(levels) + 1
+            levels.append(set())
+        levels[-1] |= set(re.findall(r"`(\w+)`", names))
+    assert levels == [set(names) for names in LEVELS]
+
+
+def test_every_room_with_functions_has_tests_and_every_folder_of_tests_belongs_to_a_room():
+    package, tests = ROOT / "affectgpt", ROOT / "tests"
+    rooms = {path.name: path for path in package.iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.stem: path for path in package.glob("*.py") if path.stem != "__init__" and has_functions(path)}
+    for name in rooms:
+        found = [*(tests / name).glob("test_*.py"), *tests.glob(f"test_{name}.py")]
+        assert found, f"affectgpt/{name} has neither tests/{name}/test_*.py nor tests/test_{name}.py"
+    folders = {path.name for path in tests.iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= rooms.keys()
+
+
+def has_functions(path: Path) -> bool:
+    return any(isinstance(node, ast.FunctionDef) for node in ast.parse(path.read_text(encoding="utf-8")).body)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.chat.concurrency import StopSignal, for_each
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.transport import ChatError, Endpoint, RequestFailed
-from affectgpt.journal import Journal
+from affectgpt.journal import Journal, read_journal
 from affectgpt.media import Waveform
 from affectgpt.runtime import InputError, stable_hash
 
@@ -147,7 +147,7 @@ class ChatClient:
         bodies = [self._body(request, max_new_tokens) for request in requests]
         keys = [stable_hash(_recorded(body)) for body in bodies]
         unique = dict(zip(keys, bodies, strict=True))
-        missing = {key: body for key, body in unique.items() if self._logged(key) is None}
+        missing = {key: body for key, body in unique.items() if self._log.get(key) is None}
         self.n_cached += len(unique) - len(missing)
         if missing and self._offline:
             raise ChatError(
@@ -165,13 +165,11 @@ class ChatClient:
         return {"model": self.name, "messages": messages, **self._sampling, **changed}
 
     @cached_property
-    def _log(self) -> Journal:
+    def _log(self) -> Any:
+        """The answers by key: a journal, or offline a dictionary, for which a read-only file will do."""
+        if self._offline:
+            return {row["key"]: row for row in read_journal(self._cache)}
         return Journal(self._cache)
-
-    def _logged(self, key: str) -> dict[str, Any] | None:
-        if self._offline and not self._cache.exists():
-            return None  # nothing is written offline, not even an empty log
-        return self._log.get(key)
 
     def _ask_server(self, missing: Mapping[str, Mapping[str, Any]]) -> None:
         """Ask for what is missing, in an event loop of its own: a notebook runs one in this thread already."""

@@ -41,7 +41,10 @@ _QUOTED = 300  # characters of a server's own words in an error
 
 # Parameters that some models refuse, and what they take instead; None = the parameter is left out.
 _INSTEAD: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
-_REFUSAL = re.compile(r"support|unrecogni[sz]ed|unknown|unexpected|deprecated|not (allowed|permitted)", re.IGNORECASE)
+# "supports at most 4096 tokens" is no refusal, but a wrong value.
+_REFUSAL = re.compile(
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|deprecated|not (allowed|permitted)", re.IGNORECASE
+)
 
 
 class ChatError(UserError):

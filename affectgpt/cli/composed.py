@@ -59,12 +59,12 @@ def demo(settings: config.DemoConfig, given: Settings) -> int:
 
 def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
     """With data=NAME, all sources of conf/data/NAME.yaml by their use; else the one source that is described."""
-    from affectgpt.data.command import check
+    from affectgpt.data import command
 
     if not settings.overrides:
-        return check(settings)
+        return command.check_data(settings)
     # As eval.py composes it: train would also make sure of the base models.
-    return check(settings, compose("eval", settings.overrides).data)
+    return command.check_data(settings, compose("eval", settings.overrides).data)
 
 
 def annotator_study(settings: config.StudyOfAnnotatorsConfig, given: Settings) -> int:

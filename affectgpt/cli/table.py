@@ -223,19 +223,19 @@ Settings of annotate (pipeline=, limit=, lang=, annotator.concurrency= ...) appl
     "data check": Command(
         "affectgpt.cli.composed:check_data",
         config.DataCheckConfig,
-        """Report the health of a manifest or of a published data set.
+        """Check a manifest or a published data set and print a report.
 
   python -m affectgpt.data check manifest.csv
   python -m affectgpt.data check format=ovmerd folder=/data/mer2025
   python -m affectgpt.data check data=emer_fine data.folder=/data/emer     # all sources of conf/data/emer_fine.yaml
 
-Exit code 1 if anything is wrong: unusable rows, missing, truncated or unreadable files, one file under several ids,
-texts in another language than stated, or training samples in the test set. 2 = the check could not be made.""",
+Exit code 1 if there are problems: unusable rows, missing, truncated or unreadable files, one file under several ids,
+texts in another language than stated, or training samples in the test set; 2 if the check could not be run.""",
         plain="manifest",
         others="overrides",
     ),
     "data convert": Command(
-        "affectgpt.data.command:convert",
+        "affectgpt.data.command:convert_data",
         config.DataConvertConfig,
         """Write a published data set as a manifest; unusable rows are listed and left out.
 
@@ -243,7 +243,7 @@ texts in another language than stated, or training samples in the test set. 2 = 
         plain="manifest",
     ),
     "data formats": Command(
-        "affectgpt.data.command:formats",
+        "affectgpt.data.command:list_formats",
         config.DataFormatsConfig,
         """List the published formats that can be read, with their options.
 

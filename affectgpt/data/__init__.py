@@ -1,2 +1,2 @@
-"""From annotation files to the samples that a model sees: `sources` (manifests, splits, probing), `clips` (decoding),
-`features` (the cache of frozen encoder states) and `stream` (which sample comes n-th in a training run)."""
+"""From annotation files to training samples: published formats, manifests and splits (`formats`, `sources`), decoding
+(`clips`), checks (`health`, `leaks`), and the order of samples in a training run (`stream`)."""

@@ -1,94 +1,97 @@
-"""What `python -m affectgpt.data` does: check data sets, convert them, list the formats that can be read."""
+"""The commands of `python -m affectgpt.data`: check data sets, convert them, list the supported formats."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from affectgpt.config import DataCheckConfig, DataConfig, DataConvertConfig, DataFormatsConfig, SourceConfig
+from affectgpt.data import health, leaks
+from affectgpt.data.facts import MediaFacts, facts_in
+from affectgpt.data.formats import (
+    FOLDER_OPTIONS,
+    FORMATS,
+    PREFERENCE,
+    Preference,
+    open_folder,
+    options_of,
+    read_preferences,
+)
+from affectgpt.data.sources import read_source
 from affectgpt.runtime import InputError
+from affectgpt.schema import BadSample, write_jsonl
 
 
-def formats(config: DataFormatsConfig) -> int:
-    """Print the formats."""
-    import inspect
-
-    from affectgpt.data.formats import FORMATS, PREFERENCE, options_of, read_preferences
-
+def list_formats(config: DataFormatsConfig) -> int:
+    """Print the formats with their options."""
     for name, reader in {**FORMATS, PREFERENCE: read_preferences}.items():
         print(f"{name:<16}{(reader.__doc__ or '').strip().splitlines()[0]}")
         for option, default in options_of(name).items():
-            if option not in ("video", "audio", "faces", "face_order"):
-                shown = "must be given" if default is inspect.Parameter.empty else f"[{json.dumps(default)}]"
+            if option not in FOLDER_OPTIONS:
+                shown = "required" if default is inspect.Parameter.empty else f"[{json.dumps(default)}]"
                 print(f"{'':<18}{option} {shown}")
     print('\nall: video ["video"], audio ["audio"], faces ["openface_face"] (subfolders), face_order ["bgr"]')
     return 0
 
 
-def check(config: DataCheckConfig, data: DataConfig | None = None) -> int:
-    """Print the health report of one source, or of all sources of a data configuration with the leak check."""
-    from affectgpt.data import health, leaks
-    from affectgpt.data.facts import MediaFacts, facts_in
-
+def check_data(config: DataCheckConfig, data: DataConfig | None = None) -> int:
+    """Print a report on one source, or on all sources of a data configuration, and check the latter for leaks."""
     if data is not None:
-        named, folder = {**data.training(), "test": data.test}, data.folder
+        groups, folder = {**data.training(), "test": data.test}, data.folder
     else:
         source = _source_of(config)
-        if source.format == "preference":
+        if source.format == PREFERENCE:
             return _check_preferences(source)
-        named, folder = {"data": [source]}, None
+        groups, folder = {"data": [source]}, None
     facts = facts_in(Path(config.cache).expanduser()) if config.cache else MediaFacts()
-    reports, leaked = [], []
-    sides: dict[bool, dict[str, Any]] = {False: {}, True: {}}
-    seen: dict[str, int] = {}
-    for group, sources in named.items():
+    reports: dict[str, health.DataReport] = {}  # by source, because training stages may share sources
+    training: dict[str, Any] = {}
+    test: dict[str, Any] = {}
+    for group, sources in groups.items():
         for source in sources:
             key = repr(source)
-            if key not in seen:
-                seen[key] = len(reports)
-                rows = _read(source, folder)
+            if key not in reports:
+                rows = read_source(source, folder, on_bad="skip")
                 title = f"{group}: {rows.name}{f', split {source.split}' if source.split else ''}"
-                reports.append(health.examine(title, rows.samples, rows.bad, facts=facts, decode=config.decode))
-                print(reports[-1].table(), flush=True)
-            side = sides[group == "test"]
-            side |= {sample.id: sample for sample in reports[seen[key]].samples}
-    if sides[True] and sides[False]:
-        training, test = list(sides[False].values()), list(sides[True].values())
-        found = leaks.find_leaks(training, test, facts)
-        leaked = [str(leak) for leak in found]
-        n = f"{len(training)} training samples against {len(test)} test samples, by id and content"
-        print(f"WRONG: {leaks.describe(found, len(training), len(test))}" if found else f"no leak: {n}")
+                reports[key] = health.check_samples(title, rows.samples, rows.bad, facts=facts, decode=config.decode)
+                print(reports[key].table(), flush=True)
+            side = test if group == "test" else training
+            side |= {sample.id: sample for sample in reports[key].samples}
+    found = leaks.find_leaks(list(training.values()), list(test.values()), facts) if training and test else []
+    if found:
+        print(f"problem: {leaks.describe(found, len(training), len(test))}")
+    elif training and test:
+        print(f"no leak: {len(training)} training samples against {len(test)} test samples, by id and content")
     if config.out:
-        files = health.write(Path(config.out), reports, leaked)
+        files = health.write_reports(Path(config.out), list(reports.values()), [str(leak) for leak in found])
         print(f"written: {', '.join(map(str, files))}")
-    is_sound = all(report.is_sound for report in reports) and not leaked
-    print("sound" if is_sound else "NOT SOUND: see the lines that begin with WRONG")
-    return 0 if is_sound else 1
+    return _verdict(sum(len(report.problems()) for report in reports.values()) + bool(found))
 
 
-def convert(config: DataConvertConfig) -> int:
-    """Write a data set as a manifest; rows that cannot be used are listed and left out."""
-    from dataclasses import replace
+def _verdict(n_problems: int) -> int:
+    """Print the result of a check; returns the exit code."""
+    print(f"PROBLEMS FOUND: {n_problems}, see the lines above" if n_problems else "ok: no problems found")
+    return 1 if n_problems else 0
 
-    from affectgpt.data.formats import PREFERENCE, Preference
-    from affectgpt.schema import BadSample, write_jsonl
 
+def convert_data(config: DataConvertConfig) -> int:
+    """Write a data set as a manifest; rows that cannot be used are printed and left out."""
     source = _source_of(config)
     if not config.out or not config.out.endswith(".jsonl"):
-        raise InputError(f"convert writes a manifest: out=manifest.jsonl, found out={config.out!r}")
+        raise InputError(f"convert writes a manifest: expected out=manifest.jsonl, found out={config.out!r}")
     out = Path(config.out)
     items: list[Any]
     if source.format == PREFERENCE:
-        rows = _preferences(source)
-        items = [row for row in rows if isinstance(row, Preference)]
-        bad = [row for row in rows if isinstance(row, BadSample)]
+        items, bad = _preferences(source)
     else:
-        read = _read(source, None)
-        bad = read.bad
-        items = read.samples
+        rows = read_source(source, None, on_bad="skip")
+        items, bad = rows.samples, rows.bad
     base = out.resolve().parent
 
     def relative(path: str | None) -> str | None:
@@ -103,41 +106,31 @@ def convert(config: DataConvertConfig) -> int:
     return 1 if bad else 0
 
 
-def _preferences(source: Any) -> list[Any]:
-    from affectgpt.data.formats import open_folder, read_preferences
-
+def _preferences(source: SourceConfig) -> tuple[list[Preference], list[BadSample]]:
+    assert source.format is not None
+    assert source.folder is not None
     folder, options = open_folder(source.format, Path(source.folder).expanduser(), source.options)
-    return list(read_preferences(folder, **options))
-
-
-def _check_preferences(source: Any) -> int:
-    from collections import Counter
-
-    from affectgpt.data.formats import Preference
-
-    rows = _preferences(source)
+    rows = list(read_preferences(folder, **options))
     pairs = [row for row in rows if isinstance(row, Preference)]
-    bad = [row for row in rows if not isinstance(row, Preference)]
+    return pairs, [row for row in rows if isinstance(row, BadSample)]
+
+
+def _check_preferences(source: SourceConfig) -> int:
+    pairs, bad = _preferences(source)
     missing = {pair.video for pair in pairs if pair.video and not Path(pair.video).is_file()}
     counts = ", ".join(f"{name} {count}" for name, count in Counter(pair.preference for pair in pairs).most_common())
     print(f"{source.folder}: {len(pairs)} pairs of {len({pair.id for pair in pairs})} clips; preferred: {counts}")
     for row in bad[:20]:
-        print(f"  WRONG: {row.where}: {row.id!r}: {row.reason}")
+        print(f"  problem: {row.where}: {row.id!r}: {row.reason}")
     if missing:
-        print(f"  WRONG: {len(missing)} missing files, for example {sorted(missing)[0]}")
-    return 1 if bad or missing else 0
-
-
-def _read(source: Any, folder: str | None) -> Any:
-    from affectgpt.data.sources import read_source
-
-    return read_source(source, folder, on_bad="skip")
+        print(f"  problem: {len(missing)} missing files, for example {sorted(missing)[0]}")
+    return _verdict(len(bad) + bool(missing))
 
 
 def _source_of(config: DataCheckConfig | DataConvertConfig) -> SourceConfig:
     if config.manifest is None and config.format is None:
         raise InputError("name a manifest, or format=... folder=...; --help shows examples")
     if config.format is not None and config.folder is None:
-        raise InputError(f"format={config.format}: say where the data set is: folder=/path/to/it")
+        raise InputError(f"format={config.format}: set the folder of the data set: folder=/path/to/it")
     names = ("manifest", "format", "folder", "split", "split_file", "limit", "options")
     return SourceConfig(**{name: getattr(config, name) for name in names})

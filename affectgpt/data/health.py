@@ -1,8 +1,7 @@
-"""Is a data set sound? Counts of what is there, lists of what is wrong, and pictures of both."""
+"""Check a data set: counts of its media, texts and labels, a list of problems, and plots."""
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import Counter
@@ -17,7 +16,7 @@ from affectgpt.data.facts import MediaFacts
 from affectgpt.data.pictures import draw_data
 from affectgpt.data.sources import check_each, probe_samples
 from affectgpt.media import MediaInfo
-from affectgpt.runtime import write_text_atomic
+from affectgpt.runtime import write_json_atomic
 from affectgpt.schema import BadSample, Sample, write_jsonl
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -25,17 +24,17 @@ _LETTER = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
-class Health:
-    """What a set of samples holds.
+class DataReport:
+    """The result of checking a data set.
 
     Attributes:
         name: of the source.
-        n_rows: rows that were read, usable or not.
+        n_rows: number of rows, usable or not.
         bad: unusable rows and files, with reasons.
-        samples: usable, with probed modalities.
+        samples: usable samples, with probed modalities.
         duration_s, size_px: of the clips whose headers state them; size as stored.
         duplicates: ids of files with the same bytes.
-        wrong_language: ids whose text is hardly in the language it is said to be in.
+        wrong_language: ids whose description is mostly not in its stated language.
     """
 
     name: str
@@ -47,13 +46,8 @@ class Health:
     duplicates: Sequence[tuple[str, ...]] = ()
     wrong_language: Sequence[str] = ()
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing is wrong; clips without sound or labels are facts, not faults."""
-        return not (self.bad or self.duplicates or self.wrong_language)
-
     def labels(self) -> Counter[str]:
-        """How often each open-vocabulary label stands in the set."""
+        """The frequencies of the open-vocabulary labels."""
         return Counter(word for sample in self.samples for word in sample.labels or ())
 
     def labels_per_clip(self) -> Counter[int]:
@@ -66,7 +60,7 @@ class Health:
         return Counter(name for sample in self.samples for name in sample.modalities or ())
 
     def texts(self) -> Counter[str]:
-        """How many samples have each text, by language."""
+        """The number of samples that have each text, by language."""
         found: Counter[str] = Counter()
         for sample in self.samples:
             for lang in sorted({sample.lang, *sample.translations}):
@@ -76,44 +70,46 @@ class Health:
         return found
 
     def table(self) -> str:
-        """The report for people."""
+        """The report as text."""
         n, has = len(self.samples), self.modalities()
         silent = sum("audio" not in (sample.modalities or ()) for sample in self.samples if sample.video)
         lines = [self.name, f"  rows {self.n_rows}, usable {n}, bad {len(self.bad)}"]
         lines.append(f"  media: {', '.join(f'{name} {count}' for name, count in has.items()) or 'none'}")
         if silent:
-            lines.append(f"  clips without sound: {silent} of {n}")
+            lines.append(f"  clips without audio: {silent} of {n}")
         if self.duration_s:
             low, middle, high = min(self.duration_s), statistics.median(self.duration_s), max(self.duration_s)
             total_h = sum(self.duration_s) / 3600
-            lines.append(f"  duration: {low:.2f} to {high:.2f} s, median {middle:.2f} s, {total_h:.2f} h in all")
+            lines.append(f"  duration: {low:.2f} to {high:.2f} s, median {middle:.2f} s, {total_h:.2f} h in total")
         if self.size_px:
             sizes = [f"{width} x {height} ({count})" for (width, height), count in self.size_px.most_common(4)]
             lines.append(f"  size: {', '.join(sizes)}{_more(self.size_px, 4)}")
         lines.append(f"  texts: {', '.join(f'{name} {count}' for name, count in self.texts().items()) or 'none'}")
         if labels := self.labels():
             per_clip = statistics.mean(len(sample.labels) for sample in self.samples if sample.labels)
-            lines.append(f"  labels: {labels.total()} of {len(labels)} words, {per_clip:.2f} a clip that has any")
+            lines.append(f"  labels: {labels.total()}, {len(labels)} distinct, {per_clip:.2f} per labelled clip")
             lines.append(f"    {_top(labels, 10)}")
         if fixed := self.fixed_labels():
             lines.append(f"  fixed labels: {_top(fixed, 12)}")
         if splits := Counter(sample.split for sample in self.samples if sample.split):
             lines.append(f"  splits: {_top(splits, 8)}")
-        lines += [f"  WRONG: {text}" for text in self.faults()]
+        lines += [f"  problem: {text}" for text in self.problems()]
         return "\n".join(lines)
 
-    def faults(self) -> list[str]:
-        """One line for each kind of fault, with examples."""
+    def problems(self) -> list[str]:
+        """One line per kind of problem, with an example. Clips without audio or labels are not problems."""
         kinds: dict[str, list[BadSample]] = {}
         for row in self.bad:
             kinds.setdefault(_kind(row.reason), []).append(row)
         found = [f"{len(rows)} {kind}, for example {rows[0].id!r}: {rows[0].reason}" for kind, rows in kinds.items()]
         if self.duplicates:
             shown = " = ".join(self.duplicates[0])
-            found.append(f"{len(self.duplicates)} files stand under several ids, for example {shown}")
+            found.append(f"{len(self.duplicates)} files have several ids, for example {shown}")
         if self.wrong_language:
             n = len(self.wrong_language)
-            found.append(f"{n} texts are hardly in their language, for example of {self.wrong_language[0]!r}")
+            found.append(
+                f"{n} descriptions are not in their stated language, for example of {self.wrong_language[0]!r}"
+            )
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +140,7 @@ def _more(counts: Counter[Any], n: int) -> str:
 
 
 def _kind(reason: str) -> str:
-    """The kind of a fault, by its message."""
+    """The kind of a problem, by its message."""
     kinds = {
         "no such file": "missing files",
         "has 0 bytes": "empty files",
@@ -152,24 +148,24 @@ def _kind(reason: str) -> str:
         "ends after": "truncated files",
         "no index": "truncated files",
         "cannot be": "unreadable files",
-        "must be unique": "rows with an id that stands already",
+        "must be unique": "rows with a duplicate id",
     }
     return next((kind for words, kind in kinds.items() if words in reason), "other bad rows")
 
 
-def examine(
+def check_samples(
     name: str,
     samples: Sequence[Sample],
     bad: Iterable[BadSample] = (),
     *,
     facts: MediaFacts | None = None,
     decode: bool = False,
-) -> Health:
-    """Look at every row and the headers of every file.
+) -> DataReport:
+    """Check every row and the headers of every file.
 
     Args:
         bad: rows that could not be read.
-        decode: also decode every clip whole, which finds damage that headers do not show.
+        decode: also decode every clip completely, which finds damage that headers do not show.
     """
     facts = facts or MediaFacts()
     bad = list(bad)
@@ -180,22 +176,22 @@ def examine(
         usable, damaged = check_each(usable, _decoded, on_bad="skip", what="decoding")
         bad += damaged
     infos = [facts.info(path) for sample in usable if (path := sample.video or sample.audio)]
-    health = Health(
+    report = DataReport(
         name,
         n_rows,
         bad,
         usable,
         [duration for info in infos if (duration := _duration_s(info)) is not None],
         Counter((info.width, info.height) for info in infos if info.width and info.height),
-        duplicates(usable, facts),
+        find_duplicates(usable, facts),
         [sample.id for sample in usable if _is_wrong_language(sample)],
     )
     facts.save()
-    return health
+    return report
 
 
-def duplicates(samples: Iterable[Sample], facts: MediaFacts) -> list[tuple[str, ...]]:
-    """Ids of files with the same bytes (or of one file in two rows); only files of the same size are hashed."""
+def find_duplicates(samples: Iterable[Sample], facts: MediaFacts) -> list[tuple[str, ...]]:
+    """Groups of ids whose files have the same bytes, or are the same file; only files of equal size are hashed."""
     by_size: dict[int, list[Sample]] = {}
     for sample in samples:
         if path := sample.video or sample.audio:
@@ -217,7 +213,7 @@ def _duration_s(info: MediaInfo) -> float | None:
 
 
 def _is_wrong_language(sample: Sample) -> bool:
-    """Whether a description is said to be English and is mostly Chinese characters, or the other way round."""
+    """Whether an English description is mostly Chinese characters, or a Chinese one has hardly any."""
     for lang in {sample.lang, *sample.translations}:
         if text := sample.in_language(lang).description:
             letters = len(_LETTER.findall(text))
@@ -227,11 +223,11 @@ def _is_wrong_language(sample: Sample) -> bool:
     return False
 
 
-def write(folder: Path, reports: Sequence[Health], leaks: Sequence[str] = ()) -> list[Path]:
-    """Write health.json, bad_samples.jsonl, and a picture for each report as PNG and SVG; returns the files."""
+def write_reports(folder: Path, reports: Sequence[DataReport], leaks: Sequence[str] = ()) -> list[Path]:
+    """Write health.json, bad_samples.jsonl, and plots of each report as PNG and SVG; returns the files."""
     content = {"reports": [report.to_dict() for report in reports], "leaks": list(leaks)}
     files = [folder / "health.json"]
-    write_text_atomic(files[0], json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    write_json_atomic(files[0], content)
     if bad := [row for report in reports for row in report.bad]:
         files.append(folder / "bad_samples.jsonl")
         write_jsonl(files[-1], bad)

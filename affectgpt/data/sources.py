@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from affectgpt.config import SourceConfig
 from affectgpt.data.facts import MediaFacts
-from affectgpt.data.formats import SOUND_SUFFIXES, VIDEO_SUFFIXES, read_format
+from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
 from affectgpt.runtime import InputError, MissingLibrary, NotFound, UserError
 from affectgpt.schema import MODALITIES, BadSample, Sample, bad_rows_error, check_id, read_samples, write_jsonl
@@ -38,15 +38,15 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES + SOUND_SUFFIXES)
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES + AUDIO_SUFFIXES)
             if not inside:
-                kinds = " ".join(VIDEO_SUFFIXES + SOUND_SUFFIXES)
+                kinds = " ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)
                 raise NotFound(f"{path}: no media file in this folder; expected one of {kinds}")
             files += inside
         elif not path.exists():
             raise NotFound(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in VIDEO_SUFFIXES + SOUND_SUFFIXES:
-            kinds = " ".join(VIDEO_SUFFIXES + SOUND_SUFFIXES)
+        elif path.suffix.lower() not in VIDEO_SUFFIXES + AUDIO_SUFFIXES:
+            kinds = " ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)
             raise InputError(f"{path}: expected a media file ({kinds}), a folder of them, or a .jsonl / .csv manifest")
         else:
             files.append(path)
@@ -55,7 +55,7 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
     samples = []
     for file in files:
         name = check_id(file.stem if stems[file.stem] == 1 else file.name)
-        key = "audio" if file.suffix.lower() in SOUND_SUFFIXES else "video"
+        key = "audio" if file.suffix.lower() in AUDIO_SUFFIXES else "video"
         samples.append(Sample(id=name, subtitle=subtitle, **{key: str(file)}))
     if doubled := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
         raise InputError(f"several files are named {doubled[0]!r}; give each an id of its own in a manifest")

@@ -24,7 +24,7 @@ from affectgpt.metrics.io import ScoreFileError, read_references
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon
 from affectgpt.metrics.report import Report, percent
 from affectgpt.runtime import InputError, write_json_atomic
-from affectgpt.tables import id_of, read_rows, trusted_object
+from affectgpt.tables import id_of, read_pickled_mapping, read_rows
 
 BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes")
 _HELP = "see docs/metrics.md, section 'Benchmarks'"
@@ -172,15 +172,11 @@ def read_true_values(path: Path, config: BenchmarkConfig, columns: Sequence[str]
 
 
 def _read_pickled(path: Path, config: BenchmarkConfig, key: str) -> dict[str, Any]:
-    corpus = trusted_object(
-        path, config.array, trust_pickle=config.trust_pickle, say="benchmark.trust_pickle=true; or use a CSV file"
-    )
-    try:
-        values = {str(name): entry[key] for name, entry in corpus.items()}
-    except (AttributeError, TypeError, KeyError) as error:
-        raise ScoreFileError(
-            f"{path}: {config.array!r} does not map names to entries with {key!r} ({error})"
-        ) from error
+    trusted = "benchmark.trust_pickle=true; or use a CSV file with name and label"
+    corpus = read_pickled_mapping(path, config.array, trust_pickle=config.trust_pickle, setting=trusted)
+    if bad := [name for name, entry in corpus.items() if not isinstance(entry, dict) or key not in entry]:
+        raise ScoreFileError(f"{path}: the entry of {bad[0]!r} must have {key!r}, found {corpus[bad[0]]!r}")
+    values = {name: entry[key] for name, entry in corpus.items()}
     return values if key == "val" else {name: _class_name(path, config, name, value) for name, value in values.items()}
 
 

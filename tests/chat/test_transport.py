@@ -184,9 +184,10 @@ def test_parameters_that_a_newer_model_refuses_are_replaced_once_and_that_is_rem
     assert len(server.requests) == 5
 
 
-def test_a_parameter_with_a_wrong_value_is_an_error_not_a_refusal(server):
-    server.choose = lambda body: {"status": 400, "value": {"error": {"message": "temperature must be at least 0"}}}
-    with pytest.raises(RequestFailed, match="HTTP 400: temperature must be at least 0"):
+@pytest.mark.parametrize("words", ["temperature must be at least 0", "max_tokens: this model supports at most 6"])
+def test_a_parameter_with_a_wrong_value_is_an_error_not_a_refusal(server, words):
+    server.choose = lambda body: {"status": 400, "value": {"error": {"message": words}}}
+    with pytest.raises(RequestFailed, match=f"HTTP 400: {words}"):
         complete(server.url, BODY)
     assert len(server.requests) == 1
 

@@ -10,7 +10,6 @@ from affectgpt.cli import compose
 from affectgpt.cli.parser import composed_settings, parse, replace_strings
 from affectgpt.cli.table import COMMANDS
 from affectgpt.cli.words import quoted_items
-from affectgpt.confdoc import document, fields_of, settings_of
 from affectgpt.config import DataConfig, EncoderConfig, SourceConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -183,16 +182,6 @@ def test_strings_are_replaced_wherever_they_stand():
     replace_strings(config, lambda text: text.replace("demo:", "/"))
     assert config.model.encoders["audio"].path == "/x"
     assert config.data.fine[0].manifest == "/y"
-
-
-def test_the_configuration_page_is_the_one_that_the_schema_gives():
-    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == document()
-
-
-def test_every_field_of_every_schema_is_documented():
-    for schema in (TrainConfig, DataConfig, EncoderConfig):
-        assert all(comment for *_, comment in fields_of(schema))
-    assert "stage.batch_size" in {name for name, _, _ in settings_of(TrainConfig)}
 
 
 @pytest.mark.parametrize(

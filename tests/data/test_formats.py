@@ -87,7 +87,7 @@ def test_candidates_have_media_and_subtitles_and_no_truth(tmp_path):
     assert (samples[NAMES[0]].subtitle, samples[NAMES[0]].labels) == ("I'm fine.", None)
 
 
-def test_preference_pairs_call_a_tie_the_same(tmp_path):
+def test_a_tie_of_a_preference_pair_is_read_as_same(tmp_path):
     layouts.preferences(tmp_path)
     pairs = list(read_preferences(open_folder("preference", tmp_path, {})[0]))
     assert [pair.preference for pair in pairs] == ["a1", "same", "same"]
@@ -108,7 +108,7 @@ def test_merr_joins_its_index_and_subtitles(tmp_path, level):
     assert (third.label, third.valence) == ("doubt", None)
 
 
-def test_an_index_alone_gives_emotions_and_minus_ten_is_no_valence(tmp_path):
+def test_an_index_gives_emotions_and_minus_ten_is_no_valence(tmp_path):
     layouts.merr(tmp_path)
     samples = read(tmp_path, "merr_index", file="MERR_fine_grained.txt")
     assert [(sample.label, sample.valence) for sample in samples.values()] == [
@@ -121,9 +121,9 @@ def test_an_index_alone_gives_emotions_and_minus_ten_is_no_valence(tmp_path):
         read(tmp_path, "merr_index", file="odd.txt")
 
 
-def test_pickled_labels_are_read_only_if_they_are_trusted(tmp_path):
+def test_pickled_labels_are_only_read_if_they_are_trusted(tmp_path):
     layouts.merbench(tmp_path)
-    with pytest.raises(FormatError, match=r"label\.npz: holds pickled objects.*trust_pickle: true"):
+    with pytest.raises(FormatError, match=r"label\.npz: contains pickled objects.*trust_pickle: true"):
         read(tmp_path, "merbench_npz")
     samples = read(tmp_path, "merbench_npz", trust_pickle=True)
     assert [(sample.label, sample.valence) for sample in samples.values()] == [
@@ -135,13 +135,13 @@ def test_pickled_labels_are_read_only_if_they_are_trusted(tmp_path):
 
 def test_numbered_emotions_need_their_names(tmp_path):
     layouts.merbench(tmp_path, numbered=True)
-    with pytest.raises(FormatError, match="has emotion number 0, and classes= names 0"):
+    with pytest.raises(FormatError, match="has emotion number 0, but classes has 0 names"):
         read(tmp_path, "merbench_npz", trust_pickle=True)
     samples = read(tmp_path, "merbench_npz", trust_pickle=True, classes=["neutral", "sad", "happy"])
     assert [sample.label for sample in samples.values()] == ["neutral", "happy", "sad"]
 
 
-def test_of_a_llava_conversation_the_first_answer_counts_and_the_rest_is_counted(tmp_path, caplog):
+def test_only_the_first_answer_of_a_llava_conversation_is_used_and_the_others_are_counted(tmp_path, caplog):
     layouts.llava(tmp_path)
     samples = read(tmp_path, "llava", file="train.json")
     assert samples["0"].description == "He's glad."
@@ -156,31 +156,31 @@ def test_sharegpt_answers_can_be_labels(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd.mp4", "../x.mp4"])
-def test_a_listed_path_may_not_lead_out_of_the_folder(tmp_path, path):
+def test_a_listed_path_must_be_inside_the_folder(tmp_path, path):
     layouts.llava(tmp_path)
     entries = json.loads((tmp_path / "train.json").read_text())
     entries[0]["video"] = path
     (tmp_path / "train.json").write_text(json.dumps(entries))
     rows, _ = read_format("llava", tmp_path, {"file": "train.json"})
-    assert "leads out of the data set's folder" in rows[0].reason
+    assert "is outside the folder of the data set" in rows[0].reason
 
 
 def test_predictions_of_others_are_training_data(tmp_path):
     layouts.predictions(tmp_path)
     samples = read(tmp_path, "predictions", file="x-openset.npz")
     assert [sample.labels for sample in samples.values()] == [("sad", "tired"), ("happy",), None]
-    with pytest.raises(FormatError, match="holds pickled objects"):
+    with pytest.raises(FormatError, match="contains pickled objects"):
         read(tmp_path, "predictions", file="reasons.npz")
     samples = read(tmp_path, "predictions", file="reasons.npz", trust_pickle=True)
     assert samples[NAMES[0]].description == "He is tired."
 
 
-def test_our_manifest_is_a_format_too(tmp_path):
+def test_our_manifest_is_also_a_format(tmp_path):
     layouts.ours(tmp_path)
     assert read(tmp_path, "manifest")[NAMES[0]].labels == ("sad",)
 
 
-def test_sound_and_faces_are_found_in_their_places_and_faces_become_red_green_blue(tmp_path):
+def test_audio_and_faces_are_found_in_their_subfolders_and_faces_become_rgb(tmp_path):
     layouts.candidates(tmp_path)
     for path in (tmp_path / "video").iterdir():
         path.unlink()
@@ -199,13 +199,13 @@ def test_sound_and_faces_are_found_in_their_places_and_faces_become_red_green_bl
     assert load_clip(blue, ("face",), SamplingConfig()).arrays["face"][0, 0, 0].tolist() == [0, 0, 200]
 
 
-def test_face_crops_are_spread_like_frames(tmp_path):
+def test_face_crops_are_spaced_like_frames(tmp_path):
     np.save(tmp_path / "f.npy", np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 8, 8, 3)))
     clip = load_clip(Sample(id="a", face=str(tmp_path / "f.npy")), ("face",), SamplingConfig(n_faces=4))
     assert clip.arrays["face"][:, 0, 0, 0].tolist() == [0, 2, 5, 7]  # floor(i * 10 / 4)
 
 
-def test_a_clip_that_is_not_there_keeps_its_path_so_that_probing_names_it(tmp_path):
+def test_a_missing_clip_keeps_its_path_so_that_probing_names_it(tmp_path):
     layouts.onehot(tmp_path)
     (tmp_path / "video" / f"{NAMES[1]}.mp4").unlink()
     sample = read(tmp_path, "mer_onehot")[NAMES[1]]
@@ -218,7 +218,7 @@ def test_two_files_of_one_name_and_ids_that_are_paths_are_bad_rows(tmp_path):
     (tmp_path / "video" / f"{NAMES[1]}.avi").touch()
     layouts.write_csv(tmp_path / "t.csv", ("name", "discrete"), (NAMES[1], "sad"), ("../x", "sad"), (NAMES[0], "sad"))
     rows, _ = read_format("mer_onehot", tmp_path, {"labels": "t.csv"})
-    assert "2 files are named so" in rows[0].reason
+    assert "2 files have this name" in rows[0].reason
     assert "invalid id '../x'" in rows[1].reason
     assert rows[2].id == NAMES[0]
 
@@ -235,14 +235,14 @@ def test_a_second_row_of_an_id_is_bad_not_silently_the_last(tmp_path):
     ("format", "options", "words"),
     [
         ("mer2040", {}, r"unknown format 'mer2040'; expected one of \['manifest', 'emer_v1'"),
-        ("ovmerd", {}, r"track2_train_ovmerd\.csv: no such file; the folder holds \['track1_train\.csv'\]"),
+        ("ovmerd", {}, r"track2_train_ovmerd\.csv: no such file; the folder has \['track1_train\.csv'\]"),
         ("mer_onehot", {"label": "x"}, "has no option 'label'; its options are .*'labels'"),
-        ("mer_onehot", {"video": "clips"}, r"no clip in 'clips'.* it has folders \['video'\].*options: \{video"),
+        ("mer_onehot", {"video": "clips"}, r"no video in 'clips'.* found folders \['video'\].*options: \{video"),
         ("llava", {}, r"format 'llava' needs options: \{file: \.\.\.\}"),
         ("mer_onehot", {"face_order": "grb"}, r"face_order must be one of \['bgr', 'rgb'\], found 'grb'"),
     ],
 )
-def test_what_does_not_fit_is_named_with_what_is_there(tmp_path, format, options, words):
+def test_a_mismatch_names_what_was_found_and_expected(tmp_path, format, options, words):
     layouts.onehot(tmp_path)
     with pytest.raises(FormatError, match=words):
         read(tmp_path, format, **options)
@@ -251,11 +251,11 @@ def test_what_does_not_fit_is_named_with_what_is_there(tmp_path, format, options
 def test_an_unquoted_comma_does_not_cut_a_description_short(tmp_path):
     layouts.openset(tmp_path, "ovmerd")
     (tmp_path / "track3_train_ovmerd.csv").write_text(f"name,reason\n{NAMES[0]},She frowns, then leaves\n")
-    with pytest.raises(FormatError, match=r"track3_train_ovmerd\.csv:2: 3 cells under 2 columns; quote commas"):
+    with pytest.raises(FormatError, match=r"ovmerd\.csv:2: expected 2 cells, found 3; quote cells that contain commas"):
         read(tmp_path, "ovmerd")
 
 
-def test_every_format_says_what_it_is_and_what_can_be_chosen():
+def test_every_format_has_a_description_and_options():
     for name, reader in FORMATS.items():
         assert reader.__doc__
         assert {"video", "audio", "faces", "face_order"} < set(options_of(name))
@@ -268,7 +268,7 @@ def source(folder, **values):
     return read_source(SourceConfig(format="mer_onehot", folder=str(folder), **values))
 
 
-def test_a_list_of_names_chooses_the_part(tmp_path):
+def test_a_split_file_selects_the_listed_samples(tmp_path):
     layouts.onehot(tmp_path)
     (tmp_path / "test.txt").write_text(f"{NAMES[2]}\n\n{NAMES[0]}\n")
     rows = source(tmp_path, split_file="test.txt")
@@ -279,14 +279,14 @@ def test_a_list_of_names_chooses_the_part(tmp_path):
         source(tmp_path, split_file="test.txt")
 
 
-def test_a_limit_is_a_fixed_choice_and_smaller_ones_are_inside_larger_ones(tmp_path):
+def test_a_limit_selects_the_same_samples_every_time_and_smaller_limits_are_subsets(tmp_path):
     layouts.onehot(tmp_path)
     chosen = [{sample.id for sample in source(tmp_path, limit=n).samples} for n in (1, 2, 3, 9)]
     assert [len(ids) for ids in chosen] == [1, 2, 3, 3]
     assert chosen[0] < chosen[1] < chosen[2]
 
 
-def test_bad_rows_raise_with_their_place_or_are_handed_over(tmp_path):
+def test_bad_rows_raise_with_their_line_or_are_returned(tmp_path):
     layouts.onehot(tmp_path)
     layouts.write_csv(tmp_path / "t.csv", ("name", "discrete"), (NAMES[0], "sad"), ("a/b", "sad"))
     config = SourceConfig(format="mer_onehot", folder=str(tmp_path), options={"labels": "t.csv"})
@@ -305,6 +305,6 @@ def test_bad_rows_raise_with_their_place_or_are_handed_over(tmp_path):
         ({"format": "ovmerd", "split": "a", "split_file": "b"}, "takes split='a' or split_file='b', not both"),
     ],
 )
-def test_a_source_that_says_too_little_or_too_much_is_refused(values, words):
+def test_an_incomplete_or_contradictory_source_is_an_error(values, words):
     with pytest.raises(ValueError, match=words):
         read_source(SourceConfig(**values))

@@ -22,39 +22,39 @@ def run(*arguments):
     return cli.run("data", [str(item) for item in arguments])
 
 
-def test_a_sound_set_is_sound(folder, capsys):
+def test_a_good_data_set_has_no_problems(folder, capsys):
     assert run("check", "format=ovmerd", f"folder={folder}") == 0
     printed = capsys.readouterr().out
     assert "rows 3, usable 3, bad 0" in printed
-    assert "labels: 2 of 2 words, 2.00 a clip that has any" in printed
+    assert "labels: 2, 2 distinct, 2.00 per labelled clip" in printed
     assert "duration: 1.00 to 1.0" in printed
-    assert printed.endswith("sound\n")
+    assert printed.endswith("ok: no problems found\n")
 
 
-def test_what_is_wrong_is_counted_by_kind_and_the_exit_code_says_so(folder, capsys):
+def test_problems_are_counted_by_kind_and_give_exit_code_1(folder, capsys):
     video = folder / "video"
     (video / f"{NAMES[0]}.mp4").write_bytes((video / f"{NAMES[0]}.mp4").read_bytes()[:900])
     (video / f"{NAMES[1]}.mp4").unlink()
     assert run("check", "format=ovmerd", f"folder={folder}", f"out={folder / 'report'}") == 1
     printed = capsys.readouterr().out
-    assert "WRONG: 1 truncated files" in printed
-    assert "WRONG: 1 missing files" in printed
+    assert "problem: 1 truncated files" in printed
+    assert "problem: 1 missing files" in printed
     report = json.loads((folder / "report" / "health.json").read_text())
     assert [row["id"] for row in report["reports"][0]["bad"]] == list(NAMES[:2])
     for name in ("health.png", "health.svg", "bad_samples.jsonl"):
         assert (folder / "report" / name).stat().st_size
 
 
-def test_one_file_under_two_ids_and_a_text_in_another_language_are_wrong(folder, capsys):
+def test_one_file_with_two_ids_and_a_text_in_another_language_are_problems(folder, capsys):
     shutil.copy(folder / "video" / f"{NAMES[0]}.mp4", folder / "video" / f"{NAMES[1]}.mp4")
     layouts.write_csv(folder / "track3_train_ovmerd.csv", ("name", "reason"), (NAMES[2], "她皱眉，声音低沉。"))
     assert run("check", "format=ovmerd", f"folder={folder}") == 1
     printed = capsys.readouterr().out
-    assert f"1 files stand under several ids, for example {NAMES[0]} = {NAMES[1]}" in printed
-    assert f"1 texts are hardly in their language, for example of '{NAMES[2]}'" in printed
+    assert f"1 files have several ids, for example {NAMES[0]} = {NAMES[1]}" in printed
+    assert f"1 descriptions are not in their stated language, for example of '{NAMES[2]}'" in printed
 
 
-def test_a_converted_set_reads_as_the_same_samples(folder, capsys):
+def test_a_converted_data_set_has_the_same_samples(folder, capsys):
     out = folder / "made" / "manifest.jsonl"
     assert run("convert", "format=ovmerd", f"folder={folder}", f"out={out}") == 0
     from affectgpt.config import SourceConfig
@@ -76,11 +76,11 @@ def test_preference_pairs_are_checked_and_converted(tmp_path, capsys):
     assert json.loads(out.read_text().splitlines()[0])["preference"] == "a1"
 
 
-def test_every_format_is_listed_and_mistakes_say_what_is_expected(tmp_path, capsys):
+def test_every_format_is_listed_and_errors_say_what_was_expected(tmp_path, capsys):
     assert run("formats") == 0
     assert "mercaptionplus" in capsys.readouterr().out
     assert run("check", "format=ovmerd") == 2
-    assert "say where the data set is: folder=" in capsys.readouterr().err
+    assert "set the folder of the data set: folder=" in capsys.readouterr().err
     assert run("check", "formt=ovmerd") == 2
     assert "unknown setting 'formt'" in capsys.readouterr().err
     assert run("convert", "format=ovmerd", f"folder={tmp_path}", "out=x.csv") == 2

@@ -76,7 +76,7 @@ def test_a_pickled_label_file_needs_trust_and_the_right_array(tmp_path):
     corpus = {"a": {"emo": 0, "val": 1.0}, "b": {"emo": 1, "val": -1.0}}
     np.savez(tmp_path / "label.npz", test_corpus=np.array(corpus, dtype=object))
     config = benchmark(tmp_path, "hit_rate", "label.npz", classes=["happy", "sad"])
-    with pytest.raises(ScoreFileError, match=r"pickled objects.*benchmark\.trust_pickle=true"):
+    with pytest.raises(ScoreFileError, match=r"pickled objects.*set benchmark\.trust_pickle=true"):
         run_benchmark(config, {"a": ["glad"]})
     config.trust_pickle = True
     assert run_benchmark(config, {"a": ["glad"], "b": ["sad"]}).value == 1.0
