@@ -1,4 +1,4 @@
-"""Submissions hold every candidate once and nothing that nobody predicted."""
+"""Submissions have every candidate once and nothing that was not predicted."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from affectgpt.cli import run
 from affectgpt.metrics import read_predictions
 from affectgpt.runtime import UserError
-from affectgpt.submit import submission
+from affectgpt.submit import build_submission
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def predictions(tmp_path):
     return path
 
 
-def test_npz_holds_the_candidates_in_their_order_as_plain_text(predictions, tmp_path, capsys):
+def test_npz_has_the_candidates_in_their_order_as_strings(predictions, tmp_path, capsys):
     out = tmp_path / "s.npz"
     assert run("submit", [str(predictions), str(out), f"candidates={tmp_path / 'candidates.csv'}"]) == 0
     assert "2 clips, 3 labels, 1 predictions left out" in capsys.readouterr().out
@@ -33,15 +33,15 @@ def test_a_submission_reads_back_as_predictions(predictions, tmp_path, name):
     assert again == {"a": "[happy]", "b": "[sad, tired]", "x": "[angry]"}
 
 
-def test_missing_candidates_and_clips_without_labels_stop_the_writing():
+def test_missing_candidates_and_clips_without_labels_are_errors():
     with pytest.raises(UserError, match="2 of 3 candidates have no prediction: b, c"):
-        submission({"a": ["happy"]}, ["a", "b", "c"])
+        build_submission({"a": ["happy"]}, ["a", "b", "c"])
     with pytest.raises(UserError, match=r"1 of 1 clips have no label: a; .*empty=neutral"):
-        submission({"a": ()})
-    assert submission({"a": ()}, empty="neutral") == {"a": ("neutral",)}
+        build_submission({"a": ()})
+    assert build_submission({"a": ()}, empty="neutral") == {"a": ("neutral",)}
 
 
-def test_the_command_says_what_is_wrong(predictions, tmp_path, capsys):
+def test_the_command_reports_wrong_arguments(predictions, tmp_path, capsys):
     assert run("submit", ["only-one"]) == 2
     assert run("submit", [str(predictions), str(tmp_path / "s.txt")]) == 2
-    assert "ends in .npz or .csv, found '.txt'" in capsys.readouterr().err
+    assert "expected a .npz or .csv file to write, found '.txt'" in capsys.readouterr().err
