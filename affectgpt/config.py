@@ -478,7 +478,7 @@ class ServeConfig:
 class AnnotatorConfig:
     """Who answers the questions of an annotation pipeline: annotator=..., a file of conf/annotator."""
 
-    kind: str = "local"  # local (no model), openai (any server of that protocol) or transformers (in this process)
+    kind: str = "local"  # local (no model), openai (a server), transformers (in this process), or module:Class
     model: str | None = None  # name that the server has, or a hub id or folder
     base_url: str | None = None  # server, such as http://localhost:8000/v1; null = OpenAI's
     api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key; it is never written anywhere

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from affectgpt.annotate.record import from_row  # noqa: E402
+from affectgpt.annotate.record import record_from_row  # noqa: E402
 from tests.annotate.conftest import rows_of, served, settings, write_clips  # noqa: E402
 from tests.chat.chat_server import ChatServer, fill_in  # noqa: E402
 
@@ -102,7 +102,7 @@ def trial(options: argparse.Namespace, folder: Path) -> int:
     records = rows_of(out / "records.jsonl")
     failed = rows_of(out / "failed.jsonl")
     for row in records:
-        from_row(row)  # raises where a record is not whole
+        record_from_row(row)  # raises where a record is not whole
     ids = {row["id"] for row in records}
     named = {row["id"] for row in failed}
     needed = len({row["key"] for row in answers})

@@ -1,4 +1,6 @@
-"""Who answers an annotation question: a server, a model in this process, or rules without a model.
+"""Annotators, which answer the questions of a pipeline: a server, a model in this process, or rules without a model.
+
+An annotator is a class with the attributes of `Annotator`, found by its `kind` in `ANNOTATORS` or as "module:Class".
 
 Every answer is stored before it is used. It is found by the hash of everything that decides it: the clip's files, the
 step, the model and the complete request, in which media are described by what is shown of which file. So no media are
@@ -8,15 +10,17 @@ decoded for an answer that is stored. The server's address, the rate limits and 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from affectgpt.annotate.clips import Clip
+from affectgpt.annotate.clips import ClipMedia
+from affectgpt.annotate.local import RULES_VERSION
 from affectgpt.annotate.store import Store
 from affectgpt.chat.batches import Batcher
 from affectgpt.chat.concurrency import StopSignal
@@ -32,7 +36,6 @@ log = logging.getLogger("affectgpt")
 CODE_VERSION = "1"
 """Changes whenever the same request would be sent in another way."""
 
-KINDS = ("local", "openai", "transformers")
 STRUCTURED = ("json_schema", "json_object", "prompt", "none")
 
 
@@ -50,7 +53,7 @@ class Question:
     step: str
     text: str
     schema: Mapping[str, Any]
-    clip: Clip
+    clip: ClipMedia
     shows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     turns: tuple[tuple[str, str], ...] = ()
 
@@ -126,8 +129,45 @@ class Budget:
         self.reserved = self.reserved - most if self.n_reserved else 0.0
 
 
+class Annotator(Protocol):
+    """What a pipeline needs of an annotator; it is constructed with (config, store, stop, budget).
+
+    Attributes:
+        asks_model: False = it answers from the measured evidence alone, by rules, and its answers are not stored.
+        in_process: it loads a model into this process, which may need a GPU.
+        name: the model's name, in keys and provenance.
+        sees: what it can be shown: "images", "sound".
+        structured: it answers with a JSON object; False = with plain text.
+        retries: requests that were sent again.
+    """
+
+    asks_model: ClassVar[bool]
+    in_process: ClassVar[bool]
+    config: AnnotatorConfig
+    name: str
+
+    @property
+    def sees(self) -> frozenset[str]: ...
+
+    @property
+    def structured(self) -> bool: ...
+
+    @property
+    def retries(self) -> int: ...
+
+    def parameters(self) -> dict[str, Any]:
+        """What decides an answer besides the question."""
+
+    async def answer(self, question: Question) -> tuple[dict[str, Any], bool]:
+        """The stored or new answer (text, tokens_in, tokens_out, seconds), and whether it is new."""
+
+    async def close(self) -> None: ...
+
+
 class Served:
     """A model on an OpenAI-compatible server: OpenAI, vLLM, SGLang, or `python -m affectgpt.serve`."""
+
+    asks_model, in_process = True, False
 
     def __init__(self, config: AnnotatorConfig, store: Store, stop: StopSignal, budget: Budget) -> None:
         if not config.model:
@@ -233,9 +273,10 @@ class Served:
 class InProcess:
     """A transformers model in this process, loaded on the first question; waiting questions are answered together."""
 
+    asks_model, in_process = True, True
     retries = 0
 
-    def __init__(self, config: AnnotatorConfig, store: Store, stop: StopSignal) -> None:
+    def __init__(self, config: AnnotatorConfig, store: Store, stop: StopSignal, budget: Budget) -> None:
         if not config.model:
             raise UserError("annotator.model= is missing: a hub id or a folder with a model")
         self.config, self.name = config, config.model
@@ -304,43 +345,60 @@ class InProcess:
 
 
 class Local:
-    """No model: `affectgpt.annotate.local` answers from what was measured. Nothing is stored, since nothing is paid."""
+    """No model: `affectgpt.annotate.local` answers from the measured evidence. Its answers cost nothing."""
 
+    asks_model, in_process = False, False
     name = "local-rules"
     sees = frozenset(["images", "sound"])
     structured = True
     retries = 0
 
-    def __init__(self, config: AnnotatorConfig) -> None:
+    def __init__(self, config: AnnotatorConfig, store: Store, stop: StopSignal, budget: Budget) -> None:
         self.config = config
 
     def parameters(self) -> dict[str, Any]:
         return {}
 
+    async def answer(self, question: Question) -> tuple[dict[str, Any], bool]:
+        raise TypeError("rules answer through affectgpt.annotate.local, not to questions in words")
+
     async def close(self) -> None:
         return
 
 
-Annotator = Served | InProcess | Local
+ANNOTATORS: dict[str, type[Annotator]] = {"local": Local, "openai": Served, "transformers": InProcess}
+
+
+def annotator_class(kind: str) -> type[Annotator]:
+    """The class of an annotator: an entry of ANNOTATORS, or "module:Class"."""
+    if ":" in kind:
+        return named_object(kind, "annotator.kind")
+    if kind not in ANNOTATORS:
+        raise UserError(f"annotator.kind is {kind!r}; expected one of {list(ANNOTATORS)}, or module:Class")
+    return ANNOTATORS[kind]
+
+
+def named_object(name: str, where: str) -> Any:
+    """The object that "module:attribute" names; `where` is the setting, for the error."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: {name} cannot be imported ({error})") from error
 
 
 def make_annotator(config: AnnotatorConfig, store: Store, stop: StopSignal, budget: Budget) -> Annotator:
     """The annotator that `config` describes; a model is loaded on its first question."""
-    if config.kind not in KINDS:
-        raise UserError(f"annotator.kind is {config.kind!r}; expected one of {list(KINDS)}")
+    make: Any = annotator_class(config.kind)
     if set(config.sees) - {"images", "sound"}:
         raise UserError(f"annotator.sees is {config.sees}; expected some of images, sound")
-    if config.kind == "local":
-        return Local(config)
-    return Served(config, store, stop, budget) if config.kind == "openai" else InProcess(config, store, stop)
+    return make(config, store, stop, budget)
 
 
 def decides(config: AnnotatorConfig) -> dict[str, Any]:
-    """The settings of an annotator that decide what it answers; part of a record's key."""
+    """The settings of an annotator that decide its answers; part of a record's key."""
     if config.kind == "local":
-        from affectgpt.annotate.local import VERSION
-
-        return {"kind": "local", "version": VERSION}
+        return {"kind": "local", "version": RULES_VERSION}
     names = ("model", "revision", "structured", "temperature", "max_tokens", "seed", "extra", "longest_px", "dtype")
     values = asdict(config)
     return {"kind": config.kind, "code": CODE_VERSION, **{name: values[name] for name in names}}

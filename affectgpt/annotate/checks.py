@@ -19,7 +19,7 @@ from typing import Any
 from affectgpt.annotate.record import Annotation
 from affectgpt.runtime import UserError
 
-VERSION = "checks-1"
+CHECKS_VERSION = "checks-1"
 """Changes with every change of a verdict."""
 
 VERDICTS = ("keep", "ask", "drop")
@@ -41,7 +41,7 @@ POLICY: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """One problem: the check that found it, and the details."""
 
     check: str
@@ -63,18 +63,18 @@ def verdict(record: Annotation) -> str:
     return max((row["verdict"] for row in record.checks), key=VERDICTS.index, default="keep")
 
 
-def rows_of(findings: Iterable[Finding], policy: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+def rows_of(findings: Iterable[CheckFinding], policy: Mapping[str, str]) -> tuple[dict[str, str], ...]:
     """Findings as the rows of a record's `checks`."""
     return tuple({"check": item.check, "verdict": policy[item.check], "reason": item.reason} for item in findings)
 
 
-def check_record(record: Annotation, sees: frozenset[str] | None = None) -> list[Finding]:
+def check_record(record: Annotation, sees: frozenset[str] | None = None) -> list[CheckFinding]:
     """All findings about one record that need no other record.
 
     Args:
         sees: what the clip contains ("images", "sound"); None = derived from the record.
     """
-    found: list[Finding] = []
+    found: list[CheckFinding] = []
     for check in CHECKS:
         found += check(record)
     return found + absent_modality(record, sees)
@@ -88,7 +88,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f'’]+")
 
 
-def unquoted(text: str) -> str:
+def without_quotations(text: str) -> str:
     """`text` without quotations."""
     return _QUOTED.sub(" ", text)
 
@@ -186,23 +186,23 @@ def _is_generic(sentence: str, lang: str) -> bool:
     return any(len(own & other) >= 0.75 * len(own | other) for other in _GENERIC[lang])
 
 
-def empty_clue(record: Annotation) -> list[Finding]:
+def empty_clue(record: Annotation) -> list[CheckFinding]:
     """A clue of fewer than three words (four Chinese characters)."""
     found = []
     for clue in record.clues:
         size = len(_HAN.findall(clue.text)) if record.lang == "zh" else len(_WORD.findall(clue.text))
         if size < _MIN_WORDS[record.lang]:
-            found.append(Finding("empty_clue", f"{clue.modality} clue: {shortened(clue.text)!r}"))
+            found.append(CheckFinding("empty_clue", f"{clue.modality} clue: {shortened(clue.text)!r}"))
     return found
 
 
-def generic_clue(record: Annotation) -> list[Finding]:
+def generic_clue(record: Annotation) -> list[CheckFinding]:
     """A clue whose sentences would all fit almost any clip."""
     found = []
     for clue in record.clues:
         sentences = [part for part in re.split(r"[.!?。！？]+", clue.text) if part.strip()]
         if sentences and all(_is_generic(part, record.lang) for part in sentences):
-            found.append(Finding("generic_clue", f"{clue.modality} clue: {shortened(clue.text)!r}"))
+            found.append(CheckFinding("generic_clue", f"{clue.modality} clue: {shortened(clue.text)!r}"))
     return found
 
 
@@ -221,12 +221,12 @@ _REFUSALS = re.compile(
 )
 
 
-def refusal(record: Annotation) -> list[Finding]:
+def refusal(record: Annotation) -> list[CheckFinding]:
     """A refusal in place of a clue or a description."""
     found = []
     for name, _, text in _texts(record):
-        if match := _REFUSALS.search(unquoted(text)):
-            found.append(Finding("refusal", f"{name}: {shortened(match.group())!r}"))
+        if match := _REFUSALS.search(without_quotations(text)):
+            found.append(CheckFinding("refusal", f"{name}: {shortened(match.group())!r}"))
     return found
 
 
@@ -241,32 +241,32 @@ def share_of_han(text: str) -> float | None:
     return n_han / (n_han + n_other) if n_han + n_other else None
 
 
-def wrong_language(record: Annotation) -> list[Finding]:
+def wrong_language(record: Annotation) -> list[CheckFinding]:
     """A text that is not mainly in its language: less than 60 % Chinese characters in Chinese, more than 15 % in
     English, or mostly another script."""
     texts = [*_texts(record), ("labels", record.lang, " ".join(record.labels))]
     found = []
     for name, lang, text in texts:
-        bare = unquoted(text)
+        bare = without_quotations(text)
         share = share_of_han(bare)
         if share is None:
             continue
         words = _WORD.findall(_HAN.sub(" ", bare))
         foreign = sum(not _LATIN.fullmatch(word) for word in words)
         if foreign > 0.5 * max(len(words), 1) and foreign > len(_HAN.findall(bare)):
-            found.append(Finding("wrong_language", f"{name}: neither English nor Chinese: {shortened(text)!r}"))
+            found.append(CheckFinding("wrong_language", f"{name}: neither English nor Chinese: {shortened(text)!r}"))
         elif (share < 0.6) if lang == "zh" else (share > 0.15):
-            found.append(Finding("wrong_language", f"{name}: {share:.0%} Chinese where {lang} is expected"))
+            found.append(CheckFinding("wrong_language", f"{name}: {share:.0%} Chinese where {lang} is expected"))
     return found
 
 
 # ---- grounds ---------------------------------------------------------------------------------------------------------
 
 
-def label_without_clue(record: Annotation) -> list[Finding]:
+def label_without_clue(record: Annotation) -> list[CheckFinding]:
     """Labels without any clue that could support them."""
     if record.labels and not record.clues:
-        return [Finding("label_without_clue", f"labels {', '.join(record.labels)}, and no clue")]
+        return [CheckFinding("label_without_clue", f"labels {', '.join(record.labels)}, and no clue")]
     return []
 
 
@@ -288,7 +288,7 @@ _DENIES = re.compile(
 )
 
 
-def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> list[Finding]:
+def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> list[CheckFinding]:
     """A voice is described although the clip has none, or a face although there is no picture or no face was found.
 
     Negated sentences ("no voice is heard") claim nothing. The measured evidence tells whether there is a voice or a
@@ -305,10 +305,12 @@ def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> l
     found = []
     for what, why, pattern in (("voice", no_voice, _VOICE), ("face", no_face, _FACE)):
         for name, _, text in _texts(record) if why else ():
-            for sentence in re.split(r"(?<=[.!?;。！？；])", unquoted(text)):
+            for sentence in re.split(r"(?<=[.!?;。！？；])", without_quotations(text)):
                 match = pattern.search(sentence)
                 if match and not _DENIES.search(sentence):
-                    found.append(Finding("absent_modality", f"{name} tells of a {what} ({match.group()!r}); {why}"))
+                    found.append(
+                        CheckFinding("absent_modality", f"{name} tells of a {what} ({match.group()!r}); {why}")
+                    )
                     break
     return found
 
@@ -329,7 +331,7 @@ _UNIT_NAMES = {
 }
 
 
-def unmeasured_claim(record: Annotation) -> list[Finding]:
+def unmeasured_claim(record: Annotation) -> list[CheckFinding]:
     """An action unit, or a number with a unit, that was not measured. (In clues, the schema refuses units.)
 
     A number agrees with a measured one if the latter rounds to it at the precision in which it is written.
@@ -337,17 +339,17 @@ def unmeasured_claim(record: Annotation) -> list[Finding]:
     units = {fact.name for fact in record.evidence}
     found = []
     for name, _, text in _texts(record):
-        bare = unquoted(text)
+        bare = without_quotations(text)
         claimed = sorted({f"AU{int(number):02d}" for number in _UNIT.findall(bare)} - units)
         if claimed:
-            found.append(Finding("unmeasured_claim", f"{name}: {', '.join(claimed)}"))
+            found.append(CheckFinding("unmeasured_claim", f"{name}: {', '.join(claimed)}"))
         for number, unit in _NUMBER.findall(bare):
             kind = _UNIT_NAMES[unit.lower()]
             digits = len(number.partition(".")[2])
             values = [abs(fact.value) for fact in record.evidence if fact.unit.startswith(kind)]
             # Half a unit of the last digit written, plus the rounding error of the fact itself.
             if not any(abs(abs(float(number)) - value) <= 0.5 * 10**-digits + 0.006 for value in values):
-                found.append(Finding("unmeasured_claim", f"{name}: {number} {unit}"))
+                found.append(CheckFinding("unmeasured_claim", f"{name}: {number} {unit}"))
     return found
 
 
@@ -372,18 +374,20 @@ _SAME = {
 }
 
 
-def contradicts_units(record: Annotation) -> list[Finding]:
+def contradicts_units(record: Annotation) -> list[CheckFinding]:
     """The first-ranked emotion is one of MERR's, and none of the units active at the peak is one of that emotion's."""
     words = record.ranking[:1] or record.labels[:1]
     label = _SAME.get(words[0].lower(), words[0].lower()) if words else ""
     active = sorted(int(fact.name[2:]) for fact in record.evidence if re.fullmatch(r"AU\d\d", fact.name))
     if label in AGREEING and active and not set(active) & set(AGREEING[label]):
         active_names, expected = (", ".join(f"AU{n:02d}" for n in units) for units in (active, AGREEING[label]))
-        return [Finding("contradicts_units", f"{words[0]} at a peak with {active_names}; expected one of {expected}")]
+        return [
+            CheckFinding("contradicts_units", f"{words[0]} at a peak with {active_names}; expected one of {expected}")
+        ]
     return []
 
 
-CHECKS: tuple[Callable[[Annotation], list[Finding]], ...] = (
+CHECKS: tuple[Callable[[Annotation], list[CheckFinding]], ...] = (
     *(empty_clue, generic_clue, refusal, wrong_language, label_without_clue, unmeasured_claim, contradicts_units),
 )
 """Checks that need the record alone; `absent_modality` also takes what the clip contains."""

@@ -78,7 +78,7 @@ def speaker_of(sample: Sample, pattern: str | None) -> str | None:
 
 
 @dataclass
-class Clip:
+class ClipMedia:
     """One probed sample; decoded media are kept for as long as the clip is being annotated.
 
     Attributes:

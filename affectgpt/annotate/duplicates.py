@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from affectgpt.annotate.checks import Finding, shortened
+from affectgpt.annotate.checks import CheckFinding, shortened
 from affectgpt.annotate.record import Annotation
 
 N_HASHES, N_BANDS = 64, 16
@@ -116,15 +116,15 @@ def add_texts(records: Iterable[Annotation], duplicates: Duplicates) -> None:
             duplicates.add(clue.modality, f"{record.id} {number}", clue.text)
 
 
-def duplicate_findings(record: Annotation, duplicates: Duplicates) -> list[Finding]:
+def duplicate_findings(record: Annotation, duplicates: Duplicates) -> list[CheckFinding]:
     """Second pass: a description that resembles an earlier clip's, and clues that many clips share."""
     found = []
     if record.description.get(record.lang):
         first, n = duplicates.group("description", record.id)
         if first != record.id:
-            found.append(Finding("near_duplicate", f"description as that of {first!r} ({n} clips share it)"))
+            found.append(CheckFinding("near_duplicate", f"description as that of {first!r} ({n} clips share it)"))
     for number, clue in enumerate(record.clues):
         _, n = duplicates.group(clue.modality, f"{record.id} {number}")
         if n >= REPEATED_FROM:
-            found.append(Finding("repeated_clue", f"{clue.modality} clue of {n} clips: {shortened(clue.text)!r}"))
+            found.append(CheckFinding("repeated_clue", f"{clue.modality} clue of {n} clips: {shortened(clue.text)!r}"))
     return found

@@ -1,9 +1,9 @@
-"""What can be measured of a clip without any model that was trained: the sound of the voice, and action units.
+"""Measurements on a clip that need no trained model: prosody of the voice, and action units of the face.
 
-The voice is measured from the waveform alone. The face is not: a detector would be needed, so visual facts come from
-OpenFace's table or from face crops that lie beside the clip, and where there is neither, there are none.
+The voice is measured from the waveform. The face would need a detector, so visual facts come from OpenFace's table or
+from stored face crops; without them there are none.
 
-A phrase says what was measured and nothing more: of the face it names movements and muscles, never feelings.
+A phrase states a measurement and nothing more: for the face, movements and muscles, never emotions.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 from affectgpt.annotate.record import Fact
 from affectgpt.media.openface import ActionUnits
 
-VERSION = "evidence-1"
-"""Changes whenever the same file would give other facts."""
+EVIDENCE_VERSION = "evidence-1"
+"""Changes with every change of a fact; part of every record's key."""
 
 STEP_S = 0.01
-"""Time between two values of pitch and loudness."""
+"""Hop between two values of pitch and loudness."""
 
 PITCH_RANGE_HZ = (60.0, 500.0)
 _YIN_WINDOW_S = 0.025
 _YIN_THRESHOLD = 0.2  # the first dip below it is the period (de Cheveigne and Kawahara 2002, step 4)
-_VOICED_BELOW = 0.4  # aperiodicity up to which a frame counts as voiced; breathy voices lie at 0.2 to 0.4
-_SILENCE_DB = 30.0  # this far below the loud parts (95th percentile) nothing is said
-_FLOOR_DBFS = -60.0  # and below this nothing is heard at all
+_VOICED_BELOW = 0.4  # aperiodicity below which a frame is voiced; breathy voices have 0.2 to 0.4
+_SILENCE_DB = 30.0  # this far below the 95th percentile, a frame is silent
+_FLOOR_DBFS = -60.0  # below this level, a frame is always silent
 PAUSE_S = 0.25  # shorter silences belong to consonants (Goldman-Eisler 1968)
 BREAK_S = 0.12  # closures of stops are shorter than that
 _NUCLEUS_DIP_DB = 2.0  # de Jong and Wempe 2009
-_MIN_VOICED_S = 0.3  # less voice gives no pitch worth telling
+_MIN_VOICED_S = 0.3  # with less voice, no pitch is reported
 TREMOR_HZ = (4.0, 12.0)
 _TREMOR_ST = 0.2
 _TREMOR_SHARE = 0.5
@@ -41,12 +41,12 @@ SKIP_FIRST = 2  # peaks in the first two frames are artefacts of the tracker
 
 
 @dataclass(frozen=True)
-class Prosody:
-    """Curves of a voice, one value every `STEP_S`.
+class ProsodyCurves:
+    """Pitch and loudness of a voice, one value every `STEP_S`.
 
     Attributes:
         times_s: [F] centres of the frames.
-        pitch_hz: [F], NaN where there is no voice.
+        pitch_hz: [F], NaN where unvoiced.
         level_dbfs: [F] root mean square, full scale = 0.
         speaking: bool [F], louder than silence.
     """
@@ -57,8 +57,8 @@ class Prosody:
     speaking: np.ndarray
 
 
-def prosody(samples: np.ndarray, rate_hz: int) -> Prosody:
-    """Pitch by YIN and loudness of mono sound.  float [S] -> [F] each, F = S / (rate_hz * STEP_S)"""
+def prosody(samples: np.ndarray, rate_hz: int) -> ProsodyCurves:
+    """Pitch (YIN) and loudness of mono sound.  float [S] -> [F] each, F = S / (rate_hz * STEP_S)"""
     longest = int(np.ceil(rate_hz / PITCH_RANGE_HZ[0]))
     window = round(_YIN_WINDOW_S * rate_hz)
     hop = round(STEP_S * rate_hz)
@@ -67,7 +67,7 @@ def prosody(samples: np.ndarray, rate_hz: int) -> Prosody:
     padded = np.pad(samples.astype(np.float64), (length // 2, length + hop))
     frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::hop][:n]  # [F, window + longest]
     pitch, level = np.empty(n), np.empty(n)
-    for start in range(0, n, 1000):  # blocks: ten minutes of sound must not need a gigabyte
+    for start in range(0, n, 1000):  # in blocks: ten minutes of sound would take a gigabyte
         block = frames[start : start + 1000]
         aperiodicity, lags = _yin(block, window, longest, max(2, int(rate_hz / PITCH_RANGE_HZ[1])))
         pitch[start : start + 1000] = np.where(aperiodicity < _VOICED_BELOW, rate_hz / lags, np.nan)
@@ -75,7 +75,7 @@ def prosody(samples: np.ndarray, rate_hz: int) -> Prosody:
         level[start : start + 1000] = 10 * np.log10(np.mean(centre**2, axis=1) + 1e-12)
     speaking = level > max(np.percentile(level, 95) - _SILENCE_DB, _FLOOR_DBFS)
     pitch[~speaking] = np.nan
-    return Prosody((np.arange(n) + 0.5) * STEP_S, _without_jumps(pitch), level, speaking)
+    return ProsodyCurves((np.arange(n) + 0.5) * STEP_S, _without_jumps(pitch), level, speaking)
 
 
 def _yin(frames: np.ndarray, window: int, longest: int, shortest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,11 +90,11 @@ def _yin(frames: np.ndarray, window: int, longest: int, shortest: int) -> tuple[
     lags = np.arange(longest + 1)
     normal = np.ones_like(difference)
     normal[:, 1:] = difference[:, 1:] * lags[1:] / np.maximum(np.cumsum(difference[:, 1:], axis=1), 1e-12)
-    normal[:, :shortest] = 10.0  # no period so short
+    normal[:, :shortest] = 10.0  # excludes shorter periods
     inner = normal[:, 1:-1]
     dips = (inner <= normal[:, :-2]) & (inner <= normal[:, 2:])
     deepest = np.where(dips, inner, 10.0).min(axis=1, keepdims=True)
-    # The first dip that is good, or about as good as the deepest: twice a period fits as well, and is no pitch.
+    # The first dip below the threshold or close to the deepest: multiples of the period give dips, too.
     best = np.argmax(dips & (inner <= np.maximum(deepest + 0.1, _YIN_THRESHOLD)), axis=1) + 1
     rows = np.arange(len(frames))
     left, middle, right = (normal[rows, best + side] for side in (-1, 0, 1))
@@ -104,7 +104,7 @@ def _yin(frames: np.ndarray, window: int, longest: int, shortest: int) -> tuple[
 
 
 def _without_jumps(pitch_hz: np.ndarray) -> np.ndarray:
-    """Drop frames that lie over 8 semitones from the median of their surroundings (0.3 s): octave errors."""
+    """Set frames to NaN that are over 8 semitones from the median of the 0.3 s around them: octave errors."""
     reach = round(0.15 / STEP_S)
     padded = np.pad(pitch_hz, reach, constant_values=np.nan)
     around = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)  # [F, 31]
@@ -117,9 +117,9 @@ def _without_jumps(pitch_hz: np.ndarray) -> np.ndarray:
 
 
 def sound_facts(samples: np.ndarray, rate_hz: int) -> list[Fact]:
-    """Level, range and slope of pitch; loudness; speaking rate; pauses, breaks and tremor. Numbers are of this clip.
+    """Level, range and slope of pitch; loudness; speaking rate; pauses, breaks and tremor.
 
-    A clip in which nothing is heard gives one fact, `voice_s` = 0.
+    A silent clip gives one fact, `voice_s` = 0.
     """
     curves = prosody(samples, rate_hz)
     times, voiced = curves.times_s, ~np.isnan(curves.pitch_hz)
@@ -173,15 +173,15 @@ def _runs(mask: np.ndarray) -> np.ndarray:
     return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
 
 
-def _silences(curves: Prosody) -> list[tuple[float, float]]:
-    """Silences of at least `BREAK_S` between two sounds, in seconds."""
+def _silences(curves: ProsodyCurves) -> list[tuple[float, float]]:
+    """Silences of at least `BREAK_S` within speech, as (start, end) in seconds."""
     runs = _runs(~curves.speaking) * STEP_S
     last_s = len(curves.speaking) * STEP_S
     return [(float(a), float(b)) for a, b in runs if a > 0 and b < last_s - STEP_S / 2 and b - a >= BREAK_S - 1e-9]
 
 
-def _nuclei(curves: Prosody) -> list[int]:
-    """Voiced peaks of loudness that stand `_NUCLEUS_DIP_DB` above the dips on both sides (de Jong and Wempe 2009)."""
+def _nuclei(curves: ProsodyCurves) -> list[int]:
+    """Voiced loudness peaks that rise `_NUCLEUS_DIP_DB` above the dips on both sides (de Jong and Wempe 2009)."""
     kernel = np.hanning(7)[1:-1]
     level = np.convolve(np.pad(curves.level_dbfs, 2, mode="edge"), kernel / kernel.sum(), "valid")
     voiced = np.convolve(~np.isnan(curves.pitch_hz), np.ones(5), "same") > 0
@@ -201,11 +201,11 @@ def _nuclei(curves: Prosody) -> list[int]:
     return peaks
 
 
-def _tremor(curves: Prosody) -> tuple[float, float] | None:
-    """(depth in semitones, rate in Hz) of a shaking pitch, or None.
+def _tremor(curves: ProsodyCurves) -> tuple[float, float] | None:
+    """(depth in semitones, rate in Hz) of a vocal tremor, or None.
 
-    A melody moves too, but over many rates: it is a tremor if most of what moves at 2 to 15 times a second lies within
-    1 Hz of one peak between 4 and 12 Hz, and if that is at least `_TREMOR_ST` deep.
+    Intonation modulates the pitch, too, but over many rates. It is a tremor if most of the modulation power between 2
+    and 15 Hz is within 1 Hz of one peak between 4 and 12 Hz, and if that is at least `_TREMOR_ST` deep.
     """
     voiced = ~np.isnan(curves.pitch_hz)
     bridged = voiced.copy()
@@ -259,15 +259,15 @@ UNITS = {
     "AU43": ("eyes closed", "眼睛闭合"),
     "AU45": ("blinking", "眨眼"),
 }
-"""What moves, in the words of the Facial Action Coding System; no name of a feeling."""
+"""The movements, in the terms of the Facial Action Coding System; no names of emotions."""
 
 
 def face_facts(units: ActionUnits) -> list[Fact]:
-    """Whether a face was tracked, its peak frame, and the action units that are active there.
+    """The share of frames with a tracked face, the peak frame, and the action units that are active there.
 
-    The peak is the tracked frame with the largest sum of intensities, blinks left out, not among the first two. A unit
-    counts from intensity 1 on; its span is the run around the peak in which it stays there. Units that OpenFace only
-    detects and does not grade (AU28) have the value 1.
+    The peak is the tracked frame with the largest sum of intensities, without blinks and the first two frames. A unit
+    is active from intensity 1; its interval is the run of active frames around the peak. Units that OpenFace detects
+    without an intensity (AU28) have the value 1.
     """
     share = float(np.mean(units.success & (units.confidence >= MIN_CONFIDENCE)))
     facts = [Fact("face_tracked_share", "visual", round(share, 3), "of frames")]
@@ -293,7 +293,7 @@ def face_facts(units: ActionUnits) -> list[Fact]:
 
 
 def crop_facts(crops: np.ndarray) -> list[Fact]:
-    """Face crops [n,h,w,3] beside a clip say that a face was found, and no more."""
+    """The number of face crops [n,h,w,3]: a face was found."""
     return [Fact("face_crops", "visual", len(crops), "count")]
 
 
@@ -307,7 +307,7 @@ RELATIVE = {
 
 
 def speaker_facts(facts: Sequence[Fact], usual: Mapping[str, float]) -> list[Fact]:
-    """How pitch, loudness and rate differ from what is usual for the speaker (the medians over all their clips)."""
+    """Pitch, loudness and rate relative to the speaker's usual values (the medians over all their clips)."""
     found = []
     for fact in facts:
         if fact.name in RELATIVE and usual.get(fact.name):
@@ -319,11 +319,11 @@ def speaker_facts(facts: Sequence[Fact], usual: Mapping[str, float]) -> list[Fac
     return found
 
 
-# ---- in words --------------------------------------------------------------------------------------------------------
+# ---- phrases ---------------------------------------------------------------------------------------------------------
 
 
 def phrase(fact: Fact, lang: str = "en") -> str | None:
-    """A fact as a plain phrase; None = it has no words of its own (a count of zero, an unremarkable number)."""
+    """A fact as a phrase; None = it has none (a count of zero, an unremarkable value)."""
     value, zh = fact.value, lang == "zh"
     if fact.name in UNITS:
         words = UNITS[fact.name][1 if zh else 0]
@@ -392,4 +392,4 @@ _PHRASES: dict[str, tuple[tuple[float, float, str, str], ...]] = {
     ),
     "face_crops": ((1, _INF, "a face is in the picture", "画面中有一张脸"),),
 }
-"""By fact: (from, below, English, Chinese). The bounds are rough marks of read speech, not norms."""
+"""Fact -> (from, below, English, Chinese). The bounds are rough values for read speech, not norms."""

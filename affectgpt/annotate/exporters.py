@@ -14,7 +14,7 @@ from typing import Any
 from affectgpt.annotate.checks import verdict
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import other_language
-from affectgpt.annotate.record import Annotation, from_row, read_records
+from affectgpt.annotate.record import Annotation, read_records, record_from_row
 from affectgpt.annotate.review.labelstudio import SCREENS, local_url, make_task, medium_of, screen_config
 from affectgpt.journal import Journal
 from affectgpt.media import MediaError, probe
@@ -41,7 +41,7 @@ def records_in(path: Path) -> Iterator[Annotation]:
     log = Journal(file, name=lambda row: row["id"])
     try:
         for row in log.rows():
-            yield from_row(row)
+            yield record_from_row(row)
     finally:
         log.close()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from affectgpt.annotate.checks import verdict
 from affectgpt.annotate.duplicates import shingle_similarity, shingles
-from affectgpt.annotate.record import Annotation, Clue, RecordError, from_row
+from affectgpt.annotate.record import Annotation, Clue, RecordError, record_from_row
 from affectgpt.annotate.review.agreement import jaccard_distance
 from affectgpt.annotate.review.votes import unite_labels
 from affectgpt.journal import Journal
@@ -96,10 +96,10 @@ def aligned_records(folders: Sequence[Path], left_out: Counter[str]) -> Iterator
                 raise UserError(f"{folder / 'records.jsonl'}: no such file; give a folder that annotate wrote")
             logs.append(Journal(folder / "records.jsonl", name=lambda row: row["id"]))
         for row in logs[0].rows():
-            found = {names[0]: from_row(row)}
+            found = {names[0]: record_from_row(row)}
             for name, log in zip(names[1:], logs[1:], strict=True):
                 if (other := log.latest(row["id"])) is not None:
-                    found[name] = from_row(other)
+                    found[name] = record_from_row(other)
             if missing := [name for name in names if name not in found]:
                 left_out[f"no record in {', '.join(missing)}"] += 1
             elif any(verdict(record) == "drop" for record in found.values()):

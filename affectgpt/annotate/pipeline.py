@@ -1,4 +1,4 @@
-"""A pipeline: steps in an order, each run for a clip as soon as its inputs are there."""
+"""A pipeline: an ordered list of steps, each run for a clip as soon as its inputs are complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from affectgpt.annotate import evidence, prompts
 from affectgpt.annotate.annotators import CODE_VERSION, decides
-from affectgpt.annotate.record import fold
+from affectgpt.annotate.record import merge_fields
 from affectgpt.annotate.steps import StepOutput, Work, function_of, run_step
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PipelineConfig, StepConfig
 from affectgpt.runtime import UserError, stable_hash
@@ -24,7 +24,7 @@ def annotators_of(config: AnnotateConfig) -> dict[str, AnnotatorConfig]:
 
 
 def check_pipeline(pipeline: PipelineConfig) -> None:
-    """Raise UserError where steps are unknown, doubled, or need what does not come before them."""
+    """Raise UserError where steps are unknown, share a name, or need a step that does not precede them."""
     if not pipeline.steps:
         raise UserError(f"pipeline {pipeline.name!r} has no steps; see conf/pipeline for examples")
     before: list[str] = []
@@ -33,14 +33,16 @@ def check_pipeline(pipeline: PipelineConfig) -> None:
         if spec.name in before:
             raise UserError(f"pipeline {pipeline.name!r}: two steps are named {spec.name!r}")
         if missing := sorted(set(spec.needs) - set(before)):
-            raise UserError(f"pipeline {pipeline.name!r}: step {spec.name!r} needs {missing}; before it come {before}")
+            raise UserError(
+                f"pipeline {pipeline.name!r}: step {spec.name!r} needs {missing}; the steps before it are {before}"
+            )
         if spec.prompt and spec.prompt not in prompts.PROMPTS:
-            raise UserError(f"step {spec.name!r}: no prompt {spec.prompt!r}; there are {sorted(prompts.PROMPTS)}")
+            raise UserError(f"step {spec.name!r}: no prompt {spec.prompt!r}; expected one of {sorted(prompts.PROMPTS)}")
         before.append(spec.name)
 
 
 def ancestors(steps: Sequence[StepConfig], spec: StepConfig) -> list[str]:
-    """The steps that `spec` needs, and what those need, in pipeline order."""
+    """The steps that `spec` needs, directly or not, in pipeline order."""
     needs = {step.name: step.needs for step in steps}
     found, todo = set(), list(spec.needs)
     while todo:
@@ -51,14 +53,14 @@ def ancestors(steps: Sequence[StepConfig], spec: StepConfig) -> list[str]:
     return [step.name for step in steps if step.name in found]
 
 
-def fingerprint(pipeline: PipelineConfig, annotators: dict[str, AnnotatorConfig], lang: str, **more: object) -> str:
-    """Hash of all settings that decide what a record holds, besides the clip itself."""
+def settings_hash(pipeline: PipelineConfig, annotators: dict[str, AnnotatorConfig], lang: str, **more: object) -> str:
+    """Hash of all settings that decide the content of a record; `more` are those outside the pipeline."""
     used = {spec.annotator for spec in pipeline.steps}
     return stable_hash(
         {
             "steps": [asdict(spec) for spec in pipeline.steps],
             "annotators": {role: decides(config) for role, config in annotators.items() if role in used},
-            "versions": [CODE_VERSION, prompts.VERSION, evidence.VERSION],
+            "versions": [CODE_VERSION, prompts.PROMPTS_VERSION, evidence.EVIDENCE_VERSION],
             "lang": lang,
             **more,
         }
@@ -66,23 +68,23 @@ def fingerprint(pipeline: PipelineConfig, annotators: dict[str, AnnotatorConfig]
 
 
 async def annotate_clip(work: Work, steps: Sequence[StepConfig]) -> StepOutput:
-    """All parts of one clip's record, put together in pipeline order.
+    """The merged output of all steps for one clip, in pipeline order.
 
-    Steps that do not need each other run side by side. If one fails, those under way come to their end (their calls are
-    paid), those that need it are not begun, and its error is raised.
+    Independent steps run concurrently. If one fails, the steps in progress are finished (their calls are paid for),
+    those that need it are not started, and its error is raised.
     """
     tasks: dict[str, asyncio.Task[StepOutput]] = {}
 
     async def one(spec: StepConfig) -> StepOutput:
-        about = fold([await tasks[name] for name in ancestors(steps, spec)])
+        about = merge_fields([await tasks[name] for name in ancestors(steps, spec)])
         return await run_step(work, spec, about)
 
     for spec in steps:
         tasks[spec.name] = asyncio.create_task(one(spec))
     parts = await asyncio.gather(*tasks.values(), return_exceptions=True)
     good: list[StepOutput] = []
-    for part in parts:  # in pipeline order, so the first error is the cause of those that follow from it
+    for part in parts:  # in pipeline order, so that the first error is the cause of the later ones
         if isinstance(part, BaseException):
             raise part
         good.append(part)
-    return fold(good)
+    return merge_fields(good)

@@ -1,8 +1,8 @@
-"""What a run would call, how often and at what cost; nothing is called and nothing is written.
+"""The plan of a run: how many calls it would make and what they would cost; no model is asked, nothing is written.
 
-Calls are counted exactly from what the clips hold; an answer that may have to be asked for again is not in it. Tokens
-are the mean of what this folder's answers to the same step have used, or, before there are any, an estimate from the
-prompt, the settings `tokens_per_image` and `tokens_per_second`, and the usual length of an answer.
+Calls are counted exactly from the media of the clips; answers that must be requested again are not included. Tokens are
+the mean of this folder's answers to the same step, or, without any, an estimate from the prompt, the settings
+`tokens_per_image` and `tokens_per_second`, and the usual length of an answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from affectgpt.annotate import prompts
-from affectgpt.annotate.annotators import estimate_tokens
+from affectgpt.annotate.annotators import annotator_class, estimate_tokens
 from affectgpt.annotate.clips import Clips, files_of, media_sha256, openface_of
 from affectgpt.annotate.pipeline import annotators_of
 from affectgpt.annotate.store import Store
@@ -23,13 +23,24 @@ from affectgpt.data.sources import probe_sample
 from affectgpt.media import probe
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample
+from affectgpt.tables import format_table
 
 _NEEDS = {"visual": "images", "peak": "images", "acoustic": "sound", "disambiguate": "transcript", "explain": "any"}
+_USUAL_TOKENS = {"evidence": 150, "clues": 250, "description": 200, "transcript": 20}
+"""Of the parts of a record that a question contains."""
+_MAX_DURATIONS = 200
+"""Clips whose duration is read: their mean is accurate enough."""
 
 
 @dataclass
-class Line:
-    """One step of the plan; `tokens_in` and `tokens_out` are of one call."""
+class PlannedStep:
+    """The calls of one step; `tokens_in` and `tokens_out` are of one call.
+
+    Attributes:
+        calls, answered: calls to make, and answers that the folder has already.
+        measured: whether the tokens are a mean of answers; else they are estimated.
+        cost: of all calls, in the currency of the prices; None = no prices.
+    """
 
     step: str
     model: str
@@ -40,77 +51,91 @@ class Line:
     measured: bool
     cost: float | None
 
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        mark = "" if self.measured else "~"
+        cost = "no price" if self.cost is None else f"{mark}{self.cost:.2f}"
+        tokens = f"{mark}{self.tokens_in:.0f}", f"{mark}{self.tokens_out:.0f}"
+        return [self.step, self.model[:32], str(self.calls), str(self.answered), *tokens, cost]
 
-def plan(
+
+def plan_calls(
     config: AnnotateConfig, samples: Sequence[Sample], annotators: Mapping[str, AnnotatorConfig], store: Store | None
-) -> tuple[list[Line], int, int]:
-    """The lines of the plan, the number of clips that are complete, and of those that cannot be read."""
-    asked = {spec.name: 0 for spec in config.pipeline.steps}
-    answered = dict(asked)
+) -> tuple[list[PlannedStep], int, int]:
+    """The calls of each step that asks a model, the number of complete clips, and of unreadable ones."""
+    asking = [spec for spec in config.pipeline.steps if _has_prompt(spec)]
+    asking = [spec for spec in asking if annotator_class(annotators[spec.annotator].kind).asks_model]
+    n_calls = {spec.name: 0 for spec in asking}
+    n_answered = dict(n_calls)
     n_complete = n_unreadable = 0
-    sound_s: list[float] = []
-    for sample in tqdm(samples, "looking at clips", leave=False, delay=1):
+    durations_s: list[float] = []
+    for sample in tqdm(samples, "reading clips", leave=False, delay=1):
         try:
             sample = probe_sample(sample)
-            files = list(files_of(sample, openface_of(sample, config.openface)))
-            sha256 = media_sha256(files, store.hashes) if store else ""
+            sha256 = (
+                media_sha256(list(files_of(sample, openface_of(sample, config.openface))), store.hashes)
+                if store
+                else ""
+            )
+            if "audio" in (sample.modalities or ()) and len(durations_s) < _MAX_DURATIONS:
+                durations_s.append(probe(sample.audio or sample.video or "").duration_s or 0.0)
         except UserError:
             n_unreadable += 1
             continue
-        if "audio" in (sample.modalities or ()) and len(sound_s) < 200:  # a mean needs no more
-            sound_s.append(probe(sample.audio or sample.video or "").duration_s or 0.0)
-        # Without the record's key at hand, a clip counts as complete if its newest record is of the same files.
+        # The record's key depends on more than the plan knows: a newest record of the same files counts as complete.
         row = store.records.latest(sample.id) if store else None
         n_complete += row is not None and row["media_sha256"] == sha256
-        for spec in config.pipeline.steps:
-            if annotators[spec.annotator].kind == "local" or not _applies(spec, sample, config):
-                continue
-            known = bool(store and store.answered(sha256, spec.name, annotators[spec.annotator].model or ""))
-            answered[spec.name] += known
-            asked[spec.name] += not known
-    mean_s = sum(sound_s) / len(sound_s) if sound_s else 0.0
-    lines = []
-    for spec in config.pipeline.steps:
-        annotator = annotators[spec.annotator]
-        if not _asks(spec) or annotator.kind == "local":
-            continue
-        used = store.by_call.get((spec.name, annotator.model or "")) if store else None
-        n, tokens_in, tokens_out = used or (0, 0, 0)
-        each = (tokens_in / n, tokens_out / n) if n else _estimate(spec, annotator, config, mean_s)
+        for spec in asking:
+            if _applies(spec, sample, config):
+                known = bool(store and store.answered(sha256, spec.name, annotators[spec.annotator].model or ""))
+                n_answered[spec.name] += known
+                n_calls[spec.name] += not known
+    mean_s = sum(durations_s) / len(durations_s) if durations_s else 0.0
+    planned = []
+    for spec in asking:
+        annotator, n = annotators[spec.annotator], n_calls[spec.name]
+        n_used, used_in, used_out = (store.by_call.get((spec.name, annotator.model or "")) if store else None) or (
+            0,
+            0,
+            0,
+        )
+        if n_used:
+            tokens_in, tokens_out = used_in / n_used, used_out / n_used
+        else:
+            tokens_in, tokens_out = _estimate(spec, annotator, config, mean_s)
         cost = None
         if annotator.price_in is not None and annotator.price_out is not None:
-            cost = asked[spec.name] * (each[0] * annotator.price_in + each[1] * annotator.price_out) / 1e6
+            cost = n * (tokens_in * annotator.price_in + tokens_out * annotator.price_out) / 1e6
         model = annotator.model or "?"
-        lines.append(Line(spec.name, model, asked[spec.name], answered[spec.name], *each, bool(n), cost))
-    return lines, n_complete, n_unreadable
+        planned.append(
+            PlannedStep(spec.name, model, n, n_answered[spec.name], tokens_in, tokens_out, bool(n_used), cost)
+        )
+    return planned, n_complete, n_unreadable
 
 
-def _asks(spec: StepConfig) -> bool:
-    """Whether a step asks an annotator: it has a prompt. A step of your own that asks says which one it takes."""
+def _has_prompt(spec: StepConfig) -> bool:
+    """Whether a step asks an annotator. A step of your own that asks must name its prompt in the pipeline."""
     return (spec.prompt or spec.step or spec.name) in prompts.PROMPTS
 
 
 def _applies(spec: StepConfig, sample: Sample, config: AnnotateConfig) -> bool:
     """Whether a step would ask about this clip."""
-    step = spec.step or spec.name
-    if not _asks(spec):
-        return False
     has = sample.modalities or ()
     speaks = bool(sample.in_language(config.lang, strict=False).subtitle or (config.transcriber and "audio" in has))
     there = {"images": "frames" in has, "sound": "audio" in has, "transcript": speaks, "any": bool(has)}
-    return there.get(_NEEDS.get(step, ""), True)
+    return there.get(_NEEDS.get(spec.step or spec.name, ""), True)
 
 
 def _estimate(
     spec: StepConfig, annotator: AnnotatorConfig, config: AnnotateConfig, sound_s: float
 ) -> tuple[float, float]:
-    """Tokens of one call before any was made."""
+    """Estimated (input, output) tokens of one call."""
     step = spec.step or spec.name
-    prompt = prompts.PROMPTS[spec.prompt or step]
+    name = spec.prompt or step
+    prompt = prompts.PROMPTS[name]
     lang = prompts.other_language(config.lang) if step == "translate" else config.lang
-    n_in = estimate_tokens(prompts.render(spec.prompt or step, lang, {}))
-    usual = {"evidence": 150, "clues": 250, "description": 200, "transcript": 20}
-    n_in += sum(usual[part.partition(":")[0]] for part in prompt.gives)
+    n_in = estimate_tokens(prompts.render_question(name, lang, {}))
+    n_in += sum(_USUAL_TOKENS[part.partition(":")[0]] for part in prompt.gives)
     if _NEEDS.get(step) in ("images", "any"):
         n_in += annotator.tokens_per_image * (1 if step == "peak" else spec.options.get("n_frames", 3))
     if _NEEDS.get(step) in ("sound", "any") and "sound" in annotator.sees:
@@ -119,37 +144,33 @@ def _estimate(
 
 
 def print_plan(config: AnnotateConfig, clips: Clips) -> int:
-    """Print the table; exit code 0."""
-    samples, annotators = [item for item in clips if isinstance(item, Sample)], annotators_of(config)
+    """Print the plan; exit code 0."""
+    samples = [item for item in clips if isinstance(item, Sample)]
     out = Path(config.out) if config.out else None
     store = Store(out) if out and (out / "store" / "answers.jsonl").is_file() else None
     try:
-        lines, n_complete, n_unreadable = plan(config, samples, annotators, store)
+        planned, n_complete, n_unreadable = plan_calls(config, samples, annotators_of(config), store)
     finally:
         if store:
             store.close()
-    print(f"{len(samples)} clips, pipeline {config.pipeline.name}; nothing is called")
+    print(f"{len(samples)} clips, pipeline {config.pipeline.name}; no model is asked")
     if n_unreadable:
-        print(f"{n_unreadable} clips cannot be read and would be named as failed")
+        print(f"{n_unreadable} clips cannot be read and would fail")
     if n_complete:
         print(f"{n_complete} clips have a record of these files already")
-    if not lines:
-        print("no model is asked: every step is measured or answered by the local annotator; cost 0")
+    if not planned:
+        print("all steps are measured or answered by the local annotator; cost 0")
         return 0
-    print(f"{'step':<14}{'model':<34}{'to call':>8}{'answered':>10}{'tokens in':>11}{'out':>7}{'cost':>12}")
-    for line in lines:
-        mark = "" if line.measured else "~"
-        cost = "no price" if line.cost is None else f"{mark}{line.cost:.2f}"
-        tokens = f"{f'{mark}{line.tokens_in:.0f}':>11}{f'{mark}{line.tokens_out:.0f}':>7}"
-        print(f"{line.step:<14}{line.model[:32]:<34}{line.calls:>8}{line.answered:>10}{tokens}{cost:>12}")
-    calls = sum(line.calls for line in lines)
-    n_in = sum(line.calls * line.tokens_in for line in lines)
-    n_out = sum(line.calls * line.tokens_out for line in lines)
-    priced = [line.cost for line in lines if line.cost is not None]
-    total = f", cost {sum(priced):.2f}" if len(priced) == len(lines) else ""
-    print(f"in all {calls} calls, {n_in:,.0f} tokens in, {n_out:,.0f} out{total}; tokens are of one call")
-    if not all(line.measured for line in lines):
-        print("~ estimated; where a step has answers in this folder, their mean is used")
-    if len(priced) < len(lines):
+    head = ["step", "model", "to call", "answered", "tokens in", "out", "cost"]
+    print(format_table([head, *(step.cells() for step in planned)], "ll"))
+    n_calls = sum(step.calls for step in planned)
+    n_in = sum(step.calls * step.tokens_in for step in planned)
+    n_out = sum(step.calls * step.tokens_out for step in planned)
+    priced = [step.cost for step in planned if step.cost is not None]
+    cost = f", cost {sum(priced):.2f}" if len(priced) == len(planned) else ""
+    print(f"total: {n_calls} calls, {n_in:,.0f} tokens in, {n_out:,.0f} out{cost}; the table shows tokens per call")
+    if not all(step.measured for step in planned):
+        print("~ estimated; for steps with answers in this folder, their mean is used")
+    if len(priced) < len(planned):
         print("no price: set price_in and price_out (per million tokens) of the annotator from your price list")
     return 0

@@ -1,7 +1,6 @@
-"""What annotators are asked, in English and Chinese, and the form that an answer must have.
+"""The questions to annotators, in English and Chinese, and the form of their answers.
 
-The words decide what comes out, so they carry a version. An answer is one JSON object (`schema`), or, for models that
-cannot write JSON, plain text that stands for the object's first field.
+An answer is one JSON object (`answer_schema`), or, from models that cannot write JSON, plain text for its first field.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
 from affectgpt.schema import LANGUAGES
 
-VERSION = "annotate-1"
-"""Changes whenever a word below changes; part of every call's key and of every record."""
+PROMPTS_VERSION = "annotate-1"
+"""Changes with every change of the texts below; part of every record and its key."""
 
 RANKED = {
     "en": ("happy", "sad", "angry", "surprised", "afraid", "disgusted", "worried", "neutral"),
@@ -28,7 +27,7 @@ RANKED = {
 
 
 class BadAnswer(ValueError):
-    """An answer that has not the form that was asked for; the message can be shown to the model."""
+    """An answer of the wrong form. The message is shown to the model, so it is part of the key of the next answer."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class Prompt:
     """One question.
 
     Attributes:
-        fields: the answer's fields by name: "text", "words", "evidence" (names of facts), or (lowest, highest).
-        gives: parts of the record that the question is about, in the order in which they stand in it.
-        n_words: about how long an answer is, for estimates before anything was measured.
-        texts: the instruction by language.
+        fields: the answer's fields: name -> "text", "words", "evidence" (names of facts), or (lowest, highest) number.
+        gives: parts of the record that precede the instruction, in this order.
+        n_words: usual length of an answer, for estimates before there are answers.
+        texts: language -> instruction.
     """
 
     fields: Mapping[str, Any]
@@ -54,15 +53,13 @@ PROMPTS: dict[str, Prompt] = {
         ("evidence:visual",),
         120,
         {
-            "en": "The pictures are frames of one video clip, in the order of time. Say for the beginning, the "
-            "middle and "
-            "the end of the clip what can be seen of the main person that bears on how the person feels: face, gaze, "
-            "head, hands, posture, and what in the surroundings matters. Say what is to be seen, not who the "
-            "person is, "
-            "and do not name feelings. Where nothing can be seen, leave the text empty. Invent nothing.",
-            "zh": "这些图片按时间顺序取自同一段视频。请分别说明视频的开头、中间和结尾中，主要人物身上有哪些与感受有关、"
-            "看得见的东西：面部、目光、头部、手势、姿态，以及环境中重要的内容。只写看到的，不要写人物身份，"
-            "也不要写出情绪词。看不出的部分留空。不要编造。",
+            "en": "The pictures are frames of one video clip, in the order of time. Say for the beginning, the middle "
+            "and the end of the clip what can be seen of the main person that bears on how the person feels: face, "
+            "gaze, head, hands, posture, and what in the surroundings matters. Say what is to be seen, not who the "
+            "person is, and do not name feelings. Where nothing can be seen, leave the text empty. Invent nothing.",
+            "zh": "这些图片按时间顺序取自同一段视频。请分别说明视频的开头、中间和结尾中，"
+            "主要人物身上有哪些与感受有关、看得见的东西：面部、目光、头部、手势、姿态，以及环境中重要的内容。"
+            "只写看到的，不要写人物身份，也不要写出情绪词。看不出的部分留空。不要编造。",
         },
     ),
     "peak": Prompt(
@@ -70,12 +67,11 @@ PROMPTS: dict[str, Prompt] = {
         ("evidence:visual",),
         80,
         {
-            "en": "The picture is the moment of a clip at which the main person's face moves most. Describe "
-            "soberly what "
-            "can be seen: face, gaze, posture, gestures, surroundings. Do not say who the person is and do not name "
-            "feelings. Invent nothing.",
-            "zh": "这张图片是一段视频中主要人物面部动作最强的一刻。请客观描述看到的内容：面部、目光、姿态、手势和环境。"
-            "不要写人物身份，也不要写出情绪词。不要编造。",
+            "en": "The picture is the moment of a clip at which the main person's face moves most. Describe soberly "
+            "what can be seen: face, gaze, posture, gestures, surroundings. Do not say who the person is and do not "
+            "name feelings. Invent nothing.",
+            "zh": "这张图片是一段视频中主要人物面部动作最强的一刻。请客观描述看到的内容：面部、目光、姿态、"
+            "手势和环境。不要写人物身份，也不要写出情绪词。不要编造。",
         },
     ),
     "acoustic": Prompt(
@@ -83,13 +79,11 @@ PROMPTS: dict[str, Prompt] = {
         ("evidence:acoustic",),
         80,
         {
-            "en": "The sound is that of one video clip. Describe how the main person speaks, as far as it bears "
-            "on how the "
-            "person feels: pitch, loudness, pace, pauses, trembling, breath, sighs, laughter, crying. Do not repeat "
-            "what is said, do not name feelings, and do not guess what cannot be heard.",
-            "zh": "这段声音取自一段视频。请描述主要人物的说话方式中与感受有关的内容：音高、音量、语速、停顿、"
-            "颤抖、呼吸、"
-            "叹气、笑声、哭声。不要复述所说的话，不要写出情绪词，听不出的不要猜测。",
+            "en": "The sound is that of one video clip. Describe how the main person speaks, as far as it bears on "
+            "how the person feels: pitch, loudness, pace, pauses, trembling, breath, sighs, laughter, crying. Do not "
+            "repeat what is said, do not name feelings, and do not guess what cannot be heard.",
+            "zh": "这段声音取自一段视频。请描述主要人物的说话方式中与感受有关的内容：音高、音量、语速、停顿、颤抖、"
+            "呼吸、叹气、笑声、哭声。不要复述所说的话，不要写出情绪词，听不出的不要猜测。",
         },
     ),
     "disambiguate": Prompt(
@@ -97,10 +91,9 @@ PROMPTS: dict[str, Prompt] = {
         ("clues", "transcript"),
         80,
         {
-            "en": "Above are notes about one person in a clip, and what the person says. Words alone can mean "
-            "several things. "
-            "Say in two or three sentences what they mean here, given the notes: earnest or ironic, open or held back, "
-            "about what. Add no fact that does not stand above.",
+            "en": "Above are notes about one person in a clip, and what the person says. Words alone can mean several "
+            "things. Say in two or three sentences what they mean here, given the notes: earnest or ironic, open or "
+            "held back, about what. Add no fact that does not stand above.",
             "zh": "以上是关于一段视频中同一个人的笔记，以及此人所说的话。单看话语可能有多种含义。"
             "请结合笔记用两三句话说明这些话在这里的意思：是认真还是反讽，是直白还是克制，针对什么。"
             "不要添加上文没有的事实。",
@@ -111,10 +104,9 @@ PROMPTS: dict[str, Prompt] = {
         ("clues", "evidence", "transcript", "description"),
         150,
         {
-            "en": "Above is what is known of one person in a clip. Write one paragraph that explains what the "
-            "person feels "
-            "and names the clue behind each conclusion. Where clues contradict each other, look for a feeling that "
-            "explains them all and say so. Add no fact that does not stand above.",
+            "en": "Above is what is known of one person in a clip. Write one paragraph that explains what the person "
+            "feels and names the clue behind each conclusion. Where clues contradict each other, look for a feeling "
+            "that explains them all and say so. Add no fact that does not stand above.",
             "zh": "以上是关于一段视频中同一个人的已知信息。请写一段话，说明此人的感受，并为每个结论指出依据的线索。"
             "若线索互相矛盾，请寻找能同时解释它们的感受并加以说明。不要添加上文没有的事实。",
         },
@@ -125,8 +117,7 @@ PROMPTS: dict[str, Prompt] = {
         180,
         {
             "en": "Above is a plain list of what was seen, heard and said in one clip. Rewrite it as connected "
-            "reasoning that "
-            "leads from the clues to what the person feels. Keep every clue, add none.",
+            "reasoning that leads from the clues to what the person feels. Keep every clue, add none.",
             "zh": "以上是一段视频中看到、听到和说出的内容的简单罗列。请将其改写成连贯的推理，从线索推导出此人的感受。"
             "保留每条线索，不要增加。",
         },
@@ -145,10 +136,9 @@ PROMPTS: dict[str, Prompt] = {
         ("description",),
         20,
         {
-            "en": "List every word or short phrase for what the person in the description above feels, as "
-            "precise as the "
-            "description allows, the clearest first. Only feelings for which the description names a clue. Give your "
-            "confidence from 0 to 1.",
+            "en": "List every word or short phrase for what the person in the description above feels, as precise as "
+            "the description allows, the clearest first. Only feelings for which the description names a clue. Give "
+            "your confidence from 0 to 1.",
             "zh": "请列出上面描述中的人物感受到的所有情绪词或短语，尽可能准确，最明显的在前。"
             "只列描述中有线索支持的情绪。并给出 0 到 1 的把握程度。",
         },
@@ -158,8 +148,8 @@ PROMPTS: dict[str, Prompt] = {
         ("description",),
         10,
         {
-            "en": "Which of these words fit the person in the description above: {ranked}? List those that fit, "
-            "the best first.",
+            "en": "Which of these words fit the person in the description above: {ranked}? List those that fit, the "
+            "best first.",
             "zh": "下列词语中哪些符合上面描述中的人物：{ranked}？请列出符合的词，最合适的在前。",
         },
     ),
@@ -181,8 +171,8 @@ PROMPTS: dict[str, Prompt] = {
             "en": "Above are notes about one person in a clip, and nothing else is known. List every word or short "
             "phrase for what the person feels that follows from these notes alone, the clearest first. If nothing "
             "follows, leave the list empty.",
-            "zh": "以上是关于一段视频中同一个人的笔记，除此之外一无所知。请列出仅凭这些笔记就能得出的此人的"
-            "情绪词或短语，最明显的在前。若得不出任何结论，请留空。",
+            "zh": "以上是关于一段视频中同一个人的笔记，除此之外一无所知。"
+            "请列出仅凭这些笔记就能得出的此人的情绪词或短语，最明显的在前。若得不出任何结论，请留空。",
         },
     ),
     "explain": Prompt(
@@ -190,12 +180,11 @@ PROMPTS: dict[str, Prompt] = {
         ("transcript",),
         180,
         {
-            "en": "You are shown one video clip: frames in order, its sound, or both. Explain what the main "
-            "person feels and "
-            "name the clues that show it, also where feelings are mixed or hidden; then list the emotion words "
-            "that fit.",
-            "zh": "你看到（或听到）的是一段视频：按顺序排列的画面、声音，或两者。请说明主要人物的感受以及体现它的线索，"
-            "包括复杂的或被掩饰的情绪；然后列出合适的情绪词。",
+            "en": "You are shown one video clip: frames in order, its sound, or both. Explain what the main person "
+            "feels and name the clues that show it, also where feelings are mixed or hidden; then list the emotion "
+            "words that fit.",
+            "zh": "你看到（或听到）的是一段视频：按顺序排列的画面、声音，或两者。"
+            "请说明主要人物的感受以及体现它的线索，包括复杂的或被掩饰的情绪；然后列出合适的情绪词。",
         },
     ),
 }
@@ -232,22 +221,19 @@ _HEADS = {
 }
 
 
-def render(
-    name: str, lang: str, about: Mapping[str, Any], *, structured: bool = True, gives: Sequence[str] | None = None
-) -> str:
-    """The question `name` about the parts of a record in `about`.
+def render_question(name: str, lang: str, about: Mapping[str, Any], *, structured: bool = True) -> str:
+    """The text of question `name`.
 
     Args:
-        about: some of "evidence" (facts), "clues", "transcript", "description" (by language).
-        structured: ask for JSON; False = for plain text, the first field.
-        gives: parts to put into the question; None = those of the prompt.
+        about: parts of the record: "evidence" (facts), "clues", "transcript", "description" (by language).
+        structured: True = ask for JSON, False = for plain text, the first field.
 
-    >>> print(render("valence", "en", {"description": {"en": "She beams."}}, structured=False).splitlines()[1])
+    >>> print(render_question("valence", "en", {"description": {"en": "She beams."}}, structured=False).splitlines()[1])
     She beams.
     """
     prompt, heads = PROMPTS[name], _HEADS[lang]
     blocks = []
-    for part in prompt.gives if gives is None else gives:
+    for part in prompt.gives:
         blocks += _block(part, lang, about)
     blocks.append(prompt.texts[lang].format(ranked=", ".join(RANKED[lang])))
     if structured:
@@ -272,7 +258,7 @@ def _block(part: str, lang: str, about: Mapping[str, Any]) -> list[str]:
         return blocks
     value = about.get(key)
     if key == "description":
-        # In the language of the question if it is there: the translator is asked about the other one.
+        # In the language of the question, if there is one: the translator is shown the other language.
         value = value and (value.get(lang) or next(iter(value.values())))
     return [f"{heads[key]}\n{' '.join(value.split())}"] if value else []
 
@@ -282,7 +268,7 @@ def _facts(about: Mapping[str, Any], modality: str = "") -> list[Fact]:
 
 
 def _names(prompt: Prompt, about: Mapping[str, Any]) -> list[str]:
-    """Names of the measured facts that an answer may lean on."""
+    """Names of the measured facts that an answer may refer to."""
     parts = [part.partition(":")[2] for part in prompt.gives if part.startswith("evidence")]
     return list(dict.fromkeys(fact.name for modality in parts for fact in _facts(about, modality)))
 
@@ -298,8 +284,8 @@ def _meant(kind: Any, heads: Mapping[str, str]) -> str:
     return heads["names" if kind == "evidence" else kind]
 
 
-def schema(name: str, about: Mapping[str, Any], lang: str = "en") -> dict[str, Any]:
-    """The JSON schema of an answer, in the strict form that servers of the chat protocol accept."""
+def answer_schema(name: str, about: Mapping[str, Any], lang: str = "en") -> dict[str, Any]:
+    """The JSON schema of an answer, in the strict form that OpenAI-compatible servers accept."""
     prompt = PROMPTS[name]
     properties: dict[str, Any] = {}
     for key, kind in _fields(prompt, about).items():
@@ -315,13 +301,13 @@ def schema(name: str, about: Mapping[str, Any], lang: str = "en") -> dict[str, A
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def parse(
+def parse_answer(
     name: str, text: str, about: Mapping[str, Any], lang: str = "en", *, structured: bool = True
 ) -> dict[str, Any]:
     """The fields of an answer.
 
     Raises:
-        BadAnswer: no JSON object, or a field that is missing or of another form, or evidence that was not measured.
+        BadAnswer: no JSON object, a field that is missing or of the wrong type, or evidence that was not measured.
     """
     prompt = PROMPTS[name]
     fields = _fields(prompt, about)
@@ -345,7 +331,7 @@ def parse(
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`; fences and words around it are forgiven."""
+    """The JSON object in `text`; code fences and words around it are ignored."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise BadAnswer("no JSON object in it")
@@ -384,12 +370,12 @@ def _checked(key: str, kind: Any, value: Any) -> Any:
 
 
 def repair(error: BadAnswer, lang: str) -> str:
-    """What is said to a model whose answer could not be used."""
+    """The objection to an answer of the wrong form."""
     return _HEADS[lang]["repair"].format(error=error)
 
 
-def sha256(text: str) -> str:
-    """Hash of a rendered prompt."""
+def sha256_of_text(text: str) -> str:
+    """Hash of a rendered question."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

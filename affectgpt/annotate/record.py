@@ -1,7 +1,7 @@
-"""The record: what is known of one clip after annotation, and from whom; checked when written and when read.
+"""The record of one annotated clip, with provenance; its schema is checked on every write and read.
 
-Every line of records.jsonl is one record. A clue is one thing that was seen, heard or said; `evidence` holds what was
-measured, and nothing that claims to be measured may be outside it.
+Each line of records.jsonl is one record. A clue is one thing that was seen, heard or said. `evidence` holds all
+measurements: a clue must not refer to others.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from affectgpt.runtime import InputError
 from affectgpt.schema import LANGUAGES, check_id
 
-MODALITIES = ("visual", "acoustic", "lexical")
+CLUE_MODALITIES = ("visual", "acoustic", "lexical")
 VALENCE = (-5.0, 5.0)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNIT = re.compile(r"\bAU ?(\d{1,2})\b")
 
 
 class RecordError(InputError):
-    """A record breaks its schema; the message names the id, the field, what was found and what was expected."""
+    """A record that violates its schema; the message names id and field, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One measured number. `name` says what ("pitch_hz", "AU12"), `start_s` and `end_s` where in the clip."""
+    """One measured number; `name` is the quantity ("pitch_hz", "AU12"), `start_s` and `end_s` its interval."""
 
     name: str
     modality: str
@@ -42,7 +42,7 @@ class Fact:
 class Clue:
     """One thing seen ("visual"), heard ("acoustic") or said ("lexical"), in words.
 
-    `source` is the model that wrote it; `evidence` are the names of the facts that it leans on.
+    `source` is the model that wrote it; `evidence` are the names of the facts that support it.
     """
 
     modality: str
@@ -55,7 +55,7 @@ class Clue:
 
 @dataclass(frozen=True)
 class Provenance:
-    """One step as it was done; a step whose answer was repaired stands twice. Local steps cost no tokens."""
+    """One execution of a step; a step whose answer was repaired has two. Local steps use no tokens."""
 
     step: str
     model: str
@@ -69,19 +69,19 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is known of one clip.
+    """The annotation of one clip.
 
     Attributes:
-        id, media_sha256: which clip; the hash is over its media files.
-        key: hash of everything that the record was made from; another model, prompt or file makes another key.
+        id, media_sha256: the clip; the hash is over its media files.
+        key: hash of everything that the record was made from: media, pipeline, prompts, models.
         media: paths of "video", "audio", "face".
-        transcript: what is said, in `lang`; None = not known.
-        labels: open-vocabulary emotion words; `ranking`: words of a fixed set, the most fitting first.
-        description: text by language.
+        transcript: what is said, in `lang`; None = unknown.
+        labels: open-vocabulary emotion words; `ranking`: words of a fixed set, the best match first.
+        description: language -> text.
         valence: -5 (most unpleasant) to 5, or None.
-        confidence: 0 to 1 as the annotator puts it; see docs/annotate.md for what it is worth.
-        evidence: what was measured.
-        checks: what checks found, as {"check", "verdict", "reason"}.
+        confidence: 0 to 1 as stated by the annotator; not calibrated.
+        evidence: measured facts.
+        checks: findings of checks, as {"check", "verdict", "reason"}.
     """
 
     id: str
@@ -101,12 +101,12 @@ class Annotation:
     provenance: tuple[Provenance, ...] = ()
 
 
-def check(record: Annotation) -> Annotation:
-    """Return `record` if it keeps its schema, else raise RecordError."""
+def checked_record(record: Annotation) -> Annotation:
+    """Return `record` if it follows its schema, else raise RecordError."""
     name = f"record {record.id!r}"
     try:
         check_id(record.id)
-    except ValueError as error:
+    except InputError as error:
         raise RecordError(f"{name}: {error}") from None
     _expect(bool(_SHA256.fullmatch(record.media_sha256)), name, "media_sha256", record.media_sha256, "64 hex digits")
     _expect(record.lang in LANGUAGES, name, "lang", record.lang, f"one of {list(LANGUAGES)}")
@@ -122,17 +122,21 @@ def check(record: Annotation) -> Annotation:
         _expect(value is None or (_number(value) and low <= value <= high), name, key, value, f"{low:g} to {high:g}")
     measured = {fact.name for fact in record.evidence}
     for fact in record.evidence:
-        _expect(fact.modality in MODALITIES, name, f"evidence {fact.name}", fact.modality, f"one of {MODALITIES}")
+        _expect(
+            fact.modality in CLUE_MODALITIES, name, f"evidence {fact.name}", fact.modality, f"one of {CLUE_MODALITIES}"
+        )
         _expect(_number(fact.value), name, f"evidence {fact.name}", fact.value, "a number")
     for clue in record.clues:
-        _expect(clue.modality in MODALITIES, name, "clue modality", clue.modality, f"one of {list(MODALITIES)}")
+        _expect(
+            clue.modality in CLUE_MODALITIES, name, "clue modality", clue.modality, f"one of {list(CLUE_MODALITIES)}"
+        )
         _expect(
             isinstance(clue.text, str) and bool(clue.text.strip()), name, "clue text", clue.text, "a non-empty text"
         )
         _expect(bool(clue.source), name, "clue source", clue.source, "the name of a model")
         start, end = clue.start_s, clue.end_s
-        whole = start is end is None or (_number(start) and _number(end) and 0 <= (start or 0) <= (end or 0))
-        _expect(whole, name, "clue start_s and end_s", (start, end), "0 <= start_s <= end_s, or both null")
+        is_interval = start is end is None or (_number(start) and _number(end) and 0 <= (start or 0) <= (end or 0))
+        _expect(is_interval, name, "clue start_s and end_s", (start, end), "0 <= start_s <= end_s, or both null")
         _expect(
             set(clue.evidence) <= measured,
             name,
@@ -150,8 +154,8 @@ def check(record: Annotation) -> Annotation:
     return record
 
 
-def _expect(holds: bool, record: str, key: str, found: Any, expected: Any) -> None:
-    if not holds:
+def _expect(condition: bool, record: str, key: str, found: Any, expected: Any) -> None:
+    if not condition:
         raise RecordError(f"{record}: {key}: found {found!r}, expected {expected}")
 
 
@@ -162,17 +166,21 @@ def _number(value: Any) -> bool:
 _NESTED = {"clues": Clue, "evidence": Fact, "provenance": Provenance}
 
 
-def to_row(record: Annotation) -> dict[str, Any]:
-    """The JSON object of a record, `key` first; raises RecordError if the record breaks its schema."""
-    row = dict(vars(check(record)))
-    for name in _NESTED:  # not dataclasses.asdict, which copies every number and text
+def record_to_row(record: Annotation) -> dict[str, Any]:
+    """The JSON object of a record, `key` first; raises RecordError if the record violates its schema."""
+    row = dict(vars(checked_record(record)))
+    for name in _NESTED:  # dataclasses.asdict would copy every number and text
         row[name] = [dict(vars(item)) for item in row[name]]
     return {"key": row.pop("key"), **row}
 
 
-def from_row(row: Mapping[str, Any]) -> Annotation:
-    """The record of a JSON object; unknown and missing keys are errors."""
-    name = f"record {row.get('id', '?')!r}"
+def record_from_row(row: Mapping[str, Any]) -> Annotation:
+    """The record of a JSON object; unknown and missing keys are errors.
+
+    Raises:
+        RecordError: the object is no record.
+    """
+    name = f"record {row.get('id', '?')!r}" if isinstance(row, Mapping) else "record"
     values = _known(Annotation, row, name)
     for key, kind in _NESTED.items():
         items = values.get(key, ())
@@ -182,7 +190,7 @@ def from_row(row: Mapping[str, Any]) -> Annotation:
         _expect(isinstance(values.get(key, ()), (list, tuple)), name, key, values.get(key), "a list")
         values[key] = tuple(values.get(key, ()))
     values["clues"] = tuple(Clue(**{**vars(clue), "evidence": tuple(clue.evidence)}) for clue in values["clues"])
-    return check(Annotation(**values))
+    return checked_record(Annotation(**values))
 
 
 def _known(kind: type, row: Any, name: str) -> dict[str, Any]:
@@ -198,30 +206,35 @@ def _known(kind: type, row: Any, name: str) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[Annotation]:
-    """The records of a JSONL file in which each id stands once, such as one that was exported; errors as file:line."""
-    with path.open(encoding="utf-8") as file:
+    """The records of a JSONL file in which each id occurs once; errors name file and line."""
+    with path.open("rb") as file:
         for line_no, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield from_row(json.loads(line))
-                except ValueError as error:
-                    raise RecordError(f"{path}:{line_no}: {error}") from None
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # not UTF-8, or not JSON
+                raise RecordError(f"{path}:{line_no}: not JSON ({error})") from None
+            try:
+                yield record_from_row(row)
+            except RecordError as error:
+                raise RecordError(f"{path}:{line_no}: {error}") from None
 
 
-def fold(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put parts of a record together: lists joined without repeats, mappings united, of other values the last.
+def merge_fields(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge fields of a record: lists are concatenated without repeats, mappings united, other values overwritten.
 
-    >>> fold([{"labels": ["sad"], "valence": -2}, {"labels": ["sad", "tired"], "description": {"en": "She sighs."}}])
-    {'labels': ['sad', 'tired'], 'valence': -2, 'description': {'en': 'She sighs.'}}
+    >>> merge_fields([{"labels": ["sad"], "valence": -2}, {"labels": ["sad", "tired"], "valence": -3}])
+    {'labels': ['sad', 'tired'], 'valence': -3}
     """
-    whole: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
             if isinstance(value, (list, tuple)):
-                known = list(whole.get(key, ()))
-                whole[key] = known + [item for item in value if item not in known]
+                known = list(merged.get(key, ()))
+                merged[key] = known + [item for item in value if item not in known]
             elif isinstance(value, Mapping):
-                whole[key] = {**whole.get(key, {}), **value}
+                merged[key] = {**merged.get(key, {}), **value}
             else:
-                whole[key] = value
-    return whole
+                merged[key] = value
+    return merged

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.annotate.checks import VERDICTS, verdict, worst_first
-from affectgpt.annotate.record import MODALITIES, Annotation
+from affectgpt.annotate.record import CLUE_MODALITIES, Annotation
 from affectgpt.annotate.review.votes import is_reviewed
 from affectgpt.annotate.verify import AGREES_FROM
 from affectgpt.metrics.lexicon import load_lexicon
@@ -152,7 +152,7 @@ def report_text(report: RecordsReport, folder: Path) -> str:
         lines.append(f"  {way:<6}{n:>8}  {100 * n / report.n:5.1f} %  {name}")
     if kept:
         lines.append("of those not dropped:")
-        has = [*((f"{name} clue", report.clues[name]) for name in MODALITIES), ("transcript", report.transcripts)]
+        has = [*((f"{name} clue", report.clues[name]) for name in CLUE_MODALITIES), ("transcript", report.transcripts)]
         has += [(f"description {lang}", n) for lang, n in sorted(report.descriptions.items())]
         has.append(("labels", kept - report.per_clip[0]))
         for name, n in has:
@@ -207,7 +207,7 @@ def draw_report(report: RecordsReport, folder: Path) -> list[Path]:
     bars("labels_per_clip", sizes, "Labels per clip", "records", False)
     valence = {str(value): float(report.valence[value]) for value in range(-5, 6)} if report.valence else {}
     bars("valence", valence, "Valence, rounded", "records", False)
-    medians = {name: float(median_of(report.words[name])) for name in MODALITIES if name in report.words}
+    medians = {name: float(median_of(report.words[name])) for name in CLUE_MODALITIES if name in report.words}
     bars("clue_lengths", medians, "Median length of a clue", "words (Chinese: characters)", False)
     return made
 

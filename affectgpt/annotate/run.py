@@ -12,7 +12,7 @@ from affectgpt.runtime import UserError
 from affectgpt.schema import LANGUAGES
 
 
-def run(config: AnnotateConfig) -> int:
+def run_annotation(config: AnnotateConfig) -> int:
     """Annotate; exit code 0 (all complete), 3 (some failed or dropped), 4 (budget), 130 or 143 (interrupted)."""
     check_settings(config)
     clips = Clips(config)

@@ -32,9 +32,9 @@ from tqdm import tqdm
 from affectgpt.annotate.clips import Clips, speaker_of
 from affectgpt.annotate.exporters import write_manifest
 from affectgpt.annotate.pipeline import ROLES, annotators_of
-from affectgpt.annotate.record import from_row
+from affectgpt.annotate.record import record_from_row
 from affectgpt.annotate.single import run_single
-from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, summary
+from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, format_totals
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
 from affectgpt.journal import Journal
 from affectgpt.runs import RunRecord
@@ -78,7 +78,7 @@ def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
         code, row["stopped_by"] = 128 + stopped_by, signal.Signals(stopped_by).name
     report = {**vars(totals), **row, "left": totals.n_left, "shards": n_shards}
     write_json_atomic(out / "report.json", report)
-    print(summary(totals, row, config))
+    print(format_totals(totals, row, config))
     record.finish("finished" if code in (COMPLETE, SOME_FAILED) else "stopped", exit_code=code, report=report)
     return code
 
@@ -355,7 +355,7 @@ def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple
                 there = records.latest(row["id"])
                 if there is None or there["key"] != row["key"]:
                     records.append(row)
-        n_rows = write_manifest(out / "manifest.jsonl", (from_row(row) for row in records.rows()))
+        n_rows = write_manifest(out / "manifest.jsonl", (record_from_row(row) for row in records.rows()))
     finally:
         records.close()
     failed = [out / "shards" / _BAD, *(folder / "failed.jsonl" for folder in folders)]

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from affectgpt.annotate import evidence
 from affectgpt.annotate.annotators import Annotator, Budget, make_annotator
-from affectgpt.annotate.clips import Clip, Clips, files_of, manifests, media_sha256, openface_of, speaker_of
+from affectgpt.annotate.clips import ClipMedia, Clips, files_of, manifests, media_sha256, openface_of, speaker_of
 from affectgpt.annotate.exporters import write_manifest
-from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, fingerprint
-from affectgpt.annotate.record import Annotation, Fact, RecordError, from_row, to_row
+from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, settings_hash
+from affectgpt.annotate.record import Annotation, Fact, RecordError, record_from_row, record_to_row
 from affectgpt.annotate.steps import Dropped, StepFailed, Work
 from affectgpt.annotate.store import Store
-from affectgpt.annotate.totals import COMPLETE, SIGNALS, SOME_FAILED, Totals, summary
+from affectgpt.annotate.totals import COMPLETE, SIGNALS, SOME_FAILED, Totals, format_totals
 from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.chat.concurrency import Stopped, StopSignal, for_each
 from affectgpt.chat.transport import RequestFailed
@@ -66,7 +66,7 @@ def run_single(config: AnnotateConfig, clips: Clips) -> int:
     finally:
         store.close()
     write_json_atomic(out / "report.json", report)
-    print(summary(run.totals, report, config))
+    print(format_totals(run.totals, report, config))
     code = run.totals.exit_code(run.stop.reason)
     record.finish("finished" if code in (COMPLETE, SOME_FAILED) else "stopped", exit_code=code, report=report)
     return code
@@ -77,7 +77,7 @@ def write_outputs(store: Store) -> int:
     failed = (row for row in store.failures.rows() if not row.get("mended"))
     shown = ({name: row[name] for name in ("id", "where", "reason", "dropped")} for row in failed)
     write_lines_atomic(store.folder / "failed.jsonl", (json.dumps(row, ensure_ascii=False) for row in shown))
-    return write_manifest(store.folder / "manifest.jsonl", (from_row(row) for row in store.records.rows()))
+    return write_manifest(store.folder / "manifest.jsonl", (record_from_row(row) for row in store.records.rows()))
 
 
 class _Run:
@@ -89,7 +89,7 @@ class _Run:
         configs = annotators_of(config)
         optional = {"speaker": config.speaker, "transcriber": config.transcriber}
         given = {name: value for name, value in optional.items() if value}
-        self.settings = fingerprint(config.pipeline, configs, config.lang, **given)
+        self.settings = settings_hash(config.pipeline, configs, config.lang, **given)
         used = {spec.annotator for spec in config.pipeline.steps}
         self.configs = {role: configs[role] for role in ROLES if role in used}
         self.usual: dict[str, dict[str, float]] = {}
@@ -156,7 +156,7 @@ class _Run:
                 if self._is_there(sample.id, key):  # another process has just finished it
                     self._advance(there=1)
                     return
-                clip = Clip(await asyncio.to_thread(_probe, sample), sha256, openface, self.config.backend)
+                clip = ClipMedia(await asyncio.to_thread(_probe, sample), sha256, openface, self.config.backend)
                 await store.records.put(await self._record(clip, key))
                 self._clear_failure(sample.id)
                 self._advance(made=1)
@@ -173,7 +173,7 @@ class _Run:
         except MediaError as error:
             self._failed(sample.id, "media", str(error), totals.failed, key, kind=f"media: {type(error).__name__}")
 
-    async def _record(self, clip: Clip, key: str) -> dict[str, Any]:
+    async def _record(self, clip: ClipMedia, key: str) -> dict[str, Any]:
         work = Work(clip, self.config.lang, self.annotators, self.transcriber, self._usual_of(clip.sample))
         try:
             parts = await annotate_clip(work, self.config.pipeline.steps)
@@ -193,7 +193,7 @@ class _Run:
             **{name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()},
         )
         self.totals.count_record(record)
-        return to_row(record)
+        return record_to_row(record)
 
     def _is_there(self, name: str, key: str) -> bool:
         """Whether the clip's newest record was made from exactly this; an older such record is made the newest."""
@@ -204,7 +204,7 @@ class _Run:
                 self.store.records.append(row)
         if row is None:
             return False
-        self.totals.count_record(from_row(row))
+        self.totals.count_record(record_from_row(row))
         self._clear_failure(name)
         return True
 
@@ -272,7 +272,7 @@ def _probe(sample: Sample) -> Sample:
 
 
 def _sound_facts(sample: Sample) -> list[Fact]:
-    clip = Clip(probe_sample(sample), "")
+    clip = ClipMedia(probe_sample(sample), "")
     if "sound" not in clip.sees:
         return []
     sound = clip.sound()

@@ -1,15 +1,14 @@
-"""The steps: each takes one clip and what earlier steps found, and returns parts of its record.
+"""The steps of pipelines: each takes one clip and the output of earlier steps, and returns fields of the clip's record.
 
-A step is a function `(work, spec, about) -> part`. `about` holds the parts of the steps it needs, put together, and the
-part that it returns is put into the record: {"clues": [...]}, {"description": {...}}, {"labels": [...]} ... A step that
-has nothing to look at returns {}. Functions without `async` run in a thread. A pipeline names a function of this
-module, or "package.module:function" of your own.
+A step is a function `(work, spec, about) -> StepOutput`. `about` is the merged output of the steps that it needs; what
+it returns is merged into the record: {"clues": [...]}, {"description": {...}}, {"labels": [...]} ... A step without
+input returns {}. Functions that are not `async` run in a thread. A pipeline names a function of this module, or
+"package.module:function" of your own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import itertools
 import time
@@ -19,8 +18,8 @@ from typing import Any
 
 from affectgpt.annotate import checks as record_checks
 from affectgpt.annotate import evidence, local, prompts
-from affectgpt.annotate.annotators import Annotator, Local, Question
-from affectgpt.annotate.clips import Clip
+from affectgpt.annotate.annotators import Annotator, Question, named_object
+from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.prompts import BadAnswer
 from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
@@ -28,29 +27,33 @@ from affectgpt.config import StepConfig
 from affectgpt.runtime import UserError
 
 StepOutput = dict[str, Any]
+"""Fields of `Annotation`, lists in place of tuples."""
+
+NO_CLUE = "no clue: nothing was seen, heard or said that could be described"
+NO_EVIDENCE = "no evidence: nothing was measured from which a description could be made"
 
 
 class StepFailed(UserError):
-    """A step could not be done for one clip, after all that was tried."""
+    """A step has no usable answer for one clip, after all attempts."""
 
 
 class Dropped(UserError):
-    """A clip that holds nothing to annotate; counted by reason, and no failure of the machinery."""
+    """A clip without content to annotate; counted by reason, separately from failures."""
 
 
 @dataclass
 class Work:
-    """One clip on its way.
+    """One clip being annotated.
 
     Attributes:
         lang: language of the prompts and answers.
         annotators: by role.
-        usual: what is usual for the speaker, by name of fact.
-        notes: what was done, in the order in which it ended.
-        calls, repaired: answers asked for now, and answers that had to be asked for again.
+        usual: the speaker's usual values, by name of fact.
+        notes: provenance of the steps, in the order in which they ended.
+        calls, repaired: answers that were requested, and answers that were requested again because of their form.
     """
 
-    clip: Clip
+    clip: ClipMedia
     lang: str
     annotators: Mapping[str, Annotator]
     transcriber: Transcriber | None = None
@@ -67,18 +70,14 @@ def function_of(spec: StepConfig) -> Callable[..., Any]:
     """The function of a step of a pipeline."""
     name = spec.step or spec.name
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"step {spec.name!r}: {name} cannot be imported ({error})") from error
+        return named_object(name, f"step {spec.name!r}")
     if name not in STEPS:
-        raise UserError(f"step {spec.name!r}: there is no {name!r}; there are {sorted(STEPS)}, or module:function")
+        raise UserError(f"step {spec.name!r}: no step {name!r}; expected one of {sorted(STEPS)}, or module:function")
     return STEPS[name]
 
 
 async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Do one step."""
+    """Run one step."""
     function = function_of(spec)
     if inspect.iscoroutinefunction(function):
         return await function(work, spec, about)
@@ -89,7 +88,7 @@ async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutpu
 
 
 def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Measured evidence: the voice; action units where OpenFace's table is given; face crops where they are."""
+    """Measured evidence: the voice, and the face where OpenFace's table or face crops are given."""
     started, clip = time.monotonic(), work.clip
     facts: list[Fact] = []
     if (units := clip.action_units()) is not None:
@@ -100,12 +99,12 @@ def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
         sound = clip.sound()
         facts += evidence.sound_facts(sound.samples, sound.rate_hz)
         facts += evidence.speaker_facts(facts, work.usual)
-    work.note_local(spec.name, "measured", evidence.VERSION, time.monotonic() - started)
+    work.note_local(spec.name, "measured", evidence.EVIDENCE_VERSION, time.monotonic() - started)
     return {"evidence": facts}
 
 
 async def transcribe(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """What is said: the subtitle if there is one, else what a speech recogniser hears, else nothing."""
+    """The transcript: the subtitle if there is one, else a speech recogniser's output, else none."""
     sample = work.clip.sample
     subtitle = sample.in_language(work.lang, strict=False).subtitle
     if subtitle:
@@ -133,29 +132,32 @@ async def ask(
     shows: Mapping[str, Mapping[str, Any]] | None = None,
     lang: str | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Ask the step's annotator; an answer of the wrong form is objected to once.
+    """Ask the step's annotator; after an answer of the wrong form, ask once more with the objection.
+
+    Args:
+        shows: "images" and "sound" -> how they are sampled, for example {"n_frames": 3}.
+        lang: language of prompt and answer; None = that of the work.
 
     Returns:
-        the fields of the answer ({} = the local annotator has nothing to say) and the name of the model.
+        the fields of the answer ({} = the local annotator has no evidence to answer from) and the name of the model.
 
     Raises:
-        StepFailed: the second answer has the wrong form too.
+        StepFailed: the second answer has the wrong form, too.
     """
-    annotator, lang, shows = _annotator(work, spec), lang or work.lang, shows or {}
-    if isinstance(annotator, Local):
+    annotator, lang, shows = annotator_of(work, spec), lang or work.lang, shows or {}
+    if not annotator.asks_model:
         started = time.monotonic()
-        values = local.answer(prompt, lang, about)
-        work.note_local(spec.name, local.NAME, local.VERSION, time.monotonic() - started, lang=lang)
+        values = local.answer_by_rules(prompt, lang, about)
+        work.note_local(spec.name, local.NAME, local.RULES_VERSION, time.monotonic() - started, lang=lang)
         return values, local.NAME
     if unseen := sorted(set(shows) - annotator.sees):
         raise UserError(
             f"step {spec.name!r} shows {unseen}, but annotator {spec.annotator!r} ({annotator.name}) sees only "
-            f"{sorted(annotator.sees)}; choose another with annotator@{spec.annotator}=, such as local, or, if "
-            f"the model "
-            f"does take them, say so: annotator.sees=[images,sound]"
+            f"{sorted(annotator.sees)}; choose another with annotator@{spec.annotator}=, such as local, or, if the "
+            "model takes them, set annotator.sees=[images,sound]"
         )
-    text = prompts.render(prompt, lang, about, structured=annotator.structured)
-    question = Question(spec.name, text, prompts.schema(prompt, about, lang), work.clip, shows)
+    text = prompts.render_question(prompt, lang, about, structured=annotator.structured)
+    question = Question(spec.name, text, prompts.answer_schema(prompt, about, lang), work.clip, shows)
     for attempt in range(2):
         row, is_new = await annotator.answer(question)
         work.calls += is_new
@@ -166,8 +168,8 @@ async def ask(
             Provenance(
                 spec.name,
                 annotator.name,
-                prompts.VERSION,
-                prompts.sha256(text),
+                prompts.PROMPTS_VERSION,
+                prompts.sha256_of_text(text),
                 parameters,
                 row["tokens_in"] or 0,
                 row["tokens_out"] or 0,
@@ -175,18 +177,23 @@ async def ask(
             )
         )
         try:
-            return prompts.parse(prompt, row["text"], about, lang, structured=annotator.structured), annotator.name
+            values = prompts.parse_answer(prompt, row["text"], about, lang, structured=annotator.structured)
         except BadAnswer as error:
             if attempt:
                 raise StepFailed(f"no usable answer of {annotator.name} in two attempts: {error}") from None
             work.repaired += 1
             question = replace(question, turns=((row["text"], prompts.repair(error, lang)),))
+        else:
+            return values, annotator.name
     raise AssertionError("unreachable")
 
 
-def _annotator(work: Work, spec: StepConfig) -> Annotator:
+def annotator_of(work: Work, spec: StepConfig) -> Annotator:
+    """The annotator of the role that the step names."""
     if spec.annotator not in work.annotators:
-        raise UserError(f"step {spec.name!r}: annotator {spec.annotator!r} is none of {sorted(work.annotators)}")
+        raise UserError(
+            f"step {spec.name!r}: annotator is {spec.annotator!r}; expected one of {sorted(work.annotators)}"
+        )
     return work.annotators[spec.annotator]
 
 
@@ -199,7 +206,7 @@ async def visual(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     return await asyncio.to_thread(_visual_clues, work.clip, values, model, shows["images"]["n_frames"])
 
 
-def _visual_clues(clip: Clip, values: Mapping[str, Any], model: str, n_frames: int) -> StepOutput:
+def _visual_clues(clip: ClipMedia, values: Mapping[str, Any], model: str, n_frames: int) -> StepOutput:
     if not values:
         return {}
     names = tuple(values.get("evidence", ()))
@@ -212,9 +219,9 @@ def _visual_clues(clip: Clip, values: Mapping[str, Any], model: str, n_frames: i
         if text := values.get(key):
             span = round(float(part[0]), 3), round(float(part[-1]), 3)
             clues.append(Clue("visual", text, *span, source=model, evidence=names))
-    told = {clue.text for clue in clues}
-    # With one or two frames there are fewer parts than texts: what was said of the rest stands without a time.
-    rest = [values[key] for key in ("beginning", "middle", "end") if values.get(key) and values[key] not in told]
+    timed = {clue.text for clue in clues}
+    # With one or two frames there are fewer parts than texts: the remaining texts get no time.
+    rest = [values[key] for key in ("beginning", "middle", "end") if values.get(key) and values[key] not in timed]
     return {"clues": clues + [Clue("visual", text, source=model, evidence=names) for text in rest]}
 
 
@@ -224,7 +231,7 @@ def _three(items: list[Any]) -> list[list[Any]]:
 
 
 async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """A sober description of the frame at which the face moves most; needs action units."""
+    """An objective description of the frame at which the face moves most; needs action units."""
     times = [fact.value for fact in about.get("evidence", ()) if fact.name == "peak_s"]
     if not times:
         raise Dropped("no peak frame: no OpenFace table, or no face tracked")
@@ -238,7 +245,7 @@ async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
 
 
 async def acoustic(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """How the voice sounds."""
+    """The acoustic clue: how the voice sounds."""
     if "sound" not in work.clip.sees:
         return {}
     values, model = await ask(work, spec, about, spec.prompt or "acoustic", shows={"sound": {}})
@@ -248,7 +255,7 @@ async def acoustic(work: Work, spec: StepConfig, about: StepOutput) -> StepOutpu
 
 
 async def disambiguate(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """What the words mean, given what was seen and heard."""
+    """The lexical clue: what the words mean, given what was seen and heard."""
     if not about.get("transcript"):
         return {}
     values, model = await ask(work, spec, _plain(about), spec.prompt or "disambiguate")
@@ -256,34 +263,34 @@ async def disambiguate(work: Work, spec: StepConfig, about: StepOutput) -> StepO
 
 
 async def merge(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """One description out of clues, words and measured facts (or, in s2, out of a description and the words)."""
+    """One description from clues, transcript and measured facts (in s2, from a description and the transcript)."""
     if not about.get("clues") and not about.get("description"):
-        raise Dropped("no clue: nothing was seen, heard or said that could be described")
+        raise Dropped(NO_CLUE)
     if about.get("description") and not about.get("transcript"):
-        return {}  # s2 without words: the description stays as it is
+        return {}  # s2 without a transcript: the description is final
     return await _description(work, spec, about, "merge")
 
 
 async def rewrite(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """The description as reasoning."""
+    """The description, rewritten as reasoning."""
     return await _description(work, spec, about, "rewrite")
 
 
 async def _description(work: Work, spec: StepConfig, about: StepOutput, prompt: str) -> StepOutput:
     values, _ = await ask(work, spec, _plain(about), spec.prompt or prompt)
     if not values:
-        raise Dropped("no evidence: nothing was measured from which a description could be made")
+        raise Dropped(NO_EVIDENCE)
     return {"description": {work.lang: values["description"]}}
 
 
 def join(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """The clues and the words, one behind the other: MERR's coarse caption, without any model."""
+    """Clues and transcript joined into one text without a model, as MERR's coarse caption."""
     texts = [clue.text.rstrip(".。") for clue in about.get("clues", ())]
     if about.get("transcript"):
-        texts.append(local.says(about["transcript"], work.lang))
+        texts.append(local.quoted_transcript(about["transcript"], work.lang))
     if not texts:
-        raise Dropped("no clue: nothing was seen, heard or said that could be described")
-    work.note_local(spec.name, "template", prompts.VERSION, 0.0)
+        raise Dropped(NO_CLUE)
+    work.note_local(spec.name, "template", prompts.PROMPTS_VERSION, 0.0)
     return {"description": {work.lang: (". " if work.lang == "en" else "。").join(texts)}}
 
 
@@ -295,8 +302,10 @@ async def translate(work: Work, spec: StepConfig, about: StepOutput) -> StepOutp
 
 
 async def labels(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Open-vocabulary labels that the description supports. options: read = translation: the one in the other language;
-    the labels are in the language of the work all the same."""
+    """Open-vocabulary labels that the description supports, in the language of the work.
+
+    options: read = translation: read the description in the other language.
+    """
     if spec.options.get("read") == "translation":
         other = prompts.other_language(work.lang)
         if other not in about.get("description", {}):
@@ -308,47 +317,47 @@ async def labels(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
 
 
 async def ranking(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Words of a fixed set, the best first."""
+    """Words of a fixed set, the best match first."""
     values, _ = await ask(work, spec, _plain(about), spec.prompt or "ranking")
     return {"ranking": values["ranking"]} if values else {}
 
 
 async def valence(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """How pleasant the feeling is, -5 to 5."""
+    """Valence, -5 (unpleasant) to 5 (pleasant)."""
     values, _ = await ask(work, spec, _plain(about), spec.prompt or "valence")
     return {"valence": values["valence"]} if values else {}
 
 
 async def explain(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """One multimodal model explains the clip. options: n_frames (8), subtitle (false: strategy S0)."""
-    annotator = _annotator(work, spec)
+    annotator = annotator_of(work, spec)
     seen = {name for name in ("images", "sound") if name in work.clip.sees and name in annotator.sees}
     if not seen:
         raise Dropped(f"nothing to show: the clip holds {sorted(work.clip.sees)}")
     shows = {"images": {"n_frames": int(spec.options.get("n_frames", 8))}, "sound": {}}
-    told = about if spec.options.get("subtitle", False) else {**about, "transcript": None}
+    known = about if spec.options.get("subtitle", False) else {**about, "transcript": None}
     values, _ = await ask(
-        work, spec, told, spec.prompt or "explain", shows={name: shows[name] for name in shows if name in seen}
+        work, spec, known, spec.prompt or "explain", shows={name: shows[name] for name in shows if name in seen}
     )
     if not values:
-        raise Dropped("no evidence: nothing was measured from which a description could be made")
+        raise Dropped(NO_EVIDENCE)
     return {"description": {work.lang: values["description"]}, "labels": values.get("labels", [])}
 
 
 def checks(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """What is wrong with what the steps before found. options: policy = {check: keep | ask | drop}."""
+    """Checks of the output of the earlier steps. options: policy = {check: keep | ask | drop}."""
     started, clip = time.monotonic(), work.clip
     media = {name: path for name in ("video", "audio", "face") if (path := getattr(clip.sample, name))}
     parts = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
     record = Annotation(clip.sample.id, clip.sha256, media=media, lang=work.lang, provenance=tuple(work.notes), **parts)
     policy = record_checks.policy_of(spec.options.get("policy", {}))
     rows = record_checks.rows_of(record_checks.check_record(record, clip.sees), policy)
-    work.note_local(spec.name, "rules", record_checks.VERSION, time.monotonic() - started)
+    work.note_local(spec.name, "rules", record_checks.CHECKS_VERSION, time.monotonic() - started)
     return {"checks": list(rows)}
 
 
 def _plain(about: StepOutput) -> StepOutput:
-    """`about` with clues as mappings, as prompts read them."""
+    """`about` with its clues as mappings, as prompts take them."""
     return {
         **about,
         "clues": [{"modality": clue.modality, "text": clue.text} for clue in about.get("clues", ())],

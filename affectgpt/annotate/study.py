@@ -1,14 +1,14 @@
-"""Which models to annotate with: every choice of audio, video, merging and translating model, against references.
+"""Compare models to annotate with: every choice of audio, video, merging and translating model, against references.
 
     python -m affectgpt.annotate study clips.csv out=study references=clips.csv repeats=2 \\
         audio=[vllm:SALMONN,none] video=[vllm:Chat-UniVi] merge=[openai:gpt-4o,vllm:Qwen2-7B] translate=[vllm:Qwen2-7B]
 
-The layout of Tables 1 and 2 of the AffectGPT paper (Lian et al. 2024, arXiv:2407.07653): a row is one choice of models,
-columns are Avg, Accuracy_S, Recall_S and F_S of the labels in English and in Chinese. All rows share one folder of
-answers, so a model that is added is asked, and the others are not asked again.
+The layout is that of Tables 1 and 2 of the AffectGPT paper (Lian et al. 2024, arXiv:2407.07653): a row is one choice of
+models, the columns are Avg, Accuracy_S, Recall_S and F_S of the labels in English and in Chinese. All rows share one
+folder of answers, so adding a model costs only its own calls.
 
-Labels are read by one model in all rows (`annotator=`), and grouped by the emotion wheels of `affectgpt.metrics`; the
-paper groups them by GPT-3.5, so its figures are on another scale.
+One model reads the labels in all rows (`annotator=`), and the emotion wheels of `affectgpt.metrics` group them; the
+paper groups them with GPT-3.5, so its figures are on another scale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import io
 import itertools
 import json
 import re
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,88 +28,92 @@ from typing import Any
 from affectgpt.annotate import prompts, steps
 from affectgpt.annotate.clips import Clips
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.run import run
+from affectgpt.annotate.pipeline import ancestors
+from affectgpt.annotate.run import check_settings
+from affectgpt.annotate.single import run_single
 from affectgpt.annotate.steps import StepOutput, Work
 from affectgpt.annotate.totals import COMPLETE, SOME_FAILED
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig, StudyOfAnnotatorsConfig
 from affectgpt.metrics import Lexicon, evaluate, load_lexicon, read_references
+from affectgpt.metrics.compare import spread
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
 from affectgpt.schema import LANGUAGES, Sample
+from affectgpt.tables import format_table
 
-ROLES = {"audio": "audio", "video": "vision", "merge": "text", "translate": "translator"}
+COLUMN_ROLES = {"audio": "audio", "video": "vision", "merge": "text", "translate": "translator"}
 """Column of the table -> role of the annotator that it chooses."""
 Candidates = Mapping[str, Mapping[str, AnnotatorConfig | None]]
-"""Column -> name -> model; None = without this column's medium."""
+"""Column -> name -> model; None = the column's medium is left out."""
 NONE = "none"
 MEASURES = ("Avg", "Accuracy_S", "Recall_S", "F_S")
 _LEFT_OUT = {"audio": "acoustic", "video": "visual"}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row of the table: the name of the chosen model by column."""
+class ModelChoice:
+    """One choice of models: column -> name."""
 
     chosen: Mapping[str, str]
 
     @property
     def folder(self) -> str:
-        """A folder name that tells the models; the hash keeps names apart that look alike without their signs."""
+        """A folder name made of the models; the hash distinguishes names that differ in punctuation only."""
         words = "-".join(re.sub(r"\W+", "_", name.rpartition(":")[2]) for name in self.chosen.values())
         return f"{words[:80]}-{stable_hash(dict(self.chosen))[:8]}"
 
 
 @dataclass
-class Row:
-    """What became of a cell: by language and measure, one value a repeat, in percent.
+class StudyRow:
+    """The scores of one choice of models: language -> measure -> one value per repeat, in percent.
 
     Attributes:
-        calls: answers that were asked for now.
-        n, missing: references, and of these clips without labels (scored as empty), in the worst repeat.
+        calls: answers requested by this run of the study.
+        n, missing: clips with a reference, and those of them without labels (scored as empty), in the worst repeat.
     """
 
-    cell: Cell
+    cell: ModelChoice
     scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     calls: int = 0
     n: int = 0
     missing: int = 0
 
 
-def run_study(
-    config: StudyOfAnnotatorsConfig,
-    base: AnnotateConfig,
-    candidates: Candidates,
-) -> int:
-    """Annotate with every choice of models and score it; exit codes as of one run, 0 also if some clips failed.
+def run_study(config: StudyOfAnnotatorsConfig, base: AnnotateConfig, candidates: Candidates) -> int:
+    """Annotate with every choice of models and score it; exit codes as of one run, but 0 if some clips failed.
 
     Args:
-        base: what all rows have in common: clips, folder, pipeline, the annotator that reads labels.
-        candidates: what the columns choose from.
+        base: the common settings of all rows: clips, folder, pipeline, the annotator that reads labels.
+        candidates: the models that the columns choose from.
     """
     cells = grid(candidates)
     if config.repeats < 1:
         raise UserError(f"repeats is {config.repeats}; expected at least 1")
     out = Path(base.out or "")
     if base.out is None or not config.references:
-        raise UserError("out= and references= are needed: a folder, and a file with the true labels (docs/annotate.md)")
+        raise UserError(
+            "out= and references= are required: a folder, and a file with the true labels (docs/annotate.md)"
+        )
+    if base.engine != "single" or base.plan:
+        raise UserError("a study runs in one process and has no plan; leave out engine= and plan=")
     clips = {item.id for item in Clips(base) if isinstance(item, Sample)}
     truths = {lang: _truths(Path(config.references), lang, clips) for lang in LANGUAGES}
     lexicon = load_lexicon(config.lexicon)
     rows = []
     for number, cell in enumerate(cells, 1):
-        row = Row(cell)
+        row = StudyRow(cell)
         for repeat in range(config.repeats):
             for lang in LANGUAGES:
-                done = out / "cells" / cell.folder / f"{lang}-{repeat}"
-                print(f"row {number} of {len(cells)}: {_named(cell)}, {lang}, repeat {repeat + 1}", file=sys.stderr)
-                setting = setting_of(base, cell, candidates, lang, repeat, done)
-                code = _quietly(setting)
+                folder = out / "cells" / cell.folder / f"{lang}-{repeat}"
+                models = " + ".join(cell.chosen.values())
+                print(f"row {number} of {len(cells)}: {models}, {lang}, repeat {repeat + 1}", file=sys.stderr)
+                code = _run_quietly(run_settings(base, cell, candidates, lang, repeat, folder))
                 if code not in (COMPLETE, SOME_FAILED):
-                    print(f"stopped in {done} (exit code {code}); the same command goes on", file=sys.stderr)
+                    print(f"stopped in {folder} (exit code {code}); repeat the command to continue", file=sys.stderr)
                     return code
-                _score(row, done, lang, truths[lang], lexicon)
+                _add_scores(row, folder, lang, truths[lang], lexicon)
         rows.append(row)
-        write_outputs(out, rows, config.repeats, lexicon)
-    print(table(rows))
+        write_study(out, rows, config.repeats, lexicon)
+    print(study_table(rows))
     print(f"calls {sum(row.calls for row in rows)}; {out}: study.md, study.csv, study.json")
     return COMPLETE
 
@@ -118,35 +121,30 @@ def run_study(
 # ---- the grid --------------------------------------------------------------------------------------------------------
 
 
-def grid(candidates: Candidates) -> list[Cell]:
-    """Every choice of one candidate a column; rows without any clue and doubles are left out."""
-    empty = [column for column in ROLES if not candidates.get(column)]
+def grid(candidates: Candidates) -> list[ModelChoice]:
+    """Every choice of one candidate per column; choices without audio and video are left out."""
+    empty = [column for column in COLUMN_ROLES if not candidates.get(column)]
     if empty:
         raise UserError(f"{empty[0]}= is missing: [model, ...], such as {empty[0]}=[vllm:name,local]")
     for column in ("merge", "translate"):
         if NONE in candidates[column]:
             raise UserError(f"{column}={NONE}: only audio and video can be left out")
-    chosen = itertools.product(*(candidates[column] for column in ROLES))
-    cells = [Cell(dict(zip(ROLES, names, strict=True))) for names in chosen]
+    chosen = itertools.product(*(candidates[column] for column in COLUMN_ROLES))
+    cells = [ModelChoice(dict(zip(COLUMN_ROLES, names, strict=True))) for names in chosen]
     return [cell for cell in cells if (cell.chosen["audio"], cell.chosen["video"]) != (NONE, NONE)]
 
 
-def setting_of(
-    base: AnnotateConfig,
-    cell: Cell,
-    candidates: Candidates,
-    lang: str,
-    repeat: int,
-    out: Path,
+def run_settings(
+    base: AnnotateConfig, cell: ModelChoice, candidates: Candidates, lang: str, repeat: int, out: Path
 ) -> AnnotateConfig:
-    """The run of one cell in one language. Repeats differ in the seed that is sent, so that models are asked again."""
+    """The settings of one run. Repeats differ in the seed that is sent, so that models are asked again."""
 
     def seeded(annotator: AnnotatorConfig | None) -> AnnotatorConfig | None:
         return annotator if annotator is None or not repeat else replace(annotator, seed=(annotator.seed or 0) + repeat)
 
-    models = {role: seeded(candidates[column][cell.chosen[column]]) for column, role in ROLES.items()}
+    models = {role: seeded(candidates[column][cell.chosen[column]]) for column, role in COLUMN_ROLES.items()}
     left_out = [_LEFT_OUT[column] for column in _LEFT_OUT if cell.chosen[column] == NONE]
-    pipeline = replace(base.pipeline, steps=steps_of(base.pipeline.steps, left_out, translated=lang != base.lang))
+    pipeline = replace(base.pipeline, steps=study_steps(base.pipeline.steps, left_out, translated=lang != base.lang))
     return replace(
         base,
         **models,
@@ -158,12 +156,15 @@ def setting_of(
     )
 
 
-def steps_of(given: Sequence[StepConfig], left_out: Sequence[str], *, translated: bool) -> list[StepConfig]:
-    """The pipeline up to its labels in one language, without the steps that are left out."""
-    if missing := sorted({"merge", "labels"} - {step.step or step.name for step in given}):
-        raise UserError(f"a study needs a pipeline with the steps merge and labels; {missing} are missing")
+def study_steps(given: Sequence[StepConfig], left_out: Sequence[str], *, translated: bool) -> list[StepConfig]:
+    """The pipeline up to its labels in one language, without the steps in `left_out`."""
+    merge = next((step.name for step in given if (step.step or step.name) == "merge"), None)
+    labels = next((step for step in given if step.name == "labels"), None)
+    if merge is None or labels is None:
+        names = [step.name for step in given]
+        raise UserError(f"a study needs a pipeline with the steps merge and labels; this one has {names}")
     kept = [step for step in given if (step.step or step.name) not in left_out]
-    if left_out:  # what is not to be heard or seen is not to be measured either
+    if left_out:  # a medium that is left out is not measured either
         without = {"without": list(left_out)}
         kept = [
             replace(step, step=f"{__name__}:measured_without", options={**step.options, **without})
@@ -173,8 +174,7 @@ def steps_of(given: Sequence[StepConfig], left_out: Sequence[str], *, translated
         ]
     names = {step.name for step in kept}
     kept = [replace(step, needs=[name for name in step.needs if name in names]) for step in kept]
-    (labels,) = [step for step in kept if step.name == "labels"]
-    merge = next(step.name for step in kept if (step.step or step.name) == "merge")
+    labels = next(step for step in kept if step.name == "labels")
     if translated:
         wanted = [
             StepConfig("translate", annotator="translator", needs=[merge]),
@@ -182,23 +182,13 @@ def steps_of(given: Sequence[StepConfig], left_out: Sequence[str], *, translated
         ]
     else:
         wanted = [replace(labels, annotator="reader")]
-    before = [step for step in kept if step.name not in ("translate", "labels")]
-    return needed([*before, *wanted], "labels")
-
-
-def needed(given: Sequence[StepConfig], last: str) -> list[StepConfig]:
-    """The steps that `last` rests on, and itself."""
-    by_name, found, todo = {step.name: step for step in given}, set(), [last]
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += by_name[name].needs
-    return [step for step in given if step.name in found]
+    cut = [*(step for step in kept if step.name not in ("translate", "labels")), *wanted]
+    used = {*ancestors(cut, cut[-1]), "labels"}
+    return [step for step in cut if step.name in used]
 
 
 def measured_without(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Measured evidence without that of modalities. options: without = [visual, acoustic]."""
+    """Measured evidence without some modalities. options: without = [visual, acoustic]."""
     part = steps.measure(work, spec, about)
     return {"evidence": [fact for fact in part["evidence"] if fact.modality not in spec.options["without"]]}
 
@@ -216,25 +206,28 @@ async def translated_labels(work: Work, spec: StepConfig, about: StepOutput) -> 
 # ---- runs and scores -------------------------------------------------------------------------------------------------
 
 
-def _quietly(config: AnnotateConfig) -> int:
-    """Run; what it says goes into a file beside its results."""
-    said = io.StringIO()
+def _run_quietly(config: AnnotateConfig) -> int:
+    """Run; the summary goes into said.txt next to the results."""
+    check_settings(config)
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
-            return run(config)
+        with contextlib.redirect_stdout(printed):
+            return run_single(config, Clips(config))
     finally:
-        write_text_atomic(Path(config.out or "") / "said.txt", said.getvalue())
+        write_text_atomic(Path(config.out or "") / "said.txt", printed.getvalue())
 
 
 def _truths(path: Path, lang: str, clips: set[str]) -> dict[str, tuple[str, ...]]:
-    """True labels of the clips that are annotated."""
+    """The true labels of the annotated clips."""
     truths = {name: labels for name, labels in read_references(path, lang=lang).items() if name in clips}
     if not truths:
-        raise UserError(f"{path}: holds none of the {len(clips)} clips, such as {min(clips)!r}")
+        raise UserError(f"{path}: has labels for none of the {len(clips)} clips, such as {min(clips)!r}")
     return truths
 
 
-def _score(row: Row, folder: Path, lang: str, truths: Mapping[str, tuple[str, ...]], lexicon: Lexicon) -> None:
+def _add_scores(
+    row: StudyRow, folder: Path, lang: str, truths: Mapping[str, tuple[str, ...]], lexicon: Lexicon
+) -> None:
     row.calls += json.loads((folder / "report.json").read_text(encoding="utf-8"))["calls"]
     labels = {record.id: record.labels for record in records_in(folder) if record.id in truths}
     report = evaluate({**dict.fromkeys(truths, ()), **labels}, truths, lexicon=lexicon, n_bootstrap=0)
@@ -249,47 +242,28 @@ def _score(row: Row, folder: Path, lang: str, truths: Mapping[str, tuple[str, ..
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def _named(cell: Cell) -> str:
-    return " + ".join(cell.chosen.values())
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for one value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _cells(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
-    head = [*ROLES, *(f"{name} {lang}" for lang in LANGUAGES for name in MEASURES), "clips", "missing", "calls"]
-    body = []
+def _cells(rows: Iterable[StudyRow]) -> list[list[str]]:
+    head = [*COLUMN_ROLES, *(f"{name} {lang}" for lang in LANGUAGES for name in MEASURES), "clips", "missing", "calls"]
+    lines = [head]
     for row in rows:
         numbers = []
         for lang in LANGUAGES:
             for name in MEASURES:
-                values = row.scores[lang][name]
-                mean, deviation = spread(values)
-                numbers.append(f"{mean:.2f}±{deviation:.2f}" if len(values) > 1 else f"{mean:.2f}")
-        body.append([*row.cell.chosen.values(), *numbers, str(row.n), str(row.missing), str(row.calls)])
-    return head, body
+                score = spread(row.scores[lang][name])
+                numbers.append(f"{score.mean:.2f}±{score.std:.2f}" if score.n_runs > 1 else f"{score.mean:.2f}")
+        lines.append([*row.cell.chosen.values(), *numbers, str(row.n), str(row.missing), str(row.calls)])
+    return lines
 
 
-def table(rows: Sequence[Row]) -> str:
-    """For the terminal: one row a choice of models, in percent."""
-    head, body = _cells(rows)
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = []
-    for line in (head, *body):
-        cells = [
-            text.ljust(width) if place < len(ROLES) else text.rjust(width)
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def study_table(rows: Sequence[StudyRow]) -> str:
+    """The table on screen: one row per choice of models, in percent."""
+    return format_table(_cells(rows), "l" * len(COLUMN_ROLES))
 
 
-def write_outputs(out: Path, rows: Sequence[Row], repeats: int, lexicon: Lexicon) -> None:
-    """study.md, study.csv (means and deviations apart) and study.json (every repeat)."""
-    head, body = _cells(rows)
-    marks = ["---"] * len(ROLES) + ["---:"] * (len(head) - len(ROLES))
+def write_study(out: Path, rows: Sequence[StudyRow], repeats: int, lexicon: Lexicon) -> None:
+    """Write study.md, study.csv (means and deviations in columns of their own) and study.json (every repeat)."""
+    head, *body = _cells(rows)
+    marks = ["---"] * len(COLUMN_ROLES) + ["---:"] * (len(head) - len(COLUMN_ROLES))
     lines = ["| " + " | ".join(line) + " |" for line in (head, marks, *body)]
     runs = f"mean and standard deviation over {repeats} runs" if repeats > 1 else "one run"
     note = f"Percent, {runs}; mean of the five wheels at level 1, lexicon {lexicon.name} {lexicon.version}."
@@ -297,11 +271,10 @@ def write_outputs(out: Path, rows: Sequence[Row], repeats: int, lexicon: Lexicon
     file = io.StringIO()
     columns = [f"{name}_{lang}{end}" for lang in LANGUAGES for name in MEASURES for end in ("", "_std")]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*ROLES, *columns, "clips", "missing", "calls"])
+    writer.writerow([*COLUMN_ROLES, *columns, "clips", "missing", "calls"])
     for row in rows:
-        numbers = [
-            f"{value:.4f}" for lang in LANGUAGES for name in MEASURES for value in spread(row.scores[lang][name])
-        ]
+        scores = [spread(row.scores[lang][name]) for lang in LANGUAGES for name in MEASURES]
+        numbers = [f"{value:.4f}" for score in scores for value in (score.mean, score.std)]
         writer.writerow([*row.cell.chosen.values(), *numbers, row.n, row.missing, row.calls])
     write_text_atomic(out / "study.csv", file.getvalue())
     found: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from affectgpt.annotate.record import MODALITIES, Annotation
+from affectgpt.annotate.record import CLUE_MODALITIES, Annotation
 from affectgpt.config import AnnotateConfig
 
 COMPLETE, SOME_FAILED, BUDGET = 0, 3, 4
@@ -46,7 +46,7 @@ class Totals:
     def count_record(self, record: Annotation) -> None:
         """Count what a complete record lacks and what checks found in it."""
         found = {clue.modality for clue in record.clues}
-        lacks = [f"{name} clue" for name in MODALITIES if record.clues and name not in found]
+        lacks = [f"{name} clue" for name in CLUE_MODALITIES if record.clues and name not in found]
         lacks += ["transcript"] * (not record.transcript) + ["labels"] * (not record.labels)
         self.without.update(lacks)
         self.checked.update({f"{row['verdict']:<9}{row['check']}" for row in record.checks})
@@ -60,7 +60,7 @@ class Totals:
         return SOME_FAILED if self.failed or self.dropped else COMPLETE
 
 
-def summary(totals: Totals, report: Mapping[str, Any], config: AnnotateConfig) -> str:
+def format_totals(totals: Totals, report: Mapping[str, Any], config: AnnotateConfig) -> str:
     """The summary on screen; `report` holds the other fields of report.json."""
     done = totals.made + totals.there
     lines = [f"{done} of {totals.n_clips} clips complete ({totals.made} now, {totals.there} before)"]

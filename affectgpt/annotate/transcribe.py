@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from affectgpt.annotate.annotators import CODE_VERSION
-from affectgpt.annotate.clips import Clip
+from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.store import Store
 from affectgpt.journal import get_or_make
 from affectgpt.runtime import UserError, stable_hash
@@ -26,7 +26,7 @@ class Transcriber:
         self._lock = asyncio.Lock()
         self._loaded: tuple[Any, Any, Any] | None = None  # model, feature extractor, tokenizer
 
-    async def answer(self, step: str, clip: Clip, lang: str) -> tuple[dict[str, Any], bool]:
+    async def answer(self, step: str, clip: ClipMedia, lang: str) -> tuple[dict[str, Any], bool]:
         """The stored or new transcript of a clip, and whether it is new."""
         request = {"model": self.name, "revision": self._revision, "language": lang}
         key = stable_hash([CODE_VERSION, clip.sha256, step, request])
@@ -38,7 +38,7 @@ class Transcriber:
 
         return await get_or_make(self._store.answers, self._store.claims, key, make)
 
-    def _transcribe(self, clip: Clip, lang: str) -> dict[str, Any]:
+    def _transcribe(self, clip: ClipMedia, lang: str) -> dict[str, Any]:
         import torch
 
         model, extractor, tokenizer = self._load()

@@ -13,7 +13,7 @@ from affectgpt.annotate import checks, report
 from affectgpt.annotate.duplicates import Duplicates, add_texts, duplicate_findings
 from affectgpt.annotate.exporters import LOSES, export_records, records_in, write_manifest
 from affectgpt.annotate.merge import HOW, aligned_records, merge_records
-from affectgpt.annotate.record import Annotation, from_row, to_row
+from affectgpt.annotate.record import Annotation, record_from_row, record_to_row
 from affectgpt.annotate.review.agreement import label_agreement
 from affectgpt.annotate.review.answers import ReviewAnswers, import_exports
 from affectgpt.annotate.review.changes import report_rounds
@@ -37,10 +37,10 @@ def run_check(config: RecordsConfig) -> int:
         raise UserError(f"{folder / 'records.jsonl'}: no such file; give a folder that annotate wrote")
     store, duplicates = Store(folder), Duplicates(config.threshold)
     try:
-        add_texts((from_row(row) for row in store.records.rows()), duplicates)
+        add_texts((record_from_row(row) for row in store.records.rows()), duplicates)
         n_changed = _check_again(store, policy, duplicates)
-        verdicts, by_check = checks.count_verdicts(from_row(row) for row in store.records.rows())
-        n_rows = write_manifest(folder / "manifest.jsonl", (from_row(row) for row in store.records.rows()))
+        verdicts, by_check = checks.count_verdicts(record_from_row(row) for row in store.records.rows())
+        n_rows = write_manifest(folder / "manifest.jsonl", (record_from_row(row) for row in store.records.rows()))
     finally:
         store.close()
         duplicates.close()
@@ -60,13 +60,13 @@ def _check_again(store: Store, policy: Mapping[str, str], duplicates: Duplicates
         if not store.claims.acquire(claim):
             continue  # a run is replacing this record, and checks the new one itself
         try:
-            record = from_row(store.records.latest(row["id"]) or row)
+            record = record_from_row(store.records.latest(row["id"]) or row)
             if not duplicates.knows(record):
                 continue  # it was written after the first pass
             found = checks.check_record(record) + duplicate_findings(record, duplicates)
             fresh = (*checks.other_checks(record.checks), *checks.rows_of(found, policy))
             if list(map(dict, fresh)) != list(map(dict, record.checks)):
-                store.records.append(to_row(replace(record, checks=fresh)))
+                store.records.append(record_to_row(replace(record, checks=fresh)))
                 n += 1
         finally:
             store.claims.release(claim)
@@ -236,7 +236,7 @@ def _media_root(config: RecordsConfig) -> Path | None:
 
 
 def _append_if_new(log: Journal, record: Annotation) -> None:
-    row = json.loads(json.dumps(to_row(record)))  # as it is read back: with lists for tuples
+    row = json.loads(json.dumps(record_to_row(record)))  # as it is read back: with lists for tuples
     if log.latest(record.id) != row:
         log.append(row)
 

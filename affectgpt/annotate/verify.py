@@ -1,7 +1,7 @@
-"""A blind verifier: a model that sees the clues and nothing else names the feelings; do the labels follow from them?
+"""The blind verifier: a model that is shown the clues alone names emotions, which are compared with the labels.
 
-It is a step of a pipeline (`{name: verify, step: "affectgpt.annotate.verify:verify", needs: [...]}`), asked of the text
-annotator. What it named and how well that agrees with the labels on the emotion wheels stands in the record's checks.
+It is a step of a pipeline (`{name: verify, step: "affectgpt.annotate.verify:verify", needs: [...]}`), answered by the
+text annotator. The record's checks get its labels and their agreement with the record's on the emotion wheels.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ from functools import lru_cache
 
 import numpy as np
 
-from affectgpt.annotate.annotators import Local
-from affectgpt.annotate.steps import StepOutput, Work, ask
+from affectgpt.annotate.steps import StepOutput, Work, annotator_of, ask
 from affectgpt.config import StepConfig
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.metrics.sets import harmonic_mean
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping, score_samples
 
 AGREES_FROM = 0.34
-"""A third of the mean F over the wheels: with three labels, one of them is found again."""
+"""Mean F over the wheels from which labels count as confirmed; a third: one of three labels is named again."""
 
 
 async def verify(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Ask for labels from the clues alone and compare. options: agrees_from (0.34).
 
-    The local annotator concludes from what was measured and reads no clue, so it verifies nothing.
+    The local annotator reads no clues, so with it this step does nothing.
     """
-    if not about.get("labels") or not about.get("clues") or isinstance(work.annotators.get(spec.annotator), Local):
+    if not about.get("labels") or not about.get("clues") or not annotator_of(work, spec).asks_model:
         return {}
     clues = [{"modality": clue.modality, "text": clue.text} for clue in about["clues"]]
     values, model = await ask(work, spec, {"clues": clues}, spec.prompt or "verify")
@@ -45,7 +44,7 @@ async def verify(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
 def wheel_f(truth: Sequence[str], predicted: Sequence[str]) -> float | None:
     """Mean F of the two label sets over the inner circles of the five emotion wheels (M3-Wk-L1); 0 to 1.
 
-    None where the wheels know no word of `truth`.
+    None if the wheels list no word of `truth`.
 
     >>> wheel_f(["sad", "tired"], ["sorrowful"]), wheel_f(["neutral"], ["sad"])
     (0.933333, None)

@@ -69,11 +69,11 @@ def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
 
 def annotator_study(settings: config.StudyOfAnnotatorsConfig, given: Settings) -> int:
     """Own settings, and those of annotate for all rows."""
-    from affectgpt.annotate.study import ROLES, run_study
+    from affectgpt.annotate.study import COLUMN_ROLES, run_study
 
     common = composed_settings(COMMANDS["annotate"], settings.common)
     base = compose("annotate", common)
-    columns = {name: {text: candidate(text, name, common) for text in getattr(settings, name)} for name in ROLES}
+    columns = {name: {text: candidate(text, name, common) for text in getattr(settings, name)} for name in COLUMN_ROLES}
     if settings.references:
         settings.references = embedded(settings.references, Path(base.paths.cache))
     return run_study(settings, base, columns)

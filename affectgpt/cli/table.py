@@ -186,7 +186,7 @@ docs/baselines.md lists the models that run in process.""",
         rewrite="affectgpt.cli.words:zeroshot",
     ),
     "annotate": Command(
-        "affectgpt.annotate.run:run",
+        "affectgpt.annotate.run:run_annotation",
         config.AnnotateConfig,
         """Describe and label clips: evidence, clues, descriptions and labels, each with its provenance.
 

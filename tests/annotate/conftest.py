@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affectgpt.annotate.run import run
+from affectgpt.annotate.run import run_annotation
 from affectgpt.cli import compose
 from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.voice import render_voice
@@ -64,7 +64,7 @@ def served(url: str, *more: str) -> list[str]:
 
 def annotate(manifest: Path, out: Path, *more: str) -> int:
     """python -m affectgpt.annotate <manifest> out=<out> ..."""
-    return run(compose("annotate", settings(manifest, out, *more)))
+    return run_annotation(compose("annotate", settings(manifest, out, *more)))
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -7,20 +7,20 @@ import asyncio
 import pytest
 
 from affectgpt.annotate import annotators
-from affectgpt.annotate.annotators import Budget, InProcess, Question, Served
-from affectgpt.annotate.clips import Clip
+from affectgpt.annotate.annotators import Budget, Question, make_annotator
+from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.store import Store
 from affectgpt.chat.concurrency import StopSignal
 from affectgpt.chat.request import Reply
 from affectgpt.config import AnnotatorConfig
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import Sample
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.chat.chat_server import ChatServer, fill_in
 from tests.chat.test_transport import newer
 
-CLIP = Clip(Sample(id="a", video="a.mp4"), "f" * 64)
+CLIP = ClipMedia(Sample(id="a", video="a.mp4"), "f" * 64)
 SHOWN = Question(
     "visual", "What?", {"type": "object"}, CLIP, {"images": {"n_frames": 3}, "sound": {}}, (("no", "JSON"),)
 )
@@ -48,10 +48,7 @@ def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp
     async def main():
         store, stop = Store(tmp_path), StopSignal()
         config = AnnotatorConfig(model="m", base_url="http://x", **settings)
-        if config.kind == "openai":
-            await Served(config, store, stop, Budget(None, store, stop)).answer(question)
-        else:
-            await InProcess(config, store, stop).answer(question)
+        await make_annotator(config, store, stop, Budget(None, store, stop)).answer(question)
 
     monkeypatch.setattr(annotators, "get_or_make", get_or_make)
     asyncio.run(main())
@@ -82,8 +79,9 @@ def in_process(tmp_path, *questions, answer):
             return [answer(request) for request in requests]
 
     async def main():
-        store = Store(tmp_path)
-        annotator = InProcess(AnnotatorConfig(kind="transformers", model="m"), store, StopSignal())
+        store, stop = Store(tmp_path), StopSignal()
+        config = AnnotatorConfig(kind="transformers", model="m")
+        annotator = make_annotator(config, store, stop, Budget(None, store, stop))
         annotator._chat = Fake()
         rows = await asyncio.gather(*map(annotator.answer, questions), return_exceptions=True)
         await annotator.close()
@@ -104,3 +102,27 @@ def test_one_bad_question_of_a_batch_fails_alone_and_a_bug_stays_a_bug(tmp_path)
     assert isinstance(bad, InputError)
     assert isinstance(bug, KeyError)
     assert len(rows_of(tmp_path / "store" / "answers.jsonl")) == 1
+
+
+def test_an_annotator_of_ones_own_is_a_class_named_by_module(clips, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_annotators.py").write_text(
+        """
+from affectgpt.annotate.annotators import Local
+
+
+class Echo(Local):
+    asks_model = True
+    name = "echo"
+
+    async def answer(self, question):
+        text = '{"clue": "The voice is low.", "evidence": []}'
+        return {"text": text, "tokens_in": 1, "tokens_out": 1, "seconds": 0.0}, True
+""",
+        encoding="utf-8",
+    )
+    steps = "pipeline.steps=[{name: measure}, {name: acoustic, annotator: audio, needs: [measure]}]"
+    assert annotate(clips, tmp_path / "out", "annotator.kind=my_annotators:Echo", steps) == 0
+    assert {clue.source for record in records_in(tmp_path / "out") for clue in record.clues} == {"echo"}
+    with pytest.raises(UserError, match=r"annotator.kind is 'gpt'; expected one of \['local', 'openai', 'tran"):
+        annotate(clips, tmp_path / "other", "annotator.kind=gpt")

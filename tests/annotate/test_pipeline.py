@@ -120,9 +120,9 @@ def test_items_are_drawn_only_when_a_worker_is_free():
     ("pipeline", "problem"),
     [
         ([], "has no steps"),
-        ([spec("labels", "merge"), spec("merge")], r"'labels' needs \['merge'\]; before it come \[\]"),
+        ([spec("labels", "merge"), spec("merge")], r"'labels' needs \['merge'\]; the steps before it are \[\]"),
         ([spec("merge"), spec("merge")], "two steps are named 'merge'"),
-        ([spec("smell")], "there is no 'smell'; there are .*acoustic"),
+        ([spec("smell")], "no step 'smell'; expected one of .*acoustic"),
         ([spec("mine", step="no.such.module:step")], "no.such.module:step cannot be imported"),
         ([spec("merge", prompt="poem")], "no prompt 'poem'"),
     ],

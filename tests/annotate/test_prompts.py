@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from affectgpt.annotate.prompts import PROMPTS, RANKED, BadAnswer, parse, render, repair, schema
+from affectgpt.annotate.prompts import PROMPTS, RANKED, BadAnswer, answer_schema, parse_answer, render_question, repair
 from affectgpt.annotate.record import Fact
 
 ABOUT = {
@@ -25,35 +25,37 @@ ABOUT = {
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", PROMPTS)
 def test_every_prompt_renders_in_both_languages_with_nothing_left_open(name, lang):
-    text = render(name, lang, ABOUT)
+    text = render_question(name, lang, ABOUT)
     assert not re.search(r"\{[a-z_]+\}", text)
     assert bool(re.search("[\u4e00-\u9fff]", text)) == (lang == "zh")
     shown = json.loads(text[text.rindex("\n{") :])
-    assert set(shown) == set(schema(name, ABOUT, lang)["properties"])
-    assert "JSON" not in render(name, lang, ABOUT, structured=False)
+    assert set(shown) == set(answer_schema(name, ABOUT, lang)["properties"])
+    assert "JSON" not in render_question(name, lang, ABOUT, structured=False)
 
 
 def test_measured_facts_stand_in_the_question_of_their_modality_only():
-    assert "- AU12: lip corners pulled up (0.4-0.8 s)" in render("visual", "en", ABOUT)
-    assert "pitch_hz" not in render("visual", "en", ABOUT)
-    heard = render("acoustic", "en", ABOUT)
+    assert "- AU12: lip corners pulled up (0.4-0.8 s)" in render_question("visual", "en", ABOUT)
+    assert "pitch_hz" not in render_question("visual", "en", ABOUT)
+    heard = render_question("acoustic", "en", ABOUT)
     assert "- pitch_hz: median pitch 200 Hz" in heard
     assert "- loudness_dbfs: -20 dBFS" in heard
-    assert "evidence" not in schema("acoustic", {})["properties"]  # nothing measured: nothing to name
+    assert "evidence" not in answer_schema("acoustic", {})["properties"]  # nothing measured: nothing to name
 
 
 def test_notes_and_words_stand_in_the_text_questions_on_one_line_each():
-    text = render("disambiguate", "en", ABOUT)
+    text = render_question("disambiguate", "en", ABOUT)
     assert "Seen:\nHer lips are parted." in text
     assert "What the person says:\nFine, thanks." in text
-    assert "Description:\nShe is at ease." in render("translate", "zh", ABOUT).replace("描述：", "Description:")
+    assert "Description:\nShe is at ease." in render_question("translate", "zh", ABOUT).replace(
+        "描述：", "Description:"
+    )
 
 
 def test_a_good_answer_is_read_also_in_a_fence_and_between_words():
     fields = {"clue": " A low voice. ", "evidence": ["pitch_hz", "pitch_hz"]}
     expected = {"clue": "A low voice.", "evidence": ["pitch_hz"]}
     for text in (json.dumps(fields), f"Sure!\n```json\n{json.dumps(fields)}\n```"):
-        assert parse("acoustic", text, ABOUT) == expected
+        assert parse_answer("acoustic", text, ABOUT) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,13 +79,13 @@ def test_a_good_answer_is_read_also_in_a_fence_and_between_words():
 def test_an_answer_of_the_wrong_form_says_what_is_wrong(name, answer, problem):
     text = answer if isinstance(answer, str) else json.dumps(answer)
     with pytest.raises(BadAnswer, match=problem) as caught:
-        parse(name, text, ABOUT)
+        parse_answer(name, text, ABOUT)
     assert str(caught.value) in repair(caught.value, "en")
 
 
 def test_a_clip_part_in_which_nothing_is_seen_may_stay_empty():
     fields = {"beginning": "", "middle": "Brows lowered.", "end": "", "evidence": []}
-    assert parse("visual", json.dumps(fields), ABOUT)["middle"] == "Brows lowered."
+    assert parse_answer("visual", json.dumps(fields), ABOUT)["middle"] == "Brows lowered."
 
 
 @pytest.mark.parametrize(
@@ -96,19 +98,19 @@ def test_a_clip_part_in_which_nothing_is_seen_may_stay_empty():
     ],
 )
 def test_models_that_write_no_json_are_read_as_plain_text(name, text, expected):
-    assert parse(name, text, ABOUT, structured=False) == expected
+    assert parse_answer(name, text, ABOUT, structured=False) == expected
 
 
 def test_plain_text_without_what_was_asked_for_is_no_answer():
     with pytest.raises(BadAnswer, match="valence must be a number"):
-        parse("valence", "rather pleasant", ABOUT, structured=False)
+        parse_answer("valence", "rather pleasant", ABOUT, structured=False)
     with pytest.raises(BadAnswer, match="are empty"):
-        parse("merge", "  ", ABOUT, structured=False)
+        parse_answer("merge", "  ", ABOUT, structured=False)
 
 
 def test_the_schema_is_strict_and_closes_the_sets_that_are_closed():
-    form = schema("ranking", ABOUT, "zh")
+    form = answer_schema("ranking", ABOUT, "zh")
     assert form["additionalProperties"] is False
     assert form["required"] == ["ranking"]
     assert form["properties"]["ranking"]["items"]["enum"] == list(RANKED["zh"])
-    assert schema("visual", ABOUT)["properties"]["evidence"]["items"]["enum"] == ["AU12"]
+    assert answer_schema("visual", ABOUT)["properties"]["evidence"]["items"]["enum"] == ["AU12"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.record import from_row
+from affectgpt.annotate.record import record_from_row
 from affectgpt.cli import compose
 from affectgpt.cli.words import folders_as_data
 from affectgpt.runtime import UserError
@@ -220,16 +220,16 @@ def test_a_plan_tells_calls_and_cost_calls_nothing_and_knows_what_is_answered(cl
         assert not server.requests
         assert not out.exists()
         said = capsys.readouterr().out
-        assert "in all 20 calls" in said
+        assert "total: 20 calls" in said
         assert "~ estimated" in said
         annotate(clips, out, *priced, "limit=1")
         capsys.readouterr()
         assert annotate(clips, out, *priced, "plan=true") == 0
         said = capsys.readouterr().out
-        assert "in all 15 calls, 45 tokens in, 30 out, cost 0.00" in said
+        assert "total: 15 calls, 45 tokens in, 30 out, cost 0.00" in said
         assert len(server.requests) == 5
     assert annotate(clips, out, "plan=true") == 0
-    assert "no model is asked" in capsys.readouterr().out
+    assert "answered by the local annotator" in capsys.readouterr().out
 
 
 def test_many_clips_through_every_fault_are_complete_or_named_and_calls_made_are_calls_needed(tmp_path):
@@ -257,7 +257,7 @@ def test_many_clips_through_every_fault_are_complete_or_named_and_calls_made_are
     assert all("no usable answer" in row["reason"] for row in failed)
     assert answered == len(asked) == len(rows_of(out / "store" / "answers.jsonl"))
     for row in rows_of(out / "records.jsonl"):
-        from_row(row)
+        record_from_row(row)
 
 
 def test_two_processes_on_one_folder_do_no_call_twice_and_both_end_complete(tmp_path):

@@ -157,8 +157,8 @@ def peak_mb(folder: Path, n: int) -> float:
     folder.mkdir()
     manifest = write_words(folder, n)
     code = (
-        "import resource, sys; from affectgpt.cli import compose; from affectgpt.annotate.run import run;"
-        "assert run(compose('annotate', sys.argv[1:])) == 0;"
+        "import resource, sys; from affectgpt.cli import compose; from affectgpt.annotate.run import run_annotation;"
+        "assert run_annotation(compose('annotate', sys.argv[1:])) == 0;"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     arguments = settings(manifest, folder / "out", *WORDS, "workers=8")

@@ -161,7 +161,7 @@ def test_references_of_other_clips_are_refused(clips, capsys):
     (clips.parent.parent / "references.csv").write_text("id,labels\nother,happy\n")
     code, _ = run(clips, "http://localhost:1/v1", "audio=[openai:a]", "merge=[openai:m]", "translate=[openai:t]")
     assert code == 2
-    assert "holds none of the 3 clips, such as 'clip00000'" in capsys.readouterr().err
+    assert "has labels for none of the 3 clips, such as 'clip00000'" in capsys.readouterr().err
 
 
 def test_a_candidate_names_kind_model_and_server():
@@ -175,12 +175,12 @@ def test_a_candidate_names_kind_model_and_server():
 
 def test_steps_of_a_pipeline_are_cut_to_what_labels_need():
     given = compose("annotate", ["pipeline=ov_merd"]).pipeline.steps
-    english = study.steps_of(given, ["visual"], translated=False)
+    english = study.study_steps(given, ["visual"], translated=False)
     assert [step.name for step in english] == ["transcribe", "measure", "acoustic", "disambiguate", "merge", "labels"]
     assert all("visual" not in step.needs for step in english)
     assert english[1].options == {"without": ["visual"]}
-    chinese = study.steps_of(given, [], translated=True)
+    chinese = study.study_steps(given, [], translated=True)
     assert [step.name for step in chinese][-3:] == ["merge", "translate", "labels"]
     assert [step.annotator for step in chinese][-3:] == ["text", "translator", "reader"]
     with pytest.raises(UserError, match="merge and labels"):
-        study.steps_of(compose("annotate", ["pipeline=s0"]).pipeline.steps, [], translated=False)
+        study.study_steps(compose("annotate", ["pipeline=s0"]).pipeline.steps, [], translated=False)

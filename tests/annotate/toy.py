@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance, to_row
+from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance, record_to_row
 
 SEEN = Clue("visual", "The eyes are wide open.", 0.5, 1.25, "toy")
 HEARD = Clue("acoustic", "The voice breaks off twice.", source="toy")
@@ -36,6 +36,6 @@ def au(*units: int) -> tuple[Fact, ...]:
 def write_records(folder: Path, records) -> Path:
     """A folder such as a run writes."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(to_row(item), ensure_ascii=False) + "\n" for item in records]
+    lines = [json.dumps(record_to_row(item), ensure_ascii=False) + "\n" for item in records]
     (folder / "records.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder

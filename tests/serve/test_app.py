@@ -97,14 +97,14 @@ def test_the_zero_shot_command_asks_it_like_any_server(server, manifest, tmp_pat
 
 
 def test_the_annotation_command_asks_it_for_clues(server, manifest, tmp_path):
-    from affectgpt.annotate.run import run
+    from affectgpt.annotate.run import run_annotation
     from affectgpt.cli import compose
 
     out = tmp_path / "out"
     steps = "[{name: measure}, {name: visual, annotator: vision, needs: [measure]}]"
     settings = [f"input=['{manifest}']", f"out='{out}'", "limit=2", f"pipeline.steps={steps}", "annotator=openai"]
     settings += ["annotator.model=tiny", f"annotator.base_url={server[1]}/v1", "annotator.structured=none"]
-    run(compose("annotate", [*settings, f"annotator.max_tokens={N}"]))
+    run_annotation(compose("annotate", [*settings, f"annotator.max_tokens={N}"]))
     answers = [json.loads(line) for line in (out / "store" / "answers.jsonl").read_text().splitlines()]
     assert {row["step"] for row in answers} >= {"visual"}
     assert all(row["answered_by"] == "tiny" and row["tokens_out"] > 0 for row in answers)

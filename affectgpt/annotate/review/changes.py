@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from affectgpt.annotate.record import MODALITIES
+from affectgpt.annotate.record import CLUE_MODALITIES
 from affectgpt.annotate.review.agreement import LabelAgreement, label_agreement
 from affectgpt.annotate.review.answers import ReviewAnswers
 from affectgpt.annotate.review.setup import Review
@@ -81,6 +81,6 @@ def _changes(row: Mapping[str, Any], screen: str) -> list[dict[str, str]]:
         return [{"change": "added" if label.lower() in other else "ticked", "after": label} for label in row["labels"]]
     return [
         {"modality": modality, "change": change.kind, "before": change.before, "after": change.after}
-        for modality in MODALITIES
+        for modality in CLUE_MODALITIES
         for change in changes_between(row["given"].get(modality, []), row["clues"].get(modality, []))
     ]

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from affectgpt.annotate.record import MODALITIES, Annotation, Clue
+from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, Clue
 from affectgpt.runtime import InputError, stable_hash
 
 SCREENS = ("clues", "labels")
@@ -67,7 +67,7 @@ def screen_config(screen: str, medium: str, lang: str) -> str:
         '  <Text name="said" value="$said"/>',
     ]
     if screen == "clues":
-        for modality in MODALITIES:
+        for modality in CLUE_MODALITIES:
             lines += [f"  <Header value={quoteattr(words[modality])}/>", _field(modality, words["add"], rows=3)]
     else:
         lines += [
@@ -133,7 +133,7 @@ def make_task(
 ) -> dict[str, Any]:
     """One task: the clip, the machine's clues or labels, and in `data.about` the clip's id, round and annotator."""
     data: dict[str, Any] = {"clip": url, "said": record.transcript or "—"}
-    given = {name: [clue_to_text(clue) for clue in clues if clue.modality == name] for name in MODALITIES}
+    given = {name: [clue_to_text(clue) for clue in clues if clue.modality == name] for name in CLUE_MODALITIES}
     if screen == "clues":
         # The task keeps the given texts, so that an export alone shows who changed what.
         data["given"] = given
@@ -218,7 +218,7 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise ReviewError(f"{where}: result {name!r}: expected texts or choices, found {sorted(value)}")
         fields.setdefault(str(name), []).extend(text.strip() for text in found if text.strip())
-    if unknown := sorted(set(fields) - {*MODALITIES, "emotions", "other"}):
+    if unknown := sorted(set(fields) - {*CLUE_MODALITIES, "emotions", "other"}):
         raise ReviewError(f"{where}: results {unknown} belong to no screen; was the labeling configuration changed?")
     other = [part.strip() for text in fields.get("other", []) for part in re.split(r"[,;，、；\n]", text)]
     given = data.get("given") or {}
@@ -226,8 +226,8 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
     return ReviewAnswer(
         about=data["about"],
         person=_person(annotation.get("completed_by"), where),
-        clues={name: tuple(fields.get(name, ())) for name in MODALITIES},
-        given={name: tuple(given.get(name, ())) for name in MODALITIES},
+        clues={name: tuple(fields.get(name, ())) for name in CLUE_MODALITIES},
+        given={name: tuple(given.get(name, ())) for name in CLUE_MODALITIES},
         labels=tuple(dict.fromkeys([*fields.get("emotions", []), *filter(None, other)])),
         other=tuple(dict.fromkeys(filter(None, other))),
         seconds=float(seconds) if isinstance(seconds, (int, float)) else None,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from affectgpt.annotate.record import MODALITIES, Annotation, Clue, Provenance
+from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, Clue, Provenance
 from affectgpt.annotate.review.answers import ReviewAnswers
 from affectgpt.annotate.review.labelstudio import SCREENS, clue_from_text
 from affectgpt.annotate.review.setup import ROUNDS, Review
@@ -111,7 +111,7 @@ def outcome_of(record: Annotation, answers: ReviewAnswers, number: int) -> tuple
     if reviewed := answers.of(number, "clues", record.id):
         by_text = {(clue.modality, clue.text): clue for clue in record.clues}
         fresh = []
-        for modality in MODALITIES:
+        for modality in CLUE_MODALITIES:
             given = next(iter(reviewed.values()))["given"].get(modality, [])
             for text in merge_clue_texts(given, [row["clues"].get(modality, []) for row in reviewed.values()]):
                 clue = clue_from_text(modality, text, f"human round {number}")

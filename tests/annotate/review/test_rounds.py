@@ -236,7 +236,11 @@ def test_both_screens_are_xml_whose_names_answers_and_tasks_use():
             root = ET.fromstring(screen_config(screen, medium, lang))
             names = {item.get("name") for item in root.iter() if item.get("name")}
             assert root.find(medium.capitalize()).get("value") == "$clip"
-            assert names == {"clip", "said", *(labelstudio.MODALITIES if screen == "clues" else ("emotions", "other"))}
+            assert names == {
+                "clip",
+                "said",
+                *(labelstudio.CLUE_MODALITIES if screen == "clues" else ("emotions", "other")),
+            }
             values = {value[1:] for item in root.iter() if (value := item.get("value", "")).startswith("$")}
             task = labelstudio.make_task(screen, RECORDS[0], "/x", RECORDS[0].clues, RECORDS[0].labels)
             assert values <= set(task["data"])
