@@ -35,7 +35,7 @@ from affectgpt.annotate.steps import StepOutput, Work
 from affectgpt.annotate.totals import COMPLETE, SOME_FAILED
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig, StudyOfAnnotatorsConfig
 from affectgpt.metrics import Lexicon, evaluate, load_lexicon, read_references
-from affectgpt.metrics.compare import spread
+from affectgpt.metrics.compare import mean_std
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
 from affectgpt.schema import LANGUAGES, Sample
 from affectgpt.tables import format_table
@@ -249,7 +249,7 @@ def _cells(rows: Iterable[StudyRow]) -> list[list[str]]:
         numbers = []
         for lang in LANGUAGES:
             for name in MEASURES:
-                score = spread(row.scores[lang][name])
+                score = mean_std(row.scores[lang][name])
                 numbers.append(f"{score.mean:.2f}±{score.std:.2f}" if score.n_runs > 1 else f"{score.mean:.2f}")
         lines.append([*row.cell.chosen.values(), *numbers, str(row.n), str(row.missing), str(row.calls)])
     return lines
@@ -273,7 +273,7 @@ def write_study(out: Path, rows: Sequence[StudyRow], repeats: int, lexicon: Lexi
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*COLUMN_ROLES, *columns, "clips", "missing", "calls"])
     for row in rows:
-        scores = [spread(row.scores[lang][name]) for lang in LANGUAGES for name in MEASURES]
+        scores = [mean_std(row.scores[lang][name]) for lang in LANGUAGES for name in MEASURES]
         numbers = [f"{value:.4f}" for score in scores for value in (score.mean, score.std)]
         writer.writerow([*row.cell.chosen.values(), *numbers, row.n, row.missing, row.calls])
     write_text_atomic(out / "study.csv", file.getvalue())
