@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
@@ -26,7 +26,7 @@ from affectgpt.chat.batches import Batcher
 from affectgpt.chat.concurrency import StopSignal
 from affectgpt.chat.request import Chat, Request, first_seconds
 from affectgpt.chat.served import media_parts, messages_of
-from affectgpt.chat.transport import Endpoint
+from affectgpt.chat.transport import Endpoint, Server
 from affectgpt.config import AnnotatorConfig
 from affectgpt.journal import get_or_make
 from affectgpt.runtime import UserError, stable_hash
@@ -184,9 +184,8 @@ class Served:
         self.structured = config.structured != "none"
         self._store, self._stop, self._budget = store, stop, budget
         self._slots = asyncio.Semaphore(config.concurrency)
-        names = ("base_url", "api_key_env", "max_retries", "backoff_s", "timeout_s", "requests_per_min")
-        settings = {name: getattr(config, name) for name in (*names, "tokens_per_min")}
-        self._endpoint = Endpoint(config.model, **settings, stop=stop)
+        server = Server(**{item.name: getattr(config, item.name) for item in fields(Server)})
+        self._endpoint = Endpoint(config.model, server, stop)
 
     @property
     def retries(self) -> int:
@@ -244,7 +243,7 @@ class Served:
             "cost": self.cost(completion.tokens_in or 0, completion.tokens_out or 0),
             "seconds": round(seconds, 3),
             "answered_by": completion.answered_by,
-            "server": self._endpoint.server,
+            "server": self._endpoint.address,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **({"adapted": completion.adapted} if completion.adapted else {}),
         }

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.chat.concurrency import StopSignal, for_each
 from affectgpt.chat.request import Reply, Request
-from affectgpt.chat.transport import ChatError, Endpoint, RequestFailed
+from affectgpt.chat.transport import ChatError, Endpoint, RequestFailed, Server
 from affectgpt.journal import Journal, read_journal
 from affectgpt.media import Waveform
 from affectgpt.runtime import InputError, stable_hash
@@ -76,20 +76,19 @@ def messages_of(request: Request, parts: Sequence[Mapping[str, Any]]) -> list[di
 
 
 class ChatClient:
-    """A chat model on a server; the answers are logged.
+    """A chat model on a server, asked at temperature 0; the answers are logged.
 
     Args:
         model: name to send; pin an exact version, because it is in every report.
-        base_url: the server, such as "http://localhost:8000/v1"; None = OpenAI's.
         cache: JSONL file of the answers.
         concurrency: requests in flight.
-        temperature, max_tokens, seed: sent with every request and part of its key.
+        max_tokens: longest answer; part of the key.
         longest_px: images are scaled down to this.
         offline: answer from the log only; a missing answer is an error.
-        api_key_env, max_retries, backoff_s, timeout_s: see `transport.Endpoint`.
+        server: base_url, api_key_env, max_retries, backoff_s, timeout_s ..., see `transport.Server`.
 
     Attributes:
-        n_asked, n_cached, n_retries: requests that the server answered, those that the log answered, further attempts.
+        n_asked, n_cached: requests answered by the server and from the log.
     """
 
     sees = frozenset(["images", "sound"])
@@ -101,42 +100,21 @@ class ChatClient:
         self,
         model: str,
         *,
-        base_url: str | None = None,
         cache: str | Path,
-        api_key_env: str = "OPENAI_API_KEY",
         concurrency: int = 8,
-        max_retries: int = 6,
-        backoff_s: float = 1.0,
-        timeout_s: float = 120.0,
-        temperature: float = 0.0,
         max_tokens: int = 512,
-        seed: int | None = None,
         longest_px: int | None = None,
         offline: bool = False,
+        **server: Any,
     ) -> None:
-        if concurrency < 1 or max_retries < 0:
-            raise InputError(f"concurrency is {concurrency} and max_retries {max_retries}; expected >= 1 and >= 0")
+        if concurrency < 1:
+            raise InputError(f"concurrency is {concurrency}; expected at least 1")
         self.name = model
-        self.n_asked = self.n_cached = self.n_retries = 0
-        self._cache = Path(cache)
-        self._concurrency = concurrency
-        self._longest_px = longest_px
-        self._offline = offline
-        self._sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        if seed is not None:
-            self._sampling["seed"] = seed
-        self._server = {
-            "base_url": base_url,
-            "api_key_env": api_key_env,
-            "max_retries": max_retries,
-            "backoff_s": backoff_s,
-            "timeout_s": timeout_s,
-        }
+        self.n_asked = self.n_cached = 0
+        self._cache, self._offline = Path(cache), offline
+        self._concurrency, self._max_tokens, self._longest_px = concurrency, max_tokens, longest_px
+        self._server = Server(**server)
         self._adapted: dict[str, str | None] = {}
-
-    def ask(self, text: str) -> str:
-        """The answer to one question."""
-        return self.answer([Request(text)])[0].text
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int | None = None) -> list[Reply]:
         """Answers in the order of `requests`; equal requests are sent once.
@@ -161,8 +139,12 @@ class ChatClient:
 
     def _body(self, request: Request, max_new_tokens: int | None) -> dict[str, Any]:
         messages = messages_of(request, media_parts(request, self._longest_px))
-        changed = {} if max_new_tokens is None else {"max_tokens": max_new_tokens}
-        return {"model": self.name, "messages": messages, **self._sampling, **changed}
+        return {
+            "model": self.name,
+            "messages": messages,
+            "temperature": 0.0,
+            "max_tokens": self._max_tokens if max_new_tokens is None else max_new_tokens,
+        }
 
     @cached_property
     def _log(self) -> Any:
@@ -186,7 +168,7 @@ class ChatClient:
             loop.close()
 
     async def _ask_all(self, missing: Mapping[str, Mapping[str, Any]], stop: StopSignal) -> None:
-        endpoint = Endpoint(self.name, **self._server, stop=stop, adapted=self._adapted)
+        endpoint = Endpoint(self.name, self._server, stop, self._adapted)
         failures: list[str] = []
 
         async def ask(item: tuple[str, Mapping[str, Any]]) -> None:
@@ -212,7 +194,6 @@ class ChatClient:
         try:
             await for_each(iter(missing.items()), ask, n_workers=self._concurrency, stop=stop)
         finally:
-            self.n_retries += endpoint.retries
             await endpoint.close()
         if failures:
             raise ChatError(

@@ -1,13 +1,9 @@
-"""One request to a server of the OpenAI chat protocol: retries, rate limits, and checks of what comes back.
+"""One request to a server of the OpenAI chat protocol: retries, rate limits, and checks of the response.
 
-Why not what exists (openai 3.57, tenacity 9, aiolimiter 1.2, looked at in 2026):
-
-- The openai client's time-out is per read, so a server that sends a byte now and then is never given up; it follows
-  redirects, reads answers of any length, and its pauses cannot be ended by an interrupt. It also costs more processor
-  time a request than all of annotation around it.
-- tenacity would replace the loop of `Endpoint.complete`, but not what decides in it: Retry-After, refused parameters,
-  a rate limit for each attempt, and failures in a row.
-- aiolimiter refuses a request larger than a minute's limit, and takes no correction once the true count is known.
+Why not the kept libraries for it (openai 3.57, tenacity 9, aiolimiter 1.2): the openai client has a time-out per read
+but none per attempt, no limit of size, and waits that no signal can end. The rest of the retry loop (Retry-After,
+refused parameters, a rate limit per attempt, failures in a row) would not get shorter with tenacity. aiolimiter
+refuses a request above the limit of a minute, and cannot take back tokens that were not used.
 """
 
 from __future__ import annotations
@@ -48,7 +44,7 @@ _REFUSAL = re.compile(
 
 
 class ChatError(UserError):
-    """No answer, and none to be expected until the user changes something; the message says what."""
+    """No request to this server gets an answer, or some got none; the message says what to check."""
 
 
 class RequestFailed(ChatError):
@@ -57,13 +53,11 @@ class RequestFailed(ChatError):
 
 @dataclass(frozen=True)
 class Completion:
-    """A checked answer.
+    """A checked answer; token counts and the model's name are as the server gave them, None = not given.
 
     Attributes:
-        finish: the server's word, "stop" or "length"; "" = none given.
-        tokens_in, tokens_out: as the server counted; None = it does not count.
-        answered_by: the model that the server names.
-        adapted: parameters that the server refuses, with the name sent instead (None = left out).
+        finish: "stop", "length" or another word of the server; "" = none.
+        adapted: parameters that the server refuses -> the name sent instead, None = left out.
     """
 
     text: str
@@ -75,16 +69,16 @@ class Completion:
 
 
 class RateLimiter:
-    """A token bucket: `per_minute` units flow in evenly, and up to a tenth of a minute's units are kept."""
+    """A token bucket, filled with `per_minute` units a minute, that holds a tenth of them."""
 
     def __init__(self, per_minute: float) -> None:
         self._rate = per_minute / 60
-        # Not a full minute's units: on top of what flows in, the first minute would see twice the limit.
+        # With a bucket of a full minute's units, the first minute would see twice the limit.
         self._most = max(1.0, per_minute / 10)
         self._left, self._at = self._most, time.monotonic()
 
     async def take(self, n: float, stop: StopSignal) -> None:
-        """Wait until `n` units are there. A request larger than the bucket takes on debt, which later ones wait for."""
+        """Wait for `n` units; more than the bucket holds are debt, which later requests wait for."""
         self._fill()
         self._left -= n
         if self._left < 0:
@@ -101,47 +95,49 @@ class RateLimiter:
         self._at = now
 
 
-class Endpoint:
-    """The chat-completions address of one server and one model; made and used in one event loop.
-
-    Args:
-        base_url: such as "http://localhost:8000/v1"; None = OpenAI's.
-        api_key_env: environment variable with the key, which no message shows. A server without a key needs none.
-        max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs, broken connections and answers that are
-            none. Waits double from `backoff_s` up to 60 s, with jitter; a Retry-After header of up to 300 s is obeyed.
-        timeout_s: for one attempt, from connecting to the last byte.
-        requests_per_min, tokens_per_min: limits of the account; None = none.
-        adapted: parameters that the server is known to refuse; grows. Share it between endpoints of one server.
+@dataclass(frozen=True)
+class Server:
+    """A server and how it is asked.
 
     Attributes:
-        where: model and server, for messages.
-        server: the server's address, for records.
+        base_url: such as "http://localhost:8000/v1"; None = OpenAI's.
+        api_key_env: environment variable with the key, which is in no message. A server without a key needs none.
+        max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs, broken connections and invalid answers.
+            Waits double from `backoff_s` up to 60 s, with jitter; a Retry-After header of up to 300 s is obeyed.
+        timeout_s: for one attempt, from connecting to the last byte.
+        requests_per_min, tokens_per_min: limits of the account; None = none.
+    """
+
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    max_retries: int = 6
+    backoff_s: float = 1.0
+    timeout_s: float = 120.0
+    requests_per_min: float | None = None
+    tokens_per_min: float | None = None
+
+
+class Endpoint:
+    """One model on a server; used in one event loop.
+
+    Args:
+        adapted: parameters that the server refuses, as in `Completion`; grows, and may be shared.
+
+    Attributes:
+        address: the server's, for records; `where`: model and address, for messages.
         retries: further attempts so far.
     """
 
     def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
-        max_retries: int = 6,
-        backoff_s: float = 1.0,
-        timeout_s: float = 120.0,
-        requests_per_min: float | None = None,
-        tokens_per_min: float | None = None,
-        stop: StopSignal,
-        adapted: dict[str, str | None] | None = None,
+        self, model: str, server: Server, stop: StopSignal, adapted: dict[str, str | None] | None = None
     ) -> None:
-        self._base_url, self._api_key_env = base_url, api_key_env
-        self._max_retries, self._backoff_s, self._timeout_s = max_retries, backoff_s, timeout_s
-        self._requests = RateLimiter(requests_per_min) if requests_per_min else None
-        self._tokens = RateLimiter(tokens_per_min) if tokens_per_min else None
-        self._stop = stop
+        self._server, self._stop = server, stop
+        self._requests = RateLimiter(server.requests_per_min) if server.requests_per_min else None
+        self._tokens = RateLimiter(server.tokens_per_min) if server.tokens_per_min else None
         self._adapted = {} if adapted is None else adapted
-        self._key = (os.environ.get(api_key_env) or "").strip()
-        self.server = self._redacted(base_url or "api.openai.com")
-        self.where = f"{model} at {self.server}"
+        self._key = (os.environ.get(server.api_key_env) or "").strip()
+        self.address = self._redacted(server.base_url or "api.openai.com")
+        self.where = f"{model} at {self.address}"
         self.retries = 0
         self._in_a_row = 0  # failed requests since the last answer
         # One client per request in flight: a shared one would search all its connections at every request.
@@ -172,17 +168,19 @@ class Endpoint:
             try:
                 completion = read_completion(await self._post(data), adapted)
             except _Fault as fault:
-                words = self._redacted(fault.words)[:_QUOTED]  # in this order: half a key is still a secret
+                words = self._redacted(fault.words)[:_QUOTED]  # redacted first: half a key is still a secret
                 reason = f"{fault.reason}: {words}" if words else fault.reason
                 if fault.status in _FATAL:
-                    raise self._fatal(f"{reason}; check model, base_url and ${self._api_key_env}") from None
+                    raise self._fatal(f"{reason}; check model, base_url and ${self._server.api_key_env}") from None
                 if self._adapt(fault, reason, set(body) - set(adapted)):
                     adapted, data = self._encoded(body)
                     continue
-                if not fault.is_passing or attempt > self._max_retries:
+                if not fault.is_passing or attempt > self._server.max_retries:
                     break
-                wait_s = min(60.0, self._backoff_s * 2 ** (attempt - 1)) * self._jitter.uniform(0.5, 1.0)
-                wait_s = wait_s if fault.retry_after_s is None else fault.retry_after_s
+                wait_s = fault.retry_after_s
+                if wait_s is None:
+                    backoff_s = self._server.backoff_s * 2 ** (attempt - 1)
+                    wait_s = min(60.0, backoff_s) * self._jitter.uniform(0.5, 1.0)
                 log.debug("%s: %s; next attempt in %.1f s", self.where, reason, wait_s)
                 attempt += 1
                 self.retries += 1
@@ -202,24 +200,22 @@ class Endpoint:
             await client.aclose()
 
     def _encoded(self, body: Mapping[str, Any]) -> tuple[dict[str, str | None], bytes]:
-        """What is changed in `body` because the server refuses it, and the bytes to send."""
+        """The parameters of `body` that are adapted, and the bytes to send."""
         adapted = {name: instead for name, instead in self._adapted.items() if name in body}
-        names = {name: adapted.get(name, name) for name in body}
-        sent = {names[name]: value for name, value in body.items() if names[name] is not None}
+        sent = {name: value for old, value in body.items() if (name := adapted.get(old, old)) is not None}
         return adapted, json.dumps(sent, ensure_ascii=False).encode()
 
     def _adapt(self, fault: _Fault, reason: str, sent: set[str]) -> bool:
-        """Whether the server refused a parameter that can be replaced or left out; from then on it is."""
-        if fault.status not in (400, 422) or not _REFUSAL.search(fault.words):
-            return False
+        """Whether the server refused a parameter that can be renamed or left out, which it is from now on."""
         names = [name for name in _INSTEAD if name in sent and re.search(rf"\b{name}\b", fault.words)]
+        if fault.status not in (400, 422) or not names or not _REFUSAL.search(fault.words):
+            return False
         for name in names:
             if name not in self._adapted:
-                instead = _INSTEAD[name]
-                sent_now = f"{instead} is sent instead" if instead else "it is left out"
-                log.warning("%s refuses %s, so %s (%s)", self.where, name, sent_now, reason)
+                change = f"{_INSTEAD[name]} is sent instead" if _INSTEAD[name] else "it is left out"
+                log.warning("%s refuses %s, so %s (%s)", self.where, name, change, reason)
             self._adapted[name] = _INSTEAD[name]
-        return bool(names)
+        return True
 
     async def _post(self, data: bytes) -> bytes:
         """The body of a successful response; _Fault for anything else."""
@@ -227,10 +223,10 @@ class Endpoint:
 
         client = self._idle.pop() if self._idle else self._connect()
         try:
-            # Over the whole attempt: httpx's own time-outs begin anew with every byte.
-            return await asyncio.wait_for(self._exchange(client, data), self._timeout_s)
+            # For the complete attempt: httpx's own time-outs restart with every byte.
+            return await asyncio.wait_for(self._exchange(client, data), self._server.timeout_s)
         except asyncio.TimeoutError:
-            raise _Fault(f"no complete answer within {self._timeout_s:g} s") from None
+            raise _Fault(f"no complete answer within {self._server.timeout_s:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise _Fault("no connection", str(error) or type(error).__name__) from error
         finally:
@@ -256,31 +252,28 @@ class Endpoint:
         if response.is_redirect:
             words = f"redirected, which is not followed, to {response.headers['location']}"
         wait_s = _retry_after_s(response.headers.get("retry-after"))
-        raise _Fault(f"HTTP {status}", words, status=status, is_passing=status in _RETRIED, retry_after_s=wait_s)
+        raise _Fault(f"HTTP {status}", words, status, status in _RETRIED, wait_s)
 
     def _connect(self) -> httpx.AsyncClient:
         import httpx
 
-        if not self._clients:
-            if not self._key and self._base_url is None:
-                name = self._api_key_env
+        if self._tls is None:
+            if not self._key and self._server.base_url is None:
+                name = self._server.api_key_env
                 raise self._fatal(f"the environment variable {name} is not set; set it, or name a server by base_url")
             if not self._key.isprintable():
-                raise self._fatal(f"the environment variable {self._api_key_env} holds a line break; set it again")
+                raise self._fatal(f"the environment variable {self._server.api_key_env} holds a line break")
             try:
-                base_url = httpx.URL(self._base_url or "https://api.openai.com/v1")
-            except httpx.InvalidURL as error:
-                raise self._fatal(f"base_url cannot be read ({self._redacted(str(error))})") from None
+                base_url = httpx.URL(self._server.base_url or "https://api.openai.com/v1")
+            except httpx.InvalidURL:
+                base_url = httpx.URL()
             if base_url.scheme not in ("http", "https") or not base_url.host:
-                raise self._fatal("base_url is no address; expected one such as http://localhost:8000/v1")
+                raise self._fatal("base_url is not an address; expected one such as http://localhost:8000/v1")
             self._url = base_url.copy_with(path=base_url.path.rstrip("/") + "/chat/completions")
-            key = f"Bearer {self._key or 'not-needed'}".encode()
-            fields = {b"Host": base_url.netloc, b"Authorization": key}
-            self._headers = httpx.Headers(
-                {**fields, b"Accept": b"application/json", b"Content-Type": b"application/json"}
-            )
+            fields = {b"Host": base_url.netloc, b"Authorization": f"Bearer {self._key or 'not-needed'}".encode()}
+            json_type = b"application/json"
+            self._headers = httpx.Headers({**fields, b"Accept": json_type, b"Content-Type": json_type})
             self._tls = httpx.create_ssl_context()
-        assert self._tls is not None
         client = httpx.AsyncClient(timeout=None, verify=self._tls)
         self._clients.append(client)
         return client
@@ -295,61 +288,46 @@ class Endpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
+@dataclass
 class _Fault(Exception):
-    """An attempt without an answer.
+    """An attempt without an answer; `words` are the server's own and may hold the key."""
 
-    Attributes:
-        words: the server's own, which may hold the key.
-        is_passing: whether another attempt may succeed.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        words: str = "",
-        *,
-        status: int | None = None,
-        is_passing: bool = True,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.reason, self.words, self.status = reason, words, status
-        self.is_passing, self.retry_after_s = is_passing, retry_after_s
+    reason: str
+    words: str = ""
+    status: int | None = None
+    is_passing: bool = True  # whether another attempt may succeed
+    retry_after_s: float | None = None
 
 
 def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completion:
     """Check the body of a chat completion; _Fault if it is none.
 
-    A message without content is an empty answer; the text of content in parts is that of its text parts.
+    A message without content is an empty answer; content in parts is the text of its text parts.
     """
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):  # not JSON, or not UTF-8
         raise _Fault("an answer that is not JSON", _words_of(data)) from None
-    if not isinstance(body, dict) or body.get("error"):
-        raise _Fault("an error instead of an answer", _words_of(data))
+    body = body if isinstance(body, dict) else {}
     choices, model, usage = body.get("choices"), body.get("model"), body.get("usage")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _Fault("an answer without choices", _words_of(data))
-    message, finish = choices[0].get("message"), choices[0].get("finish_reason")
-    if not isinstance(message, dict):
-        raise _Fault("an answer without a message", _words_of(data))
-    content = message.get("content")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    content, finish = (message.get("content"), choice.get("finish_reason")) if isinstance(message, dict) else (0, 0)
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
         content = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(content, str | None) or not isinstance(finish, str | None):
-        raise _Fault("an answer whose content or finish_reason is not text", _words_of(data))
+    if body.get("error") or not isinstance(content, str | None) or not isinstance(finish, str | None):
+        what = "an error instead of an answer" if body.get("error") else "an answer without choices[0].message.content"
+        raise _Fault(what, _words_of(data))
     counts = usage if isinstance(usage, dict) else {}
-    # Half of a surrogate pair, from an answer that was cut off inside an emoji, cannot be written as UTF-8.
-    text = (content or "").encode(errors="replace").decode()
     return Completion(
-        text,
-        finish or "",
-        _count(counts.get("prompt_tokens")),
-        _count(counts.get("completion_tokens")),
-        model if isinstance(model, str) else None,
-        adapted,
+        # Half of a surrogate pair, from an answer that was cut off inside an emoji, cannot be written as UTF-8.
+        text=(content or "").encode(errors="replace").decode(),
+        finish=finish or "",
+        tokens_in=_count(counts.get("prompt_tokens")),
+        tokens_out=_count(counts.get("completion_tokens")),
+        answered_by=model if isinstance(model, str) else None,
+        adapted=adapted,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from affectgpt.chat import transport
 from affectgpt.chat.concurrency import Stopped, StopSignal
-from affectgpt.chat.transport import ChatError, Endpoint, RateLimiter, RequestFailed, read_completion
+from affectgpt.chat.transport import ChatError, Endpoint, RateLimiter, RequestFailed, Server, read_completion
 from tests.chat.chat_server import ChatServer
 
 BODY = {"model": "toy", "messages": [{"role": "user", "content": "a"}], "max_tokens": 7, "temperature": 0.0}
@@ -23,11 +23,12 @@ def server(monkeypatch):
         yield running
 
 
-def complete(url, *bodies, stop=None, **options):
+def complete(url, *bodies, adapted=None, **options):
     """The answers to `bodies`, one after the other, and the endpoint."""
 
     async def main():
-        endpoint = Endpoint("toy", base_url=url, stop=stop or StopSignal(), **{"backoff_s": 0.01, **options})
+        server = Server(url, **{"backoff_s": 0.01, **options})
+        endpoint = Endpoint("toy", server, StopSignal(), adapted)
         try:
             return [await endpoint.complete(body) for body in bodies], endpoint
         finally:
@@ -113,18 +114,18 @@ def message(content, **more):
         (b"<html>busy</html>", "an answer that is not JSON: <html>busy</html>"),
         (b"\xff\xfe\x00", "an answer that is not JSON: "),
         (b"[" * 200_000, "an answer that is not JSON: "),
-        ([], r"an error instead of an answer: \[\]"),
+        ([], r"an answer without choices\[0\].message.content: \[\]"),
         ({"error": {"message": "model is loading"}}, "an error instead of an answer: model is loading"),
         ({"error": "no quota"}, "an error instead of an answer: no quota"),
-        ({"choices": []}, r'an answer without choices: \{"choices": \[\]\}'),
-        ({"choices": "none"}, "an answer without choices: .*none"),
+        ({"choices": []}, r'an answer without choices.0..message.content: \{"choices": \[\]\}'),
+        ({"choices": "none"}, "an answer without choices.0..message.content: .*none"),
         ({"choices": {"0": {}}}, "an answer without choices"),
         ({"choices": ["a"]}, "an answer without choices"),
-        ({"choices": [{"message": None}]}, "an answer without a message"),
-        ({"choices": [{"text": "a"}]}, "an answer without a message"),
-        (message(3), "content or finish_reason is not text"),
-        (message({"text": "a"}), "content or finish_reason is not text"),
-        (message("a", finish_reason=1), "content or finish_reason is not text"),
+        ({"choices": [{"message": None}]}, "an answer without choices"),
+        ({"choices": [{"text": "a"}]}, "an answer without choices"),
+        (message(3), "an answer without choices"),
+        (message({"text": "a"}), "an answer without choices"),
+        (message("a", finish_reason=1), "an answer without choices"),
     ],
 )
 def test_what_is_no_answer_is_an_error_with_the_words_of_the_server(server, value, words):
@@ -212,9 +213,9 @@ def test_half_a_key_at_the_end_of_a_quotation_is_redacted_too(server, monkeypatc
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("localhost:8000/v1", "base_url is no address"),
-        ("http://", "base_url is no address"),
-        ("http://[::1/v1", "base_url cannot be read"),
+        ("localhost:8000/v1", "base_url is not an address"),
+        ("http://", "base_url is not an address"),
+        ("http://[::1/v1", "base_url is not an address"),
     ],
 )
 def test_an_address_that_is_none_is_named_at_once(url, words):
@@ -225,7 +226,7 @@ def test_an_address_that_is_none_is_named_at_once(url, words):
 def test_a_password_in_the_address_is_not_shown():
     with pytest.raises(RequestFailed, match="no connection"):
         complete("http://me:secret@127.0.0.1:9/v1", BODY, max_retries=0)
-    assert Endpoint("m", base_url="http://me:secret@a/v1", stop=StopSignal()).where == "m at http://me:***@a/v1"
+    assert Endpoint("m", Server("http://me:secret@a/v1"), StopSignal()).where == "m at http://me:***@a/v1"
 
 
 def test_after_twenty_failures_in_a_row_the_server_is_left_alone(server):
@@ -233,7 +234,7 @@ def test_after_twenty_failures_in_a_row_the_server_is_left_alone(server):
     stop = StopSignal()
 
     async def main():
-        endpoint = Endpoint("toy", base_url=server.url, stop=stop, max_retries=0)
+        endpoint = Endpoint("toy", Server(server.url, max_retries=0), stop)
         for _ in range(19):
             with pytest.raises(RequestFailed):
                 await endpoint.complete(BODY)
@@ -252,7 +253,7 @@ def test_a_stop_ends_the_pause_before_the_next_attempt(server):
 
     async def main():
         stop = StopSignal()
-        endpoint = Endpoint("toy", base_url=server.url, stop=stop)
+        endpoint = Endpoint("toy", Server(server.url), stop)
         asyncio.get_running_loop().call_later(0.1, stop.set, "SIGINT")
         with pytest.raises(Stopped):
             await endpoint.complete(BODY)
