@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from affectgpt.config import DoctorConfig
+from affectgpt.runtime import n_cores
 
 # name: (lowest supported version, first unsupported version or None), as in pyproject.toml; a test compares them.
 CORE: Mapping[str, tuple[str, str | None]] = {
@@ -247,7 +248,7 @@ def check_imports(timeout_s: float = 300) -> list[Finding]:
 
 def check_devices() -> list[Finding]:
     """Cores, memory and GPUs."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = n_cores()
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     findings = [Finding("ok", "cpu", f"{usable} cores usable of {os.cpu_count()}, OMP_NUM_THREADS {threads}")]
     if (total_gb := _memory_gb()) is not None:

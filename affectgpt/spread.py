@@ -1,15 +1,32 @@
-"""Run many tasks at once."""
+"""Run many tasks at once: in threads, in processes of this machine, or on a Ray cluster.
+
+`in_threads` is `map` with read-ahead, for short tasks that release the interpreter lock. `Threads`, `Processes` and
+`Ray` are sets of workers with one interface, `Workers.run`: each worker makes its function once, such as a loaded
+model, and calls it on one task after another.
+"""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from affectgpt.runtime import UserError, set_up_logging
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Submit = Callable[[Any], Future[Any]]
+
+_TRIES = 3  # on a Ray cluster, before a task is blamed for the death of its workers
 
 
 def in_threads(
@@ -29,3 +46,226 @@ def in_threads(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Workers:
+    """`n` workers that run tasks; see `Threads`, `Processes` and `Ray`."""
+
+    n: int
+
+    def run(
+        self,
+        make: Callable[[int], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        *,
+        name: Callable[[Task], str] = str,
+        tick_s: float | None = None,
+    ) -> Iterator[tuple[Task, Result] | None]:
+        """Yield (task, result) as tasks end. A task is taken from `tasks` when a worker is free for it, not earlier.
+
+        Args:
+            make: called once in each worker with the worker's number; returns the function that is called on tasks.
+                Picklable, as are tasks and results.
+            name: describes a task, for the error if its worker dies.
+            tick_s: if no task ends for so long, yield None.
+
+        Raises:
+            UserError: workers were killed over a task. What `make` or a task raises is raised here.
+        """
+        source, running = iter(tasks), dict[Future[Result], tuple[Submit, Task]]()
+        with self._started(make) as idle:
+            while True:
+                for task in islice(source, len(idle)):
+                    future = idle[-1](task)
+                    running[future] = idle.pop(), task
+                idle.clear()  # no task is left for these: they end and leave their place in a cluster to others
+                if not running:
+                    return
+                ended = wait(running, tick_s, FIRST_COMPLETED).done
+                for future in ended:
+                    try:
+                        result = future.result()
+                    except Exception as error:
+                        names = [f"{name(task):.100}" for _, task in (running[future], *running.values())]
+                        if death := self._death(error, names):
+                            raise UserError(death) from error
+                        raise
+                    if isinstance(result, UserError):
+                        raise result
+                    task = running[future][1]
+                    idle.append(running.pop(future)[0])
+                    yield task, result
+                if not ended:
+                    yield None
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """`map(function, tasks)`: results in order."""
+        ready, due = dict[int, Result](), 0
+        for ended in self.run(partial(_of_numbered, function), enumerate(tasks)):
+            assert ended is not None
+            (number, _), ready[number] = ended
+            while due in ready:
+                yield ready.pop(due)
+                due += 1
+
+    def _started(self, make: Callable[[int], Any]) -> AbstractContextManager[list[Submit]]:
+        """One function per worker that submits a task to it; the workers end with the context."""
+        raise NotImplementedError
+
+    def _death(self, error: Exception, names: Sequence[str]) -> str | None:
+        """The message if `error` means that a worker died; `names`: its task, then all running tasks."""
+        return None
+
+
+def _of_numbered(function: Callable[[Task], Result], worker: int) -> Callable[[tuple[int, Task]], Result]:
+    return lambda numbered: function(numbered[1])
+
+
+class Threads(Workers):
+    """Threads of this process, for tasks that wait for something else; they end with the process, however it ends."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    @contextmanager
+    def _started(self, make: Callable[[int], Any]) -> Iterator[list[Submit]]:
+        yield [partial(_in_thread, make(number)) for number in range(self.n)]
+
+
+def _in_thread(function: Callable[[Task], Result], task: Task) -> Future[Result]:
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(task))
+        except BaseException as error:  # noqa: BLE001 - raised where the result is read
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+class Processes(Workers):
+    """Processes of this machine; a single one is this process. Ctrl-C is left to this process."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    @contextmanager
+    def _started(self, make: Callable[[int], Any]) -> Iterator[list[Submit]]:
+        if self.n == 1:
+            yield [partial(_here, make(0))]
+            return
+        context = multiprocessing.get_context("spawn")  # a forked child of a process with torch's threads can hang
+        numbers = context.SimpleQueue()
+        for number in range(self.n):
+            numbers.put(number)
+        pool = ProcessPoolExecutor(self.n, context, _start_process, (make, numbers))
+        try:
+            yield [partial(pool.submit, _run_in_process)] * self.n
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _death(self, error: Exception, names: Sequence[str]) -> str | None:
+        if not isinstance(error, BrokenProcessPool):
+            return None
+        return (
+            f"a worker process was killed, perhaps because memory ran out; these were running: {', '.join(names[1:])}. "
+            f"Run the same command again, with a smaller n_processes (it was {self.n})"
+        )
+
+
+def _here(function: Callable[[Task], Result], task: Task) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(function(task))
+    return future
+
+
+_function: Callable[[], Any] | None = None
+"""In a worker process: makes the function of this worker, once."""
+
+
+def _start_process(make: Callable[[int], Any], numbers: Any) -> None:
+    global _function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_up_logging()
+    _function = cache(partial(make, numbers.get()))
+
+
+def _run_in_process(task: Any) -> Any:
+    assert _function is not None
+    return _function()(task)  # made with the first task, so that the caller gets what `make` raises
+
+
+class Ray(Workers):
+    """Actors of a Ray cluster, each with a card or a core; lost ones are restarted, and with them their tasks.
+
+    RAY_ADDRESS names the cluster to join; without it, one is started on this machine.
+
+    Args:
+        n: None = as many as the cluster has cards or cores.
+        gpu: a card each, if the cluster has any.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster does not answer.
+    """
+
+    def __init__(self, n: int | None, *, gpu: bool) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError(f"engine=ray needs Ray ({error}): pip install 'affectgpt[cluster]'") from error
+        self._is_ours = not ray.is_initialized()
+        try:
+            ray.init(
+                ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+            )
+        except ConnectionError as error:
+            raise UserError(
+                f"{error}; RAY_ADDRESS names the cluster, RAY_ADDRESS=local starts one on this machine, and "
+                "RAY_BACKEND_LOG_LEVEL=warning shows why it did not answer"
+            ) from error
+        resources = ray.cluster_resources()
+        gpu = gpu and bool(resources.get("GPU"))
+        self._share = {"num_gpus": 1} if gpu else {"num_cpus": 1}
+        self.n = n or int(resources.get("GPU" if gpu else "CPU", 1))
+
+    @contextmanager
+    def _started(self, make: Callable[[int], Any]) -> Iterator[list[Submit]]:
+        import ray
+
+        options = {**self._share, "max_restarts": -1, "max_task_retries": _TRIES - 1}
+        actor = ray.remote(**options)(_Actor)
+        try:
+            yield [partial(_on_actor, cache(partial(actor.remote, make, number))) for number in range(self.n)]
+        finally:
+            if self._is_ours:
+                ray.shutdown()
+
+    def _death(self, error: Exception, names: Sequence[str]) -> str | None:
+        from ray.exceptions import RayError, RayTaskError
+
+        if not isinstance(error, RayError) or isinstance(error, RayTaskError):
+            return None
+        return (
+            f"{_TRIES} processes of the Ray cluster ended while they worked on {names[0]}, perhaps because memory ran "
+            f"out ({error}); run the same command again"
+        )
+
+
+class _Actor:
+    """A worker on a Ray cluster."""
+
+    def __init__(self, make: Callable[[int], Any], number: int) -> None:
+        self._function = cache(partial(make, number))
+
+    def run(self, task: Any) -> Any:
+        try:
+            return self._function()(task)
+        except UserError as error:
+            return error  # raised, Ray would replace its message by a traceback
+
+
+def _on_actor(actor: Callable[[], Any], task: Any) -> Future[Any]:
+    """Submit a task to an actor that is started with its first task."""
+    return actor().run.remote(task).future()

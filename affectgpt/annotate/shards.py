@@ -20,10 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, for
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
 from affectgpt.journal import Journal
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import UserError, n_cores, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import Sample, to_json
+from affectgpt.spread import Ray, Threads, Workers
 
 log = logging.getLogger("affectgpt")
 
@@ -59,16 +61,16 @@ def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
     out, started = Path(config.out or ""), time.monotonic()
     if (out / "records.jsonl").exists() and not (out / "shards").exists():
         raise UserError(f"{out} was made by engine=single, and its answers lie there; go on so, or choose another out=")
-    engine: Processes | Ray = Processes(config) if config.engine == "processes" else Ray(config)
-    n_shards = number_of_shards(out, config.shards, engine.n_processes)
+    workers = workers_of(config)
+    n_shards = number_of_shards(out, config.shards, workers.n)
     record = RunRecord.start(out, kind="annotate", config=asdict(config))
     folders = [out / "shards" / f"{number:05d}" for number in range(n_shards)]
     bad = deal(clips, folders, config.speaker)
-    n_at_once = min(engine.n_processes, n_shards)
+    n_at_once = min(workers.n, n_shards)
     for folder in folders:
         write_json_atomic(folder / _JOB, asdict(job_of(config, folder, n_shards, n_at_once)))
         (folder / "report.json").unlink(missing_ok=True)
-    codes, stopped_by = watch(engine, folders, clips.n)
+    codes, stopped_by = watch(workers, folders, clips.n)
     totals, row = collect(out, folders, bad)
     totals.seconds = round(time.monotonic() - started, 2)
     code = SOME_FAILED if totals.failed or totals.dropped else COMPLETE
@@ -183,63 +185,23 @@ def config_of(values: Mapping[str, Any]) -> AnnotateConfig:
 # ---- engines ---------------------------------------------------------------------------------------------------------
 
 
-class Processes:
-    """Shards in processes of this machine, as many at once as it has cores."""
-
-    def __init__(self, config: AnnotateConfig) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.n_processes = config.n_processes or cores
-
-    def run(self, folders: Sequence[Path], stop: Stopping) -> Iterator[tuple[Path, int] | None]:
-        """(folder, exit code) of shards as they end; None from time to time. After a stop, no further ones begin."""
-        waiting, running = deque(folders), {}
-        while running or (waiting and not stop.signal):
-            while waiting and len(running) < self.n_processes and not stop.signal:
-                folder = waiting.popleft()
-                running[folder] = start(folder)
-            time.sleep(0.1)
-            for folder in [folder for folder, process in running.items() if process.poll() is not None]:
-                yield folder, running.pop(folder).returncode
-            yield None
+def workers_of(config: AnnotateConfig) -> Threads | Ray:
+    """Workers that each run one shard at a time, in a process of its own."""
+    if config.engine == "processes":
+        return Threads(config.n_processes or n_cores())
+    used = {step.annotator for step in config.pipeline.steps}
+    in_process = any(own.kind == "transformers" for role, own in annotators_of(config).items() if role in used)
+    return Ray(config.n_processes, gpu=in_process)
 
 
-class Ray:
-    """Shards as tasks of a Ray cluster, each in a process of its own; `out` and the clips on storage that all share."""
-
-    def __init__(self, config: AnnotateConfig) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("engine=ray needs ray: pip install 'affectgpt[cluster]'") from error
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
-        used = {step.annotator for step in config.pipeline.steps}
-        in_process = any(own.kind == "transformers" for role, own in annotators_of(config).items() if role in used)
-        self._n_gpus = 1 if in_process and ray.cluster_resources().get("GPU") else 0
-        resource = "GPU" if self._n_gpus else "CPU"
-        self.n_processes = config.n_processes or int(ray.cluster_resources().get(resource, 1))
-
-    def run(self, folders: Sequence[Path], stop: Stopping) -> Iterator[tuple[Path, int] | None]:
-        """As `Processes.run`; a shard whose node is lost is begun anew on another, and goes on where it was."""
-        import ray
-
-        remote = ray.remote(num_cpus=1, num_gpus=self._n_gpus, max_retries=3)(_wait_for)
-        waiting, running = deque(folders), {}
-        while running or (waiting and not stop.signal):
-            while waiting and len(running) < self.n_processes and not stop.signal:
-                folder = waiting.popleft()
-                running[remote.remote(str(folder.resolve()))] = folder
-            for reference in ray.wait(list(running), timeout=0.5)[0]:
-                yield running.pop(reference), ray.get(reference)
-            yield None
-
-
-def _wait_for(folder: str) -> int:
-    return start(Path(folder)).wait()
+def shard_runner(worker: int) -> Callable[[Path], int]:
+    """The function of a worker: runs a shard in a process and returns its exit code."""
+    return lambda folder: start(folder).wait()
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that works on the shard in `folder`; in a session of its own, so that Ctrl-C comes through us alone."""
-    command = [sys.executable, "-m", "affectgpt.annotate.shards", str(folder.resolve())]
+    """Start the process of the shard in `folder`, in its own session, so that Ctrl-C reaches only this process."""
+    command = [sys.executable, "-m", "affectgpt.annotate.shards", str(folder)]
     with (folder / _SAID).open("ab") as said:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
 
@@ -297,7 +259,7 @@ class Stopping:
         print("\nstopping: waiting for the calls in flight; once more to leave at once", file=sys.stderr)
 
 
-def watch(engine: Processes | Ray, folders: Sequence[Path], n_clips: int) -> tuple[list[int], int]:
+def watch(workers: Workers, folders: Sequence[Path], n_clips: int) -> tuple[list[int], int]:
     """Run all shards under a bar of records written; their exit codes, and the signal that stopped them, or 0."""
     codes: list[int] = []
     written = {folder: _Lines(folder / "records.jsonl") for folder in folders}
@@ -307,7 +269,8 @@ def watch(engine: Processes | Ray, folders: Sequence[Path], n_clips: int) -> tup
         Stopping(shards_root / _STOP) as stop,
         tqdm(total=n_clips, desc=f"{len(folders)} shards", unit="clip", file=sys.stderr) as bar,
     ):
-        for ended in engine.run(folders, stop):
+        todo = takewhile(lambda _: not stop.signal, (folder.resolve() for folder in folders))
+        for ended in workers.run(shard_runner, todo, tick_s=0.5):
             if ended:
                 codes.append(ended[1])
                 if ended[1] not in (COMPLETE, SOME_FAILED, BUDGET, *_STOPPED):

@@ -37,7 +37,7 @@ from affectgpt.config import AnnotateConfig
 from affectgpt.data.sources import probe_sample
 from affectgpt.media import MediaError
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError, quiet_libraries, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import UserError, n_cores, quiet_libraries, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import BadSample, Sample
 
 
@@ -111,7 +111,7 @@ class _Run:
         _handle_signals(self.stop)
         # A quarter more clips than requests, so that slots stay busy while clips are hashed and records written.
         n_requests = max(annotator.config.concurrency for annotator in made.values())
-        n_workers = config.workers or 2 * _cores() + 5 * n_requests // 4
+        n_workers = config.workers or 2 * n_cores() + 5 * n_requests // 4
         with tqdm(total=clips.n, desc=config.pipeline.name, unit="clip", file=sys.stderr) as self.bar:
             try:
                 if config.speaker:
@@ -254,7 +254,7 @@ class _Run:
                     found.setdefault(speaker, {}).setdefault(fact.name, []).append(fact.value)
 
         samples = (item for item in clips if isinstance(item, Sample))
-        await for_each(samples, measure, n_workers=_cores(), stop=self.stop)
+        await for_each(samples, measure, n_workers=n_cores(), stop=self.stop)
         for speaker, values in found.items():
             medians = {name: round(statistics.median(all_), 3) for name, all_ in values.items() if len(all_) > 1}
             if medians:
@@ -291,7 +291,3 @@ def _handle_signals(stop: StopSignal) -> None:
 
     for name in SIGNALS:
         loop.add_signal_handler(getattr(signal, name), ask, name)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -78,7 +78,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
         conf="eval",
     ),
     "cache": Command(
-        "affectgpt.cache.command:run_build",
+        "affectgpt.cache.build:run_build",
         config.CacheConfig,
         """Encode all clips of a data set ahead of training, or maintain the cache of encoder states.
 
@@ -90,14 +90,14 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
         conf="cache",
     ),
     "cache ls": Command(
-        "affectgpt.cache.command:run_ls",
+        "affectgpt.cache.care:run_ls",
         config.CacheListConfig,
         """List what is in the cache: which encoder, how many clips, size, last use.
 
   python -m affectgpt.cache ls""",
     ),
     "cache verify": Command(
-        "affectgpt.cache.command:run_verify",
+        "affectgpt.cache.care:run_verify",
         config.CacheVerifyConfig,
         """Read all encoder states and compare them with their checksums. Exit code 1 if anything is damaged.
 
@@ -105,7 +105,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
   python -m affectgpt.cache verify repair=true       # also drop what is damaged; it is encoded again when needed""",
     ),
     "cache gc": Command(
-        "affectgpt.cache.command:run_gc",
+        "affectgpt.cache.care:run_gc",
         config.CacheCollectConfig,
         """Free space: drop damaged, duplicate and long unused encoder states, and merge small shards.
 

@@ -15,12 +15,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,6 +41,7 @@ from affectgpt.demo.video import write_mp4
 from affectgpt.demo.voice import render_voice
 from affectgpt.runtime import InputError, log, n_cores, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
+from affectgpt.spread import Processes
 
 CODE_VERSION = "4"
 """Increased when the same parameters give different files."""
@@ -93,7 +92,8 @@ def build_corpus(
             (target / "clips" / name).mkdir(parents=True)
         jobs = [(scene, target / _clip(name, n)) for name, part in scenes.items() for n, scene in enumerate(part)]
         render = partial(render_clip, size_px=size_px)
-        for _ in tqdm(in_processes(render, jobs, n_processes), total=len(jobs), desc="rendering clips", unit="clip"):
+        rendered = processes_for(len(jobs), n_processes).map(render, jobs)
+        for _ in tqdm(rendered, total=len(jobs), desc="rendering clips", unit="clip"):
             pass
         n_test = round(n_fine * TEST_SHARE)
         truth = []
@@ -190,15 +190,9 @@ def _with_defaults(parameters: dict[str, int]) -> dict[str, int]:
     return {**defaults, **parameters}
 
 
-def in_processes(function: Callable, jobs: list, n_processes: int | None = None) -> Iterator:
-    """`function` of each job, in order, by several processes; None = one per usable core."""
-    n_processes = min(n_processes or n_cores(), max(1, len(jobs) // 8))
-    if n_processes == 1:
-        yield from map(function, jobs)
-        return
-    # spawn: a forked child of a process with torch's threads can hang.
-    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, jobs, chunksize=4)
+def processes_for(n_tasks: int, n_processes: int | None = None) -> Processes:
+    """`n_processes` (None = one per core), but at least 8 tasks for each, since starting one takes about a second."""
+    return Processes(min(n_processes or n_cores(), max(1, n_tasks // 8)))
 
 
 def _balanced(count: int, rng: np.random.Generator) -> list[str]:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +53,7 @@ from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.runtime import n_cores, stable_hash
 from affectgpt.schema import Sample
+from affectgpt.spread import Processes
 
 CODE_VERSION = "4"
 """Increased when the same parameters give different models."""
@@ -108,13 +107,8 @@ def build_base_models(
             partial(make_hubert, target / "hubert", seed=seed, n_steps=steps.hubert),
             partial(make_videomae, target / "videomae", seed=seed, n_steps=steps.videomae),
         ]
-        n_processes = min(n_processes or n_cores(), len(jobs))
-        if n_processes == 1:
-            for job in jobs:
-                in_one_thread(job)
-        else:
-            with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
-                list(pool.map(in_one_thread, jobs))  # raises what a job raised
+        for _ in Processes(min(n_processes or n_cores(), len(jobs))).map(in_one_thread, jobs):
+            pass
 
 
 def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) -> Path:

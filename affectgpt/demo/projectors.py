@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from affectgpt import prompts
 from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
-from affectgpt.demo.corpus import build_once, in_processes
+from affectgpt.demo.corpus import build_once, processes_for
 from affectgpt.demo.emotions import GESTURES, N_RESTING, RESTING_LEVEL, RESTING_UNITS
 from affectgpt.demo.face import render_face
 from affectgpt.demo.models import CODE_VERSION as MODELS_VERSION
@@ -117,9 +117,8 @@ def make_projectors(folder: Path, models: Path, *, seed: int, effort: Settings) 
     model.train()
     first = (seed * 10 + PEOPLE) * 1_000_000
     clips = [draw_clip(first + number, rng) for number in range(effort.people + effort.held_out)]
-    media = tqdm(
-        in_processes(render_media, clips), desc="drawing clips", unit="clip", total=len(clips), mininterval=1.0
-    )
+    rendered = processes_for(len(clips)).map(render_media, clips)
+    media = tqdm(rendered, desc="drawing clips", unit="clip", total=len(clips), mininterval=1.0)
     states = [encode(model, processor, each) for each in media]
     held_out = range(effort.people, len(clips))
 
