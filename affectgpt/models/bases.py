@@ -13,21 +13,25 @@ from affectgpt.config import EncoderConfig, LLMConfig
 from affectgpt.models.spec import ModelSpec
 from affectgpt.runtime import NotFound
 
+PREPROCESSOR = "preprocessor_config.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TEXT_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_WHOLE_BYTES = 64 << 20  # weight files up to this size are hashed in full
+_FULL_HASH_BYTES = 64 << 20  # weight files up to this size are hashed in full
 _CHUNK_BYTES, _N_CHUNKS = 1 << 16, 64
 
 
-def resolve(name: str, what: str, revision: str | None = None) -> Path | None:
-    """The local folder of a base model; None for `timm:` names. Raises FileNotFoundError that names `what` and `name`.
+def is_local(name: str) -> bool:
+    return not name.startswith("timm:") and Path(name).expanduser().is_dir()
 
-    A hub model is looked up in the local cache or fetched (its configuration only); its folder's name is its commit.
+
+def resolve(name: str, what: str, revision: str | None = None) -> Path:
+    """The local folder of a base model; of a hub model, its cached snapshot with at least the configuration files.
+
+    Raises:
+        NotFound: no such folder, or the hub and its cache do not have the model; names `what` and `name`.
     """
-    if name.startswith("timm:"):
-        return None
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -36,16 +40,19 @@ def resolve(name: str, what: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", PREPROCESSOR]))
     except (OSError, ValueError) as error:
         raise _unavailable(name, what, revision, ["config.json"], error) from error
 
 
 def fetch(name: str, what: str, revision: str | None = None) -> Path:
-    """The folder of a hub model with its configuration, weights and tokenizer, downloaded unless the cache has them.
+    """The folder of a hub model with its configuration, weights and tokenizer, downloaded unless they are cached.
 
-    Of two formats of the weights only safetensors are taken. Raises FileNotFoundError that names the missing files and
-    the command that fetches them: offline, without a network, or where the hub refuses.
+    If a repository has its weights in two formats, only safetensors are downloaded.
+
+    Raises:
+        NotFound: offline, without a network, or refused by the hub; lists the missing files and the command to fetch
+            them.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -77,7 +84,7 @@ def fetch_all(spec: ModelSpec, with_encoders: bool = True, with_llm: bool = True
 
 
 def wanted_files(files: Iterable[str]) -> list[str]:
-    """Of a model repository's files those that transformers reads: settings, tokenizer, and one format of the weights.
+    """The files of a model repository that transformers reads: settings, tokenizer, and one format of the weights.
 
     >>> wanted_files(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx", "README.md"])
     ['config.json', 'model.safetensors']
@@ -89,7 +96,7 @@ def wanted_files(files: Iterable[str]) -> list[str]:
 
 
 def missing_files(folder: Path, with_tokenizer: bool = False) -> list[str]:
-    """What a model folder lacks to be loaded: configuration, each shard that an index lists, a tokenizer."""
+    """The files that a model folder lacks: configuration, shards listed in an index, tokenizer."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     indices = [folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"]
     if index := next((path for path in indices if path.is_file()), None):
@@ -97,30 +104,27 @@ def missing_files(folder: Path, with_tokenizer: bool = False) -> list[str]:
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
     elif not any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
         missing.append("model.safetensors")
-    if with_tokenizer and not any((folder / f"{file}").is_file() for file in _TOKENIZERS):
+    if with_tokenizer and not any((folder / file).is_file() for file in _TOKENIZERS):
         missing.append("tokenizer.json")
     return missing
 
 
-def _unavailable(
-    name: str, what: str, revision: str | None, missing: list[str], error: Exception | None
-) -> FileNotFoundError:
-    """Why a hub model is not there, and the command that brings it."""
+def _unavailable(name: str, what: str, revision: str | None, missing: list[str], error: Exception | None) -> NotFound:
+    """An error with the reason why a hub model is not available, and the command to fetch it."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    at = f" at revision {revision}" if revision else ""
-    told = f"{what}: base model {name!r}{at}"
+    model = f"{what}: base model {name!r}" + (f" at revision {revision}" if revision else "")
     if isinstance(error, GatedRepoError):
         page = f"{constants.ENDPOINT}/{name}"
-        return FileNotFoundError(f"{told} is given on request only: ask at {page}, then run `hf auth login`")
+        return NotFound(f"{model} is gated: request access at {page}, then run `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):
-        return FileNotFoundError(
-            f"{told} is neither a folder here nor a model that the hub gives; mend the name, "
-            "or run `hf auth login` if it is private"
+        return NotFound(
+            f"{model} is neither a local folder nor a model on the hub; correct the name, "
+            "or run `hf auth login` if the model is private"
         )
     if isinstance(error, RevisionNotFoundError):
-        return FileNotFoundError(f"{told}: the hub has the model, but no such revision; its commits stand on its page")
+        return NotFound(f"{model}: the hub has the model, but not this revision; its page lists the commits")
     if constants.HF_HUB_OFFLINE:
         reason = "offline mode is on (HF_HUB_OFFLINE)"
     elif error is None:
@@ -128,9 +132,9 @@ def _unavailable(
     else:
         reason = f"the hub {constants.ENDPOINT} did not answer ({type(error).__name__})"
     command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    return FileNotFoundError(
-        f"{told} is not whole in the cache {constants.HF_HUB_CACHE}: {', '.join(missing)} missing, and {reason}; "
-        f"where there is a network run `{command}`, or `python -m affectgpt.hub fetch model=...` for all base models "
+    return NotFound(
+        f"{model} is not complete in the cache {constants.HF_HUB_CACHE}: {', '.join(missing)} missing, and {reason}; "
+        f"with a network connection run `{command}`, or `python -m affectgpt.hub fetch model=...` for all base models "
         "of a preset"
     )
 
@@ -138,7 +142,8 @@ def _unavailable(
 def release(name: str) -> Path | None:
     """The downloaded folder of a published checkpoint `user/name` or `user/name@revision`; None if `name` is no hub id.
 
-    Raises FileNotFoundError with the command that fetches it, if neither the hub nor the cache give it.
+    Raises:
+        NotFound: neither the hub nor its cache has the checkpoint; gives the command to fetch it.
     """
     repo, _, revision = name.partition("@")
     if repo.count("/") != 1 or not _HUB_ID.fullmatch(repo) or Path(name).exists():
@@ -150,24 +155,20 @@ def release(name: str) -> Path | None:
     except (OSError, ValueError) as error:
         command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
         raise NotFound(
-            f"checkpoint {name!r} is no folder here, and the hub did not give it ({type(error).__name__}); "
-            f"where there is a network run `{command}`"
+            f"checkpoint {name!r} is not a local folder, and the hub did not provide it ({type(error).__name__}); "
+            f"with a network connection run `{command}`"
         ) from error
 
 
-def is_local(name: str) -> bool:
-    return not name.startswith("timm:") and Path(name).expanduser().is_dir()
-
-
 def fingerprint(name: str, what: str, revision: str | None = None) -> str:
-    """What identifies a base model's content, wherever it lies.
+    """Identity of a base model's content, independent of its location.
 
-    A hub model is its commit. A folder is the sha256 of its small files and of its weights: in full up to 64 MiB a
-    file, else the file's size, its head (which lists the tensors) and 64 samples spread over it.
+    A hub model is identified by its commit, a folder by the sha256 of its small files and of its weights. Weight files
+    up to 64 MiB are hashed in full; of larger ones the size, the head (which lists the tensors) and 64 samples.
     """
-    folder = resolve(name, what, revision)
-    if folder is None:
+    if name.startswith("timm:"):
         return name
+    folder = resolve(name, what, revision)
     if not is_local(name):
         return f"commit:{folder.name}"
     digest = hashlib.sha256()
@@ -176,7 +177,7 @@ def fingerprint(name: str, what: str, revision: str | None = None) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as file:
-            if size <= _WHOLE_BYTES or path.suffix not in (".safetensors", ".bin"):
+            if size <= _FULL_HASH_BYTES or path.suffix not in (".safetensors", ".bin"):
                 while block := file.read(1 << 20):
                     digest.update(block)
                 continue

@@ -1,10 +1,10 @@
 """Frozen encoders: media tensors of one sample -> states [T, E].
 
-An encoder is whatever `AutoModel` builds for sound (HuBERT, WavLM, wav2vec2 ...; Whisper's encoder with its log-mel
-spectrum), images (CLIP, SigLIP, DINOv2, ViTMAE, and `Blip2VisionModel`, which has the layout of EVA-CLIP ViT-g, with
-BLIP-2's image Q-Former behind it if asked) or short videos (VideoMAE), or a timm model named `timm:<name>`. It runs one
-sample at a time, in eval mode, without gradients and outside autocast, so that its states are a pure function of that
-sample: a batch, a cache and a single file give the same bits.
+An encoder is any model that `AutoModel` builds for audio (HuBERT, WavLM, wav2vec2 ...; Whisper's encoder with its
+log-mel spectrogram), images (CLIP, SigLIP, DINOv2, ViTMAE, and `Blip2VisionModel`, which has the layout of EVA-CLIP
+ViT-g, optionally followed by BLIP-2's image Q-Former) or short videos (VideoMAE), or a timm model named `timm:<name>`.
+It runs one sample at a time, in eval mode, without gradients and outside autocast, so that its states are a pure
+function of that sample: they are bit-identical in a batch, from the cache and for a single file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,25 +34,25 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import cached_file
 
+from affectgpt.models import bases
 from affectgpt.models.configuration_affectgpt import IMAGES, EncoderArchitecture, layers_to_average
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, MissingLibrary
 
-AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transformers registers the configuration only
+AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transformers registers only the configuration
 
 LN_VISION_EPS = 1e-5
-"""Of the norm between EVA and the image Q-Former in BLIP-2's own code; transformers takes the encoder's 1e-6 for it."""
-# Weights that frozen inference never reads, those behind the tokens only with pool "pooled"; checkpoints may lack them.
+"""Epsilon of the norm between EVA and the image Q-Former in BLIP-2's own code; transformers uses the encoder's 1e-6."""
+# Weights that checkpoints may lack: frozen inference never reads the former, and the latter only with pool "pooled".
 _UNUSED = re.compile(r"masked_spec_embed|mask_token")
-_BEHIND_TOKENS = re.compile(r"(^|\.)(visual_projection|pooler|head)\.")
+_POOLING = re.compile(r"(^|\.)(visual_projection|pooler|head)\.")
 
 
 class ImageQFormer(Blip2PreTrainedModel):
     """EVA ViT-g, its norm in fp32 and BLIP-2's frozen image Q-Former: images [N, 3, H, W] -> states [N, Q, E].
 
-    The tensors are those of any BLIP-2 in transformers' layout: `vision_model.*`, `query_tokens` and `qformer.*`. The
-    Q-Former computes in fp32 whatever the precision of the vision model.
+    The tensors are those of a BLIP-2 in transformers' layout: `vision_model.*`, `query_tokens` and `qformer.*`. The
+    Q-Former computes in fp32, independent of the vision model's precision.
     """
 
     config_class = Blip2Config
@@ -61,10 +60,10 @@ class ImageQFormer(Blip2PreTrainedModel):
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__(config)
-        self.vision_model = Blip2VisionModel._from_config(config.vision_config)
+        self.vision_model = Blip2VisionModel(config.vision_config)
         shape = (1, config.num_query_tokens, config.qformer_config.hidden_size)
         self.query_tokens = nn.Parameter(torch.zeros(shape))
-        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
+        self.qformer = Blip2QFormerModel(config.qformer_config)
         self.post_init()
 
     def cast(self, dtype: torch.dtype) -> ImageQFormer:
@@ -84,9 +83,9 @@ class ImageQFormer(Blip2PreTrainedModel):
 
 
 class WhisperAudio(nn.Module):
-    """Whisper's encoder behind its log-mel spectrum: sound [W, S] at 16 kHz -> states [W, ceil(S / 320), E].
+    """Whisper's encoder on its log-mel spectrogram: audio [W, S] at 16 kHz -> states [W, ceil(S / 320), E].
 
-    Whisper always looks at 30 s; what lies behind the end of the sound is silence, and its states are left out.
+    Whisper's input is always 30 s long; shorter audio is padded with silence, whose states are left out.
     """
 
     N_FFT, HOP, CHUNK_SAMPLES = 400, 160, 480_000
@@ -96,8 +95,8 @@ class WhisperAudio(nn.Module):
         self.encoder = encoder
         self.config = encoder.config
 
-    def spectrum(self, windows: Tensor) -> Tensor:
-        """Log-mel spectrum as transformers' WhisperFeatureExtractor makes it.  [W, S] -> [W, mels, 3000], fp32"""
+    def spectrogram(self, windows: Tensor) -> Tensor:
+        """The log-mel spectrogram of transformers' WhisperFeatureExtractor.  [W, S] -> [W, mels, 3000], fp32"""
         filters = mel_filter_bank(
             num_frequency_bins=1 + self.N_FFT // 2,
             num_mel_filters=self.config.num_mel_bins,
@@ -120,9 +119,9 @@ class WhisperAudio(nn.Module):
         n_samples = windows.shape[1]
         if n_samples > self.CHUNK_SAMPLES:
             raise InputError(
-                f"audio: Whisper takes at most 30 s a window, found {n_samples / 16000:g} s; set window_s 30"
+                f"audio: Whisper takes at most 30 s per window, found {n_samples / 16000:g} s; set sampling.window_s=30"
             )
-        features = self.spectrum(windows).to(self.encoder.conv1.weight.dtype)
+        features = self.spectrogram(windows).to(self.encoder.conv1.weight.dtype)
         output = self.encoder(features, output_hidden_states=output_hidden_states)
         n_states = -(-n_samples // (2 * self.HOP))
         hidden = output.hidden_states
@@ -132,9 +131,9 @@ class WhisperAudio(nn.Module):
         )
 
 
-# By the model type in config.json, classes that AutoModel does not choose: the image side of models with two towers,
-# the encoder of one with a decoder. And how their names differ in a checkpoint of the whole.
-SIDES: dict[str, tuple[Any, dict[str, str] | None]] = {
+# Model type in config.json -> class that AutoModel does not choose (the image tower of a two-tower model, the encoder
+# of an encoder-decoder), and how its tensor names differ in a checkpoint of the complete model.
+CLASSES: dict[str, tuple[Any, dict[str, str] | None]] = {
     "clip": (CLIPVisionModelWithProjection, None),
     "clip_vision_model": (CLIPVisionModelWithProjection, None),
     "blip-2": (ImageQFormer, None),
@@ -148,7 +147,7 @@ SIDES: dict[str, tuple[Any, dict[str, str] | None]] = {
 class FrozenEncoder(nn.Module):
     """A base model that never trains.
 
-    `train()` leaves it in eval mode: HuBERT's dropout, SpecAugment and LayerDrop and any other noise stay off.
+    `train()` leaves it in eval mode, so HuBERT's dropout, SpecAugment and LayerDrop and any other noise stay off.
     """
 
     def __init__(self, modality: str, config: EncoderArchitecture, model: nn.Module | None = None) -> None:
@@ -160,7 +159,7 @@ class FrozenEncoder(nn.Module):
         self.train(False)
 
     def cast(self, dtype: torch.dtype) -> FrozenEncoder:
-        """Change the precision of what may be in half precision, in place."""
+        """Convert to `dtype` in place, except parts that need fp32."""
         cast(self.model, dtype)
         return self
 
@@ -172,18 +171,18 @@ class FrozenEncoder(nn.Module):
         """Encode one sample.
 
         Args:
-            inputs: sound windows [W, S]; pictures [T, 3, H, W].
-            lengths: true samples of each sound window [W]; 0 marks a window that is padding of the batch.
+            inputs: audio windows [W, S] or images [T, 3, H, W].
+            lengths: number of real samples in each audio window [W]; 0 = the window is padding of the batch.
 
         Returns:
-            states [T, E] as `config.pool` says.
+            states [T, E], pooled by `config.pool`.
         """
         weight = next(self.model.parameters())
-        takes_fp32 = isinstance(self.model, WhisperAudio)  # a spectrum of sound in half precision is noise
+        takes_fp32 = isinstance(self.model, WhisperAudio)  # in half precision the spectrogram is noise
         inputs = inputs.to(weight.device, torch.float32 if takes_fp32 else weight.dtype)
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             if self.modality == "audio":
-                steps = self._sound(inputs, lengths)
+                steps = self._audio(inputs, lengths)
             elif self.modality in IMAGES:
                 steps = self._run(inputs)  # [T, P, E]
             else:
@@ -193,19 +192,19 @@ class FrozenEncoder(nn.Module):
             return self._pool(steps, inputs.shape[-2:]).to(getattr(torch, self.config.dtype))
 
     def n_tubelets(self, n_frames: int) -> int:
-        """Time steps that a video encoder makes of `n_frames`; raises ValueError if it is no such encoder."""
+        """Number of time steps of a video encoder for `n_frames`; raises InputError if this is not a video encoder."""
         tubelet, takes = (getattr(self.model.config, key, None) for key in ("tubelet_size", "num_frames"))
         if not isinstance(tubelet, int):
             raise InputError(
-                f"{self.modality}: {type(self.model).__name__} is no video encoder; use one such as VideoMAE, "
-                f"or name this one under {'face' if self.modality == 'face_motion' else 'frames'}"
+                f"{self.modality}: {type(self.model).__name__} is not a video encoder; use one such as VideoMAE, "
+                f"or configure it as {'face' if self.modality == 'face_motion' else 'frames'}"
             )
         if takes != n_frames:
             raise InputError(f"{self.modality}: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
         return n_frames // tubelet
 
-    def _sound(self, windows: Tensor, lengths: Tensor | None) -> list[Tensor]:
-        """Windows [W, S] -> a list of [F, E]; each window at its true length, so padding never enters the encoder."""
+    def _audio(self, windows: Tensor, lengths: Tensor | None) -> list[Tensor]:
+        """Windows [W, S] -> list of [F, E]. Each window is cut to its real length: no padding enters the encoder."""
         lengths_ = [windows.shape[1]] * len(windows) if lengths is None else [int(n) for n in lengths if n > 0]
         if len(set(lengths_)) == 1:
             return list(self._run(windows[: len(lengths_), : lengths_[0]]))
@@ -215,10 +214,10 @@ class FrozenEncoder(nn.Module):
         """The configured layer(s) of the base model.  [N, ...] -> [N, P, E]"""
         layers, pool = self.config.layers, self.config.pool
         if pool in ("pooled", "pooled_mean", "queries") and layers != -1:
-            raise InputError(f"{self.modality}: pool {pool!r} goes with layers -1, found {layers!r}")
+            raise InputError(f"{self.modality}: pool {pool!r} needs layers -1, found {layers!r}")
         if (pool == "queries") != isinstance(self.model, ImageQFormer):
             raise InputError(
-                f"{self.modality}: {type(self.model).__name__} does not go with pool {pool!r}; "
+                f"{self.modality}: {type(self.model).__name__} does not support pool {pool!r}; "
                 "pool 'queries' needs a BLIP-2 with its image Q-Former"
             )
         options = self._options(inputs)
@@ -238,7 +237,7 @@ class FrozenEncoder(nn.Module):
         return every[layers] if n_last is None else torch.stack(every[-n_last:]).mean(dim=0)
 
     def _options(self, inputs: Tensor) -> dict[str, Any]:
-        """What the base model must be told beside its inputs."""
+        """Keyword arguments of the base model besides its inputs."""
         options: dict[str, Any] = {}
         if self.modality == "audio":
             return options
@@ -246,7 +245,7 @@ class FrozenEncoder(nn.Module):
         if resized and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         if getattr(self.model.config, "model_type", None) == "vit_mae":
-            # ViTMAE shuffles patches by random noise even where it masks none; noise in order leaves them in place.
+            # ViTMAE shuffles patches by random noise even if it masks none; ordered noise leaves them in place.
             rows, columns = _pair(self.model.config.patch_size)
             n_patches = (inputs.shape[-2] // rows) * (inputs.shape[-1] // columns)
             options["noise"] = torch.arange(n_patches, device=inputs.device).expand(len(inputs), -1)
@@ -257,7 +256,7 @@ class FrozenEncoder(nn.Module):
         pool = self.config.pool
         if self.config.stride > 1:
             if self.modality != "audio":
-                raise InputError(f"{self.modality}: stride thins out sound; use grid for pictures")
+                raise InputError(f"{self.modality}: stride is for audio; use grid for images and video")
             steps = [torch.stack([part.mean(dim=0) for part in step.split(self.config.stride)]) for step in steps]
         if pool == "queries" or (pool == "tokens" and not self.config.grid):
             return torch.cat(list(steps))  # [n*P, E]
@@ -266,7 +265,7 @@ class FrozenEncoder(nn.Module):
             rows, columns = self.patches(frame_size)
             n_class = max(0, len(steps[0]) - rows * columns)
         elif pool == "tokens":
-            raise InputError("audio: grid thins out pictures; use stride for sound")
+            raise InputError("audio: grid is for images and video; use stride for audio")
         if pool == "tokens":
             maps = torch.stack([step[n_class:] for step in steps]).transpose(1, 2).unflatten(2, (rows, columns))
             coarse = nn.functional.adaptive_avg_pool2d(maps, self.config.grid)  # [n, E, grid, grid]
@@ -283,7 +282,7 @@ class FrozenEncoder(nn.Module):
         return (weights @ means / weights.sum())[None]  # [1, E]
 
     def patches(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in a picture."""
+        """Rows and columns of patches in an image."""
         height, width = _pair(self.model.config.patch_size)
         return frame_size[0] // height, frame_size[1] // width
 
@@ -293,7 +292,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def image_size(config: Any) -> Any:
-    """The picture size that an encoder was made for, as its configuration says it."""
+    """The image size in an encoder's configuration."""
     return getattr(config, "vision_config", config).image_size
 
 
@@ -324,29 +323,29 @@ def _timm(name: str) -> Any:
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # a CUDA torchvision beside a CPU torch raises RuntimeError
-        raise ImportError(
-            f"encoder 'timm:{name}' needs timm, which does not import here ({error}); install `affectgpt[vision]` "
+        raise MissingLibrary(
+            f"encoder 'timm:{name}' needs timm, which cannot be imported ({error}); install `affectgpt[vision]` "
             "with a torchvision that matches torch, or use the same weights as a Blip2VisionModel"
         ) from error
     return timm
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Give a base model its precision, in place; parts that need fp32 keep it."""
+    """Convert a base model to `dtype` in place, except parts that need fp32."""
     return model.cast(dtype) if isinstance(model, ImageQFormer) else model.to(dtype)
 
 
 def from_config(base: Mapping[str, Any]) -> nn.Module:
-    """An untrained base model of that configuration (its weights are loaded afterwards)."""
+    """An untrained base model of this configuration."""
     if "timm" in base:
         return TimmEncoder(base["timm"])
     config = base_config(base)
-    if config.model_type in SIDES:
-        return _whole(SIDES[config.model_type][0](config))
+    if config.model_type in CLASSES:
+        return _with_spectrogram(CLASSES[config.model_type][0](config))
     return AutoModel.from_config(config)
 
 
-def _whole(model: nn.Module) -> nn.Module:
+def _with_spectrogram(model: nn.Module) -> nn.Module:
     return WhisperAudio(model) if isinstance(model, WhisperEncoder) else model
 
 
@@ -354,19 +353,19 @@ def base_config(base: Mapping[str, Any]) -> PreTrainedConfig:
     fields = dict(base)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     if config.model_type == "vit_mae":
-        config.mask_ratio = 0.0  # frozen features are of the whole picture
+        config.mask_ratio = 0.0  # frozen features are of the complete image
     return config
 
 
 def load_config(name: str, revision: str | None = None, pool: str = "tokens") -> dict[str, Any]:
-    """The configuration of a base encoder, as the dictionary that `EncoderArchitecture.base` holds."""
+    """The configuration of a base encoder, in the form of `EncoderArchitecture.base`."""
     if name.startswith("timm:"):
         return {"timm": name.removeprefix("timm:")}
     return base_fields(AutoConfig.from_pretrained(name, revision=revision), pool)
 
 
 def base_fields(config: PreTrainedConfig, pool: str = "tokens") -> dict[str, Any]:
-    """What of a base model's configuration the encoder keeps: the image side of a model with several."""
+    """The part of a base model's configuration that describes the encoder: of a two-tower model, the image tower."""
     if pool == "queries":
         if config.model_type != "blip-2":
             raise InputError(
@@ -375,20 +374,20 @@ def base_fields(config: PreTrainedConfig, pool: str = "tokens") -> dict[str, Any
         fields = config.to_diff_dict()
         parts = {key: {**fields.get(key, {})} for key in ("vision_config", "qformer_config")}
         return {"model_type": "blip-2", **parts, "num_query_tokens": config.num_query_tokens}
-    if config.model_type in SIDES and hasattr(config, "vision_config"):
-        whole, config = config, config.vision_config
-        config.projection_dim = getattr(whole, "projection_dim", None)
+    if config.model_type in CLASSES and hasattr(config, "vision_config"):
+        towers, config = config, config.vision_config
+        config.projection_dim = getattr(towers, "projection_dim", None)
     fields = config.to_diff_dict()
     return {"model_type": config.model_type, **{key: fields[key] for key in fields if key != "_name_or_path"}}
 
 
 def load(name: str, revision: str | None = None, dtype: str = "float32", pool: str = "tokens") -> nn.Module:
-    """Load a base encoder; raises ValueError naming weights that the checkpoint lacks and `pool` needs."""
+    """Load a base encoder; raises InputError naming weights that `pool` needs and the checkpoint lacks."""
     if name.startswith("timm:"):
         return TimmEncoder(name.removeprefix("timm:"), pretrained=True).to(getattr(torch, dtype))
     config = base_config(load_config(name, revision, pool))
-    side, key_mapping = SIDES.get(config.model_type, (AutoModel, None))
-    model, info = side.from_pretrained(
+    cls, key_mapping = CLASSES.get(config.model_type, (AutoModel, None))
+    model, info = cls.from_pretrained(
         name,
         config=config,
         revision=revision,
@@ -398,27 +397,27 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
     )
     missing = sorted(key for key in info["missing_keys"] if not _UNUSED.search(key))
     if not pool.startswith("pooled"):
-        missing = [key for key in missing if not _BEHIND_TOKENS.search(key)]
+        missing = [key for key in missing if not _POOLING.search(key)]
     if missing or info["mismatched_keys"]:
         raise InputError(
             f"encoder {name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:5])} ...) "
-            f"and has {len(info['mismatched_keys'])} of another shape; is it a checkpoint of that model?"
+            f"and has {len(info['mismatched_keys'])} of another shape; is it a checkpoint of this model?"
         )
-    return _whole(model)
+    return _with_spectrogram(model)
 
 
 def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]:
-    """What the base model's preprocessor_config.json says (a timm model: mean and deviation); empty if it has none."""
+    """The base model's preprocessor_config.json (of a timm model, mean and deviation); empty if it has none."""
     if name.startswith("timm:"):
         name = name.removeprefix("timm:")
         cfg = _timm(name).models.get_pretrained_cfg(name)
         return {"image_mean": list(cfg.mean), "image_std": list(cfg.std)} if cfg is not None else {}
-    path = cached_file(name, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    path = bases.resolve(name, "encoder", revision) / bases.PREPROCESSOR
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def min_samples(config: Any) -> int:
-    """Samples of sound that give one state: the receptive field of the convolutions that begin HuBERT and its kin."""
+    """Audio samples needed for one state: the receptive field of the convolutions of HuBERT and similar models."""
     if isinstance(config, WhisperConfig):
         return 2 * WhisperAudio.HOP
     n = 1

@@ -63,6 +63,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """True where processes share the projectors' weights (ZeRO-3): generating, too, then runs all of them."""
     token_budget: int | None = None
     """Tokens of a packed batch that go through the LLM at once; None = all."""
+    # Underscored, but the interface by which a model class of transformers declares what it supports.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -98,11 +99,13 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 self.projectors[name] = kind(config.projector(name), width).float()
         if config.lora:
             _inject_lora(self.language_model, config.lora, config.seed + _DRAWN.index("lora"))
-        for name, module in self.named_modules():  # post_init would draw these again
-            if name.startswith("projectors.") or ".lora_" in name:
-                module._is_hf_initialized = True
         self.set_trainable(["projectors", "lora"] if config.lora else ["projectors"])
         self.post_init()
+
+    def init_weights(self) -> None:
+        """Keep the weights of all parts: `post_init` calls this, and transformers' own version draws anew whatever it
+        did not load itself, that is projectors, LoRA and encoders of other libraries."""
+        self.tie_weights()
 
     # ---------------------------------------------------------------- parts
 

@@ -128,7 +128,7 @@ def test_a_gated_model_asks_for_a_login(hub, tmp_path):
         result = run(hub, tmp_path, "-c", BUILD)
     finally:
         hub.gated.clear()
-    assert f"given on request only: ask at {hub.url}/team/llm, then run `hf auth login`" in result.stderr
+    assert f"is gated: request access at {hub.url}/team/llm, then run `hf auth login`" in result.stderr
 
 
 # ---------------------------------------------------------------- releases

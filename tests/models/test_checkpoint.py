@@ -210,12 +210,12 @@ def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch):
         raise OSError("no connection")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"llm: base model 'a/b' is not whole .*did not answer \(OSError\)"):
+    with pytest.raises(FileNotFoundError, match=r"llm: base model 'a/b' is not complete .*did not answer \(OSError\)"):
         base_models.fingerprint("a/b", "llm")
 
 
 def test_the_fingerprint_of_a_large_file_sees_its_size_and_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(base_models, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(base_models, "_FULL_HASH_BYTES", 1000)
     monkeypatch.setattr(base_models, "_CHUNK_BYTES", 10)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"a" * 5000)

@@ -100,7 +100,7 @@ def test_the_mean_over_unequal_windows_is_the_mean_over_time(bases):
         ("audio", {"layers": "last9_mean"}, "the encoder has 3 hidden states"),
         ("motion", {"pool": "cls"}, "motion: this encoder has no class token; use pool 'frame' or 'mean'"),
         ("motion", {"pool": "pooled"}, "motion: VideoMAEModel has no pooled output"),
-        ("frames", {"pool": "pooled", "layers": 1}, "pool 'pooled' goes with layers -1"),
+        ("frames", {"pool": "pooled", "layers": 1}, "pool 'pooled' needs layers -1"),
     ],
 )
 def test_what_an_encoder_does_not_have_is_named(bases, modality, options, text):
@@ -229,11 +229,11 @@ def test_a_missing_pooler_matters_only_where_it_is_used(tmp_path):
 
 def test_an_image_encoder_cannot_see_motion(bases):
     spec = tiny.tiny_spec(bases | {"motion": bases["frames"]}, ("motion",))
-    with pytest.raises(ValueError, match="motion: Blip2VisionModel is no video encoder; use one such as VideoMAE"):
+    with pytest.raises(ValueError, match="motion: Blip2VisionModel is not a video encoder; use one such as VideoMAE"):
         build(spec)
 
 
-def test_timm_that_does_not_import_is_named_with_the_mend(bases, monkeypatch):
+def test_timm_that_does_not_import_is_named_with_the_fix(bases, monkeypatch):
     genuine = builtins.__import__
 
     def without_timm(name, *args, **kwargs):
@@ -252,7 +252,7 @@ def test_a_timm_model_gives_layers_and_pools_as_the_others(bases):
     try:
         import timm
     except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm does not import here: {error}")
+        pytest.skip(f"timm cannot be imported: {error}")
     name = "vit_tiny_patch16_224"
     reference = timm.create_model(name, num_classes=0).eval()
     model = encoders.TimmEncoder(name)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch import nn
 
 from affectgpt.config import LoraConfig
 from affectgpt.models import build, trainable_table
@@ -451,3 +452,11 @@ def test_a_linear_and_an_attention_projector_train_too(bases):
     used = {name: float(grad.abs().sum()) for name, grad in gradients(model).items()}
     assert used["projectors.audio.project.score.weight"] > 0
     assert used["projectors.frames.project.output.weight"] > 0
+
+
+def test_an_encoder_of_another_library_keeps_its_weights_when_the_model_is_assembled(bases):
+    model, _ = build(tiny.tiny_spec(bases, ("frames",)))
+    foreign = nn.Linear(3, 3)
+    weights = foreign.weight.clone()
+    type(model)(model.config, language_model=model.language_model, encoders={"frames": foreign})
+    assert torch.equal(foreign.weight, weights)

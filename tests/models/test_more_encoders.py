@@ -114,7 +114,7 @@ def test_whispers_spectrum_is_that_of_its_feature_extractor(whisper):
         0.01, 1, 16000, dtype=np.float32
     )
     theirs = WhisperFeatureExtractor(feature_size=8)(sound, sampling_rate=16000, return_tensors="pt").input_features
-    ours = load_as("audio", whisper).model.spectrum(torch.from_numpy(sound)[None])
+    ours = load_as("audio", whisper).model.spectrogram(torch.from_numpy(sound)[None])
     assert ours.shape == (1, 8, 3000)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -139,7 +139,7 @@ def test_whisper_is_fed_sound_as_it_is_in_one_window_of_30_s(whisper, bases):
     row = processor.encode(tiny.question("audio"), tiny.media("audio"))
     assert row["input_values"].shape == (1, 4000)
     assert model.encode(row)["audio"].shape == (13, 32)  # ceil(4000 / 320)
-    with pytest.raises(ValueError, match="Whisper takes at most 30 s a window, found 31 s; set window_s 30"):
+    with pytest.raises(ValueError, match="Whisper takes at most 30 s per window, found 31 s; set window_s 30"):
         model.encoders["audio"](torch.zeros(1, 31 * 16000))
 
 
@@ -188,9 +188,9 @@ def test_stride_averages_sound_in_time_and_the_last_group_over_what_there_is(bas
 def test_thinning_out_goes_with_all_tokens_only(bases):
     with pytest.raises(ValueError, match="stride and grid thin out pool 'tokens', found pool 'mean'"):
         EncoderArchitecture(base={}, pool="mean", stride=2)
-    with pytest.raises(ValueError, match="frames: stride thins out sound; use grid for pictures"):
+    with pytest.raises(ValueError, match="frames: stride is for audio; use grid for images and video"):
         encoder("frames", bases["frames"], stride=2)(FRAMES)
-    with pytest.raises(ValueError, match="audio: grid thins out pictures; use stride for sound"):
+    with pytest.raises(ValueError, match="audio: grid is for images and video; use stride for audio"):
         encoder("audio", bases["audio"], grid=2)(SOUND)
 
 
@@ -248,7 +248,7 @@ def test_a_film_of_faces_goes_through_a_video_encoder(bases):
     assert model.encode(row)["face_motion"].shape == (2 * 4, 32)
     spec = tiny.tiny_spec(bases | {"face_motion": bases["frames"]}, ("face_motion",))
     with pytest.raises(
-        ValueError, match=r"face_motion: Blip2VisionModel is no video encoder.*or name this one under face"
+        ValueError, match=r"face_motion: Blip2VisionModel is not a video encoder.*or configure it as face"
     ):
         build(spec)
 
