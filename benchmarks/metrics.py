@@ -1,7 +1,7 @@
 """Speed of the metrics on one core: python benchmarks/metrics.py [n_samples]
 
-Compares scoring all twelve groupings with a plain loop that does what published code does (each grouping maps every
-label of every sample again). Budgets: import under 0.5 s, 20,000 samples under 3 s.
+Compares scoring under all twelve groupings with a plain loop like that of the published code, which maps every label of
+every sample once per grouping. Budgets: import under 0.5 s, 20,000 samples under 3 s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-N_NAIVE = 1000  # the plain loop runs on so many samples; its time is scaled
+N_NAIVE = 1000  # number of samples for the plain loop, whose time is scaled up
 
 
 def timed(call):
@@ -21,7 +21,7 @@ def timed(call):
 
 
 def start_up_s(code):
-    """Seconds of a fresh python that runs `code`; the best of three."""
+    """Seconds that a new python process takes to run `code`; the best of three."""
     return min(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))[0] for _ in range(3))
 
 
@@ -38,28 +38,28 @@ def main() -> None:
     references = {f"s{i}": rng.choices(words, k=rng.randint(1, 6)) for i in range(n_samples)}
     predictions = {f"s{i}": rng.choices(words, k=rng.randint(1, 6)) for i in range(n_samples)}
     score_s, report = timed(lambda: evaluate(predictions, references, n_bootstrap=0))
-    whole_s, _ = timed(lambda: evaluate(predictions, references, n_bootstrap=1000))
+    bootstrap_s, _ = timed(lambda: evaluate(predictions, references, n_bootstrap=1000))
 
     texts = {name: "She smiles.\nEmotions: " + ", ".join(labels) for name, labels in predictions.items()}
     parse_s, _ = timed(lambda: evaluate(texts, references, n_bootstrap=0))
     naive_s, f_scores = timed(lambda: naive(lexicon, list(references)[:N_NAIVE], references, predictions))
-    some = list(references)[:N_NAIVE]
-    check = evaluate({k: predictions[k] for k in some}, {k: references[k] for k in some}, n_bootstrap=0)
+    ids = list(references)[:N_NAIVE]
+    check = evaluate({k: predictions[k] for k in ids}, {k: references[k] for k in ids}, n_bootstrap=0)
     assert all(abs(check.scores[name].f_score - f_scores[name]) < 1e-9 for name in GROUPINGS)
     assert report.primary.n > 0
 
     naive_s *= n_samples / N_NAIVE
-    print(f"import affectgpt.metrics (beyond python itself)          {import_s:7.2f} s   budget 0.5")
+    print(f"import affectgpt.metrics (without starting python)       {import_s:7.2f} s   budget 0.5")
     print(f"load the built-in lexicon                                {load_s:7.3f} s   budget 0.05")
     print(f"{n_samples} samples x 12 groupings                      {score_s:7.2f} s   budget 3")
-    print(f"the same, reading the labels out of texts                {parse_s:7.2f} s")
-    print(f"the same, with 1000 bootstrap resamples                  {whole_s:7.2f} s")
+    print(f"the same, parsing the labels from texts                  {parse_s:7.2f} s")
+    print(f"the same, with 1000 bootstrap resamples                  {bootstrap_s:7.2f} s")
     times = naive_s / score_s
     print(f"a plain loop (scaled from {N_NAIVE} samples)                   {naive_s:7.2f} s   {times:.1f} x ours")
 
 
 def naive(lexicon, names, references, predictions):
-    """Twelve passes, each mapping every label anew."""
+    """Twelve passes, each of which maps every label again."""
     f_scores = {}
     for grouping in ("M1", "M2", *(f"M3-W{k}-L{level}" for k in range(1, 6) for level in (1, 2))):
         precisions, recalls = [], []

@@ -1,4 +1,4 @@
-"""Small data sets on disk, each in the layout in which it is published, with the traps that the real ones hold."""
+"""Small data sets on disk in their published layouts, with the irregularities of the real ones."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def media(folder: Path, names=NAMES, *, suffix=".mp4", faces=False, audio=False,
         if faces:
             (folder / "openface_face" / name).mkdir(parents=True)
             crops = np.zeros((4, 112, 112, 3), dtype=np.uint8)
-            crops[..., 2] = 200  # red, in blue-green-red order
+            crops[..., 2] = 200  # red, in BGR order
             np.save(folder / "openface_face" / name / f"{name}.npy", crops)
     return folder
 
@@ -61,7 +61,7 @@ def emer_fine(folder: Path):
 
 
 def openset(folder: Path, kind: str):
-    """Labels and descriptions in two files; the labels' list holds an apostrophe, NaN and an empty list."""
+    """Labels and descriptions in two files; the labels include an apostrophe, NaN and an empty list."""
     media(folder)
     rows = (NAMES[0], "[\"don't know\", 'sad']"), (NAMES[1], "nan"), (NAMES[2], "[]")
     write_csv(folder / f"track2_train_{kind}.csv", ("name", "openset"), *rows)

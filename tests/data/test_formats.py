@@ -231,6 +231,29 @@ def test_a_second_row_of_an_id_is_bad_not_silently_the_last(tmp_path):
     assert "ids must be unique" in rows[1].reason
 
 
+def test_a_bug_in_a_reader_is_not_reported_as_a_bad_row(tmp_path, monkeypatch):
+    bug = ValueError("not enough values to unpack")
+
+    def fail(*arguments):
+        raise bug
+
+    layouts.onehot(tmp_path)
+    monkeypatch.setattr("affectgpt.data.formats.parse_label_list", fail)
+    with pytest.raises(ValueError, match="not enough") as caught:
+        read_format("mer_onehot", tmp_path, {})
+    assert caught.value is bug
+
+
+@pytest.mark.parametrize("turns", ["yes", ["yes"], [{"from": "gpt", "value": 3}]])
+def test_conversations_of_another_form_are_bad_rows(tmp_path, turns):
+    layouts.llava(tmp_path)
+    entries = json.loads((tmp_path / "train.json").read_text())
+    entries[0]["conversations"] = turns
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    rows, _ = read_format("llava", tmp_path, {"file": "train.json"})
+    assert rows[0].reason.startswith("conversations ")
+
+
 @pytest.mark.parametrize(
     ("format", "options", "words"),
     [

@@ -1,4 +1,4 @@
-"""Benchmarks: every shipped file composes, every kind scores, and what is missing is said."""
+"""Benchmarks: every shipped file composes, every kind is scored, and missing files are named."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_every_shipped_benchmark_composes_and_is_complete(name):
         assert 0 < row["value"] < 100
 
 
-def test_the_benchmarks_of_the_field_are_there():
+def test_the_benchmarks_of_the_field_are_included():
     wanted = {"emer_fine", "ovmerd", "ovmerd_plus", "mer2023_semi", "mer2024", "mer2025_ov", "mer2026_ov", "meld"}
     wanted |= {"iemocap4", "cmu_mosi", "cmu_mosei", "ch_sims", "ch_sims_v2", "dfew", "mer_unibench"}
     assert wanted <= set(NAMES)
@@ -67,6 +67,9 @@ def test_hit_rate_classes_and_sentiment(tmp_path):
     scored = run_benchmark(benchmark(tmp_path, "classes", labels, classes=classes, metric="WAR"), predictions)
     assert (scored.metric, scored.value) == ("WAR", pytest.approx(2 / 3))
     assert scored.details["unparsed or none of the classes"] == 1
+    bad = write(tmp_path, "bad.csv", "name,val\na,high\n")
+    with pytest.raises(ScoreFileError, match=r"bad\.csv: the score of 'a' must be a number, found 'high'"):
+        run_benchmark(benchmark(tmp_path, "sentiment", bad), {"a": ["happy"]})
     scores = write(tmp_path, "scores.csv", "name,val\na,1.5\nb,-0.5\nc,0\n")
     sentiment = run_benchmark(benchmark(tmp_path, "sentiment", scores), {"a": ["happy"], "b": ["furious"]})
     assert (sentiment.value, sentiment.n, sentiment.details["dropped, true score 0"]) == (1.0, 2, 1)
@@ -80,12 +83,15 @@ def test_a_pickled_label_file_needs_trust_and_the_right_array(tmp_path):
         run_benchmark(config, {"a": ["glad"]})
     config.trust_pickle = True
     assert run_benchmark(config, {"a": ["glad"], "b": ["sad"]}).value == 1.0
+    config.classes = ["happy"]
+    with pytest.raises(ScoreFileError, match=r"'b' has class number 1, benchmark\.classes names \['happy'\]"):
+        run_benchmark(config, {"a": ["glad"]})
     config.array = "other"
     with pytest.raises(ScoreFileError, match=r"no array 'other', only \['test_corpus'\]"):
         run_benchmark(config, {"a": ["glad"]})
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_a_missing_folder_or_file_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match="set the folder of your copy"):
         run_benchmark(conf.BenchmarkConfig(name="toy", references="x.csv"), {})
     with pytest.raises(ScoreFileError, match=r"no 'x\.csv' in"):
@@ -102,7 +108,7 @@ def evaluate(*overrides):
     return run_evaluation(config, members)
 
 
-def test_eval_scores_a_benchmark_and_prints_published_results_beside_it(tmp_path, capsys):
+def test_eval_scores_a_benchmark_and_prints_published_results(tmp_path, capsys):
     write(tmp_path, "track2_train_ovmerd.csv", "name,openset\na,['happy']\n")
     write(tmp_path, "p.csv", "name,openset\na,['glad']\n")
     assert evaluate("benchmark=ovmerd", f"benchmark.folder={tmp_path}", f"predictions={tmp_path / 'p.csv'}") == 0
@@ -137,7 +143,7 @@ def test_mer_unibench_is_the_mean_of_its_members(tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_eval_compares_files_and_says_when_there_is_only_one(tmp_path, capsys):
+def test_eval_compares_files_and_one_file_is_an_error(tmp_path, capsys):
     write(tmp_path, "gt.csv", "name,openset\na,['happy']\nb,['sad']\n")
     write(tmp_path, "one.csv", "name,openset\na,['glad']\nb,['sad']\n")
     write(tmp_path, "two.csv", "name,openset\na,['angry']\nb,['sad']\n")
@@ -149,6 +155,6 @@ def test_eval_compares_files_and_says_when_there_is_only_one(tmp_path, capsys):
         evaluate(f"predictions={tmp_path / 'one.csv'}", f"references={tmp_path / 'gt.csv'}", "compare=true")
 
 
-def test_nothing_to_average_is_an_error():
+def test_an_empty_mean_is_an_error():
     with pytest.raises(ValueError, match="no benchmark results"):
         mean_result([], "x", "X")

@@ -1,4 +1,4 @@
-"""One-label scores against naive definitions, and the zero cases that decide published figures."""
+"""One-label scores against naive definitions, and the special cases that decide published results."""
 
 import math
 import random
@@ -49,7 +49,7 @@ def test_scores_equal_their_definitions_on_random_labels():
     assert result.confusion.sum() == result.n == 200
 
 
-def test_a_class_without_truth_does_not_enter_the_means():
+def test_a_class_without_true_samples_is_left_out_of_the_means():
     with_absent = classify(["a", "b"], ["a", "b"], ["a", "b", "never"])
     assert (with_absent.uar, with_absent.macro_f1, with_absent.weighted_f1) == (1.0, 1.0, 1.0)
 
@@ -59,7 +59,7 @@ def test_unparsed_is_wrong_and_never_neutral():
     assert (result.accuracy, result.unparsed) == (0.0, 2)
 
 
-def test_wrong_input_is_named():
+def test_invalid_input_is_an_error_that_names_it():
     with pytest.raises(ValueError, match=r"true labels \['x'\] are not among the classes \['a'\]"):
         classify(["x"], ["a"], ["a"])
     with pytest.raises(ValueError, match="1 truths and 0 predictions"):
@@ -73,7 +73,7 @@ def test_hit_rate_skips_unknown_truths_and_counts_a_missing_prediction_as_a_miss
     assert result.rate_of_all == pytest.approx(1 / 3)
 
 
-def test_sentiment_drops_zero_scores_and_keeps_the_published_variant_apart():
+def test_sentiment_drops_zero_scores_and_reports_the_published_variant_separately():
     truths = {"a": 2.0, "b": -1.0, "c": 0.0, "d": -0.2, "e": 0.4}
     predictions = {"a": "positive", "b": "neutral", "c": "positive", "d": None, "e": "negative"}
     result = score_sentiment(truths, predictions)

@@ -1,4 +1,4 @@
-"""Comparisons are paired, symmetric, and say what they compared."""
+"""Comparisons are paired and symmetric, and name the systems."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_every_pair_is_tested_once_and_each_report_is_the_single_report():
     assert "multiply p by that" in result.table()
 
 
-def test_one_system_is_no_comparison():
+def test_a_comparison_of_one_system_is_an_error():
     with pytest.raises(ValueError, match=r"two systems or more, found \['a'\]"):
         compare({"a": RIGHT}, REFERENCES)
 
@@ -67,18 +67,18 @@ def test_sample_f_of_perfect_and_of_empty_predictions():
     assert mean_sample_f(mixed[:, 2:3]) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_files_of_one_name_stay_different_systems():
+def test_files_of_the_same_name_are_different_systems():
     files = ["runs/a/predictions.jsonl", "runs/b/predictions.jsonl", "other/a/predictions.jsonl"]
     assert list(named_after_files(files)) == ["runs/a/predictions", "runs/b/predictions", "other/a/predictions"]
     assert list(named_after_files(["x/a.jsonl", "x/b.csv"])) == ["a", "b"]
 
 
-def test_one_file_given_twice_is_refused():
+def test_one_file_given_twice_is_an_error():
     with pytest.raises(ValueError, match="given twice"):
         named_after_files(["a.jsonl", "a.jsonl"])
 
 
-def test_strict_extras_of_perfect_predictions_are_one_and_see_what_the_published_score_ignores():
+def test_strict_scores_of_perfect_predictions_are_one_and_include_neutral_truths():
     truth = {"a": ["happy"], "b": ["neutral"]}
     assert strict_extras(truth, truth) == {"neutral_aware_f_s": 1.0, "sample_mean_f": 1.0}
     missed = strict_extras({"a": ["happy"], "b": ["sad"]}, truth)

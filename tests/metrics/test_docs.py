@@ -1,4 +1,4 @@
-"""The worked example of the documentation runs, and its figures of the lexicon are current."""
+"""The worked example of the documentation runs, and its numbers about the lexicon are current."""
 
 import doctest
 import importlib

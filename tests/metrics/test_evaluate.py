@@ -1,4 +1,4 @@
-"""From files to a report: nothing is dropped without being counted."""
+"""From files to a report: everything that is left out is counted."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_everything_that_is_left_out_is_counted():
         assert piece in text, piece
 
 
-def test_labels_that_stand_beside_their_text_say_how_they_were_read():
+def test_labels_given_with_their_text_are_counted_by_how_they_were_read():
     predictions = [
         Prediction("a", "She smiles.\nEmotions: happy", labels=("happy",)),
         Prediction("b", "I cannot determine it.", labels=()),
@@ -76,7 +76,7 @@ def test_order_of_samples_and_of_labels_does_not_change_the_score():
     }
 
 
-def test_primary_figure_is_the_mean_of_the_five_wheels_and_comes_first():
+def test_primary_score_is_the_mean_of_the_five_wheels_and_comes_first():
     report = evaluate({"a": ("happy", "sad"), "b": ("mad", "calm")}, REFERENCES, n_bootstrap=0)
     assert next(iter(report.scores)) == PRIMARY
     assert report.primary.f_score == pytest.approx(np.mean([report.scores[name].f_score for name in LEVEL1]))
@@ -85,13 +85,13 @@ def test_primary_figure_is_the_mean_of_the_five_wheels_and_comes_first():
     assert report.headline().startswith("level 1 mean: F_S ")
 
 
-def test_some_groupings_only_give_only_the_means_they_support():
+def test_a_subset_of_groupings_only_gives_the_means_that_it_includes():
     report = evaluate({"a": ("happy",)}, REFERENCES, groupings=("M1", *LEVEL1), n_bootstrap=0)
     assert list(report.scores) == [PRIMARY, "M1", *LEVEL1]
     assert report.m_avg is None
 
 
-def test_same_seed_same_interval_and_it_contains_the_score():
+def test_the_interval_is_a_function_of_the_seed_and_contains_the_score():
     predictions = random_labels(REFERENCES, seed=3)
     reports = [evaluate(predictions, REFERENCES, n_bootstrap=200, seed=5) for _ in range(2)]
     assert reports[0].to_dict() == reports[1].to_dict()
@@ -99,7 +99,7 @@ def test_same_seed_same_interval_and_it_contains_the_score():
     assert score.interval.low <= score.f_score <= score.interval.high
 
 
-def test_errors_say_what_is_wrong():
+def test_invalid_arguments_are_errors_that_name_them():
     with pytest.raises(ValueError, match="no references"):
         evaluate({}, {})
     with pytest.raises(ValueError, match=r"unknown groupings \['M9'\]; expected some of"):
@@ -125,7 +125,7 @@ def test_jsonl_csv_and_npz_predictions_give_one_score(tmp_path):
     assert len({tuple(score.f_score for score in report.scores.values()) for report in reports}) == 1
 
 
-def test_report_json_holds_what_the_table_shows(tmp_path):
+def test_report_json_has_what_the_table_shows(tmp_path):
     report = evaluate({"a": "happy"}, REFERENCES, n_bootstrap=20)
     report.write(tmp_path / "out" / "report.json")
     saved = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -165,16 +165,30 @@ def test_references_keep_empty_cells_apostrophes_splits_and_languages(tmp_path):
         ("p.jsonl", "", r"p\.jsonl: no predictions"),
     ],
 )
-def test_unreadable_predictions_name_file_line_and_expectation(tmp_path, name, text, message):
+def test_unreadable_predictions_are_errors_with_file_and_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ScoreFileError, match=message):
         read_predictions(tmp_path / name)
 
 
-def test_a_pickled_npz_is_refused_without_running_it(tmp_path):
+def test_a_pickled_npz_is_an_error_and_not_unpickled(tmp_path):
     np.savez(tmp_path / "p.npz", filenames=np.array(["a"]), fileitems=np.array([["sad"], None], dtype=object))
     with pytest.raises(ScoreFileError, match="contains pickled objects, which are not loaded because"):
         read_predictions(tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize("read", [read_predictions, read_references])
+def test_a_bug_while_a_row_is_read_is_not_reported_as_a_bad_row(tmp_path, monkeypatch, read):
+    bug = ValueError("not enough values to unpack")
+
+    def fail(*arguments):
+        raise bug
+
+    monkeypatch.setattr("affectgpt.metrics.io.parse_label_list", fail)
+    (tmp_path / "p.jsonl").write_text('{"id": "a", "labels": ["sad"]}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="not enough") as caught:
+        read(tmp_path / "p.jsonl")
+    assert caught.value is bug
 
 
 def test_random_baseline_is_seeded_and_independent_of_the_order_of_ids():

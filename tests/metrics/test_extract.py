@@ -1,4 +1,4 @@
-"""The label parser on a corpus of what models write, and on properties that hold for any text."""
+"""The label parser on a corpus of model outputs, and on properties that hold for any text."""
 
 import random
 
@@ -31,7 +31,7 @@ def test_the_answer_format_of_the_prompts_reads_back_exactly(lang):
     assert read_labels(LABEL_SEPARATOR[lang].join(words)).labels == tuple(words)
 
 
-def test_a_written_list_reads_back_exactly():
+def test_a_printed_list_reads_back_exactly():
     for words in (["sad", "don't know"], ["o'clock"], ["out of control"], ["x"]):
         assert read_labels(str(words)).labels == parse_label_list(str(words)) == tuple(words)
 
@@ -40,10 +40,10 @@ def test_a_written_list_reads_back_exactly():
 def test_nearly_every_form_of_the_lexicon_reads_back(template):
     forms = list(load_lexicon("builtin").forms)
     lost = [form for form in forms if read_labels(template.format(form)).labels[:1] != (form,)]
-    assert len(lost) < 0.004 * len(forms), lost  # what is lost: "near and dear", "down in the dumps"
+    assert len(lost) < 0.004 * len(forms), lost  # lost are, for example, "near and dear", "down in the dumps"
 
 
-def test_no_label_exactly_where_the_reading_says_so():
+def test_exactly_the_readings_without_labels_give_none():
     for text, _, _ in CASES:
         reading = read_labels(text)
         assert (not reading.labels) == (reading.how in ("empty", "refusal", "nothing"))
@@ -51,7 +51,7 @@ def test_no_label_exactly_where_the_reading_says_so():
         assert len(set(reading.labels)) == len(reading.labels)
 
 
-def test_any_garbage_is_read_without_an_error():
+def test_random_text_is_read_without_an_error():
     rng = random.Random(0)
     pieces = [
         "Emotions:",

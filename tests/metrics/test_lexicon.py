@@ -1,4 +1,4 @@
-"""The built-in lexicon: wide enough, consistent, and right about the words that go wrong elsewhere."""
+"""The built-in lexicon: large enough, consistent, and right about words that other lexicons get wrong."""
 
 import time
 
@@ -16,7 +16,7 @@ def level1(word):
     return {name: group for name, group in GROUPING.groups(word).items() if name.endswith("L1")}
 
 
-def test_is_at_least_as_wide_as_the_published_lexicon():
+def test_is_at_least_as_large_as_the_published_lexicon():
     on_wheels = set().union(*(wheel.level1 for wheel in LEXICON.wheels))
     assert len(on_wheels) == 253
     assert len(LEXICON.wheel_words) >= 1255
@@ -27,7 +27,7 @@ def test_generated_file_is_up_to_date_with_its_sources():
     assert (builtin.FOLDER / "builtin.tsv").read_text(encoding="utf-8") == build.lexicon_text()
 
 
-def test_an_edited_file_is_refused(tmp_path, monkeypatch):
+def test_an_edited_file_is_an_error(tmp_path, monkeypatch):
     for name in ("wheels.txt", "builtin.tsv"):
         (tmp_path / name).write_text((builtin.FOLDER / name).read_text(encoding="utf-8"), encoding="utf-8")
     with (tmp_path / "builtin.tsv").open("a", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def test_wheel_sizes_are_those_of_the_published_wheels():
     assert [len(set(wheel.level2.values())) for wheel in LEXICON.wheels] == [36, 41, 36, 48, 36]
 
 
-def test_every_wheel_word_keeps_its_own_place_on_every_wheel():
+def test_every_wheel_word_keeps_its_cluster_on_every_wheel():
     for number, wheel in enumerate(LEXICON.wheels, 1):
         for word in wheel.level1:
             groups = GROUPING.groups(word)
@@ -69,7 +69,7 @@ def test_every_wheel_word_keeps_its_own_place_on_every_wheel():
         *[("开心", "happy"), ("有点难过的", "sad"), ("愤怒", "outraged"), ("害怕", "scared"), ("不开心", "unhappy")],
     ],
 )  # fmt: skip
-def test_forms_phrases_spellings_and_chinese_lead_to_the_same_groups(word, same_as):
+def test_forms_phrases_spellings_and_chinese_have_the_same_groups(word, same_as):
     assert LEXICON.kind(word) == "known"
     assert level1(word) == level1(same_as)
 
@@ -89,7 +89,7 @@ def test_neutral_is_recognised_and_has_no_group(word):
 
 
 @pytest.mark.parametrize("word", ["not happy at all", "not angry", "without fear", "no joy", "不害怕", "没有生气"])
-def test_a_denied_feeling_is_never_counted_as_the_feeling(word):
+def test_a_negated_emotion_is_never_counted_as_the_emotion(word):
     assert is_negated(word.lower())
     assert LEXICON.kind(word) == "negated"
 
@@ -108,10 +108,10 @@ def test_knows_the_common_chinese_emotion_words():
     assert [word for word in COMMON_CHINESE if LEXICON.kind(word) != "known"] == []
 
 
-def test_groupings_of_a_known_word_are_named_as_promised():
+def test_a_known_word_has_a_group_under_every_grouping():
     assert set(GROUPING.groups("sad")) == set(GROUPINGS)
 
 
-def test_unknown_lexicon_is_an_error_that_says_what_is_possible():
+def test_an_unknown_lexicon_is_an_error_that_names_the_choices():
     with pytest.raises(ValueError, match="'nowhere' is neither 'builtin' nor an existing folder"):
         load_lexicon("nowhere")

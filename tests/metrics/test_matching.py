@@ -1,4 +1,4 @@
-"""Text matching through the libraries: bounded, 100 for equal texts, honest about what is missing."""
+"""Text matching scores: 100 for equal texts, and missing libraries are named."""
 
 import pytest
 
@@ -14,7 +14,7 @@ CHINESE = {"a": "他皱着眉头，大声地说话，显得很生气。", "b": "
 
 
 @pytest.mark.parametrize(("texts", "lang"), [(ENGLISH, "en"), (CHINESE, "zh")])
-def test_equal_texts_score_100_and_missing_ones_0(texts, lang):
+def test_equal_texts_score_100_and_missing_texts_0(texts, lang):
     equal = matching.match_texts(texts, texts, lang=lang).scores
     for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
         assert equal[name] == pytest.approx(100)
@@ -59,7 +59,7 @@ def test_worse_texts_score_lower():
         assert matching.match_texts(ENGLISH, near).scores[name] > matching.match_texts(ENGLISH, far).scores[name]
 
 
-def test_wrong_input_is_named():
+def test_invalid_input_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="lang is 'fr'"):
         matching.match_texts(ENGLISH, ENGLISH, lang="fr")
     with pytest.raises(ValueError, match="no descriptions"):

@@ -1,4 +1,4 @@
-"""Scores with the published tables equal a literal transcription of the published rules, quirks included."""
+"""Scores with the published tables equal a direct implementation of the published rules, peculiarities included."""
 
 import csv
 import math
@@ -22,7 +22,7 @@ needs_tables = pytest.mark.skipif(
 
 
 def toy_folder(folder: Path) -> Path:
-    """Tables in the published layout with every quirk in a dozen rows."""
+    """Tables in the published layout, with every peculiarity in a dozen rows."""
     rows = {
         1: [("Mad", "Hurt", "Jealous"), (None, "Rage", "Furious"), ("Happy", "Proud", "Brave"), (None, None, " Bold ")],
         2: [("Scared", "Weak", "Small"), ("Joy", "Brave", "Calm")],
@@ -59,7 +59,7 @@ def test_one_form_with_several_keys_takes_the_first_wheel_word_of_all_of_them(tm
     assert grouping.groups("fear")["M3-W1-L1"] == "happy"
 
 
-def test_the_table_of_forms_of_another_year_is_chosen_by_its_path(tmp_path):
+def test_the_table_of_forms_of_another_year_is_selected_by_its_path(tmp_path):
     later = load_lexicon(toy_folder(tmp_path) / "format-fixed.csv")
     assert later.name == "published:format-fixed.csv"
     assert WheelGrouping(later).groups("fear")["M3-W2-L1"] == "scared"
@@ -68,7 +68,7 @@ def test_the_table_of_forms_of_another_year_is_chosen_by_its_path(tmp_path):
 def test_a_key_without_forms_is_its_own_form_and_cells_are_stripped(tmp_path):
     grouping = WheelGrouping(load_lexicon(toy_folder(tmp_path)))
     assert grouping.groups("bold")["M3-W1-L2"] == "proud"
-    assert grouping.groups("Very angry") == {}  # literal look-up: no forgiveness for degrees
+    assert grouping.groups("Very angry") == {}  # looked up verbatim: degree words are not removed
 
 
 def test_label_text_is_split_at_quotes_and_commas_as_published():
@@ -98,7 +98,7 @@ def test_csv_tables_read_like_xlsx_tables(tmp_path):
     assert (before.forms, before.wheel_words, before.wheels) == (after.forms, after.wheel_words, after.wheels)
 
 
-def test_a_missing_table_is_named(tmp_path):
+def test_a_missing_table_is_an_error_that_names_it(tmp_path):
     toy_folder(tmp_path)
     (tmp_path / "wheel3.xlsx").unlink()
     with pytest.raises(ValueError, match=r"has no wheel3\.xlsx or wheel3\.csv"):
@@ -108,8 +108,8 @@ def test_a_missing_table_is_named(tmp_path):
         load_lexicon(tmp_path)
 
 
-class Transcription:
-    """The published rules (docs/metrics.md) written down naively: lists instead of sorted tuples, no caches."""
+class NaiveRules:
+    """A naive implementation of the published rules (docs/metrics.md): lists instead of sorted tuples, no caches."""
 
     def __init__(self, folder: Path, forms: str) -> None:
         self.wheels = []
@@ -171,7 +171,7 @@ class Transcription:
 @needs_tables
 @pytest.mark.parametrize("forms", ["format.csv", "format-2026.csv"])
 def test_every_score_equals_the_published_rules_to_1e_9(forms):
-    naive = Transcription(TABLES, forms)
+    naive = NaiveRules(TABLES, forms)
     rng = random.Random(7)
     words = [
         *rng.sample(sorted(naive.keys), 60),
@@ -200,7 +200,7 @@ def test_every_score_equals_the_published_rules_to_1e_9(forms):
 
 
 @needs_tables
-def test_published_tables_have_the_known_sizes_and_quirks():
+def test_published_tables_have_the_known_sizes_and_peculiarities():
     first, second = load_lexicon(TABLES), load_lexicon(TABLES / "format-2026.csv")
     assert (len(first.wheel_words), len(first.forms), len(second.forms)) == (1255, 7386, 7356)
     assert "fearless" in first.synonym_keys("fear")

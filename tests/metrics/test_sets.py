@@ -1,4 +1,4 @@
-"""Set scores against their definitions and the figures of the papers."""
+"""Set scores against their definitions and published results."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ def test_empty_truth_is_left_out_and_empty_prediction_counts_as_zero():
     assert set_score([(set(), {"a"}), ({"a"}, set()), ({"a"}, {"a"})]) == SetScore(0.5, 0.5, 2)
 
 
-def test_nothing_to_score_gives_zero_with_n_zero():
+def test_no_samples_score_zero_with_n_zero():
     assert set_score([]) == set_score([(set(), {"a"})]) == SetScore(0.0, 0.0, 0)
 
 

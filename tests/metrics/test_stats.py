@@ -1,4 +1,4 @@
-"""Intervals and tests: seeded, honest about n, and right on cases with a known answer."""
+"""Intervals and tests: seeded, and right on cases with a known answer."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def draws(n, p, seed=0):
     return np.repeat(hits[:, None, None], 2, axis=2)
 
 
-def test_averages_leave_unscored_samples_out():
+def test_means_leave_unscored_samples_out():
     scores = np.array([[[1.0, 0.5]], [[np.nan, np.nan]], [[0.0, 0.0]]])
     np.testing.assert_allclose(weighted_means(scores, np.ones((1, 3)))[0], [[0.5, 0.25]])
     np.testing.assert_allclose(weighted_means(scores, np.array([[0.0, 1.0, 0.0]]))[0], [[0.0, 0.0]])
@@ -27,7 +27,7 @@ def test_interval_has_about_the_binomial_width():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 400), rel=0.1)
 
 
-def test_interval_is_narrower_with_more_samples_and_a_point_without_spread():
+def test_interval_is_narrower_with_more_samples_and_a_point_without_variance():
     small, large = (bootstrap_interval(draws(n, 0.5), n_bootstrap=500) for n in (50, 2000))
     assert large.high - large.low < small.high - small.low
     assert bootstrap_interval(np.ones((9, 2, 2)), n_bootstrap=50).low == 1.0
@@ -38,7 +38,7 @@ def test_no_samples_or_no_resamples_give_no_interval():
     assert bootstrap_interval(draws(5, 0.5), n_bootstrap=0) is None
 
 
-def test_resampling_is_a_function_of_the_seed_alone():
+def test_resampling_only_depends_on_the_seed():
     scores = draws(30, 0.4)
     one, same, other = (resampled_means(scores, n_bootstrap=200, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
@@ -78,6 +78,6 @@ def test_p_values_under_no_difference_are_not_small_too_often():
     assert np.mean(np.array(p_values) <= 0.1) < 0.25
 
 
-def test_different_samples_cannot_be_compared():
+def test_comparing_different_samples_is_an_error():
     with pytest.raises(ValueError, match="must cover the same samples"):
         paired_test(draws(4, 0.5), draws(5, 0.5))

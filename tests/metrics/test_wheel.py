@@ -1,4 +1,4 @@
-"""Groupings on a lexicon small enough to hold in the head, and the scores built on them."""
+"""Groupings under a toy lexicon, and scores under them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from affectgpt.metrics.wheel import GROUPINGS, WheelGrouping, score_samples
 WHEEL = Wheel.from_rows(
     [("sad", "tired", "numb"), ("sad", "hurt", "lonely"), ("happy", "proud", "brave"), ("happy", "calm", "safe")]
 )
-OTHER = Wheel.from_rows([("sad", "bored", "sad")])  # "sad" stands at level 1 and again at level 3
+OTHER = Wheel.from_rows([("sad", "bored", "sad")])  # "sad" is at level 1 and again at level 3
 
 
 def toy() -> Lexicon:
@@ -24,24 +24,24 @@ def test_m1_takes_the_first_key_and_m2_its_first_wheel_word():
     assert (groups["M1"], groups["M2"]) == ("bold", "brave")
 
 
-def test_m3_takes_the_first_wheel_word_of_all_keys_that_stands_on_the_wheel():
+def test_m3_takes_the_first_wheel_word_of_all_keys_that_is_on_the_wheel():
     grouping = WheelGrouping(toy())
     assert grouping.groups("weary")["M3-W1-L1"] == "happy"  # brave < numb < tired, although "wearily" is sad
     assert grouping.groups("wearily")["M3-W1-L1"] == "sad"
     assert grouping.groups("wearily")["M3-W1-L2"] == "tired"
 
 
-def test_a_wheel_that_lacks_the_word_gives_no_group():
+def test_a_wheel_without_the_word_gives_no_group():
     assert "M3-W2-L1" not in WheelGrouping(toy()).groups("bold")
 
 
-def test_level_1_word_goes_to_its_first_child_and_a_later_place_wins():
+def test_a_level_1_word_is_in_its_first_child_and_the_last_position_counts():
     grouping = WheelGrouping(toy())
     assert grouping.groups("sad")["M3-W1-L2"] == "hurt"
     assert grouping.groups("sad")["M3-W2-L2"] == "bored"
 
 
-def test_unknown_words_vanish_on_both_sides():
+def test_unknown_words_are_left_out():
     grouping = WheelGrouping(toy())
     assert grouping.map(["bold", "frobnicated", "ALONE "], "M3-W1-L1") == {"happy", "sad"}
 
