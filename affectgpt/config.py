@@ -269,7 +269,7 @@ class InferConfig(QuestionConfig):
     """python infer.py"""
 
     input: list[str] = field(default_factory=list)  # media files, folders or one manifest; also as positional arguments
-    checkpoint: str | None = None  # run or checkpoint folder; null = the last complete fine (else coarse) run
+    checkpoint: str | None = None  # run or checkpoint folder; null = the newest complete run
     subtitle: str | None = None  # transcript, for media files given without a manifest
     split: str | None = None  # only manifest rows with this split
     out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
@@ -322,7 +322,7 @@ class BenchmarkConfig:
 class EvalConfig(QuestionConfig):
     """python eval.py"""
 
-    checkpoint: str | None = None  # run or checkpoint; null = last complete fine run, if predictions is null
+    checkpoint: str | None = None  # run or checkpoint; null = the newest complete run, if predictions is null
     predictions: Any = None  # score this file without loading a model; a list of files is compared by paired tests
     compare: bool = False  # compare all files of `predictions` (implied by a list)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)  # benchmark=..., a file of conf/benchmark
@@ -418,7 +418,7 @@ class ZeroShotConfig:
 class ExportConfig:
     """python -m affectgpt.export"""
 
-    checkpoint: str | None = None  # run or checkpoint folder, also as positional argument; null = the last complete run
+    checkpoint: str | None = None  # run or checkpoint folder, also positional; null = the newest complete run
     out: str = "release"  # new folder for the full model
     merge_lora: bool = False  # merge the adapters into the LLM's weights
     dtype: str | None = None  # LLM precision: float32, bfloat16 or float16; null = as trained
@@ -430,7 +430,7 @@ class ExportConfig:
 class PushConfig:
     """python -m affectgpt.hub push"""
 
-    checkpoint: str | None = None  # run or checkpoint folder, also as positional argument; null = the last complete run
+    checkpoint: str | None = None  # run or checkpoint folder, also positional; null = the newest complete run
     repo: str = "???"  # user/name on the hub
     full: bool = False  # true = the full model; false = trained tensors with ids of the base models
     private: bool = False  # make the repository private if it is created
@@ -447,7 +447,7 @@ class PushConfig:
 class ServeConfig:
     """python -m affectgpt.serve; if the environment variable AFFECTGPT_API_KEY is set, clients must send that key"""
 
-    checkpoint: str | None = None  # run or checkpoint folder, also as positional argument; null = the last complete run
+    checkpoint: str | None = None  # run or checkpoint folder, also positional; null = the newest complete run
     model: str | None = None  # instead of checkpoint: a multimodal chat model of transformers, hub id or folder
     revision: str | None = None  # model only: hub revision
     name: str | None = None  # model name in requests; null = <run>/<checkpoint>, or model

@@ -52,10 +52,14 @@ def set_up_logging(verbose: bool = False) -> None:
 
 def quiet_libraries() -> None:
     """Silence progress bars and load reports of transformers: our own loader is strict and reports what is wrong."""
+    import torch
     from transformers.utils import logging as library_logging
 
     library_logging.disable_progress_bar()
     library_logging.set_verbosity_error()
+    if not torch.cuda.is_available():
+        # transformers imports an installed DeepSpeed, which warns that it finds no GPU unless this says so.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def torch_device(name: str) -> torch.device:

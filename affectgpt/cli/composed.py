@@ -18,11 +18,11 @@ def train(settings: config.TrainConfig, given: Settings) -> int:
     from affectgpt.runtime import without_collector
 
     if settings.study.name:
-        from affectgpt.training.study import Stopped, run_cell
+        from affectgpt.training.study import Stopped, run_cell, stage_names
 
         others = [item for item in given if not item.startswith("stage=")]
         try:
-            run_cell(*(compose("train", [*others, f"stage={name}"]) for name in ("coarse", "fine")))
+            run_cell(*(compose("train", [*others, f"stage={name}"]) for name in stage_names(settings.study)))
         except Stopped as stopped:
             return stopped.exit_code
         return 0

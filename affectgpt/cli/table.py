@@ -70,7 +70,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
         config.EvalConfig,
         """Score open-vocabulary labels with the set-based emotion-wheel metrics.
 
-  python eval.py                                              # last fine run on the test split of its data
+  python eval.py                                              # the newest run on the test split of data=...
   python eval.py checkpoint=runs/fine/best
   python eval.py predictions=mine.jsonl references=test.csv   # anybody's predictions; loads no model
   python eval.py predictions=[a.jsonl,b.jsonl] references=test.csv compare=true       # paired test
@@ -159,7 +159,7 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
         config.ServeConfig,
         """Serve a checkpoint, or another chat model, through the OpenAI API (docs/serve.md).
 
-  python -m affectgpt.serve                                   # the last complete run, at http://127.0.0.1:8000/v1
+  python -m affectgpt.serve                                   # the newest run, at http://127.0.0.1:8000/v1
   python -m affectgpt.serve runs/fine port=8001 media_folder=/data/clips
   python -m affectgpt.serve model=Qwen/Qwen2.5-VL-7B-Instruct dtype=bfloat16
   AFFECTGPT_API_KEY=... python -m affectgpt.serve runs/fine host=0.0.0.0

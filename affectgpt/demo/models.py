@@ -51,7 +51,7 @@ from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, 
 from affectgpt.demo.text import N_LINES, Clues, checked_clues, describe, hide, labels_in_chinese, subtitle_of
 from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.runtime import n_cores, stable_hash
+from affectgpt.runtime import n_cores, quiet_libraries, stable_hash
 from affectgpt.schema import Sample
 from affectgpt.spread import Processes
 
@@ -127,6 +127,7 @@ def _parameters(seed: int, steps: Steps | None) -> dict[str, Any]:
 
 def in_one_thread(job: Callable[[], None]) -> None:
     """Run `job` with one torch thread, restoring the global random state afterwards."""
+    quiet_libraries()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

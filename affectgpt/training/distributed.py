@@ -42,12 +42,11 @@ class Processes:
         check_strategy(strategy, int(os.environ.get("WORLD_SIZE", "1")))
         self.rank, self.world_size, self.local_rank = 0, 1, 0
         self._group: Any = None
-        if device.type == "cpu":
-            # accelerate imports an installed DeepSpeed, which then warns unless it is told that there is no GPU.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if strategy.name == "single":
             return
-        if device.type == "cuda":
+        if device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also on a machine with GPUs
+        else:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # Libraries call functions of torch that it has renamed; users cannot do anything about that.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)

@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyReportConfig, TrainConfig
+from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
@@ -58,6 +58,13 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.variant}-stage1-{self.stage1_epochs}-stage2-{'best' if self.stage2 else 'none'}"
+
+
+def stage_names(study: StudyConfig) -> tuple[str, str]:
+    """Names of stage 1 and stage 2, whose configurations `run_cell` takes."""
+    if len(study.stages) != 2:
+        raise InputError(f"study.stages is {study.stages}; expected the names of two stages")
+    return study.stages[0], study.stages[1]
 
 
 def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:

@@ -37,7 +37,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """The Trainer's part of the configuration; data order, learning rates and removal of checkpoints are ours."""
     stage = config.stage
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run),
         max_steps=stage.epochs * stage.iterations_per_epoch,
         per_device_train_batch_size=stage.batch_size,
@@ -68,13 +68,16 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
     )
+    # One process trains on one GPU. With more of them the Trainer would use nn.DataParallel, which has no setting.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class StageTrainer(Trainer):
     """Trains the parameters with `requires_grad` on a `TrainingStream`, whose collator is a `Batches`.
 
-    Methods of Trainer with a leading underscore are overridden where it has no public hook: it would write and look for
-    weights of the whole model. tests/training notices if a new version of transformers no longer calls them.
+    Methods of Trainer with a leading underscore are overridden where it has no public hook: it would save and load all
+    weights of the model. tests/training notices if a new version of transformers no longer calls them.
 
     Args:
         objective: computes the loss.

@@ -52,7 +52,7 @@ ALL = ["c0", "c1", "c2"]
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop", ["c2"]), ("warn", ALL), ("off", ALL)])
-def test_the_policy_decides_what_becomes_of_leaks(tmp_path, clips, policy, kept):
+def test_leaks_are_dropped_or_kept_by_policy(tmp_path, clips, policy, kept):
     (source,), bad = remove_leaks([Source([clips["c0"], clips["c1"], clips["c2"]])], data(tmp_path, policy))
     assert [sample.id for sample in source.samples] == kept
     assert len(source.samples) + len(bad) == 3
@@ -67,13 +67,13 @@ def test_by_default_training_on_the_test_set_is_refused_with_examples(tmp_path, 
     assert "data.leak_check=drop" in str(e.value)
 
 
-def test_a_test_set_that_cannot_be_read_is_said(tmp_path, clips):
+def test_an_unreadable_test_set_is_reported(tmp_path, clips):
     config = DataConfig(name="d", test=[SourceConfig(manifest=str(tmp_path / "gone.jsonl"))])
     with pytest.raises(ValueError, match=r"the test set cannot be read.*gone\.jsonl.*\n.*data\.leak_check=off"):
         remove_leaks([Source([clips["c0"]])], config)
 
 
-def test_facts_are_kept_until_the_file_changes(tmp_path, clip, monkeypatch):
+def test_facts_are_stored_until_the_file_changes(tmp_path, clip, monkeypatch):
     looked = []
     probe = facts_module.probe
     monkeypatch.setattr(facts_module, "probe", lambda path: looked.append(path) or probe(path))
@@ -87,7 +87,7 @@ def test_facts_are_kept_until_the_file_changes(tmp_path, clip, monkeypatch):
     assert len(looked) == 2
 
 
-def test_half_a_line_of_a_killed_process_is_left_out_and_the_next_line_is_whole(tmp_path, clip, caplog):
+def test_a_torn_line_of_a_killed_process_is_left_out_and_the_next_line_is_complete(tmp_path, clip, caplog):
     file = tmp_path / "facts.jsonl"
     file.write_text('["/x.mp4", 3, 4, {"info"')
     facts = MediaFacts(file)

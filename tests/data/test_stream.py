@@ -23,7 +23,7 @@ def stream(sources, *, length=60, seed=1, modalities=MODALITIES):
     return TrainingStream(sources, modalities=modalities, length=length, seed=seed, **dropout)
 
 
-def test_draw_n_depends_on_seed_and_n_alone():
+def test_draw_n_depends_only_on_seed_and_n():
     once, again = stream([(samples(7), 1.0)]), stream([(samples(7), 1.0)])
     assert [once[n] for n in range(60)] == [again[n] for n in reversed(range(60))][::-1]
     other = stream([(samples(7), 1.0)], seed=2)
@@ -44,7 +44,7 @@ def test_sources_are_drawn_by_weight():
     assert share == pytest.approx(0.75, abs=0.03)
 
 
-def test_dropout_hides_media_at_its_rate_but_never_all_of_them():
+def test_dropout_hides_modalities_at_its_rate_but_never_all_of_them():
     dataset = stream([(samples(5), 1.0)], length=3000)
     draws = [dataset[n] for n in range(3000)]
     assert all(draw.modalities for draw in draws)
@@ -53,27 +53,27 @@ def test_dropout_hides_media_at_its_rate_but_never_all_of_them():
     assert sum(draw.with_subtitle for draw in draws) / 3000 == pytest.approx(0.5, abs=0.03)
 
 
-def test_only_media_that_sample_and_model_have_are_shown():
+def test_only_modalities_that_sample_and_model_have_are_shown():
     draws = stream([(samples(5, modalities=("audio", "frames")), 1.0)], modalities=("frames", "motion"))
     assert {draws[n].modalities for n in range(60)} == {("frames",)}
 
 
-def test_a_sample_of_text_alone_keeps_its_subtitle():
+def test_a_sample_with_only_text_keeps_its_subtitle():
     draws = stream([(samples(5, modalities=()), 1.0)])
     assert all(draws[n] == Draw(draws[n].sample, draws[n].task, "en", (), True) for n in range(60))
 
 
-def test_lacking_texts_are_refused_before_training_with_the_count():
+def test_missing_texts_are_refused_before_training_with_the_count():
     with pytest.raises(ValueError, match=r"'s0' has no description in 'en'.*3 samples lack texts"):
         with_texts(samples(3, description=None), ["both", "labels"], ["en"])
 
 
-def test_a_weight_below_zero_is_refused():
+def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match="weights must be"):
         stream([Source(samples(3), tasks={"both": -1.0})])
 
 
-def test_what_is_hidden_is_drawn_as_it_was_before_there_were_face_crops():
+def test_face_crops_do_not_change_which_other_modalities_are_hidden():
     """The dice of a run: columns audio, frames, motion and subtitle of the fourth generator."""
     dice = np.random.default_rng([7, 3]).random((60, 4), dtype=np.float32)
     dataset = stream([(samples(5), 1.0)], seed=7)
@@ -83,7 +83,7 @@ def test_what_is_hidden_is_drawn_as_it_was_before_there_were_face_crops():
         assert dataset[n].with_subtitle == (row[3] >= 0.5)
 
 
-def test_a_bucket_holds_the_draws_of_its_step_in_order_of_length():
+def test_a_bucket_sorts_the_draws_of_its_step_by_length():
     longer = [Sample(id=f"s{n}", description="d" * (1 + n * 7 % 11), labels=("sad",), modalities=()) for n in range(11)]
     sources = [Source(longer, tasks={"description": 1.0})]
     values = {"modalities": (), "length": 22, "seed": 3}
@@ -107,7 +107,7 @@ def mixture(tmp_path, sources, **data):
     return mixed
 
 
-def test_each_source_is_asked_for_what_it_has(tmp_path):
+def test_each_source_has_its_own_tasks_languages_and_candidates(tmp_path):
     text = {"modalities": None}
     mixed = mixture(
         tmp_path,
@@ -143,7 +143,7 @@ def test_tasks_are_drawn_as_by_the_generators_own_choice():
     assert [dataset[n].task for n in range(60)] == [("both", "labels")[number] for number in chosen]
 
 
-def test_a_mixture_goes_on_where_it_stopped():
+def test_a_resumed_mixture_continues_with_the_same_draws():
     fixed = Source(samples(11, "b", label="sad"), 1.0, tasks={"fixed": 1.0}, candidates=("sad",))
     sources = [(samples(7, "a"), 2.0), fixed]
     whole = [stream(sources)[n] for n in range(60)]
@@ -161,7 +161,7 @@ def test_weights_by_size_draw_every_sample_about_equally_often(tmp_path):
         mixture(tmp_path, sources, weights="size")
 
 
-def test_samples_without_texts_are_left_out_with_the_reason_if_asked():
+def test_samples_without_texts_are_left_out_with_the_reason():
     good, bad = with_texts([*samples(2), *samples(1, "x", labels=None)], ["both"], ["en"], on_bad="skip")
     assert [sample.id for sample in good] == ["s0", "s1"]
     assert "sample 'x0' has no labels in 'en'" in bad[0].reason

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from affectgpt.config import StrategyConfig
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 from affectgpt.training.distributed import Processes, check_strategy, deepspeed_config
 from affectgpt.training.stages import run_stage
 from tests.conftest import make_train_config
@@ -89,7 +89,7 @@ def alone(base_models, manifest, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=STRATEGIES)
 def pair(request, base_models, manifest, tmp_path_factory):
-    """The same six steps in two processes of batch 2 (whole/), and with dropout whole, stopped and resumed."""
+    """The same six steps in two processes of batch size 2 (whole/), and with dropout, uninterrupted and resumed."""
     if request.param != "ddp":
         pytest.importorskip("deepspeed", reason="zero2 and zero3 need the deepspeed extra")
     folder = tmp_path_factory.mktemp(request.param)
@@ -132,7 +132,7 @@ def test_two_processes_train_the_weights_of_one(alone, pair):
             torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-3)  # six steps of 1e-2
 
 
-def test_a_run_folder_is_written_once_and_counts_its_processes(pair):
+def test_a_run_folder_is_written_once_and_records_the_number_of_processes(pair):
     folder, answers = pair
     assert [path.name for path in (folder / "whole" / "runs").iterdir()] == ["coarse"]
     assert {answer["run"] for answer in answers[0]} == {str(folder / "whole" / "runs" / "coarse")}
@@ -155,7 +155,7 @@ def test_stopped_and_resumed_equals_uninterrupted(pair):
     assert column(folder / "stopped", "loss") == column(folder / "noisy", "loss")
 
 
-def test_the_number_of_processes_is_asserted(pair):
+def test_a_wrong_number_of_processes_is_refused(pair):
     _, answers = pair
     assert all("strategy.num_processes is 3, but 2 were started" in answer["error"] for answer in answers[4])
 
@@ -169,7 +169,7 @@ def test_checkpoints_of_deepspeed_hold_no_frozen_weights(pair):
         assert all(name.startswith("projectors.") for name in names)
 
 
-def test_another_number_of_processes_does_not_resume(base_models, manifest, tmp_path):
+def test_resuming_with_another_number_of_processes_is_refused(base_models, manifest, tmp_path):
     config = make_train_config(base_models, manifest, tmp_path)
     RunRecord.start(tmp_path / "runs" / "coarse", kind="train", config=asdict(config), num_processes=2)
     config.resume = True
@@ -192,7 +192,7 @@ def test_another_number_of_processes_does_not_resume(base_models, manifest, tmp_
         (StrategyConfig("zero2", offload_parameters=True), 2, "offload_parameters works with zero3, not with zero2"),
     ],
 )
-def test_a_combination_that_cannot_be_meant_is_named(strategy, world_size, message, monkeypatch):
+def test_an_invalid_combination_is_refused_with_the_fix(strategy, world_size, message, monkeypatch):
     if world_size is None:
         monkeypatch.delenv("RANK", raising=False)
     else:
@@ -202,7 +202,7 @@ def test_a_combination_that_cannot_be_meant_is_named(strategy, world_size, messa
         check_strategy(strategy, world_size or 1)
 
 
-def test_a_missing_deepspeed_is_named_with_the_extra(monkeypatch):
+def test_missing_deepspeed_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -210,10 +210,10 @@ def test_a_missing_deepspeed_is_named_with_the_extra(monkeypatch):
         check_strategy(StrategyConfig("zero2"), 2)
 
 
-def test_offload_reaches_deepspeed_and_precision_is_left_alone():
-    told = deepspeed_config(StrategyConfig("zero3", offload_optimizer=True, offload_parameters=True), 1000)
-    assert told["zero_optimization"]["offload_optimizer"] == told["zero_optimization"]["offload_param"]
-    assert not {"bf16", "fp16"} & told.keys()
+def test_offloading_is_passed_to_deepspeed_and_its_precision_settings_stay_off():
+    found = deepspeed_config(StrategyConfig("zero3", offload_optimizer=True, offload_parameters=True), 1000)
+    assert found["zero_optimization"]["offload_optimizer"] == found["zero_optimization"]["offload_param"]
+    assert not {"bf16", "fp16"} & found.keys()
     assert deepspeed_config(StrategyConfig("ddp"), 1000) is None
 
 
@@ -229,7 +229,37 @@ def test_shares_cover_all_items_once_and_equal_shares_are_equally_long():
     assert {item for share in equal for item in share} == set("abcd")
 
 
-def test_the_slurm_launcher_composes_with_a_task_for_each_gpu():
+@pytest.mark.parametrize(
+    ("bug", "raised_here", "raised_there"),
+    [(InputError("m.csv: no column id"), InputError, UserError), (KeyError("id"), KeyError, RuntimeError)],
+)
+def test_an_exception_keeps_type_and_traceback_in_its_process_and_ends_the_others(
+    bug, raised_here, raised_there, monkeypatch
+):
+    written = []
+
+    def gather(results, mine, group):
+        written.append(mine)
+        results[:] = [written[0], mine]  # process 0 calls first
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+
+    def fail():
+        raise bug
+
+    first, second = Processes(StrategyConfig(), torch.device("cpu")), Processes(StrategyConfig(), torch.device("cpu"))
+    for processes in (first, second):
+        processes.world_size, processes._group = 2, object()
+    with pytest.raises(raised_here) as here:
+        first.together(fail)
+    assert here.value is bug
+    assert here.traceback[-1].name == "fail"
+    with pytest.raises(raised_there, match=f"process 0 failed: {type(bug).__name__}: ") as there:
+        second.together(lambda: 1)
+    assert isinstance(there.value, UserError) == isinstance(bug, UserError)
+
+
+def test_the_slurm_launcher_composes_with_one_task_per_gpu():
     pytest.importorskip("submitit", reason="needs the slurm extra")
     command = [sys.executable, "train.py", "hydra/launcher=slurm", "strategy=ddp", "hydra.launcher.tasks_per_node=8"]
     shown = subprocess.run(
@@ -240,7 +270,7 @@ def test_the_slurm_launcher_composes_with_a_task_for_each_gpu():
     assert "gpus_per_node: 8" in shown.stdout or "gpus_per_node: ${.tasks_per_node}" in shown.stdout
 
 
-def test_a_packed_llm_is_not_split(base_models, manifest, tmp_path):
+def test_zero3_refuses_a_quantized_llm(base_models, manifest, tmp_path):
     config = make_train_config(base_models, manifest, tmp_path)
     config.strategy = StrategyConfig("zero3")
     config.model.llm.quantization = "nf4"

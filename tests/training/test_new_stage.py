@@ -39,7 +39,7 @@ def overrides(base_models, manifest, tmp_path):
     }
 
 
-def test_a_third_stage_of_yaml_alone_trains_and_is_found_by_evaluation_and_inference(overrides, tmp_path, capsys):
+def test_a_third_stage_in_yaml_trains_and_evaluation_and_inference_find_its_run(overrides, tmp_path, capsys):
     coarse = run_stage(compose("train", [*overrides["train"], "stage=coarse", "stage.iterations_per_epoch=2"])).run
     third = run_stage(compose("train", [*overrides["train"], "stage=third"])).run
     record = RunRecord.read(third).values
@@ -54,7 +54,7 @@ def test_a_third_stage_of_yaml_alone_trains_and_is_found_by_evaluation_and_infer
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["model"] == "third/best"
 
 
-def test_the_newest_run_is_of_the_stage_trained_last_and_of_coarse_only_without_others(tmp_path):
+def test_the_newest_run_is_one_of_the_stage_trained_last_and_of_coarse_only_without_others(tmp_path):
     def run(name, started, stage, status="finished"):
         record = RunRecord.start(tmp_path / name, kind=f"train {stage}", config={})
         record.values["started"] = started
@@ -76,14 +76,14 @@ def test_the_newest_run_is_of_the_stage_trained_last_and_of_coarse_only_without_
     assert newest_run(tmp_path) == tmp_path / "third-2"
 
 
-def test_an_unknown_objective_or_setting_of_it_is_refused_with_those_that_exist():
+def test_an_unknown_objective_or_option_is_refused_with_the_list_of_known_ones():
     with pytest.raises(InputError, match=r"stage\.objective is 'reward'; expected one of \['supervised'\]"):
         objectives.load("reward", {})
     with pytest.raises(InputError, match=r"objective_options has \['beta'\]; objective 'supervised' has the settings"):
         objectives.load("supervised", {"beta": 0.1})
 
 
-def test_a_stage_without_training_data_names_what_the_data_set_has(base_models, manifest, tmp_path):
+def test_a_stage_without_training_data_lists_what_the_data_set_has(base_models, manifest, tmp_path):
     config = make_train_config(base_models, manifest, tmp_path, name="third")
     with pytest.raises(
         UserError,

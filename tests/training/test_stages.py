@@ -64,7 +64,7 @@ def in_folder(config, folder):
     return changed
 
 
-def test_a_run_folder_holds_all_that_explains_it(finished):
+def test_a_run_folder_contains_checkpoints_config_record_and_generations(finished):
     _, run = finished
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-4", "checkpoint-6"]
     assert (run / "best" / COMPLETE).exists()
@@ -106,9 +106,7 @@ def test_cached_and_online_features_train_the_same_weights(finished, tmp_path):
 
 
 @pytest.mark.parametrize(("limit_gb", "n_workers"), [(None, 0), (None, 1), (1e-5, 0)])
-def test_states_kept_as_they_come_up_and_those_without_room_train_the_same_weights(
-    finished, tmp_path, limit_gb, n_workers
-):
+def test_states_cached_in_the_first_epoch_or_not_at_all_train_the_same_weights(finished, tmp_path, limit_gb, n_workers):
     config, run = finished
     filled = in_folder(config, tmp_path)
     filled.paths.cache, filled.paths.cache_limit_gb = str(tmp_path / "cache"), limit_gb
@@ -180,7 +178,7 @@ def test_a_killed_process_resumes_to_bit_identical_weights(base_models, manifest
     assert same(weights(tmp_path / "runs" / "coarse" / "checkpoint-24"), expected)
 
 
-def test_the_first_ctrl_c_asks_to_stop_the_second_ends_at_once_and_outside_of_training_any_does():
+def test_the_first_ctrl_c_requests_a_stop_and_a_second_or_any_outside_of_training_ends_at_once():
     with StopOnSignal(lambda flag: flag) as stop:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -214,7 +212,7 @@ def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_
         torch.testing.assert_close(tensor, weights_of[False][name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_limit_of_activations_recomputes_as_many_blocks_as_it_takes_and_trains_the_same_weights(
+def test_a_limit_on_activations_recomputes_as_many_blocks_as_necessary_and_trains_the_same_weights(
     finished, tmp_path, monkeypatch, caplog
 ):
     calls = []
@@ -240,7 +238,7 @@ def test_a_limit_of_activations_recomputes_as_many_blocks_as_it_takes_and_trains
         torch.testing.assert_close(tensor, plain[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_bf16_llm_trains_fp32_projections_with_nearly_the_losses_of_fp32(finished, tmp_path):
+def test_a_bf16_llm_trains_fp32_projectors_with_nearly_the_losses_of_fp32(finished, tmp_path):
     config = in_folder(finished[0], tmp_path)
     config.model.llm.dtype = "bfloat16"
     run = run_stage(config).run
@@ -250,7 +248,7 @@ def test_a_bf16_llm_trains_fp32_projections_with_nearly_the_losses_of_fp32(finis
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
-def test_resume_with_other_settings_is_refused_by_name(finished, tmp_path):
+def test_resuming_with_other_settings_is_refused_with_their_names(finished, tmp_path):
     config, _ = finished
     stopped = in_folder(config, tmp_path)
     run = run_stage(copy.deepcopy(stopped)).run
@@ -261,7 +259,7 @@ def test_resume_with_other_settings_is_refused_by_name(finished, tmp_path):
         run_stage(stopped)
 
 
-def test_resume_says_when_there_is_nothing_to_go_on_with(finished, tmp_path):
+def test_resuming_without_an_unfinished_run_is_refused(finished, tmp_path):
     config, _ = finished
     done = copy.deepcopy(config)
     done.resume = True
@@ -296,7 +294,7 @@ def test_an_llm_too_narrow_to_answer_in_nf4_is_refused_before_the_first_step(
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-def test_projections_for_another_shape_are_refused_with_the_tensor(finished, base_models, manifest, tmp_path):
+def test_projectors_of_another_shape_are_refused_with_the_name_of_the_tensor(finished, base_models, manifest, tmp_path):
     wrong = make_train_config(base_models, manifest, tmp_path, name="fine", init_from=str(finished[1]))
     wrong.model.projectors["audio"] = ProjectorConfig(n_queries=5, hidden_size=16, n_layers=2, n_heads=2)
     with pytest.raises(ValueError, match=r"projectors\.audio"):
@@ -304,7 +302,7 @@ def test_projections_for_another_shape_are_refused_with_the_tensor(finished, bas
     assert RunRecord.read(tmp_path / "runs" / "fine").values["status"] == "failed"
 
 
-def test_a_mistake_in_a_manifest_leaves_no_run_folder(finished, tmp_path):
+def test_an_error_in_a_manifest_leaves_no_run_folder(finished, tmp_path):
     config = in_folder(finished[0], tmp_path)
     (tmp_path / "m.csv").write_text("id,vid\na,b.mp4\n")
     config.data.coarse = [SourceConfig(manifest=str(tmp_path / "m.csv"))]
@@ -313,14 +311,14 @@ def test_a_mistake_in_a_manifest_leaves_no_run_folder(finished, tmp_path):
     assert not Path(config.paths.runs).exists()
 
 
-def test_holding_out_all_samples_names_the_setting(finished, tmp_path):
+def test_holding_out_all_samples_is_refused_with_the_setting(finished, tmp_path):
     config = in_folder(finished[0], tmp_path)
     config.stage.n_validation = 64
     with pytest.raises(UserError, match=r"stage\.n_validation=64 would hold out all of 9 usable"):
         run_stage(config)
 
 
-def test_adapters_of_the_stage_before_are_taken_over_or_the_difference_is_named(
+def test_adapters_of_the_earlier_stage_are_loaded_or_the_difference_is_reported(
     finished, base_models, manifest, tmp_path
 ):
     config, coarse = finished
@@ -341,14 +339,14 @@ def test_adapters_of_the_stage_before_are_taken_over_or_the_difference_is_named(
         run_stage(second)
 
 
-def test_without_a_coarse_run_the_fine_stage_names_the_command_that_makes_one(tmp_path):
+def test_without_a_coarse_run_the_fine_stage_reports_the_command_that_trains_one(tmp_path):
     with pytest.raises(UserError, match=r"python train\.py stage=coarse"):
         checkpoint_to_start_from(tmp_path / "runs", "coarse")
     with pytest.raises(UserError, match=r"python train\.py stage=coarse"):
         checkpoint_to_use(tmp_path / "runs", None)
 
 
-def test_a_missing_video_or_first_stage_leaves_no_run_folder(base_models, manifest, tmp_path):
+def test_a_missing_video_or_earlier_stage_leaves_no_run_folder(base_models, manifest, tmp_path):
     gone = tmp_path / "m.jsonl"
     gone.write_text('{"id": "a", "video": "gone.mp4", "description": "d", "labels": ["sad"], "split": "train"}\n')
     with pytest.raises(ValueError, match=r"sample 'a'.*gone\.mp4"):
@@ -368,7 +366,7 @@ def test_the_last_complete_run_skips_unfinished_ones(tmp_path):
     assert checkpoint_to_start_from(tmp_path, "coarse") == tmp_path / "coarse-2" / "checkpoint-9"
 
 
-def test_the_best_checkpoint_of_a_run_is_asked_and_the_last_one_started_from(tmp_path):
+def test_inference_uses_the_best_checkpoint_of_a_run_and_a_stage_starts_from_the_last_one(tmp_path):
     run = tmp_path / "fine"
     RunRecord.start(run, kind="train fine", config={}).finish("finished")
     for name in ("best", "checkpoint-2", "checkpoint-10"):
@@ -422,7 +420,18 @@ def test_tensorboard_and_offline_wandb_need_no_account(finished, tmp_path, monke
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_validation_scores_count_what_could_not_be_read():
+def test_a_run_in_one_process_prints_no_library_warnings(base_models, manifest, tmp_path):
+    code = SCRIPT.replace("epochs=8", "epochs=1").replace("sys.exit(", "assert 0 == (")
+    argument = json.dumps(
+        [{name: str(path) for name, path in base_models.items()}, str(manifest), str(tmp_path), False]
+    )
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", code, argument], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "arning" not in done.stderr
+
+
+def test_validation_scores_count_unparsed_answers():
     samples = [Sample(id="a", labels=("happy",)), Sample(id="b", labels=("sad",))]
     predictions = [Prediction(id="a", text="happy", labels=("happy",)), Prediction(id="b", text="...", labels=None)]
     scores = validation_scores(predictions, samples)

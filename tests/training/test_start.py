@@ -1,4 +1,4 @@
-"""model.init=pretrained in whole runs: where the first weights come from, and what remembers it."""
+"""model.init=pretrained in complete runs: where the first weights come from, and where that is recorded."""
 
 import copy
 import json
@@ -26,14 +26,14 @@ def config(base_models, manifest, tmp_path_factory):
     return config
 
 
-def test_a_stage_that_starts_from_nothing_takes_the_pretrained_projections(config):
+def test_a_first_stage_starts_from_the_pretrained_projectors(config):
     model, _ = starting_model(config)
     stored = load_file(f"{config.model.init_from}/projectors.safetensors")
     assert stored
     assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in stored.items())
 
 
-def test_run_and_checkpoints_and_the_next_stage_remember_the_start(config, tmp_path):
+def test_run_checkpoints_and_the_next_stage_record_the_initialization(config, tmp_path):
     first = copy.deepcopy(config)
     first.paths.runs = str(tmp_path / "runs")
     run = run_stage(first).run
@@ -49,7 +49,7 @@ def test_run_and_checkpoints_and_the_next_stage_remember_the_start(config, tmp_p
     assert json.loads((again / "checkpoint-6" / "affectgpt.json").read_text())["init"] == started
 
 
-def test_a_start_that_cannot_be_leaves_no_run_folder(config, tmp_path):
+def test_missing_pretrained_projectors_leave_no_run_folder(config, tmp_path):
     wrong = copy.deepcopy(config)
     wrong.paths.runs, wrong.model.init_from = str(tmp_path / "runs"), str(tmp_path)
     with pytest.raises(CheckpointError, match=r"has no projectors\.json"):

@@ -32,14 +32,14 @@ def cell(folder, name):
     return json.loads((folder / "cells" / name / "cell.json").read_text())
 
 
-def test_cells_share_stage_1_and_take_their_part_of_it(swept):
+def test_cells_share_stage_1_and_use_their_share_of_it(swept):
     assert [path.name for path in sorted(swept.glob("*stage1"))] == ["random-stage1"]
     half, whole = (cell(swept, f"random-stage1-{epochs}-stage2-none") for epochs in (1, 2))
     assert half["checkpoint"].endswith("random-stage1/checkpoint-3")
     assert whole["checkpoint"].endswith("random-stage1/checkpoint-6")
 
 
-def test_stage_2_starts_where_its_cell_says_and_hands_over_its_best_by_validation(swept):
+def test_stage_2_starts_from_the_checkpoint_of_its_cell_and_ends_with_its_best_by_validation(swept):
     for epochs, start in ((0, "random-start"), (1, "random-stage1/checkpoint-3")):
         record = json.loads((swept / f"random-stage2-after-{epochs}" / "run.json").read_text())
         assert record["init_from"].endswith(start)
@@ -47,7 +47,7 @@ def test_stage_2_starts_where_its_cell_says_and_hands_over_its_best_by_validatio
         assert chosen == swept / f"random-stage2-after-{epochs}" / "best"
 
 
-def test_curves_score_the_start_and_every_checkpoint_on_whole_train_and_test_set(swept):
+def test_curves_score_the_start_and_every_checkpoint_on_each_set(swept):
     points = json.loads((swept / "random-stage1" / study.CURVE).read_text())
     assert [point["checkpoint"] for point in points] == ["random-start", "checkpoint-3", "checkpoint-6"]
     assert {point[name]["n"] for point in points for name in ("train",)} == {9.0}
@@ -83,20 +83,20 @@ def test_other_settings_under_the_same_name_are_refused(swept, base_models, mani
 
 
 @pytest.mark.parametrize(("share", "points"), [(0.3, 2), (1.5, 2), (0.5, 1)])
-def test_a_share_that_is_no_checkpoint_is_refused(base_models, manifest, tmp_path, share, points):
+def test_a_share_without_a_checkpoint_is_refused(base_models, manifest, tmp_path, share, points):
     coarse, fine = stages(base_models, manifest, tmp_path, stage1_share=share)
     coarse.study.n_points = points
     with pytest.raises(UserError, match=r"stage1_share"):
         study.run_cell(coarse, fine)
 
 
-def test_points_that_do_not_divide_the_steps_are_refused(base_models, manifest, tmp_path):
+def test_a_number_of_points_that_does_not_divide_the_steps_is_refused(base_models, manifest, tmp_path):
     coarse, fine = stages(base_models, manifest, tmp_path)
     coarse.study.n_points = fine.study.n_points = 4
     with pytest.raises(UserError, match=r"n_points=4 does not divide the 6 steps"):
         study.run_cell(coarse, fine)
 
 
-def test_an_empty_study_says_which_command_makes_one(tmp_path, capsys):
+def test_an_empty_study_reports_the_command_that_runs_one(tmp_path, capsys):
     assert run("study", [str(tmp_path)]) == 2
     assert "experiment=table4" in capsys.readouterr().err
