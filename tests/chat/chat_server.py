@@ -1,4 +1,4 @@
-"""A real local HTTP server that speaks the chat-completions protocol and fails on demand."""
+"""A real local HTTP server of the chat-completions protocol that fails on demand."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request, client_address):
-        # Clients that are killed, also in the middle of a request, are part of the game.
+        # Clients may be killed, also during a request.
         if not isinstance(sys.exc_info()[1], (ConnectionError, json.JSONDecodeError)):
             super().handle_error(request, client_address)
 
 
 class ChatServer:
-    """`answer(body)` makes the text; `faults` is a list of faults for the next requests, then all goes well.
+    """`answer(body)` makes the text; `faults` are the faults of the next requests, in order.
 
     Faults: an int = that HTTP status, ("retry-after", seconds) = 429 with the header, "slow", "drip" (a byte now and
     then, without end), "hang up", "cut" (in the middle of the answer), "no json", "no choices", a dict = arguments of
@@ -128,7 +128,7 @@ class ChatServer:
 
 
 def fill_in(body: dict) -> str:
-    """An answer of the JSON schema that a request asks for; its texts differ from request to request."""
+    """An answer of the JSON schema of a request; its texts differ between requests."""
     schema = body["response_format"]["json_schema"]["schema"]
     mark = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
     made = {"string": lambda kind: f"something plain, {mark}", "number": lambda kind: 0.5}

@@ -1,4 +1,4 @@
-"""Multimodal chat models of transformers: what is shown reaches them, in a batch as alone, and misuse is named."""
+"""Multimodal chat models of transformers: media reach them, batches change no answer, and misuse is an error."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def noise(seed: int = 0, duration_s: float = 0.4, rate_hz: int = 16000) -> Wavef
 
 
 def asked(chat, prompt: str = QUESTIONS[0], picture_seed: int = 0, sound_seed: int = 0, **more) -> Request:
-    """A request that shows all that `chat` can see."""
+    """A request with all media that `chat` takes."""
     if "images" in chat.sees:
         more = {"images": pictures(picture_seed), "times_s": np.arange(4) * 0.5, **more}
     if "sound" in chat.sees:
@@ -57,7 +57,7 @@ def next_token(chat, request: Request) -> torch.Tensor:
     return chat.model(**chat.move(chat.encode([request]))).logits[0, -1]
 
 
-def test_answers_of_a_batch_are_the_answers_one_by_one(chat):
+def test_a_batch_gets_the_answers_of_single_requests(chat):
     requests = [asked(chat, question, place, place) for place, question in enumerate(QUESTIONS)]
     together = chat.answer(requests, max_new_tokens=6)
     assert together == [chat.answer([request], max_new_tokens=6)[0] for request in requests]
@@ -65,7 +65,7 @@ def test_answers_of_a_batch_are_the_answers_one_by_one(chat):
     assert all(0 < reply.n_new_tokens <= 6 for reply in together)
 
 
-def test_other_pictures_and_other_sound_give_other_answers(chat):
+def test_other_images_and_other_sound_give_other_answers(chat):
     before = next_token(chat, asked(chat))
     torch.testing.assert_close(next_token(chat, asked(chat)), before)
     shown = {"images": {"picture_seed": 5}, "sound": {"sound_seed": 0, "sound": noise(7)}}
@@ -85,7 +85,7 @@ def test_prompts_of_a_batch_are_padded_on_the_left(chat):
     assert n_padded + len(alone) == mask.shape[1]
 
 
-def test_the_chat_template_of_the_model_writes_the_prompt(chat):
+def test_prompts_follow_the_chat_template(chat):
     text = chat.render(asked(chat, "How is she?", system="Be brief."))
     if chat.kind.template:
         head = f"{chat._tokenizer.bos_token or ''}<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
@@ -95,7 +95,7 @@ def test_the_chat_template_of_the_model_writes_the_prompt(chat):
         assert text == "Be brief.\nHow is she?"
 
 
-def test_a_beginning_that_the_template_writes_is_not_written_twice(tmp_path):
+def test_a_start_token_in_the_template_is_not_repeated(tmp_path):
     chat = load(tiny_chat.write_gemma3(tmp_path), device="cpu")
     start = chat._tokenizer.bos_token_id
     assert chat.encode([asked(chat)])["input_ids"][0].tolist().count(start) == 1
@@ -110,13 +110,13 @@ def test_control_tokens_in_a_prompt_stay_text(chat):
     assert count[0] == count[1]
 
 
-def test_answers_are_given_in_the_order_of_the_requests_whatever_they_show(hearing):
+def test_requests_with_different_media_are_answered_in_their_order(hearing):
     requests = [Request("One?"), asked(hearing, "Two?"), Request("Three, please?"), asked(hearing, "Four?")]
     alone = [hearing.answer([request], max_new_tokens=4)[0] for request in requests]
     assert hearing.answer(requests, max_new_tokens=4) == alone
 
 
-def test_a_text_only_model_answers_and_sees_nothing(tmp_path):
+def test_a_text_only_model_takes_no_media(tmp_path):
     chat = load(tiny.write_qwen2(tmp_path), device="cpu")
     assert chat.sees == frozenset()
     assert "<|im_start|>user\nHello<|im_end|>" in chat.render(Request("Hello"))
@@ -124,12 +124,12 @@ def test_a_text_only_model_answers_and_sees_nothing(tmp_path):
     assert chat.answer(requests, 4) == [chat.answer([item], 4)[0] for item in requests]
 
 
-def test_a_thinking_model_is_asked_to_answer_at_once(tmp_path):
+def test_thinking_is_disabled(tmp_path):
     chat = load(tiny.write_qwen3(tmp_path), device="cpu")
     assert chat.render(Request("Hello")).endswith("<think>\n\n</think>\n\n")
 
 
-def test_pixels_and_sound_come_in_the_precision_of_the_model(tmp_path):
+def test_media_have_the_dtype_of_the_model(tmp_path):
     chat = load(tiny_chat.write_qwen2_5_omni(tmp_path), device="cpu", dtype="bfloat16")
     moved = chat.move(chat.encode([asked(chat)]))
     assert moved["pixel_values_videos"].dtype == moved["input_features"].dtype == torch.bfloat16
@@ -137,7 +137,7 @@ def test_pixels_and_sound_come_in_the_precision_of_the_model(tmp_path):
     assert chat.answer([asked(chat)], 4)[0].n_new_tokens > 0
 
 
-def test_showing_what_a_model_cannot_see_is_an_error_that_names_it(seeing, hearing):
+def test_media_that_a_model_does_not_take_are_an_error(seeing, hearing):
     with pytest.raises(UserError, match=r"llava_onevision\) takes no sound; it takes \['images'\]"):
         seeing.answer([Request("Hm?", sound=noise())])
     with pytest.raises(UserError, match=r"qwen2_audio\) takes no images; it takes \['sound'\]"):
@@ -152,12 +152,12 @@ def test_sound_of_another_rate_or_beyond_the_window_is_an_error(hearing):
         hearing.answer([Request("Hm?", sound=noise(duration_s=1.5))])
 
 
-def test_images_of_another_kind_are_an_error(seeing):
+def test_images_of_another_dtype_are_an_error(seeing):
     with pytest.raises(ValueError, match=r"uint8 \[T,H,W,3\], found float64 \[4, 30, 40, 3\]"):
         seeing.answer([Request("Hm?", images=pictures() / 255)])
 
 
-def test_a_model_with_a_fixed_number_of_frames_says_so(tmp_path):
+def test_another_number_of_frames_is_an_error_of_a_model_that_takes_one_number(tmp_path):
     chat = load(tiny_chat.write_instructblip_video(tmp_path), device="cpu")
     with pytest.raises(ValueError, match="takes 4 frames, found 3"):
         chat.answer([Request("Hm?", images=pictures(n=3))])
@@ -165,7 +165,7 @@ def test_a_model_with_a_fixed_number_of_frames_says_so(tmp_path):
         chat.answer([Request("Hm?")])
 
 
-def test_frame_times_reach_a_model_that_knows_time(tmp_path):
+def test_frame_times_reach_a_model_that_uses_time(tmp_path):
     chat = load(tiny_chat.write_qwen3_vl(tmp_path), device="cpu")
     inputs = chat.encode([Request("Hm?", images=pictures(), times_s=np.array([0.0, 1.0, 2.0, 3.0]))])
     slow = chat.encode([Request("Hm?", images=pictures(), times_s=np.array([0.0, 3.0, 6.0, 9.0]))])
@@ -173,7 +173,7 @@ def test_frame_times_reach_a_model_that_knows_time(tmp_path):
     assert "<1.5 seconds>" in chat._tokenizer.decode(slow["input_ids"][0])
 
 
-def test_a_model_of_an_unknown_type_is_named_with_the_other_ways(tmp_path):
+def test_an_unsupported_model_type_is_an_error_with_the_alternatives(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(UserError, match=r"'clip' is not supported.*base_url=.*JSONL exchange"):
         load(tmp_path)
@@ -200,7 +200,7 @@ def test_every_type_that_takes_a_video_has_its_video_processor():
     assert {name for name, kind in MODEL_TYPES.items() if kind.frames == "video"} == set(VIDEO_PROCESSORS)
 
 
-def test_a_still_video_gives_the_patches_of_its_picture():
+def test_a_still_video_gives_the_patches_of_its_image():
     """Qwen's video path against transformers' own image path, which repeats a picture over the temporal patch."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -214,7 +214,7 @@ def test_a_still_video_gives_the_patches_of_its_picture():
     torch.testing.assert_close(video["pixel_values_videos"], image["pixel_values"], atol=0.03, rtol=0)
 
 
-def test_a_small_picture_is_cropped_from_a_frame_of_zeros():
+def test_cropping_pads_small_images_with_zeros():
     processor = VIDEO_PROCESSORS["video_llava"](
         do_resize=False, do_normalize=False, crop_size={"height": 8, "width": 4}
     )
@@ -224,7 +224,7 @@ def test_a_small_picture_is_cropped_from_a_frame_of_zeros():
     assert cropped[:, 0].tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
 
 
-def test_a_name_that_leads_nowhere_is_an_error_with_the_command_that_fetches(tmp_path, monkeypatch):
+def test_an_unknown_name_is_an_error_with_the_download_command(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         UserError, match=r"nobody/nothing: its configuration cannot be read .*hf download nobody/nothing"
@@ -232,7 +232,7 @@ def test_a_name_that_leads_nowhere_is_an_error_with_the_command_that_fetches(tmp
         load("nobody/nothing")
 
 
-def test_instructblip_as_published_for_images_is_asked_about_videos(tmp_path):
+def test_instructblip_published_for_images_answers_about_videos(tmp_path):
     as_video = tiny_chat.write_instructblip_video(tmp_path / "video")
     shutil.copytree(as_video, tmp_path / "image")
     config = json.loads((as_video / "config.json").read_text())

@@ -90,7 +90,7 @@ def test_a_row_has_the_key_and_the_fields_of_earlier_releases(server, tmp_path):
     assert row["server"] == f"toy at {server.url}"
 
 
-def test_a_lasting_fault_is_an_error_that_counts_and_keeps_the_other_answers(server, tmp_path):
+def test_a_request_that_keeps_failing_is_counted_and_the_other_answers_are_kept(server, tmp_path):
     server.faults = [500] * 3
     asking = client(server, tmp_path, max_retries=2, concurrency=1)
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_a_lasting_fault_is_an_error_that_counts_and_keeps_the_other_answers(ser
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_fault_that_every_request_would_meet_is_not_retried_and_stops_the_rest(server, tmp_path, status):
+def test_an_error_of_every_request_is_not_retried_and_stops_the_rest(server, tmp_path, status):
     server.faults = [status]
     with pytest.raises(ChatError, match=rf"toy at .*HTTP {status}.*check model, base_url and \$OPENAI_API_KEY"):
         texts(client(server, tmp_path, concurrency=1), *map(str, range(20)))
@@ -117,7 +117,7 @@ def test_a_request_that_the_server_refuses_fails_alone(server, tmp_path):
     assert [row["text"] for row in rows(tmp_path)] == ["B", "C"]
 
 
-def test_requests_run_concurrently_but_not_more_than_asked(server, tmp_path):
+def test_requests_run_concurrently_up_to_the_limit(server, tmp_path):
     server.delay_s = 0.05
     texts(client(server, tmp_path, concurrency=4), *map(str, range(16)))
     assert server.most_in_flight == 4
@@ -164,7 +164,7 @@ def test_a_half_written_last_line_is_cut_off_and_asked_again(server, tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
-def test_it_answers_where_an_event_loop_runs_already_as_in_a_notebook(server, tmp_path):
+def test_it_works_inside_a_running_event_loop_as_in_a_notebook(server, tmp_path):
     import asyncio
 
     async def cell():

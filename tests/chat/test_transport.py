@@ -45,7 +45,7 @@ def test_an_answer_has_the_text_the_counts_and_who_gave_it(server):
 
 
 @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, 408, "hang up", "cut", "no json", "no choices"])
-def test_a_passing_fault_is_retried(server, fault):
+def test_a_temporary_fault_is_retried(server, fault):
     server.faults = [fault, fault]
     (answer,), endpoint = complete(server.url, BODY)
     assert answer.text == "A"
@@ -74,7 +74,7 @@ def test_a_retry_after_header_is_seconds_within_bounds(header, expected):
 
 
 @pytest.mark.parametrize("fault", ["slow", "drip"])
-def test_the_time_limit_is_one_of_the_attempt_not_of_the_pause_between_two_bytes(server, fault):
+def test_the_time_limit_is_for_the_attempt_not_for_the_gap_between_two_bytes(server, fault):
     server.faults = [fault]
     started = time.monotonic()
     (answer,), endpoint = complete(server.url, BODY, timeout_s=0.3)
@@ -128,7 +128,7 @@ def message(content, **more):
         (message("a", finish_reason=1), "an answer without choices"),
     ],
 )
-def test_what_is_no_answer_is_an_error_with_the_words_of_the_server(server, value, words):
+def test_an_invalid_answer_is_an_error_that_quotes_the_server(server, value, words):
     server.faults = [{"value": value}] * 2
     with pytest.raises(RequestFailed, match=words) as error:
         complete(server.url, BODY, max_retries=1)
@@ -142,7 +142,7 @@ def test_content_in_parts_is_joined_and_none_is_an_empty_answer():
         assert read_completion(json.dumps(message(content)).encode(), {}).text == text
 
 
-def test_counts_that_are_none_are_not_counted():
+def test_invalid_token_counts_are_ignored():
     for usage in (None, "few", {"prompt_tokens": "3", "completion_tokens": True}):
         answer = read_completion(json.dumps({**message("a"), "usage": usage, "model": 3}).encode(), {})
         assert (answer.tokens_in, answer.tokens_out, answer.answered_by) == (None, None, None)
@@ -201,7 +201,7 @@ def test_a_refusal_that_stays_is_an_error_after_one_change(server):
     assert len(server.requests) == 2
 
 
-def test_half_a_key_at_the_end_of_a_quotation_is_redacted_too(server, monkeypatch):
+def test_a_key_across_the_end_of_a_quotation_is_redacted(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-key\n")
     server.faults = [{"status": 400, "value": b"x" * 295 + b"sk-secret-key"}]
     with pytest.raises(RequestFailed) as error:
@@ -218,7 +218,7 @@ def test_half_a_key_at_the_end_of_a_quotation_is_redacted_too(server, monkeypatc
         ("http://[::1/v1", "base_url is not an address"),
     ],
 )
-def test_an_address_that_is_none_is_named_at_once(url, words):
+def test_an_invalid_address_is_an_error_at_once(url, words):
     with pytest.raises(ChatError, match=words):
         complete(url, BODY)
 
@@ -264,7 +264,7 @@ def test_a_stop_ends_the_pause_before_the_next_attempt(server):
     assert time.monotonic() - started < 5
 
 
-def test_a_rate_limit_lets_a_burst_through_and_then_so_many_a_minute():
+def test_a_rate_limit_lets_a_burst_through_and_then_the_rate():
     async def main():
         limiter, stop = RateLimiter(600), StopSignal()
         started = time.monotonic()

@@ -69,7 +69,7 @@ def test_a_score_is_recomputed_without_the_server(server, tmp_path):
     assert llm_grouping_score(TRUTHS, PREDICTIONS, offline) == online
 
 
-def test_a_missing_word_is_its_own_group_and_an_unreadable_answer_leaves_all_apart(server, tmp_path):
+def test_a_missing_word_is_its_own_group_and_an_unparsed_answer_groups_nothing(server, tmp_path):
     server.answer = lambda body: (
         '[["happy", "glad", "invented"], ["happy", "sad"]]' if "lost" in str(body) else "no idea"
     )
@@ -87,7 +87,7 @@ def test_the_question_names_its_version_and_sorted_words():
     assert text.endswith('Words: ["a", "b"]')
 
 
-def test_extraction_says_how_each_text_was_read(server, tmp_path):
+def test_extraction_reports_how_each_text_was_parsed(server, tmp_path):
     texts = {"a": "He is 'angry' and 'hurt'.", "b": "A room.", "c": " "}
     readings = extract_by_llm(texts, client(server, tmp_path))
     assert readings["a"].labels == ("angry", "hurt")
@@ -95,7 +95,7 @@ def test_extraction_says_how_each_text_was_read(server, tmp_path):
     assert len(server.requests) == 2
 
 
-def test_judge_counts_what_it_cannot_read_and_scores_a_missing_prediction_1(server, tmp_path):
+def test_judge_counts_unparsed_answers_and_scores_a_missing_prediction_1(server, tmp_path):
     replies = iter(['{"score": 9}', "no number", "Score: 5"])
     server.answer = lambda body: next(replies)
     truths = dict.fromkeys("abcd", "He smiles.")
@@ -107,10 +107,10 @@ def test_judge_counts_what_it_cannot_read_and_scores_a_missing_prediction_1(serv
 
 
 @pytest.mark.parametrize("text", ["", "[", "[1, 2]", "{'a'}", '["a", "b"]'])
-def test_what_is_no_list_of_lists_is_no_grouping(text):
+def test_an_answer_that_is_not_a_list_of_lists_is_not_parsed(text):
     assert parse_groups(text) is None
 
 
 @pytest.mark.parametrize("text", ["", "score", "0", "11", '{"score": "high"}', '{"score": 3.5}', "between 3 and 8"])
-def test_what_is_no_score_is_none(text):
+def test_an_answer_without_a_score_is_none(text):
     assert parse_score(text) is None

@@ -1,4 +1,4 @@
-"""eval.py with a language model as grader, against a local server: asked once, then never again."""
+"""eval.py with LLM-based scores against a local server, which is asked once."""
 
 import json
 
@@ -26,7 +26,7 @@ def overrides(tmp_path):
     ]
 
 
-def test_grouping_and_extraction_by_an_llm_stand_in_the_report_and_repeat_offline(
+def test_grouping_and_extraction_by_an_llm_are_in_the_report_and_repeat_offline(
     overrides, tmp_path, capsys, monkeypatch
 ):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
@@ -45,6 +45,6 @@ def test_grouping_and_extraction_by_an_llm_stand_in_the_report_and_repeat_offlin
     assert again["extras"]["llm_grouping"] == first["extras"]["llm_grouping"]
 
 
-def test_offline_without_answers_is_an_error_that_says_so(overrides):
+def test_offline_without_answers_is_an_error(overrides):
     with pytest.raises(ChatError, match="offline is set; run once with a server"):
         run_evaluation(compose("eval", [*overrides, "llm.offline=true"]))

@@ -1,4 +1,4 @@
-"""A server in a thread of the tests, around a tiny trained model or a stand-in, and how to ask it."""
+"""A server in a thread, with a tiny trained model or a fake one, and helpers for requests."""
 
 import base64
 import contextlib

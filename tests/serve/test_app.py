@@ -135,3 +135,13 @@ def test_one_bad_request_of_a_batch_fails_alone():
         with pytest.raises(openai.InternalServerError, match="see the log of the server"):
             answers[2].result()
     assert max(map(len, slow.batches)) == 3
+
+
+class Buggy(Slow):
+    def prepare(self, ask, files):
+        raise ValueError("too many values to unpack")
+
+
+def test_a_bug_while_a_request_is_prepared_is_an_internal_error_not_a_bad_request(caplog):
+    with running(Buggy()) as (client, _), pytest.raises(openai.InternalServerError, match="see the log of the server"):
+        ask(client, text("a"))

@@ -1,4 +1,4 @@
-"""python -m affectgpt.serve: it ends in order, and explains settings before a model is loaded."""
+"""python -m affectgpt.serve shuts down cleanly and checks its settings before a model is loaded."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from tests.serve.conftest import N, ask, video
 ROOT = Path(__file__).parents[2]
 
 
-def test_sigterm_finishes_what_runs(trained, manifest):
+def test_sigterm_finishes_accepted_requests(trained, manifest):
     command = [sys.executable, "-m", "affectgpt.serve", str(trained), "port=0", "device=cpu", "name=tiny"]
     command += [f"media_folder={manifest.parent}", "max_wait_ms=1500", f"max_new_tokens={N}"]
     environment = {**os.environ, "AFFECTGPT_API_KEY": "k", "OMP_NUM_THREADS": "1"}
@@ -52,13 +52,13 @@ def test_sigterm_finishes_what_runs(trained, manifest):
         ({"model": "x", "quantization": "nf4"}, "model= serves another chat model"),
     ],
 )
-def test_settings_that_make_no_sense_are_explained(settings, words, monkeypatch):
+def test_settings_out_of_range_are_refused(settings, words, monkeypatch):
     monkeypatch.delenv("AFFECTGPT_API_KEY", raising=False)
     with pytest.raises(UserError, match=words):
         run_server(conf.ServeConfig(port=0, **settings))
 
 
-def test_a_taken_port_and_an_empty_key_are_named_before_anything_is_loaded(monkeypatch):
+def test_a_port_in_use_and_an_empty_key_are_errors_before_anything_is_loaded(monkeypatch):
     with contextlib.closing(bind("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port={port}: cannot listen there"):

@@ -1,4 +1,4 @@
-"""Media are what they claim to be, and within the limits, before they are decoded."""
+"""Format and limits of media are checked before decoding."""
 
 import pytest
 
@@ -19,13 +19,13 @@ def test_a_file_that_names_other_files_does_not_open_them(server, manifest, line
         assert "cannot be read" in error["message"]
 
 
-def test_what_is_too_long_is_refused(served, manifest):
+def test_media_that_are_too_long_are_refused(served, manifest):
     with running(served, config={"max_request_mb": 0.01, "media_folder": str(manifest.parent)}) as (_, url):
         assert error_of(url, asking(text("a" * 20000)))[0] == 413
     with running(served, config={"max_media_s": 0.5, "media_folder": str(manifest.parent)}) as (_, url):
         assert "longer than 0.5 s" in error_of(url, asking(video("clip0.mp4")))[1]["message"]
 
 
-def test_a_header_that_lies_about_its_length_does_not_get_past_the_limit(manifest):
+def test_a_wrong_duration_in_a_header_does_not_pass_the_limit(manifest):
     with pytest.raises(APIError, match=r"longer than 0\.2 s \(max_media_s\)"):
         check_media(manifest.parent / "clip0.mp4", MediaPart("x"), conf.ServeConfig(max_media_s=0.2))

@@ -25,7 +25,7 @@ def pieces_of(chunks) -> list[str]:
     return [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
 
 
-def test_a_stream_holds_the_same_answer_in_events(client):
+def test_a_stream_has_the_same_answer_in_events(client):
     whole = ask(client, video("clip0.mp4"))
     chunks = list(ask(client, video("clip0.mp4"), stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -100,7 +100,7 @@ def test_answers_of_a_batch_arrive_in_whole_characters_before_they_are_complete(
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(plain)
 
 
-def test_a_sampled_stream_holds_the_seeded_draw(client):
+def test_a_sampled_stream_has_the_text_of_its_seed(client):
     how = {"temperature": 1.5, "seed": 5, "max_tokens": 40}
     whole = ask(client, video("clip0.mp4"), **how).choices[0].message.content
     pieces = pieces_of(ask(client, video("clip0.mp4"), stream=True, **how))

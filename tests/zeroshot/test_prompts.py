@@ -1,4 +1,4 @@
-"""The questions of zero-shot runs: what is shown and said stands in them, and nothing else."""
+"""The questions of zero-shot runs name what is shown and said, and nothing else."""
 
 import itertools
 
@@ -13,7 +13,7 @@ SHOWN = [("images",), ("sound",), ("images", "sound")]
 
 
 @pytest.mark.parametrize(("lang", "shown"), itertools.product(LANGUAGES, SHOWN))
-def test_a_question_tells_the_subtitle_only_when_it_is_given(lang, shown):
+def test_a_question_has_the_subtitle_only_if_it_is_given(lang, shown):
     without = prompts.question("whole", shown, lang=lang)
     told = prompts.question("whole", shown, lang=lang, subtitle="Oh,\n great.")
     assert "great" not in without
@@ -36,7 +36,7 @@ def test_questions_differ_by_what_is_shown_and_by_language():
     assert len(made) == 6
 
 
-def test_an_answer_as_asked_for_is_read_by_the_parser():
+def test_an_answer_in_the_requested_form_is_parsed():
     assert read_labels("She smiles.\nEmotions: happy, proud").labels == ("happy", "proud")
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot runs: every way in writes the same predictions.jsonl, goes on after a kill, and names what is wrong."""
+"""Zero-shot runs: every kind of system writes predictions.jsonl, resumes after a kill, and reports what is wrong."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ def config(manifest, tmp_path):
 
 
 def replace(config: ZeroShotConfig, **changes) -> ZeroShotConfig:
-    """Changes of the run and of whom it asks, side by side as on the command line."""
+    """Changes of settings of the run and of `ask`, in one list as on the command line."""
     asked = {name: changes.pop(name) for name in [field.name for field in fields(AskConfig)] if name in changes}
     return replaced(config, ask=replaced(config.ask, **asked), **changes)
 
@@ -87,14 +87,14 @@ def test_a_model_in_process_writes_predictions_with_their_provenance(config, mod
     assert rows[0].media["audio"]["heard_s"] <= rows[0].media["audio"]["duration_s"]
 
 
-def test_only_s1_tells_the_subtitle(config, models, tmp_path):
+def test_only_s1_gives_the_subtitle(config, models, tmp_path):
     for strategy, told in (("s0", None), ("s1", "I see.")):
         out = tmp_path / f"{strategy}.jsonl"
         run(replace(config, model=models["video"], strategy=strategy, out=str(out)))
         assert {row.subtitle for row in read_predictions(out)} == {told}
 
 
-def test_a_killed_run_goes_on_with_the_missing_clips_and_other_settings_are_refused(config, models, tmp_path):
+def test_a_killed_run_resumes_with_the_missing_clips_and_other_settings_are_refused(config, models, tmp_path):
     whole = replace(config, model=models["video"])
     run(whole)
     lines = (tmp_path / "preds.jsonl").read_text().splitlines()
@@ -139,7 +139,7 @@ def test_s2_merges_the_description_without_subtitle_with_the_subtitle(config, tm
     assert {row.text for row in steps} == {"Seen: a smile."}
 
 
-def test_a_server_gets_frames_as_pictures_and_sound_only_where_it_is_asked_for(config, tmp_path):
+def test_a_server_gets_frames_as_images_and_sound_only_if_it_is_shown(config, tmp_path):
     with ChatServer(lambda body: "Emotions: " + kinds_of(body)[-2]) as server:
         run(replace(config, model="gpt", base_url=server.url))
         assert {tuple(kinds_of(body)) for body in server.requests} == {("image_url",) * 4 + ("text",)}
@@ -164,7 +164,7 @@ def test_answers_of_a_server_are_kept_and_asked_for_once(config, tmp_path):
     assert (n, len(read_predictions(config.out))) == (3, 3)
 
 
-def test_a_pair_tells_what_is_heard_and_seen_and_a_silent_clip_gives_no_sound_clue(config, models, tmp_path):
+def test_a_pair_describes_what_is_heard_and_seen_and_a_silent_clip_has_no_acoustic_clue(config, models, tmp_path):
     def answer(body):
         return "Merged.\nEmotions: glad" + ("" if "What was heard" in texts_of(body) else ", unheard")
 
@@ -193,7 +193,7 @@ def test_an_llm_in_process_merges(config, models, tmp_path):
     assert {row.model for row in read_predictions(config.out)} == {f"seen + merged by {models['llm']}"}
 
 
-def test_exported_questions_come_back_as_predictions(config, tmp_path):
+def test_answers_to_exported_questions_become_predictions(config, tmp_path):
     requests = tmp_path / "requests.jsonl"
     run(replace(config, action="export", strategy="s1", out=str(requests)))
     asked = [json.loads(line) for line in requests.read_text().splitlines()]
@@ -219,7 +219,17 @@ def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path,
     assert [json.loads(line)["id"] for line in listed] == ["clip10", "clip11"]
 
 
-def test_a_clip_of_which_half_a_pair_could_not_be_had_is_left_out_and_a_silent_one_is_not(config, tmp_path):
+def test_a_bug_while_a_clip_is_read_ends_the_run_and_is_no_bad_sample(config, models, monkeypatch):
+    def buggy(*_, **__):
+        raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr(systems, "with_media", buggy)
+    skipping = replace(config, model=models["video"], data=DataConfig(name="toy", on_bad="skip"))
+    with pytest.raises(ValueError, match="too many values"):
+        run(skipping)
+
+
+def test_a_clip_without_an_answer_of_one_model_is_left_out_and_a_silent_one_is_not(config, tmp_path):
     heard = answered(tmp_path, "heard", {"clip9": "A calm voice.", "clip10": "A loud voice."})
     seen = answered(tmp_path, "seen", {"clip9": "A smile.", "clip11": "A frown."})
     skipping = replace(config, data=DataConfig(name="toy", on_bad="skip"))
@@ -238,13 +248,13 @@ def test_a_clip_of_which_half_a_pair_could_not_be_had_is_left_out_and_a_silent_o
         ('{"id": "a", "text": 3}', "the text of 'a' must be a string, found 3"),
     ],
 )
-def test_a_broken_file_of_answers_is_named_with_its_line(tmp_path, lines, message):
+def test_an_invalid_answer_file_is_an_error_with_its_line(tmp_path, lines, message):
     (tmp_path / "a.jsonl").write_text(lines)
     with pytest.raises(UserError, match=message):
         systems.read_answers(tmp_path / "a.jsonl")
 
 
-def test_a_deaf_model_cannot_be_asked_about_sound_alone(config, models):
+def test_a_model_without_audio_input_cannot_be_asked_about_sound_alone(config, models):
     with pytest.raises(ValueError, match=r"'clip9': it has \['images', 'sound'\], .*nothing is left to show"):
         run(replace(config, model=models["video"], show=["sound"]))
 
@@ -263,12 +273,12 @@ def test_a_deaf_model_cannot_be_asked_about_sound_alone(config, models):
         ({"action": "export", "kind": "nose"}, "kind is 'nose'"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(config, change, message):
+def test_settings_that_contradict_each_other_are_refused(config, change, message):
     with pytest.raises(UserError, match=message):
         check(replace(config, **change))
 
 
-def test_predictions_are_scored_as_any_others(config, manifest, tmp_path):
+def test_predictions_are_scored_like_any_others(config, manifest, tmp_path):
     from affectgpt.inference.evaluate import evaluate_config
 
     run(replace(config, model=answered(tmp_path, "a", {f"clip{n}": "Emotions: happy" for n in (9, 10, 11)})))
