@@ -371,7 +371,6 @@ class PlanConfig:
     n_clips: int = 115595  # number of clips, for the cache size and the duration of an epoch
     json: bool = False  # print JSON instead of tables
     paths: PathsConfig = field(default_factory=PathsConfig)  # cache of the embedded demo
-    seed: int = 42  # no effect on the plan
 
 
 @dataclass
@@ -590,62 +589,62 @@ class RecordsConfig:
     seed: int = 0  # review: draws who checks what
     media_root: str | None = None  # review, export: folder that Label Studio serves; null = the one above all clips
     pictures: bool = True  # report: draw pictures (needs matplotlib)
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the embedded corpus is kept
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 
 
 @dataclass
 class CacheListConfig:
     """python -m affectgpt.cache ls"""
 
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the states
 
 
 @dataclass
 class CacheVerifyConfig:
     """python -m affectgpt.cache verify"""
 
-    repair: bool = False  # true = drop what is damaged
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+    repair: bool = False  # drop damaged states
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the states
 
 
 @dataclass
 class CacheCollectConfig:
     """python -m affectgpt.cache gc"""
 
-    max_gb: float | None = None  # drop the least recently used states until the rest is no larger; null = no limit
-    unused_days: float | None = None  # drop states that nobody used for so long; null = keep them
-    paths: PathsConfig = field(default_factory=PathsConfig)  # where the states are kept
+    max_gb: float | None = None  # drop the least recently used states until this size is reached; null = no limit
+    unused_days: float | None = None  # drop states that were not used for this many days; null = keep them
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the states
 
 
 @dataclass
 class DataCheckConfig:
     """python -m affectgpt.data check"""
 
-    manifest: str | None = None  # a manifest, also as plain argument
+    manifest: str | None = None  # a manifest, also as positional argument
     format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
-    folder: str | None = None  # where a data set of that format is
-    options: dict[str, Any] = field(default_factory=dict)  # of the format: options.<name>=...
+    folder: str | None = None  # folder of a data set in that format
+    options: dict[str, Any] = field(default_factory=dict)  # options of the format: options.<name>=...
     split: str | None = None  # only rows with this split
     split_file: str | None = None  # instead: only the names in this list (.txt, .csv)
     limit: int | None = None  # at most this many samples
     overrides: list[str] = field(default_factory=list)  # instead: data=NAME, a file of conf/data
-    out: str | None = None  # folder for health.json, bad_samples.jsonl and pictures
-    decode: bool = False  # true = decode every clip completely
-    cache: str | None = None  # folder that keeps what is known of media files; null = examine them again
+    out: str | None = None  # folder for health.json, bad_samples.jsonl and plots
+    decode: bool = False  # decode every clip completely
+    cache: str | None = None  # folder with known facts of media files; null = probe all files again
 
 
 @dataclass
 class DataConvertConfig:
     """python -m affectgpt.data convert"""
 
-    manifest: str | None = None  # a manifest, also as plain argument
+    manifest: str | None = None  # a manifest, also as positional argument
     format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
-    folder: str | None = None  # where a data set of that format is
-    options: dict[str, Any] = field(default_factory=dict)  # of the format: options.<name>=...
+    folder: str | None = None  # folder of a data set in that format
+    options: dict[str, Any] = field(default_factory=dict)  # options of the format: options.<name>=...
     split: str | None = None  # only rows with this split
     split_file: str | None = None  # instead: only the names in this list (.txt, .csv)
     limit: int | None = None  # at most this many samples
-    out: str | None = None  # manifest to write, .jsonl
+    out: str | None = None  # output manifest, .jsonl
 
 
 @dataclass
@@ -657,62 +656,62 @@ class DataFormatsConfig:
 class AnalyzeConfig:
     """python -m affectgpt.analyze"""
 
-    files: list[str] = field(default_factory=list)  # the analysis, then prediction files, as plain arguments
-    named: dict[str, str] = field(default_factory=dict)  # files by name; named. may be left out: S0=a.jsonl
-    references: str | None = None  # file with the true labels
-    table: str | None = None  # correlation: scores of systems instead of predictions
-    labels: str | None = None  # baselines: draw labels by their frequency in this file
-    split: str | None = None  # rows of the references with this split
-    lexicon: str = "builtin"  # builtin, or a folder with the published emotion-wheel tables
+    files: list[str] = field(default_factory=list)  # the analysis, then prediction files, as positional arguments
+    named: dict[str, str] = field(default_factory=dict)  # prediction files by name, as name=file: S0=a.jsonl
+    references: str | None = None  # file with the reference labels
+    table: str | None = None  # correlation: table of scores of systems, instead of predictions
+    labels: str | None = None  # baselines: sample labels by their frequency in this file
+    split: str | None = None  # only references with this split
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
     grouping: str = "M1"  # onehot: the grouping under which labels are equal
-    lang: str = "en"  # texts: en or zh
-    classes: list[str] = field(default_factory=list)  # confusion: the one-hot labels, separated by commas
-    k: int = 1  # wheel: which one, 1 to 5
-    seed: int = 42  # bootstrap, random baseline
-    n_bootstrap: int = 1000  # resamples of the 95 % interval
-    pictures: bool = True  # draw PNG and SVG (needs matplotlib)
-    model: str | None = None  # judge: the judging model, pinned to a version
-    base_url: str | None = None  # judge: its server; null = OpenAI
-    out: str = "analysis"  # folder to write
+    lang: str = "en"  # texts: their language, en or zh
+    classes: list[str] = field(default_factory=list)  # confusion: the labels
+    k: int = 1  # wheel: number of the wheel, 1 to 5
+    seed: int = 42  # of the bootstrap and the random baseline
+    n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
+    pictures: bool = True  # draw plots as PNG and SVG (needs matplotlib)
+    model: str | None = None  # judge: name of the model, with version
+    base_url: str | None = None  # judge: OpenAI-compatible server; null = OpenAI
+    out: str = "analysis"  # output folder
 
 
 @dataclass
 class SubmitConfig:
     """python -m affectgpt.submit"""
 
-    files: list[str] = field(default_factory=list)  # predictions and the file to write, as plain arguments
-    candidates: str | None = None  # list of names that must have exactly one prediction each
-    empty: str | None = None  # the label of clips without one; null = they are an error
+    files: list[str] = field(default_factory=list)  # predictions and output file, as positional arguments
+    candidates: str | None = None  # file with the ids that must have exactly one prediction each
+    empty: str | None = None  # label for clips without labels; null = an error
 
 
 @dataclass
 class ConvertConfig:
     """python -m affectgpt.convert"""
 
-    files: list[str] = field(default_factory=list)  # published checkpoints, as plain arguments
-    out: str | None = None  # folder to write
-    image_size: int | None = None  # pixels of the image encoder (positions are interpolated); null = as published
-    visual: str = "face"  # AffectGPT (2025): what its visual branch was trained on, face or frames
-    overwrite: bool = False  # true = replace an earlier conversion in out
+    files: list[str] = field(default_factory=list)  # published checkpoints, as positional arguments
+    out: str | None = None  # output folder
+    image_size: int | None = None  # input size of the image encoder; position embeddings are interpolated
+    visual: str = "face"  # AffectGPT (2025): input of its visual branch, face or frames
+    overwrite: bool = False  # replace an earlier conversion in out
 
 
 @dataclass
 class DoctorConfig:
     """python -m affectgpt.doctor"""
 
-    json: bool = False  # print the findings as JSON; --json works, too
+    json: bool = False  # print the findings as JSON; also --json
 
 
 @dataclass
 class DemoConfig:
     """python -m affectgpt.demo"""
 
-    brief: bool = False  # a few steps only: shows that it works, not how well; --brief works, too
-    runs: str = "runs"  # where the runs are kept; --runs DIR works, too
+    brief: bool = False  # smoke test with a few steps; also --brief
+    runs: str = "runs"  # folder of the runs; also --runs DIR
 
 
 @dataclass
 class StudyReportConfig:
     """python -m affectgpt.study"""
 
-    folder: str | None = None  # folder of the study, also as plain argument
+    folder: str | None = None  # folder of the study, also as positional argument

@@ -272,7 +272,7 @@ def test_the_gpu_benchmark_runs_as_a_toy_and_says_when_there_is_no_gpu():
     assert rows[-4:] == [["online", "padded"], ["online", "packed"], ["cached", "padded"], ["cached", "packed"]]
     refused = subprocess.run([*command, "model=affectgpt"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "no GPU here; run this on a machine with one" in refused.stdout
+    assert "no GPU; use a machine with one" in refused.stdout
 
 
 def test_a_limit_of_activations_checkpoints_as_few_layers_as_it_asks_for(small_plan):
