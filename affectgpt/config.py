@@ -475,30 +475,30 @@ class ServeConfig:
 
 @dataclass
 class AnnotatorConfig:
-    """Who answers the questions of an annotation pipeline: annotator=..., a file of conf/annotator."""
+    """What answers the questions of an annotation pipeline: annotator=..., a file of conf/annotator."""
 
     kind: str = "local"  # local (no model), openai (a server), transformers (in this process), or module:Class
-    model: str | None = None  # name that the server has, or a hub id or folder
+    model: str | None = None  # the served model's name, or a hub id or folder
     base_url: str | None = None  # server, such as http://localhost:8000/v1; null = OpenAI's
-    api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key; it is never written anywhere
-    sees: list[str] = field(default_factory=lambda: ["images"])  # what the model takes: images, sound
-    structured: str = "json_schema"  # how form is asked for: json_schema, json_object, prompt (words only), none (text)
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key, which is never written to a file
+    sees: list[str] = field(default_factory=lambda: ["images"])  # inputs that the model takes: images, sound
+    structured: str = "json_schema"  # output format: json_schema, json_object, prompt (asked for in words), none
     temperature: float | None = 0.0  # null = not sent
-    max_tokens: int = 1024  # longest answer
-    max_tokens_name: str = "max_tokens"  # some models want max_completion_tokens
-    seed: int | None = None  # sent if set; another seed asks everything anew
+    max_tokens: int = 1024  # maximum length of an answer
+    max_tokens_name: str = "max_tokens"  # request field of max_tokens; some models require max_completion_tokens
+    seed: int | None = None  # sent if set; with another seed everything is asked again
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request
-    longest_px: int = 768  # frames are shrunk to this
+    longest_px: int = 768  # larger frames are scaled down to this
     concurrency: int = 8  # requests in flight
-    requests_per_min: float | None = None  # limit of your account; null = none
-    tokens_per_min: float | None = None  # limit of your account; null = none
+    requests_per_min: float | None = None  # rate limit of your account; null = none
+    tokens_per_min: float | None = None  # rate limit of your account; null = none
     max_retries: int = 6  # after 429, 5xx, time-outs and broken connections
-    backoff_s: float = 1.0  # first wait; doubles up to 60 s
-    timeout_s: float = 120.0  # for one attempt
-    price_in: float | None = None  # per million tokens, from your price list
-    price_out: float | None = None  # per million tokens, from your price list
-    tokens_per_image: int = 800  # only for estimates and tokens_per_min
-    tokens_per_second: float = 25.0  # of sound; only for estimates and tokens_per_min
+    backoff_s: float = 1.0  # wait before the first retry; doubles up to 60 s
+    timeout_s: float = 120.0  # of one attempt
+    price_in: float | None = None  # per million input tokens, from your price list
+    price_out: float | None = None  # per million output tokens, from your price list
+    tokens_per_image: int = 800  # for estimates and tokens_per_min only
+    tokens_per_second: float = 25.0  # of sound; for estimates and tokens_per_min only
     revision: str | None = None  # transformers: hub revision
     dtype: str = "auto"  # transformers: auto (as published), float32, bfloat16 or float16
     device: str = "auto"  # transformers: auto, cpu or cuda
@@ -511,9 +511,9 @@ class StepConfig:
 
     name: str = "???"  # its name in this pipeline
     step: str = ""  # function of affectgpt.annotate.steps, or module:function; empty = the name
-    annotator: str = "text"  # who is asked: vision, audio or text
+    annotator: str = "text"  # role that answers: vision, audio, text, translator or reader
     prompt: str | None = None  # prompt of affectgpt.annotate.prompts; null = the step's own
-    needs: list[str] = field(default_factory=list)  # steps whose results it takes
+    needs: list[str] = field(default_factory=list)  # steps whose output it takes
     options: dict[str, Any] = field(default_factory=dict)  # such as n_frames
 
 
@@ -522,7 +522,7 @@ class PipelineConfig:
     """An annotation pipeline: pipeline=..., a file of conf/pipeline."""
 
     name: str = "???"  # short name
-    steps: list[StepConfig] = field(default_factory=list)  # in an order in which each comes after what it needs
+    steps: list[StepConfig] = field(default_factory=list)  # each after the steps that it needs
 
 
 @dataclass
@@ -530,30 +530,30 @@ class AnnotateConfig:
     """python -m affectgpt.annotate"""
 
     input: list[str] = field(default_factory=list)  # a folder, media files or one manifest; plain arguments work too
-    out: str | None = None  # folder for records, answers and the manifest; the same folder goes on
+    out: str | None = None  # folder for records, answers and the manifest; an existing one is resumed
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)  # pipeline=..., a file of conf/pipeline
     annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)  # annotator=..., a file of conf/annotator
-    vision: AnnotatorConfig | None = None  # annotator@vision=...: another one for pictures
-    audio: AnnotatorConfig | None = None  # annotator@audio=...: another one for sound
-    text: AnnotatorConfig | None = None  # annotator@text=...: another one for text
-    translator: AnnotatorConfig | None = None  # for steps that name the role translator; null = the one for text
-    reader: AnnotatorConfig | None = None  # for steps that name the role reader (of labels); null = the one for text
-    answers_in: str | None = None  # folder of answers that several outputs share; null = out
-    plan: bool = False  # print what would be called and at what cost; call nothing
-    budget: float | None = None  # what the folder's calls may cost in all, in the currency of the prices
+    vision: AnnotatorConfig | None = None  # annotator@vision=...: for steps with pictures; null = annotator
+    audio: AnnotatorConfig | None = None  # annotator@audio=...: for steps with sound; null = annotator
+    text: AnnotatorConfig | None = None  # annotator@text=...: for steps with text alone; null = annotator
+    translator: AnnotatorConfig | None = None  # for steps with the role translator; null = text
+    reader: AnnotatorConfig | None = None  # for steps with the role reader (of labels); null = text
+    answers_in: str | None = None  # folder with answers shared by several outputs; null = out
+    plan: bool = False  # print calls and cost, and make no call
+    budget: float | None = None  # limit on the total cost of the folder's calls, in the currency of the prices
     lang: str = "en"  # en or zh: language of prompts and answers; step translate adds the other
     transcriber: str | None = None  # Whisper-type model by hub id or folder, for clips without a subtitle
     openface: str | None = None  # folder with OpenFace's <id>.csv
     speaker: str | None = None  # regular expression whose first group is the speaker in an id: "^([^_]+)_"
-    split: str | None = None  # rows of a manifest with this split
-    limit: int | None = None  # only the first so many clips
-    workers: int | None = None  # clips worked on at once, in each process; null = by cores and concurrency
+    split: str | None = None  # only rows of a manifest with this split
+    limit: int | None = None  # only the first clips, up to this number
+    workers: int | None = None  # clips annotated at once in each process; null = from cores and concurrency
     engine: str = "single"  # single (this process), processes (of this machine) or ray (a cluster)
-    shards: int | None = None  # parts of the clips with engine=processes or ray; null = one a process
-    n_processes: int | None = None  # shards worked on at once; null = cores of the machine or the cluster
+    shards: int | None = None  # parts of the clips with engine=processes or ray; null = one per process
+    n_processes: int | None = None  # shards annotated at once; null = cores of the machine or the cluster
     backend: str = "pyav"  # video decoder
-    fsync: bool = False  # answers and records also survive a power cut, not only a killed process
-    checked: str | None = None  # pipeline=emer_checked: records.jsonl of a finished review, whose clues are taken
+    fsync: bool = False  # true = answers and records survive a power cut, too
+    checked: str | None = None  # pipeline=emer_checked: records.jsonl of the finished review that supplies the clues
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 
 
@@ -562,12 +562,12 @@ class StudyOfAnnotatorsConfig:
     """python -m affectgpt.annotate study"""
 
     common: list[str] = field(default_factory=list)  # all other arguments: settings of annotate, the same in every row
-    audio: list[str] = field(default_factory=list)  # that hear: kind:name, kind:name@http://server/v1, local or none
-    video: list[str] = field(default_factory=list)  # that see, in the same way
-    merge: list[str] = field(default_factory=list)  # that read the words in the light of the clues, and merge
-    translate: list[str] = field(default_factory=list)  # that translate the description
+    audio: list[str] = field(default_factory=list)  # models for sound: kind:name, kind:name@server, local or none
+    video: list[str] = field(default_factory=list)  # models for pictures, in the same form
+    merge: list[str] = field(default_factory=list)  # models that interpret the words and merge the clues
+    translate: list[str] = field(default_factory=list)  # models that translate the description
     references: str | None = None  # file with the true labels
-    repeats: int = 1  # runs of every row; the table then shows mean and standard deviation
+    repeats: int = 1  # runs per row; the table shows mean and standard deviation
     lexicon: str = "builtin"  # builtin, or a folder with published emotion-wheel tables
 
 
@@ -579,16 +579,16 @@ class RecordsConfig:
     to: str | None = None  # export: manifest, merr, sharegpt or labelstudio; review, import: folder [emer_fine]
     out: str | None = None  # merge, export: folder to write; export: null = export_<to> in the folder
     how: str = "union"  # merge: labels by union or majority
-    policy: dict[str, str] = field(default_factory=dict)  # check: keep, ask or drop by check, policy.refusal=ask
-    threshold: float = 0.85  # check: share of five-letter runs from which two descriptions are near-duplicates
+    policy: dict[str, str] = field(default_factory=dict)  # check: verdicts (keep, ask, drop) by check: policy.refusal=ask
+    threshold: float = 0.85  # check: share of five-letter runs that makes descriptions near-duplicates
     round: int = 1  # review: 1 or 2
-    annotators: str = ""  # review: names of this round's people, a,b,c,d; pseudonyms will do
-    per_clip: int | None = None  # review: annotators a clip; null = all of the round
-    screens: str = "clues,labels"  # review: what is checked
-    which: str = "all"  # review: all clips, or ask: those that a check wants a human to look at
-    seed: int = 0  # review: draws who checks what
+    annotators: str = ""  # review: names or pseudonyms of this round's annotators, a,b,c,d
+    per_clip: int | None = None  # review: annotators per clip; null = all of the round
+    screens: str = "clues,labels"  # review: what is reviewed
+    which: str = "all"  # review: all clips, or ask: those with a finding that asks for a human
+    seed: int = 0  # review: of the random assignment of clips to annotators
     media_root: str | None = None  # review, export: folder that Label Studio serves; null = the one above all clips
-    pictures: bool = True  # report: draw pictures (needs matplotlib)
+    pictures: bool = True  # report: write plots (needs matplotlib)
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 
 

@@ -89,7 +89,7 @@ def write_manifest(path: Path, records: Iterable[Annotation]) -> int:
 # ---- other formats ---------------------------------------------------------------------------------------------------
 
 
-def export_records(records: Iterable[Annotation], to: str, out: Path, media_root: Path | None = None) -> Counter[str]:
+def write_export(records: Iterable[Annotation], to: str, out: Path, media_root: Path | None = None) -> Counter[str]:
     """Write `records` in the format `to` below `out`; returns counts of records written and left out.
 
     Args:

@@ -36,7 +36,7 @@ def merge_labels(sets: Sequence[Sequence[str]], how: str) -> list[str]:
     return [label for label in union if 2 * votes[label.lower()] > len(sets)]
 
 
-def merge_records(records: Mapping[str, Annotation], how: str) -> Annotation:
+def merged_record(records: Mapping[str, Annotation], how: str) -> Annotation:
     """Merge the records of one clip, given as annotator -> record.
 
     The result has all clues but near-duplicates; the description, ranking and confidence of the annotator whose labels

@@ -141,7 +141,7 @@ def _mean(values: list[float]) -> float | None:
     return round(statistics.fmean(values), 4) if values else None
 
 
-def report_text(report: RecordsReport, folder: Path) -> str:
+def format_report(report: RecordsReport, folder: Path) -> str:
     """The report on screen, at most 100 columns wide."""
     kept = report.n - report.verdicts["drop"]
     shown = ", ".join(f"{name} {report.verdicts[name]}" for name in VERDICTS)

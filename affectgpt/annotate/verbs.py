@@ -11,8 +11,8 @@ from pathlib import Path
 
 from affectgpt.annotate import checks, report
 from affectgpt.annotate.duplicates import Duplicates, add_texts, duplicate_findings
-from affectgpt.annotate.exporters import LOSES, export_records, records_in, write_manifest
-from affectgpt.annotate.merge import HOW, aligned_records, merge_records
+from affectgpt.annotate.exporters import LOSES, records_in, write_export, write_manifest
+from affectgpt.annotate.merge import HOW, aligned_records, merged_record
 from affectgpt.annotate.record import Annotation, record_from_row, record_to_row
 from affectgpt.annotate.review.agreement import label_agreement
 from affectgpt.annotate.review.answers import ReviewAnswers, import_exports
@@ -30,7 +30,7 @@ REVIEW_FOLDER = "emer_fine"
 """Folder of a review unless to= names another."""
 
 
-def run_check(config: RecordsConfig) -> int:
+def check_records(config: RecordsConfig) -> int:
     """Check all records again, near-duplicates included; append changed records and rewrite the manifest."""
     folder, policy = _folder(config, "check"), checks.policy_of(config.policy)
     if not (folder / "records.jsonl").is_file():
@@ -73,7 +73,7 @@ def _check_again(store: Store, policy: Mapping[str, str], duplicates: Duplicates
     return n
 
 
-def run_merge(config: RecordsConfig) -> int:
+def merge_records(config: RecordsConfig) -> int:
     """Merge the records of several annotators and measure their agreement."""
     folders = _inputs(config, "merge")
     if config.how not in HOW:
@@ -85,7 +85,7 @@ def run_merge(config: RecordsConfig) -> int:
     try:
         for found in aligned_records(folders, left_out):
             label_sets.append({name: record.labels for name, record in found.items()})
-            _append_if_new(merged, merge_records(found, config.how))
+            _append_if_new(merged, merged_record(found, config.how))
     finally:
         merged.close()
     agreement = label_agreement(label_sets)
@@ -100,19 +100,19 @@ def run_merge(config: RecordsConfig) -> int:
     return 0
 
 
-def run_export(config: RecordsConfig) -> int:
+def export_records(config: RecordsConfig) -> int:
     """Write records in another format."""
     folder = _folder(config, "export")
     to = _required(config.to, "to", f"the format, one of {', '.join(LOSES)}")
     out = Path(config.out) if config.out else (folder if folder.is_dir() else folder.parent) / f"export_{to}"
-    counts = export_records(records_in(folder), to, out, _media_root(config))
+    counts = write_export(records_in(folder), to, out, _media_root(config))
     print(f"{counts.pop('written', 0)} records written to {out}")
     _print_counts(counts)
     _print_wrapped(f"{to} does not hold: {LOSES[to]}")
     return 0
 
 
-def run_review(config: RecordsConfig) -> int:
+def review_records(config: RecordsConfig) -> int:
     """Write the files of one review round for Label Studio."""
     source = _folder(config, "review")
     folder = Path(config.to or REVIEW_FOLDER)
@@ -149,7 +149,7 @@ def run_review(config: RecordsConfig) -> int:
     return 0
 
 
-def run_import(config: RecordsConfig) -> int:
+def import_records(config: RecordsConfig) -> int:
     """Import the answers of a review; records and manifest hold the clips that both rounds have confirmed."""
     exports, folder = _inputs(config, "import"), Path(config.to or REVIEW_FOLDER)
     counts = import_exports(exports, folder)
@@ -196,13 +196,13 @@ def _write_confirmed(folder: Path, review: Review, answers: ReviewAnswers) -> tu
     return len(finished), unfinished
 
 
-def run_report(config: RecordsConfig) -> int:
+def report_records(config: RecordsConfig) -> int:
     """Print counts; write report/report.json and plots."""
     folder = _folder(config, "report")
     result = report.report_of(records_in(folder))
     if not result.n:
         raise UserError(f"{folder}: no records; failed.jsonl lists the reasons")
-    print(report.report_text(result, folder))
+    print(report.format_report(result, folder))
     plots = report.write_report(result, folder, config.pictures)
     names = f", {', '.join(path.name for path in plots)} (.png, .svg)" if plots else ""
     _print_wrapped(f"{folder / 'report'}: report.json{names}")

@@ -341,5 +341,5 @@ _RECORDS = """Check, merge, export, review and report what `python -m affectgpt.
 docs/human-review.md describes the two rounds."""
 for _verb in ("check", "merge", "export", "review", "import", "report"):
     COMMANDS[f"annotate {_verb}"] = Command(
-        f"affectgpt.annotate.verbs:run_{_verb}", config.RecordsConfig, _RECORDS, plain="input"
+        f"affectgpt.annotate.verbs:{_verb}_records", config.RecordsConfig, _RECORDS, plain="input"
     )

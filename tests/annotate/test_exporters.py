@@ -7,7 +7,7 @@ import json
 import pytest
 
 from affectgpt.annotate import report
-from affectgpt.annotate.exporters import LOSES, export_records, records_in
+from affectgpt.annotate.exporters import LOSES, records_in, write_export
 from affectgpt.annotate.record import Clue
 from affectgpt.annotate.review.labelstudio import clue_from_text
 from affectgpt.cli import run as run_command
@@ -46,7 +46,7 @@ def records(tmp_path):
 
 
 def test_a_manifest_reads_back_as_what_was_known(records, tmp_path):
-    found = export_records(records, "manifest", tmp_path / "out")
+    found = write_export(records, "manifest", tmp_path / "out")
     assert found == {"written": 3, "left out: dropped by a check": 1}
     samples, bad = read_samples(tmp_path / "out" / "manifest.jsonl")
     assert not bad
@@ -56,7 +56,7 @@ def test_a_manifest_reads_back_as_what_was_known(records, tmp_path):
 
 
 def test_merr_reads_back_through_its_reader(records, tmp_path):
-    assert export_records(records, "merr", tmp_path / "out")["written"] == 3
+    assert write_export(records, "merr", tmp_path / "out")["written"] == 3
     samples, _ = read_format("merr", tmp_path / "out", {})
     by_id = {sample.id: sample for sample in samples}
     assert set(by_id) == {"a", "b", "c"}
@@ -71,7 +71,7 @@ def test_merr_reads_back_through_its_reader(records, tmp_path):
 
 
 def test_sharegpt_reads_back_through_its_reader_as_descriptions_or_labels(records, tmp_path):
-    assert export_records(records, "sharegpt", tmp_path / "out")["written"] == 3
+    assert write_export(records, "sharegpt", tmp_path / "out")["written"] == 3
     samples, _ = read_format("llava", tmp_path / "out", {"file": "sharegpt.json"})
     assert [(sample.id, sample.description) for sample in samples] == [
         (item.id, item.description["en"]) for item in records[:3]
@@ -82,7 +82,7 @@ def test_sharegpt_reads_back_through_its_reader_as_descriptions_or_labels(record
 
 
 def test_label_studio_tasks_hold_clues_and_labels(records, tmp_path):
-    export_records(records, "labelstudio", tmp_path / "out")
+    write_export(records, "labelstudio", tmp_path / "out")
     (task, _) = json.loads((tmp_path / "out" / "clues.video.json").read_text())
     back = [
         clue_from_text(result["from_name"], text, "toy")
@@ -97,10 +97,10 @@ def test_label_studio_tasks_hold_clues_and_labels(records, tmp_path):
 
 def test_exports_can_be_repeated_and_another_form_is_named(records, tmp_path):
     for to in LOSES:
-        export_records(records, to, tmp_path / to)
-        export_records(records, to, tmp_path / to)
+        write_export(records, to, tmp_path / to)
+        write_export(records, to, tmp_path / to)
     with pytest.raises(UserError, match="to is 'coco'; expected one of"):
-        export_records(records, "coco", tmp_path)
+        write_export(records, "coco", tmp_path)
     with pytest.raises(UserError, match="give a folder that"):
         list(records_in(tmp_path))
 

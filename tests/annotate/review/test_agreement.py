@@ -8,7 +8,7 @@ import pytest
 
 from affectgpt.annotate import merge, verify
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.merge import merge_labels, merge_records
+from affectgpt.annotate.merge import merge_labels, merged_record
 from affectgpt.annotate.record import Clue, RecordError
 from affectgpt.annotate.review import agreement
 from affectgpt.annotate.review.agreement import alpha, jaccard_distance, masi_distance
@@ -68,14 +68,14 @@ def test_a_majority_is_more_than_half_and_a_union_is_all():
 def test_merged_records_hold_each_clue_once_and_the_nearest_description():
     other = record(labels=("confused",), clues=(SEEN, Clue("visual", "A hand is raised.", source="b")),
                    description={"en": "The nearest."}, valence=-3)  # fmt: skip
-    merged = merge_records({"a": record(valence=-1), "b": other, "c": record(labels=("confused",))}, "majority")
+    merged = merged_record({"a": record(valence=-1), "b": other, "c": record(labels=("confused",))}, "majority")
     assert merged.labels == ("confused",)
     assert [clue.text for clue in merged.clues] == [SEEN.text, HEARD.text, "A hand is raised."]
     assert merged.description == {"en": "The nearest."}
     assert merged.valence == -2
     assert [step.step for step in merged.provenance] == ["a/measure", "b/measure", "c/measure"]
     with pytest.raises(RecordError, match="different files"):
-        merge_records({"a": record(), "b": record(media_sha256="1" * 64)}, "union")
+        merged_record({"a": record(), "b": record(media_sha256="1" * 64)}, "union")
 
 
 def test_the_command_merges_folders_and_tells_agreement_and_what_is_missing(tmp_path, capsys, monkeypatch):
