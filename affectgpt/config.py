@@ -579,9 +579,7 @@ class RecordsConfig:
     to: str | None = None  # export: manifest, merr, sharegpt or labelstudio; review, import: folder [emer_fine]
     out: str | None = None  # merge, export: folder to write; export: null = export_<to> in the folder
     how: str = "union"  # merge: labels by union or majority
-    policy: dict[str, str] = field(
-        default_factory=dict
-    )  # check: verdicts (keep, ask, drop) by check: policy.refusal=ask
+    policy: dict[str, str] = field(default_factory=dict)  # check: keep, ask or drop for a check: policy.refusal=ask
     threshold: float = 0.85  # check: share of five-letter runs that makes descriptions near-duplicates
     round: int = 1  # review: 1 or 2
     annotators: str = ""  # review: names or pseudonyms of this round's annotators, a,b,c,d
