@@ -13,15 +13,7 @@ import numpy as np
 from affectgpt import plots
 from affectgpt.chat.served import ChatClient
 from affectgpt.config import AnalyzeConfig, BenchmarkConfig
-from affectgpt.metrics import (
-    GROUPINGS,
-    empty,
-    evaluate,
-    load_lexicon,
-    random_labels,
-    read_predictions,
-    read_references,
-)
+from affectgpt.metrics import GROUPINGS, empty, evaluate, load_lexicon, random_labels, read_predictions, read_references
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_true_values
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
@@ -325,7 +317,7 @@ def _draw(config: AnalyzeConfig, draw: Callable[..., None], *values: Any, suffix
         log.info("picture: %s.png, .svg", path)
 
 
-def run(config: AnalyzeConfig) -> int:
+def run_analysis(config: AnalyzeConfig) -> int:
     """Run the analysis that is the first of `config.files`, and write its result as JSON."""
     if not config.files or config.files[0] not in ANALYSES:
         found = config.files[0] if config.files else "none"

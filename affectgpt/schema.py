@@ -32,7 +32,7 @@ PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
 
 TASKS = ("description", "labels", "both", "fixed")
 LANGUAGES = ("en", "zh")
-HELP = "see docs/data-format.md"
+MANIFEST_HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # channel orders of face crop files
 _TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # the fields of a translation
 _PLAIN_LIST = re.compile(r"\['[^'\"\\]*'(?:, '[^'\"\\]*')*\]")
@@ -105,7 +105,7 @@ class Sample:
         texts: dict[str, Any] = dict.fromkeys(_TEXT_FIELDS) | dict(self.translations.get(lang, {}))
         if strict and lang not in self.translations:
             have = sorted({self.lang, *self.translations})
-            raise InputError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {HELP}")
+            raise InputError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {MANIFEST_HELP}")
         texts["subtitle"] = texts["subtitle"] or self.subtitle
         return replace(self, lang=lang, translations={}, **texts)
 
@@ -277,7 +277,7 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
     if bad and on_bad == "raise":
         raise bad_rows_error(bad)
     if not samples:
-        raise ManifestError(f"{path}: no usable sample ({len(bad)} bad rows); {HELP}")
+        raise ManifestError(f"{path}: no usable sample ({len(bad)} bad rows); {MANIFEST_HELP}")
     return samples, bad
 
 
@@ -285,7 +285,9 @@ def bad_rows_error(bad: Sequence[BadSample]) -> ManifestError:
     """The error that lists the bad rows (at most 20) of a manifest or data set."""
     listed = "\n".join(f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:20])
     more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
-    return ManifestError(f"{listed}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip; {HELP}")
+    return ManifestError(
+        f"{listed}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip; {MANIFEST_HELP}"
+    )
 
 
 class SeenIds(Protocol):
@@ -318,17 +320,17 @@ def stream_samples(path: str | os.PathLike[str], seen: SeenIds | None = None) ->
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number, row), or (line number, InputError) for a line that cannot be parsed."""
     if path.suffix not in (".jsonl", ".csv"):
-        raise ManifestError(f"{path}: expected a .jsonl or .csv manifest, found {path.suffix!r}; {HELP}")
+        raise ManifestError(f"{path}: expected a .jsonl or .csv manifest, found {path.suffix!r}; {MANIFEST_HELP}")
     try:
         if not path.is_file():
-            raise ManifestError(f"{path}: no such manifest file; {HELP}")
+            raise ManifestError(f"{path}: no such manifest file; {MANIFEST_HELP}")
         # JSONL: only "\n" ends a line; a subtitle may contain U+2028 and other characters that splitlines() splits at.
         with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else "\n") as file:
             yield from _csv_rows(file) if path.suffix == ".csv" else _jsonl_rows(file)
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {HELP}") from None
+        raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {MANIFEST_HELP}") from None
     except (OSError, csv.Error) as error:
-        raise ManifestError(f"{path}: cannot be read ({error}); {HELP}") from error
+        raise ManifestError(f"{path}: cannot be read ({error}); {MANIFEST_HELP}") from error
 
 
 def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:

@@ -56,7 +56,7 @@ def write_submission(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
         raise InputError(f"{path}: expected a .npz or .csv file to write, found {path.suffix!r}")
 
 
-def run(config: SubmitConfig) -> int:
+def submit(config: SubmitConfig) -> int:
     """Write the submission and print what it contains."""
     if len(config.files) != 2:
         raise InputError(f"expected a prediction file and a file to write, found {config.files}; --help shows how")

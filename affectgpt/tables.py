@@ -56,7 +56,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     readers = {".csv": _csv_rows, ".npz": _npz_rows, ".jsonl": _jsonl_rows}
     if path.suffix not in readers:
         raise TableError(f"{path}: expected .jsonl, .csv or .npz, found {path.suffix!r}")
-    with _reading(path):
+    with table_errors(path):
         yield from readers[path.suffix](path)
 
 
@@ -75,7 +75,7 @@ def read_names(path: Path) -> list[str]:
         TableError: the file cannot be read, or has a duplicate id.
     """
     if path.suffix == ".txt":
-        with _reading(path):
+        with table_errors(path):
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         found = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     else:
@@ -94,7 +94,7 @@ def read_pickled_mapping(path: Path, array: str, *, trust_pickle: bool, setting:
     Args:
         setting: the setting that sets `trust_pickle`, for the error message.
     """
-    with _reading(path):
+    with table_errors(path):
         if not trust_pickle:
             raise TableError(
                 f"{path}: contains pickled objects, which can run code when they are loaded; if the file is from the "
@@ -110,7 +110,7 @@ def read_pickled_mapping(path: Path, array: str, *, trust_pickle: bool, setting:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def table_errors(path: Path) -> Iterator[None]:
     """Turn the errors of reading `path` into TableError; any other exception passes through."""
     try:
         if not path.is_file():
@@ -151,7 +151,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def npz_arrays(path: Path) -> list[str]:
     """The names of the arrays in an npz file."""
-    with _reading(path), _open_npz(path) as data:
+    with table_errors(path), _open_npz(path) as data:
         return list(data.files)
 
 

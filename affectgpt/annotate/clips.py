@@ -19,7 +19,7 @@ from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
-from affectgpt.schema import HELP, BadSample, Sample, stream_samples
+from affectgpt.schema import MANIFEST_HELP, BadSample, Sample, stream_samples
 
 PEAK_FRAMES = 64
 """Number of frames from which the one nearest to the peak is taken."""
@@ -47,7 +47,9 @@ class Clips:
             n_good += isinstance(item, Sample)
         if not n_good:
             of_split = f" of split {config.split!r}" if config.split else ""
-            raise UserError(f"{self._manifest}: no usable sample{of_split} ({self.n} rows cannot be used); {HELP}")
+            raise UserError(
+                f"{self._manifest}: no usable sample{of_split} ({self.n} rows cannot be used); {MANIFEST_HELP}"
+            )
 
     def __iter__(self) -> Iterator[Sample | BadSample]:
         config, n_good = self._config, 0

@@ -250,7 +250,7 @@ texts in another language than stated, or training samples in the test set; 2 if
   python -m affectgpt.data formats""",
     ),
     "analyze": Command(
-        "affectgpt.analyze:run",
+        "affectgpt.analyze:run_analysis",
         config.AnalyzeConfig,
         """The analyses of the papers; each prints a table and writes JSON, PNG and SVG files.
 
@@ -273,7 +273,7 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
         rewrite="affectgpt.cli.words:analyze",
     ),
     "submit": Command(
-        "affectgpt.submit:run",
+        "affectgpt.submit:submit",
         config.SubmitConfig,
         """Write the file that a challenge server accepts.
 

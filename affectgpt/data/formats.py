@@ -25,7 +25,7 @@ import numpy as np
 from affectgpt.data.splits import hold_out
 from affectgpt.runtime import InputError
 from affectgpt.schema import FACE_ORDERS, BadSample, Sample, check_id, parse_label_list, read_samples
-from affectgpt.tables import TableError, id_of, npz_arrays, read_names, read_pickled_mapping, read_rows
+from affectgpt.tables import TableError, id_of, npz_arrays, read_names, read_pickled_mapping, read_rows, table_errors
 
 log = logging.getLogger("affectgpt")
 
@@ -154,49 +154,62 @@ def _text(value: object) -> str | None:
     return None if not text or text.lower() == "nan" else text
 
 
-def _sample(folder: Folder, where: str, name: str, **texts: Any) -> Sample | BadSample:
-    """The sample of a row with its media, or a BadSample if the row is invalid."""
+def _sample(
+    folder: Folder,
+    where: str,
+    name: str,
+    spoken: Subtitles | None = None,
+    *,
+    chinese: Mapping[str, Any] | None = None,
+    valence: float | None = None,
+    **texts: Any,
+) -> Sample | BadSample:
+    """The sample of a row with its media, or a BadSample if the row is invalid.
+
+    Args:
+        spoken: adds the subtitles of `name`; a subtitle in `texts` takes the place of a missing English one.
+        chinese, texts: description, labels ... as in the table, in Chinese and in English; empty cells are left out.
+    """
     try:
-        labels = parse_label_list(texts.pop("labels", None))
-        given = {key: value for key, value in texts.items() if value is not None}
-        return Sample(id=name, labels=labels, **folder.media(name), **given)
+        own, translated = _texts(texts), _texts(chinese or {})
+        if spoken is not None:
+            english, translated_subtitle = spoken.get(name)
+            own["subtitle"] = english or own.get("subtitle") or translated_subtitle
+            translated = {"subtitle": translated_subtitle, **translated}
+        fields = {key: value for key, value in (own | {"valence": valence}).items() if value is not None}
+        translated = {key: value for key, value in translated.items() if value is not None}
+        translations = {"zh": translated} if translated else {}
+        return Sample(id=name, **fields, **folder.media(name), translations=translations)
     except FormatError:
         raise
     except InputError as error:
         return BadSample(name, where, str(error))
 
 
-class Subtitles:
-    """Subtitles by name: `name, chinese, english` (subtitle_chieng.csv) or `name, sentence` (transcription_en_all.csv).
+def _texts(cells: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: parse_label_list(value) if key == "labels" else _text(value) for key, value in cells.items()}
 
-    A missing English subtitle is replaced by the Chinese one.
-    """
+
+class Subtitles:
+    """Subtitles by name, from `name, chinese, english` (subtitle_chieng.csv) or `name, sentence` (MERR)."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._rows = folder.by_name(name)
 
-    def get(self, name: str, own: str | None = None) -> tuple[str | None, str | None]:
-        """(English or else Chinese, Chinese); `own` is the subtitle of the row itself."""
+    def get(self, name: str) -> tuple[str | None, str | None]:
+        """(English, Chinese); None where there is none."""
         row = self._rows.get(name, {})
-        english = _text(row.get("english")) or _text(row.get("sentence")) or own
-        chinese = _text(row.get("chinese"))
-        return english or chinese, chinese
+        return _text(row.get("english")) or _text(row.get("sentence")), _text(row.get("chinese"))
 
 
 def _with_split(rows: Rows, test_share: float) -> Rows:
-    """Set `split` to train or test by a seeded hash of the id: our own split, as the published lists are not public."""
+    """Set `split` to train or test by a seeded hash of the id: our own split, because the tables do not include one."""
     known = list(rows)
     samples = [row for row in known if isinstance(row, Sample)]
     n_test = round(len(samples) * test_share)
     test = {sample.id for sample in hold_out(samples, n=n_test, seed=0)[1]} if n_test < len(samples) else set()
     for row in known:
         yield replace(row, split="test" if row.id in test else "train") if isinstance(row, Sample) else row
-
-
-def _translation(**texts: Any) -> dict[str, Any] | None:
-    """`translations` with the Chinese texts, or None without any."""
-    chinese = {key: value for key, value in texts.items() if value is not None}
-    return {"zh": chinese} if chinese else None
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
@@ -215,20 +228,13 @@ def emer_v1(folder: Folder, *, english: str = "gt-eng.csv", chinese: str = "gt-c
     others = folder.by_name(chinese, *columns)
     for where, row in folder.rows(english, *columns):
         name = id_of(row, where)
-        other = others.get(name, {})
-        yield _sample(
-            folder,
-            where,
-            name,
-            subtitle=_text(row["subtitles"]) or _text(other.get("subtitles")),
-            description=_text(row["reasons"]),
-            labels=row["emotions"],
-            translations=_translation(
-                subtitle=_text(other.get("subtitles")),
-                description=_text(other.get("reasons")),
-                labels=parse_label_list(other.get("emotions")),
-            ),
-        )
+        english_texts, chinese_texts = _emer_v1_texts(row), _emer_v1_texts(others.get(name, {}))
+        english_texts["subtitle"] = _text(english_texts["subtitle"]) or chinese_texts["subtitle"]
+        yield _sample(folder, where, name, **english_texts, chinese=chinese_texts)
+
+
+def _emer_v1_texts(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"subtitle": row.get("subtitles"), "description": row.get("reasons"), "labels": row.get("emotions")}
 
 
 def emer_fine(
@@ -247,16 +253,8 @@ def _emer_fine(folder: Folder, descriptions: str, labels: str, subtitles: str) -
     openset, spoken = folder.by_name(labels, "openset"), Subtitles(folder, subtitles)
     for where, row in folder.rows(descriptions, "english", "chinese"):
         name = id_of(row, where)
-        english, chinese = spoken.get(name)
-        yield _sample(
-            folder,
-            where,
-            name,
-            subtitle=english,
-            description=_text(row["english"]),
-            labels=openset.get(name, {}).get("openset"),
-            translations=_translation(subtitle=chinese, description=_text(row["chinese"])),
-        )
+        texts = {"description": row["english"], "labels": openset.get(name, {}).get("openset")}
+        yield _sample(folder, where, name, spoken, **texts, chinese={"description": row["chinese"]})
 
 
 def mer_openset(folder: Folder, *, labels: str, descriptions: str = "", subtitles: str = "subtitle_chieng.csv") -> Rows:
@@ -266,24 +264,10 @@ def mer_openset(folder: Folder, *, labels: str, descriptions: str = "", subtitle
     for where, row in folder.rows(labels, "openset"):
         name = id_of(row, where)
         seen.add(name)
-        yield _openset_sample(folder, where, name, row["openset"], reasons.get(name, {}).get("reason"), spoken)
+        description = reasons.get(name, {}).get("reason")
+        yield _sample(folder, where, name, spoken, labels=row["openset"], description=description)
     for name in [name for name in reasons if name not in seen]:  # with a description, but without labels
-        yield _openset_sample(folder, str(folder.path / descriptions), name, None, reasons[name]["reason"], spoken)
-
-
-def _openset_sample(
-    folder: Folder, where: str, name: str, openset: Any, reason: Any, spoken: Subtitles
-) -> Sample | BadSample:
-    english, chinese = spoken.get(name)
-    return _sample(
-        folder,
-        where,
-        name,
-        subtitle=english,
-        description=_text(reason),
-        labels=openset,
-        translations=_translation(subtitle=chinese),
-    )
+        yield _sample(folder, str(folder.path / descriptions), name, spoken, description=reasons[name]["reason"])
 
 
 def ovmerd(
@@ -321,16 +305,7 @@ def mer_onehot(folder: Folder, *, labels: str = "track1_train.csv", subtitles: s
     """one-hot emotions: track1_train.csv with name, discrete (task fixed)"""
     spoken = Subtitles(folder, subtitles)
     for where, row in folder.rows(labels, "discrete"):
-        name = id_of(row, where)
-        english, chinese = spoken.get(name)
-        yield _sample(
-            folder,
-            where,
-            name,
-            subtitle=english,
-            label=_text(row["discrete"]),
-            translations=_translation(subtitle=chinese),
-        )
+        yield _sample(folder, where, id_of(row, where), spoken, label=row["discrete"])
 
 
 def candidates(
@@ -339,8 +314,7 @@ def candidates(
     """clips to predict, without labels: track_all_candidates.csv, track1_track2_candidate.csv (name)"""
     spoken = Subtitles(folder, subtitles)
     for name in read_names(folder.file(names)):
-        english, chinese = spoken.get(name)
-        yield _sample(folder, names, name, subtitle=english, translations=_translation(subtitle=chinese))
+        yield _sample(folder, names, name, spoken)
 
 
 def merr(
@@ -362,33 +336,27 @@ def merr(
         if not isinstance(entry, dict):
             yield BadSample(name, where, f"expected a JSON object, found {type(entry).__name__}")
             continue
-        emotion, valence = known.get(name, (_text(entry.get("pseu_emotion")), None))
-        english, chinese = spoken.get(name, _text(entry.get("text")))
-        yield _sample(
-            folder,
-            where,
-            name,
-            subtitle=english,
-            description=_text(entry.get("smp_reason_caption")) or _text(entry.get("caption")),
-            label=emotion,
-            valence=valence,
-            translations=_translation(subtitle=chinese),
-        )
+        label, valence = known.get(name, (entry.get("pseu_emotion"), None))
+        description = _text(entry.get("smp_reason_caption")) or entry.get("caption")
+        texts = {"subtitle": entry.get("text"), "description": description, "label": label}
+        yield _sample(folder, where, name, spoken, **texts, valence=valence)
 
 
 def merr_index(folder: Folder, *, file: str, subtitles: str = "transcription_en_all.csv") -> Rows:
     """an index of MERR or MER2023: lines of name n_frames emotion [valence], such as relative_test3_NCEV.txt"""
     spoken = Subtitles(folder, subtitles)
     for name, (emotion, valence) in _merr_index(folder, file).items():
-        english, _ = spoken.get(name)
-        yield _sample(folder, str(folder.path / file), name, subtitle=english, label=emotion, valence=valence)
+        subtitle = next(filter(None, spoken.get(name)), None)
+        yield _sample(folder, str(folder.path / file), name, subtitle=subtitle, label=emotion, valence=valence)
 
 
 def _merr_index(folder: Folder, file: str) -> dict[str, tuple[str, float | None]]:
     """name -> (emotion, valence); -10 means no valence."""
     path = folder.file(file)
     found: dict[str, tuple[str, float | None]] = {}
-    for line_no, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    with table_errors(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    for line_no, line in enumerate(lines, 1):
         cells = line.split()
         if not cells:
             continue
@@ -430,16 +398,7 @@ def merbench_npz(
                     f"set options: {{classes: [neutral, angry, ...]}} in the order of the numbers"
                 )
             emotion = classes[emotion]
-        english, chinese = spoken.get(name)
-        yield _sample(
-            folder,
-            str(path),
-            name,
-            subtitle=english,
-            label=_text(emotion),
-            valence=valence,
-            translations=_translation(subtitle=chinese),
-        )
+        yield _sample(folder, str(path), name, spoken, label=emotion, valence=valence)
 
 
 def llava(folder: Folder, *, file: str, answer: str = "description") -> Rows:
@@ -535,8 +494,8 @@ def predictions(
     spoken = Subtitles(folder, subtitles)
     for where, row in rows:
         labels = row.get("labels") or row.get("openset")
-        text = _text(row.get("text") or row.get("reason") or row.get("description"))
-        yield _openset_sample(folder, where, id_of(row, where), labels, text, spoken)
+        text = row.get("text") or row.get("reason") or row.get("description")
+        yield _sample(folder, where, id_of(row, where), spoken, labels=labels, description=text)
 
 
 def read_preferences(folder: Folder, *, file: str = "track3_emoprefer.csv") -> Iterator[Preference | BadSample]:

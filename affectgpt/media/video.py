@@ -244,9 +244,7 @@ def _from_batch(n_source: int, indices: list[int], images: np.ndarray, times_s: 
     """`times_s` [1 + T] starts with the time of the first frame of the video."""
     since_first = np.maximum.accumulate(times_s - times_s[0])[1:]
     return _Decoded(
-        n_source,
-        dict(zip(indices, images, strict=True)),
-        dict(zip(indices, since_first.tolist(), strict=True)),
+        n_source, dict(zip(indices, images, strict=True)), dict(zip(indices, since_first.tolist(), strict=True))
     )
 
 

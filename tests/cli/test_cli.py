@@ -136,7 +136,7 @@ def _raising(error):
 
 
 def test_ctrl_c_ends_with_one_line_and_130(capsys, monkeypatch):
-    monkeypatch.setattr("affectgpt.submit.run", _raising(KeyboardInterrupt()))
+    monkeypatch.setattr("affectgpt.submit.submit", _raising(KeyboardInterrupt()))
     assert cli.run("submit", ["a", "b"]) == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
 
@@ -188,7 +188,7 @@ def test_strings_are_replaced_wherever_they_stand():
     "error", [ValueError("not enough values to unpack"), TypeError("t"), OSError("o"), KeyError("k")]
 )
 def test_a_bug_of_ours_keeps_its_traceback_in_every_command(error, monkeypatch):
-    monkeypatch.setattr("affectgpt.submit.run", _raising(error))
+    monkeypatch.setattr("affectgpt.submit.submit", _raising(error))
     with pytest.raises(type(error)):
         cli.run("submit", ["a", "b"])
 

@@ -237,10 +237,10 @@ def test_a_bug_in_a_reader_is_not_reported_as_a_bad_row(tmp_path, monkeypatch):
     def fail(*arguments):
         raise bug
 
-    layouts.onehot(tmp_path)
+    layouts.openset(tmp_path, "ovmerd")
     monkeypatch.setattr("affectgpt.data.formats.parse_label_list", fail)
     with pytest.raises(ValueError, match="not enough") as caught:
-        read_format("mer_onehot", tmp_path, {})
+        read_format("ovmerd", tmp_path, {})
     assert caught.value is bug
 
 
