@@ -1,7 +1,7 @@
-"""Run folders: the record that explains a run, which runs and checkpoints are complete, and which one a name means.
+"""Run folders: run records, complete runs and checkpoints, and finding them by name. Needs no torch.
 
-Each output folder holds `run.json`: command, commit, versions, resolved config, hashes of the inputs and a status. A
-run folder is never overwritten: a second run of the same name gets a number behind it. Needs no torch.
+Each output folder holds `run.json` with command, commit, versions, resolved config, hashes of the inputs and status. A
+run folder is never overwritten: a second run of the same name gets a number appended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import UserError, sha256_of_file, write_json_atomic
+from affectgpt.runtime import InputError, UserError, sha256_of_file, write_json_atomic
 
 RECORD = "run.json"
 _PACKAGES = ("affectgpt", "torch", "transformers", "accelerate", "peft", "numpy", "av", "sentencepiece", "hydra-core")
@@ -30,7 +30,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def _git_commit() -> str | None:
-    """Commit of the source tree that runs, with '-dirty'; None outside a checkout."""
+    """Commit of the running source tree, with '-dirty' if it has changes; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
@@ -53,7 +53,7 @@ def _versions() -> dict[str, str]:
 
 
 class RunRecord:
-    """`run.json` of one output folder: written at the start, updated with status and results at the end."""
+    """`run.json` of an output folder: written at the start, updated with status and results at the end."""
 
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class RunRecord:
     def start(
         cls, folder: Path, *, kind: str, config: Mapping[str, Any], inputs: Iterable[str | Path] = (), **more: Any
     ) -> RunRecord:
-        """Write the record with status "running"; `inputs` are files whose hashes belong to the run."""
+        """Write the record with status "running"; `inputs` are the files whose hashes it holds."""
         values = {
             "kind": kind,
             "status": "running",
@@ -83,13 +83,17 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
+        """The record of a folder; None if it has none."""
         path = folder / RECORD
-        return cls(folder, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        try:
+            return cls(folder, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a run record ({error}); restore it, or remove the folder") from error
 
     _started: float | None = None
 
     def finish(self, status: str, **results: Any) -> None:
-        """`status`: "finished", "stopped" (asked to stop, resumable) or "failed"."""
+        """`status`: "finished", "stopped" (by a signal or limit, resumable) or "failed"."""
         self.values["status"] = status
         self.values["ended"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         if self._started is not None:
@@ -121,7 +125,7 @@ def runs_named(runs: Path, name: str) -> list[Path]:
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
-    """Make and return `runs/name`, or `runs/name-2` ... if it is taken."""
+    """Create and return `runs/name`, or `runs/name-2` ... if it exists."""
     if not _RUN_NAME.fullmatch(name):
         raise UserError(f"run name {name!r}: use letters, digits and . _ + - only, starting with a letter or digit")
     number = 1
@@ -136,9 +140,9 @@ def new_run_folder(runs: Path, name: str) -> Path:
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run whose marker was written, oldest first.
+    """The complete checkpoint folders of a run, oldest first.
 
-    Files are written in place, so a folder without the marker is what a killed run left behind.
+    Files are written in place and the marker last, so a folder without it was left by a killed run.
     """
     found = {}
     for folder in run.glob("checkpoint-*"):
@@ -148,7 +152,7 @@ def complete_checkpoints(run: Path) -> list[Path]:
 
 
 def last_complete_run(runs: Path, name: str) -> Path | None:
-    """The newest finished run called `name` (or `name-2` ...); None if there is none."""
+    """The newest finished run named `name` (or `name-2` ...); None if there is none."""
     for run in reversed(runs_named(runs, name)):
         record = RunRecord.read(run)
         if record is not None and record.values["status"] == "finished" and complete_checkpoints(run):
@@ -157,10 +161,10 @@ def last_complete_run(runs: Path, name: str) -> Path | None:
 
 
 def checkpoint_to_start_from(runs: Path, init_from: str) -> Path:
-    """The checkpoint that a stage starts from: a checkpoint folder, or the end of a run given by folder or name.
+    """The checkpoint from which a stage starts: a checkpoint folder, or the last one of a run given by folder or name.
 
     Raises:
-        UserError: there is none; the message says which command makes one.
+        UserError: there is none; the message names the command that makes one.
     """
     folder = Path(init_from)
     if (folder / TRAINED_MANIFEST).is_file():
@@ -195,7 +199,7 @@ def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
     """The checkpoint to run: a checkpoint folder; of a run its best by validation, else its last; None = `newest_run`.
 
     Raises:
-        UserError: there is none; the message says which command makes one.
+        UserError: there is none; the message names the command that makes one.
     """
     if checkpoint is None:
         run = newest_run(runs)

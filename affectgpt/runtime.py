@@ -1,8 +1,4 @@
-"""What every command needs around its work: seeds, logging, atomic files, and the record that explains a run.
-
-Each output folder holds `run.json`: command, commit, versions, resolved config, hashes of the inputs and a status. A
-run folder is never overwritten: a second run of the same name gets a number behind it.
-"""
+"""Errors, logging, devices, seeds, hashes and atomic files: what all other modules share."""
 
 from __future__ import annotations
 
@@ -25,27 +21,27 @@ log = logging.getLogger("affectgpt")
 
 
 class UserError(RuntimeError):
-    """A mistake that the user can correct: commands print its message without a traceback and exit with 2.
+    """An error that the user can correct: commands print its message without a traceback and exit with code 2.
 
-    Commands, and loops that leave bad samples out, catch this family and nothing else. Any other exception is a bug of
-    ours: it keeps its traceback and ends the run.
+    Commands, and loops that leave out bad samples, catch only this class and its subclasses. Any other exception is a
+    bug and ends the run with its traceback.
     """
 
 
 class InputError(UserError, ValueError):
-    """A setting, a file or a sample that cannot be used; the message says what was found and what was expected."""
+    """An unusable setting, file or sample; the message states what was found and what was expected."""
 
 
 class NotFound(UserError, FileNotFoundError):
-    """A file, folder, model or run that is not there; the message says what makes it."""
+    """A file, folder, model or run that does not exist; the message states how to create or name it."""
 
 
 class MissingLibrary(UserError, ImportError):
-    """An optional library, or data that it needs, is not installed; the message says how to install it."""
+    """An optional library, or data that it needs, is not installed; the message states how to install it."""
 
 
 def set_up_logging(verbose: bool = False) -> None:
-    """Plain lines on stderr; the noise of libraries stays at warnings."""
+    """Log plain lines to stderr; of libraries only warnings."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -93,10 +89,10 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def without_collector() -> Iterator[None]:
-    """No search for cyclic garbage while many objects are made that stay, and none among them later.
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector while building long-lived objects, and exclude them from later collections.
 
-    Each search walks through all objects: of the start of training on 100,000 clips it took a third.
+    Each collection visits all objects; with 100,000 clips this took a third of the start of training.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -109,12 +105,12 @@ def without_collector() -> Iterator[None]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
+    """Write `path` completely or not at all."""
     _write_atomic(path, [text])
 
 
 def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
-    """As `write_text_atomic`, line by line; nothing is held in memory."""
+    """`write_text_atomic` line by line, without holding the text in memory."""
     _write_atomic(path, (f"{line}\n" for line in lines))
 
 

@@ -1,8 +1,8 @@
 """The cache of frozen encoder states, addressed by content.
 
 A frozen encoder is a pure function of the file, so its states are computed once and shared by all runs and processes.
-The address holds the sha256 of the media, the encoder's fingerprint and the sampling; a change of any of them is
-another address, never a stale hit. How they lie on disk is `affectgpt.cache.store`' business.
+The address is a hash of the media file, the encoder's fingerprint and the sampling; if any of them changes, so does the
+address, and a stale hit is impossible. For the layout on disk see `affectgpt.cache.store`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.cache.store import Room, StateStore
+from affectgpt.cache.store import Quota, StateStore
 from affectgpt.config import SAMPLED, SamplingConfig
 from affectgpt.data.clips import load_clip
 from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
-from affectgpt.runtime import InputError, n_cores, stable_hash, without_collector
+from affectgpt.runtime import InputError, UserError, gc_paused, n_cores, stable_hash
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
 
 FORMAT = 2
-"""Raise when decoding, preprocessing or the file layout changes: old entries are then simply not found."""
+"""Increment when decoding, preprocessing or the file layout changes: old entries are then no longer found."""
 
 
 CACHE_MODES = ("ahead", "first_epoch", "off")
@@ -42,8 +42,8 @@ def cache_mode(value: bool | str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where states that are not in the cache yet belong, and the facts that go with them."""
+class CacheKey:
+    """The address of states that are not in the cache yet, and the facts to store with them."""
 
     sha256: str
     facts: dict[str, Any]
@@ -51,14 +51,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Features:
-    """What the processor takes of one sample: decoded arrays, or encoder states [T,E], by modality; and the facts.
+    """The processor's input for one sample by modality: decoded arrays, or encoder states [T,E]; and the facts.
 
-    `missing` says for which of them the cache would take states, see `ClipReader.stored`.
+    Attributes:
+        missing: keys of the media whose states the cache lacks, see `ClipReader.load`.
     """
 
     media: dict[str, Any]
     facts: dict[str, Any]
-    missing: dict[str, Place] = field(default_factory=dict)
+    missing: dict[str, CacheKey] = field(default_factory=dict)
 
 
 class FeatureCache:
@@ -66,14 +67,14 @@ class FeatureCache:
 
     Args:
         folder: shared by all runs.
-        fingerprints: what decides each modality's states beside the file: the encoder (weights, layers, pooling,
-            precision), sampling and preprocessing.
-        about: the same for people: what is written beside each modality's states.
-        limit_bytes: what the folder may hold, other encoders' states included; None = no limit. States that find no
-            room are not kept.
+        fingerprints: everything that determines a modality's states apart from the file: the encoder (weights, layers,
+            pooling, precision), sampling and preprocessing.
+        about: a description of the encoder for each modality, stored for humans.
+        limit_bytes: maximum size of the folder, including other encoders' states; None = no limit. States beyond it are
+            not stored.
 
     Attributes:
-        n_refused: states that found no room.
+        n_refused: states that were not stored because of the limit.
     """
 
     def __init__(
@@ -85,43 +86,43 @@ class FeatureCache:
         limit_bytes: int | None = None,
     ) -> None:
         self.n_refused = 0
-        self._room = None if limit_bytes is None else Room(folder, limit_bytes)
+        self._quota = None if limit_bytes is None else Quota(folder, limit_bytes)
         self._stores = {
             name: StateStore(
                 folder / name / stable_hash([FORMAT, fingerprint])[:16],
                 {"format": FORMAT, "encoder": (about or {}).get(name), "made_by": fingerprint},
-                self._room,
+                self._quota,
             )
             for name, fingerprint in fingerprints.items()
         }
 
     @property
     def is_full(self) -> bool:
-        return self._room is not None and self._room.is_full
+        return self._quota is not None and self._quota.is_full
 
     def has(self, modality: str, sha256: str) -> bool:
         return sha256 in self._stores[modality]
 
     def read(self, modality: str, sha256: str) -> tuple[Tensor, dict[str, Any]] | None:
-        """States [T,E] and facts, or None; damaged ones are reported and count as absent."""
+        """States [T,E] and facts, or None; damaged entries are logged and count as missing."""
         return self._stores[modality].read(sha256)
 
     def write(self, modality: str, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> bool:
-        """Keep states; False (counted, and said once) if there is no room for them."""
+        """Store states; False if the cache is full, which is counted and logged once."""
         if self._stores[modality].write(sha256, states, facts):
             return True
         if not self.n_refused:
             log.warning(
-                "the cache is full (paths.cache_limit_gb): states of further clips are not kept, but made each time "
-                "they are needed; allow more, or free space with `python -m affectgpt.cache gc`"
+                "the cache is full (paths.cache_limit_gb): states of further clips are not stored, but recomputed each "
+                "time they are needed; raise the limit, or free space with `python -m affectgpt.cache gc`"
             )
         self.n_refused += 1
         return False
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Samples that can be used, those that cannot, and how many of the former the cache does not hold whole."""
+class PreparedClips:
+    """Usable samples, bad samples, and how many of the usable ones are not completely in the cache."""
 
     good: list[Sample]
     bad: list[BadSample]
@@ -129,20 +130,20 @@ class Prepared:
 
     @property
     def summary(self) -> tuple[list[BadSample], int]:
-        """(bad samples, number that the cache lacks): what processes tell each other."""
+        """(bad samples, number not in the cache): what processes exchange."""
         return self.bad, self.n_uncached
 
 
 class ClipReader:
-    """Gives the media of a sample to training and inference alike: from the cache if there is one, else decoded.
+    """Reads the media of a sample, for training and inference alike: from the cache if there is one, else decoded.
 
     Args:
-        sampling: how clips are cut.
-        encode: turns decoded media into encoder states, one sample at a time; needed with a cache only.
-        cache: None = always decode, and let the model run its encoders in the batch.
-        facts: hashes of files that are known already.
-        n_threads: clips that `prepare` works on at once. Decoding releases the interpreter lock, so that one clip is
-            decoded while another is encoded.
+        sampling: how many frames and audio windows are taken of a clip.
+        encode: decoded media of one sample -> encoder states; only with a cache.
+        cache: None = always decode; the model then runs its encoders in the batch.
+        facts: known hashes of files.
+        n_threads: number of clips that `prepare` processes at once. Decoding releases the interpreter lock, so one clip
+            is decoded while another is encoded.
     """
 
     def __init__(
@@ -155,8 +156,7 @@ class ClipReader:
         facts: MediaFacts | None = None,
         n_threads: int = 2,
     ) -> None:
-        if cache is not None and encode is None:
-            raise InputError("a feature cache needs `encode`, to fill what it lacks")
+        assert cache is None or encode is not None, "a cache needs `encode`"
         self._sampling = sampling
         self._backend = backend
         self._cache = cache
@@ -165,30 +165,31 @@ class ClipReader:
         self._n_threads = n_threads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encode": None}  # what encodes, a model, does not travel to loader processes
+        return {**self.__dict__, "_encode": None}  # a model; loader processes do not encode
 
     def __call__(self, sample: Sample, modalities: Sequence[str]) -> Features:
-        """Media of `sample` for `modalities`, with a cache always as states, which are made here if there are none.
+        """Media of `sample` for `modalities`; with a cache as states, which are computed and stored if missing.
 
-        Raises MediaError if they cannot be decoded whole.
+        Raises:
+            MediaError: the media cannot be decoded completely.
         """
-        found = self.stored(sample, modalities)
+        found = self.load(sample, modalities)
         if not found.missing:
             return found
         assert self._encode is not None
         states = self._encode({name: found.media[name] for name in found.missing})
-        self.keep(found.missing, states)
+        self.write(found.missing, states)
         return Features({**found.media, **{name: state.cpu() for name, state in states.items()}}, found.facts)
 
-    def stored(self, sample: Sample, modalities: Sequence[str]) -> Features:
-        """Like calling it, but nothing is encoded: what the cache lacks comes decoded, with its place in `missing`."""
+    def load(self, sample: Sample, modalities: Sequence[str]) -> Features:
+        """Media of `sample` without encoding: states from the cache; the rest decoded, with their keys in `missing`."""
         media: dict[str, Any] = {}
         facts: dict[str, Any] = {}
-        places: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         for name in modalities:
             if self._cache is not None:
-                places[name] = self._sha256(sample, name)
-                if (known := self._cache.read(name, places[name])) is not None:
+                hashes[name] = self._sha256(sample, name)
+                if (known := self._cache.read(name, hashes[name])) is not None:
                     media[name], facts[name] = known
         if lacking := [name for name in modalities if name not in media]:
             clip = load_clip(sample, lacking, self._sampling, backend=self._backend)
@@ -197,13 +198,13 @@ class ClipReader:
         return Features(
             {name: media[name] for name in modalities},
             {name: facts[name] for name in modalities},
-            {name: Place(places[name], facts[name]) for name in lacking if name in places},
+            {name: CacheKey(hashes[name], facts[name]) for name in lacking if name in hashes},
         )
 
-    def keep(self, missing: Mapping[str, Place], states: Mapping[str, Tensor]) -> bool:
-        """Write states to their places; False if there is no room for all of them."""
+    def write(self, missing: Mapping[str, CacheKey], states: Mapping[str, Tensor]) -> bool:
+        """Store states under their keys; False if the cache is full."""
         assert self._cache is not None
-        return all(self._cache.write(name, place.sha256, states[name], place.facts) for name, place in missing.items())
+        return all(self._cache.write(name, key.sha256, states[name], key.facts) for name, key in missing.items())
 
     def prepare(
         self,
@@ -214,29 +215,29 @@ class ClipReader:
         encode: bool = True,
         what: str = "reading clips",
         progress: bool = True,
-    ) -> Prepared:
-        """Go once over all samples before training: fill the cache, or only decode, so that bad media show up now.
+    ) -> PreparedClips:
+        """Go through all samples before training: fill the cache, or only decode, so that bad media are found now.
 
-        What is not encoded is decoded only with `on_bad="skip"`; else a bad clip stops the run when it comes up.
+        Clips that are not encoded are decoded only with `on_bad="skip"`; else a bad clip raises when it is drawn.
 
         Args:
-            encode: False = leave the cache as it is.
+            encode: False = do not fill the cache.
         """
-        with without_collector():  # of the lookup alone: who decodes and encodes leaves cycles behind
+        with gc_paused():  # only for the lookup: decoding and encoding leave reference cycles
             lacking = [sample for sample in samples if self._lacks(sample, modalities)]
         encode = encode and self._cache is not None
         if not lacking or (not encode and on_bad == "raise"):
             self._facts.save()
-            return Prepared(list(samples), [], len(lacking))
-        kept: list[bool] = []
+            return PreparedClips(list(samples), [], len(lacking))
+        written: list[bool] = []
 
         def check(sample: Sample) -> Sample:
             wanted = [name for name in sample.modalities or () if name in modalities]
             if encode and self._cache is not None and not self._cache.is_full:
-                found = self.stored(sample, wanted)
+                found = self.load(sample, wanted)
                 assert self._encode is not None
                 states = self._encode({name: found.media[name] for name in found.missing})
-                kept.append(self.keep(found.missing, states))
+                written.append(self.write(found.missing, states))
             elif on_bad == "skip":
                 load_clip(sample, wanted, self._sampling, backend=self._backend)
             return sample
@@ -252,10 +253,10 @@ class ClipReader:
         self._facts.save()
         left_out = {id(sample) for sample in lacking} - {id(sample) for sample in checked}
         good = [sample for sample in samples if id(sample) not in left_out]
-        return Prepared(good, bad, len(lacking) - len(bad) - sum(kept))
+        return PreparedClips(good, bad, len(lacking) - len(bad) - sum(written))
 
     def _lacks(self, sample: Sample, modalities: Sequence[str]) -> bool:
-        """Whether the cache lacks anything of `sample`; also where it cannot be known, since a file is missing."""
+        """Whether the cache lacks anything of `sample`; True if a file cannot be read, which is then reported."""
         if self._cache is None:
             return True
         wanted = [name for name in sample.modalities or () if name in modalities]
@@ -268,11 +269,11 @@ class ClipReader:
                 if not self._cache.has(name, hashes[file]):
                     return True
             return False
-        except OSError:
+        except UserError:
             return True
 
     def _sha256(self, sample: Sample, modality: str) -> str:
-        """Identity of the medium: the hash of its file, for face crops in RGB order with the order."""
+        """Hash of the media file; for face crops in RGB order, combined with the order."""
         path = self._file(sample, modality)
         assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
         digest = self._facts.sha256(path)

@@ -1,13 +1,13 @@
-"""A store of encoder states: shards that are appended to and mapped into memory, with an index of fixed-size records.
+"""A store of encoder states: append-only shards that are memory-mapped, with an index of fixed-size records.
 
-    <folder>/about.json                     whose states these are, for people and for `python -m affectgpt.cache`
-    <folder>/<time>-<process>.states        tensors, one after the other, each with its facts as JSON behind it
-    <folder>/<time>-<process>.index         one 72-byte record an entry: address, place, shape, precision, checksums
+    <folder>/about.json                     the encoder, for humans and for `python -m affectgpt.cache`
+    <folder>/<time>-<process>.states        tensors one after another, each followed by its facts as JSON
+    <folder>/<time>-<process>.index         a 72-byte record per entry: address, offset, shape, precision, checksums
 
-Each process appends to shards of its own, so any number may read and write one store. An entry exists once its record
-is written, which happens after its bytes: a killed process leaves no half entry, at worst bytes that no record points
-to. Bytes are checked against their checksum when a process first reads them; what does not fit is reported and counts
-as absent, so that it is made again.
+Each process appends to its own shards, so any number of processes can read and write one store. An entry exists once
+its record is written, which is after its bytes: a killed process leaves no partial entry, at worst bytes without a
+record. A process checks the checksum when it first reads an entry; a damaged entry is logged and counts as missing, so
+that it is recomputed.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from affectgpt.runtime import InputError, write_json_atomic
+from affectgpt.runtime import write_json_atomic
 
 log = logging.getLogger("affectgpt")
 
 ABOUT = "about.json"
 SHARD_BYTES = 256 << 20
 _ALIGNMENT = 64
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # a record holds the place in this tuple: append only
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # a record stores the index in this tuple: append only
 _RECORD = struct.Struct("<32sQQIIIII")  # `_Record`
-_CHECK = struct.Struct("<I")  # behind each record: crc32 of it
+_CHECK = struct.Struct("<I")  # after each record: its crc32
 _RECORD_BYTES = _RECORD.size + _CHECK.size
 
 
 class _Record(NamedTuple):
-    """Where an entry lies in its shard and what it is."""
+    """Position, shape and precision of an entry."""
 
     sha256: bytes
     offset: int
     n_bytes: int
     rows: int
     width: int
-    dtype: int  # place in _DTYPES
+    dtype: int  # index in _DTYPES
     facts_bytes: int
     crc32: int  # of tensor and facts
 
@@ -60,44 +60,43 @@ class _Record(NamedTuple):
         return self.offset + self.n_bytes + self.facts_bytes
 
 
-class Room:
-    """What the stores below a folder may hold together; several processes keep to it side by side.
+class Quota:
+    """The size limit of all stores in a folder, respected by several processes at once.
 
     Args:
-        folder: of all stores.
-        limit_bytes: what all its files may hold. Each process looks at the files again after every thousandth of it
-            that it has written, so that n of them exceed it by less than n thousandths.
+        limit_bytes: of all files in the folder. A process measures the folder again after writing a thousandth of the
+            limit, so that n processes exceed the limit by less than n thousandths.
     """
 
-    _AGAIN_S = 60.0  # how long "full" holds before the files are looked at again
+    _FULL_S = 60.0  # a full folder is measured again after this time
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
         self._limit = limit_bytes
         self._measured: int | None = None
-        self._since = 0
+        self._written = 0  # by this process since the measurement
         self._full_since_s: float | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether something was refused a moment ago."""
-        return self._full_since_s is not None and time.monotonic() - self._full_since_s < self._AGAIN_S
+        """Whether something was refused recently."""
+        return self._full_since_s is not None and time.monotonic() - self._full_since_s < self._FULL_S
 
-    def take(self, n_bytes: int) -> bool:
-        """Whether there is room for `n_bytes`, which then counts as used."""
+    def reserve(self, n_bytes: int) -> bool:
+        """Count `n_bytes` as used; False if they exceed the limit."""
         if self.is_full:
             return False
-        if self._measured is None or self._full_since_s is not None or self._since > self._limit // 1000:
-            self._measured, self._since, self._full_since_s = folder_bytes(self._folder), 0, None
-        if self._measured + self._since + n_bytes > self._limit:
+        if self._measured is None or self._full_since_s is not None or self._written > self._limit // 1000:
+            self._measured, self._written, self._full_since_s = folder_bytes(self._folder), 0, None
+        if self._measured + self._written + n_bytes > self._limit:
             self._full_since_s = time.monotonic()
             return False
-        self._since += n_bytes
+        self._written += n_bytes
         return True
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files below `folder`, which other processes may be changing."""
+    """Size of all files in `folder` and its subfolders, which other processes may be changing."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -107,24 +106,24 @@ def folder_bytes(folder: Path) -> int:
 
 
 class StateStore:
-    """States [T, E] and facts by the sha256 of the medium they came from.
+    """States [T, E] and facts by the sha256 of the media file.
 
     Args:
-        folder: made when something is first written.
-        about: what decides the states, written to about.json.
-        room: how much may be written; None = any amount.
+        folder: created by the first write.
+        about: everything that determines the states, for about.json.
+        quota: size limit; None = none.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None, room: Room | None = None) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None, quota: Quota | None = None) -> None:
         self.folder = folder
         self._about = about
-        self._room = room
-        self._entries: dict[bytes, tuple[str, bytes]] = {}  # address -> (shard, its record)
-        self._seen: dict[str, int] = {}  # shard -> bytes of its index that were read
-        self._forget()
+        self._quota = quota
+        self._entries: dict[bytes, tuple[str, bytes]] = {}  # address -> (shard, record)
+        self._seen: dict[str, int] = {}  # shard -> number of bytes read of its index
+        self._reset()
 
-    def _forget(self) -> None:
-        """What must not travel to another process."""
+    def _reset(self) -> None:
+        """Set everything that cannot be pickled."""
         self._maps: dict[str, mmap.mmap] = {}
         self._checked: set[bytes] = set()
         self._writer: _Writer | None = None
@@ -133,11 +132,11 @@ class StateStore:
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("folder", "_about", "_room", "_entries", "_seen")}
+        return {name: self.__dict__[name] for name in ("folder", "_about", "_quota", "_entries", "_seen")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset()
 
     def __len__(self) -> int:
         self.refresh()
@@ -154,26 +153,26 @@ class StateStore:
         return iter([key.hex() for key in self._entries])
 
     def refresh(self) -> None:
-        """Take up what this and other processes have written since."""
+        """Read the entries that this and other processes have written since the last call."""
         for shard, size in self._indices():
             known = self._seen.get(shard, 0)
             if size < known + _RECORD_BYTES:
                 continue
             path = self.folder / f"{shard}.index"
-            with suppress(FileNotFoundError), path.open("rb") as file:  # it may have been compacted away meanwhile
+            with suppress(FileNotFoundError), path.open("rb") as file:  # it may have been compacted
                 file.seek(known)
                 data = file.read()
-                whole = len(data) - len(data) % _RECORD_BYTES  # the rest is half a record: its writer was killed
+                whole = len(data) - len(data) % _RECORD_BYTES  # the rest is an incomplete record of a killed process
                 for start in range(0, whole, _RECORD_BYTES):
                     record = data[start : start + _RECORD.size]
                     if zlib.crc32(record) != _CHECK.unpack_from(data, start + _RECORD.size)[0]:
-                        log.warning("%s: a damaged record is left out; its clip is encoded again", path)
+                        log.warning("%s: a damaged record is ignored; its clip will be encoded again", path)
                         continue
                     self._entries[record[:32]] = (shard, record)
                 self._seen[shard] = known + whole
 
     def _indices(self) -> list[tuple[str, int]]:
-        """(shard, bytes of its index), in the order in which the shards were begun."""
+        """(shard, size of its index in bytes), in order of creation."""
         with suppress(FileNotFoundError), os.scandir(self.folder) as files:
             return sorted((file.name[:-6], file.stat().st_size) for file in files if file.name.endswith(".index"))
         return []
@@ -183,20 +182,20 @@ class StateStore:
         return shard, _Record._make(_RECORD.unpack(record))
 
     def read(self, sha256: str) -> tuple[Tensor, dict[str, Any]] | None:
-        """States [T, E], mapped from disk, and facts; None if there are none, or (with a warning) damaged ones."""
+        """States [T, E], memory-mapped, and facts; None if there are none or they are damaged, which is logged."""
         if sha256 not in self:
             return None
         if not self._maps:
-            with suppress(OSError):  # a cache on read-only storage has no last use
+            with suppress(OSError):  # read-only storage: the time of last use is not recorded
                 os.utime(self.folder / ABOUT)
         key = bytes.fromhex(sha256)
         shard, record = self._record(key)
         buffer = self._map(shard, record.end)
-        if buffer is None and not (self.folder / f"{shard}.index").exists():  # compacted away: it lies elsewhere now
+        if buffer is None and not (self.folder / f"{shard}.index").exists():  # compacted: it is in another shard
             del self._entries[key]
             return self.read(sha256)
-        if buffer is None or not self._is_sound(record, buffer):
-            log.warning("%s: the states of %s are damaged and will be made again", self.folder / shard, sha256)
+        if buffer is None or not self._is_intact(record, buffer):
+            log.warning("%s: the states of %s are damaged and will be recomputed", self.folder / shard, sha256)
             del self._entries[key]
             return None
         dtype, count = _DTYPES[record.dtype], record.rows * record.width
@@ -205,16 +204,17 @@ class StateStore:
         return states.to(dtype).view(record.rows, record.width), facts
 
     def write(self, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> bool:
-        """Append states [T, E] and their facts; False if there is no room for them."""
+        """Append states [T, E] and their facts; False if the quota does not allow it."""
         states = states.detach().cpu().contiguous()
         if states.ndim != 2 or states.dtype not in _DTYPES:
-            raise InputError(f"states must be [T, E] in one of {_DTYPES}, found {states.dtype} {list(states.shape)}")
+            raise ValueError(f"states must be [T, E] in one of {_DTYPES}, found {states.dtype} {list(states.shape)}")
         payload = states.view(torch.uint8).numpy().tobytes() if states.numel() else b""
         described = json.dumps(facts).encode()
-        if self._room is not None and not self._room.take(len(payload) + len(described) + _ALIGNMENT + _RECORD_BYTES):
+        n_bytes = len(payload) + len(described) + _ALIGNMENT + _RECORD_BYTES
+        if self._quota is not None and not self._quota.reserve(n_bytes):
             return False
         with self._lock:
-            if self._pid != os.getpid():  # forked: the parent's shard, and the lock on it, are the parent's
+            if self._pid != os.getpid():  # forked: the shard and its lock belong to the parent
                 self._inherited, self._writer, self._pid = self._writer, None, os.getpid()
             if self._writer is None or self._writer.position >= SHARD_BYTES:
                 self._open_shard()
@@ -244,7 +244,7 @@ class StateStore:
         self._writer = _Writer(self.folder / name)
 
     def _map(self, shard: str, needed: int) -> mmap.mmap | None:
-        """The shard's bytes; a private mapping, so that nobody can change the file through a tensor."""
+        """The bytes of a shard; a private mapping, so that writing to a tensor does not change the file."""
         found = self._maps.get(shard)
         if found is not None and len(found) >= needed:
             return found
@@ -257,22 +257,22 @@ class StateStore:
             return None
         return self._maps[shard]
 
-    def _is_sound(self, record: _Record, buffer: mmap.mmap) -> bool:
+    def _is_intact(self, record: _Record, buffer: mmap.mmap) -> bool:
         if record.sha256 in self._checked:
             return True
         with memoryview(buffer) as view:
-            sound = zlib.crc32(view[record.offset : record.end]) == record.crc32
-        if sound:
+            intact = zlib.crc32(view[record.offset : record.end]) == record.crc32
+        if intact:
             self._checked.add(record.sha256)
-        return sound
+        return intact
 
     @property
     def last_used_s(self) -> float:
-        """When a process last began to read or write here, in seconds since 1970."""
+        """When a process last opened the store, in seconds since 1970."""
         path = self.folder / ABOUT
         return path.stat().st_mtime if path.exists() else 0.0
 
-    # ---- care --------------------------------------------------------------------------------------------------------
+    # ---- maintenance -------------------------------------------------------------------------------------------------
 
     @property
     def n_bytes(self) -> int:
@@ -280,21 +280,21 @@ class StateStore:
         return folder_bytes(self.folder)
 
     def damaged(self) -> list[str]:
-        """Read everything; the addresses whose bytes do not fit their checksum."""
+        """Read all entries; return the addresses of those that do not match their checksum."""
         self.refresh()
         bad = []
         for key in list(self._entries):
             shard, record = self._record(key)
             buffer = self._map(shard, record.end)
             self._checked.discard(key)
-            if buffer is None or not self._is_sound(record, buffer):
+            if buffer is None or not self._is_intact(record, buffer):
                 bad.append(key.hex())
         return bad
 
     def compact(self) -> int:
-        """Rewrite shards without damaged and doubled entries, small ones as few; returns the bytes that became free.
+        """Rewrite shards without damaged and duplicate entries, and merge small shards; returns the bytes freed.
 
-        Shards that a living process appends to are left alone.
+        Shards to which a running process appends are skipped.
         """
         before = self.n_bytes
         bad = set(self.damaged())
@@ -316,7 +316,7 @@ class StateStore:
                 is_tight = path.exists() and path.stat().st_size <= n_bytes + _ALIGNMENT * len(held)
                 if is_tight and shard not in small and not bad.intersection(held):
                     continue
-                for name in held:  # a copy first: at no moment is an entry nowhere
+                for name in held:  # copied before it is deleted, so that it always exists
                     if (found := self.read(name)) is not None:
                         self.write(name, *found)
                 self._maps.pop(shard, None)
@@ -332,14 +332,14 @@ class StateStore:
         return before - self.n_bytes
 
     def close(self) -> None:
-        """End this process's shard; writing again begins another."""
+        """Close the shard of this process; the next write opens another."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 class _Writer:
-    """The shard that this process appends to; its lock tells others that it is not finished."""
+    """The shard to which this process appends; its lock shows other processes that it is in use."""
 
     def __init__(self, path: Path) -> None:
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
@@ -349,7 +349,7 @@ class _Writer:
         self.position = 0
 
     def append(self, data: bytes) -> int:
-        """Write `data` at the next aligned place, and return that place."""
+        """Write `data` at the next aligned offset, and return the offset."""
         padding = -self.position % _ALIGNMENT
         _write_all(self._states.fileno(), b"\0" * padding + data)
         start = self.position + padding

@@ -15,7 +15,7 @@ Settings = Sequence[str]
 
 
 def train(settings: config.TrainConfig, given: Settings) -> int:
-    from affectgpt.runtime import without_collector
+    from affectgpt.runtime import gc_paused
 
     if settings.study.name:
         from affectgpt.training.study import Stopped, run_cell, stage_names
@@ -26,7 +26,7 @@ def train(settings: config.TrainConfig, given: Settings) -> int:
         except Stopped as stopped:
             return stopped.exit_code
         return 0
-    with without_collector():  # a sixth of the time that importing the libraries takes
+    with gc_paused():  # a sixth of the time that importing the libraries takes
         from affectgpt.training.stages import run_stage
 
     return run_stage(settings).exit_code
@@ -34,9 +34,9 @@ def train(settings: config.TrainConfig, given: Settings) -> int:
 
 def evaluate(settings: config.EvalConfig, given: Settings) -> int:
     """A benchmark that is a mean brings the configurations of its members, with its own folder and trust."""
-    from affectgpt.runtime import without_collector
+    from affectgpt.runtime import gc_paused
 
-    with without_collector():
+    with gc_paused():
         from affectgpt.inference.evaluate import run_evaluation
 
     whole = settings.benchmark

@@ -1,7 +1,7 @@
-"""What is known of media files, kept on disk so that a large data set is opened and hashed once, not at every start.
+"""Facts about media files, stored on disk so that a large data set is opened and hashed once, not at every start.
 
-A fact belongs to (path, size, time of last change): a file that has changed is looked at again. The file is JSON lines,
-`[path, size, mtime_ns, facts]`, appended to; where a path stands twice the later line counts.
+A fact belongs to (path, size, modification time): a file that has changed is read again. The facts are a journal of
+rows `[path, size, mtime_ns, facts]`; of several rows with one path the last counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.journal import append_rows
-from affectgpt.media import MediaInfo, MissingMedia, probe, probe_faces
+from affectgpt.media import MediaError, MediaInfo, MissingMedia, probe, probe_faces
 from affectgpt.runtime import sha256_of_file
 
 log = logging.getLogger("affectgpt")
@@ -27,7 +27,7 @@ class MediaFacts:
     """Header facts and content hashes by file.
 
     Args:
-        file: where facts are kept; None = in memory only. Read at the first question, written by `save`.
+        file: where facts are stored; None = in memory only. Read at the first query, written by `save`.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -36,7 +36,7 @@ class MediaFacts:
         self._changed: dict[str, None] = {}
 
     def info(self, path: str) -> MediaInfo:
-        """`media.probe`, remembered; see there for the errors (which are not remembered)."""
+        """`media.probe`, stored; its errors are not."""
         facts = self._facts(path)
         if "info" not in facts:
             found = {key: value for key, value in asdict(probe(path)).items() if key != "path" and value is not None}
@@ -44,7 +44,7 @@ class MediaFacts:
         return MediaInfo(path, **{"duration_s": None, **facts["info"]})
 
     def faces(self, path: str) -> tuple[int, int, int]:
-        """`media.probe_faces`, remembered."""
+        """`media.probe_faces`, stored; its errors are not."""
         facts = self._facts(path)
         if "faces" not in facts:
             self._remember(path, facts, "faces", list(probe_faces(path)))
@@ -52,21 +52,29 @@ class MediaFacts:
         return n, height, width
 
     def sha256(self, path: str) -> str:
-        """Content hash of the file, hex."""
+        """Content hash of the file, hex.
+
+        Raises:
+            MediaError: the file is missing or cannot be read.
+        """
         facts = self._facts(path)
         if "sha256" not in facts:
-            self._remember(path, facts, "sha256", sha256_of_file(path))
+            try:
+                digest = sha256_of_file(path)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            self._remember(path, facts, "sha256", digest)
         return facts["sha256"]
 
     def lists(self, path: str, fact: str) -> bool:
-        """Whether `fact` ("info", "faces", "sha256") of a file of this name is known, if it has not changed since."""
+        """Whether `fact` ("info", "faces", "sha256") is stored for this path; the file may have changed since."""
         self._load()
         assert self._known is not None
         known = self._known.get(path)
         return known is not None and fact in known[2]
 
     def save(self) -> None:
-        """Append what is new; several processes may do so."""
+        """Append new facts to the file; several processes may do so."""
         if self._file is None or not self._changed or self._known is None:
             return
         paths = list(self._changed)  # other threads may be adding to it
@@ -76,13 +84,13 @@ class MediaFacts:
             self._changed.pop(path, None)
 
     def _facts(self, path: str) -> dict[str, Any]:
-        """The facts of the file as it is now; an empty dictionary is new."""
+        """The facts of the file as it is now; a new dictionary if it has changed."""
         self._load()
         assert self._known is not None
         try:
             status = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingMedia(f"{path}: no such file; check the path in the manifest, or the folder") from None
+        except OSError as error:
+            raise _unreadable(path, error) from error
         known = self._known.get(path)
         if known is None or known[0] != status.st_size or known[1] != status.st_mtime_ns:
             known = self._known[path] = (status.st_size, status.st_mtime_ns, {})
@@ -99,7 +107,7 @@ class MediaFacts:
 
 @functools.cache
 def facts_in(cache: Path) -> MediaFacts:
-    """The facts kept in the folder `cache`: one object a process, so that the file is read once."""
+    """The facts stored in the folder `cache`; one object per process, so that the file is read once."""
     return MediaFacts(cache / FILE)
 
 
@@ -110,7 +118,7 @@ def _read(file: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:
         return known
     lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     try:
-        rows = json.loads(f"[{','.join(filter(None, lines))}]")  # all at once is twice as quick as line by line
+        rows = json.loads(f"[{','.join(filter(None, lines))}]")  # twice as fast as line by line
     except ValueError:
         rows = [_parsed(line) for line in lines if line]
     for row in rows:
@@ -120,8 +128,14 @@ def _read(file: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:
         except (ValueError, TypeError):
             n_damaged += 1
     if n_damaged:
-        log.warning("%s: %d damaged lines are left out; those files are looked at again", file, n_damaged)
+        log.warning("%s: %d damaged lines are ignored; those files are read again", file, n_damaged)
     return known
+
+
+def _unreadable(path: str, error: OSError) -> MediaError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return MissingMedia(f"{path}: no such file; check the path in the manifest, or the folder")
+    return MediaError(f"{path}: cannot be read ({error.strerror}); check its permissions")
 
 
 def _parsed(line: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from affectgpt.config import InferConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
-from affectgpt.runtime import UserError, seed_everything, without_collector
+from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
 
 log = logging.getLogger("affectgpt")
@@ -20,7 +20,7 @@ def run_inference(config: InferConfig) -> int:
     if config.engine not in ("auto", "vllm"):
         raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
     samples, bad = _samples(config)
-    with without_collector():  # importing torch and transformers takes a sixth longer with it
+    with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers
         from affectgpt.inference.loading import load
         from affectgpt.inference.prediction import predict, predict_to_file, settings_of

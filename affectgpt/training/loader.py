@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.cache.reader import ClipReader, Place
+from affectgpt.cache.reader import CacheKey, ClipReader
 from affectgpt.data.stream import Draw
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS
 from affectgpt.prompts import Message, render
@@ -35,7 +35,7 @@ class Uncollated:
     """
 
     rows: list[list[Row]]
-    missing: list[Mapping[str, Place]]
+    missing: list[Mapping[str, CacheKey]]
 
 
 class Batches:
@@ -72,9 +72,9 @@ class Batches:
                 batch = self._collate(list(map(self._encoded, batch.rows, batch.missing)))
             yield batch
 
-    def _rows(self, draw: Draw) -> tuple[list[Row], Mapping[str, Place]]:
+    def _rows(self, draw: Draw) -> tuple[list[Row], Mapping[str, CacheKey]]:
         shown = self._processor.visible(draw.modalities)
-        found = self._reader.stored(draw.sample, shown)
+        found = self._reader.load(draw.sample, shown)
         prompt = render(
             draw.sample,
             task=draw.task,
@@ -97,14 +97,14 @@ class Batches:
             self._n_tokens += len(row["input_ids"])
         return row
 
-    def _encoded(self, rows: list[Row], missing: Mapping[str, Place]) -> list[Row]:
+    def _encoded(self, rows: list[Row], missing: Mapping[str, CacheKey]) -> list[Row]:
         """The rows of one draw with encoder states instead of the missing media; the cache stores them."""
         if not missing:
             return rows
         media = {MEDIA_KEYS[name] for name in missing} | ({"input_lengths"} & rows[0].keys())
         states = self._model.encode({key: rows[0][key] for key in media})
         states = {name: state.cpu() for name, state in states.items()}
-        self._reader.keep(missing, states)
+        self._reader.write(missing, states)
         new = {f"{name}_states": state for name, state in states.items()}
         return [{key: value for key, value in row.items() if key not in media} | new for row in rows]
 

@@ -20,7 +20,7 @@ from affectgpt.data.mixture import Source
 from affectgpt.data.sources import report_bad
 from affectgpt.data.stream import TrainingStream
 from affectgpt.runs import BEST, RunRecord, complete_checkpoints
-from affectgpt.runtime import UserError, seed_everything, torch_device, without_collector
+from affectgpt.runtime import UserError, gc_paused, seed_everything, torch_device
 from affectgpt.schema import BadSample
 from affectgpt.training import objectives
 from affectgpt.training.callbacks import (
@@ -73,7 +73,7 @@ def run_stage(config: TrainConfig) -> StageResult:
 
 def _run_stage(config: TrainConfig, objective: Objective, processes: Processes) -> StageResult:
     # Errors in a manifest, missing files and a missing earlier stage are found before there is a run folder.
-    with without_collector():
+    with gc_paused():
         sources, bad = processes.by_main(lambda: training_sources(config))
     files = [file for source in sources for file in source.files]
     record, resume_from = processes.by_main(lambda: open_run(config, files, processes.world_size))

@@ -61,8 +61,8 @@ from pathlib import Path
 from affectgpt.cache.build import run_build
 from affectgpt.cache.reader import ClipReader
 from tests.cache.conftest import build_config
-keep = ClipReader.keep
-ClipReader.keep = lambda *args: (keep(*args), time.sleep(0.3))[0]
+write = ClipReader.write
+ClipReader.write = lambda *args: (write(*args), time.sleep(0.3))[0]
 base, manifest, folder = json.loads(sys.argv[1])
 run_build(build_config({k: Path(v) for k, v in base.items()}, Path(manifest), Path(folder)))
 """

@@ -121,8 +121,3 @@ def test_without_a_cache_skip_decodes_everything_before_training(tmp_path, clip,
     bad_sample = Sample(id="cut", video=str(cut), modalities=("frames",))
     prepared = ClipReader(SAMPLING).prepare([sample, bad_sample], MODALITIES, on_bad="skip")
     assert ([item.id for item in prepared.good], [item.id for item in prepared.bad]) == (["a"], ["cut"])
-
-
-def test_a_cache_without_a_way_to_fill_it_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="needs `encode`"):
-        ClipReader(SAMPLING, cache=FeatureCache(tmp_path, {}))

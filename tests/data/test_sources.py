@@ -1,5 +1,6 @@
 import pytest
 
+from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import (
     attempt,
     check_each,
@@ -10,6 +11,7 @@ from affectgpt.data.sources import (
     samples_from_paths,
 )
 from affectgpt.data.splits import hold_out
+from affectgpt.media import MediaError
 from affectgpt.runtime import InputError, MissingLibrary
 from affectgpt.schema import BadSample, Sample
 from tests.data.conftest import write_clip
@@ -137,3 +139,15 @@ def test_where_a_bad_sample_is_found_is_its_first_file():
     files = ({"video": "v.mp4", "audio": "a.wav"}, {"audio": "a.wav"}, {"face": "f.npy"})
     bad = [attempt(check, Sample(id="x", **each), on_bad="skip") for each in files]
     assert [row.where for row in bad] == ["v.mp4", "a.wav", "f.npy"]
+
+
+def test_a_file_that_cannot_be_read_is_a_bad_sample_with_its_name(tmp_path):
+    samples = [Sample(id="folder", video=str(tmp_path)), Sample(id="long", video=str(tmp_path / ("x" * 300)))]
+    facts = MediaFacts()
+    good, bad = probe_samples(samples, on_bad="skip", facts=facts)
+    assert not good
+    assert all(sample.video in row.reason for sample, row in zip(samples, bad, strict=True))
+    with pytest.raises(MediaError, match=r"cannot be read \(Is a directory\)"):
+        facts.sha256(str(tmp_path))
+    with pytest.raises(MediaError, match=r"xxx: cannot be read \(File name too long\)"):
+        facts.sha256(samples[1].video)

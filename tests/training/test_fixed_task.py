@@ -27,7 +27,7 @@ class Processor:
 
 def encode(task: str):
     sample = Sample(id="v1", label="sad", labels=("sad",), modalities=("audio", "frames"))
-    reader = SimpleNamespace(stored=lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown), missing={}))
+    reader = SimpleNamespace(load=lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown), missing={}))
     source = Source([sample], tasks={task: 1.0}, candidates=("sad", "happy"))
     stream = TrainingStream([source], modalities=("audio", "frames"), length=1, seed=0)
     processor = Processor()
