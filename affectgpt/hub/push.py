@@ -197,16 +197,17 @@ def _parts(models: list[tuple[str, str, str | None]], spec: Mapping[str, Any], c
 
 
 def _data(trained: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    stage = (trained.get("stage") or {}).get("name")
-    data = trained.get("data") or {}
-    sources = data.get(stage) or []
+    stage, data = trained.get("stage") or {}, trained.get("data") or {}
+    named = {"coarse": data.get("coarse") or [], "fine": data.get("fine") or []}
+    named |= {name: [*named.get(name, []), source] for name, source in (data.get("train") or {}).items()}
+    sources = [source for name in stage.get("data") or [stage.get("name")] for source in named.get(name, [])]
     if not sources:
         return "The run record does not contain the training data; please fill it in."
     rows = ["| source | split | weight | clips |", "|---|---|---|---|"]
     for source in sources:
         shown = Path(source["manifest"]).name if source.get("manifest") else source.get("format")
         rows.append(f"| {shown} | {source.get('split') or 'all'} | {source.get('weight', 1.0):g} | {_clips(source)} |")
-    lines = [f"Stage {stage}, data `{data.get('name')}`:", "", *rows]
+    lines = [f"Stage {stage['name']}, data `{data.get('name')}`:", "", *rows]
     if record.get("n_bad_samples"):
         lines += ["", f"{record['n_bad_samples']} unreadable samples were left out."]
     if record.get("init_from"):

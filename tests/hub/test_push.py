@@ -232,3 +232,22 @@ def test_a_card_without_a_run_record_asks_the_author_to_fill_in():
     card = model_card({"spec": spec, "prompts": "1", "affectgpt": "0"}, {}, None, PushConfig(repo="user/x"))
     assert "| llm | meta-llama/Llama-2-7b-hf | - | Llama 2 Community License |" in card
     assert card.count("please fill") == 2
+
+
+def test_a_card_lists_the_sources_that_the_stage_names():
+    spec = {"llm": "a/b", "llm_dtype": "float32", "encoders": {}, "projectors": {}}
+    stage = {
+        "name": "polish", "data": ["fine", "ours"], "epochs": 1, "iterations_per_epoch": 1, "batch_size": 1,
+        "accumulation": 1, "learning_rate": 1e-5, "warmup_steps": 0, "min_learning_rate": 1e-5, "weight_decay": 0.0,
+        "trainable": ["projectors"], "tasks": {"both": 1.0}, "langs": {"en": 1.0},
+    }  # fmt: skip
+    data = {
+        "name": "toy", "coarse": [{"format": "merr"}], "fine": [{"format": "ovmerd"}],
+        "train": {"ours": {"format": "llava", "weight": 0.5}},
+    }  # fmt: skip
+    record = {"config": {"seed": 1, "stage": stage, "data": data}}
+    card = model_card({"spec": spec, "prompts": "1", "affectgpt": "0"}, record, None, PushConfig(repo="user/x"))
+    assert "Stage polish, data `toy`:" in card
+    assert "| ovmerd | all | 1 | not counted |" in card
+    assert "| llava | all | 0.5 | not counted |" in card
+    assert "merr" not in card
