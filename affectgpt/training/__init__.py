@@ -1,2 +1,1 @@
-"""Training stages: `stages` puts a run together, `trainer` is the small subclass of transformers' Trainer, `schedule`
-the learning rate, `checkpoints` finds them, `callbacks` is what a person sees of a run."""
+"""Training: `stages` runs a stage, `objectives` has the losses, `study` compares ways of training."""
