@@ -1,8 +1,8 @@
-"""Training checkpoints: the trained tensors, and the base models that they belong to.
+"""Training checkpoints: the trained tensors, and the identity of the base models.
 
 A checkpoint folder holds `trained.safetensors` (projectors and LoRA) and `affectgpt.json`, the manifest: the
-`ModelSpec`, a fingerprint of each base model, and the name, shape and dtype of every tensor. Loading builds the base
-models from the spec, refuses those that changed, and requires exactly the tensors that the model has.
+`ModelSpec`, a fingerprint of each base model, and the name, shape and dtype of every tensor. Loading builds the model
+from the spec, refuses base models that changed, and requires exactly the tensors that the model has.
 """
 
 from __future__ import annotations
@@ -32,20 +32,17 @@ TENSORS_NAME = "trained.safetensors"
 
 
 class CheckpointError(InputError):
-    """A checkpoint does not fit the model or its base models; the message names what differs."""
+    """A checkpoint does not match the model or its base models; the message names the differences."""
 
 
 def trained_tensors(model: AffectGPTForConditionalGeneration, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Name -> tensor of all that is not a base model (projectors and LoRA), frozen or not; or of `parts` of it."""
-    own = {part: t for part, t in model.parts().items() if part == "lora" or part.startswith("projectors.")}
-    if parts is None:
-        chosen = set(own)
-    else:
-        parts = list(parts)
-        chosen = {part for part in own if part in parts or part.split(".")[0] in parts}
-        if unknown := [part for part in parts if part not in own and part != "projectors"]:
-            raise CheckpointError(f"parts {unknown} are unknown; this model has {['projectors', *own]}")
-    return {name: tensor.detach() for part in own if part in chosen for name, tensor in own[part].items()}
+    """Name -> tensor of projectors and LoRA, frozen or not; or only of `parts`."""
+    own = model.own_parts()
+    parts = list(own if parts is None else parts)
+    if unknown := [part for part in parts if part not in own and part != "projectors"]:
+        raise CheckpointError(f"parts {unknown} are unknown; this model has {['projectors', *own]}")
+    chosen = [tensors for part, tensors in own.items() if part in parts or part.split(".")[0] in parts]
+    return {name: tensor.detach() for tensors in chosen for name, tensor in tensors.items()}
 
 
 def save_trained(
@@ -58,11 +55,13 @@ def save_trained(
     """Write the trained tensors of a built model and the manifest to `folder`, the manifest last.
 
     Args:
-        processor: the one built with the model. It is checked, not written: loading rebuilds it from the spec.
-        state_dict: where the values are, if the model's own parameters are partitioned (ZeRO-3, FSDP).
+        processor: the one built with the model. It is only checked: loading rebuilds it from the spec.
+        state_dict: the values, if the model's own parameters are partitioned (ZeRO-3, FSDP).
     """
     if model.config.spec is None:
-        raise CheckpointError("the model has no spec, as affectgpt.models.build did not make it; use save_pretrained")
+        raise CheckpointError(
+            "the model has no spec, because affectgpt.models.build did not make it; use save_pretrained"
+        )
     if processor.placeholder_token_ids != model.config.placeholder_token_ids:
         raise CheckpointError(
             f"the processor's placeholder ids {processor.placeholder_token_ids} are not the model's "
@@ -96,17 +95,20 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {MANIFEST_NAME}: it is no complete training checkpoint; "
-            "a full model folder is loaded with AffectGPTForConditionalGeneration.from_pretrained"
+            f"{folder} has no {MANIFEST_NAME}, so it is not a complete training checkpoint; "
+            "load a full model folder with AffectGPTForConditionalGeneration.from_pretrained"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); use another checkpoint") from error
     if manifest.get("format") != 1:
         raise CheckpointError(f"{path}: format {manifest.get('format')!r} is unknown; expected 1")
     return manifest
 
 
 def read_spec(folder: str | os.PathLike[str]) -> ModelSpec:
-    """What the checkpoint's model is built from."""
+    """The description of the checkpoint's model."""
     return ModelSpec.from_dict(read_manifest(folder)["spec"])
 
 
@@ -121,14 +123,14 @@ def load_trained(
     """Build the model of a trained-only folder and load its trained tensors; returns it in eval mode.
 
     Args:
-        base_models: where base models lie now, "llm" or modality -> folder or id, for those that moved.
-        load_encoders: False for work from cached states.
-        llm_dtype: another precision for the frozen LLM than in training.
-        llm_quantization: another packing than in training; "none" = unpacked.
+        base_models: "llm" or modality -> folder or id of base models that were moved since training.
+        load_encoders: False to run from cached states.
+        llm_dtype: precision of the frozen LLM; None = as in training.
+        llm_quantization: quantization of the frozen LLM; "none" = not quantized, None = as in training.
 
     Raises:
-        CheckpointError: a base model changed, or a tensor is missing, surplus or of another shape.
-        FileNotFoundError: a base model is not there.
+        CheckpointError: a base model changed, or a tensor is missing, unexpected or of another shape.
+        NotFound: a base model is missing.
     """
     manifest = read_manifest(folder)
     spec = ModelSpec.from_dict(manifest["spec"])
@@ -149,8 +151,8 @@ def load_trained(
         expected, found = manifest["base_fingerprints"][part], bases.fingerprint(base.path, part, base.revision)
         if found != expected:
             raise CheckpointError(
-                f"{folder}: base model {part} at {base.path!r} is not the one of training (found {found[:20]}, "
-                f"expected {expected[:20]}); restore it, or name its place with base_models={{{part!r}: ...}}"
+                f"{folder}: base model {part} at {base.path!r} is not the one used in training (found {found[:20]}, "
+                f"expected {expected[:20]}); restore it, or give its location with base_models={{{part!r}: ...}}"
             )
     model, processor = build(spec, load_encoders=load_encoders)
     load_trained_tensors(model, folder)
@@ -164,10 +166,11 @@ def load_trained_tensors(
 
     Args:
         parts: None requires exactly the model's trained tensors; ["projectors"] requires exactly those of the
-            projectors and leaves others, such as LoRA that this stage adds, as they are.
+            projectors and leaves the others unchanged, such as LoRA that this stage adds.
 
     Raises:
-        CheckpointError: lists every missing, surplus or misshapen tensor, or the difference of base models.
+        CheckpointError: lists the missing and unexpected tensors and those of another shape, or names the base model
+            that differs.
     """
     manifest = read_manifest(folder)
     for part, found in model.config.base_fingerprints.items():
@@ -177,31 +180,32 @@ def load_trained_tensors(
                 f"{folder}: it was trained on another base model {part} (found {found[:20]}, expected {expected[:20]})"
             )
     own = trained_tensors(model, parts)
-    stored = _read_tensors(Path(folder) / TENSORS_NAME)
+    stored = read_tensors(Path(folder) / TENSORS_NAME)
     if set(stored) != set(manifest["tensors"]):
         raise CheckpointError(
-            f"{folder}: {TENSORS_NAME} holds other tensors than {MANIFEST_NAME} lists "
+            f"{folder}: {TENSORS_NAME} and {MANIFEST_NAME} list different tensors "
             f"({sorted(set(stored) ^ set(manifest['tensors']))[:5]}); the folder mixes two checkpoints"
         )
     if parts is not None:
         chosen = {_part(name) for name in own}
         stored = {name: tensor for name, tensor in stored.items() if _part(name) in chosen}
-    missing, surplus = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
+    missing, unexpected = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
     shapes = [
         f"{name} {list(stored[name].shape)} instead of {list(own[name].shape)}"
         for name in sorted(set(own) & set(stored))
         if stored[name].shape != own[name].shape
     ]
-    only_lora_is_missing = bool(missing) and not surplus and not shapes and all(".lora_" in name for name in missing)
-    if missing or surplus or shapes:
+    only_lora_is_missing = missing and not unexpected and not shapes and all(".lora_" in name for name in missing)
+    differences = {"missing": missing, "not in the model": unexpected, "of another shape": shapes}
+    if any(differences.values()):
         raise CheckpointError(
-            f"{folder} does not fit this model: "
+            f"{folder} does not match this model: "
             + "; ".join(
                 f"{len(names)} {kind}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-                for kind, names in (("missing", missing), ("not in the model", surplus), ("of another shape", shapes))
+                for kind, names in differences.items()
                 if names
             )
-            + ("; it was trained without LoRA, parts=['projectors'] takes the rest" if only_lora_is_missing else "")
+            + ("; it was trained without LoRA: parts=['projectors'] loads the rest" if only_lora_is_missing else "")
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -209,8 +213,8 @@ def load_trained_tensors(
 
 
 def differing_tensors(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the checkpoint's tensors that are not bit by bit those of `tensors`, or not there."""
-    stored = _read_tensors(Path(folder) / TENSORS_NAME)
+    """Names of tensors that are not bit-identical in the checkpoint and in `tensors`, or are only in one of them."""
+    stored = read_tensors(Path(folder) / TENSORS_NAME)
     return sorted(
         name
         for name in set(stored) | set(tensors)
@@ -226,16 +230,17 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str, Tensor]:
+    """All tensors of a safetensors file; raises CheckpointError with `advice`."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); take another checkpoint") from error
+        raise CheckpointError(f"{path} cannot be read ({error}); {advice}") from error
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     with temporary.open("rb") as file:

@@ -1,7 +1,8 @@
-"""The configuration of the assembled model: one text config, and for each modality an encoder and a projector.
+"""The configuration of the assembled model: the LLM's configuration, and an encoder and a projector for each modality.
 
-A modality that is absent from `branches` exists nowhere: no encoder, no projector, no placeholder in the prompt. The
-branch "multi" has a projector only: it fuses the states of other branches.
+It holds the resolved architecture, with all sizes; the settings that it is resolved from are in `affectgpt.config`. A
+modality that is absent from `branches` has no encoder, no projector and no placeholder in the prompt. The branch
+"multi" has only a projector, which fuses the states of other branches.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import SLOTS
 
 IMAGES, VIDEOS = ("frames", "face"), ("motion", "face_motion")
-"""Modalities seen picture by picture, and those seen as a short film."""
+"""Modalities encoded image by image, and modalities encoded as a short video."""
 POOLS = {
     "audio": ("tokens", "window", "mean"),
     **dict.fromkeys(IMAGES, ("tokens", "frame", "cls", "pooled", "mean", "pooled_mean", "queries")),
     **dict.fromkeys(VIDEOS, ("tokens", "frame", "cls", "pooled", "mean")),
 }
-"""What an encoder can hand over. A *step* is one window of sound, one frame, or one tubelet of a video encoder.
+"""Possible outputs of an encoder. A *step* is one audio window, one frame, or one tubelet of a video encoder.
 
-tokens: all tokens of all steps; window / frame: the mean of each step's tokens (class token left out); cls: the class
-token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: one vector,
-of all tokens; pooled_mean: one vector, of the pooled ones; queries: what a BLIP-2's image Q-Former reads of each frame.
+tokens: all tokens of all steps; window / frame: the mean of each step's tokens, without the class token; cls: the class
+token of each step; pooled: the model's own pooled vector of each step (CLIP's projected embedding); mean: the mean of
+all tokens; pooled_mean: the mean of the pooled vectors; queries: the outputs of BLIP-2's image Q-Former for each frame.
 """
 PROJECTORS = ("qformer", "linear", "attention", "grouped")
 FUSIONS = ("attention", "qformer")
@@ -41,7 +42,7 @@ def check_pool(modality: str, pool: str) -> None:
 
 
 def layers_to_average(layers: int | str) -> int | None:
-    """How many last layers `layers` averages ("last4_mean" -> 4); None for one layer given by index."""
+    """The number of last layers that `layers` averages ("last4_mean" -> 4); None for a single layer."""
     if isinstance(layers, int):
         return None
     if match := _LAYERS.fullmatch(layers):
@@ -125,7 +126,7 @@ class ProjectorArchitecture:
 
     @property
     def n_states(self) -> int | None:
-        """How many states a sample must have; None = any number."""
+        """The number of states that a sample must have; None = any number."""
         if self.kind == "grouped":
             return self.n_class + (self.n_queries - self.n_class) * self.group_size
         return self.n_queries if self.kind == "linear" else None
@@ -138,13 +139,13 @@ class AffectGPTConfig(PreTrainedConfig):
         text_config: the LLM's configuration (any causal LM), as an object or a dictionary.
         branches: modality -> {"encoder": fields of EncoderArchitecture, "projector": fields of ProjectorArchitecture};
             a pre-fusion is "multi" -> {"projector": ...}.
-        placeholder_token_ids: slot -> id of its placeholder in the tokenizer. The ids may lie beyond the LLM's
-            vocabulary: they are replaced before the embedding is looked up, and the frozen embedding never grows.
+        placeholder_token_ids: slot -> id of its placeholder in the tokenizer. The ids may be outside the LLM's
+            vocabulary: they are replaced before the embedding lookup, so the frozen embedding is never resized.
         lora: fields of peft's LoraConfig (r, lora_alpha, lora_dropout, target_modules), or None.
-        seed: draws the first weights of projectors and LoRA.
-        spec, base_fingerprints: what the model was built from (`affectgpt.models.ModelSpec` as a dictionary; "llm" or
-            modality -> content of the base model). Checkpoints and feature caches are bound to them.
-        init: what the trained parts started from (`affectgpt.models.pretrained.start_from`); None = random values.
+        seed: for the initial weights of projectors and LoRA.
+        spec, base_fingerprints: what the model was built from (`ModelSpec.to_dict`; "llm" or modality -> identity of
+            the base model's content). Checkpoints and feature caches depend on them.
+        init: the origin of the initial weights (`affectgpt.models.pretrained.start_from`); None = random.
     """
 
     model_type = "affectgpt"
@@ -163,7 +164,7 @@ class AffectGPTConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if text_config is None:
-            text_config = {"model_type": "llama"}  # transformers builds a bare config to find out what differs from it
+            text_config = {"model_type": "llama"}  # transformers builds a default config to find the fields that differ
         if isinstance(text_config, Mapping):
             fields = dict(text_config)
             text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -186,7 +187,7 @@ class AffectGPTConfig(PreTrainedConfig):
             if name != "multi":
                 check_pool(name, self.encoder(name).pool)
             if name not in self.placeholder_token_ids:
-                raise InputError(f"{name}: placeholder_token_ids has no id for it, only {self.placeholder_token_ids}")
+                raise InputError(f"{name} has no id in placeholder_token_ids {self.placeholder_token_ids}")
             self.projector(name)
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
@@ -198,7 +199,7 @@ class AffectGPTConfig(PreTrainedConfig):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The branches that take a medium: all but the pre-fusion."""
+        """The branches with an encoder: all but the pre-fusion."""
         return tuple(name for name in self.branches if name != "multi")
 
     def encoder(self, modality: str) -> EncoderArchitecture:

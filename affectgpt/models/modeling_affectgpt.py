@@ -129,10 +129,13 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             parts.setdefault(part, {})[name] = parameter
         return parts
 
+    def own_parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Those of `parts` that are not base models, frozen or not: "projectors.<slot>" and "lora"."""
+        return {part: t for part, t in self.parts().items() if part == "lora" or part.startswith("projectors.")}
+
     def set_trainable(self, parts: Iterable[str]) -> int:
         """Freeze all but `parts` ("projectors", "projectors.audio", "lora"); return how many parameters train."""
-        parts = list(parts)
-        own = {part: t for part, t in self.parts().items() if part == "lora" or part.startswith("projectors.")}
+        parts, own = list(parts), self.own_parts()
         known = ["projectors", *own]
         if unknown := [part for part in parts if part not in known]:
             raise InputError(

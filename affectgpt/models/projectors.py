@@ -1,8 +1,8 @@
-"""The trained bridge: frozen encoder states -> soft tokens in the LLM's embedding space.
+"""Trained projectors: frozen encoder states -> soft tokens in the LLM's embedding space.
 
-Every projector has one signature, `forward(states [B, T, E], mask [B, T]) -> [B, Q, D]`, and respects the mask: states
-behind it change nothing. The pre-fusion (`PreFusion`) takes the states of several modalities at once. All compute in
-fp32 whatever the precision of the encoders and the LLM.
+All projectors have the signature `forward(states [B, T, E], mask [B, T]) -> [B, Q, D]`, and masked states have no
+effect. The pre-fusion (`PreFusion`) takes the states of several modalities. All projectors compute in fp32, independent
+of the precision of the encoders and the LLM.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Positions(nn.Module):
 
 
 class CrossAttention(Blip2QFormerMultiHeadAttention):
-    """Cross-attention of few queries to many states, its products in the order that takes the fewest operations.
+    """Cross-attention of few queries to many states, with the order of products that takes the fewest operations.
 
-    Keys and values of T states cost T*E*H*d multiplications each. But a query meets a key as (q Wk) s, and the weighted
-    sum of values is (sum w s) Wv: with no more queries than a head has dimensions it is cheaper to bring Wk and Wv to
-    the queries, and the gradients of Wk and Wv are then products over queries instead of states. The bias of keys adds
-    the same to all scores of a query, which softmax takes away: it is left out, and its gradient is exactly zero.
+    Keys and values of T states cost T*E*H*d multiplications each. The score of a query and a state is (q Wk) s, and the
+    weighted sum of values is (sum w s) Wv: if there are no more queries than a head has dimensions, it is cheaper to
+    multiply Wk and Wv with the queries, and the gradients of Wk and Wv are products over queries instead of states. The
+    key bias adds the same value to all scores of a query and cancels in the softmax: it is left out, and its gradient
+    is exactly zero.
     """
 
     def forward(  # type: ignore[override]
@@ -61,8 +62,8 @@ class CrossAttention(Blip2QFormerMultiHeadAttention):
         n_samples, n_queries = hidden_states.shape[:2]
         heads, head_dim, states = self.num_attention_heads, self.attention_head_size, encoder_hidden_states
         masked = encoder_attention_mask
-        known = masked is None or (masked.dtype == torch.bool and masked.shape[1] == 1)
-        if n_queries > head_dim or states is None or not known:
+        supported = masked is None or (masked.dtype == torch.bool and masked.shape[1] == 1)
+        if n_queries > head_dim or states is None or not supported:
             return super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, **kwargs
             )
@@ -77,17 +78,17 @@ class CrossAttention(Blip2QFormerMultiHeadAttention):
             weights = functional.dropout(weights, self.attention_dropout)
         mixed = torch.bmm(weights, states).view(n_samples, heads, n_queries, -1).transpose(0, 1).flatten(1, 2)
         mixed = torch.bmm(mixed, self.value.weight.view(heads, head_dim, -1).transpose(1, 2))  # [H, B*Q, d]
-        shares = weights.sum(dim=-1).view(n_samples, heads, n_queries).transpose(0, 1).reshape(heads, -1, 1)
-        mixed = mixed + shares * self.value.bias.view(heads, 1, head_dim)  # 1 without dropout
+        sums = weights.sum(dim=-1).view(n_samples, heads, n_queries).transpose(0, 1).reshape(heads, -1, 1)
+        mixed = mixed + sums * self.value.bias.view(heads, 1, head_dim)  # the sums are 1 without dropout
         mixed = mixed + 0.0 * self.key.bias.view(heads, 1, head_dim)
         return mixed.view(heads, n_samples, n_queries, head_dim).permute(1, 2, 0, 3).flatten(2), None
 
 
 class QFormer(nn.Module):
-    """Learned queries read the states through cross-attention in every layer, then a linear map to the LLM.
+    """Learned queries that cross-attend to the states in every layer, then a linear map to the LLM.
 
-    The shape of Video-LLaMA's video and audio Q-Former (AffectGPT, 2024: two layers, 32 or 8 queries), as
-    transformers' `Blip2QFormerModel` with a cross-attention in each layer.
+    The architecture of Video-LLaMA's video and audio Q-Former (AffectGPT, 2024: two layers, 32 or 8 queries), as
+    transformers' `Blip2QFormerModel` with cross-attention in each layer.
     """
 
     def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
@@ -104,7 +105,7 @@ class QFormer(nn.Module):
                 attention_probs_dropout_prob=config.dropout,
                 cross_attention_frequency=1,
                 encoder_hidden_size=config.input_size,
-                # BERT's 0.02 belongs to its width of 768; a narrow Q-Former would hardly see its input with it.
+                # BERT's 0.02 is for its width of 768; with it the input of a narrow Q-Former would have little effect.
                 initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
             )
         )
@@ -113,12 +114,12 @@ class QFormer(nn.Module):
         self.output = nn.Linear(config.hidden_size, output_size)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        read = self.qformer(
+        attended = self.qformer(
             query_embeds=self.queries.expand(len(states), -1, -1),
             encoder_hidden_states=states,
             encoder_attention_mask=mask,
         ).last_hidden_state  # [B, Q, H]
-        return self.output(read)  # [B, Q, D]
+        return self.output(attended)  # [B, Q, D]
 
 
 class LinearPerState(nn.Module):
@@ -132,17 +133,17 @@ class LinearPerState(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         counts = mask.sum(dim=1)
         if states.shape[1] != self.n_queries or (counts != self.n_queries).any():
-            raise InputError(
-                f"a linear projector needs exactly {self.n_queries} states a sample, found {counts.tolist()}; "
+            raise ValueError(
+                f"a linear projector needs exactly {self.n_queries} states per sample, found {counts.tolist()}; "
                 "pool to a fixed number (pool: mean), or use the qformer or attention projector"
             )
         return self.output(states)  # [B, Q=T, D]
 
 
 class GroupedLinear(nn.Module):
-    """Neighbouring states side by side become one soft token; a class token ahead of them has a linear map of its own.
+    """Each group of consecutive states is concatenated to one soft token; class tokens have a linear map of their own.
 
-    The visual projection of MiniGPT-v2 and Emotion-LLaMA (1024 patches by four -> 256 tokens, and a class token).
+    The visual projection of MiniGPT-v2 and Emotion-LLaMA: 1024 patches in groups of 4 -> 256 tokens, and a class token.
     """
 
     def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
@@ -154,9 +155,9 @@ class GroupedLinear(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         counts = mask.sum(dim=1)
         if states.shape[1] != self.n_states or (counts != self.n_states).any():
-            raise InputError(
-                f"a grouped projector needs exactly {self.n_states} states a sample, found {counts.tolist()}; "
-                "it goes with a fixed number of frames and pool 'tokens'"
+            raise ValueError(
+                f"a grouped projector needs exactly {self.n_states} states per sample, found {counts.tolist()}; "
+                "use it with a fixed number of frames and pool 'tokens'"
             )
         groups = states[:, self.n_class :].unflatten(1, (-1, self.group_size)).flatten(2)  # [B, Q', group*E]
         tokens = self.output(groups)
@@ -169,7 +170,7 @@ class AttentionSum(nn.Module):
     """Q learned weighted sums over the states, then a linear map to the LLM.
 
     With one query this is the projection of AffectGPT (ICML 2025, section on the model): a learned weight for each
-    position, one soft token a modality. Its published code takes the scores themselves as weights (`softmax` false).
+    position, one soft token per modality. Its published code uses the raw scores as weights (`softmax` false).
     """
 
     def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
@@ -184,7 +185,7 @@ class AttentionSum(nn.Module):
 
 
 def masked_weights(scores: Tensor, mask: Tensor, softmax: bool) -> Tensor:
-    """Weights along dimension 1: a softmax over what the mask holds, or the scores themselves; 0 behind the mask."""
+    """Weights along dimension 1: a softmax over the unmasked scores, or the scores themselves; 0 where masked."""
     if softmax:
         return scores.masked_fill(~mask, float("-inf")).softmax(dim=1)
     return scores.masked_fill(~mask, 0.0)
@@ -193,12 +194,12 @@ def masked_weights(scores: Tensor, mask: Tensor, softmax: bool) -> Tensor:
 class PreFusion(nn.Module):
     """Soft tokens from the states of several modalities together (AffectGPT, ICML 2025, section on pre-fusion).
 
-    attention: each source's mean over time -> linear to H -> side by side -> linear to H -> one score a source ->
-    weighted sum -> linear to the LLM: one soft token. With softmax the weights are shared out among the sources that
-    the sample has; without, as in the published code, the scores themselves are the weights and an absent one counts 0.
+    attention: each source's mean over time -> linear to H -> concatenated -> linear to H -> one score per source ->
+    weighted sum -> linear to the LLM: one soft token. With softmax the weights sum to 1 over the sources that the
+    sample has; without, as in the published code, the raw scores are the weights and an absent source counts 0.
 
-    qformer: all states, brought to H, in one sequence with positions -> a Q-Former -> linear to the LLM. Each source
-    has its own range of positions, so that an absent one moves no other.
+    qformer: all states -> linear to H -> one sequence with positions -> a Q-Former -> linear to the LLM. Each source
+    has its own range of positions, so that an absent source does not shift the others.
     """
 
     def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
@@ -211,7 +212,7 @@ class PreFusion(nn.Module):
         if config.kind == "attention":
             if config.n_queries != 1:
                 raise InputError(
-                    f"a pre-fusion by attention gives one soft token, n_queries is {config.n_queries}; set 1"
+                    f"a pre-fusion by attention gives one soft token, n_queries is {config.n_queries}; set it to 1"
                 )
             self.mix = nn.Linear(n_sources * width, width)
             self.score = nn.Linear(width, n_sources)
@@ -235,10 +236,10 @@ class PreFusion(nn.Module):
         """
         present = rows >= 0  # [B, S]
         if not present.any(dim=1).all():
-            raise InputError(f"a sample has none of the fused modalities {list(self.config.sources)}")
+            raise ValueError(f"a sample has none of the fused modalities {list(self.config.sources)}")
         embedded, masks = [], []
         for linear, source, rows_of_it in zip(self.embed.values(), sources, rows.T, strict=True):
-            if source is None:  # an empty row that is tied to the weights, so that each parameter has a gradient
+            if source is None:  # an empty row that depends on the weights, so that each parameter has a gradient
                 states, mask = linear.weight.new_zeros(1, 1, linear.in_features), rows.new_zeros(1, 1).bool()
             else:
                 states, mask = source[0].float(), source[1].bool()
@@ -249,15 +250,17 @@ class PreFusion(nn.Module):
             masks.append(mask)
         if self.config.kind == "qformer":
             pad = nn.functional.pad
-            room = [n - states.shape[1] for n, states in zip(self.config.source_states, embedded, strict=True)]
-            if min(room) < 0:
-                raise InputError(
-                    f"the fused modalities have {[states.shape[1] for states in embedded]} states, the pre-fusion was "
-                    f"built for at most {list(self.config.source_states)}; sample as it was built"
+            counts = [states.shape[1] for states in embedded]
+            padding = [n - count for n, count in zip(self.config.source_states, counts, strict=True)]
+            if min(padding) < 0:
+                raise ValueError(
+                    f"the fused modalities have {counts} states, the pre-fusion was "
+                    f"built for at most {list(self.config.source_states)}; use the sampling it was built with"
                 )
-            states = torch.cat([pad(each, (0, 0, 0, n)) for each, n in zip(embedded, room, strict=True)], dim=1)
-            return self.sequence(states, torch.cat([pad(m, (0, n)) for m, n in zip(masks, room, strict=True)], dim=1))
-        # The mean of linear maps is the linear map of the mean; an absent source is all zero.
+            states = torch.cat([pad(each, (0, 0, 0, n)) for each, n in zip(embedded, padding, strict=True)], dim=1)
+            mask = torch.cat([pad(each, (0, n)) for each, n in zip(masks, padding, strict=True)], dim=1)
+            return self.sequence(states, mask)
+        # The mean of linear maps is the linear map of the mean; an absent source is zero.
         counts = [mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]
         means = torch.stack([e.sum(dim=1) / n for e, n in zip(embedded, counts, strict=True)], dim=1)  # [B, S, H]
         scores = self.score(self.mix(means.flatten(1)))  # [B, S]
@@ -266,7 +269,7 @@ class PreFusion(nn.Module):
 
 
 class Projector(nn.Module):
-    """Normalise the input's precision, add time, and project with the configured kind."""
+    """Convert the states to fp32, add temporal positions, and project with the configured kind."""
 
     KINDS = {"qformer": QFormer, "linear": LinearPerState, "attention": AttentionSum, "grouped": GroupedLinear}  # noqa: RUF012
 
@@ -279,14 +282,14 @@ class Projector(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Project states [B, T, E] with mask [B, T] (True = real) to soft tokens [B, Q, D]."""
         if states.shape[-1] != self.config.input_size:
-            raise InputError(
-                f"the states are {states.shape[-1]} wide, the projector was built for {self.config.input_size}; "
+            raise ValueError(
+                f"the states have width {states.shape[-1]}, the projector was built for {self.config.input_size}; "
                 "were they cached from another encoder?"
             )
         mask = mask.bool()
         if not mask.any(dim=1).all():
-            raise InputError("a sample has no state at all; leave the modality out of its prompt instead")
-        states = states.to(torch.float32).masked_fill(~mask[..., None], 0.0)  # cached padding may hold anything
+            raise ValueError("a sample has no states; leave the modality out of its prompt instead")
+        states = states.to(torch.float32).masked_fill(~mask[..., None], 0.0)  # padding may have any value
         if self.positions is not None:
             states = self.positions(states)
         return self.project(states, mask)

@@ -1,8 +1,7 @@
-"""The shapes of published base models, written down as facts, so that a preset can be built at full size without a hub.
+"""Configurations of published base models, so that a preset can be built at full size without access to the hub.
 
-A configuration here holds what decides tensors and arithmetic; weights, tokenizers and dropout rates do not appear. Of
-CLIP and SigLIP it is the image side. The source of each entry is the model's own config.json and
-preprocessor_config.json.
+They contain what decides tensors and arithmetic, without tokenizers and dropout rates; of CLIP and SigLIP, only the
+image tower. The source of each entry is the model's own config.json and preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from transformers import (
 from affectgpt.runtime import InputError
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-_STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}  # the large speech models normalise first
+_STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}  # the large speech models are pre-norm
 
 
 def _rope(theta: float) -> dict[str, Any]:
@@ -88,7 +87,7 @@ _IMAGENET_PIXELS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.
 _SIGLIP_PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _SPEECH = {"do_normalize": True, "sampling_rate": 16000}
 
-# hub id -> (configuration, what of its preprocessor_config.json matters here)
+# hub id -> (configuration, the fields of its preprocessor_config.json that are used)
 _PUBLISHED: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = {
     "facebook/hubert-large-ll60k": (_hubert, _SPEECH),
     "TencentGameMate/chinese-hubert-large": (_hubert, _SPEECH),
@@ -117,22 +116,22 @@ _PUBLISHED: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = {
     "Qwen/Qwen3-8B": (_qwen3, {}),
 }
 PUBLISHED = tuple(_PUBLISHED)
-"""Hub ids whose shape is known here."""
+"""Hub ids with a known configuration."""
 
 
 def published_config(hub_id: str) -> PreTrainedConfig:
-    """The configuration of a published base model, from memory; raises ValueError that lists the known ids."""
+    """The configuration of a published base model; raises InputError with the known ids."""
     return _entry(hub_id)[0]()
 
 
 def published_preprocessing(hub_id: str) -> dict[str, Any]:
-    """What the model's preprocessor_config.json says of image size, normalisation and sampling rate."""
+    """Image size, normalisation and sampling rate from the model's preprocessor_config.json."""
     return dict(_entry(hub_id)[1])
 
 
 def _entry(hub_id: str) -> tuple[Callable[[], PreTrainedConfig], dict[str, Any]]:
     if hub_id not in _PUBLISHED:
         raise InputError(
-            f"the shape of {hub_id!r} is not written down; name a folder with its config.json, or one of {PUBLISHED}"
+            f"no configuration of {hub_id!r} is known; use a local folder with a config.json, or one of {PUBLISHED}"
         )
     return _PUBLISHED[hub_id]

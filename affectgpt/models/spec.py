@@ -26,7 +26,7 @@ class ModelSpec:
 
     Attributes:
         encoders, projectors: modality -> settings; both have the same modalities. A projector "multi" is a pre-fusion.
-        seed: draws the first weights of projectors and LoRA.
+        seed: for the initial weights of projectors and LoRA.
 
     Raises:
         InputError: unknown modalities, or ones with only an encoder or only a projector.

@@ -131,17 +131,17 @@ def test_tensors_and_manifest_of_two_checkpoints_are_not_mixed(saved):
     tensors = load_file(folder / TENSORS_NAME)
     tensors.popitem()
     save_file(tensors, folder / TENSORS_NAME)
-    with pytest.raises(CheckpointError, match="holds other tensors than affectgpt"):
+    with pytest.raises(CheckpointError, match="list different tensors"):
         load_trained(folder)
 
 
 def test_a_cut_file_and_a_folder_without_manifest_are_named(saved, tmp_path):
     folder = saved[0]
     (folder / TENSORS_NAME).write_bytes((folder / TENSORS_NAME).read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"trained.safetensors cannot be read .* take another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"trained.safetensors cannot be read .* use another checkpoint"):
         load_trained(folder)
     (folder / MANIFEST_NAME).unlink()
-    with pytest.raises(CheckpointError, match="no complete training checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete training checkpoint"):
         load_trained(folder)
 
 
@@ -186,7 +186,7 @@ def test_a_base_model_that_changed_under_the_same_path_is_refused(bases, tmp_pat
     model, processor = build(tiny.tiny_spec(paths))
     save_trained(model, processor, tmp_path / "checkpoint")
     {"llm": tiny.write_llama, "audio": tiny.write_hubert}[part](paths[part], seed=1)  # same shapes, other weights
-    with pytest.raises(CheckpointError, match=rf"base model {part} at .* is not the one of training"):
+    with pytest.raises(CheckpointError, match=rf"base model {part} at .* is not the one used in training"):
         load_trained(tmp_path / "checkpoint")
     other, _ = build(tiny.tiny_spec(paths))
     with pytest.raises(CheckpointError, match=f"it was trained on another base model {part}"):

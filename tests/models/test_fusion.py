@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_named():
         fusion("qformer")([FACE, states(2, 6, 10)], BOTH)
     with pytest.raises(ValueError, match="pre-fusion kind 'linear' is unknown; expected one of"):
         ProjectorArchitecture("linear", 4, 1, sources=("audio",))
-    with pytest.raises(ValueError, match="gives one soft token, n_queries is 2; set 1"):
+    with pytest.raises(ValueError, match="gives one soft token, n_queries is 2; set it to 1"):
         PreFusion(replace(fusion("attention").config, n_queries=2), 4)
 
 

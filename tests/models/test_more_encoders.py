@@ -139,7 +139,7 @@ def test_whisper_is_fed_sound_as_it_is_in_one_window_of_30_s(whisper, bases):
     row = processor.encode(tiny.question("audio"), tiny.media("audio"))
     assert row["input_values"].shape == (1, 4000)
     assert model.encode(row)["audio"].shape == (13, 32)  # ceil(4000 / 320)
-    with pytest.raises(ValueError, match="Whisper takes at most 30 s per window, found 31 s; set window_s 30"):
+    with pytest.raises(ValueError, match=r"Whisper takes at most 30 s per window, found 31 s; set sampling.window_s"):
         model.encoders["audio"](torch.zeros(1, 31 * 16000))
 
 

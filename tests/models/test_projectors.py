@@ -60,14 +60,14 @@ def test_more_time_steps_than_the_table_holds_are_an_error_with_both_numbers():
 
 def test_a_linear_projector_refuses_another_number_of_states():
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    with pytest.raises(ValueError, match=r"exactly 6 states a sample, found \[6, 4\]"):
+    with pytest.raises(ValueError, match=r"exactly 6 states per sample, found \[6, 4\]"):
         projector("linear")(states(), mask)
 
 
 def test_states_of_another_encoder_and_empty_samples_are_errors():
-    with pytest.raises(ValueError, match="7 wide, the projector was built for 10"):
+    with pytest.raises(ValueError, match="width 7, the projector was built for 10"):
         projector("attention")(torch.zeros(1, 2, 7), torch.ones(1, 2))
-    with pytest.raises(ValueError, match="no state at all"):
+    with pytest.raises(ValueError, match="no states"):
         projector("attention")(states(), torch.zeros(2, 6))
 
 

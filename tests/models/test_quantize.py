@@ -7,7 +7,8 @@ from affectgpt.config import LoraConfig
 from affectgpt.inference import loading
 from affectgpt.models import build, load_trained, trainable_table
 from affectgpt.models.checkpoint import save_trained
-from affectgpt.models.quantize import check_shapes, loading_options, weight_bytes
+from affectgpt.models.quantize import check_shapes, loading_options
+from affectgpt.runtime import MissingLibrary
 from tests.models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -48,6 +49,21 @@ def batch(processor):
         for n in range(2)
     ]
     return processor.collate(rows)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters of `module`, with the scales of quantized ones."""
+    total = 0
+    for parameter in module.parameters():
+        total += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        scales = [getattr(parameter, "SCB", None)]
+        if state is not None:
+            scales += [state.absmax, state.code]
+            if state.nested:
+                scales += [state.state2.absmax, state.state2.code]
+        total += sum(scale.numel() * scale.element_size() for scale in scales if scale is not None)
+    return total
 
 
 @pytest.mark.parametrize(("quantization", "bits", "error"), [("nf4", 4.4, 0.2), ("int8", 8.3, 0.03)])
@@ -134,7 +150,7 @@ def test_a_checkpoint_asked_for_in_nf4_names_the_layer_that_is_too_narrow(bases,
         loading.load(str(tmp_path / "best"), tmp_path, device="cpu", quantization="nf4")
     assert str(raised.value).startswith(
         "nf4: language_model.model.layers.0.self_attn.q_proj is [32, 32] (and 11 more layers); "
-        "on this CPU rows must be a multiple of 32 and columns one of 64. Take model.llm.quantization=int8"
+        "on this CPU rows must be a multiple of 32 and columns one of 64. Set model.llm.quantization=int8"
     )
     packed, _ = load_trained(tmp_path / "best", llm_quantization="nf4")
     assert isinstance(
@@ -148,5 +164,5 @@ def test_an_unknown_packing_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(ValueError, match=r"'int3' is unknown; expected null or one of \['nf4', 'int8'\]"):
         loading_options("int3", torch.float32)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"nf4 needs bitsandbytes: pip install 'affectgpt\[quantization\]'"):
+    with pytest.raises(MissingLibrary, match=r"nf4 needs bitsandbytes: pip install 'affectgpt\[quantization\]'"):
         loading_options("nf4", torch.float32)

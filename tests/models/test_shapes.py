@@ -49,7 +49,7 @@ def test_each_published_shape_can_be_built_as_what_it_is_used_for():
 
 
 def test_an_unknown_id_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"shape of 'someone/else' is not written down.*Qwen/Qwen3-8B"):
+    with pytest.raises(ValueError, match=r"no configuration of 'someone/else' is known.*Qwen/Qwen3-8B"):
         shapes.published_config("someone/else")
 
 
