@@ -30,7 +30,7 @@ def read_faces(path: PathLike, n_frames: int | None = None, *, order: str = "bgr
 
     Raises:
         MissingMedia, EmptyMedia: no file, or no crop in it.
-        MediaError: not such an array; pickled objects are never loaded.
+        MediaError: any other file or array; pickled objects are never loaded.
     """
     if order not in ("bgr", "rgb"):
         raise InputError(f"the channel order of face crops must be bgr or rgb, found {order!r}")

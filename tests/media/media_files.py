@@ -34,7 +34,7 @@ def four_corners(*, height: int = 64, width: int = 96) -> np.ndarray:
 
 
 def corner_colours(image: np.ndarray) -> list[tuple[int, int, int]]:
-    """The colours of `four_corners`, in reading order, as seen in the picture."""
+    """The colours of `four_corners`, in reading order, as seen in the image."""
     height, width = image.shape[:2]
     palette = np.array([RED, GREEN, BLUE, WHITE])
     found = []
@@ -63,7 +63,7 @@ def write_media(
     audio_codec: str = "aac",
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames (uint8 [H,W,3]) and sound (float32 [S] or [C,S]) to `path`; the suffix chooses the container."""
+    """Write frames (uint8 [H,W,3]) and audio (float32 [S] or [C,S]) to `path`; the suffix selects the container."""
     frames = iter(frames)
     first = next(frames, None)
     with av.open(str(path), "w", options=options or {}) as container:
@@ -101,7 +101,7 @@ def write_media(
 
 
 def cut(path: Path, share: float) -> Path:
-    """The first `share` of a file's bytes, as a file beside it."""
+    """The first `share` of a file's bytes, as a file next to it."""
     data = path.read_bytes()
     short = path.with_name(f"cut-{path.name}")
     short.write_bytes(data[: int(len(data) * share)])

@@ -6,8 +6,8 @@ from tests.media.media_files import numbered_clip, sine, write_media
 
 
 def amplitude_of(samples: np.ndarray, frequency_hz: float, rate_hz: int = 16000) -> float:
-    """Amplitude of one frequency, by correlation over the middle of the sound (codecs fade at the ends)."""
-    middle = samples[len(samples) // 4 : len(samples) // 4 + rate_hz]  # whole seconds hold whole periods
+    """Amplitude of one frequency, by correlation over the middle of the audio (codecs fade at the ends)."""
+    middle = samples[len(samples) // 4 : len(samples) // 4 + rate_hz]  # an integer number of periods
     turns = np.exp(-2j * np.pi * frequency_hz * np.arange(len(middle)) / rate_hz)
     return float(2 * np.abs((middle * turns).mean()))
 
@@ -24,14 +24,14 @@ def amplitude_of(samples: np.ndarray, frequency_hz: float, rate_hz: int = 16000)
     ],
 )
 def test_equal_stereo_channels_keep_their_amplitude(tmp_path, name, codec):
-    """ffmpeg's own downmix of floating-point sound gives 0.707 instead of 0.5."""
+    """FFmpeg's downmix of floating-point audio gives 0.707 instead of 0.5."""
     path = write_media(tmp_path / name, sound=np.stack([sine(3)] * 2), audio_codec=codec)
-    sound = read_audio(path)
-    assert (sound.rate_hz, sound.source_rate_hz, sound.n_channels) == (16000, 44100, 2)
-    assert sound.samples.dtype == np.float32
-    assert sound.samples.ndim == 1
+    audio = read_audio(path)
+    assert (audio.rate_hz, audio.source_rate_hz, audio.n_channels) == (16000, 44100, 2)
+    assert audio.samples.dtype == np.float32
+    assert audio.samples.ndim == 1
     expected = 0.475 if codec == "libmp3lame" else 0.5  # LAME scales by 0.95 before it encodes
-    assert amplitude_of(sound.samples, 440) == pytest.approx(expected, rel=0.02)
+    assert amplitude_of(audio.samples, 440) == pytest.approx(expected, rel=0.02)
 
 
 def test_opus_in_webm_is_read(tmp_path):
@@ -49,9 +49,9 @@ def test_mono_is_the_average_of_the_channels(tmp_path):
 
 def test_six_channels_are_averaged_like_two(tmp_path):
     path = write_media(tmp_path / "a.wav", sound=np.stack([sine(3)] * 6), audio_codec="pcm_s16le")
-    sound = read_audio(path)
-    assert sound.n_channels == 6
-    assert amplitude_of(sound.samples, 440) == pytest.approx(0.5, rel=0.01)
+    audio = read_audio(path)
+    assert audio.n_channels == 6
+    assert amplitude_of(audio.samples, 440) == pytest.approx(0.5, rel=0.01)
 
 
 def test_resampling_equals_the_same_sine_sampled_at_the_new_rate(tmp_path):
@@ -75,9 +75,9 @@ def test_audio_at_the_right_rate_is_returned_unchanged(tmp_path):
 @pytest.mark.parametrize("duration_s", [0.01, 0.3, 2.0])
 def test_duration_is_that_of_the_decoded_audio(tmp_path, duration_s):
     path = write_media(tmp_path / "a.wav", sound=sine(duration_s), audio_codec="pcm_s16le")
-    sound = read_audio(path)
-    assert sound.duration_s == len(sound.samples) / 16000
-    assert sound.duration_s == pytest.approx(duration_s, abs=1e-3)
+    audio = read_audio(path)
+    assert audio.duration_s == len(audio.samples) / 16000
+    assert audio.duration_s == pytest.approx(duration_s, abs=1e-3)
 
 
 def test_a_missing_audio_stream_is_reported_by_probe_and_an_error_to_read(tmp_path):

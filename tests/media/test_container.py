@@ -197,8 +197,8 @@ def test_a_hole_of_zeros_is_damage(tmp_path):
 
 def test_other_data_after_an_mp3_is_skipped_with_a_warning(tmp_path, caplog):
     path = write_media(tmp_path / "a.mp3", sound=sine(2), audio_codec="libmp3lame")
-    whole = read_audio(path)
+    complete = read_audio(path)
     with path.open("ab") as file:
         file.write(np.random.default_rng(1).bytes(3000))
     with caplog.at_level(logging.WARNING, logger="affectgpt"):
-        assert read_audio(path).duration_s == pytest.approx(whole.duration_s, abs=0.05)
+        assert read_audio(path).duration_s == pytest.approx(complete.duration_s, abs=0.05)

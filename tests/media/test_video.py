@@ -214,9 +214,9 @@ print(peak_mb() - before, sets["frames"].n_source_frames)
 
 def test_memory_stays_flat_over_ten_minutes(tmp_path):
     """All decoded frames of the long video are 520 MB."""
-    picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     clips = [
-        write_media(tmp_path / name, (picture for _ in range(n)), rate_hz=15)
+        write_media(tmp_path / name, (image for _ in range(n)), rate_hz=15)
         for name, n in (("short.mp4", 60), ("long.mp4", 9000))
     ]
     run = subprocess.run([sys.executable, "-c", MEMORY, *map(str, clips)], capture_output=True, text=True, check=True)
