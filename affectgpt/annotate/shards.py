@@ -1,12 +1,11 @@
-"""Many clips on many cores or nodes: the clips in shards, each shard a run of its own, the results in one folder.
+"""Annotate many clips on many cores or nodes: the clips are split into shards, each shard is a run of its own.
 
     python -m affectgpt.annotate clips.jsonl out=o engine=processes            # the cores of this machine
     python -m affectgpt.annotate clips.jsonl out=o engine=ray shards=256       # a cluster; `out` on shared storage
 
-A clip belongs to a shard by the hash of its id (with `speaker`, of its speaker), so a longer manifest finds the old
-clips where they were. A shard is an ordinary run in out/shards/<number>, with a manifest, records, answers and a log;
-it goes on where it stopped, and a shard that two processes work on is shared by them. When all end, their records are
-brought together, and `out` looks as if one process had made it.
+The hash of its id (with `speaker`, of its speaker) assigns a clip to a shard, so a clip stays in its shard when the
+manifest grows. A shard is an ordinary run in out/shards/<number> with a manifest, records, answers and a log; it can be
+resumed, and two processes can share it. At the end the records are merged, and `out` is as one process would leave it.
 """
 
 from __future__ import annotations
@@ -46,26 +45,28 @@ from affectgpt.spread import Ray, Threads, Workers
 log = logging.getLogger("affectgpt")
 
 ENGINES = ("processes", "ray")
-_JOB, _SAID, _STOP, _BAD = "job.json", "log.txt", "stop", "bad.jsonl"
+_JOB, _LOG, _STOP, _BAD = "job.json", "log.txt", "stop", "bad.jsonl"
 _STOPPED = (130, 143)
-_ADDED = ("tokens_in", "tokens_out", "cost", "cost_of_folder", "uncounted")
-_FILES_AT_ONCE = 200
+_SUMMED = ("tokens_in", "tokens_out", "cost", "cost_of_folder", "uncounted")
+_MAX_OPEN_FILES = 200
 
 
 def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
-    """Annotate in shards; exit codes as of a run in one process."""
+    """Annotate in shards; the exit codes are those of a run in one process."""
     if config.answers_in:
-        raise UserError("answers_in is of engine=single: every shard keeps its own answers")
+        raise UserError("answers_in is for engine=single: each shard stores its own answers")
     if config.engine not in ENGINES:
         raise UserError(f"engine is {config.engine!r}; expected single, {' or '.join(ENGINES)}")
     out, started = Path(config.out or ""), time.monotonic()
     if (out / "records.jsonl").exists() and not (out / "shards").exists():
-        raise UserError(f"{out} was made by engine=single, and its answers lie there; go on so, or choose another out=")
+        raise UserError(
+            f"{out} was made by engine=single and holds its answers; continue with that engine, or choose another out="
+        )
     workers = workers_of(config)
     n_shards = number_of_shards(out, config.shards, workers.n)
     record = RunRecord.start(out, kind="annotate", config=asdict(config))
     folders = [out / "shards" / f"{number:05d}" for number in range(n_shards)]
-    bad = deal(clips, folders, config.speaker)
+    bad = split_clips(clips, folders, config.speaker)
     n_at_once = min(workers.n, n_shards)
     for folder in folders:
         write_json_atomic(folder / _JOB, asdict(job_of(config, folder, n_shards, n_at_once)))
@@ -85,35 +86,35 @@ def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
     return code
 
 
-# ---- in --------------------------------------------------------------------------------------------------------------
+# ---- input -----------------------------------------------------------------------------------------------------------
 
 
-def number_of_shards(out: Path, asked: int | None, n_processes: int) -> int:
-    """As the folder has it, else as asked for, else one a process; a folder keeps its number."""
+def number_of_shards(out: Path, shards: int | None, n_processes: int) -> int:
+    """That of the folder, which never changes; in a new folder `shards`, by default one per process."""
     path = out / "shards" / "shards.json"
     if path.is_file():
-        there = int(json.loads(path.read_text(encoding="utf-8"))["n_shards"])
-        if asked not in (None, there):
-            raise UserError(f"{out} has {there} shards, and shards={asked} is asked for; leave it out to go on there")
-        return there
-    n = asked or n_processes
+        n = int(json.loads(path.read_text(encoding="utf-8"))["n_shards"])
+        if shards not in (None, n):
+            raise UserError(f"{out} has {n} shards, but shards={shards}; leave shards out to continue in this folder")
+        return n
+    n = shards or n_processes
     if n < 1:
         raise UserError(f"shards is {n}; expected at least 1")
     write_json_atomic(path, {"n_shards": n})
     return n
 
 
-def deal(clips: Iterable[Any], folders: Sequence[Path], speaker: str | None = None) -> Counter[str]:
-    """Write every clip into the manifest of its shard; rows that cannot be used go to shards/bad.jsonl.
+def split_clips(clips: Iterable[Any], folders: Sequence[Path], speaker: str | None = None) -> Counter[str]:
+    """Write each clip to the manifest of its shard, and unusable rows to shards/bad.jsonl.
 
     Returns:
-        the number of bad rows, by what the report calls them.
+        the number of unusable rows, by their name in the report.
     """
     bad: Counter[str] = Counter()
-    for first in range(0, len(folders), _FILES_AT_ONCE):  # files that are open at once; few clusters have more shards
+    for first in range(0, len(folders), _MAX_OPEN_FILES):  # one pass over the clips per so many shards
         with ExitStack() as stack:
             files = {}
-            for number, folder in list(enumerate(folders))[first : first + _FILES_AT_ONCE]:
+            for number, folder in list(enumerate(folders))[first : first + _MAX_OPEN_FILES]:
                 folder.mkdir(parents=True, exist_ok=True)
                 files[number] = stack.enter_context((folder / ".input.tmp").open("w", encoding="utf-8"))
             bad_file = stack.enter_context((folders[0].parent / _BAD).open("a" if first else "w"))
@@ -132,7 +133,7 @@ def deal(clips: Iterable[Any], folders: Sequence[Path], speaker: str | None = No
 
 
 def shard_of(sample: Sample, n_shards: int, speaker: str | None = None) -> int:
-    """What is usual for a speaker is learned within a shard, so with `speaker` all clips of a person share one."""
+    """Number of a sample's shard; with `speaker`, that of all clips of the person, whose medians are measured there."""
     name = speaker_of(sample, speaker)
     return int(stable_hash(sample.id if name is None else name)[:12], 16) % n_shards
 
@@ -143,7 +144,7 @@ def _absolute(sample: Sample) -> Sample:
 
 
 def job_of(config: AnnotateConfig, folder: Path, n_shards: int, n_at_once: int) -> AnnotateConfig:
-    """The run of one shard: its share of requests in flight, rate limits and budget, so that all together keep them."""
+    """The settings of one shard, with its share of concurrency, rate limits and budget."""
 
     def share(annotator: AnnotatorConfig) -> AnnotatorConfig:
         limits = {"requests_per_min": annotator.requests_per_min, "tokens_per_min": annotator.tokens_per_min}
@@ -168,7 +169,7 @@ def job_of(config: AnnotateConfig, folder: Path, n_shards: int, n_at_once: int) 
 
 
 def config_of(values: Mapping[str, Any]) -> AnnotateConfig:
-    """The settings that `asdict` made plain."""
+    """The inverse of `asdict`."""
     pipeline = values["pipeline"]
     parts = {role: own and AnnotatorConfig(**own) for role in ROLES if (own := values[role])}
     return AnnotateConfig(
@@ -182,11 +183,11 @@ def config_of(values: Mapping[str, Any]) -> AnnotateConfig:
     )
 
 
-# ---- engines ---------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------------------
 
 
 def workers_of(config: AnnotateConfig) -> Threads | Ray:
-    """Workers that each run one shard at a time, in a process of its own."""
+    """Workers, each of which runs one shard at a time in a separate process."""
     if config.engine == "processes":
         return Threads(config.n_processes or n_cores())
     used = {step.annotator for step in config.pipeline.steps}
@@ -202,16 +203,16 @@ def shard_runner(worker: int) -> Callable[[Path], int]:
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """Start the process of the shard in `folder`, in its own session, so that Ctrl-C reaches only this process."""
     command = [sys.executable, "-m", "affectgpt.annotate.shards", str(folder)]
-    with (folder / _SAID).open("ab") as said:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+    with (folder / _LOG).open("ab") as file:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
 
 
 def main(folder: Path) -> int:
-    """One shard, in this process."""
+    """Run one shard in this process."""
     config = config_of(json.loads((folder / _JOB).read_text(encoding="utf-8")))
-    threading.Thread(target=_look_after, args=(folder, os.getppid()), daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(folder, os.getppid()), daemon=True).start()
     if not (folder / "input.jsonl").stat().st_size:
-        return 0  # with few clips, a shard may have none
+        return 0  # with few clips, some shards are empty
     try:
         return run_single(config, Clips(config))
     except UserError as error:
@@ -219,28 +220,29 @@ def main(folder: Path) -> int:
         return 1
 
 
-def _look_after(folder: Path, parent: int) -> None:
-    """End when the process that started this one is gone; stop cleanly when it says so."""
-    stop, told_to = folder.parent / _STOP, False
+def _follow_parent(folder: Path, parent: int) -> None:
+    """Exit when the parent process is gone; stop cleanly when it asks for it."""
+    stop, is_stopping = folder.parent / _STOP, False
     while os.getppid() == parent:
-        if stop.exists() and not told_to:
-            told_to = True
+        if stop.exists() and not is_stopping:
+            is_stopping = True
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
-    os._exit(143)  # nothing half-written can stay: lines are whole
+    os._exit(143)  # safe at any time: the next writer cuts off an incomplete line
 
 
-# ---- while they run --------------------------------------------------------------------------------------------------
+# ---- watching -------------------------------------------------------------------------------------------------------
 
 
-class Stopping:
-    """The first Ctrl-C or SIGTERM lets the calls of all shards end; the second leaves, and the shards with us."""
+class StopFile:
+    """Ctrl-C and SIGTERM: the first asks all shards to finish the calls in flight, the second exits at once, and the
+    shards with this process."""
 
     def __init__(self, file: Path) -> None:
         self.signal = 0
         self._file = file
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> StopFile:
         self._file.unlink(missing_ok=True)
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -249,24 +251,23 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if exception[0] is not None:
-            self._file.touch()  # shards that still run are not left alone
+            self._file.touch()  # stop the shards that still run
 
     def _ask(self, number: int, frame: object) -> None:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
         self._file.touch()
-        print("\nstopping: waiting for the calls in flight; once more to leave at once", file=sys.stderr)
+        print("\nstopping: waiting for the calls in flight; press again to exit at once", file=sys.stderr)
 
 
 def watch(workers: Workers, folders: Sequence[Path], n_clips: int) -> tuple[list[int], int]:
-    """Run all shards under a bar of records written; their exit codes, and the signal that stopped them, or 0."""
+    """Run all shards with a progress bar; returns their exit codes and the signal that stopped them, or 0."""
     codes: list[int] = []
-    written = {folder: _Lines(folder / "records.jsonl") for folder in folders}
-    looked = 0.0
-    shards_root = folders[0].parent
+    written = {folder: _LineCounter(folder / "records.jsonl") for folder in folders}
+    shown_s = 0.0
     with (
-        Stopping(shards_root / _STOP) as stop,
+        StopFile(folders[0].parent / _STOP) as stop,
         tqdm(total=n_clips, desc=f"{len(folders)} shards", unit="clip", file=sys.stderr) as bar,
     ):
         todo = takewhile(lambda _: not stop.signal, (folder.resolve() for folder in folders))
@@ -274,17 +275,17 @@ def watch(workers: Workers, folders: Sequence[Path], n_clips: int) -> tuple[list
             if ended:
                 codes.append(ended[1])
                 if ended[1] not in (COMPLETE, SOME_FAILED, BUDGET, *_STOPPED):
-                    raise UserError(_why(*ended))
-            if ended or time.monotonic() > looked + 1:
-                looked = time.monotonic()
+                    raise UserError(_error_of(*ended))
+            if ended or time.monotonic() > shown_s + 1:
+                shown_s = time.monotonic()
                 bar.n = min(n_clips, sum(lines.count() for lines in written.values()))
                 bar.set_postfix(shards=f"{len(codes)}/{len(folders)}", refresh=False)
                 bar.refresh()
         return codes, stop.signal
 
 
-class _Lines:
-    """The number of lines of a file that grows; only what is new is read."""
+class _LineCounter:
+    """Counts the lines of a growing file; reads only what is new."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._read_to, self._n = path, 0, 0
@@ -299,24 +300,24 @@ class _Lines:
         return self._n
 
 
-def _why(folder: Path, code: int) -> str:
-    lines = (folder / _SAID).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+def _error_of(folder: Path, code: int) -> str:
+    lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    why = errors[-1].removeprefix("error: ") if errors else f"exit code {code}; {folder / _SAID} tells more"
-    return f"shard {folder.name}: {why}"
+    error = errors[-1].removeprefix("error: ") if errors else f"exit code {code}; see {folder / _LOG}"
+    return f"shard {folder.name}: {error}"
 
 
-# ---- out -------------------------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------------------------
 
 
 def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple[Totals, dict[str, Any]]:
-    """Bring records and failures of all shards together in `out`; what they did, added up."""
+    """Merge records and failures of all shards into `out`; returns the sums of their reports."""
     records = Journal(out / "records.jsonl", name=lambda row: row["id"])
     try:
         for folder in folders:
             for row in _rows(folder / "records.jsonl"):
-                there = records.latest(row["id"])
-                if there is None or there["key"] != row["key"]:
+                known = records.latest(row["id"])
+                if known is None or known["key"] != row["key"]:
                     records.append(row)
         n_rows = write_manifest(out / "manifest.jsonl", (record_from_row(row) for row in records.rows()))
     finally:
@@ -324,18 +325,18 @@ def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple
     failed = [out / "shards" / _BAD, *(folder / "failed.jsonl" for folder in folders)]
     write_lines_atomic(out / "failed.jsonl", _lines_of(failed))
     totals = Totals(n_clips=sum(bad.values()), failed=Counter(bad))
-    row: dict[str, Any] = {"stopped_by": "", **dict.fromkeys(_ADDED, 0)}
+    row: dict[str, Any] = {"stopped_by": "", **dict.fromkeys(_SUMMED, 0)}
     for folder in folders:
         path = folder / "report.json"
         if not path.is_file():
-            totals.n_clips += _Lines(folder / "input.jsonl").count()  # not begun, or nothing in it
+            totals.n_clips += _LineCounter(folder / "input.jsonl").count()  # not started, or empty
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
         for name in ("n_clips", "made", "there", "calls", "repaired", "retries"):
             setattr(totals, name, getattr(totals, name) + report[name])
         for name in ("failed", "dropped", "without", "checked"):
             getattr(totals, name).update(report[name])
-        for name in _ADDED:
+        for name in _SUMMED:
             row[name] += report[name]
     return totals, {**row, "manifest_rows": n_rows}
 
