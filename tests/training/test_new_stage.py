@@ -83,6 +83,42 @@ def test_an_unknown_objective_or_option_is_refused_with_the_list_of_known_ones()
         objectives.load("supervised", {"beta": 0.1})
 
 
+TWICE = """
+from dataclasses import dataclass
+
+from affectgpt.prompts import target_text
+from affectgpt.training.objectives import supervised
+
+
+@dataclass(frozen=True)
+class Objective(supervised.Objective):
+    copies: int = 1
+
+    def rows(self, draw, encode):
+        return [encode(target_text(draw.sample, draw.task, draw.lang)) for _ in range(self.copies)]
+"""
+
+
+@pytest.mark.parametrize("cache_features", ["ahead", "first_epoch"])
+def test_an_objective_is_one_file_and_may_make_several_rows_of_a_draw(
+    base_models, manifest, tmp_path, monkeypatch, cache_features
+):
+    # Every answer twice: the mean over the labels, and so the gradient, stays the same.
+    (tmp_path / "twice.py").write_text(TWICE)
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    logs = {}
+    for name, options in (("supervised", {}), ("twice", {"copies": 2})):
+        config = make_train_config(base_models, manifest, tmp_path / name, n_validation=0)
+        config.stage.objective, config.stage.objective_options = name, options
+        config.data.cache_features = cache_features
+        for projector in config.model.projectors.values():
+            projector.dropout = 0.0
+        lines = (run_stage(config).run / "metrics.jsonl").read_text().splitlines()
+        logs[name] = [row for row in map(json.loads, lines) if "loss" in row]
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in logs["twice"]] == pytest.approx([row[key] for row in logs["supervised"]], rel=2e-3)
+
+
 def test_a_stage_without_training_data_lists_what_the_data_set_has(base_models, manifest, tmp_path):
     config = make_train_config(base_models, manifest, tmp_path, name="third")
     with pytest.raises(
