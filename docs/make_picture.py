@@ -1,6 +1,6 @@
-"""Draw docs/overview.png, the picture of the README: python docs/make_picture.py
+"""Draw docs/overview.png, the figure of the README: python docs/make_picture.py
 
-Frames, voice, words and annotation are those of one test clip of the embedded corpus.
+It shows one test clip of the embedded corpus: frames, pitch, waveform, subtitle and reference annotation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a checkout that is not installed, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installation
 
 from affectgpt.demo import corpus
 from affectgpt.demo.emotions import perform
@@ -23,10 +23,10 @@ from affectgpt.demo.performance import Performance, sample_curve, syllables
 from affectgpt.demo.text import checked_clues
 from affectgpt.demo.voice import render_voice
 
-CLIP = 278  # of the fine set: someone is surprised, then smiles, but the voice is weak and falls
+CLIP = 278  # of the fine set: surprise, then a smile, but a weak, falling voice
 WIDTH_PX, HEIGHT_PX, DPI = 1600, 830, 100
 INK, GREY, LINE, PAPER, FROZEN = "#1f2933", "#5b6773", "#c3ccd5", "#fcfcfb", "#eef2f6"
-FACE, MOTION, VOICE, WORDS = "#0067a5", "#00785a", "#c04f00", "#8a4a86"  # told apart also without red or green
+FACE, MOTION, VOICE, WORDS = "#0067a5", "#00785a", "#c04f00", "#8a4a86"  # distinguishable with colour blindness
 
 
 def main() -> None:

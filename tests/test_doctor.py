@@ -61,7 +61,7 @@ def test_versions_that_do_not_match_torch_are_named(torch, name, version, wanted
         ("2.13.0+cu130", "torchvision", "0.28.0+cu130"),
         ("2.13.0+cu126", "torchaudio", "2.11.0+cu128"),  # CUDA 12 with CUDA 12
         ("2.9.1", "torchaudio", "2.9.0"),
-        ("2.13.0+cpu", "torchvision", "0.28.0"),  # macOS: the version does not tell the build
+        ("2.13.0+cpu", "torchvision", "0.28.0"),  # macOS: no build in the version
     ],
 )
 def test_matching_pairs_are_left_alone(torch, name, version):

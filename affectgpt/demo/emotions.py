@@ -185,7 +185,7 @@ FEELINGS: dict[str, Feeling] = {
                  "quarrel:dismissive work:proud request:indifferent"),
         _feeling("triumph", "proud look", "lively", "proud, thrilled", "happy", 4.0,
                  "work:successful news:excited quarrel:provoked", "cheerful"),
-        # smiles that another modality contradicts
+        # smiles contradicted by another modality
         _feeling("irony", "mouth-only smile", "flat", "sarcastic, critical", "angry", -2.0,
                  "reassurance:skeptical thanks:bitter work:annoyed news:disappointed", "", "mocking", True),
         _feeling("courage", "mouth-only smile", "trembling", "nervous, brave", "worried", -1.0,
@@ -279,7 +279,7 @@ FEELINGS: dict[str, Feeling] = {
                  "request:insecure news:perplexed work:uncomfortable", "thoughtful", "bewildered"),
         _feeling("suspicion", "thinking", "pressed", "suspicious, skeptical", "angry", -2.0,
                  "news:tense thanks:distant quarrel:critical", "", "hostile"),
-        # a face that says nothing
+        # still face
         _feeling("calm", "still face", "steady", "calm", "neutral", 1.0,
                  "work waiting:relaxed request", "", "serene"),
         _feeling("emptiness", "still face", "weak", "empty, lonely", "sad", -3.0,

@@ -327,7 +327,7 @@ def _draw_head(sketch: _Sketch, looks: Looks, jaw: Number) -> None:
     half = [(0.0, 1.0, 0.0), (0.42 * w, 0.89, 0.0), (0.69 * w, 0.6, 0.0), (0.74 * w, 0.15, 0.0), (0.69 * w, -0.3, 0.03),
             (0.56 * j, -0.68 - 0.6 * jaw, 0.1), (0.28 * j, -0.94 - jaw, 0.25), (0.0, -1.0 - jaw, 0.3)]  # fmt: skip
     sketch.fill(_mirrored(half), looks.skin, steps=6)
-    # Light from the upper left: the right rim of the face lies in the shadow.
+    # Light from the upper left: shade the right side of the face.
     rim = [(0.8 * x, y, z) for x, y, z in half[2:-1]]
     sketch.fill([*half[2:], *rim[::-1]], looks.shade, 0.28)
     if looks.beard:
