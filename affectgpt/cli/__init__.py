@@ -1,21 +1,21 @@
-"""The command line: `main` runs a command of `cli.table`. Only files that start a command import this package.
+"""The command line: `main` runs a command of `cli.table`.
 
-Nothing heavy is imported before a command really starts, so --help answers at once.
+It imports no room that does the work: functions are named by text and loaded when their command starts, so --help
+answers at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from affectgpt.cli.parser import compose, composed_settings, conf_folder, parse, register_schemas, resolved
-from affectgpt.cli.table import COMMANDS, Command
+from affectgpt.cli.table import COMMANDS, Command, load
 from affectgpt.runtime import UserError, set_up_logging
 
 __all__ = ["compose", "main", "run", "script", "set_environment"]
@@ -61,7 +61,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     try:
         if command.rewrite:
-            words = _function(command.rewrite)(words)
+            words = load(command.rewrite)(words)
         if command.conf and any(word.startswith("-") and not Path(word).exists() for word in words):
             return _run_by_hydra(command, composed_settings(command, words))
         return _run_job(command, parse(command, words), words)
@@ -100,17 +100,12 @@ def set_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _function(name: str) -> Callable[..., Any]:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def _run_job(command: Command, settings: Any, given: Sequence[str]) -> int:
-    for finding in _function("affectgpt.doctor:known_mismatches")():
+    for finding in load("affectgpt.doctor:known_mismatches")():
         print(finding, file=sys.stderr)
     if getattr(settings, "offline", False) and hasattr(settings, "device"):
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
-    function = _function(command.run)
+    function = load(command.run)
     return function(settings, given) if command.run.startswith("affectgpt.cli.composed:") else function(settings)
 
 
@@ -153,7 +148,5 @@ def _run_by_hydra(command: Command, settings: Sequence[str]) -> int:
     finally:
         sys.argv = before
     for folder in studies:
-        from affectgpt.training.study import report
-
-        print(f"\n{report(folder)}")
+        print(f"\n{load('affectgpt.training.study:report')(folder)}")
     return max(codes, default=0)

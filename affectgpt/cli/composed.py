@@ -1,4 +1,8 @@
-"""Commands that need more than their own configuration: what they run gets further ones, composed here."""
+"""Commands that need further configurations than their own, which are composed here.
+
+As in `cli.table`, functions of other rooms are named by text and loaded when the command starts: the command line
+depends on no room, and every room may start it.
+"""
 
 from __future__ import annotations
 
@@ -8,75 +12,56 @@ from pathlib import Path
 
 from affectgpt import config
 from affectgpt.cli.parser import compose, composed_settings, embedded
-from affectgpt.cli.table import COMMANDS
+from affectgpt.cli.table import COMMANDS, load
 from affectgpt.cli.words import literal
 
 Settings = Sequence[str]
+COLUMNS = ("audio", "video", "merge", "translate")  # settings of a study of annotators that name models
 
 
 def train(settings: config.TrainConfig, given: Settings) -> int:
-    from affectgpt.runtime import gc_paused
-
-    if settings.study.name:
-        from affectgpt.training.study import Stopped, run_cell, stage_names
-
-        others = [item for item in given if not item.startswith("stage=")]
-        try:
-            run_cell(*(compose("train", [*others, f"stage={name}"]) for name in stage_names(settings.study)))
-        except Stopped as stopped:
-            return stopped.exit_code
-        return 0
-    with gc_paused():  # a sixth of the time that importing the libraries takes
-        from affectgpt.training.stages import run_stage
-
-    return run_stage(settings).exit_code
+    """One stage, or with a study's name one cell of the study: each of its stages, configured like this command."""
+    if not settings.study.name:
+        return load("affectgpt.training.stages:run_stage")(settings).exit_code
+    others = [item for item in given if not item.startswith("stage=")]
+    names = load("affectgpt.training.study:stage_names")(settings.study)
+    configs = [compose("train", [*others, f"stage={name}"]) for name in names]
+    return load("affectgpt.training.study:run_sweep_job")(*configs)
 
 
 def evaluate(settings: config.EvalConfig, given: Settings) -> int:
     """A benchmark that is a mean brings the configurations of its members, with its own folder and trust."""
-    from affectgpt.runtime import gc_paused
-
-    with gc_paused():
-        from affectgpt.inference.evaluate import run_evaluation
-
     whole = settings.benchmark
     members = [compose("eval", [f"benchmark={name}"]).benchmark for name in whole.members]
     own = {"folder": whole.folder, "trust_pickle": whole.trust_pickle}
-    return run_evaluation(settings, [dataclasses.replace(member, **own) for member in members])
+    return load("affectgpt.inference.evaluate:run_evaluation")(
+        settings, [dataclasses.replace(member, **own) for member in members]
+    )
 
 
 def fetch_models(settings: config.TrainConfig, given: Settings) -> int:
-    from affectgpt.hub.push import fetch_models
-
-    return fetch_models(settings.model)
+    return load("affectgpt.hub.push:fetch_models")(settings.model)
 
 
 def demo(settings: config.DemoConfig, given: Settings) -> int:
-    from affectgpt.demo.command import run
-
-    return run(settings, compose)
+    return load("affectgpt.demo.command:run")(settings, compose)
 
 
 def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
     """With data=NAME, all sources of conf/data/NAME.yaml by their use; else the one source that is described."""
-    from affectgpt.data import command
-
-    if not settings.overrides:
-        return command.check_data(settings)
-    # As eval.py composes it: train would also make sure of the base models.
-    return command.check_data(settings, compose("eval", settings.overrides).data)
+    # As eval.py composes it: train would also build the base models.
+    data = compose("eval", settings.overrides).data if settings.overrides else None
+    return load("affectgpt.data.command:check_data")(settings, data)
 
 
 def annotator_study(settings: config.StudyOfAnnotatorsConfig, given: Settings) -> int:
     """Own settings, and those of annotate for all rows."""
-    from affectgpt.annotate.study import COLUMN_ROLES, run_study
-
     common = composed_settings(COMMANDS["annotate"], settings.common)
     base = compose("annotate", common)
-    columns = {name: {text: candidate(text, name, common) for text in getattr(settings, name)} for name in COLUMN_ROLES}
+    columns = {name: {text: candidate(text, name, common) for text in getattr(settings, name)} for name in COLUMNS}
     if settings.references:
         settings.references = embedded(settings.references, Path(base.paths.cache))
-    return run_study(settings, base, columns)
+    return load("affectgpt.annotate.study:run_study")(settings, base, columns)
 
 
 def candidate(text: str, column: str, common: Settings) -> config.AnnotatorConfig | None:

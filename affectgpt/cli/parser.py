@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import config
-from affectgpt.cli.table import COMMANDS, Command
+from affectgpt.cli.table import COMMANDS, Command, load
 from affectgpt.cli.words import (
     kind_of,
     literal,
@@ -188,9 +188,7 @@ def embedded(text: str, cache: Path) -> str:
     """The path of what `demo:NAME` names, built on first use; any other text as it is."""
     if not text.startswith("demo:"):
         return text
-    from affectgpt.demo.embedded import path_of
-
-    return str(path_of(text.removeprefix("demo:"), cache))
+    return str(load("affectgpt.demo.embedded:path_of")(text.removeprefix("demo:"), cache))
 
 
 def replace_strings(value: Any, replace: Callable[..., str], *arguments: Any) -> Any:

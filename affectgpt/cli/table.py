@@ -6,9 +6,20 @@ Nothing heavy is imported here: `run` names a function that is imported when the
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from affectgpt import config
+from affectgpt.runtime import gc_paused
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function that "module:function" names."""
+    module, _, function = name.partition(":")
+    with gc_paused():  # importing torch and transformers takes a sixth longer with it
+        return getattr(importlib.import_module(module), function)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,15 @@ def stage_names(study: StudyConfig) -> tuple[str, str]:
     return study.stages[0], study.stages[1]
 
 
+def run_sweep_job(stage1: TrainConfig, stage2: TrainConfig) -> int:
+    """`run_cell` as a job of a sweep; returns the exit code."""
+    try:
+        run_cell(stage1, stage2)
+    except Stopped as stopped:
+        return stopped.exit_code
+    return 0
+
+
 def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
     """Train the runs that this cell needs, unless other cells have, and score it on the test split.
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 import affectgpt.cli as cli
 from affectgpt.cli import compose
 from affectgpt.cli.parser import composed_settings, parse, replace_strings
-from affectgpt.cli.table import COMMANDS
+from affectgpt.cli.table import COMMANDS, load
 from affectgpt.cli.words import quoted_items
 from affectgpt.config import DataConfig, EncoderConfig, SourceConfig, TrainConfig
 
@@ -238,6 +239,13 @@ def test_only_items_that_need_quotes_get_them():
 def test_wrong_arguments_are_one_message_and_exit_code_2(command, arguments, expected, capsys):
     assert cli.run(command, arguments) == 2
     assert f"error: {expected}" in capsys.readouterr().err
+
+
+def test_everything_that_the_command_line_names_by_text_is_there():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "affectgpt" / "cli").glob("*.py"))
+    names = set(re.findall(r"affectgpt\.[\w.]+:\w+", sources))
+    assert len(names) > 20
+    assert all(callable(load(name)) for name in names)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
