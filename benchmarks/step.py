@@ -33,7 +33,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Blip2VisionConfig, HubertConfig, LlamaConfig, VideoMAEConfig
 
-from affectgpt.engine import packing
+from affectgpt.engine import layers, packed_loss
+from affectgpt.engine.layout import Pack, find_spans, make_packs
 from affectgpt.models import AffectGPTConfig, AffectGPTForConditionalGeneration
 from affectgpt.models.configuration_affectgpt import EncoderArchitecture, ProjectorArchitecture
 from affectgpt.models.modeling_affectgpt import MEDIA_KEYS
@@ -232,15 +233,21 @@ def _packed(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor], 
     """The packed step with its loss by autograd, over all positions or those of answers."""
     embeds = model.embed(batch["input_ids"], batch)
     targets = functional.pad(batch["labels"], (0, 1), value=-100)[0, 1:]
-    pack = packing.packs_of(batch["position_ids"], targets != -100)[0]
+    pack = one_pack(batch, targets)
     if not only_answers:
-        pack = pack.whole()
-    states = packing.answer_states(model.language_model, embeds, batch["position_ids"], pack)
+        pack = pack.with_all_queries()
+    states = layers.final_states(model.language_model, embeds, batch["position_ids"], pack)
     at = pack.queries()
     if only_answers:
         states, at = states[targets[at] != -100], at[targets[at] != -100]
     logits = model.language_model.lm_head(states).float()
     return functional.cross_entropy(logits, targets[at], ignore_index=-100)
+
+
+def one_pack(batch: dict[str, Tensor], targets: Tensor) -> Pack:
+    """The complete row as one pack."""
+    (pack,) = make_packs(*find_spans(batch["position_ids"], targets != -100), limit=len(targets))
+    return pack
 
 
 def fused(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
@@ -354,14 +361,14 @@ def llm_share(
     embeds = model.embed(batch["input_ids"], batch).detach()
 
     def run() -> None:
-        packing.packed_loss(
+        packed_loss(
             model.language_model, embeds.requires_grad_(), batch["position_ids"], batch["labels"],
             token_budget=model.token_budget,
         ).backward()  # fmt: skip
         embeds.grad = None
 
     targets = functional.pad(batch["labels"], (0, 1), value=-100)[0, 1:]
-    pack = packing.packs_of(batch["position_ids"], targets != -100)[0]
+    pack = one_pack(batch, targets)
     d, wide, n_layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     n_tokens, n_queries = sum(pack.lengths), sum(pack.n_queries)
     weights = (n_layers - 1) * n_tokens * (4 * d * d + 3 * d * wide)

@@ -1,1 +1,32 @@
-"""The LLM's own arithmetic: packed training step, greedy generation, streaming. Imports nothing else of the package."""
+"""The fast ways through the LLM: packed training step, greedy generation. Imports nothing else of the package.
+
+The folder can be deleted: everything then runs through transformers, slower and with the same results. Other rooms
+therefore ask `affectgpt.models.backend` for the engine.
+
+layout.py       where samples are in a packed row, and how it is cut
+kernels.py      attention per sample, norm, gate and losses, on any device
+cpu.py          the versions for CPUs
+layers.py       the decoder layers of the supported LLMs on packed samples
+packing.py      loss and log-probabilities of packed samples
+generation.py   greedy answers to many prompts
+activations.py  what the layers save for the backward pass
+"""
+
+from affectgpt.engine.activations import Kept, kept_bytes, kept_tensors
+from affectgpt.engine.generation import Prompt, can_generate, greedy
+from affectgpt.engine.layers import FAMILIES, supports
+from affectgpt.engine.packing import SampleTooLong, packed_log_probs, packed_loss
+
+__all__ = [
+    "FAMILIES",
+    "Kept",
+    "Prompt",
+    "SampleTooLong",
+    "can_generate",
+    "greedy",
+    "kept_bytes",
+    "kept_tensors",
+    "packed_log_probs",
+    "packed_loss",
+    "supports",
+]

@@ -1,18 +1,18 @@
 """Greedy generation for many prompts: no padding, a batch that is refilled as answers end, keys and values in place.
 
-    prompts [L_i, D] --layers of `packing`, prompt after prompt--> keys and values of each row, first token
-    then a token a row and step; a row that has ended makes room for the next prompt
+    prompts [L_i, D] --layers, packed--> keys and values of each row, first tokens
+    then one token per row and step; when a row ends, the next prompt takes its place
 
-What differs from transformers' `generate`, and changes no token beyond what rounding decides:
+The tokens are those of transformers' `generate` up to rounding, but
 
-- Prompts go through the LLM packed instead of padded, the last layer only where a prompt ends.
-- A batch never waits for its longest answer: rows that have ended leave, waiting prompts take their places.
-- Keys and values lie in one buffer a layer, in the order in which the products of this machine read them fastest;
-  nothing is copied when a token is added.
-- One pass over the layers' own submodules a token, without the masks, checks and outputs of a general forward method;
-  torch can compile it.
+- prompts go through the LLM packed instead of padded, and through the last layer only where a prompt ends;
+- a batch never waits for its longest answer;
+- keys and values are in one buffer per layer, in the memory order that this device reads fastest, and nothing is copied
+  when a token is added;
+- a step calls the layers' submodules directly, without the masks, checks and outputs of a general forward method; torch
+  can compile it.
 
-The layers are those that `packing` knows, so LoRA, quantized layers and tied embeddings work as they do in training.
+The layers are those of `layers`, so LoRA, quantized layers and tied embeddings work as they do in training.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from affectgpt.engine import kernels, packing
-from affectgpt.engine.packing import Pack
+from affectgpt.engine import cpu, kernels, layers
+from affectgpt.engine.layout import Pack
 
-# Buffers grow by this many tokens, so that growing costs little and short answers little memory.
+# Buffers grow by this many tokens: seldom, and without much memory for short answers.
 _GROWTH = 64
-# And by this many where each size has to be compiled for.
+# With compiled layers, which are compiled again for each size.
 _COMPILED_GROWTH = 128
-# Tokens of prompts that go through the LLM at once.
+# Prompt tokens that go through the LLM at once.
 _PROMPT_TOKENS = 4096
-# What a generation config may hold without changing a greedy answer, beside what `greedy` is given.
-_WITHOUT_EFFECT = {
-    "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "max_length", "max_new_tokens", "pad_token_id",
-    "suppress_tokens", "temperature", "top_k", "top_p", "transformers_version", "use_cache",
+# Settings of a generation config that do not change a greedy answer, or that `greedy` gets as arguments.
+_ALLOWED_SETTINGS = {
+    "bos_token_id", "do_sample", "eos_token_id", "max_length", "max_new_tokens", "pad_token_id", "suppress_tokens",
+    "temperature", "top_k", "top_p", "transformers_version", "use_cache",
 }  # fmt: skip
 
 
 @dataclass
 class Prompt:
-    """What is to be continued.
+    """A prompt to continue.
 
     Attributes:
         key: returned with the answer.
         embeds: [L, D], without padding.
-        max_new_tokens: the answer is cut behind so many.
     """
 
     key: Any
@@ -58,22 +57,21 @@ class Prompt:
     max_new_tokens: int
 
 
-def knows(model: Any) -> bool:
-    """Whether `greedy` gives what `model.generate` would give; else that is to be asked.
+def can_generate(model: Any) -> bool:
+    """Whether `greedy` gives the answers of `model.generate`.
 
-    Not known are LLMs of other families, sliding windows, rotary embeddings that change with the length, settings of
-    the generation config beyond stop and suppressed tokens, and weights that several processes share (ZeRO-3).
+    It does not for LLMs of other families, sliding windows, rotary embeddings that change with the length, settings of
+    the generation config beyond stop and suppressed tokens, and weights that processes share (ZeRO-3).
     """
-    llm = model.language_model
-    config = llm.config
-    window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    config = model.language_model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    settings = {name for name in model.generation_config.to_diff_dict() if not name.startswith("_")}
     return (
-        packing.knows(llm)
-        and not window
+        layers.supports(model.language_model)
+        and layers.window_of(config) is None
         and rope in ("default", "linear", "llama3", "yarn")
         and not model.in_lockstep
-        and not model.generation_config.to_diff_dict().keys() - _WITHOUT_EFFECT
+        and settings <= _ALLOWED_SETTINGS
     )
 
 
@@ -85,59 +83,59 @@ def greedy(
     batch_size: int,
     stop_ids: Sequence[int],
     suppressed_ids: Sequence[int] = (),
-    watch: Callable[[Any, Sequence[int]], None] | None = None,
-    compiles: bool = False,
+    on_tokens: Callable[[Any, Sequence[int]], None] | None = None,
+    compiled: bool = False,
 ) -> Iterator[tuple[Any, list[int]]]:
-    """Continue prompts by the likeliest token until a stop token or their limit.
+    """Continue prompts by the most likely token until a stop token or their limit.
 
     Args:
-        take: gives the next prompts, at most so many as asked; none = there are no more.
+        take: returns at most the given number of prompts; fewer = there are no more.
         batch_size: rows that are continued together.
-        suppressed_ids: tokens that are never written.
-        watch: is called after each pass with the key and all new tokens so far of every open prompt.
-        compiles: layers run compiled by torch while more than half of the rows are taken. It takes some seconds for
-            each size that the buffers grow to, 128 tokens apart.
+        suppressed_ids: tokens that are never generated.
+        on_tokens: called after each step with the key and all new tokens so far of every active prompt.
+        compiled: layers are compiled by torch while more than half of the rows are active. Each size of the buffers,
+            128 tokens apart, takes some seconds to compile.
 
     Yields:
         (key, new tokens with the stop token) of each prompt as it ends.
     """
-    rows = _Rows(llm, batch_size, compiles=compiles)
+    rows = _Rows(llm, batch_size, compiled=compiled)
     head, stops = llm.get_output_embeddings(), frozenset(stop_ids)
     suppressed = torch.tensor(list(suppressed_ids), dtype=torch.int64, device=rows.tokens.device)
-    # Room is filled a few rows at a time: a pass over one prompt alone costs a GPU as much as one over some.
+    # Free rows are filled a few at a time: on a GPU one prompt takes as long as several.
     few = max(1, batch_size // 8)
-    waiting = True
+    has_more = True
 
-    def chosen(states: Tensor) -> Tensor:
-        """The likeliest tokens.  [n, D] -> [n]"""
-        logits = kernels.product(head, states)
+    def most_likely(states: Tensor) -> Tensor:
+        """[n, D] -> [n]"""
+        logits = layers.linear_layer(head, states)
         if len(suppressed):
             logits[:, suppressed] = float("-inf")
         return logits.argmax(dim=-1)
 
-    def ended() -> list[tuple[Any, list[int]]]:
-        if watch is not None:
-            for row in rows._rows:
-                watch(row.key, row.tokens)
-        return rows.close_ended(stops)
+    def finished() -> list[tuple[Any, list[int]]]:
+        if on_tokens is not None:
+            for row in rows.active:
+                on_tokens(row.key, row.tokens)
+        return rows.pop_finished(stops)
 
     while True:
-        room = batch_size - len(rows)
-        if waiting and (room >= few or not len(rows)):
-            prompts = list(take(room))
-            waiting = len(prompts) == room
-            for some in _portions(prompts):
-                rows.open(some, chosen(rows.read(some)))
-            yield from ended()
-            if not len(rows) and waiting:
+        n_free = batch_size - len(rows)
+        if has_more and (n_free >= few or not len(rows)):
+            prompts = list(take(n_free))
+            has_more = len(prompts) == n_free
+            for group in _groups(prompts):
+                rows.add(group, most_likely(rows.prefill(group)))
+            yield from finished()
+            if not len(rows) and has_more:
                 continue
         if not len(rows):
             return
-        rows.add(chosen(rows.step()))
-        yield from ended()
+        rows.append(most_likely(rows.step()))
+        yield from finished()
 
 
-def _portions(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+def _groups(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
     """Prompts in order, in groups of at most `_PROMPT_TOKENS` tokens; a longer prompt is a group of its own."""
     group: list[Prompt] = []
     for prompt in prompts:
@@ -151,99 +149,99 @@ def _portions(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
 
 @dataclass
 class _Row:
-    """A prompt that is being continued; `n_kept` of its tokens have keys and values in the buffers."""
+    """A prompt that is being continued; `n_cached` of its tokens have keys and values in the buffers."""
 
     key: Any
     limit: int
-    n_kept: int
+    n_cached: int
     tokens: list[int] = field(default_factory=list)
 
 
 class _Rows:
-    """The rows that are being continued, without gaps: the first n places of the buffers.
+    """The active rows, without gaps: the first n slots of the buffers.
 
     Attributes:
-        tokens: the newest token of each row [n]; it is not kept yet.
-        lengths: `n_kept` of each row [n].
+        tokens: the newest token of each row [n], not cached yet.
+        lengths: `n_cached` of each row [n].
     """
 
-    def __init__(self, llm: Any, n_places: int, *, compiles: bool = False) -> None:
-        self._llm, self._n_places, self._compiles = llm, n_places, compiles
-        self._table = llm.get_input_embeddings()
-        self._device = self._table.weight.device
-        growth = _COMPILED_GROWTH if compiles else _GROWTH
-        self._memory = [
-            _Memory(n_places, llm.config.num_key_value_heads, layer.self_attn.head_dim, growth)
+    def __init__(self, llm: Any, n_slots: int, *, compiled: bool = False) -> None:
+        self._llm, self._n_slots, self._compiled = llm, n_slots, compiled
+        self._embedding = llm.get_input_embeddings()
+        self._device = self._embedding.weight.device
+        growth = _COMPILED_GROWTH if compiled else _GROWTH
+        self._buffers = [
+            _KeyValueBuffer(n_slots, llm.config.num_key_value_heads, layer.self_attn.head_dim, growth)
             for layer in llm.model.layers
         ]
-        self._rows: list[_Row] = []
+        self.active: list[_Row] = []
         self.tokens = self.lengths = torch.zeros(0, dtype=torch.int64, device=self._device)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.active)
 
-    def read(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Take prompts through the LLM and keep their keys and values behind the last row; states at their ends [k, D].
+    def prefill(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Run prompts through the LLM and cache their keys and values after the last row; final states [k, D].
 
-        `open` is to follow.
+        `add` must follow.
         """
         lengths = tuple(len(prompt.embeds) for prompt in prompts)
         pack = Pack(0, lengths, tuple(length - 1 for length in lengths), _NONE)
         embeds = torch.cat([prompt.embeds for prompt in prompts])[None]  # [1, T, D]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self._device)[None]
-        attends = [partial(memory.read, len(self)) for memory in self._memory]
-        return packing.answer_states(self._llm, embeds, positions, pack, attends)
+        attends = [partial(buffer.attend_and_store, len(self)) for buffer in self._buffers]
+        return layers.final_states(self._llm, embeds, positions, pack, attends)
 
-    def open(self, prompts: Sequence[Prompt], first: Tensor) -> None:
-        """Begin a row for each of the prompts that were read last; `first` [k] are their first tokens."""
+    def add(self, prompts: Sequence[Prompt], first: Tensor) -> None:
+        """Add a row for each of the prompts of the last `prefill`; `first` [k] are their first tokens."""
         new = [_Row(prompt.key, prompt.max_new_tokens, len(prompt.embeds)) for prompt in prompts]
-        self._rows += new
-        self.lengths = torch.cat([self.lengths, torch.tensor([row.n_kept for row in new], device=self._device)])
+        self.active += new
+        self.lengths = torch.cat([self.lengths, torch.tensor([row.n_cached for row in new], device=self._device)])
         self.tokens = torch.cat([self.tokens, first])
-        _note(new, first)
+        _append(new, first)
 
     def step(self) -> Tensor:
-        """Take the newest token of each row through the LLM.  -> [n, D]"""
-        n, longest = len(self), max(row.n_kept for row in self._rows) + 1
-        compiled = self._compiles and 2 * n > self._n_places
-        # Compiled code is made for one shape: all places count, and all that the buffers hold.
-        n_places = self._n_places if compiled else n
-        tokens, lengths = (functional.pad(each, (0, n_places - n)) for each in (self.tokens, self.lengths))
-        states = self._table(tokens)  # [P, D]
-        buffers = [memory.buffers(n_places, longest, whole=compiled) for memory in self._memory]
+        """Run the newest token of each row through the LLM.  -> [n, D]"""
+        n, longest = len(self), max(row.n_cached for row in self.active) + 1
+        compiled = self._compiled and 2 * n > self._n_slots
+        # Compiled code has one shape: all slots, and all tokens that the buffers can hold.
+        n_slots = self._n_slots if compiled else n
+        tokens, lengths = (functional.pad(each, (0, n_slots - n)) for each in (self.tokens, self.lengths))
+        states = self._embedding(tokens)  # [P, D]
+        buffers = [buffer.view(n_slots, longest, complete=compiled) for buffer in self._buffers]
         unseen = torch.arange(buffers[0][0].shape[2], device=self._device) > lengths[:, None]  # [P, C]
         bias = torch.zeros(unseen.shape, dtype=states.dtype, device=self._device).masked_fill_(unseen, float("-inf"))
         decoder = self._llm.model
-        rotation = packing.rotation_of(decoder, states[None], lengths[None])
-        step = _compiled(n_places, bias.shape[1]) if compiled else _step
+        rotation = layers.rotary_tables(decoder, states[None], lengths[None])
+        step = _compiled_step(n_slots, bias.shape[1]) if compiled else _layer_step
         for layer, (keys, values) in zip(decoder.layers, buffers, strict=True):
             states = step(layer, states, *rotation, lengths, bias, keys, values)
         return kernels.rms_norm(decoder.norm, states[:n])
 
-    def add(self, tokens: Tensor) -> None:
-        """Append the token that `step` has led to to each row."""
+    def append(self, tokens: Tensor) -> None:
+        """Append to each row the token that follows from the last `step`."""
         self.tokens, self.lengths = tokens, self.lengths + 1
-        for row in self._rows:
-            row.n_kept += 1
-        _note(self._rows, tokens)
+        for row in self.active:
+            row.n_cached += 1
+        _append(self.active, tokens)
 
-    def close_ended(self, stops: frozenset[int]) -> list[tuple[Any, list[int]]]:
-        """Take out the rows that have ended; the last ones move into their places."""
+    def pop_finished(self, stops: frozenset[int]) -> list[tuple[Any, list[int]]]:
+        """Remove the rows that have ended; the last rows move into their slots."""
         ended = [
-            place for place, row in enumerate(self._rows) if row.tokens[-1] in stops or len(row.tokens) >= row.limit
+            slot for slot, row in enumerate(self.active) if row.tokens[-1] in stops or len(row.tokens) >= row.limit
         ]
         if not ended:
             return []
-        done = [(self._rows[place].key, self._rows[place].tokens) for place in ended]
+        done = [(self.active[slot].key, self.active[slot].tokens) for slot in ended]
         order = list(range(len(self)))
-        for place in reversed(ended):
-            order[place] = order[-1]
+        for slot in reversed(ended):
+            order[slot] = order[-1]
             order.pop()
-        for memory in self._memory:
-            memory.move(order)
-        self._rows = [self._rows[place] for place in order]
-        kept = torch.tensor(order, dtype=torch.int64, device=self._device)
-        self.tokens, self.lengths = self.tokens[kept], self.lengths[kept]
+        for buffer in self._buffers:
+            buffer.move(order)
+        self.active = [self.active[slot] for slot in order]
+        remaining = torch.tensor(order, dtype=torch.int64, device=self._device)
+        self.tokens, self.lengths = self.tokens[remaining], self.lengths[remaining]
         return done
 
 
@@ -251,20 +249,20 @@ _NONE = torch.empty(0, dtype=torch.int64)
 _NEWEST = Pack(0, (1,), (0,), _NONE)
 
 
-def _note(rows: Sequence[_Row], tokens: Tensor) -> None:
+def _append(rows: Sequence[_Row], tokens: Tensor) -> None:
     for row, token in zip(rows, tokens.tolist(), strict=True):
         row.tokens.append(token)
 
 
-def _step(
+def _layer_step(
     layer: Any, states: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor, bias: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """One decoder layer for the newest token of each row, whose key and value it keeps, too.
+    """One decoder layer for the newest token of each row, whose key and value it also stores.
 
     Args:
         states: [n, D]; cos, sin: [n, d/2].
-        lengths: tokens that each row keeps [n].
-        bias: [n, C], -inf where a row has nothing yet.
+        lengths: cached tokens of each row [n].
+        bias: [n, C], -inf where a row has no token yet.
         keys, values: [n, Hk, C, d], written in place.
 
     Returns:
@@ -277,73 +275,69 @@ def _step(
     ) -> Tensor:  # fmt: skip
         query, key, value = (flat.unflatten(1, (-1, head_dim)) for flat in (query, key, value))  # [n, H, d]
         at = torch.arange(len(lengths), device=lengths.device)
-        keys[at, :, lengths], values[at, :, lengths] = kernels.rotated(key, cos, sin), value
-        return _attend(kernels.rotated(query, cos, sin), keys, values, bias, scale).flatten(1)
+        keys[at, :, lengths], values[at, :, lengths] = kernels.rotate(key, cos, sin), value
+        return _attend_newest(kernels.rotate(query, cos, sin), keys, values, bias, scale).flatten(1)
 
-    return packing.layer_states(layer, _NEWEST, states, cos, sin, attend=attend)
+    return layers.decoder_layer(layer, _NEWEST, states, cos, sin, attend=attend)
 
 
 @lru_cache(maxsize=64)
-def _compiled(n_places: int, n_tokens: int) -> Callable[..., Tensor]:
-    """`_step` compiled by torch for so many rows and tokens in the buffers, for all layers alike."""
-    # Of one function torch compiles no more than eight shapes, and then none; a copy for each has but one. Shapes that
-    # may vary are slower by far: the compiler then leaves attention to general matrix products.
-    own = FunctionType(_step.__code__.replace(), _step.__globals__, _step.__name__)
-    return torch.compile(own, dynamic=False)
+def _compiled_step(n_slots: int, n_tokens: int) -> Callable[..., Tensor]:
+    """`_layer_step` compiled by torch for one size of the buffers; all layers share it."""
+    # torch compiles at most eight shapes of one function, so each shape gets a copy of its own. Dynamic shapes are much
+    # slower: the compiler then leaves attention to general matrix products.
+    copy = FunctionType(_layer_step.__code__.replace(), _layer_step.__globals__, _layer_step.__name__)
+    return torch.compile(copy, dynamic=False)
 
 
-class _Memory:
-    """Keys and values of one layer for all places: [P, Hk, C, d] each, whatever their order in memory.
+class _KeyValueBuffer:
+    """Keys and values of one layer for all slots: [P, Hk, C, d] each, in the memory order that is fastest to read."""
 
-    Of all orders a CPU's matrix products read keys as [C, d] and values as [d, C] fastest in fp32, the other way round
-    in bf16 (docs/speed.md).
-    """
-
-    def __init__(self, n_places: int, n_kv_heads: int, head_dim: int, growth: int) -> None:
-        self._n_places, self._n_kv_heads, self._head_dim, self._growth = n_places, n_kv_heads, head_dim, growth
+    def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, growth: int) -> None:
+        self._n_slots, self._n_kv_heads, self._head_dim, self._growth = n_slots, n_kv_heads, head_dim, growth
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def _reserve(self, n_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values with room for `n_tokens` a row; `like` gives type and device."""
+        """Keys and values with space for `n_tokens` per row; dtype and device are those of `like`."""
         if self._keys is None or self._values is None or self._keys.shape[2] < n_tokens:
             n_tokens = self._growth * (n_tokens // self._growth + 1)
-            shape = (self._n_places, self._n_kv_heads, n_tokens, self._head_dim)
-            on_cpu, wide = like.device.type == "cpu", like.dtype == torch.float32
-            self._keys = _grown(self._keys, shape, like, transposed=on_cpu and not wide)
-            self._values = _grown(self._values, shape, like, transposed=on_cpu and wide)
+            shape = (self._n_slots, self._n_kv_heads, n_tokens, self._head_dim)
+            transposed = cpu.transposed_buffers(like.dtype) if like.device.type == "cpu" else (False, False)
+            self._keys = _grown(self._keys, shape, like, transposed=transposed[0])
+            self._values = _grown(self._values, shape, like, transposed=transposed[1])
         return self._keys, self._values
 
-    def read(
-        self, place: int, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None,
+    def attend_and_store(
+        self, slot: int, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None,
         pack: Pack, head_dim: int, scale: float,
     ) -> Tensor:  # fmt: skip
-        """`kernels.attend`, and keep keys and values of the pack's prompts at `place` and behind."""
-        rotated = kernels.rotated(key.unflatten(1, (-1, head_dim)), cos, sin)  # [T, Hk, d]
+        """`layers.attend`; also stores keys and values of the pack's prompts in `slot` and the slots after it."""
+        rotated = kernels.rotate(key.unflatten(1, (-1, head_dim)), cos, sin)  # [T, Hk, d]
         keys, values = self._reserve(max(pack.lengths) + 1, rotated)
         plain = value.unflatten(1, (-1, head_dim))
         parts = zip(rotated.split(pack.lengths), plain.split(pack.lengths), strict=True)
-        for at, (some_keys, some_values) in enumerate(parts, place):
-            keys[at, :, : len(some_keys)] = some_keys.transpose(0, 1)
-            values[at, :, : len(some_values)] = some_values.transpose(0, 1)
-        return kernels.attend(query, key, value, cos, sin, rows, pack, head_dim, scale)
+        for at, (prompt_keys, prompt_values) in enumerate(parts, slot):
+            keys[at, :, : len(prompt_keys)] = prompt_keys.transpose(0, 1)
+            values[at, :, : len(prompt_values)] = prompt_values.transpose(0, 1)
+        return layers.attend(query, key, value, cos, sin, rows, pack, head_dim, scale)
 
-    def buffers(self, n: int, n_tokens: int, *, whole: bool) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `n` places, with room for `n_tokens` each and (unless `whole`) for no more."""
-        assert self._keys is not None, "nothing was read"
+    def view(self, n: int, n_tokens: int, *, complete: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first n slots, `n_tokens` of each, or (`complete`) as many as the buffer holds."""
+        assert self._keys is not None, "no prompt was stored"
         keys, values = self._reserve(n_tokens, self._keys)
-        return (keys[:n], values[:n]) if whole else (keys[:n, :, :n_tokens], values[:n, :, :n_tokens])
+        return (keys[:n], values[:n]) if complete else (keys[:n, :, :n_tokens], values[:n, :, :n_tokens])
 
     def move(self, order: Sequence[int]) -> None:
-        """Put the row at place `order[i]` to place i."""
+        """Move the row in slot `order[i]` to slot i."""
         for buffer in (self._keys, self._values):
-            for place, source in enumerate(order):
-                if buffer is not None and place != source:
-                    buffer[place] = buffer[source]
+            for slot, source in enumerate(order):
+                if buffer is not None and slot != source:
+                    buffer[slot] = buffer[source]
 
 
 def _grown(old: Tensor | None, shape: tuple[int, ...], like: Tensor, *, transposed: bool) -> Tensor:
-    """Zeros of `shape` [P, Hk, C, d] with what `old` holds; `transposed` in memory: [P, Hk, d, C]."""
+    """Zeros of `shape` [P, Hk, C, d] with the content of `old`; `transposed`: [P, Hk, d, C] in memory."""
     if transposed:
         new = like.new_zeros(*shape[:2], shape[3], shape[2]).transpose(2, 3)
     else:
@@ -353,23 +347,12 @@ def _grown(old: Tensor | None, shape: tuple[int, ...], like: Tensor, *, transpos
     return new
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """One query a row: query [n, H, d], keys and values [n, Hk, C, d], bias [n, C] -> [n, H, d]"""
-    n, n_heads, head_dim = query.shape
-    n_kv = keys.shape[1]
-    if query.device.type != "cpu":
-        mixed = functional.scaled_dot_product_attention(
-            query[:, :, None], keys, values, attn_mask=bias[:, None, None], scale=scale, enable_gqa=n_kv != n_heads
-        )
-        return mixed[:, :, 0]
-    grouped = (query * scale).reshape(n * n_kv, n_heads // n_kv, head_dim)  # [n*Hk, G, d]
-    if query.dtype == torch.float32:
-        scores = torch.bmm(keys.flatten(0, 1), grouped.transpose(1, 2))  # [n*Hk, C, G]
-        scores.view(n, n_kv, *scores.shape[1:]).add_(bias[:, None, :, None])
-        mixed = torch.bmm(values.transpose(2, 3).flatten(0, 1), scores.softmax(dim=1)).transpose(1, 2)  # [n*Hk, G, d]
-    else:
-        scores = torch.bmm(grouped, keys.transpose(2, 3).flatten(0, 1))  # [n*Hk, G, C]
-        scores.view(n, n_kv, *scores.shape[1:]).add_(bias[:, None, None])
-        weights = scores.softmax(dim=2, dtype=torch.float32).to(values.dtype)
-        mixed = torch.bmm(weights, values.flatten(0, 1))  # [n*Hk, G, d]
-    return mixed.reshape(n, n_heads, head_dim)
+def _attend_newest(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """One query per row: query [n, H, d], keys and values [n, Hk, C, d], bias [n, C] -> [n, H, d]"""
+    if query.device.type == "cpu":
+        return cpu.attend_newest(query, keys, values, bias, scale)
+    mixed = functional.scaled_dot_product_attention(
+        query[:, :, None], keys, values, attn_mask=bias[:, None, None], scale=scale,
+        enable_gqa=keys.shape[1] != query.shape[1],
+    )  # fmt: skip
+    return mixed[:, :, 0]

@@ -13,7 +13,7 @@ import torch
 
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.config import GenerateConfig
-from affectgpt.engine import generation, packing
+from affectgpt.models import backend
 from affectgpt.runtime import UserError
 
 
@@ -56,8 +56,9 @@ def answers(
     Raises:
         UserError: `generate.compile` is set where transformers' `generate` is used, or without a compiler.
     """
+    engine = backend.engine
     is_greedy = not generate.do_sample and generate.num_beams == 1
-    by = _by_engine if is_greedy and generation.knows(model) else _by_transformers
+    by = _by_engine if engine is not None and is_greedy and engine.can_generate(model) else _by_transformers
     if generate.compile:
         _check_compile(model, by is _by_engine)
     decoder = StreamDecoder(processor.tokenizer, processor.stop_token_ids, callbacks) if callbacks else None
@@ -65,10 +66,11 @@ def answers(
 
 
 def _check_compile(model: Any, by_engine: bool) -> None:
+    engine = backend.require_engine("generate.compile=true")
     if not by_engine:
         raise UserError(
             "generate.compile=true is for greedy answers (do_sample=false, num_beams=1) of LLMs of the families "
-            f"{', '.join(packing.FAMILIES)}; here transformers' generate is used. Leave it out"
+            f"{', '.join(engine.FAMILIES)}; here transformers' generate is used. Leave it out"
         )
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if model.device.type == "cpu" and shutil.which(compiler) is None:
@@ -108,27 +110,27 @@ def _by_engine(
     generate: GenerateConfig,
     decoder: StreamDecoder | None = None,
 ) -> Iterator[Answer]:
-    source = enumerate(inputs)
+    engine, source = backend.engine, enumerate(inputs)
 
-    def take(n: int) -> list[generation.Prompt]:
+    def take(n: int) -> list[Any]:
         if not (taken := list(islice(source, n))):
             return []
         embeds = prompt_embeds(model, processor, [row for _, row in taken])
         return [
-            generation.Prompt(number, each, generate.max_new_tokens)
+            engine.Prompt(number, each, generate.max_new_tokens)
             for (number, _), each in zip(taken, embeds, strict=True)
         ]
 
     finished: dict[int, list[int]] = {}
     n_returned = 0
-    for number, tokens in generation.greedy(
+    for number, tokens in engine.greedy(
         model.language_model,
         take,
         batch_size=generate.batch_size,
         stop_ids=stop_ids(model),
         suppressed_ids=model.generation_config.suppress_tokens or (),
-        watch=None if decoder is None else decoder.update,
-        compiles=generate.compile,
+        on_tokens=None if decoder is None else decoder.update,
+        compiled=generate.compile,
     ):
         finished[number] = tokens
         while n_returned in finished:

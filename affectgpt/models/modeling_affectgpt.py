@@ -1,4 +1,4 @@
-"""The model: frozen encoders -> trained projectors -> soft tokens among the words of a frozen LLM (with LoRA if asked).
+"""The model: frozen encoders -> trained projectors -> soft tokens among the words of a frozen LLM, with LoRA if set.
 
     media or cached states --encoders--> states [N, T, E] --projectors--> soft tokens [N, Q, D]
     (a pre-fusion projector takes the states of several modalities: the slot "multi")
@@ -13,15 +13,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from affectgpt.config import SAMPLED
-from affectgpt.engine import packing
+from affectgpt.models import backend
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
@@ -35,21 +37,28 @@ MANIFEST_NAME = "affectgpt.json"
 """The file that marks a folder of trained tensors only; see `checkpoint.py`."""
 
 _LOSS_KEYS = {"num_items_in_batch"}
-# What is drawn from seed + place. The places never change, so that a new kind of branch leaves the others' weights as
-# they were.
+# Initial weights are drawn with seed + index in this tuple. The order never changes, so that a new kind of branch does
+# not change the weights of the others.
 _DRAWN = ("audio", "frames", "motion", "lora", "face", "face_motion", "multi")
 
 
+@dataclass
+class AffectGPTOutput(CausalLMOutputWithPast):
+    """What `forward` returns; `log_probs` holds [n_i] log-probabilities of each sample's labels, if asked for."""
+
+    log_probs: tuple[Tensor, ...] | None = None
+
+
 class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Encoders, projectors and LLM under one roof.
+    """Encoders, projectors and LLM.
 
     Args:
         config: see `AffectGPTConfig`.
         language_model: a loaded LLM; None builds an untrained one from `config.text_config`.
         encoders: modality -> loaded base encoder; None builds untrained ones. A modality that is missing here gets no
-            encoder: then its states must come from a cache.
+            encoder; its states must then come from a cache.
 
-    `affectgpt.models.build` makes one from base models, `affectgpt.models.load_trained` from a training checkpoint and
+    `affectgpt.models.build` builds it from base models, `affectgpt.models.load_trained` from a training checkpoint and
     `from_pretrained` from a full folder.
     """
 
@@ -60,16 +69,16 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("audio", "image", "video", "text")
     supports_gradient_checkpointing = True
     in_lockstep = False
-    """True where processes share the projectors' weights (ZeRO-3): generating, too, then runs all of them."""
+    """True where processes share the projectors' weights (ZeRO-3): generation then also runs all of them."""
     token_budget: int | None = None
-    """Tokens of a packed batch that go through the LLM at once; None = all."""
+    """Tokens of a packed batch that go through the LLM at once; None = all. Without the engine it has no effect."""
     # Underscored, but the interface by which a model class of transformers declares what it supports.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
-    # What trains stays in fp32 beside a bf16 LLM: steps of 3e-5 vanish in bf16 weights. Encoders have their own dtype.
+    # What trains stays in fp32 next to a bf16 LLM: steps of 3e-5 vanish in bf16 weights. Encoders have their own dtype.
     _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B", "encoders"]  # noqa: RUF012
 
     def __init__(
@@ -92,7 +101,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.projectors = nn.ModuleDict()
         width = language_model.get_input_embeddings().weight.shape[1]
         for name in config.slots:
-            # Each projector draws from its own seed: leaving a branch out changes no other branch's weights.
+            # Each projector has its own seed, so that leaving a branch out changes no other branch's weights.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + _DRAWN.index(name))
                 kind = PreFusion if name == "multi" else Projector
@@ -111,7 +120,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The branches that exist, in prompt order."""
+        """The branches of this model, in prompt order."""
         return self.config.modalities
 
     def get_input_embeddings(self) -> nn.Module:
@@ -134,7 +143,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return {part: t for part, t in self.parts().items() if part == "lora" or part.startswith("projectors.")}
 
     def set_trainable(self, parts: Iterable[str]) -> int:
-        """Freeze all but `parts` ("projectors", "projectors.audio", "lora"); return how many parameters train."""
+        """Freeze all but `parts` (projectors, projectors.audio, lora); returns the number of parameters that train."""
         parts, own = list(parts), self.own_parts()
         known = ["projectors", *own]
         if unknown := [part for part in parts if part not in known]:
@@ -159,9 +168,9 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 layer.gradient_checkpointing = False
 
     def set_encoders_aside(self) -> nn.ModuleDict:
-        """Hand the encoders out and keep only a reference that is no part of this module.
+        """Return the encoders and keep a reference that is not a submodule.
 
-        They go on working, but moving, wrapping or splitting the model leaves them alone: ZeRO-3 would gather their
+        They still work, but moving, wrapping or splitting the model does not affect them: ZeRO-3 would gather their
         weights in collective calls whose number depends on a process's samples.
         """
         encoders = self.encoders
@@ -172,14 +181,14 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------- media -> soft tokens
 
     def encoder_fingerprint(self, modality: str) -> str:
-        """Identity of what `encode` gives for `modality`: base model, layers, pool, precision and sampling.
+        """Identity of what `encode` returns for `modality`: base model, layers, pool, precision and sampling.
 
-        The key of cached states, beside the identity of the medium; equal across machines and folders.
+        With the identity of the medium it is the key of cached states; it is the same on all machines.
         """
         encoder, spec = self.config.encoder(modality), self.config.spec
         if spec is None or modality not in self.config.base_fingerprints:
-            raise InputError(f"{modality}: no fingerprint, since the model was not made by affectgpt.models.build")
-        # Settings that came later enter only where they are used, so that states cached before them stay valid.
+            raise InputError(f"{modality}: no fingerprint, since the model was not built by affectgpt.models.build")
+        # Settings that were added later count only where they are used, so that older cached states stay valid.
         later = {
             "stride": encoder.stride if encoder.stride > 1 else None,
             "grid": encoder.grid or None,
@@ -194,7 +203,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Encoder states of one sample, modality -> [T, E], from the unbatched result of the processor's `encode`."""
+        """Encoder states of one sample, modality -> [T, E], from the unbatched output of the processor's `encode`."""
         return {
             name: self._encoder(name)(features[key], features.get("input_lengths") if name == "audio" else None)
             for name, key in MEDIA_KEYS.items()
@@ -204,14 +213,14 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _encoder(self, modality: str) -> FrozenEncoder:
         if modality not in self.encoders:
             reason = "was built without encoders" if modality in self.modalities else "has no such branch"
-            raise InputError(
-                f"{modality}: the batch holds media, but this model {reason} (it encodes {list(self.encoders)}); "
+            raise ValueError(
+                f"{modality}: the batch has media, but this model {reason} (it encodes {list(self.encoders)}); "
                 f"pass cached {modality}_states, or build it with its encoders"
             )
         return self.encoders[modality]
 
     def with_states(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with `<m>_states` [N, T, E] and their masks in the place of media, each encoded once."""
+        """The batch with `<m>_states` [N, T, E] and their masks instead of media."""
         batch = dict(batch)
         for name, key in MEDIA_KEYS.items():
             media = batch.pop(key, None)
@@ -219,7 +228,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 continue
             lengths = batch.get("input_lengths") if name == "audio" else None
             encoder = self._encoder(name)
-            # One sample at a time: a sample's states never depend on its neighbours in the batch, as in the cache.
+            # One sample at a time, as in the cache: its states then do not depend on the rest of the batch.
             each = [encoder(row, None if lengths is None else lengths[i]) for i, row in enumerate(media)]
             batch[f"{name}_states"], batch[f"{name}_states_mask"] = pad_states(each)
         return batch
@@ -234,18 +243,16 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if states is None:
             return None
         if slot not in self.projectors:
-            raise InputError(f"{slot}: the batch holds it, but this model has only {list(self.modalities)}")
+            raise ValueError(f"{slot}: the batch has it, but this model has only {list(self.modalities)}")
         return self.projectors[slot](states, _mask_of(slot, batch))
 
     def _fused(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """Tokens [N, Q, D] of the pre-fusion; `batch["multi_rows"]` says which rows of which states belong together."""
+        """Tokens [N, Q, D] of the pre-fusion; `batch["multi_rows"]` maps samples to rows of the states."""
         rows = batch.get("multi_rows")
         if rows is None:
             return None
         if "multi" not in self.projectors:
-            raise InputError(
-                "multi: the batch holds it, but this model has no pre-fusion; use the model's own processor"
-            )
+            raise ValueError("multi: the batch has it, but this model has no pre-fusion; use the model's own processor")
         batch = self.with_states(batch)
         states = [
             (batch[f"{name}_states"], _mask_of(name, batch)) if f"{name}_states" in batch else None
@@ -254,7 +261,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.projectors["multi"](states, rows)
 
     def embed(self, input_ids: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Word embeddings with the soft tokens in the placeholders' positions.  [B, L] -> [B, L, D]"""
+        """Word embeddings with the soft tokens at the positions of the placeholders.  [B, L] -> [B, L, D]"""
         slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
         embeds = self.get_input_embeddings()(_without_placeholders(input_ids, slots))
         batch = self.with_states(batch)
@@ -265,7 +272,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             n_tokens = 0 if tokens is None else tokens.shape[0] * tokens.shape[1]
             if n_slots != n_tokens:
                 shape = "no sample" if tokens is None else f"{tokens.shape[0]} samples x {tokens.shape[1]} tokens"
-                raise InputError(
+                raise ValueError(
                     f"{name}: the text has {n_slots} placeholder tokens, the media give {n_tokens} ({shape}); "
                     "make both with the processor of this model"
                 )
@@ -287,42 +294,45 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor | None = None,
+        log_probs: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits, and the loss if there are labels.
+    ) -> AffectGPTOutput:
+        """Logits; with labels also the loss, or the labels' log-probabilities.
+
+        A batch is padded, or packed: one row [1, T] of samples without a mask, whose positions restart at 0.
 
         Args:
             logits_to_keep: 0 = logits of all positions; n = of the last n; a tensor = of these positions. None = all
                 without labels, and with labels only the positions that predict one [B, K, V], which saves most of the
-                vocabulary matrix. A packed batch with labels and None gives the loss alone, see `packing`.
-            kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the whole optimizer
-                step; the loss is then a sum divided by it, so that accumulating equals one large batch), and what
-                the LLM takes. Keys and values come as `cache`, from transformers before 5.24 as `past_key_values`.
+                output layer; a packed batch then gives no logits where the engine supports the LLM.
+            log_probs: return the log-probabilities of the labels, sample by sample and with gradients, instead of the
+                loss; memory is bounded as for the loss.
+            kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the complete optimizer
+                step: the loss is then a sum divided by it, so that accumulation equals one large batch), and arguments
+                of the LLM. Keys and values come as `cache`, from transformers before 5.24 as `past_key_values`.
         """
         batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
         if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         continued = cache is not None and cache.get_seq_length() > 0
         if inputs_embeds is None and continued and not batch:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # words only, spares the count of placeholders
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # words only: skips the count of placeholders
         elif inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, batch)
         if position_ids is None and not continued and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # left padding shifts nothing
         is_packed = attention_mask is None and position_ids is not None and len(position_ids) == 1
-        only_loss = labels is not None and logits_to_keep is None and not use_cache and not kwargs.keys() - _LOSS_KEYS
-        if is_packed and only_loss and packing.knows(self.language_model):
-            loss = packing.packed_loss(
-                self.language_model, inputs_embeds, position_ids, labels, token_budget=self.token_budget, **kwargs
-            )
-            return CausalLMOutputWithPast(loss=loss)
-        shifted = None
+        needs_logits = labels is None or logits_to_keep is not None or use_cache or kwargs.keys() - _LOSS_KEYS
+        engine = backend.engine
+        if is_packed and not needs_logits and engine is not None and engine.supports(self.language_model):
+            return self._packed(inputs_embeds, position_ids, labels, log_probs=log_probs, **kwargs)
+        targets = None
         if labels is not None:
-            shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # position t predicts token t + 1
+            targets = functional.pad(labels, (0, 1), value=-100)[:, 1:]  # position t predicts token t + 1
             if logits_to_keep is None:
-                logits_to_keep = (shifted != -100).any(dim=0).nonzero()[:, 0]
-                shifted = shifted[:, logits_to_keep]
+                logits_to_keep = (targets != -100).any(dim=0).nonzero()[:, 0]
+                targets = targets[:, logits_to_keep]
         if use_cache is None and (self.training or labels is not None):
             use_cache = False  # nothing is continued, and with a cache the LLM would not see that a batch is packed
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_KEYS if key in kwargs}
@@ -334,23 +344,50 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep=0 if logits_to_keep is None else logits_to_keep,
             **kwargs,
         )
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
+        found: dict[str, Any] = {}
+        if targets is not None and log_probs:
+            logits = output.logits.float().flatten(0, 1)
+            flat = -functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="none")
+            found["log_probs"] = _by_sample(
+                flat[targets.flatten() != -100], labels, position_ids if is_packed else None
+            )
+        elif targets is not None:
+            found["loss"] = self.loss_function(
                 logits=output.logits,
                 labels=None,
-                shift_labels=shifted.contiguous(),
+                shift_labels=targets.contiguous(),
                 vocab_size=output.logits.shape[-1],
                 **loss_kwargs,
             )
-        return type(output)(loss=loss, **output)
+        names = AffectGPTOutput.__dataclass_fields__
+        return AffectGPTOutput(**found, **{name: value for name, value in output.items() if name in names})
+
+    def _packed(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        *,
+        log_probs: bool,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> AffectGPTOutput:
+        """The loss, or the log-probabilities, of a packed batch from the engine."""
+        rows, budget = (self.language_model, embeds, position_ids, labels), self.token_budget
+        try:
+            if log_probs:
+                flat = backend.engine.packed_log_probs(*rows, token_budget=budget)
+                return AffectGPTOutput(log_probs=_by_sample(flat, labels, position_ids))
+            loss = backend.engine.packed_loss(*rows, num_items_in_batch=num_items_in_batch, token_budget=budget)
+            return AffectGPTOutput(loss=loss)
+        except backend.engine.SampleTooLong as error:
+            raise InputError(f"{error}; shorten the samples, or set stage.packing=false") from error
 
     def _idle(self, slot: str, device: torch.device) -> Tensor:
-        """Zero, by way of the projector of a slot that no sample of the batch has.
+        """Zero, computed by the projector of a slot that no sample of the batch has.
 
-        Every batch thus runs the same modules in the same order. Gradients of what it does not use are zero instead of
-        absent, so a batch of text alone can be differentiated, and processes that train together stay in step:
-        DeepSpeed adds up gradients in the order in which they arrive, without asking which parameter they are of.
+        Every batch thus runs the same modules in the same order. Gradients of unused projectors are zero instead of
+        missing, so a batch of text alone can be differentiated, and processes that train together stay in step:
+        DeepSpeed reduces gradients in the order in which they arrive, whichever parameter they belong to.
         """
         projector = self.projectors[slot]
         config = projector.config
@@ -368,13 +405,13 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """Generate from a batch of `processor.collate(rows, for_generation=True)`; returns prompts + new tokens.
 
-        Encoders and projectors run once, before beams multiply. Greedy unless asked otherwise.
+        Encoders and projectors run once, before beams are expanded. Greedy unless the settings say otherwise.
         """
         batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
         if input_ids is None:
             return super().generate(**kwargs)
         slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
-        # Logits processors index the vocabulary with the prompt's ids, so placeholders beyond it must not reach them.
+        # Logits processors index the vocabulary with the prompt's ids, so they must not see placeholders beyond it.
         output = super().generate(
             _without_placeholders(input_ids, slots), inputs_embeds=self.embed(input_ids, batch), **kwargs
         )
@@ -387,11 +424,11 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a full folder written by `save_pretrained`; every weight must be in it."""
+        """Load a full folder that `save_pretrained` has written; every weight must be in it."""
         folder = str(pretrained_model_name_or_path)
         if os.path.isfile(os.path.join(folder, MANIFEST_NAME)):
             raise InputError(
-                f"{folder} holds trained tensors only, not a full model; "
+                f"{folder} has trained tensors only, not a full model; "
                 f"load it with affectgpt.models.load_trained({folder!r}), which adds the base models"
             )
         wants_info = kwargs.pop("output_loading_info", False)
@@ -399,36 +436,50 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kinds = {"missing": "missing_keys", "surplus": "unexpected_keys", "of another shape": "mismatched_keys"}
         if wrong := {kind: sorted(map(str, info[key])) for kind, key in kinds.items() if info[key]}:
             raise InputError(
-                f"{folder} does not hold this model's weights: "
+                f"{folder} does not have this model's weights: "
                 + "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
             )
-        model.set_trainable(["projectors", "lora"] if model.config.lora else ["projectors"])  # loading made new tensors
+        model.set_trainable(["projectors", "lora"] if model.config.lora else ["projectors"])
         for name, encoder in model.encoders.items():
             encoder.cast(getattr(torch, model.config.encoder(name).dtype))
         return (model, info) if wants_info else model
 
 
+def _by_sample(flat: Tensor, labels: Tensor, position_ids: Tensor | None) -> tuple[Tensor, ...]:
+    """Split values of all labels [K] by sample.
+
+    Args:
+        labels: [B, L], or [1, T] of a packed batch with these position_ids [1, T]; -100 = none.
+    """
+    counts = (labels != -100).sum(dim=1)
+    if position_ids is not None:
+        sample = (position_ids[0] == 0).cumsum(dim=0) - 1  # [T]
+        counts = torch.zeros(int(sample[-1]) + 1, dtype=torch.int64, device=labels.device)
+        counts.index_add_(0, sample, (labels[0] != -100).long())
+    return flat.split(counts.tolist())
+
+
 def _media_of(name: str) -> set[str]:
-    """The keys of a batch that hold modality `name`."""
+    """The keys of a batch that belong to modality `name`."""
     lengths = {"input_lengths"} if name == "audio" else set()
     return {MEDIA_KEYS[name], f"{name}_states", f"{name}_states_mask"} | lengths
 
 
 def _mask_of(name: str, batch: Mapping[str, Tensor]) -> Tensor:
-    """Which states [N, T] of modality `name` are real; all, if the batch does not say."""
+    """Which states [N, T] of modality `name` are no padding; without a mask in the batch, all."""
     states, mask = batch[f"{name}_states"], batch.get(f"{name}_states_mask")
     return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask
 
 
 def _without_placeholders(input_ids: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
-    """`input_ids` with id 0 in the place of placeholders, which may lie beyond the LLM's vocabulary."""
+    """`input_ids` with id 0 instead of placeholders, which may be beyond the LLM's vocabulary."""
     for slot in slots.values():
         input_ids = input_ids.masked_fill(slot, 0)
     return input_ids
 
 
 def _inject_lora(language_model: PreTrainedModel, fields: Mapping[str, Any], seed: int) -> None:
-    """Add LoRA to the LLM in place, drawn from `seed`, in fp32."""
+    """Add LoRA to the LLM in place, in fp32, with initial weights drawn from `seed`."""
     from peft import LoraConfig, inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]):
@@ -440,7 +491,7 @@ def _inject_lora(language_model: PreTrainedModel, fields: Mapping[str, Any], see
 
 
 def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
-    """What trains: part, kind, parameters in all and trainable, as aligned text."""
+    """Parameters by part, in total and trainable, as aligned text."""
     rows = [("part", "kind", "parameters", "trainable")]
     totals = [0, 0]
     for part, tensors in model.parts().items():

@@ -18,7 +18,7 @@ from affectgpt.tables import format_table
 
 if TYPE_CHECKING:
     from affectgpt.config import PlanConfig
-    from affectgpt.engine.activations import Kept
+    from affectgpt.engine import Kept
     from affectgpt.plan.costs import Part, SampleCost
 
 GIB = 1 << 30
@@ -182,7 +182,7 @@ def activation_bytes(cost: SampleCost, setup: Setup) -> float:
 
 def kept_of(cost: SampleCost) -> Kept:
     """What a token leaves in the LLM."""
-    from affectgpt.engine.activations import Kept
+    from affectgpt.engine import Kept
 
     return Kept(cost.n_layers, cost.llm_bytes_per_token / cost.n_layers, cost.hidden_bytes)
 
@@ -294,8 +294,11 @@ def step_time(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Set
 def make_plan(config: PlanConfig) -> dict[str, Any]:
     """Everything that the command prints, as JSON-like values."""
     from affectgpt.models import build_hollow, model_spec
+    from affectgpt.models.backend import require_engine
+
+    require_engine("python -m affectgpt.plan")  # whose training step is counted
     from affectgpt.plan.costs import count_sample, linear_weights, parameters
-    from affectgpt.training.memory import check_activation_gb
+    from affectgpt.training.memory import check_activation_gb, layers_to_checkpoint
 
     check_activation_gb(config.stage, config.strategy.name)
     cards = [CARDS[name] for name in SHOWN] if config.gpu is None else [_card(config.gpu)]
@@ -311,7 +314,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     stage = config.stage
     if stage.activation_gb not in (None, "auto"):
         tokens = round(at_once(cost, setup) * setup.tokens(cost))
-        n = kept_of(cost).n_checkpointed(tokens, 1e9 * stage.activation_gb)
+        n = layers_to_checkpoint(kept_of(cost), tokens, 1e9 * stage.activation_gb)
         setup = replace(setup, checkpointing=n / cost.n_layers)
     samples = stage.epochs * stage.iterations_per_epoch * setup.batch_size * setup.accumulation * setup.n_gpus
     rows = []

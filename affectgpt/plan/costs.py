@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, PreTrainedModel
 
-from affectgpt.engine.activations import kept_tensors
+from affectgpt.engine import kept_tensors
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
 from affectgpt.models.assemble import hollow_settings

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from affectgpt.config import StageConfig
-from affectgpt.engine import activations, packing
-from affectgpt.runtime import InputError, UserError
+from affectgpt.models import backend
+from affectgpt.runtime import UserError
 
 log = logging.getLogger("affectgpt")
 
@@ -21,6 +21,7 @@ def check_activation_gb(stage: StageConfig, strategy: str) -> None:
     """Check `stage.activation_gb` against the other settings; raises UserError if it cannot be kept."""
     if stage.activation_gb is None:
         return
+    backend.require_engine("stage.activation_gb")
     number = stage.activation_gb
     is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0
     if number != "auto" and not is_number:
@@ -49,20 +50,38 @@ def activation_limit_gb(wanted: Any, device: torch.device, n_trainable: int) -> 
     return (0.9 * free - _TRAINED_BYTES * n_trainable) / 1e9
 
 
+def layers_to_checkpoint(kept: Any, n_tokens: int, limit_bytes: float) -> int:
+    """The fewest layers to checkpoint so that activations of `n_tokens` at once stay below `limit_bytes`.
+
+    Args:
+        kept: `engine.Kept`, bytes per token.
+
+    Raises:
+        UserError: the limit is exceeded even with all layers checkpointed.
+    """
+    for n in range(kept.n_layers):  # the last layer never needs it: the backward pass starts there
+        if n_tokens * kept.of(n) <= limit_bytes:
+            return n
+    least = kept.of(kept.n_layers - 1)
+    raise UserError(
+        f"{n_tokens} tokens at once need at least {n_tokens * least / 1e9:.3g} GB for activations with all but one "
+        f"layer checkpointed, and stage.activation_gb allows {limit_bytes / 1e9:.3g}; raise it, or set "
+        f"stage.token_budget to at most {int(limit_bytes / least)} tokens"
+    )
+
+
 def keep_within(model: Any, stage: StageConfig, limit_gb: float) -> None:
     """Checkpoint as few layers of the LLM as keep its activations below `limit_gb`."""
-    if not packing.knows(model.language_model):
+    engine = backend.engine
+    if not engine.supports(model.language_model):
         raise UserError(
-            f"stage.activation_gb works with LLMs of the families {', '.join(packing.FAMILIES)}, this one is "
+            f"stage.activation_gb works with LLMs of the families {', '.join(engine.FAMILIES)}, this one is "
             f"{model.language_model.config.model_type}; use stage.gradient_checkpointing=true"
         )
     assert stage.token_budget is not None
     model.train()
-    kept = activations.kept_bytes(model.language_model)
-    try:
-        n = kept.n_checkpointed(stage.token_budget, 1e9 * limit_gb)
-    except ValueError as error:
-        raise InputError(f"stage.activation_gb is too small: {error}") from error
+    kept = engine.kept_bytes(model.language_model)
+    n = layers_to_checkpoint(kept, stage.token_budget, 1e9 * limit_gb)
     model.checkpoint_layers(n)
     log.info(
         "gradient checkpointing in %d of %d layers: %d tokens at once keep %.3g of at most %.3g GB",

@@ -1,4 +1,4 @@
-"""The loop of generation.py writes, token by token, what transformers' generate writes for each prompt alone."""
+"""`greedy` generates, token by token, what transformers' `generate` gives for each prompt alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from affectgpt.config import LoraConfig
-from affectgpt.engine import generation, packing
+from affectgpt.engine import cpu, generation, layers
 from affectgpt.engine.generation import Prompt, greedy
 from affectgpt.models import AffectGPTForConditionalGeneration, build
 from tests.models import tiny
@@ -66,7 +66,7 @@ def by_transformers(model, processor, row: dict[str, Tensor], n_tokens: int, sto
     return output[0, batch["input_ids"].shape[1] :].tolist()
 
 
-def by_loop(
+def by_engine(
     model, processor, rows, limits: list[int], stops: list[int], batch_size: int, **options
 ) -> dict[int, list[int]]:
     waiting = []
@@ -85,41 +85,41 @@ def by_loop(
     )
 
 
-def test_every_batch_size_writes_the_tokens_of_each_prompt_alone_with_limits_and_early_stops(built):
+def test_every_batch_size_gives_the_tokens_of_each_prompt_alone_with_limits_and_early_stops(built):
     model, processor = built
-    assert generation.knows(model)
+    assert generation.can_generate(model)
     rows = encoded(processor, 11)
-    limits = [9, 1, 14, 5, 20, 12, 3, 1, 17, 8, 70]  # the last outgrows its buffer twice
+    limits = [9, 1, 14, 5, 20, 12, 3, 1, 17, 8, 70]  # the last one outgrows its buffer twice
     free = [by_transformers(model, processor, row, limit, []) for row, limit in zip(rows, limits, strict=True)]
-    # Tokens from the middle of answers become stops, so that answers end early and at different steps.
+    # Tokens from the middle of answers become stop tokens, so that answers end early and at different steps.
     stops = sorted({free[2][6], free[4][2], free[8][11], *model.generation_config.eos_token_id})
     alone = [by_transformers(model, processor, row, limit, stops) for row, limit in zip(rows, limits, strict=True)]
     assert any(len(tokens) < limit for tokens, limit in zip(alone, limits, strict=True))
     for batch_size in (1, 3, 16):
-        together = by_loop(model, processor, rows, limits, stops, batch_size)
+        together = by_engine(model, processor, rows, limits, stops, batch_size)
         assert [together[key] for key in range(len(rows))] == alone, f"batch size {batch_size}"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with g++")
 @pytest.mark.parametrize("family", ["llama3-gqa", "qwen3-head-norms"])
-def test_compiled_layers_write_the_same_tokens_and_run_while_more_than_half_of_the_rows_are_taken(
+def test_compiled_layers_give_the_same_tokens_and_run_while_more_than_half_of_the_rows_are_active(
     family, tmp_path, monkeypatch
 ):
     model, processor = with_adapters(family, tmp_path, lora=family == "llama3-gqa")
     rows = encoded(processor, 7)
     limits = [9, 2, 14, 5, 90, 12, 3]  # the longest outgrows its buffer while it is alone
-    compiled, sizes = generation._compiled, []
+    compiled, sizes = generation._compiled_step, []
     monkeypatch.setattr(generation, "_COMPILED_GROWTH", 64)
     monkeypatch.setattr(
         generation,
-        "_compiled",
+        "_compiled_step",
         lambda *shape: lambda *given: sizes.append(len(given[1])) or compiled(*shape)(*given),
     )
     for batch_size in (1, 4):
         sizes.clear()
-        plain = by_loop(model, processor, rows, limits, [], batch_size)
+        plain = by_engine(model, processor, rows, limits, [], batch_size)
         assert not sizes
-        assert by_loop(model, processor, rows, limits, [], batch_size, compiles=True) == plain
+        assert by_engine(model, processor, rows, limits, [], batch_size, compiled=True) == plain
         assert set(sizes) == {batch_size}
         n_steps = len(sizes) // len(model.language_model.model.layers)
         if batch_size == 1:
@@ -128,64 +128,64 @@ def test_compiled_layers_write_the_same_tokens_and_run_while_more_than_half_of_t
             assert 10 < n_steps < 80  # not while the last row is alone
 
 
-def test_more_sizes_of_buffers_than_torch_compiles_of_one_function_are_all_compiled(tmp_path, monkeypatch):
+def test_more_buffer_sizes_than_torch_compiles_of_one_function_are_all_compiled(tmp_path, monkeypatch):
     model, processor = with_adapters("llama", tmp_path, lora=False)
     monkeypatch.setattr(generation, "_COMPILED_GROWTH", 4)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced alone, which is quick
-    generation._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # only traced, which is fast
+    generation._compiled_step.cache_clear()
     counters.clear()
     rows = encoded(processor, 1)
     most = torch._dynamo.config.recompile_limit
     limits = [4 * (most + 3)]
-    plain = by_loop(model, processor, rows, limits, [], 1)
-    assert by_loop(model, processor, rows, limits, [], 1, compiles=True) == plain
+    plain = by_engine(model, processor, rows, limits, [], 1)
+    assert by_engine(model, processor, rows, limits, [], 1, compiled=True) == plain
     assert counters["stats"]["unique_graphs"] > most
-    generation._compiled.cache_clear()  # the next test compiles in earnest
+    generation._compiled_step.cache_clear()  # the next test compiles for real
 
 
-def test_places_of_ended_rows_are_taken_at_once_and_never_more_than_the_batch_is_open(built, monkeypatch):
+def test_slots_of_finished_rows_are_refilled_at_once_and_never_more_rows_than_the_batch_are_active(built, monkeypatch):
     model, processor = built
     rows = encoded(processor, 9)
     limits = [3, 8, 2, 5, 4, 8, 2, 3, 6]
     sizes = []
     step = generation._Rows.step
     monkeypatch.setattr(generation._Rows, "step", lambda self: sizes.append(len(self)) or step(self))
-    by_loop(model, processor, rows, limits, [], 3)
+    by_engine(model, processor, rows, limits, [], 3)
     assert max(sizes) == 3
-    # A row of n tokens takes n - 1 steps beyond its prompt; steps below the batch are those of the last prompts alone.
+    # A row of n tokens takes n - 1 steps after its prompt; only steps of the last prompts have fewer rows.
     assert sum(sizes) == sum(limit - 1 for limit in limits)
     assert sizes.index(min(sizes)) > len(sizes) - max(limits)
     assert len(sizes) < sum(limit - 1 for limit in limits) / 2
 
 
-def test_who_watches_sees_every_token_of_every_prompt_as_it_comes(built):
+def test_the_callback_gets_every_token_of_every_prompt_as_it_is_generated(built):
     model, processor = built
     limits, seen = [3, 8, 1, 5, 4, 8], {}
 
-    def watch(key, tokens):
+    def on_tokens(key, tokens):
         lengths = seen.setdefault(key, [])
         if not lengths or len(tokens) > len(lengths[-1]):
             lengths.append(list(tokens))
 
     rows = encoded(processor, len(limits))
-    answers = by_loop(model, processor, rows, limits, [], 3, watch=watch)
-    assert answers == by_loop(model, processor, rows, limits, [], 3)
+    answers = by_engine(model, processor, rows, limits, [], 3, on_tokens=on_tokens)
+    assert answers == by_engine(model, processor, rows, limits, [], 3)
     for key, tokens in answers.items():
         assert seen[key] == [tokens[: n + 1] for n in range(len(tokens))]
 
 
-def test_buffers_end_as_long_as_the_longest_row_needs(built):
+def test_buffers_grow_no_longer_than_the_longest_row_needs(built):
     model, _ = built
     rows = generation._Rows(model.language_model, 2)
     prompt = Prompt(0, torch.randn(10, model.get_input_embeddings().weight.shape[1]), 100)
     with torch.no_grad():
-        for _ in range(3):  # a place is used again and again
-            rows.open([prompt], rows.read([prompt]).argmax(dim=-1) % 7)
+        for _ in range(3):  # one slot is reused
+            rows.add([prompt], rows.prefill([prompt]).argmax(dim=-1) % 7)
             for _ in range(20):
-                rows.add(rows.step().argmax(dim=-1) % 7)
-            rows._rows[0].limit = 1
-            assert len(rows.close_ended(frozenset())) == 1
-    assert {memory._keys.shape[2] for memory in rows._memory} == {generation._GROWTH}
+                rows.append(rows.step().argmax(dim=-1) % 7)
+            rows.active[0].limit = 1
+            assert len(rows.pop_finished(frozenset())) == 1
+    assert {buffer._keys.shape[2] for buffer in rows._buffers} == {generation._GROWTH}
 
 
 def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():
@@ -197,8 +197,8 @@ def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():
     plain = torch.nn.functional.scaled_dot_product_attention(
         query[:, :, None], keys, values, attn_mask=bias[:, None, None], scale=0.3, enable_gqa=True
     )[:, :, 0]
-    torch.testing.assert_close(generation._attend(query, keys, values, bias, 0.3), plain, rtol=1e-5, atol=1e-6)
-    half = generation._attend(*(tensor.bfloat16() for tensor in (query, keys, values, bias)), 0.3)
+    torch.testing.assert_close(cpu.attend_newest(query, keys, values, bias, 0.3), plain, rtol=1e-5, atol=1e-6)
+    half = cpu.attend_newest(*(tensor.bfloat16() for tensor in (query, keys, values, bias)), 0.3)
     torch.testing.assert_close(half.float(), plain, rtol=0.05, atol=0.03)
 
 
@@ -215,23 +215,23 @@ def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():
     ],
     ids=["penalty", "ngrams", "beams", "zero3", "family", "window", "rope"],
 )
-def test_what_the_loop_would_not_give_is_left_to_transformers(tmp_path, change):
+def test_models_that_greedy_does_not_support_are_left_to_transformers(tmp_path, change):
     model, _ = build(tiny.tiny_spec(tiny.write_base_models(tmp_path)))
     assert isinstance(model, AffectGPTForConditionalGeneration)
-    assert generation.knows(model)
+    assert generation.can_generate(model)
     change(model)
-    assert not generation.knows(model)
+    assert not generation.can_generate(model)
 
 
-def test_long_prompts_go_through_the_llm_in_portions(built, monkeypatch):
+def test_long_prompts_go_through_the_llm_in_groups(built, monkeypatch):
     model, processor = built
     rows = encoded(processor, 5)
-    whole = by_loop(model, processor, rows, [4] * 5, [], 5)
+    whole = by_engine(model, processor, rows, [4] * 5, [], 5)
     seen = []
-    states = packing.answer_states
-    monkeypatch.setattr(packing, "answer_states", lambda *args: seen.append(args[1].shape[1]) or states(*args))
+    states = layers.final_states
+    monkeypatch.setattr(layers, "final_states", lambda *args: seen.append(args[1].shape[1]) or states(*args))
     monkeypatch.setattr(generation, "_PROMPT_TOKENS", 60)
-    assert by_loop(model, processor, rows, [4] * 5, [], 5) == whole
+    assert by_engine(model, processor, rows, [4] * 5, [], 5) == whole
     longest = max(len(row["input_ids"]) for row in rows)
     assert len([n for n in seen if n > 5]) > 1
     assert max(seen) <= max(60, longest)

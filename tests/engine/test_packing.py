@@ -1,4 +1,4 @@
-"""The packed step equals the plain padded one: losses and gradients, whatever trains and whatever the LLM."""
+"""The packed step equals the padded one of transformers: losses, log-probabilities and gradients, for every LLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from affectgpt.config import LoraConfig
-from affectgpt.engine import kernels, packing
+from affectgpt.engine import cpu, kernels, layers, packed_loss
+from affectgpt.engine.layout import find_spans, make_packs
 from affectgpt.models import build
 from tests.models import tiny
 from tests.models.test_modeling import ANSWERS, SHOWN, gradients
@@ -36,8 +37,8 @@ def loss_and_gradients(model, batch, **settings):
     return loss.detach(), gradients(model)
 
 
-def awake(model):
-    """LoRA starts as zero; with other values every trained tensor has a gradient."""
+def randomize_lora(model):
+    """LoRA is zero at first; with other values every trained tensor has a gradient."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -48,12 +49,12 @@ def awake(model):
 @pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
 def test_packed_training_has_the_loss_and_gradients_of_padded_training_for_every_llm(llm, bases, lora):
     model, processor = build(tiny.tiny_spec({**bases, "llm": llm}, lora=lora))
-    awake(model)
+    randomize_lora(model)
     rows = samples(processor)
     n_items = torch.tensor(77)
     padded = loss_and_gradients(model, processor.collate(rows), num_items_in_batch=n_items)
     packed = loss_and_gradients(model, processor.collate(rows, packed=True), num_items_in_batch=n_items)
-    assert packing.knows(model.language_model)
+    assert layers.supports(model.language_model)
     assert packed[1].keys() == padded[1].keys()
     # Gradients that are zero but for rounding (biases of attention keys) are measured by the size of the others.
     floor = 1e-3 * max(grad.norm() for grad in padded[1].values())
@@ -68,7 +69,7 @@ def test_packed_training_has_the_loss_and_gradients_of_padded_training_for_every
 @pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
 def test_a_token_budget_changes_neither_loss_nor_gradients(bases, lora, budget):
     model, processor = build(tiny.tiny_spec(bases, lora=lora))
-    awake(model)
+    randomize_lora(model)
     batch = processor.collate(samples(processor), packed=True)
     whole = loss_and_gradients(model, batch)
     model.token_budget = budget
@@ -82,9 +83,9 @@ def test_a_token_budget_bounds_the_tokens_that_go_through_the_llm_at_once(fresh,
         torch.cat([(batch["position_ids"][0] == 0).nonzero()[:, 0], torch.tensor([batch["labels"].numel()])])
     )
     seen = []
-    layer = packing.layer_states
+    layer = layers.decoder_layer
     monkeypatch.setattr(
-        packing, "layer_states", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more)
+        layers, "decoder_layer", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more)
     )
     model.token_budget = int(lengths[:2].sum())
     model(**batch).loss.backward()
@@ -95,24 +96,24 @@ def test_a_token_budget_bounds_the_tokens_that_go_through_the_llm_at_once(fresh,
 
 @pytest.fixture
 def two_threads(monkeypatch):
-    """Two threads for tiny samples; gives the names of threads that computed a layer, and with how many of torch's."""
-    seen, layer, n_before = [], packing.layer_states, torch.get_num_threads()
+    """Two threads for tiny samples; yields (thread, its number of torch threads, tokens) of each layer call."""
+    seen, layer, n_before = [], layers.decoder_layer, torch.get_num_threads()
 
-    def noted(*args, **more):
+    def recorded(*args, **more):
         seen.append((threading.current_thread().name, torch.get_num_threads(), len(args[2])))
         return layer(*args, **more)
 
-    monkeypatch.setattr(packing, "layer_states", noted)
-    monkeypatch.setattr(packing, "_A_THREAD", 1)
+    monkeypatch.setattr(layers, "decoder_layer", recorded)
+    monkeypatch.setattr(cpu, "_THREAD_TOKENS", 1)
     torch.set_num_threads(2)
     yield seen
     torch.set_num_threads(n_before)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
-def test_packs_side_by_side_on_threads_give_loss_and_gradients_of_one_pack(bases, lora, two_threads):
+def test_packs_in_parallel_threads_give_loss_and_gradients_of_one_pack(bases, lora, two_threads):
     model, processor = build(tiny.tiny_spec(bases, lora=lora))
-    awake(model)
+    randomize_lora(model)
     batch = processor.collate(samples(processor), packed=True)
     torch.set_num_threads(1)
     alone = loss_and_gradients(model, batch)
@@ -124,19 +125,19 @@ def test_packs_side_by_side_on_threads_give_loss_and_gradients_of_one_pack(bases
     assert {name.split("_")[0] for name, *_ in two_threads} == {"pack"}
     assert {n_threads for _, n_threads, _ in two_threads} == {1}
     assert torch.get_num_threads() == 2
-    torch.testing.assert_close(loss_and_gradients(model, batch), together, rtol=0, atol=0)  # whichever ends first
+    torch.testing.assert_close(loss_and_gradients(model, batch), together, rtol=0, atol=0)  # whichever finishes first
     with torch.no_grad():
         assert torch.equal(model(**batch).loss, together[0])
 
 
-def test_packs_side_by_side_share_the_token_budget_and_the_work(fresh, two_threads):
+def test_packs_in_parallel_share_the_token_budget_and_the_work(fresh, two_threads):
     model, processor = fresh
     batch = processor.collate(samples(processor), packed=True)
-    spans, marks = packing._spans(batch["position_ids"], batch["labels"][0] != -100)
+    spans, marks = find_spans(batch["position_ids"], batch["labels"][0] != -100)
     longest, n_tokens = max(stop - start for start, stop in spans), len(marks)
     for budget in (n_tokens, 2 * longest + 1, 2 * longest, longest):
-        n_workers, limit = packing._side_by_side(spans, budget, 2)
-        packs = packing._packs(spans, marks, limit)
+        n_workers, limit = cpu.split_work(spans, budget, 2)
+        packs = make_packs(spans, marks, limit)
         assert n_workers == (1 if budget == longest else 2)
         assert n_workers * max(pack.stop - pack.start for pack in packs) <= budget
         assert [length for pack in packs for length in pack.lengths] == [stop - start for start, stop in spans]
@@ -147,10 +148,10 @@ def test_packs_side_by_side_share_the_token_budget_and_the_work(fresh, two_threa
         assert max(n for *_, n in two_threads) <= limit
 
 
-def test_what_draws_random_numbers_is_not_spread_over_threads(bases, two_threads):
+def test_layers_that_draw_random_numbers_do_not_run_in_threads(bases, two_threads):
     model, processor = build(tiny.tiny_spec(bases, lora=dataclasses.replace(LORA, dropout=0.5)))
     batch = processor.collate(samples(processor), packed=True)
-    awake(model)(**batch).loss.backward()
+    randomize_lora(model)(**batch).loss.backward()
     assert {name for name, *_ in two_threads} == {"MainThread"}
     two_threads.clear()
     model.eval()(**batch).loss.backward()
@@ -164,13 +165,13 @@ def test_weights_that_zero3_has_split_are_not_gathered_by_threads(fresh, two_thr
     assert {name for name, *_ in two_threads} == {"MainThread"}
 
 
-def test_an_error_in_a_thread_comes_out_of_the_step(fresh, two_threads, monkeypatch):
+def test_an_error_in_a_thread_is_raised_by_the_step(fresh, two_threads, monkeypatch):
     model, processor = fresh
 
     def fails(*args, **more):
         raise RuntimeError(f"no memory in {threading.current_thread().name.split('_')[0]}")
 
-    monkeypatch.setattr(packing, "layer_states", fails)
+    monkeypatch.setattr(layers, "decoder_layer", fails)
     with pytest.raises(RuntimeError, match="no memory in pack"):
         model(**processor.collate(samples(processor), packed=True))
 
@@ -180,12 +181,12 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_packed_batch_and_recomp
     bases, lora, monkeypatch
 ):
     model, processor = build(tiny.tiny_spec(bases, lora=lora))
-    awake(model)
+    randomize_lora(model)
     batch = processor.collate(samples(processor), packed=True)
     plain = loss_and_gradients(model, batch)
     calls = []
-    layer = packing.layer_states
-    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(1) or layer(*args, **more))
+    layer = layers.decoder_layer
+    monkeypatch.setattr(layers, "decoder_layer", lambda *args, **more: calls.append(1) or layer(*args, **more))
     model.checkpoint_layers()
     torch.testing.assert_close(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
     assert len(calls) == 4
@@ -225,7 +226,7 @@ def test_an_llm_of_another_family_trains_packed_by_its_own_forward_method(fresh,
     model, processor = fresh
     rows = samples(processor)
     fast = loss_and_gradients(model, processor.collate(rows, packed=True))
-    monkeypatch.setattr(packing, "FAMILIES", ())
+    monkeypatch.setattr(layers, "FAMILIES", ())
     torch.testing.assert_close(
         loss_and_gradients(model, processor.collate(rows, packed=True)), fast, rtol=1e-3, atol=2e-6
     )
@@ -257,14 +258,14 @@ def packed_row():
     return embeds, positions, labels
 
 
-@pytest.mark.parametrize("kept", [0, 1000], ids=["made anew", "kept"])
+@pytest.mark.parametrize("saved", [0, 1000], ids=["recomputed", "saved"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_the_packed_loss_is_that_of_transformers_on_each_sample_in_double_precision(kv_heads, kept, monkeypatch):
-    monkeypatch.setattr(kernels, "_KEPT", kept)
+def test_the_packed_loss_is_that_of_transformers_on_each_sample_in_double_precision(kv_heads, saved, monkeypatch):
+    monkeypatch.setattr(cpu, "_SAVED", saved)
     llm = small_llm(num_key_value_heads=kv_heads)
     embeds, positions, labels = packed_row()
     ours, theirs = embeds.clone().requires_grad_(), embeds.clone().requires_grad_()
-    loss = packing.packed_loss(llm, ours, positions, labels)
+    loss = packed_loss(llm, ours, positions, labels)
     loss.backward()
     start, total = 0, 0.0
     for length in LENGTHS:
@@ -283,41 +284,41 @@ def test_the_packed_loss_is_that_of_transformers_on_each_sample_in_double_precis
 def test_a_sliding_window_shorter_than_a_sample_is_an_error_and_a_longer_one_is_not():
     embeds, positions, labels = packed_row()
     config = {"kind": MistralForCausalLM, "config": MistralConfig}
-    with pytest.raises(ValueError, match=r"a sample has 130 tokens, the LLM's sliding window 129; .*packing=false"):
-        packing.packed_loss(small_llm(**config, sliding_window=129), embeds, positions, labels)
+    with pytest.raises(ValueError, match=r"a sample has 130 tokens, the LLM's sliding window 129"):
+        packed_loss(small_llm(**config, sliding_window=129), embeds, positions, labels)
     losses = [
-        packing.packed_loss(small_llm(**config, sliding_window=window), embeds, positions, labels)
-        for window in (130, None)
+        packed_loss(small_llm(**config, sliding_window=window), embeds, positions, labels) for window in (130, None)
     ]
     assert torch.equal(*losses)
 
 
-def test_a_row_that_does_not_begin_with_a_sample_is_an_error():
+def test_a_row_that_does_not_start_with_a_sample_is_an_error():
     embeds, positions, labels = packed_row()
-    with pytest.raises(ValueError, match="begins with position 0"):
-        packing.packed_loss(small_llm(), embeds, positions + 1, labels)
+    with pytest.raises(ValueError, match="must start with position 0"):
+        packed_loss(small_llm(), embeds, positions + 1, labels)
 
 
 def test_torchs_attention_on_each_sample_equals_the_blocks_of_the_cpu():
-    """What a GPU without FlashAttention runs."""
+    """A GPU without FlashAttention runs the former."""
     generator = torch.Generator().manual_seed(0)
-    learnt = torch.zeros(sum(LENGTHS), dtype=torch.bool)
-    learnt[40:60] = True
+    predicts = torch.zeros(sum(LENGTHS), dtype=torch.bool)
+    predicts[40:60] = True
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    for pack in (packing.packs_of(positions, learnt)[0], packing.packs_of(positions, learnt)[0].whole()):
+    (answers,) = make_packs(*find_spans(positions, predicts), limit=sum(LENGTHS))
+    for pack in (answers, answers.with_all_queries()):
         rows = pack.queries()
         query = torch.randn(len(rows), 4, 8, generator=generator)
         key, value = torch.randn(2, sum(LENGTHS), 2, 8, generator=generator)
         angles = torch.rand(sum(LENGTHS), 4, generator=generator)
         cos, sin = angles.cos(), angles.sin()
-        by_sample = kernels._sample_by_sample(
-            kernels.rotated(query, cos[rows], sin[rows]), kernels.rotated(key, cos, sin), value, pack, 0.3
+        by_sample = kernels.attend_per_sample(
+            kernels.rotate(query, cos[rows], sin[rows]), kernels.rotate(key, cos, sin), value, pack, 0.3
         )
-        blocks = kernels.attend(query.flatten(1), key.flatten(1), value.flatten(1), cos, sin, rows, pack, 8, 0.3)
+        blocks = layers.attend(query.flatten(1), key.flatten(1), value.flatten(1), cos, sin, rows, pack, 8, 0.3)
         torch.testing.assert_close(by_sample.flatten(1), blocks, rtol=1e-5, atol=1e-5)
 
 
-# ---------------------------------------------------------------- the loss
+# ---------------------------------------------------------------- parts
 
 
 @pytest.mark.parametrize("kind", ["frozen", "trained", "biased"])
@@ -334,7 +335,7 @@ def test_the_loss_in_chunks_has_value_and_gradient_of_cross_entropy(kind, monkey
     torch.testing.assert_close(grad, head.weight.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_logits_are_never_there_for_all_answers_at_once(monkeypatch):
+def test_logits_never_exist_for_all_answers_at_once(monkeypatch):
     monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 4)
     sizes = []
     linear = functional.linear
@@ -344,8 +345,8 @@ def test_logits_are_never_there_for_all_answers_at_once(monkeypatch):
     assert sizes == [4, 4, 2]
 
 
-def test_only_what_is_needed_is_kept_for_the_backward_pass():
-    """Under two thirds of what transformers keeps; nothing that grows with the square of the length."""
+def test_no_more_is_saved_for_the_backward_pass_than_needed():
+    """Less than two thirds of what transformers saves."""
     llm, (embeds, positions, labels) = small_llm().float(), packed_row()
     embeds = embeds.float()
     kept = {}
@@ -360,7 +361,7 @@ def test_only_what_is_needed_is_kept_for_the_backward_pass():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             embeds_in = embeds.clone().requires_grad_()
             if name == "ours":
-                alive = packing.packed_loss(llm, embeds_in, positions, labels)
+                alive = packed_loss(llm, embeds_in, positions, labels)
             else:
                 alive = llm(inputs_embeds=embeds_in, position_ids=positions, labels=labels, use_cache=False).loss
         kept[name] = sum(size for place, size in found.items() if place not in weights)
@@ -375,15 +376,15 @@ def test_products_of_few_rows_equal_those_of_the_module(bias, monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda *args: products.append(len(args[1][0])) or mm(*args))
     with torch.no_grad():
         for n in (1, 2, 16, 17):
-            states = torch.randn(40, n).t()  # the other order in memory
-            ours = kernels.product(linear, states)
+            states = torch.randn(40, n).t()  # column-major
+            ours = layers.linear_layer(linear, states)
             assert ours.is_contiguous()
             torch.testing.assert_close(ours, linear(states))
-    assert products == [2, 2, 16]  # one row is taken twice, seventeen go through the module
-    assert kernels.product(linear, torch.randn(2, 40)).requires_grad  # where gradients are wanted, too
+    assert products == [2, 2, 16]  # one row is doubled, seventeen go through the module
+    assert layers.linear_layer(linear, torch.randn(2, 40)).requires_grad  # the module runs where gradients are needed
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_rows_of_logits_shrink_with_the_vocabulary_down_to_what_keeps_a_product_busy(device):
+def test_rows_of_logits_shrink_with_the_vocabulary_to_a_minimum(device):
     rows = [kernels._rows_at_once(vocabulary, torch.device(device)) for vocabulary in (1_000, 2_000, 10_000_000)]
     assert rows[0] >= 2 * rows[1] > 2 * rows[2] == 128

@@ -9,6 +9,7 @@ from affectgpt.config import GenerateConfig
 from affectgpt.engine import generation
 from affectgpt.inference import answers as answering
 from affectgpt.inference.answers import answers, prompt_embeds
+from affectgpt.models import backend
 from affectgpt.runtime import UserError
 from tests.models import tiny
 
@@ -111,7 +112,7 @@ def test_callbacks_get_the_first_words_after_a_few_of_many_steps(built, monkeypa
     place, name = (generation._Rows, "step") if by_engine else (type(model.language_model), "forward")
     step, steps, received_at = getattr(place, name), [], []
     monkeypatch.setattr(place, name, lambda self, *args, **more: steps.append(1) or step(self, *args, **more))
-    monkeypatch.setattr(generation, "knows", lambda model: by_engine)
+    monkeypatch.setattr(backend.engine, "can_generate", lambda model: by_engine)
     callbacks = {0: lambda text: received_at.append(len(steps))}
     (answer,) = answers(model, processor, encoded(processor, 1), GenerateConfig(1, 40), callbacks)
     assert answer.n_tokens == 40

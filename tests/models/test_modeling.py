@@ -93,7 +93,7 @@ def test_placeholders_that_do_not_match_the_media_are_an_error_with_both_numbers
 def test_a_branch_that_the_model_lacks_is_named(bases, built):
     model, _ = build(tiny.tiny_spec(bases, ("audio",)))
     batch = built[1].collate(rows(built[1])[:1])
-    with pytest.raises(ValueError, match=r"frames: the batch holds media, .* no such branch .*\['audio'\]"):
+    with pytest.raises(ValueError, match=r"frames: the batch has media, .* no such branch .*\['audio'\]"):
         model(**batch)
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from affectgpt import config as conf
 from affectgpt.cli import compose
-from affectgpt.engine.activations import kept_tensors
+from affectgpt.engine import kept_tensors
 from affectgpt.models import model_spec
 from affectgpt.models.assemble import build_hollow
 from affectgpt.plan.command import (
@@ -287,7 +287,7 @@ def test_a_limit_of_activations_checkpoints_as_few_layers_as_it_asks_for(small_p
     assert tight["setup"]["checkpointing"] == 1 / plain["sample"]["n_layers"]
     assert "of its layers checkpointed" in text_of(tight)
     assert "checkpointed" not in text_of(loose)
-    with pytest.raises(ValueError, match=r"tokens at once keep at least .* allow more, or at most \d+ tokens"):
+    with pytest.raises(UserError, match=r"tokens at once need at least .* stage\.token_budget to at most \d+ tokens"):
         make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=0.5 * least / 1e9)))
     with pytest.raises(UserError, match=r"stage\.activation_gb is -1; expected GB above 0, auto, or null"):
         make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=-1)))

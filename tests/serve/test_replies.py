@@ -43,7 +43,7 @@ def scripted(served, monkeypatch):
     scripts = [
         [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for answer in ANSWERS
     ]
-    read, step, product = generation._Rows.read, generation._Rows.step, generation.kernels.product
+    read, step, product = generation._Rows.prefill, generation._Rows.step, generation.layers.linear_layer
     by_key, following, n_steps = {}, [], [0]
 
     def read_scripted(self, prompts):
@@ -57,7 +57,7 @@ def scripted(served, monkeypatch):
         n_steps[0] += 1
         assert n_steps[0] != 4 or go.wait(20)
         states = step(self, *args)
-        following[:] = [by_key[row.key][len(row.tokens)] for row in self._rows]
+        following[:] = [by_key[row.key][len(row.tokens)] for row in self.active]
         return states
 
     def product_scripted(linear, states):
@@ -65,9 +65,9 @@ def scripted(served, monkeypatch):
             return product(linear, states)
         return torch.nn.functional.one_hot(torch.tensor(following), linear.weight.shape[0]).float()
 
-    monkeypatch.setattr(generation._Rows, "read", read_scripted)
+    monkeypatch.setattr(generation._Rows, "prefill", read_scripted)
     monkeypatch.setattr(generation._Rows, "step", step_scripted)
-    monkeypatch.setattr(generation.kernels, "product", product_scripted)
+    monkeypatch.setattr(generation.layers, "linear_layer", product_scripted)
     return go
 
 

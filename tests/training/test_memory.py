@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from affectgpt.config import StageConfig
+from affectgpt.engine import Kept
 from affectgpt.models import build
 from affectgpt.runtime import UserError
-from affectgpt.training.memory import activation_limit_gb, check_activation_gb, keep_within
+from affectgpt.training.memory import activation_limit_gb, check_activation_gb, keep_within, layers_to_checkpoint
 from tests.models import tiny
 
 
@@ -47,3 +48,22 @@ def test_a_limit_is_refused_for_an_llm_whose_layers_are_not_run_by_the_engine(tm
     model.language_model.config.model_type = "gpt_neox"
     with pytest.raises(UserError, match=r"works with LLMs of the families llama, .* this one is gpt_neox"):
         keep_within(model, StageConfig(name="coarse"), 1.0)
+
+
+def test_as_few_layers_are_checkpointed_as_the_limit_requires():
+    kept = Kept(n_layers=4, layer_bytes=10.0, input_bytes=1.0)
+    # Three tokens: 4 complete layers 120 bytes; checkpointing one saves 27, and one is always complete.
+    assert [layers_to_checkpoint(kept, 3, limit) for limit in (120, 119, 93, 92, 66, 65, 39)] == [
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    expected = (
+        r"3 tokens at once need at least 3.9e-08 GB .* stage.activation_gb allows 3.8e-08; .* to at most 2 tokens"
+    )
+    with pytest.raises(UserError, match=expected):
+        layers_to_checkpoint(kept, 3, 38)

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl
 
 from affectgpt.config import LoraConfig, ProjectorConfig, SourceConfig
-from affectgpt.engine import packing
-from affectgpt.engine.activations import kept_bytes
+from affectgpt.engine import kept_bytes, layers
 from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runs import (
     COMPLETE,
@@ -196,8 +195,8 @@ def test_gradient_checkpointing_recomputes_the_blocks_of_the_llm_and_trains_the_
     finished, tmp_path, monkeypatch
 ):
     calls = []
-    block = packing.layer_states
-    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
+    block = layers.decoder_layer
+    monkeypatch.setattr(layers, "decoder_layer", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
     counts, weights_of = {}, {}
     for checkpointing in (False, True):
         config = in_folder(finished[0], tmp_path / str(checkpointing))
@@ -216,14 +215,14 @@ def test_a_limit_on_activations_recomputes_as_many_blocks_as_necessary_and_train
     finished, tmp_path, monkeypatch, caplog
 ):
     calls = []
-    block = packing.layer_states
+    block = layers.decoder_layer
     config = in_folder(finished[0], tmp_path)
     config.stage.n_validation = 0
     config.stage.token_budget = 1000
     model, _ = starting_model(config)
     kept = kept_bytes(model.train().language_model)
     config.stage.activation_gb = 1000 * (kept.input_bytes + kept.layer_bytes) / 1e9  # one of the two blocks
-    monkeypatch.setattr(packing, "layer_states", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
+    monkeypatch.setattr(layers, "decoder_layer", lambda *args, **more: calls.append(args[0]) or block(*args, **more))
     with caplog.at_level(logging.INFO, logger="affectgpt"):
         run = run_stage(config).run
     assert "gradient checkpointing in 1 of 2 layers: 1000 tokens at once keep" in caplog.text
