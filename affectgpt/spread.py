@@ -1,8 +1,8 @@
 """Run many tasks at once: in threads, in processes of this machine, or on a Ray cluster.
 
 `in_threads` is `map` with read-ahead, for short tasks that release the interpreter lock. `Threads`, `Processes` and
-`Ray` are sets of workers with one interface, `Workers.run`: each worker makes its function once, such as a loaded
-model, and calls it on one task after another.
+`Ray` are sets of workers with one interface, `Workers.run`: each worker creates its function once, for example with a
+loaded model, and calls it on one task after another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Submit = Callable[[Any], Future[Any]]
 
-_TRIES = 3  # on a Ray cluster, before a task is blamed for the death of its workers
+_TRIES = 3  # on a Ray cluster, until a task whose workers are killed ends the run
 
 
 def in_threads(
@@ -61,16 +61,16 @@ class Workers:
         name: Callable[[Task], str] = str,
         tick_s: float | None = None,
     ) -> Iterator[tuple[Task, Result] | None]:
-        """Yield (task, result) as tasks end. A task is taken from `tasks` when a worker is free for it, not earlier.
+        """Yield (task, result) as tasks end. A task is taken from `tasks` only when a worker is idle.
 
         Args:
             make: called once in each worker with the worker's number; returns the function that is called on tasks.
                 Picklable, as are tasks and results.
-            name: describes a task, for the error if its worker dies.
-            tick_s: if no task ends for so long, yield None.
+            name: describes a task in the error if its worker is killed.
+            tick_s: yield None if no task has ended for this time.
 
         Raises:
-            UserError: workers were killed over a task. What `make` or a task raises is raised here.
+            UserError: a worker was killed. Exceptions of `make` and of tasks are raised here, too.
         """
         source, running = iter(tasks), dict[Future[Result], tuple[Submit, Task]]()
         with self._started(make) as idle:
@@ -78,7 +78,7 @@ class Workers:
                 for task in islice(source, len(idle)):
                     future = idle[-1](task)
                     running[future] = idle.pop(), task
-                idle.clear()  # no task is left for these: they end and leave their place in a cluster to others
+                idle.clear()  # no task is left for these workers: in a cluster they make room for others
                 if not running:
                     return
                 ended = wait(running, tick_s, FIRST_COMPLETED).done
@@ -87,8 +87,8 @@ class Workers:
                         result = future.result()
                     except Exception as error:
                         names = [f"{name(task):.100}" for _, task in (running[future], *running.values())]
-                        if death := self._death(error, names):
-                            raise UserError(death) from error
+                        if message := self._death(error, names):
+                            raise UserError(message) from error
                         raise
                     if isinstance(result, UserError):
                         raise result
@@ -109,11 +109,11 @@ class Workers:
                 due += 1
 
     def _started(self, make: Callable[[int], Any]) -> AbstractContextManager[list[Submit]]:
-        """One function per worker that submits a task to it; the workers end with the context."""
+        """For each worker a function that submits a task to it; the workers end with the context."""
         raise NotImplementedError
 
     def _death(self, error: Exception, names: Sequence[str]) -> str | None:
-        """The message if `error` means that a worker died; `names`: its task, then all running tasks."""
+        """The error message if `error` means that a worker was killed; `names`: its task, then all running tasks."""
         return None
 
 
@@ -122,7 +122,7 @@ def _of_numbered(function: Callable[[Task], Result], worker: int) -> Callable[[t
 
 
 class Threads(Workers):
-    """Threads of this process, for tasks that wait for something else; they end with the process, however it ends."""
+    """Daemon threads of this process, for tasks that wait for something else."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -146,7 +146,7 @@ def _in_thread(function: Callable[[Task], Result], task: Task) -> Future[Result]
 
 
 class Processes(Workers):
-    """Processes of this machine; a single one is this process. Ctrl-C is left to this process."""
+    """Processes of this machine, which ignore Ctrl-C; with n=1 this process."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -156,13 +156,13 @@ class Processes(Workers):
         if self.n == 1:
             yield [partial(_here, make(0))]
             return
-        context = multiprocessing.get_context("spawn")  # a forked child of a process with torch's threads can hang
+        context = multiprocessing.get_context("spawn")  # a fork of a process with torch threads can hang
         numbers = context.SimpleQueue()
         for number in range(self.n):
             numbers.put(number)
         pool = ProcessPoolExecutor(self.n, context, _start_process, (make, numbers))
         try:
-            yield [partial(pool.submit, _run_in_process)] * self.n
+            yield [partial(_submit, pool)] * self.n
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -181,8 +181,17 @@ def _here(function: Callable[[Task], Result], task: Task) -> Future[Result]:
     return future
 
 
+def _submit(pool: ProcessPoolExecutor, task: Any) -> Future[Any]:
+    try:
+        return pool.submit(_run_in_process, task)
+    except BrokenProcessPool as error:
+        future: Future[Any] = Future()
+        future.set_exception(error)
+        return future
+
+
 _function: Callable[[], Any] | None = None
-"""In a worker process: makes the function of this worker, once."""
+"""In a worker process: returns the function of this worker, which the first call creates."""
 
 
 def _start_process(make: Callable[[int], Any], numbers: Any) -> None:
@@ -194,17 +203,17 @@ def _start_process(make: Callable[[int], Any], numbers: Any) -> None:
 
 def _run_in_process(task: Any) -> Any:
     assert _function is not None
-    return _function()(task)  # made with the first task, so that the caller gets what `make` raises
+    return _function()(task)  # not created before the first task, whose caller gets what `make` raises
 
 
 class Ray(Workers):
-    """Actors of a Ray cluster, each with a card or a core; lost ones are restarted, and with them their tasks.
+    """Actors of a Ray cluster, one per GPU or core. A killed actor is restarted and repeats its task.
 
     RAY_ADDRESS names the cluster to join; without it, one is started on this machine.
 
     Args:
-        n: None = as many as the cluster has cards or cores.
-        gpu: a card each, if the cluster has any.
+        n: None = one for each GPU or core of the cluster.
+        gpu: use GPUs if the cluster has any.
 
     Raises:
         UserError: Ray is not installed, or the cluster does not answer.
@@ -263,9 +272,9 @@ class _Actor:
         try:
             return self._function()(task)
         except UserError as error:
-            return error  # raised, Ray would replace its message by a traceback
+            return error  # if it were raised, Ray would replace its message with a traceback
 
 
 def _on_actor(actor: Callable[[], Any], task: Any) -> Future[Any]:
-    """Submit a task to an actor that is started with its first task."""
+    """Submit a task to an actor, which the first call starts."""
     return actor().run.remote(task).future()

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from affectgpt.engine.generation import Prompt, greedy
-from affectgpt.inference.prediction import prompt_embeds
+from affectgpt.inference.answers import prompt_embeds
 from affectgpt.models import AffectGPTProcessor
 
 

@@ -1,5 +1,6 @@
 """Many tasks at once: order, bounds, errors and workers that die."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -119,6 +120,19 @@ def killed_by_three(worker):
 def test_a_killed_process_is_an_error_that_names_what_was_running():
     with pytest.raises(UserError, match=r"a worker process was killed.*these were running: .*clip 3.*\(it was 2\)"):
         list(Processes(2).run(killed_by_three, range(8), name="clip {}".format))
+
+
+def test_a_process_that_is_killed_while_it_waits_is_the_same_error():
+    def tasks():
+        yield from range(2)
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        time.sleep(0.5)  # for the pool to notice
+        yield from range(2, 8)
+
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(Processes(2).run(square, tasks()))
 
 
 def test_threads_of_a_run_that_was_left_do_not_keep_the_process(tmp_path):

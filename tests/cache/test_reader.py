@@ -121,3 +121,14 @@ def test_without_a_cache_skip_decodes_everything_before_training(tmp_path, clip,
     bad_sample = Sample(id="cut", video=str(cut), modalities=("frames",))
     prepared = ClipReader(SAMPLING).prepare([sample, bad_sample], MODALITIES, on_bad="skip")
     assert ([item.id for item in prepared.good], [item.id for item in prepared.bad]) == (["a"], ["cut"])
+
+
+@pytest.mark.parametrize("bug", [ValueError("too many values to unpack"), TypeError("unhashable")])
+def test_a_bug_while_encoding_is_no_bad_sample(tmp_path, sample, bug):
+    def encode(media):
+        raise bug
+
+    with pytest.raises(type(bug)) as caught:
+        reader(tmp_path / "cache", encode).prepare([sample], MODALITIES, on_bad="skip")
+    assert caught.value is bug
+    assert caught.traceback[-1].name == "encode"
