@@ -1,13 +1,13 @@
-"""Throughput of annotation against what latency and concurrency allow at best: calls x latency / concurrency.
+"""Throughput of annotation against the lower bound of latency and concurrency: calls x latency / concurrency.
 
     python benchmarks/annotate.py                                            # 1,000 clips, 4 calls each
     python benchmarks/annotate.py --clips 100000 --calls 1                   # 100,000 clips, 1 call each
     python benchmarks/annotate.py --clips 1000 --profile calls.prof          # where the time goes
 
-A server of the chat protocol in a process of its own answers every request after a fixed time, however many there are.
-Clips share one sound file and differ in their subtitle, and only text steps are asked, so nothing is decoded: what is
-measured is the machinery around a call. The command runs as a user would start it. `share` counts from its first clip
-to its last; `with start and end` also reading the program, the manifest and writing the outputs.
+A server in a separate process answers every request after a fixed time, whatever its load. The clips share one sound
+file and differ in their subtitles, and only text steps run, so that nothing is decoded: this measures the overhead of a
+call. The command runs as a user would start it. `share` counts from the first clip to the last; `with start and end`
+includes loading the program, reading the manifest and writing the outputs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ STEPS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=1000)
-    parser.add_argument("--calls", type=int, default=4, choices=(1, 2, 3, 4), help="text steps a clip")
+    parser.add_argument("--calls", type=int, default=4, choices=(1, 2, 3, 4), help="text steps per clip")
     parser.add_argument("--latency-s", type=float, default=0.2, help="of every answer")
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a temporary one")
     parser.add_argument("--profile", type=Path, help="write a profile of the command to this file")
     parser.add_argument("settings", nargs="*", help="further settings of the command, such as fsync=true")
     options = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run of the command; what it took, by name."""
+    """Run the command once; returns the rows of the table."""
     write_clips(folder, options.clips)
     with Server(options.latency_s) as server:
         arguments = [
@@ -76,10 +76,10 @@ def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "clips, calls": f"{options.clips:,}, {n_calls:,}",
         "latency, concurrency": f"{options.latency_s:g} s, {options.concurrency} (most in flight: {busiest})",
-        "ideal": f"{ideal_s:.1f} s",
+        "lower bound": f"{ideal_s:.1f} s",
         "taken": f"{seconds:.1f} s, with start and end {wall_s:.1f} s",
-        "share of the ideal": f"{ideal_s / seconds:.1%}, with start and end {ideal_s / wall_s:.1%}",
-        "processor time a call": f"{1000 * (used.ru_utime + used.ru_stime) / max(1, n_calls):.2f} ms",
+        "share of the lower bound": f"{ideal_s / seconds:.1%}, with start and end {ideal_s / wall_s:.1%}",
+        "processor time per call": f"{1000 * (used.ru_utime + used.ru_stime) / max(1, n_calls):.2f} ms",
         "most memory": f"{used.ru_maxrss / 1024:.0f} MB",
         "load of the machine before, after": f"{load:.1f}, {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         "exit code": code,
@@ -87,7 +87,7 @@ def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def write_clips(folder: Path, n: int) -> None:
-    """clips.jsonl with `n` clips of one silent sound file and subtitles of their own."""
+    """Write clips.jsonl with `n` clips: one silent sound file, different subtitles."""
     with wave.open(str(folder / "clip.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -100,7 +100,7 @@ def write_clips(folder: Path, n: int) -> None:
 
 
 class Server:
-    """A server that answers by the schema it is asked for, each request after the same time."""
+    """A server that answers each request after the same time, following the requested JSON schema."""
 
     def __init__(self, latency_s: float) -> None:
         context = multiprocessing.get_context("spawn")

@@ -1,12 +1,12 @@
-"""Annotation under kill -9 and a server that fails: is every clip complete or named, and every call made once?
+"""Annotation under kill -9 and a faulty server: is every clip complete or failed, and every call made once?
 
     python benchmarks/annotate_faults.py                    # 10,000 clips, two processes, one killed every 20 s
     python benchmarks/annotate_faults.py --clips 300 --every 5
 
-A server of the chat protocol answers with 429 (with and without Retry-After), 500, cut connections, answers cut
-in the middle, pages that are no JSON, slow answers beyond the time-out, and, for some requests, with text of the wrong
-form. Two processes annotate one folder; every so often the older of them is killed and started anew. At the end one
-process goes on until nothing is left. The table says what the server was asked and what stands in the folder.
+The server answers with 429 (with and without Retry-After), 500, cut connections, truncated answers, pages that are not
+JSON, answers after the time-out, and, for some requests, text of the wrong form. Two processes annotate one folder;
+periodically the older one is killed and replaced. At the end one process completes the rest. The table compares the
+requests that the server received with the content of the folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.chat.chat_server import ChatServer, fill_in  # noqa: E402
 
 
 class Counted(list):
-    """Counts instead of keeping: tens of thousands of requests with sound would fill the memory."""
+    """Only counts: tens of thousands of requests with sound would fill the memory."""
 
     n = 0
 
@@ -48,9 +48,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10_000)
     parser.add_argument("--every", type=float, default=20.0, help="seconds between kills")
-    parser.add_argument("--rate", type=float, default=0.1, help="share of requests that meet a fault")
-    parser.add_argument("--concurrency", type=int, default=16, help="of each process")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--rate", type=float, default=0.1, help="share of requests with a fault")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests in flight of each process")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         return trial(options, options.folder or Path(temporary))
@@ -66,10 +66,10 @@ def trial(options: argparse.Namespace, folder: Path) -> int:
         return dice.choice(FAULTS) if dice.random() < options.rate else None
 
     def answer(body: dict) -> str:
-        whole = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-        asked[whole] += 1
+        request = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        asked[request] += 1
         first = hashlib.sha256(json.dumps(body["messages"][0]).encode()).digest()[0]
-        # 4 in 256 questions are answered in the wrong form, one of them also when asked again.
+        # 4 in 256 questions get an answer of the wrong form, one of them also the second time.
         wrong = first < 4 if len(body["messages"]) == 1 else first < 1
         return "no form at all" if wrong else fill_in(body)
 
@@ -102,19 +102,19 @@ def trial(options: argparse.Namespace, folder: Path) -> int:
     records = rows_of(out / "records.jsonl")
     failed = rows_of(out / "failed.jsonl")
     for row in records:
-        record_from_row(row)  # raises where a record is not whole
+        record_from_row(row)  # raises if a record is incomplete
     ids = {row["id"] for row in records}
     named = {row["id"] for row in failed}
     needed = len({row["key"] for row in answers})
     table = {
         "clips": options.clips,
         "complete records": len(ids),
-        "named as failed": len(named),
+        "failed": len(named),
         "neither or both": options.clips - len(ids ^ named),
-        "records doubled": len(records) - len({row["key"] for row in records}),
+        "duplicate records": len(records) - len({row["key"] for row in records}),
         "calls needed": needed,
         "answers stored": len(answers),
-        "answers that arrived and were asked for again": len(answers) - needed,
+        "answers that arrived and were requested again": len(answers) - needed,
         "answers sent by the server": n_answered,
         "of them lost (in flight at a kill, or later than the time-out)": n_answered - len(answers),
         "requests, with faults": n_requests,
@@ -124,8 +124,8 @@ def trial(options: argparse.Namespace, folder: Path) -> int:
     }
     for name, value in table.items():
         print(f"{name:<66}{value}")
-    sound = table["neither or both"] == 0 and len(answers) == needed and table["records doubled"] == 0
-    return 0 if sound else 1
+    passed = table["neither or both"] == 0 and len(answers) == needed and table["duplicate records"] == 0
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
