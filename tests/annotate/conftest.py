@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import wave
 from pathlib import Path
@@ -14,6 +15,7 @@ from affectgpt.cli import compose
 from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.voice import render_voice
 from affectgpt.schema import Sample, write_jsonl
+from tests.data.conftest import write_clip
 
 LINE = "I can not believe that you really told him"
 
@@ -28,13 +30,13 @@ def write_sound(path: Path, samples: np.ndarray, rate_hz: int = 16000) -> Path:
 
 
 def write_clips(folder: Path, n: int, *, seconds: float = 0.6, subtitle: str | None = "You told him.") -> Path:
-    """A manifest of `n` short sounds, each another file."""
+    """A manifest of `n` short audio files that all differ."""
     voice = render_voice(Performance(seconds, Identity(1), voice=Voice(), text=LINE))
     samples = []
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(n):
         name = f"clip{number:05d}"
-        voice[-1] = (3 * number + 1) / 32767  # one sample makes another file; sent as 16 bit, it is still another
+        voice[-1] = (3 * number + 1) / 32767  # one sample makes the file differ, also when sent as 16 bit
         write_sound(folder / f"{name}.wav", voice)
         samples.append(Sample(id=name, audio=f"{name}.wav", subtitle=subtitle))
     write_jsonl(folder / "clips.jsonl", samples)
@@ -44,6 +46,23 @@ def write_clips(folder: Path, n: int, *, seconds: float = 0.6, subtitle: str | N
 @pytest.fixture
 def clips(tmp_path) -> Path:
     return write_clips(tmp_path / "clips", 4)
+
+
+@pytest.fixture
+def films(tmp_path) -> Path:
+    """Two clips with pictures and sound and one without sound; the first has an OpenFace table."""
+    samples = []
+    for number in range(3):
+        write_clip(tmp_path / f"film{number}.mp4", seed=number, n_frames=12, seconds=1.2, sound=number != 2)
+        samples.append(Sample(id=f"film{number}", video=f"film{number}.mp4", subtitle="You told him."))
+    write_jsonl(tmp_path / "films.jsonl", samples)
+    (tmp_path / "openface").mkdir()
+    with (tmp_path / "openface" / "film0.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["frame", " timestamp", " confidence", " success", " AU06_r", " AU12_r", " AU45_r"])
+        for frame in range(12):
+            out.writerow([frame + 1, frame / 10, 0.97, 1, 2.0 if frame > 5 else 0.0, 3.0 if frame == 8 else 1.0, 0.1])
+    return tmp_path / "films.jsonl"
 
 
 def settings(manifest: Path, out: Path, *more: str) -> list[str]:

@@ -38,7 +38,7 @@ PLAIN = Question("merge", "What?", {"type": "object"}, CLIP)
     ],
 )
 def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp_path, monkeypatch):
-    """A changed key would ask paid questions again."""
+    """With changed keys, paid questions would be asked again."""
     found = []
 
     async def get_or_make(rows, claims, key, make):
@@ -70,7 +70,7 @@ def test_a_model_that_refuses_parameters_is_asked_without_them_under_the_same_ke
 
 
 def in_process(tmp_path, *questions, answer):
-    """What `answer` gives for each of the questions, which wait together; errors are returned."""
+    """Answers or errors to questions that wait together; `answer` stands in for the model."""
 
     class Fake:
         sees, n_frames, rate_hz, max_sound_s = frozenset(), None, None, None
@@ -104,7 +104,7 @@ def test_one_bad_question_of_a_batch_fails_alone_and_a_bug_stays_a_bug(tmp_path)
     assert len(rows_of(tmp_path / "store" / "answers.jsonl")) == 1
 
 
-def test_an_annotator_of_ones_own_is_a_class_named_by_module(clips, tmp_path, monkeypatch):
+def test_a_user_annotator_is_named_by_module_and_class(clips, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_annotators.py").write_text(
         """

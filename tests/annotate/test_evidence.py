@@ -1,4 +1,4 @@
-"""Measured evidence against voices and action units whose truth is known."""
+"""Measured evidence against voices and action units with known true values."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_the_speaking_rate_is_within_fifteen_percent_of_the_syllables_that_were_
         assert facts_of(performance)["syllable_rate_hz"].value == pytest.approx(true_hz, rel=0.15)
 
 
-def test_a_rising_voice_has_the_slope_and_range_that_it_rises_by():
+def test_a_rising_voice_has_the_true_slope_and_range():
     facts = facts_of(spoken(pitch_ratio=((0.0, 0.8), (3.0, 1.25)), loudness_db=((0.0, -6.0), (3.0, 6.0))))
     assert facts["pitch_slope_st_s"].value == pytest.approx(12 * np.log2(1.25 / 0.8) / 3, rel=0.1)
     assert facts["loudness_slope_db_s"].value == pytest.approx(4.0, rel=0.15)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_tremor_is_heard_where_there_is_one_and_not_in_melodies(seed):
+def test_tremor_is_found_where_there_is_one_and_not_in_intonation(seed):
     shaking = facts_of(spoken(seed, tremor=0.6))
     assert 5.0 <= shaking["tremor_hz"].value <= 8.0  # the generator's range
     assert shaking["tremor_st"].value == pytest.approx(12 * np.log2(1 + 0.06 * 0.6), rel=0.25)
@@ -58,7 +58,7 @@ def test_tremor_is_heard_where_there_is_one_and_not_in_melodies(seed):
         assert "tremor_st" not in facts_of(spoken(seed, **voice))
 
 
-def test_a_long_silence_is_a_pause_with_its_place_and_a_short_one_a_break():
+def test_a_long_silence_is_a_pause_with_its_interval_and_a_short_one_a_break():
     facts = facts_of(spoken(breaks=((0.8, 1.15), (2.0, 2.2))))
     assert (facts["pauses"].value, facts["breaks"].value) == (1, 1)
     pause = facts["longest_pause_s"]
@@ -93,7 +93,7 @@ def table(n=10, *, confidence=None, success=None, **units) -> ActionUnits:
     )
 
 
-def test_the_peak_is_no_blink_no_lost_track_and_no_first_frame():
+def test_the_peak_is_not_a_blink_a_lost_track_or_a_first_frame():
     smile = np.array([5, 5, 0, 0, 2, 3, 0, 5, 0, 4.0])
     blink = np.array([0, 0, 0, 5, 0, 0, 5, 0, 0, 0.0])
     confidence = np.array([1, 1, 1, 1, 1, 1, 1, 0.5, 1, 1])
@@ -108,7 +108,7 @@ def test_the_peak_is_no_blink_no_lost_track_and_no_first_frame():
     assert "AU45" not in facts
 
 
-def test_action_units_below_trace_and_clips_without_a_track_give_no_unit():
+def test_units_below_trace_and_clips_without_a_tracked_face_give_no_unit():
     assert {fact.name for fact in face_facts(table(AU12=np.full(10, 0.9)))} == {"face_tracked_share", "peak_s"}
     lost = face_facts(table(AU12=np.full(10, 3.0), success=np.zeros(10)))
     assert [(fact.name, fact.value) for fact in lost] == [("face_tracked_share", 0.0)]
@@ -116,14 +116,14 @@ def test_action_units_below_trace_and_clips_without_a_track_give_no_unit():
     assert phrase(crop_facts(np.zeros((8, 4, 4, 3), np.uint8))[0]) == "a face is in the picture"
 
 
-def test_phrases_of_action_units_name_no_feeling():
+def test_phrases_of_action_units_name_no_emotion():
     feelings = re.compile(r"happ|smil|sad|ang|fear|surpris|disgust|joy|worr|sorrow|contempt|喜|怒|哀|惧|惊|笑|悲|愁")
     for english, chinese in UNITS.values():
         assert not feelings.search(english), english
         assert not feelings.search(chinese), chinese
 
 
-def test_speaker_facts_say_how_a_clip_differs_from_the_speakers_own_habit():
+def test_speaker_facts_are_relative_to_the_usual_values_of_the_speaker():
     facts = facts_of(spoken())
     usual = {"pitch_hz": facts["pitch_hz"].value / 2, "loudness_dbfs": facts["loudness_dbfs"].value - 6}
     relative = {fact.name: fact.value for fact in speaker_facts(list(facts.values()), usual)}
@@ -131,7 +131,7 @@ def test_speaker_facts_say_how_a_clip_differs_from_the_speakers_own_habit():
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_every_measured_fact_has_words_or_is_left_out(lang):
+def test_every_fact_has_a_complete_phrase_or_none(lang):
     for performance in (spoken(), spoken(tremor=0.9, breaks=((0.8, 1.2),)), spoken(syllable_rate_hz=7.0)):
         texts = [phrase(fact, lang) for fact in facts_of(performance).values()]
         assert any(texts)

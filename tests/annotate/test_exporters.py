@@ -1,4 +1,4 @@
-"""Exports, read back by the readers of the published formats; and the report."""
+"""Exports, read back by the readers of the published formats."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import json
 
 import pytest
 
-from affectgpt.annotate import report
 from affectgpt.annotate.exporters import LOSES, records_in, write_export
-from affectgpt.annotate.record import Clue
 from affectgpt.annotate.review.labelstudio import clue_from_text
-from affectgpt.cli import run as run_command
 from affectgpt.data.formats import read_format
 from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.voice import render_voice
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import LINE, write_sound
-from tests.annotate.toy import HEARD, SEEN, VOICE, au, record, write_records
-
-DROPPED = ({"check": "refusal", "verdict": "drop", "reason": "As an AI"},)
+from tests.annotate.toy import DROPPED, HEARD, SEEN, VOICE, au, record
 
 
 @pytest.fixture
 def records(tmp_path):
-    """Two videos (their bytes do not matter here), a sound, and one that is dropped."""
+    """Two videos (with arbitrary bytes), an audio file, and a dropped record."""
     (tmp_path / "media").mkdir()
     for name in ("a b.mp4", "b.mp4"):
         (tmp_path / "media" / name).write_bytes(b"video")
@@ -45,7 +40,7 @@ def records(tmp_path):
     ]
 
 
-def test_a_manifest_reads_back_as_what_was_known(records, tmp_path):
+def test_a_manifest_reads_back_with_all_its_fields(records, tmp_path):
     found = write_export(records, "manifest", tmp_path / "out")
     assert found == {"written": 3, "left out: dropped by a check": 1}
     samples, bad = read_samples(tmp_path / "out" / "manifest.jsonl")
@@ -95,7 +90,7 @@ def test_label_studio_tasks_hold_clues_and_labels(records, tmp_path):
     assert [row["value"] for row in task["data"]["candidates"]] == ["confused", "puzzled"]
 
 
-def test_exports_can_be_repeated_and_another_form_is_named(records, tmp_path):
+def test_exports_can_be_repeated_and_an_unknown_format_is_an_error(records, tmp_path):
     for to in LOSES:
         write_export(records, to, tmp_path / to)
         write_export(records, to, tmp_path / to)
@@ -103,42 +98,3 @@ def test_exports_can_be_repeated_and_another_form_is_named(records, tmp_path):
         write_export(records, "coco", tmp_path)
     with pytest.raises(UserError, match="give a folder that"):
         list(records_in(tmp_path))
-
-
-def test_the_report_counts_by_hand_fits_the_screen_and_draws(tmp_path, capsys, monkeypatch):
-    ask = {"check": "near_duplicate", "verdict": "ask", "reason": ""}
-    blind = {"check": "blind_verifier", "verdict": "ask", "reason": "", "labels": "sad", "score": "0.200"}
-    items = [
-        record("a", valence=-2, checks=(ask, blind)),
-        record("b", labels=("Confused",), clues=(Clue("visual", "One two three four.", source="x"),)),
-        record("c", checks=DROPPED),
-        *(record(f"l{n}", labels=(f"a rather long label {n}",)) for n in range(20)),
-    ]
-    folder = write_records(tmp_path / "r", items)
-    code = run_command("annotate", ["report", str(folder)])
-    assert code == 0
-    said = capsys.readouterr().out
-    assert "23 records: keep 21, ask 1, drop 1" in said
-    assert "ask          1    4.3 %  near_duplicate" in said
-    assert "blind verifier: 1 records, mean F on the wheels 0.200; 1 below 0.34" in said
-    assert all(len(line) <= 100 for line in said.splitlines() if str(tmp_path) not in line)
-    row = json.loads((folder / "report" / "report.json").read_text())
-    assert row["labels"]["confused"] == 2
-    assert row["labels_per_clip"] == {"1": 21, "2": 1}
-    assert row["records_with_clue"] == {"visual": 22, "acoustic": 21}
-    assert row["median_clue_words"] == {"visual": 5, "acoustic": 5}
-    assert row["valence"] == {"-2": 1}
-    for name in ("checks", "labels", "sectors", "labels_per_clip", "valence", "clue_lengths"):
-        assert (folder / "report" / f"{name}.png").stat().st_size > 1000
-        assert "<svg" in (folder / "report" / f"{name}.svg").read_text()
-
-
-def test_a_folder_without_records_is_an_error_that_says_where_to_look(tmp_path, capsys, monkeypatch):
-    folder = write_records(tmp_path / "r", [])
-    code = run_command("annotate", ["report", str(folder)])
-    assert code == 2
-    assert "no records; failed.jsonl lists the reasons" in capsys.readouterr().err
-
-
-def test_the_lower_median_is_a_value_that_occurs():
-    assert report.median_of(report.Counter({1: 1, 4: 1})) == 1

@@ -1,4 +1,4 @@
-"""Prompts in two languages, and answers that keep or break their form."""
+"""Prompts in two languages, and answers of the right and the wrong form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ABOUT = {
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_every_prompt_renders_in_both_languages_with_nothing_left_open(name, lang):
+def test_every_prompt_renders_completely_in_both_languages(name, lang):
     text = render_question(name, lang, ABOUT)
     assert not re.search(r"\{[a-z_]+\}", text)
     assert bool(re.search("[\u4e00-\u9fff]", text)) == (lang == "zh")
@@ -33,16 +33,16 @@ def test_every_prompt_renders_in_both_languages_with_nothing_left_open(name, lan
     assert "JSON" not in render_question(name, lang, ABOUT, structured=False)
 
 
-def test_measured_facts_stand_in_the_question_of_their_modality_only():
+def test_facts_are_only_in_the_question_about_their_modality():
     assert "- AU12: lip corners pulled up (0.4-0.8 s)" in render_question("visual", "en", ABOUT)
     assert "pitch_hz" not in render_question("visual", "en", ABOUT)
     heard = render_question("acoustic", "en", ABOUT)
     assert "- pitch_hz: median pitch 200 Hz" in heard
     assert "- loudness_dbfs: -20 dBFS" in heard
-    assert "evidence" not in answer_schema("acoustic", {})["properties"]  # nothing measured: nothing to name
+    assert "evidence" not in answer_schema("acoustic", {})["properties"]  # no facts, so no field for them
 
 
-def test_notes_and_words_stand_in_the_text_questions_on_one_line_each():
+def test_clues_and_transcript_are_in_the_text_questions_one_line_each():
     text = render_question("disambiguate", "en", ABOUT)
     assert "Seen:\nHer lips are parted." in text
     assert "What the person says:\nFine, thanks." in text
@@ -51,7 +51,7 @@ def test_notes_and_words_stand_in_the_text_questions_on_one_line_each():
     )
 
 
-def test_a_good_answer_is_read_also_in_a_fence_and_between_words():
+def test_a_good_answer_is_parsed_also_in_a_fence_or_between_words():
     fields = {"clue": " A low voice. ", "evidence": ["pitch_hz", "pitch_hz"]}
     expected = {"clue": "A low voice.", "evidence": ["pitch_hz"]}
     for text in (json.dumps(fields), f"Sure!\n```json\n{json.dumps(fields)}\n```"):
@@ -76,14 +76,14 @@ def test_a_good_answer_is_read_also_in_a_fence_and_between_words():
         ("ranking", {"ranking": ["joyful"]}, r"\['joyful'\] are none of"),
     ],
 )
-def test_an_answer_of_the_wrong_form_says_what_is_wrong(name, answer, problem):
+def test_an_answer_of_the_wrong_form_is_an_error_with_the_reason(name, answer, problem):
     text = answer if isinstance(answer, str) else json.dumps(answer)
     with pytest.raises(BadAnswer, match=problem) as caught:
         parse_answer(name, text, ABOUT)
     assert str(caught.value) in repair(caught.value, "en")
 
 
-def test_a_clip_part_in_which_nothing_is_seen_may_stay_empty():
+def test_parts_of_the_visual_clue_may_be_empty():
     fields = {"beginning": "", "middle": "Brows lowered.", "end": "", "evidence": []}
     assert parse_answer("visual", json.dumps(fields), ABOUT)["middle"] == "Brows lowered."
 
@@ -97,18 +97,18 @@ def test_a_clip_part_in_which_nothing_is_seen_may_stay_empty():
         ("merge", "She is tired.", {"description": "She is tired."}),
     ],
 )
-def test_models_that_write_no_json_are_read_as_plain_text(name, text, expected):
+def test_plain_text_is_parsed_for_models_without_json(name, text, expected):
     assert parse_answer(name, text, ABOUT, structured=False) == expected
 
 
-def test_plain_text_without_what_was_asked_for_is_no_answer():
+def test_plain_text_without_the_requested_field_is_an_error():
     with pytest.raises(BadAnswer, match="valence must be a number"):
         parse_answer("valence", "rather pleasant", ABOUT, structured=False)
     with pytest.raises(BadAnswer, match="are empty"):
         parse_answer("merge", "  ", ABOUT, structured=False)
 
 
-def test_the_schema_is_strict_and_closes_the_sets_that_are_closed():
+def test_the_schema_is_strict_and_lists_the_values_of_closed_sets():
     form = answer_schema("ranking", ABOUT, "zh")
     assert form["additionalProperties"] is False
     assert form["required"] == ["ranking"]

@@ -1,4 +1,4 @@
-"""The command, from clips to a folder: complete, resumable, shared by processes, never paying twice."""
+"""The command from clips to a folder: complete, resumable, shared by processes, no call paid twice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def identity(body: dict) -> str:
 
 
 def stored_requests(answers: Path) -> set[str]:
-    """The identities of the requests whose answers a reader of the log finds; a line without an end is none."""
+    """The identities of the requests with a complete line in the log."""
     whole = answers.read_bytes().split(b"\n")[:-1] if answers.is_file() else []
     return {identity(json.loads(line)["request"]) for line in whole}
 
@@ -63,7 +63,7 @@ def test_without_any_model_clips_become_a_manifest_that_training_reads(clips, tm
     assert "calls 0" in said
 
 
-def test_a_second_run_makes_nothing_and_another_setting_makes_it_anew(clips, tmp_path, capsys):
+def test_a_second_run_makes_nothing_and_another_setting_makes_new_records(clips, tmp_path, capsys):
     out = tmp_path / "out"
     annotate(clips, out)
     before = (out / "records.jsonl").read_bytes()
@@ -73,11 +73,11 @@ def test_a_second_run_makes_nothing_and_another_setting_makes_it_anew(clips, tmp
     assert annotate(clips, out, "lang=zh") == 0
     assert len(rows_of(out / "records.jsonl")) == 8
     assert {record.lang for record in records_in(out)} == {"zh"}
-    assert annotate(clips, out) == 0  # back again: the older records count once more, and nothing is made
+    assert annotate(clips, out) == 0  # the first settings again: their records become the newest
     assert {record.lang for record in records_in(out)} == {"en"}
 
 
-def test_a_clip_without_sound_voice_or_file_is_named_with_its_reason(tmp_path, capsys):
+def test_an_unreadable_or_missing_clip_fails_with_its_reason(tmp_path, capsys):
     clips = write_clips(tmp_path / "clips", 3)
     (clips.parent / "clip00001.wav").write_bytes(b"")
     (clips.parent / "clip00002.wav").unlink()
@@ -87,13 +87,13 @@ def test_a_clip_without_sound_voice_or_file_is_named_with_its_reason(tmp_path, c
     assert set(failed) == {"clip00001", "clip00002"}
     assert "clip00002.wav" in failed["clip00002"]["reason"]
     assert "1 of 3 clips complete" in capsys.readouterr().out
-    write_clips(tmp_path / "clips", 3)  # mended
+    write_clips(tmp_path / "clips", 3)  # repaired
     assert annotate(clips, out) == 0
     assert rows_of(out / "failed.jsonl") == []
     assert len(rows_of(out / "manifest.jsonl")) == 3
 
 
-def test_a_served_model_is_asked_once_for_every_step_and_its_tokens_are_told(clips, tmp_path, capsys):
+def test_a_served_model_is_asked_once_per_step_and_its_tokens_are_reported(clips, tmp_path, capsys):
     with ChatServer(fill_in) as server:
         out = tmp_path / "out"
         prices = ("annotator.price_in=2", "annotator.price_out=10")
@@ -111,7 +111,7 @@ def test_a_served_model_is_asked_once_for_every_step_and_its_tokens_are_told(cli
     assert "calls 20 (0 repairs" in capsys.readouterr().out
 
 
-def test_media_reach_the_server_in_the_parts_of_the_protocol_and_never_the_file(clips, tmp_path):
+def test_media_are_sent_as_content_parts_and_never_stored(clips, tmp_path):
     with ChatServer(fill_in) as server:
         annotate(clips, tmp_path / "out", *served(server.url), "limit=1")
     (heard,) = [body for body in server.requests if isinstance(body["messages"][0]["content"], list)]
@@ -121,7 +121,7 @@ def test_media_reach_the_server_in_the_parts_of_the_protocol_and_never_the_file(
     assert len(max((tmp_path / "out" / "store" / "answers.jsonl").read_text().splitlines(), key=len)) < 5000
 
 
-def test_an_answer_of_the_wrong_form_is_objected_to_once_and_then_failed_without_asking_again(clips, tmp_path, capsys):
+def test_an_answer_of_the_wrong_form_is_repaired_once_or_fails_for_good(clips, tmp_path, capsys):
     def stubborn(body: dict) -> str:
         step = body["response_format"]["json_schema"]["name"]
         wrong = step == "acoustic" and (len(body["messages"]) == 1 or "clip" in stubborn.never)
@@ -129,7 +129,7 @@ def test_an_answer_of_the_wrong_form_is_objected_to_once_and_then_failed_without
 
     stubborn.never = ""
     with ChatServer(stubborn) as server:
-        assert annotate(clips, tmp_path / "a", *served(server.url)) == 0  # mended by the repair
+        assert annotate(clips, tmp_path / "a", *served(server.url)) == 0  # the second answer is right
         assert len(server.requests) == 4 * (len(STEPS) + 1)
         repair = next(body for body in server.requests if len(body["messages"]) == 3)
         assert "no JSON object in it" in repair["messages"][2]["content"]
@@ -137,15 +137,15 @@ def test_an_answer_of_the_wrong_form_is_objected_to_once_and_then_failed_without
         stubborn.never = "clip"
         server.requests.clear()
         assert annotate(clips, tmp_path / "b", *served(server.url)) == 3
-        assert len(server.requests) == 4 * 2  # acoustic twice; nothing that needs it was asked
+        assert len(server.requests) == 4 * 2  # acoustic twice; the steps that need it were not asked
         assert annotate(clips, tmp_path / "b", *served(server.url)) == 3
-        assert len(server.requests) == 4 * 2  # the useless answers are paid for and kept
+        assert len(server.requests) == 4 * 2  # the unusable answers are kept
     failed = rows_of(tmp_path / "b" / "failed.jsonl")
     assert len(failed) == 4
     assert "no usable answer of toy in two attempts: no JSON object in it" in failed[0]["reason"]
 
 
-def test_evidence_that_was_not_measured_is_refused(clips, tmp_path):
+def test_evidence_that_was_not_measured_is_rejected(clips, tmp_path):
     def inventive(body: dict) -> str:
         values = json.loads(fill_in(body))
         if "evidence" in values:
@@ -167,7 +167,7 @@ def test_errors_are_retried_and_never_stored(clips, tmp_path):
     assert len(rows_of(out / "store" / "answers.jsonl")) == 4 * len(STEPS)
 
 
-def test_a_request_that_the_server_refuses_fails_its_clip_and_is_tried_again_next_time(clips, tmp_path):
+def test_a_refused_request_fails_its_clip_and_is_repeated_by_the_next_run(clips, tmp_path):
     with ChatServer(fill_in) as server:
         server.faults = [400]
         out = tmp_path / "out"
@@ -177,14 +177,14 @@ def test_a_request_that_the_server_refuses_fails_its_clip_and_is_tried_again_nex
         assert server.n_answered == 4 * len(STEPS)
 
 
-def test_a_wrong_key_stops_at_once_with_what_to_check(clips, tmp_path):
+def test_a_wrong_key_ends_the_run_at_once_and_says_what_to_check(clips, tmp_path):
     with ChatServer(fill_in, choose=lambda body: 401) as server:
         with pytest.raises(UserError, match=r"toy at .*HTTP 401.*check model, base_url and \$OPENAI_API_KEY"):
             annotate(clips, tmp_path / "out", *served(server.url, "annotator.concurrency=1"))
         assert len(server.requests) == 1
 
 
-def test_a_server_that_only_fails_is_left_alone_after_twenty_requests(tmp_path):
+def test_a_server_that_always_fails_ends_the_run_after_twenty_requests(tmp_path):
     clips = write_clips(tmp_path / "clips", 40)
     with ChatServer(fill_in, choose=lambda body: 500) as server:
         with pytest.raises(UserError, match="20 requests in a row failed, the last with: HTTP 500"):
@@ -192,7 +192,7 @@ def test_a_server_that_only_fails_is_left_alone_after_twenty_requests(tmp_path):
         assert len(server.requests) == 20
 
 
-def test_the_budget_stops_cleanly_and_a_higher_one_goes_on(clips, tmp_path, capsys):
+def test_the_budget_stops_the_run_cleanly_and_a_higher_one_resumes_it(clips, tmp_path, capsys):
     prices = ("annotator.price_in=0", "annotator.price_out=1000", "annotator.max_tokens=2", "annotator.concurrency=1")
     with ChatServer(fill_in) as server:
         out = tmp_path / "out"
@@ -205,34 +205,14 @@ def test_the_budget_stops_cleanly_and_a_higher_one_goes_on(clips, tmp_path, caps
         annotate(clips, tmp_path / "other", *served("http://localhost:1/v1"), "budget=1")
 
 
-def test_a_budget_that_is_just_enough_is_enough_with_many_calls_in_flight(clips, tmp_path):
+def test_a_sufficient_budget_is_sufficient_with_many_calls_in_flight(clips, tmp_path):
     prices = ("annotator.price_in=0", "annotator.price_out=1000", "annotator.max_tokens=5")
     with ChatServer(fill_in) as server:  # an answer costs 0.002 and could cost 0.005
         assert annotate(clips, tmp_path / "out", *served(server.url, *prices), "budget=0.0431") == 0
         assert len(server.requests) == 4 * len(STEPS)
 
 
-def test_a_plan_tells_calls_and_cost_calls_nothing_and_knows_what_is_answered(clips, tmp_path, capsys):
-    with ChatServer(fill_in) as server:
-        out = tmp_path / "out"
-        priced = served(server.url, "annotator.price_in=2", "annotator.price_out=10")
-        assert annotate(clips, out, *priced, "plan=true") == 0
-        assert not server.requests
-        assert not out.exists()
-        said = capsys.readouterr().out
-        assert "total: 20 calls" in said
-        assert "~ estimated" in said
-        annotate(clips, out, *priced, "limit=1")
-        capsys.readouterr()
-        assert annotate(clips, out, *priced, "plan=true") == 0
-        said = capsys.readouterr().out
-        assert "total: 15 calls, 45 tokens in, 30 out, cost 0.00" in said
-        assert len(server.requests) == 5
-    assert annotate(clips, out, "plan=true") == 0
-    assert "answered by the local annotator" in capsys.readouterr().out
-
-
-def test_many_clips_through_every_fault_are_complete_or_named_and_calls_made_are_calls_needed(tmp_path):
+def test_despite_faults_every_clip_is_complete_or_failed_and_every_call_is_made_once(tmp_path):
     clips = write_clips(tmp_path / "clips", 200)
     faults = [429, 500, "hang up", "cut", "no json", "no choices", ("retry-after", 0.01)]
     dice = random.Random(0)
@@ -260,7 +240,7 @@ def test_many_clips_through_every_fault_are_complete_or_named_and_calls_made_are
         record_from_row(row)
 
 
-def test_two_processes_on_one_folder_do_no_call_twice_and_both_end_complete(tmp_path):
+def test_two_processes_on_one_folder_share_the_work_and_make_no_call_twice(tmp_path):
     clips = write_clips(tmp_path / "clips", 40)
     with ChatServer(fill_in) as server:
         server.delay_s = 0.02
@@ -275,10 +255,10 @@ def test_two_processes_on_one_folder_do_no_call_twice_and_both_end_complete(tmp_
     assert all("40 of 40 clips complete" in text for text in said)
     made = [int(re.search(r"\((\d+) now", text).group(1)) for text in said]
     assert sum(made) == 40
-    assert min(made) > 0  # they shared the work
+    assert min(made) > 0  # both did some of the work
 
 
-def test_killed_again_and_again_no_answer_that_was_stored_is_asked_for_again(tmp_path):
+def test_after_repeated_kills_no_stored_answer_is_requested_again(tmp_path):
     clips = write_clips(tmp_path / "clips", 40)
     out, concurrency, n_kills = tmp_path / "out", 4, 0
     answers = out / "store" / "answers.jsonl"
@@ -306,16 +286,16 @@ def test_killed_again_and_again_no_answer_that_was_stored_is_asked_for_again(tmp
     assert n_kills == 3
     rows = rows_of(answers)
     assert len({row["key"] for row in rows}) == len(rows) == len(asked) == 40 * len(STEPS)
-    # The next line can fail: all but "acoustic", whose sound the log names by its hash, are stored as they were sent.
+    # The next line is a real test: all requests but "acoustic", whose sound is stored as a hash, are stored as sent.
     assert len(stored_requests(answers) & set(asked)) == 40 * (len(STEPS) - 1)
     assert not asked_again
-    # What was in flight, or had come and was being written, when a process died: far less than the 30 it had stored.
+    # Calls in flight and answers being written when a process died: far fewer than the 30 that it had stored.
     assert sum(asked.values()) - len(asked) <= n_kills * 4 * concurrency
     assert len(rows_of(out / "records.jsonl")) == 40
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_lets_calls_in_flight_end_and_the_exit_code_tells(tmp_path, name, code):
+def test_a_signal_finishes_the_calls_in_flight_and_sets_the_exit_code(tmp_path, name, code):
     clips = write_clips(tmp_path / "clips", 30)
     with ChatServer(fill_in) as server:
         server.delay_s = 0.1
@@ -345,7 +325,7 @@ def test_a_bug_in_a_step_ends_the_run_and_is_no_failed_clip(clips, tmp_path, mon
     assert json.loads((out / "run.json").read_text())["status"] == "running"  # neither finished nor stopped
 
 
-def test_a_manifest_that_lists_what_the_media_lack_fails_that_clip_alone(clips, tmp_path):
+def test_a_manifest_row_that_contradicts_its_media_fails_its_clip_alone(clips, tmp_path):
     rows = rows_of(clips)
     rows[1]["modalities"] = ["frames", "audio"]
     clips.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -355,7 +335,7 @@ def test_a_manifest_that_lists_what_the_media_lack_fails_that_clip_alone(clips, 
     assert "the manifest lists ['frames']" in failed["reason"]
 
 
-def test_training_takes_the_folder_as_its_data(clips, tmp_path):
+def test_training_reads_the_folder_as_data(clips, tmp_path):
     annotate(clips, tmp_path / "my clips, mine")
     overrides = folders_as_data(["stage=coarse", f"data={tmp_path}/my clips, mine"])
     data = compose("train", overrides).data

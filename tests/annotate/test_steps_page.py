@@ -1,4 +1,4 @@
-"""The examples of docs/annotation-steps.md, run as they stand there."""
+"""The examples of docs/annotation-steps.md, run verbatim."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.chat.chat_server import ChatServer, fill_in
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_step_and_the_annotator_of_the_page_work(tmp_path):
+def test_the_examples_of_the_page_work(tmp_path):
     text = (ROOT / "docs" / "annotation-steps.md").read_text(encoding="utf-8")
     (steps,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     pipeline, annotator = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

@@ -1,4 +1,4 @@
-"""The study: a grid of models scored in both languages, whose new columns cost only their own calls."""
+"""The study: a grid of models scored in both languages; a new candidate costs only its own calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHINESE = {"happy": "高兴", "angry": "愤怒"}
 
 
 def answer(body: dict) -> str:
-    """A model's name says how well it does: what it hears stands in its clue, and the reader repeats the clue."""
+    """The name of a model decides its answer: its clue contains the emotion, and the reader repeats it."""
     fields = body["response_format"]["json_schema"]["schema"]["properties"]
     content = body["messages"][0]["content"]
     text = content if isinstance(content, str) else content[-1]["text"]
@@ -43,7 +43,7 @@ def asked_for(bodies: list[dict]) -> Counter:
 
 @pytest.fixture
 def clips(tmp_path) -> Path:
-    """Three sounds, all of somebody happy."""
+    """Three audio clips, all labelled happy."""
     manifest = write_clips(tmp_path / "clips", N)
     (tmp_path / "references.csv").write_text("id,labels\n" + "".join(f"clip{n:05d},happy\n" for n in range(N)))
     return manifest
@@ -86,7 +86,7 @@ def test_the_table_scores_every_choice_of_models_in_both_languages(clips, capsys
     assert "Percent, one run; mean of the five wheels at level 1" in text
 
 
-def test_a_new_column_costs_only_its_own_calls(clips):
+def test_a_new_candidate_costs_only_its_own_calls(clips):
     with ChatServer(answer) as server:
         first = ("audio=[openai:good-ear]", "merge=[openai:m]")
         run(clips, server.url, *first, "translate=[openai:t]")
@@ -98,13 +98,13 @@ def test_a_new_column_costs_only_its_own_calls(clips):
         new = Counter(
             (body["model"], body["response_format"]["json_schema"]["name"]) for body in server.requests[n_first:]
         )
-    # The other translator says the same, so the reader's question about it is answered already too.
+    # The other translation is the same, so the reader's question about it has a stored answer.
     assert new == {("other", "translate"): N}
     assert [row["translate"] for row in rows] == ["openai:t", "openai:other"]
     assert [row["calls"] for row in rows] == ["0", str(N)]
 
 
-def test_repeats_ask_anew_and_give_a_deviation(clips):
+def test_repeats_ask_again_and_give_a_deviation(clips):
     def moody(body: dict) -> str:
         model = "bad" if body.get("seed") == 1 else body["model"]
         return answer({**body, "model": model})
@@ -137,10 +137,10 @@ def test_a_study_runs_without_any_model(clips, capsys):
     assert lines[1].startswith("local  local  local  local")
     assert lines[2].startswith("none   local  local  local")
     nothing_left = lines[2].split()
-    assert nothing_left[-3:] == ["3", "3", "0"]  # clips of sound alone: without it, no label
+    assert nothing_left[-3:] == ["3", "3", "0"]  # audio clips: without sound, no labels
 
 
-def test_the_grid_leaves_out_rows_without_clues_and_says_what_is_missing(clips):
+def test_the_grid_leaves_out_choices_without_clues_and_reports_missing_columns(clips):
     one = {"x": None}
     cells = study.grid(
         {"audio": {"a": None, "none": None}, "video": {"v": None, "none": None}, "merge": one, "translate": one}
@@ -157,7 +157,7 @@ def test_the_grid_leaves_out_rows_without_clues_and_says_what_is_missing(clips):
         study.grid({"audio": one, "video": one, "merge": {"none": None}, "translate": one})
 
 
-def test_references_of_other_clips_are_refused(clips, capsys):
+def test_references_of_other_clips_are_an_error(clips, capsys):
     (clips.parent.parent / "references.csv").write_text("id,labels\nother,happy\n")
     code, _ = run(clips, "http://localhost:1/v1", "audio=[openai:a]", "merge=[openai:m]", "translate=[openai:t]")
     assert code == 2
@@ -173,7 +173,7 @@ def test_a_candidate_names_kind_model_and_server():
     assert composed.candidate("none", "video", common) is None
 
 
-def test_steps_of_a_pipeline_are_cut_to_what_labels_need():
+def test_a_pipeline_is_reduced_to_the_steps_that_labels_need():
     given = compose("annotate", ["pipeline=ov_merd"]).pipeline.steps
     english = study.study_steps(given, ["visual"], translated=False)
     assert [step.name for step in english] == ["transcribe", "measure", "acoustic", "disambiguate", "merge", "labels"]

@@ -1,4 +1,4 @@
-"""Records made up for tests."""
+"""Invented records for tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance, record
 
 SEEN = Clue("visual", "The eyes are wide open.", 0.5, 1.25, "toy")
 HEARD = Clue("acoustic", "The voice breaks off twice.", source="toy")
+DROPPED = ({"check": "refusal", "verdict": "drop", "reason": "As an AI"},)
 MEASURED = Provenance("measure", "measured")
 VOICE = Fact("voice_s", "acoustic", 1.5, "s")
 
 
 def record(name: str = "clip1", **changes) -> Annotation:
-    """A record with nothing wrong."""
+    """A record without findings."""
     usual = {
         "media_sha256": "0" * 64,
         "key": f"key of {name}",
@@ -34,7 +35,7 @@ def au(*units: int) -> tuple[Fact, ...]:
 
 
 def write_records(folder: Path, records) -> Path:
-    """A folder such as a run writes."""
+    """A folder as a run writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record_to_row(item), ensure_ascii=False) + "\n" for item in records]
     (folder / "records.jsonl").write_text("".join(lines), encoding="utf-8")
