@@ -1,1 +1,1 @@
-"""Published checkpoints -> base models and projections of this package."""
+"""Published checkpoints -> base models and pretrained projectors of this package."""

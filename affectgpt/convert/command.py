@@ -1,4 +1,4 @@
-"""What `python -m affectgpt.convert` does: convert checkpoints and print the report."""
+"""python -m affectgpt.convert: convert checkpoints and print the report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from affectgpt.config import ConvertConfig
 from affectgpt.runtime import InputError, UserError
 
-_SHOWN = 6  # names of tensors in a line; report.json has all
+_SHOWN = 6  # tensor names per line; report.json has all
 
 
 def report_text(report: Mapping[str, Any], out: Path) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = []
     for file in report["files"]:
         lines.append(f"{file['path']}  ({file['bytes'] / 1e6:,.1f} MB, sha256 {file['sha256'][:12]})")
@@ -43,7 +43,7 @@ def run(config: ConvertConfig) -> int:
     """Convert, print the report and return the exit code.
 
     Raises:
-        UserError: `out` holds something that may not be replaced.
+        UserError: `out` has contents that must not be replaced.
         ConvertError: a file cannot be used.
     """
     if not config.files or config.out is None:
@@ -56,8 +56,8 @@ def run(config: ConvertConfig) -> int:
             raise UserError(f"{out} exists and was not written by a conversion; name another folder with out=")
         if not config.overwrite:
             raise UserError(
-                f"{out} holds an earlier conversion; name another folder with out=, or replace it with overwrite=true "
-                "(give all files in one command then)"
+                f"{out} contains an earlier conversion; name another folder with out=, or set overwrite=true "
+                "to replace it (then give all files in one command)"
             )
     from affectgpt.convert.conversion import convert
 

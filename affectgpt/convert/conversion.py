@@ -1,4 +1,4 @@
-"""The whole conversion: files recognised, outputs made of them and written, and the report."""
+"""The conversion: recognise files, assemble and write the outputs, and report."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ REPORT = "report.json"
 def convert(
     paths: Sequence[Path], folder: Path, *, image_size: int | None = None, visual: str = "face"
 ) -> dict[str, Any]:
-    """Convert published files into the new folder `folder`; returns the report, which `report.json` there repeats.
+    """Convert published files to the new folder `folder`; returns the contents of its `report.json`.
 
-    An output that lacks something is not written, only reported; `report["complete"]` says whether all is well. If
-    nothing can be written there is no folder.
+    Incomplete outputs are not written, only reported; `report["complete"]` is true if all outputs are complete and no
+    tensor is unexpected. If no output is complete, no folder is made.
 
     Args:
         image_size: as in `outputs_of`.
         visual: as in `recognise`.
 
     Raises:
-        ConvertError: a file cannot be read or is not recognised, or two hold the same part.
+        ConvertError: a file cannot be read or is not recognised, or two files contain the same part.
     """
     files = [recognise(open_weights(path), visual) for path in paths]
     outputs = outputs_of(files, image_size=image_size)
@@ -73,8 +73,8 @@ def convert(
             if output.is_complete:
                 _write(output, target)
         write_json_atomic(target / REPORT, report)
-        os.chmod(target, 0o755)  # mkdtemp keeps others out
-        if folder.is_dir():  # an older conversion that may be replaced, or an empty folder
+        os.chmod(target, 0o755)  # mkdtemp denies others access
+        if folder.is_dir():  # an earlier conversion to replace, or an empty folder
             shutil.rmtree(folder)
         os.replace(target, folder)
     finally:
@@ -84,38 +84,38 @@ def convert(
 
 
 def outputs_of(files: Sequence[Recognised], *, image_size: int | None = None) -> list[Output]:
-    """What the files give together.
+    """The outputs of the files together.
 
     Args:
-        image_size: pixels that the image encoder shall take; None = as in the file, 448 beside MiniGPT-v2's parts.
+        image_size: input size of the image encoder in pixels; None = as in the file, or 448 with MiniGPT-v2's parts.
 
     Raises:
-        ConvertError: two files hold the same part.
+        ConvertError: two files contain the same part.
     """
     sources: dict[str, Source] = {}
-    homes: dict[str, Recognised] = {}
+    by_part: dict[str, Recognised] = {}
     for file in files:
         for part in file.parts:
-            if part.name in homes:
+            if part.name in by_part:
                 raise ConvertError(
-                    f"{homes[part.name].weights.path} and {file.weights.path} both hold: {part.title}; give one"
+                    f"{by_part[part.name].weights.path} and {file.weights.path} both contain: {part.title}; give one"
                 )
-            homes[part.name] = file
+            by_part[part.name] = file
         for ours, theirs in file.taken.items():
             if ours in sources and not ours.startswith("vision_model.post_layernorm"):
                 raise ConvertError(
-                    f"{sources[ours][0].path} and {file.weights.path} both give {ours}; convert them apart"
+                    f"{sources[ours][0].path} and {file.weights.path} both contain {ours}; convert them separately"
                 )
             sources.setdefault(ours, (file.weights, theirs))
     results = []
-    if "blip2" in homes or ("eva" in homes and "views" not in homes):
-        results.append(eva_qformer(sources, homes, image_size))
-    if "eva" in homes and "views" in homes:
-        results.append(eva(sources, homes, image_size or MINIGPT_IMAGE_SIZE))
+    if "blip2" in by_part or ("eva" in by_part and "views" not in by_part):
+        results.append(eva_qformer(sources, by_part, image_size))
+    if "eva" in by_part and "views" in by_part:
+        results.append(eva(sources, by_part, image_size or MINIGPT_IMAGE_SIZE))
     if any(name.startswith("projectors.") for name in sources):
-        results.append(projectors(sources, homes))
-    if "lora" in homes:
-        results.append(lora(sources, homes))
+        results.append(projectors(sources, by_part))
+    if "lora" in by_part:
+        results.append(lora(sources, by_part))
     return results
 
 

@@ -1,4 +1,4 @@
-"""Published files in, safetensors out: nothing from a file is run, and memory holds one tensor at a time."""
+"""Read published files without running code from them, and write safetensors with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from affectgpt.runtime import InputError, sha256_of_file
 
 
 class ConvertError(InputError):
-    """A file cannot be converted; the message says which, why, and what to do."""
+    """A file cannot be converted; the message says which, why, and what to do next."""
 
 
 @dataclass
 class Weights:
-    """The named tensors of one file, read when asked for.
+    """The named tensors of one file, read lazily.
 
     Attributes:
-        shapes: name -> shape, of every tensor.
+        shapes: name -> shape.
         dtypes: name -> torch dtype.
-        load: name -> tensor. Of files that can be mapped, only what is asked for gets into memory.
-        remarks: what a person should know about the file itself.
+        load: name -> tensor. If the file can be memory-mapped, only this tensor is read.
+        remarks: notes on the file for the report.
     """
 
     path: Path
@@ -46,13 +46,13 @@ class Weights:
 
 
 def open_weights(path: Path) -> Weights:
-    """Look into a .safetensors file or a file of `torch.save`, whatever it is called.
+    """Open a .safetensors file or a file of `torch.save`, whatever its name.
 
     Raises:
-        ConvertError: it is neither, it holds more than tensors and plain values, or it holds no named tensors.
+        ConvertError: it is neither, it contains objects other than tensors and plain values, or no named tensors.
     """
     if not path.is_file():
-        raise ConvertError(f"{path} does not exist or is no file")
+        raise ConvertError(f"{path} does not exist or is not a file")
     with path.open("rb") as file:
         head = file.read(9)
     if len(head) == 9 and head[8:] == b"{":  # eight bytes of length, then JSON
@@ -61,22 +61,22 @@ def open_weights(path: Path) -> Weights:
     try:
         if head.startswith(b"PK"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:  # before torch 1.6 files were one pickle, which cannot be mapped
+        else:  # files of torch before 1.6 are one pickle, which cannot be memory-mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
-            remarks.append("in torch's old format, so it was read whole into memory")
+            remarks.append("in torch's old format, so it was read into memory completely")
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class|operand)[^\n]*", str(error))
         raise ConvertError(
-            f"{path} is refused ({refused[0] if refused else str(error).splitlines()[0]}): it holds objects besides "
-            "tensors, or is no checkpoint, and opening such objects runs code from the file. If you trust its source, "
-            "open it in the program that wrote it, keep the tensors only and convert that file: "
+            f"{path} is refused ({refused[0] if refused else str(error).splitlines()[0]}): it contains objects other "
+            "than tensors, or is not a checkpoint, and opening such objects runs code from the file. If you trust its "
+            "source, open it in the program that wrote it, save only the tensors and convert that file: "
             "torch.save({'model': {k: v for k, v in checkpoint['model'].items()}}, 'tensors.pth')"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()
         raise ConvertError(
             f"{path} cannot be read ({reason[0] if reason else type(error).__name__}); "
-            "is the download complete, and is it a checkpoint at all?"
+            "is the download complete, and is it a checkpoint?"
         ) from error
     tensors = _tensors_of(content, path, remarks)
     return Weights(
@@ -102,11 +102,11 @@ def _open_safetensors(path: Path) -> Weights:
 
 
 def _tensors_of(content: Any, path: Path, remarks: list[str]) -> dict[str, Tensor]:
-    """The state dict in what `torch.load` gave: the dictionary itself, or the one it keeps under a usual name."""
+    """The state dict in the result of `torch.load`: the dictionary itself, or its entry with one of the usual names."""
     for key in ("model", "state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             if others := sorted(str(name) for name in content if name != key):
-                remarks.append(f"beside {key!r} it holds {', '.join(others)}: not used")
+                remarks.append(f"besides {key!r} it contains {', '.join(others)}: not used")
             content = content[key]
             break
     tensors = (
@@ -115,7 +115,7 @@ def _tensors_of(content: Any, path: Path, remarks: list[str]) -> dict[str, Tenso
         else {}
     )
     if not tensors:
-        raise ConvertError(f"{path} holds no dictionary of named tensors but {type(content).__name__}")
+        raise ConvertError(f"{path} contains {type(content).__name__} instead of a dictionary of named tensors")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -130,7 +130,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write; `load` makes it when its turn has come."""
+    """One tensor to write; `load` computes it just before it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -139,10 +139,10 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry]) -> int:
-    """Write tensors one after another, so that memory holds one at a time; returns the bytes of the file.
+    """Write tensors one after another, with one in memory at a time; returns the size of the file in bytes.
 
-    The library's own writer wants all of them at once. Format: eight bytes of header length, a JSON header with the
-    place of each tensor, then the bytes (github.com/huggingface/safetensors, Format).
+    The library's own writer needs all of them at once. Format: eight bytes of header length, a JSON header with the
+    offsets of each tensor, then the data (github.com/huggingface/safetensors, Format).
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -161,6 +161,6 @@ def write_safetensors(path: Path, entries: Sequence[Entry]) -> int:
         for entry in entries:
             tensor = entry.load().detach().to(entry.dtype).contiguous()
             if tuple(tensor.shape) != entry.shape:
-                raise ConvertError(f"{entry.name} is {list(tensor.shape)}, announced as {list(entry.shape)}")
+                raise ValueError(f"{entry.name} has shape {list(tensor.shape)}, its entry says {list(entry.shape)}")
             file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return path.stat().st_size

@@ -17,7 +17,7 @@ from affectgpt.convert.files import ConvertError, Entry
 from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
 from affectgpt.convert.parts import N_EVA_BLOCKS, PARTS, Recognised
 
-# What tensors do not show; the configurations of EVA-CLIP ViT-g and of BERT-base.
+# Settings that tensor shapes do not show, from the configurations of EVA-CLIP ViT-g and BERT-base.
 N_EVA_HEADS = 16
 N_QFORMER_LAYERS, N_QFORMER_HEADS = 12, 12
 CLIP_PIXELS = {
@@ -27,10 +27,10 @@ CLIP_PIXELS = {
 _FIRST = "qformer.encoder.layer.0"
 
 
-def eva_qformer(sources: Mapping[str, Source], homes: Mapping[str, Recognised], image_size: int | None) -> Output:
+def eva_qformer(sources: Mapping[str, Source], by_part: Mapping[str, Recognised], image_size: int | None) -> Output:
     """EVA + ln_vision + image Q-Former in the layout of transformers' BLIP-2."""
     output = Output("eva_qformer", "eva_qformer/model.safetensors")
-    lacking = [part for part in PARTS if part.name in ("eva", "blip2") and part.name not in homes]
+    lacking = [part for part in PARTS if part.name in ("eva", "blip2") and part.name not in by_part]
     if lacking:
         output.needs = [f"{part.title} (published as {part.found_in})" for part in lacking]
         return output
@@ -51,7 +51,7 @@ def eva_qformer(sources: Mapping[str, Source], homes: Mapping[str, Recognised], 
     )  # fmt: skip
     if key[-1] != vision_config.hidden_size:
         output.misshapen.append(
-            f"the image Q-Former reads states {key[-1]} wide, EVA gives {vision_config.hidden_size}: "
+            f"the image Q-Former takes states of width {key[-1]}, EVA gives {vision_config.hidden_size}: "
             "the two files belong to different models"
         )
     expected = {
@@ -70,21 +70,21 @@ def eva_qformer(sources: Mapping[str, Source], homes: Mapping[str, Recognised], 
     return output
 
 
-def eva(sources: Mapping[str, Source], homes: Mapping[str, Recognised], image_size: int) -> Output:
-    """EVA as MiniGPT-v2 and Emotion-LLaMA run it: larger pictures, and a final norm that was never loaded.
+def eva(sources: Mapping[str, Source], by_part: Mapping[str, Recognised], image_size: int) -> Output:
+    """EVA as used by MiniGPT-v2 and Emotion-LLaMA: larger images, and a final norm without loaded weights.
 
-    Their ln_vision is frozen and stands in no file that they read, so it does nothing but normalise.
+    Their code freezes ln_vision and reads no file that contains it, so its weight is 1 and its bias 0.
     """
     output = Output("eva", "eva/model.safetensors")
     vision_config = _vision_config(shapes_of(sources, "vision_model."), output)
     if vision_config is None:
         return output
     entries = _vision_entries(sources)
-    own = homes["views"].taken
+    own = by_part["views"].taken
     for name, value in (("weight", 1.0), ("bias", 0.0)):
         key, shape = f"vision_model.post_layernorm.{name}", (vision_config.hidden_size,)
         if key in own:
-            entries[key] = entry_of(key, (homes["views"].weights, own[key]))
+            entries[key] = entry_of(key, (by_part["views"].weights, own[key]))
         else:
             entries[key] = Entry(key, shape, torch.float32, partial(torch.full, shape, value))
     output.fill(state_shapes(lambda: Blip2VisionModel(vision_config), "vision_model."), entries)
@@ -95,7 +95,7 @@ def eva(sources: Mapping[str, Source], homes: Mapping[str, Recognised], image_si
 
 
 def _vision_config(shapes: Mapping[str, tuple[int, ...]], output: Output) -> Blip2VisionConfig | None:
-    """EVA's sizes out of its shapes; None, with what is missing noted, if they cannot be told."""
+    """EVA's sizes, from its tensor shapes; None if they cannot be determined (the reason is added to `output`)."""
     names = ("embeddings.position_embedding", "embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
     output.missing += [f"vision_model.{name}" for name in names if name not in shapes]
     if output.missing:
@@ -103,7 +103,7 @@ def _vision_config(shapes: Mapping[str, tuple[int, ...]], output: Output) -> Bli
     positions, patches, wide = (shapes[name] for name in names)
     side = math.isqrt(max(0, positions[1] - 1))
     if side * side != positions[1] - 1:
-        output.misshapen.append(f"pos_embed is {list(positions)}: {positions[1] - 1} patches are no square")
+        output.misshapen.append(f"pos_embed is {list(positions)}: {positions[1] - 1} is not a square number of patches")
         return None
     return Blip2VisionConfig(
         hidden_size=positions[2], num_hidden_layers=N_EVA_BLOCKS, num_attention_heads=N_EVA_HEADS,
@@ -112,7 +112,7 @@ def _vision_config(shapes: Mapping[str, tuple[int, ...]], output: Output) -> Bli
 
 
 def _vision_entries(sources: Mapping[str, Source]) -> dict[str, Entry]:
-    """Tensors of `Blip2VisionModel`; the biases of queries and values become one, with zeros for the keys between."""
+    """Tensors of `Blip2VisionModel`; the biases of queries, keys (zero) and values become one tensor."""
     entries = {}
     vision = {name: source for name, source in sources.items() if name.startswith("vision_model.")}
     for name, source in vision.items():
@@ -134,11 +134,11 @@ def _join_biases(queries: Source, values: Source) -> Tensor:
 
 
 def _resize(output: Output, config: Blip2VisionConfig, image_size: int | None) -> None:
-    """Make encoder and position embeddings fit another size of picture."""
+    """Set another image size and interpolate the position embeddings to it."""
     if image_size is None or image_size == config.image_size:
         return
     if image_size % config.patch_size:
-        raise ConvertError(f"image_size={image_size} is no multiple of EVA's patches of {config.patch_size} pixels")
+        raise ConvertError(f"image_size={image_size} is not a multiple of EVA's patch size {config.patch_size}")
     side = image_size // config.patch_size
     config.image_size = image_size
     for place, entry in enumerate(output.entries):
@@ -148,7 +148,7 @@ def _resize(output: Output, config: Blip2VisionConfig, image_size: int | None) -
 
 
 def _interpolated(entry: Entry, side: int) -> Tensor:
-    """Position embeddings for side x side patches; the class token keeps its own."""
+    """Position embeddings for side x side patches; that of the class token is unchanged."""
     table = entry.load().float()  # [1, 1 + n*n, E]
     n = math.isqrt(table.shape[1] - 1)
     grid = table[:, 1:].unflatten(1, (n, n)).permute(0, 3, 1, 2)  # [1, E, n, n]

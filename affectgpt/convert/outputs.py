@@ -1,4 +1,4 @@
-"""What a conversion writes, checked against the tensors that the model has."""
+"""The outputs of a conversion, checked against the tensors of the model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from affectgpt.convert.files import Entry, Weights
 
 @dataclass
 class Output:
-    """One thing to write: a folder with its tensors and settings.
+    """One output: a file of tensors, and settings next to it.
 
     Attributes:
         name: "eva_qformer", "eva", "projectors" or "lora".
-        weights: file of the tensors, below the folder of the conversion.
-        entries: tensors by our names.
-        missing, misshapen: what keeps it from being complete.
-        needs: in words, what must be given along.
-        settings: file name beside the tensors -> JSON value.
+        weights: path of the tensor file in the folder of the conversion.
+        entries: tensors, with our names.
+        missing, misshapen: tensors that the model needs and that are missing or have another shape.
+        needs: descriptions of the files that must be converted together with the given ones.
+        settings: name of a file next to the tensors -> JSON value.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Output:
         return bool(self.entries) and not (self.missing or self.misshapen or self.needs)
 
     def fill(self, expected: Mapping[str, tuple[int, ...]], entries: Mapping[str, Entry]) -> None:
-        """Take the entries and note how they differ from the tensors that the model has."""
+        """Add the entries and note how they differ from the tensors of the model."""
         self.entries += list(entries.values())
         self.missing += sorted(set(expected) - set(entries))
         self.misshapen += [
@@ -46,11 +46,11 @@ class Output:
             for name, shape in sorted(expected.items())
             if name in entries and entries[name].shape != shape
         ]
-        self.misshapen += [f"{name} has no place in the model" for name in sorted(set(entries) - set(expected))]
+        self.misshapen += [f"{name} is not in the model" for name in sorted(set(entries) - set(expected))]
 
 
 Source = tuple[Weights, str]
-"""A file and the name of a tensor in it."""
+"""A file, and the name of a tensor in it."""
 
 
 def shapes_of(sources: Mapping[str, Source], prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -67,6 +67,6 @@ def entry_of(name: str, source: Source, dtype: torch.dtype | None = None) -> Ent
 
 
 def state_shapes(make: Callable[[], nn.Module], prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a module's tensors, built without memory."""
+    """Name -> shape of a module's tensors; the module is made on the meta device."""
     with torch.device("meta"):
         return {f"{prefix}{name}": tuple(tensor.shape) for name, tensor in make().state_dict().items()}

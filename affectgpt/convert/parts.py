@@ -1,7 +1,7 @@
-"""What the published files hold: each part a table of names, theirs to ours.
+"""The contents of published files: for each part, a table from their tensor names to ours.
 
-A file is recognised by the names of its tensors, never by its own name, and may hold several parts: an image encoder,
-an image Q-Former, projections of one branch, adapters.
+A file is recognised by its tensor names, not by its file name, and may contain several parts: an image encoder, an
+image Q-Former, projectors of a branch, adapters.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from affectgpt.convert.files import ConvertError, Weights
 
 N_EVA_BLOCKS = 39
-VISUAL = "<visual>"  # stands for the branch that AffectGPT's (2025) one visual projection was trained on
+VISUAL = "<visual>"  # placeholder for the branch that the visual projection of AffectGPT (2025) was trained on
 
 
 Rule = tuple[str, str]
-"""(pattern of their whole name, our name) or (pattern, reason to leave it out)."""
+"""(regular expression for their name, our name) or (regular expression, reason to leave the tensor out)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that a published file may hold.
+    """A part that a published file may contain.
 
     Attributes:
-        marks: a file holds the part if each of these patterns is one of its names.
+        marks: a file contains the part if each of these patterns matches one of its tensor names.
         takes: their names -> ours.
         drops: names that are left out on purpose, with the reason.
-        found_in: the published file that holds it, for messages.
-        unless: a name that speaks against it.
+        found_in: the published file with this part, for messages.
+        unless: a file with a matching name does not contain the part.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Part:
 
 
 def _qformer(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A Q-Former as a BERT with cross-attention -> transformers' `Blip2QFormerModel`."""
+    """A Q-Former implemented as BERT with cross-attention -> transformers' `Blip2QFormerModel`."""
     layer = rf"{theirs}\.bert\.encoder\.layer\.(\d+)"
     return (
         (rf"{theirs}\.bert\.embeddings\.LayerNorm\.(\w+)", rf"{ours}.layernorm.\1"),
@@ -67,11 +67,11 @@ def _qformer(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
-def _not_of_queries(qformer: str) -> tuple[Rule, ...]:
+def _unused_in(qformer: str) -> tuple[Rule, ...]:
     return (
-        (rf"{qformer}\.bert\.embeddings\.position_ids", "counter, no weight"),
-        (rf"{qformer}\.bert\.embeddings\.(word|position)_embeddings\..*", "word embeddings; queries are no words"),
-        (rf"{qformer}\.cls\..*", "head that predicts words"),
+        (rf"{qformer}\.bert\.embeddings\.position_ids", "buffer, not a weight"),
+        (rf"{qformer}\.bert\.embeddings\.(word|position)_embeddings\..*", "word embeddings, not used by queries"),
+        (rf"{qformer}\.cls\..*", "language-modelling head"),
         (rf"{qformer}\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*", "feed-forward of text tokens"),
     )
 
@@ -92,14 +92,14 @@ def _linear(theirs: str, ours: str) -> Rule:
 
 
 STRAY: tuple[Rule, ...] = (
-    (r".*rotary_emb\.inv_freq", "counter, no weight"),
-    (r".*position_ids", "counter, no weight"),
+    (r".*rotary_emb\.inv_freq", "buffer, not a weight"),
+    (r".*position_ids", "buffer, not a weight"),
 )
 
 _LORA = r"llama_model\.base_model\.model\.(.+)"
 _BLOCK = r"(?:visual_encoder\.)?blocks\.(\d+)"
 _LAYER = r"vision_model.encoder.layers.\1"
-_LAST_BLOCK = "block behind the 39th, whose output is what BLIP-2 and its successors read"
+_LAST_BLOCK = "block after the 39th, whose output is what BLIP-2 and its successors use"
 
 PARTS: tuple[Part, ...] = (
     Part(
@@ -119,8 +119,8 @@ PARTS: tuple[Part, ...] = (
         ),
         drops=(
             (rf"(?:visual_encoder\.)?blocks\.(?:{N_EVA_BLOCKS}|[4-9]\d|\d{{3,}})\..*", _LAST_BLOCK),
-            (r"(?:visual_encoder\.)?(fc_norm|norm|head|lm_head)\..*", "norm or head of another use of EVA"),
-            (r"(?:visual_encoder\.)?mask_token", "token of EVA's own pretraining"),
+            (r"(?:visual_encoder\.)?(fc_norm|norm|head|lm_head)\..*", "norm or head that BLIP-2 does not use"),
+            (r"(?:visual_encoder\.)?mask_token", "mask token of EVA's pretraining"),
         ),
     ),
     Part(
@@ -134,7 +134,7 @@ PARTS: tuple[Part, ...] = (
             *_qformer("Qformer", "qformer"),
         ),
         drops=(
-            *_not_of_queries("Qformer"),
+            *_unused_in("Qformer"),
             (r"(t5|opt|llm)_proj\..*", "projection to BLIP-2's own LLM"),
             (r"(t5|opt|llm)_model\..*", "BLIP-2's own LLM"),
             (r"(vision_proj|text_proj|itm_head)\..*|temp", "head of BLIP-2's first stage"),
@@ -142,22 +142,22 @@ PARTS: tuple[Part, ...] = (
     ),
     Part(
         "frames",
-        "Q-Former projections of the frames (Video-LLaMA visual branch)",
+        "Q-Former projector of the frames (Video-LLaMA visual branch)",
         "the visual branch of Video-LLaMA, VL_LLaMA_2_7B_*.pth",
         marks=(r"video_query_tokens",),
         takes=_branch("video", "frames", "video_frame_position_embedding", "(?:llama|affectgpt)_proj"),
         drops=(
-            *_not_of_queries("video_Qformer"),
-            (r"image_llama_proj\..*", "projection of single images, which no prompt here uses"),
+            *_unused_in("video_Qformer"),
+            (r"image_llama_proj\..*", "projection of single images, which no prompt uses"),
         ),
     ),
     Part(
         "audio",
-        "Q-Former projections of the sound (Video-LLaMA audio branch)",
+        "Q-Former projector of the audio (Video-LLaMA audio branch)",
         "the audio branch of Video-LLaMA, AL_LLaMA_2_7B_*.pth",
         marks=(r"audio_query_tokens",),
         takes=_branch("audio", "audio", "audio_position_embedding", "audio_llama_proj"),
-        drops=_not_of_queries("audio_Qformer"),
+        drops=_unused_in("audio_Qformer"),
     ),
     Part(
         "visual",
@@ -168,11 +168,11 @@ PARTS: tuple[Part, ...] = (
             _linear("video_attention_mlp", f"projectors.{VISUAL}.project.score"),
             _linear("affectgpt_proj", f"projectors.{VISUAL}.project.output"),
         ),
-        drops=((r"image_llama_proj\..*", "projection of single images, which no prompt here uses"),),
+        drops=((r"image_llama_proj\..*", "projection of single images, which no prompt uses"),),
     ),
     Part(
         "sound",
-        "weighted sum of the sound windows (AffectGPT, 2025)",
+        "weighted sum of the audio windows (AffectGPT, 2025)",
         "checkpoint_*.pth of an AffectGPT run of 2025",
         marks=(r"audio_attention_mlp\.weight", r"audio_llama_proj\.weight"),
         takes=(
@@ -204,9 +204,7 @@ PARTS: tuple[Part, ...] = (
             _linear("cls_tk_llama_proj", "projectors.frames.project.class_output"),
             _linear("ln_vision", "vision_model.post_layernorm"),
         ),
-        drops=(
-            (r"attention\.(feats_prep|attention_mlp|fc_att|fc_out)\..*", "classifier of six emotions beside the LLM"),
-        ),
+        drops=((r"attention\.(feats_prep|attention_mlp|fc_att|fc_out)\..*", "auxiliary classifier of six emotions"),),
     ),
     Part(
         "utterance",
@@ -234,13 +232,13 @@ BY_NAME = {part.name: part for part in PARTS}
 
 @dataclass
 class Recognised:
-    """What one file gives.
+    """A file and its parts.
 
     Attributes:
         taken: our name -> theirs.
-        part_of: our name -> the part that it belongs to.
+        part_of: our name -> name of the part.
         dropped: reason -> their names.
-        unexpected: their names that no part knows.
+        unexpected: their names that match no rule.
     """
 
     weights: Weights
@@ -259,11 +257,11 @@ def recognise(weights: Weights, visual: str = "face") -> Recognised:
     """Find the parts of a file and sort its tensors into taken, left out on purpose and unexpected.
 
     Args:
-        visual: what the one visual branch of AffectGPT (2025) was trained on, "face" or "frames"; its tensors are named
-            alike for both.
+        visual: the input that the visual branch of AffectGPT (2025) was trained on, "face" or "frames"; the tensor
+            names are the same for both.
 
     Raises:
-        ConvertError: no part is in it; lists what it holds and which parts exist.
+        ConvertError: it contains no known part; lists its tensors and the known parts.
     """
     parts = [part for part in PARTS if part.is_in(weights.shapes)]
     if not parts:
@@ -271,8 +269,8 @@ def recognise(weights: Weights, visual: str = "face") -> Recognised:
         shown = ", ".join(f"{name} {list(weights.shapes[name])}" for name in names[:8])
         known = "\n".join(f"  {part.title}: {', '.join(map(_readable, part.marks))}" for part in PARTS)
         raise ConvertError(
-            f"{weights.path} is not recognised. It holds {len(names)} tensors: {shown}{' ...' if names[8:] else ''}\n"
-            f"Known are files with these tensors:\n{known}"
+            f"{weights.path} is not recognised; it has {len(names)} tensors: {shown}{' ...' if names[8:] else ''}\n"
+            f"Known parts and the tensors that identify them:\n{known}"
         )
     found = Recognised(weights, parts)
     drops = [*STRAY, *(rule for part in parts for rule in part.drops)]
@@ -284,7 +282,7 @@ def recognise(weights: Weights, visual: str = "face") -> Recognised:
             if rule := next((rule for rule in part.takes if re.fullmatch(rule[0], name)), None):
                 ours = re.sub(rule[0], rule[1].replace(VISUAL, visual), name)
                 if ours in found.taken:
-                    raise ConvertError(f"{weights.path}: {found.taken[ours]} and {name} are both {ours}; keep one")
+                    raise ConvertError(f"{weights.path}: {found.taken[ours]} and {name} both become {ours}; keep one")
                 found.taken[ours], found.part_of[ours] = name, part.name
                 break
         else:

@@ -1,4 +1,4 @@
-"""The trained parts: projections of the branches, and adapters of the LLM."""
+"""The trained parts: projectors of the branches, and adapters of the LLM."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from affectgpt.models.pretrained import PROJECTORS, PROJECTORS_JSON
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.schema import MODALITIES
 
-# What tensors do not show.
+# Settings that tensor shapes do not show.
 N_BRANCH_LAYERS, N_BRANCH_HEADS = 2, 12  # Video-LLaMA's video and audio Q-Former
-LORA_ALPHA = {"visual": 32, "views": 16}  # part -> alpha of the LoRA that came with it; the tensors do not show it
-GROUP_SIZE = 4  # patches that MiniGPT-v2 puts side by side
+LORA_ALPHA = {"visual": 32, "views": 16}  # part -> alpha of the LoRA in the same file
+GROUP_SIZE = 4  # patches that MiniGPT-v2 concatenates
 MINIGPT_IMAGE_SIZE = 448
 
 
-def _projector_config(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]]) -> ProjectorArchitecture:
-    """What the tensors `shapes` of a branch belong to; raises KeyError naming one that it cannot be told without."""
+def _architecture(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]]) -> ProjectorArchitecture:
+    """The architecture of a branch with tensors of these shapes; raises KeyError naming a tensor that is missing."""
     if part in ("frames", "audio"):
         queries = shapes["project.queries"]
         return ProjectorArchitecture(
@@ -57,17 +57,17 @@ def _projector_config(part: str, branch: str, shapes: Mapping[str, tuple[int, ..
     return ProjectorArchitecture("linear", size, 1)
 
 
-def projectors(sources: Mapping[str, Source], homes: Mapping[str, Recognised]) -> Output:
-    """`projectors.safetensors` in fp32, and a JSON file that says what each branch is and where it comes from."""
+def projectors(sources: Mapping[str, Source], by_part: Mapping[str, Recognised]) -> Output:
+    """`projectors.safetensors` in fp32, and a JSON file with the architecture and source of each branch."""
     output = Output("projectors", PROJECTORS)
     branches: dict[str, Any] = {}
     widths = set()
-    for part, home in homes.items():
-        for branch in sorted({name.split(".")[1] for name in home.taken_by(part) if name.startswith("projectors.")}):
+    for part, file in by_part.items():
+        for branch in sorted({name.split(".")[1] for name in file.taken_by(part) if name.startswith("projectors.")}):
             prefix = f"projectors.{branch}."
             shapes = shapes_of(sources, prefix)
             try:
-                config = _projector_config(part, branch, shapes)
+                config = _architecture(part, branch, shapes)
                 width = shapes["output.weight" if config.sources else "project.output.weight"][0]
             except KeyError as error:
                 output.missing.append(f"{prefix}{error.args[0]}")
@@ -83,11 +83,11 @@ def projectors(sources: Mapping[str, Source], homes: Mapping[str, Recognised]) -
             branches[branch] = {
                 "projector": asdict(config),
                 "part": BY_NAME[part].title,
-                "file": home.weights.path.name,
-                "sha256": home.weights.sha256,
+                "file": file.weights.path.name,
+                "sha256": file.weights.sha256,
             }
     if len(widths) > 1:
-        output.misshapen.append(f"the branches end at LLMs of different widths: {sorted(widths)}")
+        output.misshapen.append(f"the branches belong to LLMs of different widths: {sorted(widths)}")
     output.settings[PROJECTORS_JSON] = {
         "format": 1,
         "llm_width": max(widths, default=None),
@@ -98,20 +98,20 @@ def projectors(sources: Mapping[str, Source], homes: Mapping[str, Recognised]) -
 
 
 def _audio_first(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """AffectGPT's pre-fusion puts the pictures before the sound, ours the sound first: exchange the halves."""
+    """AffectGPT's pre-fusion has visual before audio, ours has audio first: swap the halves."""
     for name, dim in (("mix.weight", 1), ("score.weight", 0), ("score.bias", 0)):
         if (entry := entries.get(f"projectors.multi.{name}")) is not None:
-            entries[entry.name] = replace(entry, load=partial(_halves_exchanged, entry, dim))
+            entries[entry.name] = replace(entry, load=partial(_swapped_halves, entry, dim))
     return entries
 
 
-def _halves_exchanged(entry: Entry, dim: int) -> Tensor:
+def _swapped_halves(entry: Entry, dim: int) -> Tensor:
     first, second = entry.load().chunk(2, dim=dim)
     return torch.cat([second, first], dim=dim)
 
 
-def lora(sources: Mapping[str, Source], homes: Mapping[str, Recognised]) -> Output:
-    """Adapters in peft's own layout; `alpha` is known from the code that they come with."""
+def lora(sources: Mapping[str, Source], by_part: Mapping[str, Recognised]) -> Output:
+    """Adapters in peft's layout; alpha is taken from the published code."""
     output = Output("lora", "lora/adapter_model.safetensors")
     own = {name: source for name, source in sources.items() if ".lora_" in name}
     shapes = shapes_of(own)
@@ -132,18 +132,18 @@ def lora(sources: Mapping[str, Source], homes: Mapping[str, Recognised]) -> Outp
             f"adapter of layer {layer}, {module}" for module in sorted(adapted - layers.get(layer, set()))
         ]
     output.entries = [entry_of(name, source, torch.float32) for name, source in sorted(own.items())]
-    alpha = next((alpha for part, alpha in LORA_ALPHA.items() if part in homes), None)
+    alpha = next((alpha for part, alpha in LORA_ALPHA.items() if part in by_part), None)
     if alpha is None:
         output.needs = [
-            "projections of AffectGPT (2025), MiniGPT-v2 or Emotion-LLaMA in the same file, which tell alpha"
+            "projectors of AffectGPT (2025), MiniGPT-v2 or Emotion-LLaMA in the same file, which determine alpha"
         ]
-    home = homes["lora"].weights
+    weights = by_part["lora"].weights
     output.settings = {
         "adapter_config.json": {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": max(ranks, default=None), "lora_alpha": alpha,
             "lora_dropout": 0.05, "bias": "none", "inference_mode": True, "base_model_name_or_path": None,
             "target_modules": sorted({module.rpartition(".")[2] for module in adapted}),
         },
-        "source.json": {"file": home.path.name, "sha256": home.sha256},
+        "source.json": {"file": weights.path.name, "sha256": weights.sha256},
     }  # fmt: skip
     return output

@@ -1,23 +1,23 @@
-"""Text and media of a sample -> the tensors that the model reads, and batches of them.
+"""Text and media of a sample -> the model's input tensors, and batches of them.
 
-All preprocessing is written here once, for training, caching and inference alike: chat format, placeholders, image size
-and normalisation, sound windows and normalisation.
+All preprocessing for training, caching and inference is here: chat format, placeholders, image size and normalisation,
+audio windows and normalisation.
 
-The batch dictionary. B = samples in the batch; N_m = samples that have modality m: those rows stand in batch order, a
-sample without the modality has no row. W windows of sound of S samples, T frames, L text tokens:
+The batch dictionary. B = samples in the batch; N_m = samples that have modality m, in batch order: a sample without the
+modality has no row. W audio windows of S samples, T frames, L text tokens:
 
-    input_ids            [B, L]  int64    placeholders repeated once per soft token
+    input_ids            [B, L]  int64    each placeholder repeated once per soft token
     attention_mask       [B, L]  int64    1 = real, also for a real end-of-turn token that equals the padding token
     labels               [B, L]  int64    -100 except on the answer and its end-of-turn token
-    input_values         [N_audio, W, S]  float32    normalised sound at 16 kHz
-    input_lengths        [N_audio, W]     int64      true samples of each window, 0 = no such window
+    input_values         [N_audio, W, S]  float32    normalised audio at 16 kHz
+    input_lengths        [N_audio, W]     int64      number of real samples in each window, 0 = no such window
     pixel_values              [N_frames, T, 3, H, W]       float32
     pixel_values_videos       [N_motion, T, 3, H, W]       float32
-    pixel_values_faces        [N_face, T, 3, H, W]         float32    face crops, stretched and normalised like frames
+    pixel_values_faces        [N_face, T, 3, H, W]         float32    face crops, resized and normalised like frames
     pixel_values_face_videos  [N_face_motion, T, 3, H, W]  float32
     <m>_states, <m>_states_mask    [N_m, T, E], [N_m, T] bool    cached encoder states instead of that modality's media
-    multi_rows                [N_multi, S] int64    models with a pre-fusion: for each sample that shows any of the S
-                                                    fused modalities its row in each of them; -1 = it lacks that one
+    multi_rows                [N_multi, S] int64    models with a pre-fusion: for each sample with any of the S fused
+                                                    modalities, its row in each of them; -1 = it lacks this one
 
 A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each sample, and no attention_mask.
 """
@@ -55,7 +55,7 @@ BATCH_MEDIA_KEYS = (
 
 PROMPT_FORMATS = ("auto", "chat", "vicuna")
 VICUNA_SYSTEM = "A chat between a person with a question and an assistant who watches, listens and explains with care."
-# Llama 3's templates write today's date into the prompt unless they are given one; a prompt must not change overnight.
+# Llama 3's templates put today's date into the prompt unless a date is given; prompts must not change from day to day.
 _TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _SENTINEL = "AffectGPTAnswer"
 
@@ -64,14 +64,14 @@ class AffectGPTProcessor(ProcessorMixin):
     """Turns messages and media into model inputs.
 
     Args:
-        tokenizer: the LLM's tokenizer. Placeholders are added to it as special tokens; the LLM's embedding stays as is.
-        branches: modality -> settings. All have `n_tokens` (soft tokens a sample). audio: `rate_hz`, `window_s`,
+        tokenizer: the LLM's tokenizer. Placeholders are added as special tokens; the LLM's embedding is not resized.
+        branches: slot -> settings. All have `n_tokens` (soft tokens per sample). audio: `rate_hz`, `window_s`,
             `max_windows`, `window_mode` ("cover" or "fixed"), `normalize` (zero mean, unit variance), `min_samples`.
-            pictures: `n_frames`, `height`, `width`, `mean`, `std`. multi: `sources`, the modalities that are fused.
-            `unless` names a modality beside which the branch is not shown (frames that stand in for a missing face).
+            images and video: `n_frames`, `height`, `width`, `mean`, `std`. multi: `sources`, the fused modalities.
+            `unless` names a modality: samples that have it do not show this branch (frames as a substitute for a face).
         prompt_format: "chat" = the tokenizer's chat template, "vicuna" = Vicuna's USER / ASSISTANT text, "auto" = chat
             if the tokenizer has a template.
-        max_tokens: longest text that the LLM takes; None = unlimited.
+        max_tokens: maximum number of text tokens; None = unlimited.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class AffectGPTProcessor(ProcessorMixin):
         self.branches = {name: dict(branches[name]) for name in SLOTS if name in (branches or {})}
         self.prompt_format = prompt_format
         self.max_tokens = max_tokens
-        slots = (*MODALITIES, "multi")  # in order of age: a tokenizer saved with the first of them keeps its ids
+        slots = (*MODALITIES, "multi")  # oldest first, so that the ids in older saved tokenizers stay valid
         tokenizer.add_special_tokens(
             {"extra_special_tokens": [PLACEHOLDERS[name] for name in slots]}, replace_extra_special_tokens=False
         )
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token  # padding is known by position, so the two may share an id
+            tokenizer.pad_token = tokenizer.eos_token  # padding is identified by position, so the two may share an id
         self.placeholder_token_ids = {name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in slots}
         added = sorted((str(token) for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in added))
@@ -106,11 +106,11 @@ class AffectGPTProcessor(ProcessorMixin):
     # ---------------------------------------------------------------- text
 
     def plain(self, text: str) -> str:
-        """`text` such that the tokenizer finds no control token or placeholder in it: `<audio>` becomes `< audio>`."""
+        """`text` with control tokens and placeholders made harmless: `<audio>` becomes `< audio>`."""
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text up to where the answer begins, placeholders repeated once per soft token."""
+        """The text up to the answer, each placeholder repeated once per soft token."""
         messages, turns = list(messages), []
         if messages[-1][0] == "assistant":
             messages.pop()
@@ -121,22 +121,22 @@ class AffectGPTProcessor(ProcessorMixin):
         return self._format(turns)
 
     def visible(self, modalities: Iterable[str]) -> tuple[str, ...]:
-        """Those of a sample's modalities that the prompt should show: without stand-ins for what is there."""
+        """The modalities of a sample that its prompt shows: all but those hidden by their branch's `unless`."""
         modalities = tuple(modalities)
         return tuple(name for name in modalities if self.branches.get(name, {}).get("unless") not in modalities)
 
     def slots_of(self, shown: Iterable[str]) -> tuple[str, ...]:
-        """The soft-token branches of a prompt that shows these modalities: theirs, ahead of them the pre-fusion's."""
+        """The branches with soft tokens in a prompt that shows these modalities; the pre-fusion comes first."""
         shown = tuple(shown)
         fused = {*self.branches.get("multi", {}).get("sources", ())} & {*shown}
         return ("multi", *shown) if fused else shown
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's token ids; training and inference both start with exactly these."""
+        """The prompt's token ids, the same in training and inference."""
         return self._ids(self.prompt_text(messages))
 
     def _format(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
-        """The chat text; `answered` = the last turn is the assistant's and nothing is to be continued."""
+        """The chat text; `answered` = the last turn is a complete answer of the assistant."""
         if self.prompt_format == "chat":
             return self.tokenizer.apply_chat_template(
                 [{"role": role, "content": content} for role, content in turns],
@@ -150,37 +150,37 @@ class AffectGPTProcessor(ProcessorMixin):
         return text if answered else f"{text}ASSISTANT:"
 
     def _ids(self, text: str) -> list[int]:
-        """Token ids of a formatted text. Chat templates write the beginning-of-sequence token themselves."""
+        """Token ids of a formatted text. Chat templates include the beginning-of-sequence token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.prompt_format == "vicuna" and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id, *ids]
         return ids
 
     def _end_of_turn(self) -> list[int]:
-        """Ids that close an answer: what the template writes behind one if those are control tokens, else eos."""
+        """Ids that end an answer: the text that the template adds after it if it is all control tokens, else eos."""
         text = self._format([("user", _SENTINEL), ("assistant", _SENTINEL)], answered=True)
         end = text.rpartition(_SENTINEL)[2].strip()
         ids = self.tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
         if ids and all(token in self.tokenizer.added_tokens_decoder for token in ids):
             return ids
         if self.tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end-of-sequence token, and its chat template ends no turn with one")
+            raise InputError("neither the tokenizer nor its chat template has an end-of-turn token")
         return [self.tokenizer.eos_token_id]
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Generation ends on any of these."""
+        """Ids that end generation."""
         stops = [self.end_ids[0], self.tokenizer.eos_token_id]
         return sorted({token for token in stops if token is not None})
 
     def _answer_ids(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
-        """Ids of the answer and its end-of-turn token, as they follow this prompt."""
+        """Ids of the answer after this prompt, with its end-of-turn token."""
         text = self.plain(answer.strip())
         gap = "" if prompt[-1:].isspace() else " "
-        whole = self._ids(prompt + gap + text)
-        if whole[: len(prompt_ids)] == prompt_ids:
-            ids = whole[len(prompt_ids) :]
-        else:  # the tokenizer would merge the answer's beginning into the prompt
+        joint = self._ids(prompt + gap + text)
+        if joint[: len(prompt_ids)] == prompt_ids:
+            ids = joint[len(prompt_ids) :]
+        else:  # the tokenizer would merge the start of the answer with the prompt
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids + self.end_ids
 
@@ -194,22 +194,22 @@ class AffectGPTProcessor(ProcessorMixin):
             )
         return self.branches[modality]
 
-    def sound(self, samples: np.ndarray, rate_hz: int) -> dict[str, Tensor]:
+    def audio(self, samples: np.ndarray, rate_hz: int) -> dict[str, Tensor]:
         """Mono samples [S] -> `input_values` [W, S'] and `input_lengths` [W].
 
-        The whole sound is normalised before it is cut, so that a quiet window stays quiet beside a loud one.
+        Normalised before it is cut into windows, so that a quiet window stays quieter than a loud one.
         """
         branch = self._branch("audio")
         samples = np.asarray(samples, dtype=np.float32)
         if samples.ndim != 1 or rate_hz != branch["rate_hz"]:
-            raise InputError(
+            raise ValueError(
                 f"audio: found {rate_hz} Hz with shape {samples.shape}; expected mono samples [S] at "
-                f"{branch['rate_hz']} Hz, as affectgpt.media.read_audio gives"
+                f"{branch['rate_hz']} Hz, as from affectgpt.media.read_audio"
             )
         if len(samples) < branch["min_samples"]:
             raise InputError(
-                f"audio: {len(samples)} samples ({len(samples) / rate_hz:.4f} s) are too short for the encoder, which "
-                f"needs {branch['min_samples']}; leave audio out of this sample's modalities"
+                f"audio: {len(samples)} samples ({len(samples) / rate_hz:.4f} s) are too few for the encoder, which "
+                f"needs {branch['min_samples']}; remove audio from this sample's modalities"
             )
         if branch["normalize"]:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
@@ -226,13 +226,13 @@ class AffectGPTProcessor(ProcessorMixin):
         }
 
     def images(self, modality: str, images: np.ndarray) -> Tensor:
-        """RGB frames uint8 [T, H, W, 3] of any size -> [T, 3, H', W'], stretched bicubically and normalised."""
+        """RGB frames uint8 [T, H, W, 3] of any size -> [T, 3, H', W'], resized bicubically and normalised."""
         branch = self._branch(modality)
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
+            raise ValueError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
         if len(images) != branch["n_frames"]:
-            raise InputError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
+            raise ValueError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
         size, bicubic = (branch["width"], branch["height"]), Image.Resampling.BICUBIC
         resized = np.stack([np.asarray(Image.fromarray(image).resize(size, bicubic)) for image in images])
         scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255  # [T, 3, H', W']
@@ -240,11 +240,11 @@ class AffectGPTProcessor(ProcessorMixin):
         return ((scaled - mean) / std).contiguous()
 
     def media(self, modality: str, value: Any) -> dict[str, Tensor]:
-        """Tensors of one medium: decoded sound or frames, or cached encoder states [T, E]."""
+        """Tensors of one modality, from decoded audio or frames, or from cached encoder states [T, E]."""
         if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point():
             return {f"{modality}_states": value}
         if modality == "audio":
-            return self.sound(value.samples, value.rate_hz)
+            return self.audio(value.samples, value.rate_hz)
         return {MEDIA_KEYS[modality]: self.images(modality, value)}
 
     # ---------------------------------------------------------------- samples and batches
@@ -262,8 +262,8 @@ class AffectGPTProcessor(ProcessorMixin):
             messages: from `affectgpt.prompts.render`; a last assistant message is the answer.
             media: modality -> waveform (with `samples` and `rate_hz`), frames uint8 [T, H, W, 3], or cached encoder
                 states [T, E]; exactly the modalities whose placeholders the messages show.
-            answer: the text to learn; None and no assistant message = a prompt for generation, without labels.
-            text: `input_ids` and `labels` of these messages and this answer, if they are known; None = tokenised here.
+            answer: the target text; None and no assistant message = a prompt for generation, without labels.
+            text: `input_ids` and `labels` of the messages and the answer, if already tokenised.
         """
         messages, media = list(messages), dict(media or {})
         if answer is None and messages[-1][0] == "assistant":
@@ -271,9 +271,9 @@ class AffectGPTProcessor(ProcessorMixin):
         shown = [name for role, content in messages if role == "user" for name in split_placeholders(content)[0]]
         for name in sorted({*shown, *media}):
             if shown.count(name) != (name in media):
-                raise InputError(
-                    f"{name}: the prompt shows it {shown.count(name)} times, the media hold {sorted(media)}; "
-                    "each modality shown needs its medium, and each medium its placeholder, once"
+                raise ValueError(
+                    f"{name}: the prompt has {shown.count(name)} placeholders for it, the media are {sorted(media)}; "
+                    "each modality needs one placeholder and its media"
                 )
         features = self._text(messages, answer) if text is None else dict(text)
         for name in shown:
@@ -306,19 +306,19 @@ class AffectGPTProcessor(ProcessorMixin):
     def collate(
         self, rows: Iterable[Mapping[str, Tensor]], *, for_generation: bool = False, packed: bool = False
     ) -> dict[str, Tensor]:
-        """Batch the results of `encode`; see the head of this module for keys and shapes.
+        """Batch the results of `encode`; the module's docstring lists keys and shapes.
 
         Args:
-            for_generation: pad on the left, so that every prompt ends where its answer begins; labels are dropped.
-            packed: put all samples into one row without padding, told apart by `position_ids`.
+            for_generation: pad on the left, so that all answers start at the same position; labels are dropped.
+            packed: put all samples into one row without padding, separated by `position_ids`.
         """
         rows = list(rows)
         if not rows:
-            raise InputError("a batch needs at least one sample")
+            raise ValueError("a batch needs at least one sample")
         if for_generation:
             rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         if len({"labels" in row for row in rows}) != 1:
-            raise InputError("some samples of the batch have an answer and some have none; batch them apart")
+            raise ValueError("some samples of the batch have an answer and others do not; batch them separately")
         text = {"input_ids": self.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0, "position_ids": 0}
         batch: dict[str, Tensor] = {}
         for key, padding in text.items():
@@ -341,7 +341,9 @@ class AffectGPTProcessor(ProcessorMixin):
             states = [row[f"{name}_states"] for row in rows if f"{name}_states" in row]
             raw = [row for row in rows if MEDIA_KEYS[name] in row]
             if states and raw:
-                raise InputError(f"{name}: {len(states)} samples come with cached states and {len(raw)} with media")
+                raise ValueError(
+                    f"{name}: {len(states)} samples have cached states, {len(raw)} have media; use one kind"
+                )
             if states:
                 batch[f"{name}_states"], batch[f"{name}_states_mask"] = pad_states(states)
             elif raw and name == "audio":
@@ -366,7 +368,7 @@ def pad_states(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _pad_windows(rows: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Sound windows of several samples, each [W_i, S_i] -> ([N, W, S], true lengths [N, W])."""
+    """Audio windows of several samples, each [W_i, S_i] -> ([N, W, S], real lengths [N, W])."""
     n_windows, n_samples = (max(row["input_values"].shape[axis] for row in rows) for axis in (0, 1))
     values = torch.zeros(len(rows), n_windows, n_samples)
     lengths = torch.zeros(len(rows), n_windows, dtype=torch.int64)

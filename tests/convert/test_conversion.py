@@ -14,11 +14,11 @@ def test_the_report_counts_what_is_taken_and_says_what_is_left_out_and_why(base,
     by_path = {file["path"]: file for file in report["files"]}
     eva, blip2, video = (by_path[str(files[name])] for name in ("eva", "blip2", "video"))
     assert eva["taken"] + sum(map(len, eva["dropped"].values())) == len(states["eva"])
-    assert len(eva["dropped"]["block behind the 39th, whose output is what BLIP-2 and its successors read"]) == 13
+    assert len(eva["dropped"]["block after the 39th, whose output is what BLIP-2 and its successors use"]) == 13
     assert blip2["dropped"]["projection to BLIP-2's own LLM"] == ["t5_proj.weight", "t5_proj.bias"]
     assert len(blip2["dropped"]["feed-forward of text tokens"]) == 12 * 6
-    assert "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq" in video["dropped"]["counter, no weight"]
-    assert video["remarks"] == ["beside 'model' it holds epoch, optimizer: not used"]
+    assert "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq" in video["dropped"]["buffer, not a weight"]
+    assert video["remarks"] == ["besides 'model' it contains epoch, optimizer: not used"]
     assert not any(file["unexpected"] for file in report["files"])
 
 
@@ -32,7 +32,7 @@ def test_what_is_complete_is_written_though_something_else_is_not(files, tmp_pat
 def test_two_files_with_the_same_part_are_refused(files, tmp_path, capsys):
     other = foreign.save(foreign.audio_branch(seed=9), tmp_path / "b.pth")
     assert run("convert", [str(files["audio"]), str(other), f"out={tmp_path / 'base'}"]) == 2
-    assert "both hold: Q-Former projections of the sound" in capsys.readouterr().err
+    assert "both contain: Q-Former projector of the audio" in capsys.readouterr().err
 
 
 def test_an_earlier_conversion_is_replaced_only_when_asked_and_other_folders_never(files, tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_a_pickle_with_objects_is_refused_without_running_them(tmp_path, monkeyp
     error = capsys.readouterr().err
     assert "a.pth is refused" in error
     assert "posix.system" in error
-    assert "keep the tensors only" in error
+    assert "save only the tensors" in error
     assert not Path("trapped").exists()
     assert not Path("base").exists()
 

@@ -62,4 +62,4 @@ def test_a_qformer_of_another_eva_is_refused(tmp_path, files, monkeypatch, capsy
     monkeypatch.setattr(foreign, "EVA_WIDTH", 64)
     path = foreign.save(foreign.eva(), tmp_path / "eva.pth", key=None)
     assert run("convert", [str(path), str(files["blip2"]), f"out={tmp_path / 'base'}"]) == 1
-    assert "the image Q-Former reads states 48 wide, EVA gives 64" in capsys.readouterr().out
+    assert "the image Q-Former takes states of width 48, EVA gives 64" in capsys.readouterr().out

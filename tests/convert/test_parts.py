@@ -20,5 +20,5 @@ def test_an_unknown_file_is_refused_with_what_it_holds_and_what_is_known(tmp_pat
     path = foreign.save({"conv1.weight": torch.zeros(2, 3)}, tmp_path / "resnet.pth")
     assert run("convert", [str(path), f"out={tmp_path / 'base'}"]) == 2
     error = capsys.readouterr().err
-    assert "is not recognised. It holds 1 tensors: conv1.weight [2, 3]" in error
-    assert "Q-Former projections of the frames (Video-LLaMA visual branch): video_query_tokens" in error
+    assert "is not recognised; it has 1 tensors: conv1.weight [2, 3]" in error
+    assert "Q-Former projector of the frames (Video-LLaMA visual branch): video_query_tokens" in error

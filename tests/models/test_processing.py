@@ -136,9 +136,9 @@ def test_a_folder_with_a_sentencepiece_model_gives_the_ids_of_sentencepiece(llms
 @pytest.mark.parametrize(
     ("messages", "media", "text"),
     [
-        (tiny.question("audio"), {}, "audio: the prompt shows it 1 times, the media hold []"),
-        (tiny.question("audio"), states("audio", "motion"), "motion: the prompt shows it 0 times"),
-        (tiny.question("audio") * 2, states("audio"), "audio: the prompt shows it 2 times"),
+        (tiny.question("audio"), {}, "audio: the prompt has 1 placeholders for it, the media are []"),
+        (tiny.question("audio"), states("audio", "motion"), "motion: the prompt has 0 placeholders"),
+        (tiny.question("audio") * 2, states("audio"), "audio: the prompt has 2 placeholders"),
     ],
 )
 def test_media_that_the_prompt_does_not_show_once_are_an_error_that_names_the_modality(built, messages, media, text):
@@ -168,12 +168,12 @@ def test_chat_format_without_a_template_is_refused(llms):
 
 def test_sound_is_normalised_whole_and_cut_into_windows_with_their_true_lengths(built):
     samples = tiny.media("audio", duration_s=0.25)["audio"].samples * 3 + 1
-    tensors = built[1].sound(samples, 16000)
+    tensors = built[1].audio(samples, 16000)
     assert tensors["input_lengths"].tolist() == [1600, 1600, 1600]
     normal = (samples - samples.mean()) / samples.std()
     np.testing.assert_allclose(tensors["input_values"][0], normal[:1600], atol=1e-4)
     np.testing.assert_allclose(tensors["input_values"][2], normal[-1600:], atol=1e-4)
-    short = built[1].sound(samples[:1000], 16000)
+    short = built[1].audio(samples[:1000], 16000)
     assert short["input_values"].shape == (1, 1000)
 
 
@@ -182,7 +182,7 @@ def test_normalisation_of_sound_is_transformers_own(built):
 
     samples = tiny.media("audio", duration_s=0.1)["audio"].samples * 2 - 0.3
     theirs = Wav2Vec2FeatureExtractor(do_normalize=True)(samples, sampling_rate=16000, return_tensors="pt")
-    torch.testing.assert_close(built[1].sound(samples, 16000)["input_values"], theirs["input_values"])
+    torch.testing.assert_close(built[1].audio(samples, 16000)["input_values"], theirs["input_values"])
 
 
 def test_images_are_those_of_transformers_pillow_processor(built):
@@ -200,9 +200,9 @@ def test_images_are_those_of_transformers_pillow_processor(built):
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda p: p.sound(np.zeros((2, 9000), np.float32), 16000), "expected mono samples [S] at 16000 Hz"),
-        (lambda p: p.sound(np.zeros(9000, np.float32), 44100), "found 44100 Hz"),
-        (lambda p: p.sound(np.zeros(399, np.float32), 16000), "399 samples (0.0249 s) are too short"),
+        (lambda p: p.audio(np.zeros((2, 9000), np.float32), 16000), "expected mono samples [S] at 16000 Hz"),
+        (lambda p: p.audio(np.zeros(9000, np.float32), 44100), "found 44100 Hz"),
+        (lambda p: p.audio(np.zeros(399, np.float32), 16000), "399 samples (0.0249 s) are too few"),
         (lambda p: p.images("frames", np.zeros((3, 8, 8, 3), np.uint8)), "frames: found 3 frames; this model takes 2"),
         (lambda p: p.images("motion", np.zeros((4, 8, 8, 3))), "motion: found float64 (4, 8, 8, 3); expected RGB"),
     ],
@@ -279,7 +279,7 @@ def test_media_and_cached_states_of_one_modality_do_not_mix_in_a_batch(built):
         processor.encode(tiny.question("motion"), tiny.media("motion")),
         processor.encode(tiny.question("motion"), states("motion")),
     ]
-    with pytest.raises(ValueError, match="motion: 1 samples come with cached states and 1 with media"):
+    with pytest.raises(ValueError, match="motion: 1 samples have cached states, 1 have media"):
         processor.collate(rows, for_generation=True)
 
 
