@@ -46,6 +46,13 @@ def randomize_lora(model):
     return model.train()
 
 
+def largest_difference(found, expected) -> float:
+    """Relative to the norm of each gradient, or to 1e-3 of the largest for those that are zero up to rounding."""
+    assert found.keys() == expected.keys()
+    floor = 1e-3 * max(grad.norm() for grad in expected.values())
+    return max(float((found[name] - grad).norm() / grad.norm().clamp(min=floor)) for name, grad in expected.items())
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
 def test_packed_training_has_the_loss_and_gradients_of_padded_training_for_every_llm(llm, bases, lora):
     model, processor = build(tiny.tiny_spec({**bases, "llm": llm}, lora=lora))
@@ -55,14 +62,8 @@ def test_packed_training_has_the_loss_and_gradients_of_padded_training_for_every
     padded = loss_and_gradients(model, processor.collate(rows), num_items_in_batch=n_items)
     packed = loss_and_gradients(model, processor.collate(rows, packed=True), num_items_in_batch=n_items)
     assert layers.supports(model.language_model)
-    assert packed[1].keys() == padded[1].keys()
-    # Gradients that are zero but for rounding (biases of attention keys) are measured by the size of the others.
-    floor = 1e-3 * max(grad.norm() for grad in padded[1].values())
-    relative = {
-        name: float((packed[1][name] - grad).norm() / grad.norm().clamp(min=floor)) for name, grad in padded[1].items()
-    }
     assert abs(packed[0] / padded[0] - 1) < 1e-6
-    assert max(relative.values()) < 1e-5, relative
+    assert largest_difference(packed[1], padded[1]) < 1e-5
 
 
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
@@ -232,6 +233,94 @@ def test_an_llm_of_another_family_trains_packed_by_its_own_forward_method(fresh,
     )
 
 
+# ---------------------------------------------------------------- log-probabilities
+
+
+def log_probs_and_gradients(model, batch, weights):
+    """[n_i] log-probabilities per sample, and the gradients of their sum weighted by `weights`."""
+    model.zero_grad()
+    found = model(**batch, log_probs=True).log_probs
+    (torch.cat(found) * weights).sum().backward()
+    return [each.detach() for each in found], gradients(model)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_log_probs_and_their_gradients_are_those_of_transformers_logits_for_every_llm(llm, bases, lora):
+    model, processor = build(tiny.tiny_spec({**bases, "llm": llm}, lora=lora))
+    randomize_lora(model)
+    rows = samples(processor)
+    batch = processor.collate(rows)
+    n_labels = [int((row["labels"] != -100).sum()) for row in rows]
+    weights = torch.randn(sum(n_labels), generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    embeds = model.embed(batch["input_ids"], batch)
+    logits = model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    reference = logits.log_softmax(dim=-1)[targets != -100].gather(1, targets[targets != -100][:, None])[:, 0]
+    (reference * weights).sum().backward()
+    expected = [each.detach() for each in reference.split(n_labels)], gradients(model)
+    for packed in (True, False):
+        found = log_probs_and_gradients(model, processor.collate(rows, packed=packed), weights)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+        assert largest_difference(found[1], expected[1]) < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_a_token_budget_changes_neither_log_probs_nor_gradients_and_bounds_the_tokens_at_once(bases, lora, monkeypatch):
+    model, processor = build(tiny.tiny_spec(bases, lora=lora))
+    randomize_lora(model)
+    batch = processor.collate(samples(processor), packed=True)
+    weights = torch.randn(int((batch["labels"] != -100).sum()), generator=torch.Generator().manual_seed(0))
+    together = log_probs_and_gradients(model, batch, weights)
+    seen, layer = [], layers.decoder_layer
+    monkeypatch.setattr(
+        layers, "decoder_layer", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more)
+    )
+    model.token_budget = 90
+    torch.testing.assert_close(log_probs_and_gradients(model, batch, weights), together, rtol=1e-4, atol=1e-6)
+    assert max(seen) <= 90
+    assert sum(seen) == 2 * 2 * batch["labels"].numel()  # two layers, forward and again in the backward pass
+
+
+def test_log_probs_with_dropout_are_recomputed_with_the_same_random_numbers(bases):
+    model, processor = build(tiny.tiny_spec(bases, lora=dataclasses.replace(LORA, dropout=0.5)))
+    randomize_lora(model)
+    model.token_budget = 80
+    batch = processor.collate(samples(processor), packed=True)
+    lora = next(parameter for name, parameter in model.named_parameters() if "lora_B" in name)
+
+    def total() -> torch.Tensor:
+        torch.manual_seed(0)
+        return torch.cat(model(**batch, log_probs=True).log_probs).sum()
+
+    total().backward()
+    slope = lora.grad / lora.grad.norm()
+    step = 1e-2
+    with torch.no_grad():
+        lora += step * slope
+        above = total()
+        lora -= 2 * step * slope
+        below = total()
+    assert float((above - below) / (2 * step)) == pytest.approx(float(lora.grad.norm()), rel=1e-2)
+
+
+def test_log_probs_of_packed_samples_are_those_of_each_sample_alone(fresh):
+    model, processor = fresh
+    rows = samples(processor)
+    together = model(**processor.collate(rows, packed=True), log_probs=True).log_probs
+    for row, found in zip(rows, together, strict=True):
+        (alone,) = model(**processor.collate([row], packed=True), log_probs=True).log_probs
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_supervised_loss_is_minus_the_mean_of_the_log_probs(fresh):
+    model, processor = fresh
+    for packed in (True, False):
+        batch = processor.collate(samples(processor), packed=packed)
+        found = torch.cat(model(**batch, log_probs=True).log_probs)
+        torch.testing.assert_close(model(**batch).loss, -found.mean())
+
+
 # ---------------------------------------------------------------- the LLM alone
 
 
@@ -341,8 +430,12 @@ def test_logits_never_exist_for_all_answers_at_once(monkeypatch):
     linear = functional.linear
     monkeypatch.setattr(functional, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
     head = nn.Linear(8, 100, bias=False).requires_grad_(False)
-    kernels.summed_loss(head, torch.randn(10, 8, requires_grad=True), torch.zeros(10, dtype=torch.long)).backward()
+    states, targets = torch.randn(10, 8, requires_grad=True), torch.zeros(10, dtype=torch.long)
+    kernels.summed_loss(head, states, targets).backward()
     assert sizes == [4, 4, 2]
+    sizes.clear()
+    kernels.log_probs(head, states, targets).sum().backward()
+    assert sizes == [4, 4, 2, 2, 4, 4]  # and again in the backward pass
 
 
 def test_no_more_is_saved_for_the_backward_pass_than_needed():
