@@ -21,7 +21,7 @@ from affectgpt.config import SAMPLED, SamplingConfig
 from affectgpt.data.clips import load_clip
 from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
-from affectgpt.runtime import InputError, UserError, gc_paused, n_cores, stable_hash
+from affectgpt.runtime import InputError, gc_paused, n_cores, stable_hash
 from affectgpt.schema import BadSample, Sample
 
 log = logging.getLogger("affectgpt")
@@ -269,7 +269,7 @@ class ClipReader:
                 if not self._cache.has(name, hashes[file]):
                     return True
             return False
-        except UserError:
+        except InputError:
             return True
 
     def _sha256(self, sample: Sample, modality: str) -> str:

@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from affectgpt.runtime import write_json_atomic
+from affectgpt.runtime import UserError, write_json_atomic
 
 log = logging.getLogger("affectgpt")
 
@@ -216,22 +216,29 @@ class StateStore:
         with self._lock:
             if self._pid != os.getpid():  # forked: the shard and its lock belong to the parent
                 self._inherited, self._writer, self._pid = self._writer, None, os.getpid()
-            if self._writer is None or self._writer.position >= SHARD_BYTES:
-                self._open_shard()
-            assert self._writer is not None
-            record = _RECORD.pack(
-                *_Record(
-                    sha256=bytes.fromhex(sha256),
-                    offset=self._writer.append(payload + described),
-                    n_bytes=len(payload),
-                    rows=states.shape[0],
-                    width=states.shape[1],
-                    dtype=_DTYPES.index(states.dtype),
-                    facts_bytes=len(described),
-                    crc32=zlib.crc32(described, zlib.crc32(payload)),
+            try:
+                if self._writer is None or self._writer.position >= SHARD_BYTES:
+                    self._open_shard()
+                assert self._writer is not None
+                record = _RECORD.pack(
+                    *_Record(
+                        sha256=bytes.fromhex(sha256),
+                        offset=self._writer.append(payload + described),
+                        n_bytes=len(payload),
+                        rows=states.shape[0],
+                        width=states.shape[1],
+                        dtype=_DTYPES.index(states.dtype),
+                        facts_bytes=len(described),
+                        crc32=zlib.crc32(described, zlib.crc32(payload)),
+                    )
                 )
-            )
-            self._writer.append_record(record + _CHECK.pack(zlib.crc32(record)))
+                self._writer.append_record(record + _CHECK.pack(zlib.crc32(record)))
+            except OSError as error:
+                self.close()  # an incomplete write may be at the end of the shard
+                raise UserError(
+                    f"{self.folder}: states cannot be stored ({error.strerror}); free disk space and set "
+                    "paths.cache_limit_gb, or name another folder with paths.cache"
+                ) from error
         return True
 
     def _open_shard(self) -> None:

@@ -16,7 +16,7 @@ from affectgpt.config import SourceConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
-from affectgpt.runtime import InputError, MissingLibrary, NotFound, UserError
+from affectgpt.runtime import InputError, NotFound
 from affectgpt.schema import MODALITIES, BadSample, Sample, bad_rows_error, check_id, read_samples, write_jsonl
 from affectgpt.spread import in_threads
 from affectgpt.tables import read_names
@@ -35,19 +35,22 @@ def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None)
         NotFound: a path does not exist, or a folder holds no media file.
         InputError: a file of an unknown kind, or two files of the same name.
     """
+    kinds = VIDEO_SUFFIXES + AUDIO_SUFFIXES
+    shown = " ".join(kinds)
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES + AUDIO_SUFFIXES)
+            try:
+                inside = sorted(item for item in path.iterdir() if item.suffix.lower() in kinds)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
             if not inside:
-                kinds = " ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)
-                raise NotFound(f"{path}: no media file in this folder; expected one of {kinds}")
+                raise NotFound(f"{path}: no media file in this folder; expected one of {shown}")
             files += inside
         elif not path.exists():
             raise NotFound(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in VIDEO_SUFFIXES + AUDIO_SUFFIXES:
-            kinds = " ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)
-            raise InputError(f"{path}: expected a media file ({kinds}), a folder of them, or a .jsonl / .csv manifest")
+        elif path.suffix.lower() not in kinds:
+            raise InputError(f"{path}: expected a media file ({shown}), a folder of them, or a .jsonl / .csv manifest")
         else:
             files.append(path)
     files = list(dict.fromkeys(files))
@@ -169,16 +172,16 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
 
 
 def attempt(work: Callable[[Sample], Result], sample: Sample, *, on_bad: str) -> Result | BadSample:
-    """`work(sample)`; a UserError makes the sample bad; MissingLibrary, and bugs of ours, pass through.
+    """`work(sample)`; an InputError makes the sample bad.
+
+    Other exceptions pass through: bugs, and what is not the sample's fault, such as a missing library or a full disk.
 
     Args:
         on_bad: "raise" raises an InputError that names the sample; "skip" returns a BadSample. Nothing replaces it.
     """
     try:
         return work(sample)
-    except MissingLibrary:  # not the sample's fault
-        raise
-    except UserError as error:
+    except InputError as error:
         if on_bad == "raise":
             raise InputError(
                 f"sample {sample.id!r}: {error}. Fix or remove it, or leave out bad samples with on_bad=skip"

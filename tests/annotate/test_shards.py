@@ -169,3 +169,13 @@ def peak_mb(folder: Path, n: int) -> float:
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
     few, many = peak_mb(tmp_path / "few", 1_000), peak_mb(tmp_path / "many", 10_000)
     assert many < few + 8, f"{few:.0f} MB for 1,000 clips and {many:.0f} MB for 10,000"
+
+
+def test_a_ray_cluster_makes_the_records_of_a_single_process(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    clips = write_words(tmp_path, 4)
+    assert annotate(clips, tmp_path / "single", *WORDS) == 0
+    assert annotate(clips, tmp_path / "ray", *WORDS, "engine=ray", "shards=2", "n_processes=1") == 0
+    single, ray = ({record.id: plain(record) for record in records_in(tmp_path / name)} for name in ("single", "ray"))
+    assert single == ray

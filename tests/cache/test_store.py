@@ -1,4 +1,5 @@
 import copy
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import torch
 
 from affectgpt.cache import store as module
 from affectgpt.cache.store import StateStore
+from affectgpt.runtime import UserError
 
 
 def address(number: int) -> str:
@@ -54,6 +56,25 @@ def test_a_reader_sees_what_others_write_after_it_was_opened(store):
     fill(store, [1, 2])
     assert torch.equal(reader.read(address(2))[0], some(2))
     assert len(reader) == 2
+
+
+def test_a_full_disk_is_an_error_and_what_is_written_later_is_intact(store, monkeypatch):
+    fill(store, [1])
+    write = os.write
+
+    def full(file, data):
+        write(file, bytes(data)[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UserError, match=r"store: states cannot be stored \(No space left on device\)"):
+            fill(store, [2])
+    fill(store, [3])
+    other = StateStore(store.folder)
+    assert sorted(other) == sorted([address(1), address(3)])
+    assert not other.damaged()
+    assert torch.equal(other.read(address(3))[0], some(3))
 
 
 def test_changing_a_tensor_that_was_read_changes_nothing_on_disk(store):
@@ -141,6 +162,7 @@ import sys
 from pathlib import Path
 from tests.cache.test_store import fill
 from affectgpt.cache.store import StateStore
+from affectgpt.runtime import UserError
 store = StateStore(Path(sys.argv[1]))
 number = 0
 while True:

@@ -12,7 +12,7 @@ from affectgpt.data.sources import (
 )
 from affectgpt.data.splits import hold_out
 from affectgpt.media import MediaError
-from affectgpt.runtime import InputError, MissingLibrary
+from affectgpt.runtime import InputError, MissingLibrary, UserError
 from affectgpt.schema import BadSample, Sample
 from tests.data.conftest import write_clip
 
@@ -118,7 +118,13 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
 @pytest.mark.parametrize("n_threads", [0, 3])
 @pytest.mark.parametrize(
     "bug",
-    [ValueError("not enough values to unpack"), TypeError("no str"), RuntimeError("odd"), MissingLibrary("no decord")],
+    [
+        ValueError("not enough values to unpack"),
+        TypeError("no str"),
+        RuntimeError("odd"),
+        MissingLibrary("no decord"),
+        UserError("disk full"),
+    ],
 )
 def test_a_bug_in_a_check_is_no_bad_sample(bug, n_threads):
     def check(sample):
