@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,28 @@ import av
 import numpy as np
 
 from affectgpt.media.container import (
+    DamagedMedia,
     EmptyMedia,
+    MediaError,
     NoAudioStream,
     PathLike,
-    audio_stream,
+    audio_streams,
     check_end,
     decode,
     open_media,
     stream_kinds,
 )
 from affectgpt.runtime import InputError
+
+log = logging.getLogger("affectgpt")
+
+RATES_HZ = (2_000, 768_000)
+MAX_CHANNELS = 64
+MAX_AUDIO_S = 4 * 3600
+"""Limits of what is decoded; damaged headers claim more."""
+
+_SILENCE = 1e-3
+"""A stream with a peak below this, -60 dB of full scale, is silent."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +55,72 @@ class Waveform:
 def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
     """Decode the audio of a video or audio file, resample it to `rate_hz` and average its channels to mono.
 
+    Of several streams with a decoder, the one that a player would choose is used; if it is silent, the first that is
+    not. Channels that cancel when averaged (opposite phase) are replaced by the loudest of them, with a warning.
+
     FFmpeg's downmix of floating-point audio is 3 dB hot (it adds 0.707 of each channel without normalising), so the
     channels are averaged here instead. Timestamps are ignored: no silence is inserted for a late start or a gap.
 
     Raises:
         NoAudioStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: all are MediaError.
     """
+    with open_media(path) as container:
+        streams = [stream.index for stream in audio_streams(container)]
+        playable = [stream.index for stream in audio_streams(container) if stream.codec_context is not None]
+        if not streams:
+            raise NoAudioStream(f"{path}: no audio stream, found {stream_kinds(container)}; use it without audio")
+    first = _decode_mono(path, streams[0], rate_hz)
+    if first.loudest < _SILENCE:
+        others = (_decode_mono(path, index, rate_hz) for index in playable[1:])
+        first = next((other for other in others if other.loudest >= _SILENCE), first)
+    if not first.cancels:
+        return first.waveform
+    channel = int(np.argmax(first.energies))
+    log.warning("%s: its audio channels have opposite phase and cancel; channel %d is used", path, channel + 1)
+    return _decode_mono(path, first.stream, rate_hz, channel=channel).waveform
+
+
+@dataclass(frozen=True)
+class _Mono:
+    """A decoded stream; `energies` [C] is the sum of squares of each channel, `loudest` the peak of all channels."""
+
+    waveform: Waveform
+    stream: int
+    energies: np.ndarray
+    loudest: float
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the average is 20 dB weaker than that of uncorrelated channels of these energies."""
+        n, energy = len(self.energies), float(np.square(self.waveform.samples, dtype=np.float64).sum())
+        return n > 1 and self.loudest >= _SILENCE and energy < 0.01 * self.energies.sum() / n**2
+
+
+def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | None = None) -> _Mono:
+    """Decode the stream at `index` and average its channels, or select one."""
     chunks: list[np.ndarray] = []
     resampler = None
     source: tuple[str, str, int] | None = None
-    source_rate_hz = n_channels = 0
-    first_s = end_s = 0.0
+    source_rate_hz = n_channels = n_samples = 0
+    energies = np.zeros(MAX_CHANNELS)
+    loudest = first_s = end_s = 0.0
 
     def mono(frames: list[Any]) -> None:
-        chunks.extend(frame.to_ndarray().mean(axis=0) for frame in frames)  # [C,S] -> [S]
+        nonlocal loudest, n_samples
+        for frame in frames:
+            channels = _channels(frame)
+            loudest = max(loudest, float(np.abs(channels).max(initial=0)))
+            energies[: len(channels)] += np.square(channels, dtype=np.float64).sum(axis=1)
+            chosen = channels.mean(axis=0) if channel is None else channels[min(channel, len(channels) - 1)].copy()
+            chunks.append(chosen)  # [C,S] -> [S]
+            n_samples += len(chosen)
+        if n_samples > MAX_AUDIO_S * rate_hz:
+            raise MediaError(f"{path}: its audio is longer than the limit of {MAX_AUDIO_S // 3600} hours; split it")
 
     with open_media(path) as container:
-        stream = audio_stream(container)
-        if stream is None:
-            raise NoAudioStream(f"{path}: no audio stream, found {stream_kinds(container)}; use it without audio")
+        stream = container.streams[index]
         for frame in decode(container, stream, path):
+            _check_claims(path, frame)
             time_s = float(frame.pts * stream.time_base) if frame.pts is not None else end_s
             first_s = time_s if source is None else first_s
             end_s = time_s + frame.samples / frame.sample_rate
@@ -69,7 +128,8 @@ def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
             if kind != source:  # the first frame, or the format changes mid-stream
                 if resampler is not None:
                     mono(resampler.resample(None))
-                resampler = av.AudioResampler("fltp", frame.layout, rate_hz)
+                # Packed: with 8 or more planes PyAV reads pointers behind the last one.
+                resampler = av.AudioResampler("flt", frame.layout, rate_hz)
                 source, source_rate_hz, n_channels = kind, frame.sample_rate, frame.layout.nb_channels
             frame.pts = None  # the resampler raises an error when timestamps jump
             assert resampler is not None
@@ -77,10 +137,25 @@ def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
         if resampler is not None:
             mono(resampler.resample(None))
             check_end(path, stream, end_s - first_s)
-    if not any(len(chunk) for chunk in chunks):
+    if not n_samples:
         raise EmptyMedia(f"{path}: its audio stream has no samples; copy or download it again, or leave it out")
-    samples = np.concatenate(chunks)
-    return Waveform(samples, rate_hz, len(samples) / rate_hz, source_rate_hz, n_channels)
+    waveform = Waveform(np.concatenate(chunks), rate_hz, n_samples / rate_hz, source_rate_hz, n_channels)
+    return _Mono(waveform, index, energies[:n_channels], loudest)
+
+
+def _channels(frame: Any) -> np.ndarray:
+    """The samples of a packed float frame, float32 [C,S]."""
+    n = frame.layout.nb_channels
+    return np.ascontiguousarray(frame.to_ndarray().reshape(-1, n).T)
+
+
+def _check_claims(path: PathLike, frame: Any) -> None:
+    """Raise DamagedMedia for an implausible rate or channel count, before memory is allocated for it."""
+    low, high = RATES_HZ
+    if not low <= frame.sample_rate <= high:
+        raise DamagedMedia(f"{path}: claims audio of {frame.sample_rate} Hz; expected {low} to {high} Hz")
+    if not 1 <= frame.layout.nb_channels <= MAX_CHANNELS:
+        raise DamagedMedia(f"{path}: claims {frame.layout.nb_channels} audio channels; expected 1 to {MAX_CHANNELS}")
 
 
 def audio_windows(

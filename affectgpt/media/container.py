@@ -25,6 +25,12 @@ PathLike = str | os.PathLike[str]
 # Some writers misstate a RIFF length by the size of a header; a real truncation is longer.
 _LENGTH_SLACK_BYTES = 64
 
+MAX_PIXELS = 8192 * 8192
+"""Largest picture that is decoded; damaged headers claim larger ones."""
+
+_DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS), "max_samples": str(2**22)}
+"""FFmpeg checks these before it allocates a picture or an audio frame, also when a size changes mid-stream."""
+
 
 class MediaError(InputError):
     """A media file cannot be used; the message names the file, the problem and what to do."""
@@ -112,13 +118,24 @@ def stated_duration_s(stream: Any) -> float | None:
 
 
 def video_stream(container: InputContainer) -> Any | None:
-    """The first video stream that is not cover art."""
-    return next((stream for stream in container.streams.video if not _is_cover(stream)), None)
+    """The first video stream that is not cover art, preferably one that has a decoder."""
+    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    return next(filter(_has_decoder, streams), next(iter(streams), None))
+
+
+def audio_streams(container: InputContainer) -> list[Any]:
+    """All audio streams: those with a decoder first, of these the one that a player would choose first."""
+    best = container.streams.best("audio")
+    return sorted(container.streams.audio, key=lambda stream: (not _has_decoder(stream), stream is not best))
 
 
 def audio_stream(container: InputContainer) -> Any | None:
-    """The stream that a player would choose, else the first."""
-    return container.streams.best("audio") or next(iter(container.streams.audio), None)
+    """The first of `audio_streams`."""
+    return next(iter(audio_streams(container)), None)
+
+
+def _has_decoder(stream: Any) -> bool:
+    return stream.codec_context is not None  # phones write tracks that FFmpeg cannot decode, e.g. apac
 
 
 def stream_kinds(container: InputContainer) -> str:
@@ -150,7 +167,8 @@ def open_media(path: PathLike) -> Iterator[InputContainer]:
         _check_length(path, file, n_bytes)
         # "file:" keeps a colon in the name from being read as a protocol; the whitelist keeps playlists from opening
         # URLs. Metadata in old avi files is often not UTF-8 and is not used here.
-        with av.open(f"file:{file}", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
+        options = {"protocol_whitelist": "file"} | _DECODER_LIMITS
+        with av.open(f"file:{file}", options=options, metadata_errors="ignore") as container:
             yield container
     except MediaError:
         raise
@@ -257,6 +275,7 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
     """
     if stream.codec_context is None:
         raise MediaError(f"{path}: no decoder for its {stream.type} stream; convert it (ffmpeg -i IN OUT.mp4)")
+    stream.codec_context.options = dict(_DECODER_LIMITS)
     n_packets = n_lost = 0
     try:
         for packet in container.demux(stream):
@@ -274,9 +293,9 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
         except av.InvalidDataError:
             n_lost += 1
     except av.FFmpegError as error:
+        reason = "it claims a size beyond memory" if isinstance(error, MemoryError) else error.strerror
         raise DamagedMedia(
-            f"{path}: reading its {stream.type} stream failed ({error.strerror}); "
-            "copy or download it again, or leave it out"
+            f"{path}: reading its {stream.type} stream failed ({reason}); copy or download it again, or leave it out"
         ) from error
     if n_lost > max(1, n_packets // 100):
         raise DamagedMedia(

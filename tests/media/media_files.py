@@ -79,7 +79,7 @@ def write_media(
                 video.set_display_rotation(**display)
         if sound is not None:
             sound = np.atleast_2d(sound)
-            layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}.get(len(sound), f"{len(sound)} channels")
             audio = container.add_stream(audio_codec, rate=sound_rate_hz, layout=layout)
         if video is not None:
             index = 0
@@ -92,7 +92,7 @@ def write_media(
             container.mux(video.encode(None))
         if audio is not None:
             resampler = av.AudioResampler(audio.format, audio.layout, sound_rate_hz, frame_size=audio.frame_size or 0)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+            frame = av.AudioFrame.from_ndarray(sound.T.reshape(1, -1), format="flt", layout=layout)
             frame.sample_rate = sound_rate_hz
             for piece in [*resampler.resample(frame), *resampler.resample(None)]:
                 container.mux(audio.encode(piece))

@@ -1,7 +1,10 @@
+import logging
+
+import av
 import numpy as np
 import pytest
 
-from affectgpt.media import EmptyMedia, NoAudioStream, audio_windows, probe, read_audio
+from affectgpt.media import DamagedMedia, EmptyMedia, MediaError, NoAudioStream, audio_windows, probe, read_audio
 from tests.media.media_files import numbered_clip, sine, write_media
 
 
@@ -105,6 +108,98 @@ def test_a_header_without_samples_is_empty(tmp_path):
     path.write_bytes(head[:4] + (len(head) - 8).to_bytes(4, "little") + head[8:])
     with pytest.raises(EmptyMedia, match=r"a\.wav: its audio stream has no samples"):
         read_audio(path)
+
+
+def several_tracks(path, *tracks):
+    """One mov with a PCM stream for each of `tracks` (float32 [S] or [C,S])."""
+    inputs = [
+        av.open(str(write_media(path.with_name(f"{i}.mov"), sound=sound, audio_codec="pcm_s16le")))
+        for i, sound in enumerate(tracks)
+    ]
+    with av.open(str(path), "w") as container:
+        outputs = [container.add_stream_from_template(source.streams.audio[0]) for source in inputs]
+        for source, output in zip(inputs, outputs, strict=True):
+            for packet in source.demux(source.streams.audio[0]):
+                if packet.size:
+                    packet.stream = output
+                    container.mux(packet)
+            source.close()
+    return path
+
+
+def test_a_track_without_a_decoder_does_not_hide_another(tmp_path):
+    path = several_tracks(tmp_path / "a.mov", sine(1), np.stack([sine(1)] * 2))
+    data = path.read_bytes()
+    at = data.rindex(b"sowt")
+    path.write_bytes(data[:at] + b"apac" + data[at + 4 :])
+    assert probe(path).audio_codec == "pcm_s16le"
+    assert amplitude_of(read_audio(path).samples, 440) == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_file_with_only_undecodable_audio_is_an_error(tmp_path):
+    path = several_tracks(tmp_path / "a.mov", sine(1))
+    path.write_bytes(path.read_bytes().replace(b"sowt", b"apac"))
+    assert probe(path).has_audio
+    with pytest.raises(MediaError, match="no decoder for its audio stream"):
+        read_audio(path)
+
+
+def test_a_silent_track_with_more_channels_does_not_win_over_speech(tmp_path):
+    path = several_tracks(tmp_path / "a.mov", np.zeros((6, 44100), np.float32), sine(1))
+    assert probe(path).n_channels == 6
+    audio = read_audio(path)
+    assert audio.n_channels == 1
+    assert amplitude_of(audio.samples, 440) == pytest.approx(0.5, rel=0.01)
+
+
+def test_tracks_that_are_all_silent_are_silence(tmp_path):
+    path = several_tracks(tmp_path / "a.mov", np.zeros((6, 44100), np.float32), np.zeros(44100, np.float32))
+    assert np.abs(read_audio(path).samples).max() == 0
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mp4", "aac"), ("a.mp3", "libmp3lame")])
+def test_channels_of_opposite_phase_do_not_cancel(tmp_path, name, codec, caplog):
+    path = write_media(tmp_path / name, sound=np.stack([sine(3), -sine(3)]), audio_codec=codec)
+    with caplog.at_level(logging.WARNING, logger="affectgpt"):
+        audio = read_audio(path)
+    assert "opposite phase and cancel; channel" in caplog.text
+    assert audio.n_channels == 2
+    assert amplitude_of(audio.samples, 440) == pytest.approx(0.5, rel=0.06)
+
+
+def test_one_channel_with_sound_is_no_cancellation(tmp_path, caplog):
+    sound = np.zeros((6, 44100 * 3), np.float32)
+    sound[2] = sine(3)
+    path = write_media(tmp_path / "a.wav", sound=sound, audio_codec="pcm_s16le")
+    assert amplitude_of(read_audio(path).samples, 440) == pytest.approx(0.5 / 6, rel=0.01)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("n_channels", [8, 12, 16])
+def test_eight_channels_and_more_are_averaged(tmp_path, n_channels):
+    """PyAV reads pointers behind the planes of such frames."""
+    path = write_media(tmp_path / "a.wav", sound=np.stack([sine(3)] * n_channels), audio_codec="pcm_s16le")
+    audio = read_audio(path)
+    assert audio.n_channels == n_channels
+    assert amplitude_of(audio.samples, 440) == pytest.approx(0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("rate_hz", [1, 1000, 10**6, 2**31 - 1, 2**31])
+def test_a_header_with_an_implausible_rate_is_damage(tmp_path, rate_hz):
+    path = write_media(tmp_path / "a.wav", sound=sine(1), audio_codec="pcm_s16le")
+    data = path.read_bytes()
+    path.write_bytes(data[:24] + rate_hz.to_bytes(4, "little") + data[28:])
+    with pytest.raises(MediaError, match=r"a\.wav: ") as caught:
+        read_audio(path)
+    if rate_hz < 2**31:
+        assert isinstance(caught.value, DamagedMedia)
+        assert f"claims audio of {rate_hz} Hz; expected 2000 to 768000 Hz" in str(caught.value)
+
+
+def test_audio_above_the_limit_is_not_decoded_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("affectgpt.media.audio.MAX_AUDIO_S", 1)
+    with pytest.raises(MediaError, match=r"a\.wav: its audio is longer than the limit"):
+        read_audio(write_media(tmp_path / "a.wav", sound=sine(2), audio_codec="pcm_s16le"))
 
 
 def test_short_audio_is_one_window_of_its_own_length():
