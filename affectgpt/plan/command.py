@@ -1,8 +1,8 @@
-"""What a training run needs and how fast it can be, before it is started: `python -m affectgpt.plan model=affectgpt`.
+"""Memory and speed of a training run before it is started: `python -m affectgpt.plan model=affectgpt`.
 
-Parameters, operations and kept bytes are counted on the real modules without memory (`plan.costs`); memory and
-time follow from them and from the facts of a card. Times are bounds from arithmetic, memory traffic and links at a
-stated share of the peak: loading, launching and waiting are not in them.
+Parameters, FLOPs and saved bytes are counted on the real modules (`plan.costs`); memory and time are computed from them
+and from the data sheet of a GPU. Times are bounds from arithmetic, memory traffic and links at a given share of the
+peak; data loading, kernel launches and synchronisation are not included.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from affectgpt.tables import format_table
 if TYPE_CHECKING:
     from affectgpt.config import PlanConfig
     from affectgpt.engine import Kept
-    from affectgpt.plan.costs import Part, SampleCost
+    from affectgpt.plan.costs import PartSize, SampleCost
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Card:
-    """Facts of a GPU, from its maker's data sheet.
+class GPU:
+    """A GPU, from its vendor's data sheet.
 
     Attributes:
-        memory_gib: what the driver shows, in GiB.
-        bf16_tflops, fp32_tflops: dense peak, summing in fp32; fp32 without TF32, which torch does not use unasked.
-        bandwidth_gb_s: of its memory. link_gb_s: to the next card, in one direction (NVLink, else PCIe).
+        memory_gib: as reported by the driver.
+        bf16_tflops, fp32_tflops: dense peak, accumulating in fp32; fp32 without TF32, which torch does not use by
+            default.
+        bandwidth_gb_s: of its memory. link_gb_s: to another GPU, in one direction (NVLink, else PCIe).
     """
 
     name: str
@@ -42,45 +43,48 @@ class Card:
     link_gb_s: float
 
 
-CARDS = {
-    card.name: card
-    for card in (
-        Card("a100", 79.2, 312, 19.5, 2039, 300),  # SXM, 80 GB
-        Card("a100-40", 39.4, 312, 19.5, 1555, 300),  # SXM, 40 GB
-        Card("h100", 79.1, 989, 67, 3350, 450),  # SXM, 80 GB
-        Card("h200", 139.8, 989, 67, 4800, 450),  # SXM
-        Card("l40s", 44.4, 362, 91.6, 864, 32),  # PCIe 4.0 x 16
-        Card("a10", 22.2, 125, 31.2, 600, 32),
-        Card("rtx3090", 23.6, 71, 35.6, 936, 32),
-        Card("rtx4090", 23.5, 165, 82.6, 1008, 32),
-        Card("rtx5090", 31.4, 209.5, 104.8, 1792, 64),  # PCIe 5.0 x 16
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU("a100", 79.2, 312, 19.5, 2039, 300),  # SXM, 80 GB
+        GPU("a100-40", 39.4, 312, 19.5, 1555, 300),  # SXM, 40 GB
+        GPU("h100", 79.1, 989, 67, 3350, 450),  # SXM, 80 GB
+        GPU("h200", 139.8, 989, 67, 4800, 450),  # SXM
+        GPU("l40s", 44.4, 362, 91.6, 864, 32),  # PCIe 4.0 x 16
+        GPU("a10", 22.2, 125, 31.2, 600, 32),
+        GPU("rtx3090", 23.6, 71, 35.6, 936, 32),
+        GPU("rtx4090", 23.5, 165, 82.6, 1008, 32),
+        GPU("rtx5090", 31.4, 209.5, 104.8, 1792, 64),  # PCIe 5.0 x 16
     )
 }
 SHOWN = ("a100", "h100", "rtx4090")
-HOST_GB_S = 25.0  # to and from the computer's memory: PCIe 4.0 x 16 as measured by usual copy tests
-CONTEXT_BYTES = GIB  # the driver's context and the matrix library's workspace
-FRAGMENTED = 0.04  # share of a card that the allocator cannot use
+HOST_GB_S = 25.0  # to and from CPU memory: PCIe 4.0 x 16 in typical copy benchmarks
+CONTEXT_BYTES = GIB  # CUDA context and cuBLAS workspace
+FRAGMENTED = 0.04  # share of GPU memory that the allocator cannot use
 
-# Bytes of one entry of the logits at the loss: bf16 from the LLM, its fp32 copy, and log-softmax or its gradient.
+# Bytes per logit at the loss: bf16 from the LLM, its fp32 copy, and log-softmax or its gradient.
 LOGIT_BYTES = {"bfloat16": 2 + 4 + 4, "float16": 2 + 4 + 4, "float32": 4 + 4}
-ADAM_BYTES = 8  # two fp32 moments a trained parameter
-QUANTIZED_BYTES = {"nf4": 4.127 / 8, "int8": 1.002}  # a weight with its scales (QLoRA, 2023, section 3; one a row)
+ADAM_BYTES = 8  # two fp32 moments per trained parameter
+QUANTIZED_BYTES = {
+    "nf4": 4.127 / 8,
+    "int8": 1.002,
+}  # per weight, with its scales (QLoRA, 2023, section 3; one per row)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How the work is spread over cards, and what each step does.
+    """The settings of a run that affect its cost.
 
     Attributes:
-        batch_size: samples on a card and step, before `accumulation`.
-        checkpointing: share of the LLM's layers that keep only their input.
-        token_budget: packed tokens that go through the LLM at once; None = the whole batch.
-        packed: no padding; else every sample is as long as `padding` times the mean.
-        answer_logits: logits only where there are labels; else at all positions.
-        loss_chunk: positions whose logits exist at once; None = all of them.
-        online: encoders run in every step; else their states come from the cache.
-        quantization: None, "nf4" or "int8" weights of the LLM's linear layers.
-        share: of the card's peak that its matrix products reach.
+        batch_size: samples per GPU and step, before `accumulation`.
+        checkpointing: share of the LLM's layers with gradient checkpointing.
+        token_budget: packed tokens in the LLM at once; None = the complete batch.
+        packed: true = no padding; false = every sample is padded to `padding` times the mean length.
+        answer_logits: true = logits only at positions with labels; false = at all positions.
+        loss_chunk: number of positions whose logits exist at once; None = all.
+        online: true = encoders run in every step; false = states are read from the cache.
+        quantization: None, "nf4" or "int8" weights in the LLM's linear layers.
+        share: fraction of the GPU's peak that matrix products reach.
     """
 
     strategy: str = "single"
@@ -103,17 +107,17 @@ class Setup:
         if self.strategy not in ("single", "ddp", "zero2", "zero3"):
             raise UserError(f"strategy is {self.strategy!r}; expected single, ddp, zero2 or zero3")
         if self.strategy == "single" and self.n_gpus != 1:
-            raise UserError(f"strategy=single runs on one card, n_gpus is {self.n_gpus}; add strategy=ddp or zero2")
+            raise UserError(f"strategy=single uses one GPU, n_gpus is {self.n_gpus}; add strategy=ddp or zero2")
         if not 0 < self.share <= 1:
-            raise UserError(f"share is {self.share}; expected a share of the peak above 0 and up to 1")
+            raise UserError(f"share is {self.share}; expected a fraction above 0 and up to 1")
 
     @property
     def n_passes(self) -> float:
-        """Passes over the LLM's weights in a step: forward, again when checkpointing, and backward to the inputs."""
+        """Passes over the LLM's weights per step: forward, recomputation, and backward to the inputs."""
         return 2 + self.checkpointing
 
     def tokens(self, cost: SampleCost) -> float:
-        """Positions that a sample takes in the LLM."""
+        """Positions per sample in the LLM."""
         return cost.tokens * (1.0 if self.packed else self.padding)
 
     def head_positions(self, cost: SampleCost) -> float:
@@ -123,16 +127,16 @@ class Setup:
 # ---------------------------------------------------------------- memory
 
 
-def memory(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup) -> dict[str, float]:
-    """Bytes on one card at the peak of a step, by what they are for.
+def memory(parts: Sequence[PartSize], n_linear: int, cost: SampleCost, setup: Setup) -> dict[str, float]:
+    """Peak memory of a step on one GPU in bytes, by purpose.
 
     Args:
-        n_linear: weights in the linear layers of the LLM's blocks, which quantization packs.
+        n_linear: number of weights that quantization affects.
     """
     n = setup.n_gpus
     trained = sum(part.trainable for part in parts)
     weights = {"LLM weights": 0.0, "projector and LoRA weights": 0.0}
-    encoders = 0.0  # they leave the card once their states are cached, and no strategy splits them
+    encoders = 0.0  # removed from the GPU once states are cached; not sharded by any strategy
     for part in parts:
         kind = part.name.split(".")[0]
         if kind == "encoders":
@@ -146,16 +150,16 @@ def memory(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup)
         layer = weights["LLM weights"] / cost.n_layers
         split = 0.0 if setup.offload_parameters else 1 / n
         weights = {kind: size * split for kind, size in weights.items()}
-        weights["gathered layers"] = 2 * layer  # the one at work and the next one on its way
+        weights["gathered layers"] = 2 * layer  # the current layer and the prefetched next one
     sharded = setup.strategy in ("zero2", "zero3")
-    buffers = 0.0 if setup.strategy == "single" else 4.0 * trained  # averaging copies gradients into flat buckets
+    buffers = 0.0 if setup.strategy == "single" else 4.0 * trained  # gradients are averaged in flat buckets
     return {
         **weights,
         "encoder weights": encoders,
         "gradients": 4.0 * trained / (n if sharded else 1),
         "optimizer state": 0.0
         if setup.offload_optimizer
-        # DeepSpeed updates a flat fp32 copy of its share of the trained weights.
+        # DeepSpeed updates a flat fp32 copy of its shard of the trained weights.
         else (ADAM_BYTES + (4 if sharded else 0)) * trained / (n if sharded else 1),
         "gradient buckets": buffers,
         "LLM activations": at_once(cost, setup) * activation_bytes(cost, setup),
@@ -166,22 +170,22 @@ def memory(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup)
 
 
 def at_once(cost: SampleCost, setup: Setup) -> float:
-    """Samples whose activations are held together: the batch, or as much of it as the token budget lets through."""
+    """Number of samples whose activations exist at once: the batch, or as many as fit the token budget."""
     if setup.token_budget is None:
         return setup.batch_size
     return min(float(setup.batch_size), max(1.0, setup.token_budget / setup.tokens(cost)))
 
 
 def activation_bytes(cost: SampleCost, setup: Setup) -> float:
-    """Kept by the LLM for one sample until its backward pass.
+    """Bytes that the LLM saves for one sample until its backward pass.
 
-    With checkpointing each block keeps its input, and one block at a time all that it needs.
+    With gradient checkpointing each block saves its input, and one block at a time is recomputed.
     """
     return setup.tokens(cost) * kept_of(cost).of(round(setup.checkpointing * cost.n_layers))
 
 
 def kept_of(cost: SampleCost) -> Kept:
-    """What a token leaves in the LLM."""
+    """What the LLM saves per token."""
     from affectgpt.engine import Kept
 
     return Kept(cost.n_layers, cost.llm_bytes_per_token / cost.n_layers, cost.hidden_bytes)
@@ -194,16 +198,16 @@ def logit_bytes(cost: SampleCost, setup: Setup) -> float:
     return positions * cost.vocab_size * LOGIT_BYTES[cost.llm_dtype]
 
 
-def largest_batch(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup, card: Card) -> int:
-    """Samples that fit the card in one step; 0 = not even one."""
-    room = card.memory_gib * GIB * (1 - FRAGMENTED)
+def largest_batch(parts: Sequence[PartSize], n_linear: int, cost: SampleCost, setup: Setup, gpu: GPU) -> int:
+    """The largest batch per step that fits the GPU; 0 = not even one sample."""
+    available = gpu.memory_gib * GIB * (1 - FRAGMENTED)
     with_one, with_two = (sum(memory(parts, n_linear, cost, replace(setup, batch_size=b)).values()) for b in (1, 2))
-    if with_one > room:
+    if with_one > available:
         return 0
-    n = 1 + int((room - with_one) / (with_two - with_one))
-    while sum(memory(parts, n_linear, cost, replace(setup, batch_size=n + 1)).values()) <= room:
-        n += max(1, n // 64)  # a chunked loss grows no further than its chunk
-    while sum(memory(parts, n_linear, cost, replace(setup, batch_size=n)).values()) > room:
+    n = 1 + int((available - with_one) / (with_two - with_one))
+    while sum(memory(parts, n_linear, cost, replace(setup, batch_size=n + 1)).values()) <= available:
+        n += max(1, n // 64)  # a chunked loss stops growing at its chunk size
+    while sum(memory(parts, n_linear, cost, replace(setup, batch_size=n)).values()) > available:
         n -= 1
     return n
 
@@ -216,13 +220,13 @@ def _bytes_of(dtype: str) -> int:
 
 
 def sample_flops(cost: SampleCost, setup: Setup) -> dict[str, dict[str, float]]:
-    """Operations of one sample, part -> dtype -> count.
+    """FLOPs of one sample, part -> dtype -> count.
 
-    Frozen weights get no gradient, so the LLM's backward pass is one product a weight instead of two: 2 passes in all
-    where full training takes 3.
+    Frozen weights get no gradient, so the LLM's backward pass takes one product per weight instead of two: 2 passes in
+    total instead of the 3 of full training.
     """
     head = cost.head_flops
-    longer = setup.tokens(cost) / cost.tokens  # attention's own share grows faster, by less than 2 % of the whole here
+    longer = setup.tokens(cost) / cost.tokens  # attention grows faster, but is less than 2 % of the total
     forward = (cost.llm.forward - head * cost.head_positions) * longer
     backward = (cost.llm.backward - head * cost.head_positions) * longer
     flops: dict[str, dict[str, float]] = {
@@ -243,7 +247,7 @@ def total_flops(cost: SampleCost, setup: Setup) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step on one card, by what would limit it; the step takes the longest of them."""
+    """Time of one step on one GPU under each of three limits; the step takes the longest."""
 
     matmul_s: float
     memory_s: float
@@ -259,20 +263,20 @@ class Step:
         return max(named, key=lambda name: named[name])
 
 
-def step_time(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Setup, card: Card) -> Step:
-    """Bounds of one step with `setup.batch_size` samples on each card."""
+def step_time(parts: Sequence[PartSize], n_linear: int, cost: SampleCost, setup: Setup, gpu: GPU) -> Step:
+    """Time bounds of one step with `setup.batch_size` samples per GPU."""
     matmul_s = 0.0
     for by_dtype in sample_flops(cost, setup).values():
         for dtype, count in by_dtype.items():
-            peak = card.fp32_tflops if dtype == "float32" else card.bf16_tflops
+            peak = gpu.fp32_tflops if dtype == "float32" else gpu.bf16_tflops
             matmul_s += setup.batch_size * count / (peak * 1e12 * setup.share)
     held = memory(parts, n_linear, cost, replace(setup, strategy="single", n_gpus=1, offload_parameters=False))
     trained = sum(part.trainable for part in parts)
     weights = held["LLM weights"]
-    n_turns = setup.batch_size / at_once(cost, setup)  # each turn reads the weights again
+    n_chunks = setup.batch_size / at_once(cost, setup)  # each chunk of the batch reads the weights again
     moved = (
-        weights * setup.n_passes * n_turns
-        + 2 * n_turns * (held["LLM activations"] + held["logits"])  # written, then read
+        weights * setup.n_passes * n_chunks
+        + 2 * n_chunks * (held["LLM activations"] + held["logits"])  # written, then read
         + 2 * held["projector activations"]
         + 28 * trained  # AdamW reads weight, gradient and two moments, and writes three of them
     )
@@ -280,19 +284,19 @@ def step_time(parts: Sequence[Part], n_linear: int, cost: SampleCost, setup: Set
     shared = 2 * 4 * trained * others if setup.strategy != "single" else 0.0  # a ring sends each gradient twice
     if setup.strategy == "zero3":
         shared += weights * setup.n_passes * others
-    link_s = shared / (card.link_gb_s * 1e9)
+    link_s = shared / (gpu.link_gb_s * 1e9)
     if setup.offload_optimizer:
         link_s += 8 * trained / (HOST_GB_S * 1e9)  # gradients out, weights back
     if setup.offload_parameters:
         link_s += weights * setup.n_passes / setup.n_gpus / (HOST_GB_S * 1e9)
-    return Step(matmul_s, moved / (card.bandwidth_gb_s * 1e9), link_s)
+    return Step(matmul_s, moved / (gpu.bandwidth_gb_s * 1e9), link_s)
 
 
 # ---------------------------------------------------------------- the plan
 
 
 def make_plan(config: PlanConfig) -> dict[str, Any]:
-    """Everything that the command prints, as JSON-like values."""
+    """The plan as JSON-like values."""
     from affectgpt.models import build_hollow, model_spec
     from affectgpt.models.backend import require_engine
 
@@ -301,7 +305,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     from affectgpt.training.memory import check_activation_gb, layers_to_checkpoint
 
     check_activation_gb(config.stage, config.strategy.name)
-    cards = [CARDS[name] for name in SHOWN] if config.gpu is None else [_card(config.gpu)]
+    gpus = [GPUS[name] for name in SHOWN] if config.gpu is None else [_gpu(config.gpu)]
     setup = setup_of(config)
     quiet_libraries()
     spec = model_spec(config.model, seed=0)  # the seed changes no count
@@ -318,23 +322,23 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         setup = replace(setup, checkpointing=n / cost.n_layers)
     samples = stage.epochs * stage.iterations_per_epoch * setup.batch_size * setup.accumulation * setup.n_gpus
     rows = []
-    for card in cards:
+    for gpu in gpus:
         fits = {
             name: largest_batch(
-                parts, n_linear, cost, replace(setup, checkpointing=checkpointing, token_budget=None), card
+                parts, n_linear, cost, replace(setup, checkpointing=checkpointing, token_budget=None), gpu
             )
             for name, checkpointing in (("plain", 0.0), ("checkpointing", 1.0))
         }
-        step = step_time(parts, n_linear, cost, setup, card)
+        step = step_time(parts, n_linear, cost, setup, gpu)
         rate = setup.batch_size / step.seconds
         needed = sum(memory(parts, n_linear, cost, setup).values())
         rows.append(
             {
-                **dataclasses.asdict(card),
+                **dataclasses.asdict(gpu),
                 "largest_batch": fits,
                 "largest_tokens": {name: int(n * setup.tokens(cost)) for name, n in fits.items()},
-                "fits": needed <= card.memory_gib * GIB * (1 - FRAGMENTED),
-                "matmul_limit_samples_s": card.bf16_tflops * 1e12 / total_flops(cost, setup),
+                "fits": needed <= gpu.memory_gib * GIB * (1 - FRAGMENTED),
+                "matmul_limit_samples_s": gpu.bf16_tflops * 1e12 / total_flops(cost, setup),
                 "samples_s": rate * setup.n_gpus,
                 "limited_by": step.limit,
                 "stage_hours": samples / (rate * setup.n_gpus) / 3600,
@@ -367,7 +371,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
 
 
 def setup_of(config: PlanConfig) -> Setup:
-    """The run's settings that cost something."""
+    """The settings of a run that affect its cost."""
     stage, strategy = config.stage, config.strategy
     return Setup(
         strategy=strategy.name,
@@ -386,14 +390,14 @@ def setup_of(config: PlanConfig) -> Setup:
     )
 
 
-def _card(name: str) -> Card:
-    if name not in CARDS:
-        raise UserError(f"gpu is {name!r}; known cards are {', '.join(CARDS)}")
-    return CARDS[name]
+def _gpu(name: str) -> GPU:
+    if name not in GPUS:
+        raise UserError(f"gpu is {name!r}; expected one of {', '.join(GPUS)}")
+    return GPUS[name]
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Entry point behind the command line: print the plan."""
+    """Print the plan."""
     plan = make_plan(config)
     print(json.dumps(plan, indent=1) if config.json else text_of(plan))
     return 0
@@ -404,7 +408,7 @@ def run_plan(config: PlanConfig) -> int:
 
 def text_of(plan: Mapping[str, Any]) -> str:
     """The plan as text of at most 100 columns."""
-    blocks = [_head(plan), _parameter_table(plan), _operations(plan), _memory_table(plan), _card_table(plan)]
+    blocks = [_head(plan), _parameter_table(plan), _operations(plan), _memory_table(plan), _gpu_table(plan)]
     return "\n\n".join([*blocks, _cache(plan)])
 
 
@@ -414,13 +418,13 @@ def _head(plan: Mapping[str, Any]) -> str:
     soft = " + ".join(f"{count} {name}" for name, count in sample["soft_tokens"].items())
     return "\n".join(
         [
-            f"model {plan['model']}, stage {plan['stage']}, strategy {setup['strategy']} on {n} card{'s' * (n > 1)}",
-            "encoders " + ("in every step" if setup["online"] else "from the cache of states")
-            + (", packed samples" if setup["packed"] else f", padded samples ({setup['padding']:g} x the mean length)")
+            f"model {plan['model']}, stage {plan['stage']}, strategy {setup['strategy']} on {n} GPU{'s' * (n > 1)}",
+            "encoders " + ("in every step" if setup["online"] else "read from the cache")
+            + (", packed samples" if setup["packed"] else f", samples padded to {setup['padding']:g} x the mean length")
             + (f", {setup['quantization']} LLM" if setup["quantization"] else "")
             + (f", {setup['checkpointing']:.0%} of its layers checkpointed" if setup["checkpointing"] else ""),
-            f"a sample: {sample['tokens']} tokens = {soft} + {sample['text_tokens']} text, "
-            f"{sample['head_positions']} of them answer; {sample['sound_s']:g} s of sound",
+            f"per sample: {sample['tokens']} tokens = {soft} + {sample['text_tokens']} text, "
+            f"{sample['head_positions']} of them in the answer; {sample['sound_s']:g} s of audio",
         ]
     )  # fmt: skip
 
@@ -437,7 +441,7 @@ def _parameter_table(plan: Mapping[str, Any]) -> str:
 
 def _operations(plan: Mapping[str, Any]) -> str:
     sample = plan["sample"]
-    rows = [("operations a sample", "TFLOP", "share")]
+    rows = [("FLOPs per sample", "TFLOP", "share")]
     for name, by_dtype in sample["flops"].items():
         count = sum(by_dtype.values())
         rows.append((f"{name} ({', '.join(by_dtype)})", f"{count / 1e12:.2f}", f"{count / sample['flops_total']:.0%}"))
@@ -449,7 +453,7 @@ def _operations(plan: Mapping[str, Any]) -> str:
 
 def _memory_table(plan: Mapping[str, Any]) -> str:
     plain, checkpointing = plan["memory"]["plain"], plan["memory"]["checkpointing"]
-    title = f"memory of a card, {plan['setup']['batch_size']} samples (GiB)"
+    title = f"memory per GPU, {plan['setup']['batch_size']} samples (GiB)"
     rows = [(title, "plain", "gradient checkpointing")]
     for kind, size in plain.items():
         if size or checkpointing[kind]:
@@ -458,24 +462,24 @@ def _memory_table(plan: Mapping[str, Any]) -> str:
     return format_table(rows)
 
 
-def _card_table(plan: Mapping[str, Any]) -> str:
+def _gpu_table(plan: Mapping[str, Any]) -> str:
     setup = plan["setup"]
     rows = [
-        ("card", "GiB", "largest", "with ckpt.", "most tokens", "samples/s", "limit", "by", "stage h", "pass h"),
-        ("", "", "batch", "batch", "a step", f"x {setup['n_gpus']}", "x 1", "", "", ""),
+        ("GPU", "GiB", "largest", "with ckpt.", "max. tokens", "samples/s", "limit", "by", "stage h", "pass h"),
+        ("", "", "batch", "batch", "per step", f"x {setup['n_gpus']}", "x 1", "", "", ""),
     ]
-    for card in plan["cards"]:
-        rate = [f"{card['samples_s']:.1f}", f"{card['matmul_limit_samples_s']:.1f}", card["limited_by"]]
-        hours = [f"{card['stage_hours']:.1f}", f"{card['pass_hours']:.2f}"]
-        if not card["fits"]:
-            rate, hours = ["-", f"{card['matmul_limit_samples_s']:.1f}", "no room"], ["-", "-"]
+    for gpu in plan["cards"]:
+        rate = [f"{gpu['samples_s']:.1f}", f"{gpu['matmul_limit_samples_s']:.1f}", gpu["limited_by"]]
+        hours = [f"{gpu['stage_hours']:.1f}", f"{gpu['pass_hours']:.2f}"]
+        if not gpu["fits"]:
+            rate, hours = ["-", f"{gpu['matmul_limit_samples_s']:.1f}", "no room"], ["-", "-"]
         rows.append(
             (
-                card["name"],
-                f"{card['memory_gib']:g}",
-                str(card["largest_batch"]["plain"]),
-                str(card["largest_batch"]["checkpointing"]),
-                f"{max(card['largest_tokens'].values()):,}",
+                gpu["name"],
+                f"{gpu['memory_gib']:g}",
+                str(gpu["largest_batch"]["plain"]),
+                str(gpu["largest_batch"]["checkpointing"]),
+                f"{max(gpu['largest_tokens'].values()):,}",
                 *rate,
                 *hours,
             )
@@ -483,8 +487,8 @@ def _card_table(plan: Mapping[str, Any]) -> str:
     return (
         f"{format_table(rows)}\n"
         f"samples/s at {setup['share']:.0%} of the peak with stage.batch_size={setup['batch_size']}; "
-        "limit: all of the bf16 peak\n"
-        f"stage h: {plan['stage_samples']:,} samples; pass h: once over {plan['n_clips']:,} clips"
+        "limit: at the full bf16 peak\n"
+        f"stage h: {plan['stage_samples']:,} samples; pass h: one pass over {plan['n_clips']:,} clips"
     )
 
 
@@ -492,4 +496,4 @@ def _cache(plan: Mapping[str, Any]) -> str:
     sizes = plan["cache_bytes"]
     total = sum(sizes.values())
     each = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
-    return f"cached states of a clip: {each} MB; of {plan['n_clips']:,} clips {total * plan['n_clips'] / 1e9:,.0f} GB"
+    return f"cached states per clip: {each} MB; for {plan['n_clips']:,} clips {total * plan['n_clips'] / 1e9:,.0f} GB"

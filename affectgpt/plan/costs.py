@@ -1,21 +1,20 @@
-"""What one sample costs: parameters, operations and kept bytes, counted on a model that takes no memory.
+"""The cost of one sample: parameters, FLOPs and saved bytes, counted on a model without memory for its weights.
 
-Operations are counted by torch's `FlopCounterMode` while the real modules run on the meta device, the projectors on the
-CPU; a multiplication and an addition are 2 operations. Kept bytes are those of the tensors that autograd saves for the
+FLOPs are counted by torch's `FlopCounterMode` while the real modules run on the meta device, and the projectors on the
+CPU; a multiplication and an addition count as 2. Saved bytes are those of the tensors that autograd saves for the
 backward pass, found by running the LLM on fake tensors with the fused attention kernel. Nothing is estimated from a
-parameter count, so LoRA, grouped-query attention and other LLMs are counted as they are.
+parameter count, so LoRA, grouped-query attention and other LLMs are counted correctly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch documents it under this name; there is no public one
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -28,12 +27,12 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Part:
+class PartSize:
     """Parameters of one part of the model.
 
     Attributes:
-        dtype: of the largest share of its parameters.
-        bytes: of all of them, as stored.
+        dtype: of the largest share of the parameters.
+        bytes: size of all parameters.
     """
 
     name: str
@@ -45,11 +44,11 @@ class Part:
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """One frozen encoder on one sample: operations, and the states that it hands over.
+    """FLOPs and output of one frozen encoder for one sample.
 
     Attributes:
         states: (T, E).
-        bytes: of the states, which is what the cache keeps.
+        bytes: size of the states, in the cache too.
     """
 
     flops: int
@@ -60,7 +59,7 @@ class EncoderCost:
 
 @dataclass(frozen=True)
 class PassCost:
-    """Operations of one forward and one backward pass, and the bytes that the forward pass keeps for the backward."""
+    """FLOPs of one forward and one backward pass, and the bytes saved for the backward pass."""
 
     forward: int
     backward: int
@@ -69,16 +68,16 @@ class PassCost:
 
 @dataclass(frozen=True)
 class SampleCost:
-    """All that one sample costs.
+    """The cost of one sample.
 
     Attributes:
         soft_tokens: branch -> Q.
-        text_tokens: prompt and answer.
-        head_positions: positions whose logits were counted in `llm`.
-        encoders: modality -> cost; projectors: branch -> cost of training it (frozen ones have no backward).
-        llm: of all its tokens, with the logits of `head_positions`.
-        head_flops: of the logits of one position, one pass.
-        llm_bytes_per_token: kept by the LLM's layers for each token; `n_layers` equal shares.
+        text_tokens: tokens of prompt and answer.
+        head_positions: number of positions with logits in `llm`.
+        encoders: modality -> cost; projectors: branch -> cost of training it (frozen ones have no backward pass).
+        llm: cost of all tokens, with logits at `head_positions`.
+        head_flops: FLOPs of one position's logits in one pass.
+        llm_bytes_per_token: bytes that the LLM's `n_layers` layers save for each token, the same in each layer.
         vocab_size, hidden_bytes: V, and the bytes of one token's hidden state.
     """
 
@@ -100,8 +99,8 @@ class SampleCost:
         return sum(self.soft_tokens.values()) + self.text_tokens
 
 
-def parameters(model: AffectGPTForConditionalGeneration) -> list[Part]:
-    """Each part's parameters, in the model's order."""
+def parameters(model: AffectGPTForConditionalGeneration) -> list[PartSize]:
+    """The size of each part, in the model's order."""
     found = []
     for name, tensors in model.parts().items():
         by_dtype: dict[str, int] = {}
@@ -109,7 +108,7 @@ def parameters(model: AffectGPTForConditionalGeneration) -> list[Part]:
             dtype = str(tensor.dtype).removeprefix("torch.")
             by_dtype[dtype] = by_dtype.get(dtype, 0) + tensor.numel()
         found.append(
-            Part(
+            PartSize(
                 name,
                 sum(tensor.numel() for tensor in tensors.values()),
                 sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad),
@@ -121,7 +120,7 @@ def parameters(model: AffectGPTForConditionalGeneration) -> list[Part]:
 
 
 def linear_weights(model: AffectGPTForConditionalGeneration) -> int:
-    """Weights in the linear layers of the LLM's blocks, without LoRA and head: those that quantization packs."""
+    """The number of weights that quantization affects: linear layers of the LLM's blocks, without LoRA and head."""
     head = model.get_output_embeddings()
     return sum(
         module.weight.numel()
@@ -138,12 +137,12 @@ def count_sample(
     text_tokens: int,
     answer_tokens: int | None,
 ) -> SampleCost:
-    """Count one sample on `model`, which `build_hollow` made; its projectors are given memory on the way.
+    """Count the cost of one sample on `model`, made by `build_hollow`; it can only be used for counting afterwards.
 
     Args:
-        sound_s: duration of the sound, in seconds.
-        text_tokens: tokens of prompt and answer, without the soft ones.
-        answer_tokens: positions whose logits are computed; None = all.
+        sound_s: duration of the audio in seconds.
+        text_tokens: tokens of prompt and answer, without soft tokens.
+        answer_tokens: positions with logits; None = all.
     """
     encoders, states = {}, {}
     for name in spec.modalities:
@@ -152,7 +151,7 @@ def count_sample(
         states[f"{name}_states_mask"] = torch.ones(1, encoders[name].states[0], dtype=torch.bool)
     if "multi" in spec.projectors:
         states["multi_rows"] = torch.zeros(1, len(model.config.projector("multi").sources), dtype=torch.long)
-    # A branch that steps back for another is not in the prompt of a sample that has both.
+    # A branch hidden by its `unless` is not in the prompt of a sample with all modalities.
     shown = [name for name in model.projectors if spec.projectors[name].unless not in spec.encoders]
     projectors, soft_tokens = _projectors(model, shown, states)
     n_tokens = sum(soft_tokens.values()) + text_tokens
@@ -203,7 +202,7 @@ def _encoder(model: AffectGPTForConditionalGeneration, spec: ModelSpec, name: st
 def _projectors(
     model: AffectGPTForConditionalGeneration, shown: Iterable[str], states: Mapping[str, Tensor]
 ) -> tuple[dict[str, PassCost], dict[str, int]]:
-    """(cost, soft tokens) of each branch; they check values of the mask, so they run on real memory."""
+    """(cost, soft tokens) of each branch. Projectors check the values of the mask, so they run on the CPU."""
     if next(model.projectors.parameters()).is_meta:
         model.projectors.to_empty(device="cpu")
     costs, soft_tokens = {}, {}
@@ -222,9 +221,10 @@ def _projectors(
 
 
 def _llm_flops(llm: PreTrainedModel, n_tokens: int, head_positions: int) -> tuple[int, int]:
-    """(forward, backward) of one sample through the LLM. Gradients reach its inputs, and LoRA where it trains."""
+    """FLOPs (forward, backward) of one sample in the LLM, with gradients for its inputs and for trained LoRA."""
     embeds = _embeds(llm, n_tokens, "meta")
-    with FlopCounterMode(display=False) as counter, _fused_attention(llm):
+    _use_fused_attention(llm)
+    with FlopCounterMode(display=False) as counter:
         output = llm(
             inputs_embeds=embeds, use_cache=False,
             logits_to_keep=torch.zeros(head_positions, dtype=torch.long, device="meta"),
@@ -236,12 +236,13 @@ def _llm_flops(llm: PreTrainedModel, n_tokens: int, head_positions: int) -> tupl
 
 
 def _llm_bytes_per_token(llm: PreTrainedModel, n_tokens: int = 64) -> int:
-    """Bytes that the LLM's layers keep for each token while training, with fused attention and one logit."""
+    """Bytes that the LLM's layers save per token in training, with fused attention and logits at one position."""
     was_training = llm.training
     llm.train()
-    # Fake tensors say they are on the CPU, where scaled_dot_product_attention picks its fused kernel; on the meta
-    # device it would fall back to separate products and keep L x L weights, which no card does.
-    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention(llm):
+    _use_fused_attention(llm)
+    # Fake tensors claim to be on the CPU, where scaled_dot_product_attention selects its fused kernel; on the meta
+    # device it would fall back to separate products and save L x L weights, unlike on a GPU.
+    with FakeTensorMode(allow_non_fake_inputs=True):
         fake = {name: _fake(tensor) for name, tensor in llm.state_dict(keep_vars=True).items()}
         embeds = _embeds(llm, n_tokens, "cpu")
         with kept_tensors(fake.values()) as kept:
@@ -254,24 +255,18 @@ def _llm_bytes_per_token(llm: PreTrainedModel, n_tokens: int = 64) -> int:
     return sum(kept.values()) // n_tokens
 
 
-@contextmanager
-def _fused_attention(llm: PreTrainedModel) -> Iterator[None]:
-    """Causal attention without a mask tensor, as in training from packed samples.
+def _use_fused_attention(llm: PreTrainedModel) -> None:
+    """Set causal attention without a mask tensor, as in training on packed samples.
 
-    To make a mask transformers would look at values, which tensors without memory do not have; for an attention that it
-    does not know it makes none.
+    To make a mask, transformers would read values, which tensors without memory do not have; for a registered attention
+    without a mask function it makes none.
     """
     AttentionInterface.register("affectgpt_fused", _causal)
-    before = llm.config._attn_implementation
     llm.set_attn_implementation("affectgpt_fused")
-    try:
-        yield
-    finally:
-        llm.set_attn_implementation(before)
 
 
 def _causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Heads before positions in, after them out.  [B, H, L, d] -> [B, L, H, d]"""
+    """Fused causal attention with transformers' signature.  [B, H, L, d] -> [B, L, H, d]"""
     output = nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=query.shape[1] != key.shape[1]
     )
@@ -283,6 +278,6 @@ def _fake(tensor: Tensor) -> Tensor:
 
 
 def _embeds(llm: nn.Module, n_tokens: int, device: str) -> Tensor:
-    """[1, L, D] with a gradient, as the soft tokens among them have one."""
+    """Input embeddings [1, L, D] that require a gradient, as soft tokens do."""
     weight = llm.get_input_embeddings().weight
     return torch.empty(1, n_tokens, weight.shape[1], dtype=weight.dtype, device=device, requires_grad=True)

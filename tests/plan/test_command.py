@@ -15,8 +15,8 @@ from affectgpt.engine import kept_tensors
 from affectgpt.models import model_spec
 from affectgpt.models.assemble import build_hollow
 from affectgpt.plan.command import (
-    CARDS,
     GIB,
+    GPUS,
     Setup,
     activation_bytes,
     largest_batch,
@@ -125,8 +125,8 @@ def test_the_published_size_costs_what_arithmetic_says(published):
     for padding in (1.0, 1.15):
         everything = total_flops(cost, Setup(online=True, packed=False, padding=padding, answer_logits=False))
         assert 11.9e12 < everything < 14.3e12
-    assert CARDS["a100"].bf16_tflops * 1e12 / cached == pytest.approx(47, rel=0.08)
-    assert CARDS["h100"].bf16_tflops * 1e12 / cached == pytest.approx(150, rel=0.08)
+    assert GPUS["a100"].bf16_tflops * 1e12 / cached == pytest.approx(47, rel=0.08)
+    assert GPUS["h100"].bf16_tflops * 1e12 / cached == pytest.approx(150, rel=0.08)
     assert sum(part.parameters for part in parts) == pytest.approx(8.41e9, rel=0.001)
 
 
@@ -144,9 +144,9 @@ def test_the_cache_of_all_tokens_takes_more_than_a_terabyte(published):
 
 
 def test_a_7b_trains_on_24_gb(published):
-    assert largest_batch(*published, Setup(), CARDS["rtx4090"]) >= 1
-    assert largest_batch(*published, Setup(quantization="nf4"), CARDS["rtx4090"]) > largest_batch(
-        *published, Setup(), CARDS["rtx4090"]
+    assert largest_batch(*published, Setup(), GPUS["rtx4090"]) >= 1
+    assert largest_batch(*published, Setup(quantization="nf4"), GPUS["rtx4090"]) > largest_batch(
+        *published, Setup(), GPUS["rtx4090"]
     )
 
 
@@ -193,15 +193,15 @@ def test_a_token_budget_bounds_what_is_kept_and_reads_the_weights_once_a_turn(pu
     turns = replace(whole, token_budget=2 * cost.tokens)
     kept = [memory(*published, setup)["LLM activations"] for setup in (whole, turns)]
     assert kept[1] == pytest.approx(kept[0] / 16)
-    slow = [step_time(*published, setup, CARDS["a100"]).memory_s for setup in (whole, turns)]
+    slow = [step_time(*published, setup, GPUS["a100"]).memory_s for setup in (whole, turns)]
     assert slow[1] - slow[0] > 15 * 2 * 13e9 / 2039e9 * 0.9
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(published):
     for setup in (Setup(), Setup(checkpointing=True, loss_chunk=2048), Setup(answer_logits=False)):
-        for card in CARDS.values():
-            n = largest_batch(*published, setup, card)
-            room = card.memory_gib * GIB * 0.96
+        for gpu in GPUS.values():
+            n = largest_batch(*published, setup, gpu)
+            room = gpu.memory_gib * GIB * 0.96
             if n:
                 assert sum(memory(*published, replace(setup, batch_size=n)).values()) <= room
             assert sum(memory(*published, replace(setup, batch_size=n + 1)).values()) > room
@@ -209,8 +209,8 @@ def test_the_largest_batch_fits_and_one_more_does_not(published):
 
 def test_gathering_a_frozen_llm_over_pcie_limits_the_step(published):
     setup = Setup(strategy="zero3", n_gpus=8)
-    assert step_time(*published, setup, CARDS["rtx4090"]).limit == "link"
-    assert step_time(*published, replace(setup, strategy="zero2"), CARDS["rtx4090"]).limit == "matmul"
+    assert step_time(*published, setup, GPUS["rtx4090"]).limit == "link"
+    assert step_time(*published, replace(setup, strategy="zero2"), GPUS["rtx4090"]).limit == "matmul"
 
 
 # ---------------------------------------------------------------- the command
@@ -233,7 +233,7 @@ def test_local_folders_are_planned_from_their_own_configuration(small_plan):
     plan = make_plan(small_plan)
     assert plan["sample"]["tokens"] == 23
     assert plan["stage_samples"] == 30
-    assert [card["name"] for card in plan["cards"]] == ["rtx4090"]
+    assert [gpu["name"] for gpu in plan["cards"]] == ["rtx4090"]
     assert plan["cards"][0]["fits"]
     json.dumps(plan)
 
@@ -248,9 +248,9 @@ def test_the_text_fits_100_columns_and_names_every_part(small_plan):
 
 
 def test_an_unknown_card_and_a_wrong_number_of_cards_are_named(small_plan):
-    with pytest.raises(UserError, match="'tpu'; known cards are a100"):
+    with pytest.raises(UserError, match="'tpu'; expected one of a100"):
         make_plan(replace(small_plan, gpu="tpu"))
-    with pytest.raises(UserError, match="strategy=single runs on one card, n_gpus is 8; add strategy=ddp"):
+    with pytest.raises(UserError, match="strategy=single uses one GPU, n_gpus is 8; add strategy=ddp"):
         make_plan(replace(small_plan, n_gpus=8))
 
 
