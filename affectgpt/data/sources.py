@@ -198,14 +198,15 @@ def check_each(
     n_threads: int = 4,
     progress: bool = True,
 ) -> tuple[list[Sample], list[BadSample]]:
-    """`attempt` to check each sample in threads, with a progress bar; what `check` returned, in order, and bad samples.
+    """`attempt` to check each sample, several in threads and with a progress bar; (results in order, bad samples).
 
     Args:
         n_threads: 0 = in this thread, for checks that are faster than passing them to another.
     """
     function = partial(attempt, check, on_bad=on_bad)
-    results = in_threads(function, samples, n_threads=n_threads) if n_threads else map(function, samples)
-    checked = list(tqdm(results, what, len(samples), leave=False, delay=1, disable=not progress))
+    many = len(samples) > 1
+    results = in_threads(function, samples, n_threads=n_threads) if many and n_threads else map(function, samples)
+    checked = list(tqdm(results, what, len(samples), leave=False, delay=1, disable=not (many and progress)))
     good = [result for result in checked if not isinstance(result, BadSample)]
     return good, [result for result in checked if isinstance(result, BadSample)]
 

@@ -1,7 +1,7 @@
-"""Answers by vLLM: it is fed with prompts of embeddings and brings its own copy of the frozen LLM.
+"""Answers from vLLM, which gets prompt embeddings and loads its own copy of the frozen LLM.
 
-vLLM (https://docs.vllm.ai, prompt embedding inputs) is no dependency of this package. Greedy answers may differ from
-those of the other engine where two tokens are nearly equally likely, since its kernels round otherwise.
+vLLM (https://docs.vllm.ai, prompt embedding inputs) is not a dependency of this package. Its kernels round differently,
+so greedy answers may differ from those of engine=auto where two tokens are nearly equally likely.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ from affectgpt.config import GenerateConfig
 from affectgpt.inference.answers import Answer, answer_of, prompt_embeds, stop_ids
 from affectgpt.runtime import UserError
 
-# Prompts handed over at once: vLLM batches within them by itself.
+# Batches of prompts passed to vLLM at once, which schedules them itself.
 _BATCHES_AT_ONCE = 8
 
 
 class VllmEngine:
-    """An engine of `inference.predict`; loads the LLM into vLLM.
+    """The `answer` of `predict` that uses vLLM; loads the LLM into vLLM.
 
     Args:
-        model: its LLM must be a base model as published: without LoRA, not quantized.
+        model: its LLM must be a base model as published, without LoRA and not quantized.
 
     Raises:
         UserError: vLLM is not installed, or it cannot run this model.
     """
 
     def __init__(self, model: Any) -> None:
-        check(model)
-        vllm = _import()
+        _check(model)
+        try:
+            import vllm
+        except ImportError as error:
+            raise UserError("engine=vllm needs the package vllm: pip install vllm; or use engine=auto") from error
         spec = model.config.spec
         dtype = model.get_input_embeddings().weight.dtype
-        # Only the word embeddings are needed here; the layers make room for those that vLLM loads.
+        # Only the word embeddings are needed here; the layers free their memory for those that vLLM loads.
         device = model.get_input_embeddings().weight.device
         model.language_model.to("cpu")
         model.get_input_embeddings().to(device)
@@ -43,28 +46,30 @@ class VllmEngine:
             revision=spec["llm_revision"],
             dtype=str(dtype).removeprefix("torch."),
             enable_prompt_embeds=True,
-            generation_config="vllm",  # no sampling values of the base model's own file
+            generation_config="vllm",  # no sampling values from the base model's own file
         )
 
     def __call__(
         self, model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], generate: GenerateConfig
     ) -> Iterator[Answer]:
         if generate.num_beams > 1:
-            raise UserError("engine=vllm searches no beams; set generate.num_beams=1, or engine=auto")
+            raise UserError("engine=vllm has no beam search; set generate.num_beams=1, or engine=auto")
         if generate.compile:
-            raise UserError("engine=vllm compiles by itself; leave generate.compile out")
-        wanted = self._vllm.SamplingParams(**sampling_values(model, generate))
+            raise UserError("engine=vllm compiles on its own; leave generate.compile out")
+        parameters = self._vllm.SamplingParams(**sampling_values(model, generate))
         source = iter(inputs)
         while rows := list(islice(source, _BATCHES_AT_ONCE * generate.batch_size)):
             prompts = []
             for start in range(0, len(rows), generate.batch_size):
                 prompts += prompt_embeds(model, processor, rows[start : start + generate.batch_size])
-            outputs = self._llm.generate([{"prompt_embeds": each.cpu()} for each in prompts], wanted, use_tqdm=False)
+            outputs = self._llm.generate(
+                [{"prompt_embeds": each.cpu()} for each in prompts], parameters, use_tqdm=False
+            )
             yield from (answer_of(processor, list(output.outputs[0].token_ids)) for output in outputs)
 
 
 def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:
-    """`generate` in vLLM's words: the arguments of its SamplingParams."""
+    """The generation settings as arguments of vLLM's SamplingParams."""
     values: dict[str, Any] = {
         "max_tokens": generate.max_new_tokens,
         "temperature": generate.temperature if generate.do_sample else 0.0,
@@ -78,24 +83,14 @@ def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:
     return values
 
 
-def check(model: Any) -> None:
-    """Raise UserError if vLLM would not run this model's LLM as it is."""
+def _check(model: Any) -> None:
+    """Raise UserError if vLLM cannot run this model's LLM."""
     spec = model.config.spec
     if model.config.lora:
-        raise UserError(
-            "engine=vllm takes the LLM as published, but this checkpoint has LoRA adapters; use engine=auto"
-        )
+        raise UserError("engine=vllm runs the LLM as published, but this checkpoint has LoRA adapters; use engine=auto")
     if spec is None:
         raise UserError(
-            "engine=vllm loads the LLM by its own folder, which a full model does not name; use engine=auto"
+            "engine=vllm loads the LLM from its own folder, which a full model does not name; use engine=auto"
         )
-    if packed := spec.get("llm_quantization"):
-        raise UserError(f"engine=vllm takes the LLM as published, but this one is packed as {packed}; use engine=auto")
-
-
-def _import() -> Any:
-    try:
-        import vllm
-    except ImportError as error:
-        raise UserError("engine=vllm needs the package vllm: pip install vllm; or use engine=auto") from error
-    return vllm
+    if kind := spec.get("llm_quantization"):
+        raise UserError(f"engine=vllm runs the LLM as published, but this one is quantized ({kind}); use engine=auto")

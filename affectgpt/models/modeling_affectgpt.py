@@ -30,7 +30,7 @@ from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, 
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.models.quantize import n_weights
 from affectgpt.runtime import InputError
-from affectgpt.schema import SLOTS
+from affectgpt.schema import MODALITIES, SLOTS
 from affectgpt.tables import format_table
 
 MANIFEST_NAME = "affectgpt.json"
@@ -219,11 +219,11 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return self.encoders[modality]
 
-    def with_states(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with `<m>_states` [N, T, E] and their masks instead of media."""
+    def with_states(self, batch: Mapping[str, Tensor], modalities: Iterable[str] = MODALITIES) -> dict[str, Tensor]:
+        """The batch with `<m>_states` [N, T, E] and their masks instead of the media of `modalities`."""
         batch = dict(batch)
-        for name, key in MEDIA_KEYS.items():
-            media = batch.pop(key, None)
+        for name in modalities:
+            media = batch.pop(MEDIA_KEYS[name], None)
             if media is None or f"{name}_states" in batch:
                 continue
             lengths = batch.get("input_lengths") if name == "audio" else None
@@ -237,8 +237,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Projected tokens [N, Q, D] of the samples that have `slot`; None if no sample of the batch has it."""
         if slot == "multi":
             return self._fused(batch)
-        if f"{slot}_states" not in batch:
-            batch = self.with_states({key: value for key, value in batch.items() if key in _media_of(slot)})
+        batch = self.with_states(batch, [slot])
         states = batch.get(f"{slot}_states")
         if states is None:
             return None
@@ -253,10 +252,10 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return None
         if "multi" not in self.projectors:
             raise ValueError("multi: the batch has it, but this model has no pre-fusion; use the model's own processor")
-        batch = self.with_states(batch)
+        sources = self.config.projector("multi").sources
+        batch = self.with_states(batch, sources)
         states = [
-            (batch[f"{name}_states"], _mask_of(name, batch)) if f"{name}_states" in batch else None
-            for name in self.config.projector("multi").sources
+            (batch[f"{name}_states"], _mask_of(name, batch)) if f"{name}_states" in batch else None for name in sources
         ]
         return self.projectors["multi"](states, rows)
 
@@ -457,12 +456,6 @@ def _by_sample(flat: Tensor, labels: Tensor, position_ids: Tensor | None) -> tup
         counts = torch.zeros(int(sample[-1]) + 1, dtype=torch.int64, device=labels.device)
         counts.index_add_(0, sample, (labels[0] != -100).long())
     return flat.split(counts.tolist())
-
-
-def _media_of(name: str) -> set[str]:
-    """The keys of a batch that belong to modality `name`."""
-    lengths = {"input_lengths"} if name == "audio" else set()
-    return {MEDIA_KEYS[name], f"{name}_states", f"{name}_states_mask"} | lengths
 
 
 def _mask_of(name: str, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is handed to vLLM, on a stand-in that continues the embeddings as vLLM should; vLLM itself is not run here."""
+"""What vLLM gets, with a fake that continues prompt embeddings as vLLM should; vLLM itself is not run here."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def built(tmp_path):
     return model.eval(), processor
 
 
-class StandIn:
-    """Loads the LLM that it is named and continues prompts of embeddings by transformers."""
+class FakeVllm:
+    """Loads the named LLM and continues prompt embeddings with transformers."""
 
     def __init__(self, model, revision, dtype, enable_prompt_embeds, generation_config):
         from transformers import AutoModelForCausalLM
@@ -36,16 +36,16 @@ class StandIn:
         self.llm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self.seen: list[torch.Tensor] = []
 
-    def generate(self, prompts, wanted, use_tqdm):
+    def generate(self, prompts, parameters, use_tqdm):
         outputs = []
         for prompt in prompts:
             self.seen.append(prompt["prompt_embeds"])
             new = self.llm.generate(
                 inputs_embeds=prompt["prompt_embeds"][None],
-                max_new_tokens=wanted.max_tokens,
-                eos_token_id=wanted.stop_token_ids,
-                suppress_tokens=list(wanted.logit_bias),
-                do_sample=wanted.temperature > 0,
+                max_new_tokens=parameters.max_tokens,
+                eos_token_id=parameters.stop_token_ids,
+                suppress_tokens=list(parameters.logit_bias),
+                do_sample=parameters.temperature > 0,
                 pad_token_id=0,
             )
             outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(new[0].tolist()))]))
@@ -54,12 +54,12 @@ class StandIn:
 
 @pytest.fixture
 def vllm(monkeypatch):
-    stand_in = SimpleNamespace(LLM=StandIn, SamplingParams=lambda **values: SimpleNamespace(**values))
-    monkeypatch.setitem(sys.modules, "vllm", stand_in)
-    return stand_in
+    module = SimpleNamespace(LLM=FakeVllm, SamplingParams=lambda **values: SimpleNamespace(**values))
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return module
 
 
-def test_vllm_gets_the_embeddings_of_each_sample_alone_and_its_tokens_become_the_same_answers(built, vllm):
+def test_vllm_gets_the_embeddings_of_each_sample_and_its_tokens_give_the_same_answers(built, vllm):
     model, processor = built
     rows = [processor.encode(tiny.question(*shown), tiny.media(*shown, seed=i)) for i, shown in enumerate(SHOWN)]
     expected = list(answers(model, processor, rows, GenerateConfig(2, 7)))
@@ -70,7 +70,7 @@ def test_vllm_gets_the_embeddings_of_each_sample_alone_and_its_tokens_become_the
         torch.testing.assert_close(seen, model.embed(batch.pop("input_ids"), batch)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_decoding_is_put_into_vllms_words(built):
+def test_generation_settings_become_sampling_parameters(built):
     model, processor = built
     greedy = sampling_values(model, GenerateConfig(4, 30))
     assert greedy["max_tokens"] == 30
@@ -81,19 +81,19 @@ def test_decoding_is_put_into_vllms_words(built):
     assert (sampled["temperature"], sampled["top_p"]) == (0.7, 0.9)
 
 
-def test_what_vllm_cannot_run_is_named_with_the_way_out(built, vllm, tmp_path, monkeypatch):
+def test_models_that_vllm_cannot_run_are_refused_with_the_reason(built, vllm, tmp_path, monkeypatch):
     model, processor = built
-    with pytest.raises(UserError, match=r"searches no beams; set generate\.num_beams=1"):
+    with pytest.raises(UserError, match=r"has no beam search; set generate\.num_beams=1"):
         list(VllmEngine(model)(model, processor, [], GenerateConfig(num_beams=2)))
     monkeypatch.setitem(model.config.spec, "llm_quantization", "nf4")
-    with pytest.raises(UserError, match="packed as nf4; use engine=auto"):
+    with pytest.raises(UserError, match=r"quantized \(nf4\); use engine=auto"):
         VllmEngine(model)
     monkeypatch.setattr(model.config, "lora", asdict(LoraConfig(2, 4, 0.0, ["q_proj"])))
     with pytest.raises(UserError, match="has LoRA adapters; use engine=auto"):
         VllmEngine(model)
 
 
-def test_without_the_package_the_error_names_it(built, monkeypatch):
+def test_a_missing_package_is_named(built, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="engine=vllm needs the package vllm: pip install vllm"):
         VllmEngine(built[0])
