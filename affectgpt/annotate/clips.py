@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,16 +66,6 @@ class Clips:
 def manifests(config: AnnotateConfig) -> list[str]:
     """The manifests among the inputs of a run."""
     return [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
-
-
-def speaker_of(sample: Sample, pattern: str | None) -> str | None:
-    """The first group of `pattern` in the sample's id; None where it does not match.
-
-    >>> speaker_of(Sample("anna_07", subtitle="Hi."), "^([^_]+)_")
-    'anna'
-    """
-    match = re.search(pattern, sample.id) if pattern else None
-    return match.group(1) if match else None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from affectgpt.annotate import evidence, prompts
-from affectgpt.annotate.annotators import CODE_VERSION, decides
+from affectgpt.annotate.annotators import CODE_VERSION, annotator_class, decides
 from affectgpt.annotate.record import merge_fields
 from affectgpt.annotate.steps import StepOutput, Work, function_of, run_step
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PipelineConfig, StepConfig
@@ -21,6 +21,12 @@ def annotators_of(config: AnnotateConfig) -> dict[str, AnnotatorConfig]:
     """The configuration of each role's annotator: its own, or the common one."""
     own = {role: getattr(config, role) or (config.text if role in _TEXT_ROLES else None) for role in ROLES}
     return {role: annotator or config.annotator for role, annotator in own.items()}
+
+
+def loads_models(config: AnnotateConfig) -> bool:
+    """Whether the annotator of a step loads a model into the process that asks it."""
+    used = {spec.annotator for spec in config.pipeline.steps}
+    return any(annotator_class(own.kind).in_process for role, own in annotators_of(config).items() if role in used)
 
 
 def check_pipeline(pipeline: PipelineConfig) -> None:

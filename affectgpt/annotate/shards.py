@@ -29,11 +29,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from affectgpt.annotate.clips import Clips, speaker_of
+from affectgpt.annotate.clips import Clips
 from affectgpt.annotate.exporters import write_manifest
-from affectgpt.annotate.pipeline import ROLES, annotators_of
+from affectgpt.annotate.pipeline import ROLES, loads_models
 from affectgpt.annotate.record import record_from_row
 from affectgpt.annotate.single import run_single
+from affectgpt.annotate.speakers import speaker_of
 from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, format_totals
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
 from affectgpt.journal import Journal
@@ -190,9 +191,7 @@ def workers_of(config: AnnotateConfig) -> Threads | Ray:
     """Workers, each of which runs one shard at a time in a separate process."""
     if config.engine == "processes":
         return Threads(config.n_processes or n_cores())
-    used = {step.annotator for step in config.pipeline.steps}
-    in_process = any(own.kind == "transformers" for role, own in annotators_of(config).items() if role in used)
-    return Ray(config.n_processes, gpu=in_process)
+    return Ray(config.n_processes, gpu=loads_models(config))
 
 
 def shard_runner(worker: int) -> Callable[[Path], int]:

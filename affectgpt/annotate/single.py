@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import statistics
 import sys
 import time
 from collections import Counter
@@ -21,12 +20,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from affectgpt.annotate import evidence
 from affectgpt.annotate.annotators import Annotator, Budget, make_annotator
-from affectgpt.annotate.clips import ClipMedia, Clips, files_of, manifests, media_sha256, openface_of, speaker_of
+from affectgpt.annotate.clips import ClipMedia, Clips, files_of, manifests, media_sha256, openface_of
 from affectgpt.annotate.exporters import write_manifest
-from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, settings_hash
-from affectgpt.annotate.record import Annotation, Fact, RecordError, record_from_row, record_to_row
+from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, loads_models, settings_hash
+from affectgpt.annotate.record import Annotation, RecordError, record_from_row, record_to_row
+from affectgpt.annotate.speakers import Speakers
 from affectgpt.annotate.steps import Dropped, StepFailed, Work
 from affectgpt.annotate.store import Store
 from affectgpt.annotate.totals import COMPLETE, SIGNALS, SOME_FAILED, Totals, format_totals
@@ -46,7 +45,7 @@ def run_single(config: AnnotateConfig, clips: Clips) -> int:
     out = Path(config.out or "")
     if (out / "shards").exists():
         raise UserError(f"{out} was made in shards; resume with engine=processes or engine=ray, or choose another out=")
-    if config.transcriber or any(annotator.kind == "transformers" for annotator in annotators_of(config).values()):
+    if config.transcriber or loads_models(config):
         quiet_libraries()
     record = RunRecord.start(out, kind="annotate", config=asdict(config), inputs=manifests(config))
     store = Store(out, fsync=config.fsync, answers_in=Path(config.answers_in or out))
@@ -90,32 +89,31 @@ class _Run:
         optional = {"speaker": config.speaker, "transcriber": config.transcriber}
         given = {name: value for name, value in optional.items() if value}
         self.settings = settings_hash(config.pipeline, configs, config.lang, **given)
+        self.speakers = Speakers(config.speaker)
+        self.transcriber = None
+        if config.transcriber:
+            self.transcriber = Transcriber(config.transcriber, store, device=config.annotator.device)
+        budget = Budget(config.budget, store, self.stop)
+        self.annotators: dict[str, Annotator] = {}  # by role
+        self.distinct: dict[int, Annotator] = {}  # roles with the same configuration share an annotator, and its limits
         used = {spec.annotator for spec in config.pipeline.steps}
-        self.configs = {role: configs[role] for role in ROLES if role in used}
-        self.usual: dict[str, dict[str, float]] = {}
-        """By speaker: the median of each fact over that person's clips."""
-        self.later: list[Sample | BadSample] = []
-        """Clips that another process is annotating."""
+        for role in (role for role in ROLES if role in used):
+            number = id(configs[role])
+            if number not in self.distinct:
+                self.distinct[number] = make_annotator(configs[role], store, self.stop, budget)
+            self.annotators[role] = self.distinct[number]
+        self.later: list[Sample | BadSample] = []  # clips that another process is annotating
 
     async def annotate_all(self, clips: Clips) -> None:
         started, config, totals = time.monotonic(), self.config, self.totals
-        budget = Budget(config.budget, self.store, self.stop)
-        made: dict[int, Annotator] = {}
-        for role_config in self.configs.values():  # roles that share a configuration share its limits
-            made.setdefault(id(role_config), make_annotator(role_config, self.store, self.stop, budget))
-        self.annotators = {role: made[id(role_config)] for role, role_config in self.configs.items()}
-        self.transcriber = None
-        if config.transcriber:
-            self.transcriber = Transcriber(config.transcriber, self.store, device=config.annotator.device)
         totals.n_clips = clips.n
         _handle_signals(self.stop)
         # A quarter more clips than requests, so that slots stay busy while clips are hashed and records written.
-        n_requests = max(annotator.config.concurrency for annotator in made.values())
+        n_requests = max(annotator.config.concurrency for annotator in self.distinct.values())
         n_workers = config.workers or 2 * n_cores() + 5 * n_requests // 4
         with tqdm(total=clips.n, desc=config.pipeline.name, unit="clip", file=sys.stderr) as self.bar:
             try:
-                if config.speaker:
-                    await self._learn_speakers(clips)
+                await self.speakers.learn((item for item in clips if isinstance(item, Sample)), self.stop)
                 await for_each(iter(clips), self.annotate_one, n_workers=n_workers, stop=self.stop)
                 while self.later and not self.stop.reason:  # other processes had these clips: look again
                     todo, self.later = self.later, []
@@ -126,7 +124,7 @@ class _Run:
                         except Stopped:
                             break
             finally:
-                for annotator in made.values():
+                for annotator in self.distinct.values():
                     totals.retries += annotator.retries
                     await annotator.close()
         totals.seconds = round(time.monotonic() - started, 2)
@@ -145,7 +143,7 @@ class _Run:
         try:
             openface = openface_of(sample, self.config.openface)
             sha256 = await asyncio.to_thread(media_sha256, list(files_of(sample, openface)), store.hashes)
-            key = stable_hash([self.settings, sample.id, sha256, sample.subtitle, self._usual_of(sample)])
+            key = stable_hash([self.settings, sample.id, sha256, sample.subtitle, self.speakers.usual_of(sample)])
             if self._is_there(sample.id, key):
                 self._advance(there=1)
                 return
@@ -174,7 +172,7 @@ class _Run:
             self._failed(sample.id, "media", str(error), totals.failed, key, kind=f"media: {type(error).__name__}")
 
     async def _record(self, clip: ClipMedia, key: str) -> dict[str, Any]:
-        work = Work(clip, self.config.lang, self.annotators, self.transcriber, self._usual_of(clip.sample))
+        work = Work(clip, self.config.lang, self.annotators, self.transcriber, self.speakers.usual_of(clip.sample))
         try:
             parts = await annotate_clip(work, self.config.pipeline.steps)
         finally:
@@ -233,50 +231,15 @@ class _Run:
             refresh=False,
         )
 
-    # ---- speakers ----------------------------------------------------------------------------------------------------
-
-    def _usual_of(self, sample: Sample) -> dict[str, float]:
-        return self.usual.get(speaker_of(sample, self.config.speaker) or "", {})
-
-    async def _learn_speakers(self, clips: Clips) -> None:
-        """Measure every clip once; the medians over the clips of a speaker with several are what is usual for them."""
-        found: dict[str, dict[str, list[float]]] = {}
-
-        async def measure(sample: Sample) -> None:
-            if (speaker := speaker_of(sample, self.config.speaker)) is None:
-                return
-            try:
-                facts = await asyncio.to_thread(_sound_facts, sample)
-            except UserError:
-                return  # it is reported when its turn comes
-            for fact in facts:
-                if fact.name in evidence.RELATIVE:
-                    found.setdefault(speaker, {}).setdefault(fact.name, []).append(fact.value)
-
-        samples = (item for item in clips if isinstance(item, Sample))
-        await for_each(samples, measure, n_workers=n_cores(), stop=self.stop)
-        for speaker, values in found.items():
-            medians = {name: round(statistics.median(all_), 3) for name, all_ in values.items() if len(all_) > 1}
-            if medians:
-                self.usual[speaker] = medians
-
 
 def _probe(sample: Sample) -> Sample:
-    """The sample with its modalities; whatever the manifest says wrongly about the media is a fault of this clip."""
+    """The sample with its modalities; a manifest row that contradicts the media is a fault of this clip."""
     try:
         return probe_sample(sample)
     except MediaError:
         raise
     except UserError as error:
         raise MediaError(str(error)) from error
-
-
-def _sound_facts(sample: Sample) -> list[Fact]:
-    clip = ClipMedia(probe_sample(sample), "")
-    if "sound" not in clip.sees:
-        return []
-    sound = clip.sound()
-    return evidence.sound_facts(sound.samples, sound.rate_hz)
 
 
 def _handle_signals(stop: StopSignal) -> None:
