@@ -6,13 +6,13 @@ was found, what was expected and what to do. Rows are never repaired or replaced
 
 from __future__ import annotations
 
-import ast
 import copy
 import csv
 import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -157,35 +157,96 @@ class BadSample:
 
 
 def parse_label_list(value: object) -> tuple[str, ...] | None:
-    """Parse a label cell: a list, or text such as `['a', 'b']`, `[a, b]`, `a, b`, `开心，自豪`; None if empty or NaN.
+    """Parse a label cell: a list, or text such as `['a', 'b']`, `['a' 'b']`, `(a, b)`, `a, b`, `a|b`, `【开心，自豪】`.
+
+    Returns:
+        labels without duplicates; None for an empty cell, NaN, null, N/A and lists of these.
+
+    Raises:
+        InputError: numbers, nested lists, dictionaries or markup instead of words.
 
     >>> parse_label_list('["don\\'t know", "sad"]'), parse_label_list("[happy, calm]"), parse_label_list("")
     (("don't know", 'sad'), ('happy', 'calm'), None)
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    words: Iterable[Any]
     if isinstance(value, str):
-        text = value.strip()
-        if not text or text.lower() in ("nan", "none", "[]"):
-            return None
-        if _PLAIN_LIST.fullmatch(text):  # the most frequent form, and much faster
-            return tuple(dict.fromkeys(word for part in text[2:-2].split("', '") if (word := part.strip()))) or None
-        value = parse_literal(text)
-        if not isinstance(value, (list, tuple)):
-            inner = text[1:-1] if text[0] == "[" and text[-1] == "]" else text
-            value = [part.strip().strip("\"'") for part in re.split(r"[,;，、；]", inner)]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
-        raise InputError(f"labels must be a list of words, found {value!r}")
-    words = tuple(dict.fromkeys(word.strip() for word in value if word.strip()))
-    return words or None
+        if _PLAIN_LIST.fullmatch(value):  # the most frequent form, and much faster
+            words = value[2:-2].split("', '")
+        else:
+            words = _words_of_cell(value)
+    elif isinstance(value, (list, tuple)):
+        words = [word for word in value if word is not None and not (isinstance(word, float) and math.isnan(word))]
+    else:
+        raise InputError(f"labels must be a list of words, found {reprlib.repr(value)}")
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(f"labels must be a list of words, found {reprlib.repr(value)}")
+    labels = tuple(dict.fromkeys(label for word in words if (label := word.strip()).lower() not in _NO_LABEL))
+    if odd := next((label for label in labels if _NOT_A_WORD.search(label)), None):
+        raise InputError(
+            f"labels must be a list of words, found {reprlib.repr(odd)} in {reprlib.repr(value)}; "
+            "write a, b or ['a', 'b']"
+        )
+    return labels or None
 
 
-def parse_literal(text: str) -> object:
-    """The value of a Python literal, or None if `text` is not one."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval documents
+_NO_LABEL = frozenset(("", "nan", "none", "null", "n/a", "na", "<na>", "nat"))
+_NOT_A_WORD = re.compile(r"[\x00-\x1f\[\]{}<>|\"“”「」【】［］`\ud800-\udfff]|'\s+'|^[\d\s.,:%()e+*/-]+$")
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|“[^“”]*”|‘[^‘’]*’(?!\w)|「[^「」]*」|『[^『』]*』)"""
+_BARE_NULL = r"(?:None|null|nan|NaN|<NA>)"
+_QUOTED_LIST = re.compile(rf"(?:(?:{_QUOTED}|{_BARE_NULL}\b)(?:[\s,，;；、|]+|$|(?=['\"“「『])))*", re.DOTALL)
+_QUOTED_ITEM = re.compile(_QUOTED, re.DOTALL)
+_NUMPY_STRING = re.compile(rf"\b(?:np|numpy)\.str_\(({_QUOTED})\)|\bu(?=['\"])", re.DOTALL)
+_CONTAINER = re.compile(
+    r"(?:np\.|numpy\.)?(?:array|list|set|frozenset|tuple|Index)\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+)
+_PAIRS = ("[]", "()", "{}", "【】", "［］", "（）", "〔〕")
+_SCORE = re.compile(r"\s*(?:[(（]\s*\d*\.?\d+\s*%?\s*[)）]|[:：=]\s*\d*\.?\d+\s*%?)$")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_MAX_CELL = 20_000  # characters
+
+
+def _words_of_cell(cell: str) -> list[str]:
+    text = cell.strip("\ufeff\u200b \t\r\n")
+    if len(text) > _MAX_CELL:
+        raise InputError(f"labels must be a list of words, found a cell of {len(text)} characters")
+    if match := _CONTAINER.fullmatch(text):
+        text = match[1].strip()
+    text = unwrap_brackets(text)
+    if re.search(r"(?:^|[\s,'\"])\.\.\.(?:$|[\s,'\"])", text):
+        raise InputError(f"labels are abbreviated by '...': {reprlib.repr(cell)}; export the complete list")
+    if (words := quoted_items(text)) is not None:
+        if len(words) == 1 and words[0][:1] in ("[", "【", "［") and words[0] != cell:  # quoted twice
+            return _words_of_cell(words[0])
+        return words
+    parts = re.split(r"[,;，、；|｜\r\n\t]", text)
+    return [_SCORE.sub("", part.strip()).strip("\"'“”‘’") for part in parts]
+
+
+def unwrap_brackets(text: str) -> str:
+    """`text` without the pair of brackets around it, if it has one."""
+    for opening, closing in _PAIRS:
+        if len(text) > 1 and text[0] == opening and text[-1] == closing:
+            inner = text[1:-1]
+            if closing not in inner or -1 < inner.find(opening) < inner.find(closing):
+                return inner.strip()
+    return text
+
+
+def quoted_items(text: str) -> list[str] | None:
+    """The strings in `'a', "b"` or `'a' 'b'`, in any quotes, without null; None if `text` is anything else."""
+    text = _NUMPY_STRING.sub(lambda match: match[1] or "", text.strip())
+    if not text or not _QUOTED_LIST.fullmatch(text):
         return None
+    return [_unescape(item[1:-1]) for item in _QUOTED_ITEM.findall(text)]
+
+
+def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
+    text = _ESCAPE.sub(lambda m: (m[3] and {"n": "\n", "t": "\t"}.get(m[3], m[3])) or chr(int(m[1] or m[2], 16)), text)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sample:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt.runtime import InputError
 from affectgpt.schema import (
     ManifestError,
     Prediction,
@@ -174,11 +175,56 @@ def test_json_that_python_refuses_to_parse_is_a_bad_row(tmp_path, line):
         (float("nan"), None),
         (None, None),
         ("[]", None),
-        ("[{[]: 1}]", ("{[]: 1}",)),
+        ("['a' 'b']", ("a", "b")),
+        ("['calm'\n 'don\\'t know']", ("calm", "don't know")),
+        ("array(['a', 'b'], dtype=object)", ("a", "b")),
+        ("[np.str_('a'), np.str_('b')]", ("a", "b")),
+        ("{'a', 'b'}", ("a", "b")),
+        ("('a',)", ("a",)),
+        ("(a, b)", ("a", "b")),
+        ("【平静、开心】", ("平静", "开心")),
+        ("［平静，开心］", ("平静", "开心")),
+        ("“平静”，“开心”", ("平静", "开心")),
+        ("「平静」「开心」", ("平静", "开心")),
+        ("a|b", ("a", "b")),
+        ("a\r\nb", ("a", "b")),
+        ("\ufeffa", ("a",)),
+        ('["a", null]', ("a",)),
+        ("[nan]", None),
+        ("null", None),
+        ("N/A", None),
+        ("None", None),
+        ("set()", None),
+        ("a (0.9), b: 0.2", ("a", "b")),
+        ('["\\u5e73\\u9759"]', ("平静",)),
     ],
 )
 def test_label_cells_of_every_known_form_are_parsed(cell, words):
     assert parse_label_list(cell) == words
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{[]: 1}]",
+        "[1, 2]",
+        "9**9**9**9",
+        "9" * 5000,
+        "(" * 100_000,
+        "[" * 10_000 + "]" * 10_000,
+        "1+" * 9_000 + "1",
+        "[[a], [b]]",
+        "<b>sad</b>",
+        "['a' 'b' ... 'z']",
+        ["a", ["b"]],
+        {"a": 1},
+    ],
+    ids=lambda cell: repr(cell)[:20],
+)
+def test_a_label_cell_without_words_is_an_error_with_a_short_message(cell):
+    with pytest.raises(InputError, match="labels") as error:
+        parse_label_list(cell)
+    assert len(str(error.value)) < 250
 
 
 def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):

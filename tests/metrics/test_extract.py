@@ -12,7 +12,7 @@ from tests.metrics.extract_cases import CASES
 
 
 def test_the_corpus_is_large_and_covers_every_reading():
-    assert len(CASES) >= 150
+    assert len(CASES) >= 210
     assert len({text for text, _, _ in CASES}) == len(CASES)
     assert {how for _, _, how in CASES} == set(READINGS)
 
@@ -51,7 +51,7 @@ def test_exactly_the_readings_without_labels_give_none():
         assert len(set(reading.labels)) == len(reading.labels)
 
 
-def test_random_text_is_read_without_an_error():
+def test_no_label_contains_markup_and_random_text_is_read_without_an_error():
     rng = random.Random(0)
     pieces = [
         "Emotions:",
@@ -70,9 +70,37 @@ def test_random_text_is_read_without_an_error():
         "(",
         "\\",
         "是",
+        "<answer>",
+        "</answer>",
+        "</think>",
+        "<b",
+        ">",
+        "\\boxed{",
+        "}",
+        '{"emotion": ',
+        "|",
+        "---",
+        "【",
+        "」",
+        "`",
+        "(0.9)",
+        "#",
+        "$",
     ]
-    for _ in range(500):
-        read_labels("".join(rng.choices(pieces, k=rng.randint(0, 12))))
+    for _ in range(2000):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 12)))
+        assert not any(set(label) & set('[]{}<>|"`*#$\\【】「」()\n') for label in read_labels(text).labels), text
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 100_000, "[" * 100_000, "{" * 100_000, "9" * 5000, "<" * 100_000, "1. " * 30_000]
+)
+def test_hostile_text_is_read_fast(text):
+    import time
+
+    start = time.perf_counter()
+    assert read_labels(text).labels == ()
+    assert time.perf_counter() - start < 2.0
 
 
 def test_long_text_is_read_fast():
