@@ -226,7 +226,7 @@ def _words_of_cell(cell: str) -> list[str]:
 
 def unwrap_brackets(text: str) -> str:
     """`text` without the pair of brackets around it, if it has one."""
-    for opening, closing in _PAIRS:
+    for opening, closing in map(tuple, _PAIRS):
         if len(text) > 1 and text[0] == opening and text[-1] == closing:
             inner = text[1:-1]
             if closing not in inner or -1 < inner.find(opening) < inner.find(closing):
