@@ -296,7 +296,7 @@ def test_the_auto_classes_know_a_full_folder(built, tmp_path):
 
 
 def test_from_pretrained_refuses_a_trained_only_folder_and_says_what_loads_it(saved):
-    with pytest.raises(ValueError, match=r"holds trained tensors only, .*\.load_trained\('.*checkpoint'\)"):
+    with pytest.raises(ValueError, match=r"has trained tensors only, .*\.load_trained\('.*checkpoint'\)"):
         AffectGPTForConditionalGeneration.from_pretrained(saved[0])
 
 
