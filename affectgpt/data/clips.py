@@ -1,4 +1,4 @@
-"""Decode what a model needs of one sample: frames, motion frames and sound, with the facts that a report shows."""
+"""Decode the media of one sample that a model needs: frames, motion frames, face crops and audio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from affectgpt.config import SamplingConfig
+from affectgpt.config import SAMPLED, SamplingConfig
 from affectgpt.media import audio_windows, probe_faces, read_audio, read_faces, read_frame_sets
 from affectgpt.schema import Sample
 
@@ -16,9 +16,8 @@ class Clip:
     """Decoded media of one sample.
 
     Attributes:
-        arrays: "frames", "motion", "face" and "face_motion" uint8 [T,H,W,3] RGB; "audio" the whole sound as a
-            `Waveform`.
-        facts: JSON-like: frame times, seconds heard out of seconds there are.
+        arrays: "frames", "motion", "face" and "face_motion" as uint8 [T, H, W, 3] RGB; "audio" as a `Waveform`.
+        facts: for reports, as JSON-like values: frame times, seconds of audio used and in total.
     """
 
     arrays: dict[str, Any]
@@ -26,30 +25,29 @@ class Clip:
 
 
 def load_clip(sample: Sample, modalities: Sequence[str], sampling: SamplingConfig, *, backend: str = "pyav") -> Clip:
-    """Decode `modalities` of `sample`; raises MediaError with the file's name if any of them cannot be had whole."""
+    """Decode `modalities` of `sample`; raises MediaError with the file's name if one cannot be decoded completely."""
     arrays: dict[str, Any] = {}
     facts: dict[str, Any] = {}
-    counts = {"frames": sampling.n_frames, "motion": sampling.n_motion_frames}
-    if wanted := {name: counts[name] for name in ("frames", "motion") if name in modalities}:
-        assert sample.video is not None, f"sample {sample.id!r} lists pictures without a video"
+    counts = {name: getattr(sampling, SAMPLED[name][0]) for name in modalities if name != "audio"}
+    if wanted := {name: counts[name] for name in ("frames", "motion") if name in counts}:
+        assert sample.video is not None, f"sample {sample.id!r} lists frames without a video"
         for name, frames in read_frame_sets(sample.video, wanted, backend=backend).items():
             arrays[name] = frames.images
             facts[name] = {"times_s": [round(float(time), 3) for time in frames.times_s]}
-    for name, count in (("face", sampling.n_faces), ("face_motion", sampling.n_motion_faces)):
-        if name in modalities:
+    for name in ("face", "face_motion"):
+        if name in counts:
             assert sample.face is not None, f"sample {sample.id!r} lists face crops without a file"
-            arrays[name] = read_faces(sample.face, count, order=sample.face_order)
+            arrays[name] = read_faces(sample.face, counts[name], order=sample.face_order)
             facts[name] = {"n_crops": probe_faces(sample.face)[0]}
     if "audio" in modalities:
-        sound = read_audio(sample.audio or sample.video, sampling.rate_hz)
-        arrays["audio"] = sound
-        heard_s, duration_s = _heard_s(len(sound.samples), sampling), len(sound.samples) / sampling.rate_hz
+        arrays["audio"] = waveform = read_audio(sample.audio or sample.video, sampling.rate_hz)
+        heard_s, duration_s = _heard_s(len(waveform.samples), sampling), len(waveform.samples) / sampling.rate_hz
         facts["audio"] = {"heard_s": round(heard_s, 3), "duration_s": round(duration_s, 3)}
     return Clip(arrays, facts)
 
 
 def _heard_s(n_samples: int, sampling: SamplingConfig) -> float:
-    """Seconds of the sound that lie in at least one window."""
+    """Seconds of the audio that are in at least one window."""
     windows = audio_windows(
         n_samples,
         sampling.rate_hz,

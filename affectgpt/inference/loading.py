@@ -1,4 +1,4 @@
-"""From configuration values and checkpoint folders to models that can be trained or asked."""
+"""Load a checkpoint for inference."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger("affectgpt")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint that is ready to answer.
+    """A loaded checkpoint.
 
     Attributes:
-        name: what stands in predictions as the model: the checkpoint's run and folder.
-        weights_sha256: identity of the trained tensors.
+        name: the model's name in predictions: run and folder of the checkpoint, or its hub id.
+        weights_sha256: of the file with the trained tensors.
     """
 
     folder: Path
@@ -47,9 +47,9 @@ def load(
     """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None).
 
     Args:
-        dtype: another precision for the frozen LLM than in training.
-        quantization: another packing of its weights (nf4, int8, none) than in training.
-        base_models: where base models lie now ("llm" or a modality -> folder), if they moved since training.
+        dtype: precision of the frozen LLM; None = as in training.
+        quantization: quantization of the frozen LLM (nf4, int8, none); None = as in training.
+        base_models: "llm" or modality -> folder of base models that were moved since training.
     """
     quiet_libraries()
     published = None if checkpoint is None or (runs / checkpoint).exists() else bases.release(checkpoint)
@@ -58,7 +58,7 @@ def load(
     if (folder / TRAINED_MANIFEST).is_file():
         model, processor = load_trained(folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization)
     elif quantization not in (None, "none"):
-        raise UserError(f"{folder} is a full model; quantization is for training checkpoints, whose LLM is read anew")
+        raise UserError(f"{folder} is a full model; quantization needs a training checkpoint")
     else:
         model = AffectGPTForConditionalGeneration.from_pretrained(folder)
         processor = AffectGPTProcessor.from_pretrained(folder)

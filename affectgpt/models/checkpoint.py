@@ -22,11 +22,12 @@ from torch import Tensor
 import affectgpt
 from affectgpt.models import bases
 from affectgpt.models.assemble import build
-from affectgpt.models.modeling_affectgpt import MANIFEST_NAME, AffectGPTForConditionalGeneration
+from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
 from affectgpt.prompts import PROMPT_VERSION
-from affectgpt.runtime import InputError
+from affectgpt.runs import TRAINED_MANIFEST
+from affectgpt.runtime import InputError, write_text_atomic
 
 TENSORS_NAME = "trained.safetensors"
 
@@ -84,18 +85,21 @@ def save_trained(
         "init": model.config.init,
         "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in sorted(tensors.items())},
     }
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    _replace(folder / TENSORS_NAME, lambda path: save_file(tensors, path))
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    _replace(folder / MANIFEST_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    (folder / TRAINED_MANIFEST).unlink(missing_ok=True)
+    temporary = folder / f".{TENSORS_NAME}.tmp"
+    save_file(tensors, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / TENSORS_NAME)
+    write_text_atomic(folder / TRAINED_MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a trained-only folder."""
-    path = Path(folder) / MANIFEST_NAME
+    path = Path(folder) / TRAINED_MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {MANIFEST_NAME}, so it is not a complete training checkpoint; "
+            f"{folder} has no {TRAINED_MANIFEST}, so it is not a complete training checkpoint; "
             "load a full model folder with AffectGPTForConditionalGeneration.from_pretrained"
         )
     try:
@@ -183,7 +187,7 @@ def load_trained_tensors(
     stored = read_tensors(Path(folder) / TENSORS_NAME)
     if set(stored) != set(manifest["tensors"]):
         raise CheckpointError(
-            f"{folder}: {TENSORS_NAME} and {MANIFEST_NAME} list different tensors "
+            f"{folder}: {TENSORS_NAME} and {TRAINED_MANIFEST} list different tensors "
             f"({sorted(set(stored) ^ set(manifest['tensors']))[:5]}); the folder mixes two checkpoints"
         )
     if parts is not None:
@@ -235,14 +239,5 @@ def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {advice}") from error
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -29,12 +29,10 @@ from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.models.quantize import n_weights
+from affectgpt.runs import TRAINED_MANIFEST
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, SLOTS
 from affectgpt.tables import format_table
-
-MANIFEST_NAME = "affectgpt.json"
-"""The file that marks a folder of trained tensors only; see `checkpoint.py`."""
 
 _LOSS_KEYS = {"num_items_in_batch"}
 # Initial weights are drawn with seed + index in this tuple. The order never changes, so that a new kind of branch does
@@ -425,7 +423,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a full folder that `save_pretrained` has written; every weight must be in it."""
         folder = str(pretrained_model_name_or_path)
-        if os.path.isfile(os.path.join(folder, MANIFEST_NAME)):
+        if os.path.isfile(os.path.join(folder, TRAINED_MANIFEST)):
             raise InputError(
                 f"{folder} has trained tensors only, not a full model; "
                 f"load it with affectgpt.models.load_trained({folder!r}), which adds the base models"

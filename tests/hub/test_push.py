@@ -14,8 +14,7 @@ import pytest
 from affectgpt.config import PathsConfig, PushConfig
 from affectgpt.hub.push import model_card, release
 from affectgpt.models import build, save_trained
-from affectgpt.models.modeling_affectgpt import MANIFEST_NAME
-from affectgpt.runs import COMPLETE, RunRecord
+from affectgpt.runs import COMPLETE, TRAINED_MANIFEST, RunRecord
 from affectgpt.runtime import UserError
 from tests.data.conftest import write_clip
 from tests.hub.hub_server import Hub, serve
@@ -172,7 +171,7 @@ def test_a_release_is_pushed_with_a_card_of_its_parts_data_scores_and_limits(hub
     )  # fmt: skip
     assert pushed.returncode == 0, pushed.stderr
     assert hub.private["user/feeling"]
-    assert set(hub.files("user/feeling")) == {"README.md", MANIFEST_NAME, "trained.safetensors"}
+    assert set(hub.files("user/feeling")) == {"README.md", TRAINED_MANIFEST, "trained.safetensors"}
     assert hub.commit("user/feeling") in pushed.stdout
     card = hub.files("user/feeling")["README.md"].decode()
     for words in (

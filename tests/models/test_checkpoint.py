@@ -26,7 +26,7 @@ from affectgpt.models import (
 from affectgpt.models import bases as base_models
 from affectgpt.models.assemble import _pin
 from affectgpt.models.checkpoint import TENSORS_NAME
-from affectgpt.models.modeling_affectgpt import MANIFEST_NAME
+from affectgpt.runs import TRAINED_MANIFEST
 from tests.models import tiny
 from tests.models.tiny import MODALITIES
 
@@ -75,8 +75,8 @@ def test_a_checkpoint_holds_trained_tensors_only_frozen_or_not(saved):
     save_trained(model, processor, folder)
     names = set(load_file(folder / TENSORS_NAME))
     assert names == {n for n, _ in model.named_parameters() if n.startswith("projectors.") or ".lora_" in n}
-    assert sorted(path.name for path in folder.iterdir()) == sorted([TENSORS_NAME, MANIFEST_NAME])
-    assert set(json.loads((folder / MANIFEST_NAME).read_text())["tensors"]) == names
+    assert sorted(path.name for path in folder.iterdir()) == sorted([TENSORS_NAME, TRAINED_MANIFEST])
+    assert set(json.loads((folder / TRAINED_MANIFEST).read_text())["tensors"]) == names
 
 
 def test_saving_twice_gives_the_same_bytes(saved):
@@ -111,9 +111,9 @@ def test_a_wrong_tensor_is_named_and_nothing_is_loaded(saved, change):
     else:
         tensors[name] = torch.zeros(2, 3)
     save_file(tensors, folder / TENSORS_NAME)
-    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    manifest = json.loads((folder / TRAINED_MANIFEST).read_text())
     manifest["tensors"] = {key: {} for key in tensors}
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    (folder / TRAINED_MANIFEST).write_text(json.dumps(manifest))
     expected = {
         "missing": f"1 missing: {name}",
         "surplus": "1 not in the model: projectors.audio.extra",
@@ -140,7 +140,7 @@ def test_a_cut_file_and_a_folder_without_manifest_are_named(saved, tmp_path):
     (folder / TENSORS_NAME).write_bytes((folder / TENSORS_NAME).read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"trained.safetensors cannot be read .* use another checkpoint"):
         load_trained(folder)
-    (folder / MANIFEST_NAME).unlink()
+    (folder / TRAINED_MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="not a complete training checkpoint"):
         load_trained(folder)
 
