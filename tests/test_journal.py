@@ -20,7 +20,7 @@ from affectgpt.runtime import UserError
 processes = multiprocessing.get_context("fork")
 
 
-def test_what_was_appended_is_found_again_by_key_and_by_newest_of_a_name(tmp_path):
+def test_rows_are_found_by_key_and_the_newest_by_name(tmp_path):
     rows = Journal(tmp_path / "a.jsonl", name=lambda row: row["id"])
     for number, key in enumerate("abcab"):
         rows.append({"key": key, "id": "xyx"[number % 3], "n": number, "text": "ü\u2028\n"})
@@ -33,7 +33,7 @@ def test_what_was_appended_is_found_again_by_key_and_by_newest_of_a_name(tmp_pat
     assert again.count("x") == 3
 
 
-def test_a_line_that_a_killed_writer_left_torn_is_cut_off_by_the_next_one(tmp_path, caplog):
+def test_the_next_writer_cuts_off_an_incomplete_last_line(tmp_path, caplog):
     path = tmp_path / "a.jsonl"
     Journal(path).append({"key": "a"})
     with path.open("a") as file:
@@ -47,7 +47,7 @@ def test_a_line_that_a_killed_writer_left_torn_is_cut_off_by_the_next_one(tmp_pa
     assert rows.get("c")
 
 
-def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path):
+def test_a_broken_line_in_the_middle_is_an_error_with_its_line_number(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')
     with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON .*correct or remove the line"):
@@ -57,7 +57,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path):
         Journal(path).refresh()
 
 
-def test_rows_of_another_process_are_found_at_get_or_make(tmp_path):
+def test_rows_of_another_writer_are_found_immediately(tmp_path):
     mine, other = Journal(tmp_path / "a.jsonl"), Journal(tmp_path / "a.jsonl")
     other.append({"key": "b", "from": "other"})
     assert mine.get("b")["from"] == "other"
@@ -83,7 +83,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path):
     assert all(set(row["text"]) == {row["key"][0]} for row in rows)
 
 
-def test_a_writer_killed_at_any_moment_leaves_whole_lines(tmp_path):
+def test_a_writer_killed_at_any_time_leaves_complete_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     for wait_s in (0.05, 0.08, 0.11):
         writer = processes.Process(target=_append_many, args=(path, str(wait_s), 100_000))
@@ -113,7 +113,7 @@ def _append_to_a_full_disk(path, queue):
     queue.put([row["key"] for row in rows.rows()])
 
 
-def test_a_full_disk_is_an_error_and_the_file_ends_as_before(tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_the_file_unchanged(tmp_path):
     queue = processes.Queue()
     child = processes.Process(target=_append_to_a_full_disk, args=(tmp_path / "a.jsonl", queue))
     child.start()
@@ -126,7 +126,7 @@ def test_a_full_disk_is_an_error_and_the_file_ends_as_before(tmp_path):
         assert "a.jsonl: cannot be written (File too large); is the disk full?" in message
 
 
-def test_a_write_that_the_system_cuts_short_is_continued(tmp_path, monkeypatch):
+def test_a_short_write_is_continued(tmp_path, monkeypatch):
     rows = Journal(tmp_path / "a.jsonl")
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
@@ -135,7 +135,7 @@ def test_a_write_that_the_system_cuts_short_is_continued(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("is_indexed", [True, False])
-def test_a_line_of_any_length_is_read_and_a_later_one_deletes_nothing(tmp_path, is_indexed):
+def test_lines_of_any_length_are_read_and_later_appends_delete_nothing(tmp_path, is_indexed):
     path = tmp_path / "a.jsonl"
     mine, other = Journal(path), Journal(path)
     if is_indexed:
@@ -169,7 +169,7 @@ def test_half_a_surrogate_pair_and_names_that_are_not_utf8_survive(tmp_path):
     assert (tmp_path / "a.jsonl").read_text().endswith('"whole 😀"}\n')
 
 
-def test_rows_that_come_while_others_are_written_are_written_together(tmp_path, monkeypatch):
+def test_rows_that_arrive_during_a_write_are_written_together(tmp_path, monkeypatch):
     writes = []
     real = os.write
 
@@ -195,7 +195,7 @@ def test_rows_that_come_while_others_are_written_are_written_together(tmp_path, 
     rows.close()
 
 
-def test_whatever_a_write_raises_reaches_every_caller_that_waits(tmp_path, monkeypatch):
+def test_any_exception_of_a_write_reaches_every_waiting_caller(tmp_path, monkeypatch):
     rows = Journal(tmp_path / "a.jsonl")
 
     def fail(*_):
@@ -214,7 +214,7 @@ def test_whatever_a_write_raises_reaches_every_caller_that_waits(tmp_path, monke
     assert [row["key"] for row in read_journal(rows.path)] == ["d"]
 
 
-def test_a_row_that_cannot_be_written_fails_alone_and_a_cancelled_caller_stops_nobody(tmp_path):
+def test_an_unserializable_row_fails_alone_and_a_cancelled_caller_does_not_stop_others(tmp_path):
     rows = Journal(tmp_path / "a.jsonl")
 
     async def several() -> list:
@@ -228,7 +228,7 @@ def test_a_row_that_cannot_be_written_fails_alone_and_a_cancelled_caller_stops_n
     assert {row["key"] for row in read_journal(rows.path)} == {"first", "good"}
 
 
-def test_reading_leaves_an_incomplete_line_and_appending_cuts_it(tmp_path, caplog):
+def test_reading_ignores_an_incomplete_last_line_and_appending_cuts_it_off(tmp_path, caplog):
     path = tmp_path / "p.jsonl"
     assert read_journal(path) == []
     path.write_text('{"id": "a"}\n{"id": "b"}\n{"id": "c", "te')
@@ -242,7 +242,7 @@ def test_reading_leaves_an_incomplete_line_and_appending_cuts_it(tmp_path, caplo
         read_journal(path)
 
 
-def test_what_stands_in_the_file_is_forced_to_the_disk_only_on_request(tmp_path, monkeypatch):
+def test_rows_are_synced_to_disk_only_on_request(tmp_path, monkeypatch):
     forced = []
     monkeypatch.setattr(os, "fsync", forced.append)
     Journal(tmp_path / "a.jsonl").append({"key": "a"})
@@ -258,7 +258,7 @@ def _hold(path, name, taken, free):
     free.wait()
 
 
-def test_a_claim_is_held_by_one_process_and_freed_by_its_death(tmp_path):
+def test_a_lock_is_held_by_one_process_and_released_when_it_is_killed(tmp_path):
     taken, free = processes.Event(), processes.Event()
     holder = processes.Process(target=_hold, args=(tmp_path / "claims", "work", taken, free))
     holder.start()
@@ -274,7 +274,7 @@ def test_a_claim_is_held_by_one_process_and_freed_by_its_death(tmp_path):
     assert claims.acquire("work")
 
 
-def test_many_tasks_that_want_one_answer_make_it_once_and_failures_are_not_kept(tmp_path):
+def test_concurrent_tasks_make_one_row_once_and_failures_are_not_stored(tmp_path):
     made = []
 
     async def scenario():
@@ -316,7 +316,7 @@ def _answer_all(folder, letter, n_made):
     asyncio.run(scenario())
 
 
-def test_two_processes_that_want_the_same_answers_make_each_get_or_make(tmp_path):
+def test_two_processes_make_each_row_once(tmp_path):
     n_made = processes.Value("i", 0)
     both = [processes.Process(target=_answer_all, args=(tmp_path, letter, n_made)) for letter in "ab"]
     for process in both:
@@ -330,7 +330,7 @@ def test_two_processes_that_want_the_same_answers_make_each_get_or_make(tmp_path
     assert store.answered("0", "s", "m") == 50
 
 
-def test_the_index_of_a_hundred_thousand_lines_does_not_live_in_memory(tmp_path):
+def test_the_index_of_a_hundred_thousand_lines_is_not_in_memory(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "a.jsonl"
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""Many tasks at once: order, bounds, errors and workers that die."""
+"""Many tasks at once: order, bounds, errors and killed workers."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from affectgpt.runtime import InputError, UserError
 from affectgpt.spread import Processes, Ray, Threads, in_threads
 
 
-def test_reading_ahead_overlaps_keeps_the_order_and_raises_in_turn():
+def test_read_ahead_overlaps_keeps_the_order_and_raises_when_due():
     running, most = 0, 0
     lock = threading.Lock()
 
@@ -43,7 +43,7 @@ def square(worker):
 
 
 @pytest.mark.parametrize("workers", [Threads(3), Processes(1), Processes(2)], ids=["threads", "here", "processes"])
-def test_every_task_is_done_once_by_one_of_the_workers(workers):
+def test_every_task_runs_once_on_one_of_the_workers(workers):
     ended = list(workers.run(square, range(20)))
     assert sorted((task, result) for task, (_, result) in ended) == [(n, n * n) for n in range(20)]
     assert {worker for _, (worker, _) in ended} <= set(range(workers.n))
@@ -54,13 +54,13 @@ def slow_first(task):
     return -task
 
 
-def test_map_gives_results_in_order():
+def test_map_returns_results_in_order():
     assert list(Processes(2).map(slow_first, range(8))) == [-n for n in range(8)]
     assert list(Threads(3).map(slow_first, range(8))) == [-n for n in range(8)]
     assert list(Threads(3).map(slow_first, [])) == []
 
 
-def test_tasks_are_taken_when_a_worker_is_free_and_ticks_come_while_none_ends():
+def test_tasks_are_taken_by_idle_workers_and_ticks_are_yielded_while_none_ends():
     asked, release = [], threading.Event()
 
     def tasks():
@@ -102,7 +102,7 @@ def raises(error, worker):
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("make", [makes_an_error, raises])
 @pytest.mark.parametrize("error", [InputError("no base model folder"), ValueError("a bug")])
-def test_what_a_worker_raises_is_raised_here(n, make, error):
+def test_exceptions_of_a_worker_are_raised_in_the_caller(n, make, error):
     with pytest.raises(type(error), match=f"^{error}$"):
         list(Processes(n).run(partial(make, error), range(8)))
 
@@ -117,12 +117,12 @@ def killed_by_three(worker):
     return work
 
 
-def test_a_killed_process_is_an_error_that_names_what_was_running():
+def test_a_killed_process_is_an_error_that_names_the_running_tasks():
     with pytest.raises(UserError, match=r"a worker process was killed.*these were running: .*clip 3.*\(it was 2\)"):
         list(Processes(2).run(killed_by_three, range(8), name="clip {}".format))
 
 
-def test_a_process_that_is_killed_while_it_waits_is_the_same_error():
+def test_a_process_killed_between_tasks_is_the_same_error():
     def tasks():
         yield from range(2)
         for process in multiprocessing.active_children():
@@ -135,7 +135,7 @@ def test_a_process_that_is_killed_while_it_waits_is_the_same_error():
         list(Processes(2).run(square, tasks()))
 
 
-def test_threads_of_a_run_that_was_left_do_not_keep_the_process(tmp_path):
+def test_threads_of_an_abandoned_run_do_not_keep_the_process_alive(tmp_path):
     run = Threads(1).run(lambda worker: lambda task: time.sleep(task), [0, 100])
     assert next(run) == (0, None)
     run.close()
@@ -152,8 +152,8 @@ def cluster():
         ray.shutdown()
 
 
-def test_actors_do_every_task_and_free_their_place_for_actors_that_wait(cluster):
-    workers = Ray(5, gpu=True)  # of two cores and no card
+def test_actors_run_every_task_and_make_room_for_pending_actors(cluster):
+    workers = Ray(5, gpu=True)  # more than the two cores, and no GPU
     ended = list(workers.run(square, range(12)))
     assert sorted((task, result) for task, (_, result) in ended) == [(n, n * n) for n in range(12)]
     assert Ray(None, gpu=False).n == 2
@@ -169,7 +169,7 @@ def killed_once(folder, worker):
     return work
 
 
-def test_a_task_whose_actor_is_killed_is_done_by_the_next_one(cluster, tmp_path):
+def test_a_task_whose_actor_is_killed_is_repeated(cluster, tmp_path):
     ended = list(Ray(1, gpu=False).run(partial(killed_once, tmp_path), range(4)))
     assert sorted(task for task, _ in ended) == [0, 1, 2, 3]
     assert (tmp_path / "mark").exists()
@@ -192,7 +192,7 @@ def test_a_task_that_kills_every_actor_ends_the_run_and_is_named(cluster, tmp_pa
 
 
 @pytest.mark.parametrize("make", [makes_an_error, raises])
-def test_what_an_actor_raises_keeps_its_words_or_its_traceback(cluster, make):
+def test_a_user_error_of_an_actor_keeps_its_message_and_a_bug_its_traceback(cluster, make):
     with pytest.raises(InputError, match=r"^no base model folder$"):
         list(Ray(1, gpu=False).run(partial(make, InputError("no base model folder")), range(4)))
     with pytest.raises(ValueError, match=r"(?s)in (work|makes_an_error).*a bug"):
@@ -207,7 +207,7 @@ def marks(folder, worker):
     return work
 
 
-def test_a_run_on_a_cluster_that_is_left_starts_no_more_tasks(cluster, tmp_path):
+def test_an_abandoned_run_on_a_cluster_starts_no_more_tasks(cluster, tmp_path):
     run = Ray(1, gpu=False).run(partial(marks, tmp_path), range(30))
     next(run)
     run.close()

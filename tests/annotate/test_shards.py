@@ -24,14 +24,14 @@ from tests.chat.chat_server import ChatServer, fill_in
 
 ROOT = Path(__file__).parents[2]
 SHARDED = ("engine=processes", "shards=3", "n_processes=2")
-WORDS = (  # a pipeline that decodes nothing and asks nobody
+WORDS = (  # a pipeline without decoding and without model calls
     "pipeline.name=words",
     "pipeline.steps=[{name: transcribe}, {name: join, needs: [transcribe]}]",
 )
 
 
 def write_words(folder: Path, n: int) -> Path:
-    """A manifest of `n` clips that share one sound and differ in what is said."""
+    """A manifest of `n` clips with the same audio and different subtitles."""
     with wave.open(str(folder / "clip.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -43,13 +43,13 @@ def write_words(folder: Path, n: int) -> Path:
 
 
 def plain(record) -> dict:
-    """A record without what differs from run to run."""
+    """A record without the fields that differ between runs."""
     row = dict(vars(record))
     row["provenance"] = [(note.step, note.model, note.prompt_sha256, note.parameters) for note in record.provenance]
     return row
 
 
-def test_shards_together_make_what_one_process_makes(tmp_path, capsys):
+def test_shards_make_the_records_of_a_single_process(tmp_path, capsys):
     clips = write_clips(tmp_path / "clips", 5)
     assert annotate(clips, tmp_path / "single") == 0
     assert annotate(clips, tmp_path / "many", *SHARDED) == 0
@@ -80,7 +80,7 @@ def test_a_folder_keeps_its_number_of_shards_and_its_kind_of_engine(tmp_path):
         annotate(clips, tmp_path / "other", *WORDS, "engine=threads")
 
 
-def test_rows_and_files_that_cannot_be_used_are_named_from_every_shard(tmp_path):
+def test_unusable_rows_and_files_of_every_shard_are_listed(tmp_path):
     clips = write_clips(tmp_path / "clips", 4)
     (clips.parent / "clip00002.wav").unlink()
     with clips.open("a") as file:
@@ -93,13 +93,13 @@ def test_rows_and_files_that_cannot_be_used_are_named_from_every_shard(tmp_path)
     assert (report["n_clips"], report["made"], report["left"]) == (6, 3, 0)
 
 
-def test_a_shard_that_cannot_go_on_tells_why_on_screen(tmp_path):
+def test_the_error_of_a_shard_is_printed(tmp_path):
     clips = write_clips(tmp_path / "clips", 2)
     with ChatServer(fill_in, choose=lambda body: 401) as server, pytest.raises(UserError, match=r"shard 0.*HTTP 401"):
         annotate(clips, tmp_path / "out", *served(server.url), *SHARDED)
 
 
-def test_a_stopped_sharded_run_goes_on_without_repeating_a_call(tmp_path):
+def test_a_stopped_sharded_run_resumes_without_repeating_a_call(tmp_path):
     clips = write_clips(tmp_path / "clips", 12)
     out = tmp_path / "out"
     with ChatServer(fill_in) as server:
@@ -126,7 +126,7 @@ def test_a_stopped_sharded_run_goes_on_without_repeating_a_call(tmp_path):
     assert len(bodies) == len(set(bodies)) == 12 * 5
 
 
-def test_limits_are_shared_out_so_that_all_shards_together_keep_them():
+def test_limits_are_divided_among_the_shards():
     config = compose("annotate", ["annotator=openai", "annotator.requests_per_min=60", "budget=8"])
     config.annotator.concurrency = 10
     job = scale.job_of(config, Path("/o/shards/0"), n_shards=4, n_at_once=2)
@@ -153,7 +153,7 @@ def test_a_manifest_is_streamed_and_counted(tmp_path):
 
 
 def peak_mb(folder: Path, n: int) -> float:
-    """Most memory of the whole command over `n` clips."""
+    """Peak memory of the command with `n` clips."""
     folder.mkdir()
     manifest = write_words(folder, n)
     code = (

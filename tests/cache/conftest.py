@@ -22,13 +22,13 @@ def build_config(base_models, manifest, folder: Path, **fields) -> conf.CacheCon
 
 
 def records(cache: Path) -> int:
-    """Entries that stand in the indices, those that stand there twice counted twice."""
+    """Number of records in the indices, duplicates included."""
     return sum(path.stat().st_size // 72 for path in (cache / "features").rglob("*.index"))
 
 
 @pytest.fixture(scope="session")
 def built(base_models, manifest, tmp_path_factory):
-    """A cache that two processes have filled."""
+    """A cache filled by two processes."""
     config = build_config(base_models, manifest, tmp_path_factory.mktemp("built"))
     config.n_processes = 2
     module._CLIPS_PER_TASK["cpu"], before = 4, module._CLIPS_PER_TASK["cpu"]

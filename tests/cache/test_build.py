@@ -1,4 +1,4 @@
-"""Encoding ahead: each clip once, in processes and on a cluster, killed or not."""
+"""Encoding ahead of training: each clip once, in processes and on a cluster, killed or not."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def test_processes_encode_each_clip_once_and_a_second_build_encodes_none(built, 
     assert run_build(again) == 0
 
 
-def test_training_on_a_built_cache_takes_the_steps_of_training_online(base_models, manifest, cache, tmp_path):
+def test_training_from_the_cache_equals_training_with_online_encoders(base_models, manifest, cache, tmp_path):
     """Bit for bit; and with the cache no encoder runs."""
     weights = []
     for name, caching in (("cached", "ahead"), ("online", "off")):
@@ -68,7 +68,7 @@ run_build(build_config({k: Path(v) for k, v in base.items()}, Path(manifest), Pa
 """
 
 
-def test_a_build_that_was_killed_goes_on_and_encodes_nothing_twice(base_models, manifest, tmp_path):
+def test_a_killed_build_resumes_and_encodes_nothing_twice(base_models, manifest, tmp_path):
     arguments = json.dumps([{k: str(v) for k, v in base_models.items()}, str(manifest), str(tmp_path)])
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_BUILD, arguments], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
@@ -85,7 +85,7 @@ def test_a_build_that_was_killed_goes_on_and_encodes_nothing_twice(base_models, 
     assert records(tmp_path / "cache") == sum(len(store) for store in stores(tmp_path / "cache")) == N_STATES
 
 
-def test_encoding_neither_fetches_nor_reads_the_llm(base_models, manifest, tmp_path):
+def test_encoding_neither_downloads_nor_reads_the_llm(base_models, manifest, tmp_path):
     config = build_config(base_models, manifest, tmp_path)
     llm = tmp_path / "llm"
     shutil.copytree(base_models["llm"], llm)
@@ -95,7 +95,7 @@ def test_encoding_neither_fetches_nor_reads_the_llm(base_models, manifest, tmp_p
     assert records(tmp_path / "cache") == N_STATES
 
 
-def test_what_finds_no_room_is_counted_and_the_limit_holds(base_models, manifest, tmp_path, caplog):
+def test_clips_beyond_the_size_limit_are_counted_and_the_limit_holds(base_models, manifest, tmp_path, caplog):
     config = build_config(base_models, manifest, tmp_path)
     config.paths.cache_limit_gb = 12e-6
     assert run_build(config) == 3
@@ -121,7 +121,7 @@ def test_bad_clips_stop_the_build_or_are_counted_and_listed(base_models, manifes
     assert records(tmp_path / "cache") == 6
 
 
-def test_a_mistake_in_the_processes_ends_the_build(base_models, manifest, tmp_path):
+def test_a_user_error_in_a_process_ends_the_build(base_models, manifest, tmp_path):
     config = build_config(base_models, manifest, tmp_path)
     config.n_processes = 2
     config.model.encoders["audio"].path = str(tmp_path / "nowhere")
@@ -142,7 +142,7 @@ def test_a_ray_cluster_fills_the_same_cache_and_lists_bad_clips(base_models, man
     samples, _ = read_samples(manifest)
     torn = tmp_path / "torn.mp4"
     data = bytearray(Path(samples[0].video).read_bytes())
-    data[len(data) // 4 : -3000] = bytes(len(data[len(data) // 4 : -3000]))  # its header is sound: actors find it out
+    data[len(data) // 4 : -3000] = bytes(len(data[len(data) // 4 : -3000]))  # the header is intact: only decoding fails
     torn.write_bytes(data)
     own = tmp_path / "m.jsonl"
     write_jsonl(own, [*samples, replace(samples[0], id="torn", video=str(torn))])

@@ -12,14 +12,14 @@ from affectgpt.cli import run
 from tests.cache.conftest import N_STATES
 
 
-def test_the_list_names_modality_encoder_clips_and_size(cache):
+def test_the_list_shows_modality_encoder_clips_and_size(cache):
     lines = list_stores(cache).splitlines()
     assert [line.split()[0] for line in lines] == ["modality", "audio", "frames", "motion", "all"]
     assert lines[1].split()[-5] == "tokens" and lines[1].split()[-4] == "11"  # noqa: PT018
     assert lines[2].split()[-4] == "12"
 
 
-def test_damage_is_found_dropped_and_made_again(cache, built, capsys):
+def test_damage_is_found_deleted_and_recomputed(cache, built, capsys):
     shard = sorted((cache / "features" / "audio").rglob("*.states"))[0]
     data = bytearray(shard.read_bytes())
     data[20] ^= 1
@@ -36,7 +36,7 @@ def test_damage_is_found_dropped_and_made_again(cache, built, capsys):
     assert sum(len(store) for store in stores(cache)) == N_STATES
 
 
-def test_collecting_removes_old_layouts_and_what_was_used_least_recently(cache):
+def test_gc_removes_old_layouts_and_the_least_recently_used_stores(cache):
     old = cache / "features" / "audio" / "0123456789abcdef" / "ab" / "abcd.safetensors"
     other = cache / "features" / "mine" / "notes" / "diary.txt"
     for path in (old, other):
@@ -66,6 +66,6 @@ def test_collecting_removes_old_layouts_and_what_was_used_least_recently(cache):
         (["verify", "repair=often"], "repair: Value 'often' is not a valid bool"),
     ],
 )
-def test_arguments_that_make_no_sense_are_named(arguments, said, capsys):
+def test_invalid_arguments_are_named(arguments, said, capsys):
     assert run("cache", arguments) == 2
     assert said in capsys.readouterr().err

@@ -17,7 +17,7 @@ SAMPLING = SamplingConfig(n_frames=4, n_motion_frames=6)
 
 
 class Encoder:
-    """Stands where the frozen encoders are: a fixed function of the decoded arrays, which counts its calls."""
+    """Replaces the frozen encoders: a fixed function of the decoded arrays that counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -55,7 +55,7 @@ def test_facts_are_the_same_cached_and_online(tmp_path, sample):
     assert facts["audio"]["heard_s"] == facts["audio"]["duration_s"]
 
 
-def test_another_encoder_finds_nothing_of_the_first(tmp_path, sample):
+def test_another_encoder_finds_no_states_of_the_first(tmp_path, sample):
     encoder = Encoder()
     reader(tmp_path / "cache", encoder)(sample, ("frames",))
     reader(tmp_path / "cache", encoder, {"frames": "weights-2"})(sample, ("frames",))
@@ -75,13 +75,13 @@ def test_a_copy_under_another_name_is_found_and_a_changed_file_is_not(tmp_path, 
     assert encoder.calls == 2
 
 
-def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path, sample, caplog):
+def test_a_damaged_entry_is_recomputed_with_a_warning(tmp_path, sample, caplog):
     encoder = Encoder()
     read = reader(tmp_path / "cache", encoder)
-    before = read(sample, ("frames",)).media["frames"].clone()  # the tensor itself is mapped from the file
+    before = read(sample, ("frames",)).media["frames"].clone()  # the tensor itself is memory-mapped
     (shard,) = (tmp_path / "cache").rglob("*.states")
     shard.write_bytes(b"x" + shard.read_bytes()[1:])
-    again = reader(tmp_path / "cache", encoder)  # whoever has checked an entry does not check it again
+    again = reader(tmp_path / "cache", encoder)  # a reader checks an entry only once
     assert torch.equal(again(sample, ("frames",)).media["frames"], before)
     assert "damaged" in caplog.text
     assert encoder.calls == 2
@@ -124,7 +124,7 @@ def test_without_a_cache_skip_decodes_everything_before_training(tmp_path, clip,
 
 
 @pytest.mark.parametrize("bug", [ValueError("too many values to unpack"), TypeError("unhashable")])
-def test_a_bug_while_encoding_is_no_bad_sample(tmp_path, sample, bug):
+def test_a_bug_while_encoding_is_not_a_bad_sample(tmp_path, sample, bug):
     def encode(media):
         raise bug
 

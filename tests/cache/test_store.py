@@ -36,7 +36,7 @@ def fill(store, numbers):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_read_is_what_was_written_bit_for_bit(store, dtype):
+def test_states_are_read_as_they_were_written_bit_for_bit(store, dtype):
     store.write(address(1), some(1, dtype), {"times_s": [0.0, 0.5]})
     states, facts = StateStore(store.folder).read(address(1))
     assert states.dtype == dtype
@@ -44,7 +44,7 @@ def test_what_is_read_is_what_was_written_bit_for_bit(store, dtype):
     assert facts == {"times_s": [0.0, 0.5]}
 
 
-def test_no_states_and_states_without_rows_are_different_things(store):
+def test_missing_states_differ_from_states_without_rows(store):
     store.write(address(1), torch.empty(0, 5), {})
     assert store.read(address(1))[0].shape == (0, 5)
     assert store.read(address(2)) is None
@@ -58,7 +58,7 @@ def test_a_reader_sees_what_others_write_after_it_was_opened(store):
     assert len(reader) == 2
 
 
-def test_a_full_disk_is_an_error_and_what_is_written_later_is_intact(store, monkeypatch):
+def test_a_full_disk_is_an_error_and_later_entries_are_intact(store, monkeypatch):
     fill(store, [1])
     write = os.write
 
@@ -98,7 +98,7 @@ def test_shards_are_closed_at_their_size_and_read_together(store, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["tensor", "facts"])
-def test_a_flipped_byte_is_noticed_and_the_entry_counts_as_absent(store, caplog, where):
+def test_a_flipped_byte_is_noticed_and_the_entry_counts_as_missing(store, caplog, where):
     fill(store, [1, 2])
     (path,) = store.folder.glob("*.states")
     data = bytearray(path.read_bytes())
@@ -112,7 +112,7 @@ def test_a_flipped_byte_is_noticed_and_the_entry_counts_as_absent(store, caplog,
     assert torch.equal(StateStore(store.folder).read(address(1))[0], some(1))
 
 
-def test_a_damaged_record_is_left_out_and_the_others_are_found(store, caplog):
+def test_a_damaged_record_is_ignored_and_the_others_are_found(store, caplog):
     fill(store, [1, 2, 3])
     (path,) = store.folder.glob("*.index")
     data = bytearray(path.read_bytes())
@@ -124,7 +124,7 @@ def test_a_damaged_record_is_left_out_and_the_others_are_found(store, caplog):
 
 
 @pytest.mark.parametrize("lost", [1, 71])
-def test_half_a_record_and_a_cut_shard_lose_only_the_last_entry(store, lost):
+def test_an_incomplete_record_or_shard_loses_only_the_last_entry(store, lost):
     fill(store, [1, 2])
     (index,) = store.folder.glob("*.index")
     index.write_bytes(index.read_bytes()[:-lost])
@@ -172,7 +172,7 @@ while True:
 """
 
 
-def test_a_killed_writer_leaves_whole_entries_only(tmp_path):
+def test_a_killed_writer_leaves_only_complete_entries(tmp_path):
     root = Path(__file__).parent.parent.parent
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, env={**os.environ}
@@ -187,7 +187,7 @@ def test_a_killed_writer_leaves_whole_entries_only(tmp_path):
     assert all(torch.equal(store.read(address(number))[0], some(number)) for number in range(50))
 
 
-def test_compacting_keeps_every_sound_entry_and_frees_the_rest(store, monkeypatch):
+def test_compacting_keeps_every_intact_entry_and_frees_the_rest(store, monkeypatch):
     fill(store, range(5))
     fill(store, range(5))  # twice
     (path,) = store.folder.glob("*.states")
@@ -204,7 +204,7 @@ def test_compacting_keeps_every_sound_entry_and_frees_the_rest(store, monkeypatc
     assert other.compact() == 0
 
 
-def test_compacting_makes_one_shard_of_many_small_ones_and_then_rests(store):
+def test_compacting_merges_small_shards_once(store):
     for number in range(4):  # as four runs leave them
         fill(store, [number])
         store.close()
@@ -214,20 +214,20 @@ def test_compacting_makes_one_shard_of_many_small_ones_and_then_rests(store):
     other = StateStore(store.folder)
     other.compact()
     (shard,) = store.folder.glob("*.states")
-    for each in (reader, StateStore(store.folder)):  # one that was open before finds what has moved
+    for each in (reader, StateStore(store.folder)):  # also a store that was open before
         assert all(torch.equal(each.read(address(number))[0], some(number)) for number in range(4))
     assert other.compact() == 0
     assert list(store.folder.glob("*.states")) == [shard]
 
 
-def test_a_shard_that_a_living_process_writes_is_not_compacted(store):
+def test_a_shard_in_use_is_not_compacted(store):
     fill(store, [1, 1])
     assert StateStore(store.folder).compact() == 0
     fill(store, [2])
     assert torch.equal(StateStore(store.folder).read(address(2))[0], some(2))
 
 
-def test_a_store_travels_to_another_process_without_its_open_files(store):
+def test_a_store_is_pickled_without_its_open_files(store):
     fill(store, [1])
     twin = copy.deepcopy(store)
     twin.write(address(2), some(2), {})

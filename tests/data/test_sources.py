@@ -36,19 +36,19 @@ def test_files_that_share_a_stem_keep_their_suffix(tmp_path):
     ("name", "error", "words"),
     [("gone.mp4", FileNotFoundError, "no such file"), ("x.txt", ValueError, "expected a media file")],
 )
-def test_what_is_no_media_file_is_named(tmp_path, name, error, words):
+def test_a_path_that_is_not_a_media_file_is_named(tmp_path, name, error, words):
     (tmp_path / "x.txt").touch()
     with pytest.raises(error, match=words) as caught:
         samples_from_paths([tmp_path / name])
     assert name in str(caught.value)
 
 
-def test_an_empty_folder_says_what_it_looked_for(tmp_path):
+def test_the_error_for_an_empty_folder_lists_the_expected_suffixes(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no media file in this folder.*\.mp4"):
         samples_from_paths([tmp_path])
 
 
-def test_two_files_of_one_name_in_two_folders_need_a_manifest(tmp_path):
+def test_two_files_with_one_name_need_a_manifest(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.mp4").touch()
@@ -56,7 +56,7 @@ def test_two_files_of_one_name_in_two_folders_need_a_manifest(tmp_path):
         samples_from_paths([tmp_path / "x", tmp_path / "y"])
 
 
-def test_holding_out_takes_exactly_n_whatever_the_order():
+def test_hold_out_takes_exactly_n_in_any_order():
     samples = [Sample(id=f"s{number}") for number in range(20)]
     rest, held = hold_out(samples, n=5, seed=3)
     assert len(held) == 5
@@ -64,31 +64,31 @@ def test_holding_out_takes_exactly_n_whatever_the_order():
     assert {s.id for s in hold_out(samples[::-1], n=5, seed=3)[1]} == {s.id for s in held}
 
 
-def test_holding_out_everything_is_refused():
+def test_holding_out_all_samples_is_refused():
     with pytest.raises(ValueError, match="cannot hold out 2 of 2"):
         hold_out([Sample(id="a"), Sample(id="b")], n=2, seed=0)
 
 
-def test_modalities_are_what_the_file_holds(tmp_path, clip):
+def test_modalities_are_those_of_the_file(tmp_path, clip):
     silent = write_clip(tmp_path / "silent.mp4", sound=False)
     assert probe_sample(Sample(id="a", video=str(clip))).modalities == ("audio", "frames", "motion")
     assert probe_sample(Sample(id="b", video=str(silent))).modalities == ("frames", "motion")
     assert probe_sample(Sample(id="c", subtitle="hi")).modalities == ()
 
 
-def test_sound_of_its_own_completes_a_silent_video(tmp_path, clip):
+def test_a_separate_audio_file_completes_a_silent_video(tmp_path, clip):
     silent = write_clip(tmp_path / "silent.mp4", sound=False)
     assert "audio" in probe_sample(Sample(id="a", video=str(silent), audio=str(clip))).modalities
 
 
-def test_a_listed_subset_is_respected_and_a_listed_lack_is_an_error(tmp_path, clip):
+def test_a_listed_subset_is_respected_and_a_missing_modality_is_an_error(tmp_path, clip):
     assert probe_sample(Sample(id="a", video=str(clip), modalities=("motion",))).modalities == ("motion",)
     silent = write_clip(tmp_path / "silent.mp4", sound=False)
     with pytest.raises(ValueError, match=r"lists \['audio'\], but the media hold only \['frames', 'motion'\]"):
         probe_sample(Sample(id="b", video=str(silent), modalities=("audio",)))
 
 
-def test_raise_names_the_sample_and_skip_counts_it_without_a_substitute(tmp_path, clip):
+def test_raise_names_the_sample_and_skip_returns_it_without_a_substitute(tmp_path, clip):
     broken = tmp_path / "broken.mp4"
     broken.touch()
     samples = [Sample(id="good", video=str(clip)), Sample(id="bad", video=str(broken))]
@@ -107,7 +107,7 @@ def test_left_out_samples_are_written_with_their_reason(tmp_path, caplog):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
+def test_the_error_for_an_unknown_split_lists_the_splits(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text("id,video,split\na,a.mp4,train\nb,b.mp4,test\n")
     assert [sample.id for sample in read_manifest(path, split="test")[0]] == ["b"]
@@ -126,7 +126,7 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
         UserError("disk full"),
     ],
 )
-def test_a_bug_in_a_check_is_no_bad_sample(bug, n_threads):
+def test_a_bug_in_a_check_is_not_a_bad_sample(bug, n_threads):
     def check(sample):
         if sample.id == "s2":
             raise bug
@@ -138,7 +138,7 @@ def test_a_bug_in_a_check_is_no_bad_sample(bug, n_threads):
     assert caught.traceback[-1].name == "check"
 
 
-def test_where_a_bad_sample_is_found_is_its_first_file():
+def test_a_bad_sample_is_located_by_its_first_file():
     def check(sample):
         raise InputError("no")
 
