@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import hashlib
 import json
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -139,3 +141,40 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def stable_hash(value: Any) -> str:
     """Hex digest of a JSON-like value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+csv.field_size_limit(2**24)  # characters; the default of 131,072 is less than a long description
+
+
+def csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, cells) of the header and of every row that is not empty.
+
+    Raises:
+        csv.Error: two columns of one name, or a quote that is not closed in its row, which would swallow rows.
+    """
+    reader = csv.reader(file, strict=True)
+    columns: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            if line == 1:
+                columns = cells = [name.strip() for name in cells]
+                if double := sorted({name for name in columns if name and columns.count(name) > 1}):
+                    raise csv.Error(f"line 1: several columns are named {double}; rename or remove all but one")
+            elif len(columns) > 2 and any(_has_rows(cell, len(columns)) for cell in cells):
+                raise csv.Error("a cell contains whole rows")
+            if cells or line == 1:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if str(error).startswith("line 1:"):
+            raise
+        raise csv.Error(
+            f'line {line}: {error}; a quote that opens here is not closed: write "..." around the whole '
+            'cell and "" for a quote within it'
+        ) from None
+
+
+def _has_rows(cell: str, n_columns: int) -> bool:
+    lines = cell.split("\n")[1:] if "\n" in cell else []
+    return any(len(re.findall(r",(?=\S)", line)) >= n_columns - 1 for line in lines)

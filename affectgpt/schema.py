@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from affectgpt.runtime import InputError, write_lines_atomic
+from affectgpt.runtime import InputError, csv_records, write_lines_atomic
 
 MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
 """The modalities of a sample, in the order of their placeholders in the prompt: audio, frames and motion frames of the
@@ -395,14 +395,14 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(file)
-    line_no = 2
-    for row in reader:
-        if None in row:
-            yield line_no, InputError(f"{len(row[None])} more cells than the header; quote cells that contain commas")
+    records = csv_records(file)
+    columns = next(records, (1, []))[1]
+    for line_no, cells in records:
+        if len(cells) > len(columns):
+            more = len(cells) - len(columns)
+            yield line_no, InputError(f"{more} more cells than the header; quote cells that contain commas")
         else:
-            yield line_no, row
-        line_no = reader.line_num + 1
+            yield line_no, dict(zip(columns, cells, strict=False))
 
 
 def _jsonl_rows(file: TextIO) -> Iterator[tuple[int, Any]]:

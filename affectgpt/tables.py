@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, csv_records
 
 ID_COLUMNS = ("id", "name", "names")
 
@@ -124,15 +124,14 @@ def table_errors(path: Path) -> Iterator[None]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        columns = [name.strip() for name in next(reader, [])]
-        for cells in reader:
+        records = csv_records(file)
+        columns = next(records, (1, []))[1]
+        for line, cells in records:
             if len(cells) > len(columns):
                 found = f"expected {len(columns)} cells, found {len(cells)}"
-                raise TableError(f"{path}:{reader.line_num}: {found}; quote cells that contain commas")
-            if cells:
-                cells += [""] * (len(columns) - len(cells))
-                yield f"{path}:{reader.line_num}", dict(zip(columns, cells, strict=True))
+                raise TableError(f"{path}:{line}: {found}; quote cells that contain commas")
+            cells += [""] * (len(columns) - len(cells))
+            yield f"{path}:{line}", dict(zip(columns, cells, strict=True))
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

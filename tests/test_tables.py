@@ -21,7 +21,9 @@ def test_no_rows_are_no_text():
     [
         ("t.npz", b"no archive", "not an npz file"),
         ("t.npz", b"PK\x03\x04", "t.npz: cannot be read"),
-        ("t.csv", b"id,text\na," + b"x" * 200_000, "t.csv: cannot be read .field larger"),
+        ("t.csv", b'id,a,b\n1,x,y\n2,"x,y\n3,x,y\n', "t.csv: cannot be read .line 3: "),
+        ("t.csv", b'id,a,b\n1,"x,y\n3,"x" z,y\n', "t.csv: cannot be read .line 2: "),
+        ("t.csv", b"id,a,a\n1,x,y\n", r"several columns are named \['a'\]"),
         ("t.csv", "id\ntrès\n".encode("latin-1"), "is not UTF-8 text"),
         ("t.jsonl", b"{}\n[", "t.jsonl:2: not JSON"),
         ("t.json", b"{}", "expected .jsonl, .csv or .npz, found '.json'"),
@@ -43,3 +45,9 @@ def test_a_pickled_array_must_be_a_dictionary(tmp_path):
     np.savez(tmp_path / "t.npz", corpus=np.array([1, "a"], dtype=object))
     with pytest.raises(TableError, match="expected a dictionary in array 'corpus', found list"):
         read_pickled_mapping(tmp_path / "t.npz", "corpus", trust_pickle=True, setting="trust_pickle=true")
+
+
+def test_a_cell_may_be_long_and_have_several_lines(tmp_path):
+    text = "word, " * 40_000 + "\nand, on the next line, more"
+    (tmp_path / "t.csv").write_text(f'id,text,labels\na,"{text}",sad\n', encoding="utf-8")
+    assert [row["text"] for _, row in read_rows(tmp_path / "t.csv")] == [text]
