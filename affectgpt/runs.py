@@ -174,8 +174,8 @@ def checkpoint_to_start_from(runs: Path, init_from: str) -> Path:
     if not checkpoints:
         fix = f"run `python train.py stage={init_from}` first" if _RUN_NAME.fullmatch(init_from) else "correct the path"
         raise UserError(
-            f"init_from is {init_from!r}, but {runs} holds no complete run of that name and it is no checkpoint "
-            f"folder; {fix}, or set stage.init_from=null to start from random values"
+            f"init_from is {init_from!r}, but {runs} has no complete run of that name, and it is not a "
+            f"checkpoint folder; {fix}, or set stage.init_from=null to start from random weights"
         )
     return checkpoints[-1]
 
@@ -205,8 +205,8 @@ def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
         run = newest_run(runs)
         if run is None:
             raise UserError(
-                f"{runs} holds no complete run; `python train.py stage=coarse` and `python train.py stage=fine` make "
-                "one, or name a checkpoint folder with checkpoint="
+                f"{runs} has no complete run; `python train.py stage=coarse` and `python train.py stage=fine` create "
+                "one; or name a checkpoint folder with checkpoint="
             )
     else:
         folder = Path(checkpoint)
@@ -221,4 +221,4 @@ def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
         return run / BEST
     if checkpoints := complete_checkpoints(run):
         return checkpoints[-1]
-    raise UserError(f"{run} holds no complete checkpoint; the same train.py command with resume=true goes on with it")
+    raise UserError(f"{run} has no complete checkpoint; repeat its train.py command with resume=true to continue it")
