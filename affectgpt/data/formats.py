@@ -30,8 +30,47 @@ from affectgpt.tables import TableError, id_of, npz_arrays, read_names, read_pic
 log = logging.getLogger("affectgpt")
 
 _HELP = "see docs/data-sets.md"
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
-AUDIO_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a", ".ogg")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".avi",
+    ".webm",
+    ".mkv",
+    ".mov",
+    ".m4v",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".wmv",
+    ".asf",
+    ".mpg",
+    ".mpeg",
+    ".vob",
+    ".flv",
+    ".f4v",
+    ".3gp",
+    ".3g2",
+    ".ogv",
+    ".mxf",
+)
+AUDIO_SUFFIXES = (
+    ".wav",
+    ".mp3",
+    ".flac",
+    ".m4a",
+    ".ogg",
+    ".opus",
+    ".oga",
+    ".mka",
+    ".aac",
+    ".ac3",
+    ".wma",
+    ".amr",
+    ".aif",
+    ".aiff",
+    ".caf",
+    ".mp2",
+    ".au",
+)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _TRUST = "options: {trust_pickle: true}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,42 +28,63 @@ Result = TypeVar("Result")
 
 
 def samples_from_paths(paths: Sequence[str | Path], subtitle: str | None = None) -> list[Sample]:
-    """One sample per media file; a folder gives the media files in it (sorted, not recursive).
+    """One sample per media file; a folder gives the media files in it (sorted, not recursive) and logs the others.
 
     The id is the file's name without its suffix; where two files share it, the suffix is added ("a.mp4", "a.wav").
+    Characters that an id cannot have become "_".
 
     Raises:
         NotFound: a path does not exist, or a folder holds no media file.
-        InputError: a file of an unknown kind, or two files of the same name.
+        InputError: a file of an unknown kind, an unreadable folder, or two files of the same name.
     """
-    kinds = VIDEO_SUFFIXES + AUDIO_SUFFIXES
-    shown = " ".join(kinds)
     files: list[Path] = []
+    kinds = " ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)
     for path in map(Path, paths):
         if path.is_dir():
-            try:
-                inside = sorted(item for item in path.iterdir() if item.suffix.lower() in kinds)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-            if not inside:
-                raise NotFound(f"{path}: no media file in this folder; expected one of {shown}")
+            if not (inside := _media_inside(path)):
+                raise NotFound(f"{path}: no media file in this folder; expected one of {kinds}")
             files += inside
         elif not path.exists():
             raise NotFound(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in kinds:
-            raise InputError(f"{path}: expected a media file ({shown}), a folder of them, or a .jsonl / .csv manifest")
+        elif path.suffix.strip().lower() not in VIDEO_SUFFIXES + AUDIO_SUFFIXES:
+            raise InputError(f"{path}: expected a media file ({kinds}), a folder of them, or a .jsonl / .csv manifest")
         else:
             files.append(path)
     files = list(dict.fromkeys(files))
-    stems = Counter(file.stem for file in files)
+    stems = Counter(_id_of(file.stem) for file in files)
     samples = []
     for file in files:
-        name = check_id(file.stem if stems[file.stem] == 1 else file.name)
-        key = "audio" if file.suffix.lower() in AUDIO_SUFFIXES else "video"
+        name = check_id(_id_of(file.stem if stems[_id_of(file.stem)] == 1 else file.name))
+        key = "audio" if file.suffix.strip().lower() in AUDIO_SUFFIXES else "video"
         samples.append(Sample(id=name, subtitle=subtitle, **{key: str(file)}))
     if doubled := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
         raise InputError(f"several files are named {doubled[0]!r}; give each an id of its own in a manifest")
     return samples
+
+
+def _media_inside(folder: Path) -> list[Path]:
+    """The media files in `folder`, sorted; everything else except hidden files is logged with the reason."""
+    media, others = [], []
+    try:
+        for item in sorted(folder.iterdir()):
+            if item.suffix.strip().lower() in VIDEO_SUFFIXES + AUDIO_SUFFIXES and item.is_file():
+                media.append(item)
+            elif not item.name.startswith("."):
+                reason = "a folder" if item.is_dir() else "not a media suffix" if item.is_file() else "not a file"
+                others.append(f"{item.name!r} ({reason})")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+    if media and others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        log.warning(
+            "%s: left out %d of %d: %s", folder, len(others), len(media) + len(others), ", ".join(others[:5]) + more
+        )
+    return media
+
+
+def _id_of(name: str) -> str:
+    """A valid sample id from a file name."""
+    return re.sub(r"[\x00-\x1f\x7f/\\\ud800-\udfff]", "_", name).strip()[:200].strip() or "_"
 
 
 def read_manifest(

@@ -25,7 +25,7 @@ PathLike = str | os.PathLike[str]
 # Some writers misstate a RIFF length by the size of a header; a real truncation is longer.
 _LENGTH_SLACK_BYTES = 64
 
-MAX_PIXELS = 8192 * 8192
+MAX_PIXELS = 8192 * 4320
 """Largest picture that is decoded; damaged headers claim larger ones."""
 
 _DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS), "max_samples": str(2**22)}
@@ -268,13 +268,16 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
     """All frames of `stream` in presentation order.
 
     Packets that cannot be decoded are skipped with a warning (mp3 files often begin or end with other data); more than
-    1 % of them are an error.
+    1 % of them are an error. Packets and frames that FFmpeg marks as corrupt count too.
 
     Raises:
         MediaError: no decoder for this codec. DamagedMedia: too many packets fail, or the file cannot be read.
     """
     if stream.codec_context is None:
         raise MediaError(f"{path}: no decoder for its {stream.type} stream; convert it (ffmpeg -i IN OUT.mp4)")
+    if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        size = f"{stream.codec_context.width} x {stream.codec_context.height}"
+        raise DamagedMedia(f"{path}: claims pictures of {size} pixels; the limit is {MAX_PIXELS} pixels")
     stream.codec_context.options = dict(_DECODER_LIMITS)
     n_packets = n_lost = 0
     try:
@@ -287,6 +290,7 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
             except av.InvalidDataError:
                 n_lost += 1
                 continue
+            n_lost += packet.is_corrupt or any(frame.is_corrupt for frame in frames)
             yield from frames
         try:
             yield from stream.decode(None)

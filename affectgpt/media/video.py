@@ -30,7 +30,7 @@ class Frames:
     """Decoded frames of one clip.
 
     Attributes:
-        images: uint8 [T,H,W,3] RGB, upright.
+        images: uint8 [T,H,W,3] RGB, upright, with square pixels.
         times_s: float64 [T], seconds since the first frame of the video, never decreasing.
         indices: int64 [T], their positions in the source.
         n_source_frames: number of frames in the source, counted while decoding.
@@ -81,8 +81,9 @@ def read_frame_sets(
     Args:
         counts: number of frames in each set.
         backend: "pyav" (always available), "decord" or "torchcodec".
-        size_px: resize to this height and width (bicubic, antialiased, aspect ratio not kept); None = as stored. If
-            the frame size changes mid-stream, all frames are resized to the size of the first one.
+        size_px: resize to this height and width (bicubic, antialiased, aspect ratio not kept); None = as stored,
+            stretched to square pixels. If the frame size changes mid-stream, all frames are resized to the size of the
+            first one.
 
     Raises:
         NoVideoStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: all are MediaError.
@@ -95,7 +96,7 @@ def read_frame_sets(
     def select(n_source: int) -> set[int]:
         return {int(index) for n in counts.values() for index in uniform_indices(n_source, n)}
 
-    select(1)  # raises for a count below 1 before anything is decoded
+    select(1)  # raises an error for a count below 1 before anything is decoded
     decoded = _BACKENDS[backend](path, select)
     shape = (size_px, size_px) if size_px else decoded.images[0].shape[:2]
     images = {index: _resize(image, *shape) for index, image in decoded.images.items()}
@@ -109,6 +110,18 @@ def read_frame_sets(
             n_source_frames=decoded.n_source,
         )
     return sets
+
+
+def _pixel_aspect(stream: Any) -> float:
+    """Width / height of a pixel; 1.0 if it is not stated, within 1 % of 1, or implausible (below 1/8 or above 8)."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / 8 <= aspect <= 8 and abs(aspect - 1) > 0.01 else 1.0
+
+
+def _square_pixels(image: np.ndarray, aspect: float) -> np.ndarray:
+    """Enlarge [H,W,3] to W * aspect, or to H / aspect if the pixels are taller than wide."""
+    height, width = image.shape[:2]
+    return _resize(image, round(height / min(aspect, 1)), round(width * max(aspect, 1)))
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -172,7 +185,10 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
             last_s = max(last_s, time_s)
             end_s = last_s + float((frame.duration or 0) * stream.time_base)
             if index in selected:
-                decoded.images[index] = _upright(frame)
+                image = _upright(frame, _pixel_aspect(stream))
+                # A size that grows mid-stream costs no memory: every frame is kept in the size of the first.
+                first = decoded.images.get(0, image)
+                decoded.images[index] = _resize(image, *first.shape[:2])
                 decoded.times_s[index] = last_s - first_s
             decoded.n_source = index + 1
         if decoded.n_source:
@@ -180,9 +196,9 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
     return decoded
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """RGB image [H,W,3], rotated and mirrored by its display matrix to the nearest right angle."""
-    image = frame.to_ndarray(format="rgb24")
+def _upright(frame: Any, aspect: float = 1.0) -> np.ndarray:
+    """RGB image [H,W,3] with square pixels, rotated and mirrored by its display matrix to the nearest right angle."""
+    image = _square_pixels(frame.to_ndarray(format="rgb24"), aspect)
     # Read the matrix from a small copy: frame and side data refer to each other, so reading it from the frame would
     # keep the frame, and with it the threads of its decoder, alive until the next garbage collection.
     matrix = frame.reformat(width=16, height=16, interpolation="POINT").side_data.get("DISPLAYMATRIX")
@@ -201,7 +217,7 @@ def _upright(frame: Any) -> np.ndarray:
 
 def _decode_decord(path: PathLike, select: _Select) -> _Decoded:
     decord = _import("decord", "pip install 'affectgpt[decord]'")
-    _check_video(path)
+    square = _check_video(path)
     errors = (decord.DECORDError, RuntimeError)
     with _media_errors(path, "decord", errors):
         reader = decord.VideoReader(str(path), num_threads=1)
@@ -209,12 +225,12 @@ def _decode_decord(path: PathLike, select: _Select) -> _Decoded:
     with _media_errors(path, "decord", errors):
         images = reader.get_batch(indices).asnumpy()  # [T,H,W,3]
         times_s = reader.get_frame_timestamp([0, *indices])[:, 0]
-    return _from_batch(len(reader), indices, images, times_s.astype(np.float64))
+    return _from_batch(len(reader), indices, [square(image) for image in images], times_s.astype(np.float64))
 
 
 def _decode_torchcodec(path: PathLike, select: _Select) -> _Decoded:
     decoders = _import("torchcodec.decoders", "pip install torchcodec, and system ffmpeg libraries that it can load")
-    _check_video(path)
+    square = _check_video(path)
     errors = (RuntimeError, ValueError, IndexError)
     with _media_errors(path, "torchcodec", errors):
         decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", seek_mode="exact")
@@ -222,7 +238,8 @@ def _decode_torchcodec(path: PathLike, select: _Select) -> _Decoded:
     indices = _indices(path, select, n_source)
     with _media_errors(path, "torchcodec", errors):
         batch = decoder.get_frames_at([0, *indices])
-    return _from_batch(n_source, indices, batch.data[1:].numpy(), batch.pts_seconds.double().numpy())
+    images = [square(image) for image in batch.data[1:].numpy()]
+    return _from_batch(n_source, indices, images, batch.pts_seconds.double().numpy())
 
 
 @contextmanager
@@ -240,7 +257,7 @@ def _indices(path: PathLike, select: _Select, n_source: int) -> list[int]:
     return sorted(select(n_source))
 
 
-def _from_batch(n_source: int, indices: list[int], images: np.ndarray, times_s: np.ndarray) -> _Decoded:
+def _from_batch(n_source: int, indices: list[int], images: list[np.ndarray], times_s: np.ndarray) -> _Decoded:
     """`times_s` [1 + T] starts with the time of the first frame of the video."""
     since_first = np.maximum.accumulate(times_s - times_s[0])[1:]
     return _Decoded(
@@ -248,10 +265,17 @@ def _from_batch(n_source: int, indices: list[int], images: np.ndarray, times_s: 
     )
 
 
-def _check_video(path: PathLike) -> None:
-    """Raise the errors of the default backend first; other backends crash or give vague messages."""
+def _check_video(path: PathLike) -> Callable[[np.ndarray], np.ndarray]:
+    """Raise the errors of the default backend first; other backends crash or give vague messages.
+
+    Returns a function that stretches an image of this video to square pixels.
+    """
     with open_media(path) as container:
-        _video_stream(container, path)
+        stream = _video_stream(container, path)
+        aspect = _pixel_aspect(stream)
+        height = stream.codec_context.height if stream.codec_context else None
+    # An image of another height has been turned by a quarter.
+    return lambda image: _square_pixels(image, aspect if image.shape[0] == height else 1 / aspect)
 
 
 def _first_line(error: Exception) -> str:

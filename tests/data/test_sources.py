@@ -1,6 +1,7 @@
 import pytest
 
 from affectgpt.data.facts import MediaFacts
+from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from affectgpt.data.sources import (
     attempt,
     check_each,
@@ -30,6 +31,24 @@ def test_files_that_share_a_stem_keep_their_suffix(tmp_path):
     for name in ("a.mp4", "a.wav"):
         (tmp_path / name).touch()
     assert [sample.id for sample in samples_from_paths([tmp_path])] == ["a.mp4", "a.wav"]
+
+
+def test_a_folder_takes_every_media_suffix_and_names_what_it_leaves_out(tmp_path, caplog):
+    media = [f"{i:02d}{suffix}" for i, suffix in enumerate(VIDEO_SUFFIXES + AUDIO_SUFFIXES)]
+    for name in [*media, "UPPER.TS", "notes.txt", ".hidden"]:
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp4").mkdir()
+    assert len(samples_from_paths([tmp_path])) == len(media) + 1
+    n = len(media) + 3
+    assert f"left out 2 of {n}: 'folder.mp4' (a folder), 'notes.txt' (not a media suffix)" in caplog.text
+
+
+def test_odd_file_names_get_a_valid_id(tmp_path):
+    for name in ("a .mp4", " b.mp4", "c\nd.mp4", "e.mp4 ", "-dash.mp4", 240 * "x" + ".mp4", " .mp4"):
+        (tmp_path / name).touch()
+    ids = {sample.id for sample in samples_from_paths([tmp_path])}
+    assert ids == {"a", "b", "c_d", "e", "-dash", 200 * "x", "_"}
+    assert samples_from_paths([tmp_path / "-dash.mp4"])[0].id == "-dash"
 
 
 @pytest.mark.parametrize(

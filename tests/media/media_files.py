@@ -58,6 +58,7 @@ def write_media(
     times_s: Sequence[float] | None = None,
     video_codec: str = "libx264",
     display: dict | None = None,
+    pixel_aspect: Fraction | None = None,
     sound: np.ndarray | None = None,
     sound_rate_hz: int = 44100,
     audio_codec: str = "aac",
@@ -75,6 +76,8 @@ def write_media(
             video.options = {"preset": "ultrafast"} if video_codec == "libx264" else {}
             if times_s is not None:
                 video.codec_context.time_base = video.time_base = Fraction(1, 1000)
+            if pixel_aspect:
+                video.codec_context.sample_aspect_ratio = pixel_aspect
             if display:
                 video.set_display_rotation(**display)
         if sound is not None:

@@ -2,13 +2,22 @@ import gc
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
-from affectgpt.media import EmptyMedia, NoVideoStream, probe, read_frame_sets, read_frames, uniform_indices
+from affectgpt.media import (
+    DamagedMedia,
+    EmptyMedia,
+    NoVideoStream,
+    probe,
+    read_frame_sets,
+    read_frames,
+    uniform_indices,
+)
 from tests.media.media_files import (
     BLUE,
     GREEN,
@@ -111,6 +120,41 @@ def test_rotation_and_mirroring_of_the_display_matrix_are_applied(tmp_path, suff
     image = read_frames(path, 1).images[0]
     assert image.shape == ((96, 64, 3) if abs(display["degrees"]) == 90 else (64, 96, 3))
     assert corner_colours(image) == corners
+
+
+@pytest.mark.parametrize(
+    ("aspect", "shape"),
+    [
+        ("2", (48, 128)),
+        ("1/2", (96, 64)),
+        ("3/2", (48, 96)),
+        ("1", (48, 64)),
+        ("201/200", (48, 64)),
+        ("100", (48, 64)),
+    ],
+)
+def test_pixels_that_are_not_square_are_stretched(tmp_path, aspect, shape):
+    path = write_media(tmp_path / "clip.mp4", numbered_clip(10), pixel_aspect=Fraction(aspect))
+    images = read_frames(path, 10).images
+    assert images.shape == (10, *shape, 3)
+    assert frame_numbers(images) == list(range(10))
+    if shape == (48, 64):
+        plain = read_frames(write_media(tmp_path / "plain.mp4", numbered_clip(10)), 10).images
+        np.testing.assert_array_equal(images, plain)
+
+
+def test_pixels_are_stretched_before_the_picture_is_turned(tmp_path):
+    options = {"pixel_aspect": Fraction(2), "display": {"degrees": 90}}
+    image = read_frames(write_media(tmp_path / "clip.mp4", [four_corners()] * 3, **options), 1).images[0]
+    assert image.shape == (192, 64, 3)
+    assert corner_colours(image) == [GREEN, WHITE, RED, BLUE]
+
+
+def test_pictures_above_the_limit_are_refused_by_name(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "clip.mp4", numbered_clip(3))
+    monkeypatch.setattr("affectgpt.media.container.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(DamagedMedia, match=r"clip\.mp4: claims pictures of 64 x 48 pixels; the limit is 3071 pixels"):
+        read_frames(path, 2)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux")
