@@ -311,7 +311,8 @@ def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completio
     body = body if isinstance(body, dict) else {}
     choices, model, usage = body.get("choices"), body.get("model"), body.get("usage")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
+    choice = choice if isinstance(choice, dict) else {}
+    message = choice.get("message")
     content, finish = (message.get("content"), choice.get("finish_reason")) if isinstance(message, dict) else (0, 0)
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]

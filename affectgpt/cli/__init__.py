@@ -130,7 +130,7 @@ def _run_by_hydra(command: Command, settings: Sequence[str]) -> int:
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command.conf)
     def job(composed: DictConfig) -> None:
         given = list(HydraConfig.get().overrides.task)
-        config = OmegaConf.to_object(composed)
+        config: Any = OmegaConf.to_object(composed)
         try:
             codes.append(_run_job(command, resolved(config), given))
         except UserError as error:

@@ -115,10 +115,11 @@ def _flat(command: Command, arguments: Sequence[str]) -> Any:
 
 def _explained(error: Exception, command: Command, settings: Sequence[str]) -> str:
     """One message in the place of Hydra's: which setting, what is wrong, the nearest names."""
-    texts, cause = [], error
+    texts: list[str] = []
+    cause: BaseException | None = error
     while cause is not None and len(texts) < 4:
         texts.append(str(cause))
-        cause = cause.__cause__  # type: ignore[assignment]
+        cause = cause.__cause__
     text = "\n".join(texts)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, name = match[1], match[2]

@@ -134,7 +134,8 @@ def split_plain(arguments: Sequence[str], schema: type) -> tuple[list[str], list
     >>> split_plain(["it's.mp4", "task=labels", "--cfg", "job"], config.InferConfig)
     (["it's.mp4"], ['task=labels', '--cfg', 'job'])
     """
-    plain, rest = [], []
+    plain: list[str] = []
+    rest: list[str] = []
     takes_value = (*HYDRA_OPTIONS, *(f"--{name}" for name in _valued(schema)))
     for before, text in zip(["", *arguments], arguments, strict=False):
         is_option = before in takes_value or (not is_file(text) and (text.startswith("-") or "=" in text))
