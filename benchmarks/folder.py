@@ -1,11 +1,11 @@
 """A folder of clips, end to end: python benchmarks/folder.py [--size brief|demo] [--threads N]
 
 From mp4 files to answers, with random models of the given size in their real formats. The first row works as published
-code does: one clip after the other is decoded, encoded and asked about by transformers' `generate`. The others are what
-infer.py does: clips decoded ahead in threads, answers written in a batch that is refilled; and with the states of the
-encoders from the cache, as for a second question about the same clips, plain and with compiled layers
-(`generate.compile`). The cache is filled before, and timed; compiling comes before, too. All rows
-answer the same clips; their texts are compared. Rows take turns and a row's time is the median of its turns.
+code does: each clip in turn is decoded, encoded and answered by transformers' `generate`. The others do what infer.py
+does: clips are decoded ahead in threads and answered in a batch that is refilled; then with cached encoder states, as
+for a second question about the same clips, and with compiled layers (`generate.compile`). The cache is filled and the
+layers are compiled before, and both are timed separately. All rows answer the same clips; their texts are compared.
+Rows take turns and a row's time is the median of its turns.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SUBTITLE = "I told you that I would come, and I came, and nobody was there to op
 
 @dataclass
 class Row:
-    """One line of the table; `times` are seconds a clip, one for each turn."""
+    """One line of the table; `times` are seconds per clip, one for each turn."""
 
     name: str
     run: Callable[[Sequence[Sample]], Iterator[str]]
@@ -52,7 +52,7 @@ class Row:
 
 
 def write_clips(folder: Path, n: int) -> None:
-    """Clips of 256 x 256 px with sound: coarse noise that changes from frame to frame."""
+    """Clips of 256 x 256 px with sound: coarse noise, different in each frame."""
     folder.mkdir()
     for number in range(n):
         rng = np.random.default_rng(number)
@@ -63,7 +63,7 @@ def write_clips(folder: Path, n: int) -> None:
 
 
 def build_model(size: Size, folder: Path) -> tuple[Any, Any]:
-    """Random base models below `folder`, and the model over them."""
+    """Random base models in `folder`, and the model built from them."""
     torch.manual_seed(0)
     make_tokenizer(folder / "llm", np.random.default_rng(0), 2000)
     config = copy.deepcopy(size.llm)
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -117,8 +117,8 @@ def main() -> None:
                 new = model.generate(**batch, max_new_tokens=size.answer)[0, batch["input_ids"].shape[1] :]
                 yield processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
-        def batched(reader: Any, *, compiles: bool = False) -> Callable[[Sequence[Sample]], Iterator[str]]:
-            generate = GenerateConfig(options.batch_size, size.answer, compile=compiles)
+        def batched(reader: Any, *, compiled: bool = False) -> Callable[[Sequence[Sample]], Iterator[str]]:
+            generate = GenerateConfig(options.batch_size, size.answer, compile=compiled)
 
             def run(samples: Sequence[Sample]) -> Iterator[str]:
                 rows = predict(model, processor, samples, reader, question=question, generate=generate)
@@ -131,7 +131,7 @@ def main() -> None:
             Row("one by one, online", one_by_one, few),
             Row(f"batch {options.batch_size}, online", batched(decode), options.clips),
             Row(f"batch {options.batch_size}, cached", batched(cached), options.clips),
-            Row(f"batch {options.batch_size}, cached, compiled", batched(cached, compiles=True), options.clips),
+            Row(f"batch {options.batch_size}, cached, compiled", batched(cached, compiled=True), options.clips),
         ]
         prompt = processor.prompt_ids(render(samples[0], modalities=model.modalities))
         shape = f"LLM {size.llm.num_hidden_layers} x {size.llm.hidden_size}"

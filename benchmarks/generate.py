@@ -1,11 +1,11 @@
-"""Tokens a second when answers are written: python benchmarks/generate.py [--size brief|demo] [--dtype bfloat16]
+"""Generated tokens per second: python benchmarks/generate.py [--size brief|demo] [--dtype bfloat16]
 
-Compares transformers' `generate` on padded batches, which keeps a batch until its last answer has ended, with the loop
-of affectgpt.engine.generation, plain and with compiled layers. All continue the same prompts of words and soft tokens
-(cached encoder states; the projections count, the encoders do not) by 0.8 to 1.2 of the mean number of tokens, as
-answers differ in length; tokens are compared before anything is timed, and compiling is timed apart. Rows take turns
-and a row's time is the median of its turns, so that other work on the machine meets all of them alike; --clock cpu with
---threads 1 measures processor time, which other work disturbs least.
+Compares transformers' `generate` on padded batches, which keeps a batch until its last answer has ended, with the
+greedy loop of affectgpt.engine, with and without compiled layers. All continue the same prompts of words and soft
+tokens (from cached encoder states: projections are timed, encoders are not) by 0.8 to 1.2 of the mean number of tokens,
+as answers differ in length. Tokens are compared before anything is timed, and compilation is timed separately. Rows
+take turns and a row's time is the median of its turns, so that other work on the machine affects all of them alike;
+--clock cpu with --threads 1 measures processor time, which other work affects least.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb, writ
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from affectgpt.engine.generation import Prompt, greedy
+from affectgpt.engine import Prompt, greedy
 from affectgpt.inference.answers import prompt_embeds
 from affectgpt.models import AffectGPTProcessor
 
 
 class Collator:
-    """As much of a processor as batching takes."""
+    """The part of a processor that batching needs."""
 
     class tokenizer:
         pad_token_id = 0
@@ -41,7 +41,7 @@ class Collator:
 
 
 class EachItsLength(StoppingCriteria):
-    """Ends every row at its own number of tokens."""
+    """Ends each row at its own number of tokens."""
 
     def __init__(self, n_prompt: int, limits: Sequence[int]) -> None:
         self._ends = torch.tensor(limits) + n_prompt
@@ -52,7 +52,7 @@ class EachItsLength(StoppingCriteria):
 
 @dataclass
 class Row:
-    """One line of the table; `times` are seconds a token, one for each turn."""
+    """One line of the table; `times` are seconds per token, one for each turn."""
 
     name: str
     run: Callable[[Any, list[dict[str, Tensor]], list[int], int], list[list[int]]]
@@ -79,8 +79,8 @@ def by_transformers(model: Any, rows: list[dict[str, Tensor]], limits: list[int]
     return answers
 
 
-def by_own_loop(
-    model: Any, rows: list[dict[str, Tensor]], limits: list[int], batch_size: int, *, compiles: bool = False
+def by_engine(
+    model: Any, rows: list[dict[str, Tensor]], limits: list[int], batch_size: int, *, compiled: bool = False
 ) -> list[list[int]]:
     waiting = list(range(len(rows)))
 
@@ -89,11 +89,11 @@ def by_own_loop(
         embeds = prompt_embeds(model, Collator(), [rows[i] for i in taken]) if taken else []
         return [Prompt(i, each, limits[i]) for i, each in zip(taken, embeds, strict=True)]
 
-    ended = dict(greedy(model.language_model, take, batch_size=batch_size, stop_ids=[], compiles=compiles))
+    ended = dict(greedy(model.language_model, take, batch_size=batch_size, stop_ids=[], compiled=compiled))
     return [ended[i] for i in range(len(rows))]
 
 
-by_compiled = partial(by_own_loop, compiles=True)
+by_compiled = partial(by_engine, compiled=True)
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -115,7 +115,7 @@ def main() -> None:
     rows = [
         Row(name, run, batch_size)
         for batch_size in options.batch_sizes
-        for name, run in (("transformers", by_transformers), ("own loop", by_own_loop), ("compiled", by_compiled))
+        for name, run in (("transformers", by_transformers), ("own loop", by_engine), ("compiled", by_compiled))
     ]
     samples = make_samples(size, max(row.n_samples for row in rows))
     generator, states = torch.Generator().manual_seed(0), model.encode(samples[0])
@@ -130,7 +130,7 @@ def main() -> None:
     mean = statistics.mean(len(prompt["input_ids"]) for prompt in prompts)
     print(
         f"size {options.size}, {options.dtype}: LLM {size.llm.num_hidden_layers} x {size.llm.hidden_size}, vocabulary "
-        f"{size.llm.vocab_size}; prompts of {mean:.0f}, answers of {statistics.mean(limits):.0f} tokens in the mean"
+        f"{size.llm.vocab_size}; prompts of {mean:.0f}, answers of {statistics.mean(limits):.0f} tokens on average"
     )
     print(
         f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; "
@@ -140,7 +140,7 @@ def main() -> None:
     plain = by_transformers(model, prompts[:few], limits[:few], 1)
     same = [
         sum(a == b for a, b in zip(run(model, prompts[:few], limits[:few], n), plain, strict=True))
-        for run, n in ((by_own_loop, 1), (by_own_loop, 4), (by_compiled, 4), (by_transformers, few))
+        for run, n in ((by_engine, 1), (by_engine, 4), (by_compiled, 4), (by_transformers, few))
     ]
     print(
         f"equal to transformers at batch 1, of {few} answers: own loop at batch 1 {same[0]}, at batch 4 {same[1]}, "
@@ -174,8 +174,8 @@ def main() -> None:
         )
     print()
     for row in rows[-2:]:
-        whole = seconds["transformers", first] / seconds[row.name, row.batch_size]
-        print(f"{row.name} at batch {row.batch_size} against transformers at batch {first}: {whole:.2f}x")
+        ratio = seconds["transformers", first] / seconds[row.name, row.batch_size]
+        print(f"{row.name} at batch {row.batch_size} against transformers at batch {first}: {ratio:.2f}x")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
     figures = [

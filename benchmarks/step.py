@@ -1,14 +1,14 @@
-"""What each measure gives in the training step: python benchmarks/step.py [--size brief|brief-4s|demo] [--threads N]
+"""What each technique gains in the training step: python benchmarks/step.py [--size brief|brief-4s|demo] [--threads N]
 
 The first row trains as published code does: encoders run in every step (at size brief 8 frames of 224 px and 8 windows
 of 2 s of sound, as AffectGPT samples a clip), batch 3, padded, fp32, logits of all positions.
-Each further row adds one measure. All rows train the same weights on the same samples; their losses and gradients are
-compared before anything is timed. Rows take turns (1 2 3 ... 1 2 3 ...) and a row's time is the median of its turns, so
-that other work on the machine meets all of them alike; --clock cpu with --threads 1 measures processor time, which
-other work disturbs least.
+Each further row adds one technique. All rows train the same weights on the same samples; their losses and gradients
+are compared before anything is timed. Rows take turns (1 2 3 ... 1 2 3 ...) and a row's time is the median of its
+turns, so that other work on the machine affects all of them alike; --clock cpu with --threads 1 measures processor
+time, which other work affects least.
 
-Operations are those that a row carries out, encoders and projections included (a multiplication and an addition are 2),
-counted by torch. The peaks are measured in the same run: the products of the LLM's own layers, and a large square one.
+Operations are those that a row performs, with encoders and projections (a multiplication and an addition are 2),
+counted by torch. The peaks are measured in the same run: matrix products of the LLM's shapes, and a large square one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Size:
 
     Attributes:
         prompt, answer: text tokens, the mean over samples.
-        n_pictures: modality -> pictures a sample.
-        n_windows, window_s: windows of sound a sample, and their length.
+        n_pictures: modality -> pictures per sample.
+        n_windows, window_s: sound windows per sample, and their length.
     """
 
     llm: LlamaConfig
@@ -106,7 +106,7 @@ SIZES = {
         prompt=90, answer=55, n_pictures={"frames": 8, "motion": 16}, n_windows=1, window_s=4.0,
     ),
 }  # fmt: skip
-# The same with as little work for the encoders as a clip can be said to need: one window of sound, coarser patches.
+# The same with as little work for the encoders as a clip could need: one window of sound, larger patches.
 _COARSE = Blip2VisionConfig(**SIZES["brief"].encoders["frames"].to_dict() | {"patch_size": 16})
 SIZES["brief-4s"] = replace(
     SIZES["brief"], encoders=SIZES["brief"].encoders | {"frames": _COARSE}, n_windows=1, window_s=4.0
@@ -114,7 +114,7 @@ SIZES["brief-4s"] = replace(
 
 
 def make_model(size: Size, *, dtype: torch.dtype, lora: bool) -> AffectGPTForConditionalGeneration:
-    """The model with random weights; the same ones for every precision."""
+    """The model with random weights, the same for every precision."""
     branches = {}
     for name, base in size.encoders.items():
         encoder = EncoderArchitecture(base=base.to_dict(), pool="tokens", grid=4 if name == "frames" else 0)
@@ -135,12 +135,12 @@ def make_model(size: Size, *, dtype: torch.dtype, lora: bool) -> AffectGPTForCon
             torch.manual_seed(1)
             parameter.data = 0.02 * torch.randn(
                 parameter.shape
-            )  # LoRA begins at zero, where half its gradients are zero
+            )  # LoRA is zero at first, and half its gradients with it
     return model.train()
 
 
 def make_samples(size: Size, n: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Samples as the processor encodes them, texts of random words between 0.8 and 1.2 of the mean length."""
+    """Samples as the processor encodes them; texts are random tokens, 0.8 to 1.2 of the mean length."""
     rng = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(n):
@@ -164,7 +164,7 @@ def make_samples(size: Size, n: int, *, seed: int = 0) -> list[dict[str, Tensor]
 
 
 def collate(samples: list[dict[str, Tensor]], *, packed: bool, cached: bool) -> dict[str, Tensor]:
-    """A batch as `processor.collate` makes it."""
+    """A batch as `processor.collate` returns it."""
     batch: dict[str, Tensor] = {}
     if packed:
         batch["position_ids"] = torch.cat([torch.arange(len(row["input_ids"])) for row in samples])[None]
@@ -195,7 +195,7 @@ class Row:
 
     Attributes:
         loss: batch -> loss, the mean over its labels.
-        times: seconds a sample, one for each turn.
+        times: seconds per sample, one for each turn.
     """
 
     name: str
@@ -230,7 +230,7 @@ def packed_answer_logits(model: AffectGPTForConditionalGeneration, batch: dict[s
 
 
 def _packed(model: AffectGPTForConditionalGeneration, batch: dict[str, Tensor], *, only_answers: bool) -> Tensor:
-    """The packed step with its loss by autograd, over all positions or those of answers."""
+    """The packed step with the loss by autograd, over all positions or those of answers."""
     embeds = model.embed(batch["input_ids"], batch)
     targets = functional.pad(batch["labels"], (0, 1), value=-100)[0, 1:]
     pack = one_pack(batch, targets)
@@ -278,7 +278,7 @@ def make_rows(size: Size, batch_size: int) -> list[Row]:
 
 
 def counter() -> FlopCounterMode:
-    """Counts operations of this thread; torch's own table lacks products that are added in place."""
+    """Counts operations of this thread; torch's own table lacks products that accumulate in place."""
 
     def added(into: Any, left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return 2 * math.prod(left) * right[-1]
@@ -294,7 +294,7 @@ def step(row: Row, samples: list[dict[str, Tensor]], optimizer: torch.optim.Opti
 
 
 def check_equal(rows: list[Row], samples: list[dict[str, Tensor]]) -> str:
-    """Losses and gradients of every row on the same samples against the first row of its kind."""
+    """Compare losses and gradients of every row on the same samples with those of the first row of its kind."""
     found: dict[bool, tuple[float, Tensor]] = {}
     worst = {False: (0.0, 0.0), True: (0.0, 0.0)}
     for row in rows:
@@ -316,7 +316,7 @@ def check_equal(rows: list[Row], samples: list[dict[str, Tensor]]) -> str:
 
 
 def peaks(size: Size, n_tokens: int, clock: Callable[[], float]) -> dict[torch.dtype, tuple[float, float]]:
-    """dtype -> (operations a second of the LLM's products, of a 2048^3 product), the best of several tries."""
+    """dtype -> (operations per second of the LLM's products, of a 2048^3 product), the best of several tries."""
     config, found = size.llm, {}
     d, wide = config.hidden_size, config.intermediate_size
     for dtype in (torch.float32, torch.bfloat16):
@@ -352,10 +352,10 @@ def best(call: Callable[[], Any], clock: Callable[[], float], n: int = 7) -> flo
 def llm_share(
     row: Row, size: Size, samples: list[dict[str, Tensor]], clock: Callable[[], float]
 ) -> tuple[float, float]:
-    """(operations that the packed LLM step needs, seconds it takes): from soft tokens and words to their gradient.
+    """(operations that the packed LLM step needs, seconds that it takes), from input embeddings to their gradient.
 
-    Needed are the products with weights, forward and to the input (none to the weights), the last layer's only where
-    it is used, logits of answers, and attention without what lies in the future; nothing that is computed twice.
+    Counted are products with weights, forward and to the input (weights get no gradient), in the last layer only where
+    its output is used, logits of answers, and causal attention; nothing twice.
     """
     batch, config, model = row.batch(samples), size.llm, row.model
     embeds = model.embed(batch["input_ids"], batch).detach()
@@ -380,14 +380,14 @@ def llm_share(
 
 
 def peak_memory_mb(call: Callable[[], None]) -> float:
-    """How far the process grows while `call` runs (Linux); 0 elsewhere."""
+    """By how much the memory of the process grows while `call` runs (Linux); 0 elsewhere."""
     if not os.path.exists("/proc/self/clear_refs"):
         return 0.0
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _status_mb("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # sets the high-water mark back (man 5 proc)
+        file.write("5")  # resets the high-water mark (man 5 proc)
     call()
     return _status_mb("VmHWM") - before
 
@@ -412,7 +412,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
@@ -425,7 +425,8 @@ def main() -> None:
         sample |= {f"{name}_states": states for name, states in rows[0].model.encode(sample).items()}
     tokens = statistics.mean(len(sample["input_ids"]) for sample in samples)
     print(
-        f"size {options.size}: LLM {size.llm.num_hidden_layers} x {size.llm.hidden_size}, {tokens:.0f} tokens a sample"
+        f"size {options.size}: LLM {size.llm.num_hidden_layers} x {size.llm.hidden_size}, "
+        f"{tokens:.0f} tokens per sample"
     )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(
@@ -438,11 +439,11 @@ def main() -> None:
         print(f"{name:<8} peak: LLM's shapes {own / 1e9:.0f}, 2048^3 {large / 1e9:.0f} GFLOP/s")
     print(check_equal(rows, samples))
 
-    # One optimizer a row, without momentum of other rows; weights move by nothing, so that rows stay comparable.
+    # One optimizer per row, so that no momentum is shared; the learning rate is 0, so that rows stay comparable.
     optimizers = [torch.optim.AdamW([p for p in row.model.parameters() if p.requires_grad], lr=0.0) for row in rows]
     for row, optimizer in zip(rows, optimizers, strict=True):
         mine = samples[: row.batch_size]
-        torch.set_num_threads(1)  # the counter does not see what other threads compute
+        torch.set_num_threads(1)  # the counter does not see other threads
         with counter() as counted:
             step(row, mine, optimizer)
         torch.set_num_threads(options.threads)
@@ -459,7 +460,7 @@ def main() -> None:
             row.times.append((clock() - start) / len(mine))
 
     print()
-    header = ("", "samples/s", "ratio", "tokens/s", "GFLOP a sample", "of peak", "memory MB")
+    header = ("", "samples/s", "ratio", "tokens/s", "GFLOP/sample", "of peak", "memory MB")
     lines, reference = [header], 0.0
     figures: dict[str, Any] = {"rows": {}, "llm_share_of_peak": {}}
     for row in rows:
@@ -489,8 +490,8 @@ def main() -> None:
         own = top[torch.bfloat16 if row.is_bf16 else torch.float32][0]
         figures["llm_share_of_peak"]["bf16" if row.is_bf16 else "fp32"] = flops / seconds / own
         print(
-            f"LLM alone, {'bf16' if row.is_bf16 else 'fp32'}: {flops / len(samples) / 1e9:.1f} GFLOP a sample needed, "
-            f"{len(samples) / seconds:.2f} samples/s, {flops / seconds / own:.0%} of the peak at its shapes"
+            f"LLM alone, {'bf16' if row.is_bf16 else 'fp32'}: {flops / len(samples) / 1e9:.1f} GFLOP needed per "
+            f"sample, {len(samples) / seconds:.2f} samples/s, {flops / seconds / own:.0%} of the peak at its shapes"
         )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
