@@ -137,7 +137,7 @@ def test_a_process_killed_between_tasks_is_the_same_error():
 
 def test_threads_of_an_abandoned_run_do_not_keep_the_process_alive(tmp_path):
     before = set(threading.enumerate())  # other tests leave threads of their own
-    run = Threads(1).run(lambda worker: lambda task: time.sleep(task), [0, 100])
+    run = Threads(2).run(lambda worker: lambda task: time.sleep(task), [0, 100])
     assert next(run) == (0, None)
     run.close()
     left = set(threading.enumerate()) - before
