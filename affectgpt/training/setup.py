@@ -45,7 +45,7 @@ def set_up(model: Any, config: TrainConfig, processes: Processes, device: torch.
     stage, strategy = config.stage, config.strategy
     n_trainable = model.set_trainable(stage.trainable)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.checkpoint_layers()
     # With ZeRO-3 all gradients must be computed in the backward pass, where every process gathers the same weights.
     model.token_budget = None if strategy.name == "zero3" else stage.token_budget
     log.info("%s", trainable_table(model))
