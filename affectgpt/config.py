@@ -295,6 +295,7 @@ class LlmConfig:
     model: str | None = None  # model name on the server; null = no LLM is used
     base_url: str | None = None  # for example http://localhost:8000/v1; null = OpenAI
     extract: bool = False  # let it extract labels from texts in which the parser finds none
+    groups: str | None = None  # published answers of an LLM: a folder or zip of <id>.npy with lists of groups
     cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl next to the report
     concurrency: int = 8  # concurrent requests
     offline: bool = False  # use cached answers only
@@ -308,9 +309,10 @@ class BenchmarkConfig:
     title: str = ""  # name in tables
     folder: str | None = None  # folder of your copy
     references: str = ""  # reference file inside the folder: .csv, .jsonl or .npz
-    kind: str = "openset"  # openset, hit_rate, sentiment or classes
+    kind: str = "openset"  # openset, hit_rate, sentiment, classes or classes_valence
     metric: str = ""  # kind classes: the primary score: weighted F1, macro F1, UAR or WAR
     split: str | None = None  # only rows with this split
+    id_prefix: str | None = None  # only clips whose id starts with this
     classes: list[str] = field(default_factory=list)  # kind classes: the labels, in the order of numbered classes
     array: str = "test_corpus"  # name of the array in a label.npz
     trust_pickle: bool = False  # allow pickled objects in label.npz; only for files from a source you trust

@@ -419,7 +419,7 @@ def merbench_npz(
     trust_pickle: bool = False,
     subtitles: str = "",
 ) -> Rows:
-    """label.npz of MERBench (pickled, requires trust_pickle); classes names the emotions if they are numbered"""
+    """label.npz of MERBench; classes names the emotions if they are numbered"""
     path = folder.file(file)
     corpus = read_pickled_mapping(path, array, trust_pickle=trust_pickle, setting=_TRUST)
     spoken = Subtitles(folder, subtitles)
@@ -522,7 +522,7 @@ def predictions(
     trust_pickle: bool = False,
     subtitles: str = "subtitle_chieng.csv",
 ) -> Rows:
-    """predictions as training data: CSV, our JSONL, *-openset.npz, name2reason npz (pickled, requires trust_pickle)"""
+    """predictions as training data: CSV, our JSONL, *-openset.npz, name2reason npz"""
     path = folder.file(file)
     rows: Iterable[tuple[str, dict[str, Any]]]
     if path.suffix == ".npz" and array in npz_arrays(path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from affectgpt.runtime import UserError
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 
 if TYPE_CHECKING:
-    from affectgpt.metrics import Report
+    from affectgpt.chat.served import ChatClient
+    from affectgpt.metrics import Lexicon, Report
+    from affectgpt.metrics.judge import LlmGrouping
 
 log = logging.getLogger("affectgpt")
 
@@ -52,8 +55,8 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     references, tables = _references(config)
     record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[file, *tables])
     extras: dict[str, Any] = {}
-    if config.llm.model:
-        rows, extras = _ask_llm(config.llm, config.lexicon, rows, references, out)
+    if config.llm.model or config.llm.groups:
+        rows, extras = _ask_llm(config, rows, references, out)
     extras["strict"] = strict_extras(rows, references, lexicon=config.lexicon)
     report = evaluate(
         rows, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
@@ -120,16 +123,26 @@ def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
     return config.data.test
 
 
-def _references(config: EvalConfig) -> tuple[dict[str, tuple[str, ...]], list[Path]]:
-    """True labels by id, and the files that they were read from."""
+def _references(
+    config: EvalConfig, split_text: Callable[[str], Iterable[str]] | None = None
+) -> tuple[dict[str, tuple[str, ...]], list[Path]]:
+    """True labels by id, and the files that they were read from.
+
+    Args:
+        split_text: how a manifest's cells of text are split; None = as the code that the lexicon was published with
+            does, for the published tables, else by our own parser.
+    """
     from affectgpt.data.sources import read_source
     from affectgpt.metrics import read_references
+    from affectgpt.metrics.lexicon import load_lexicon, split_published
 
+    if split_text is None and load_lexicon(config.lexicon).label_splitting == "published":
+        split_text = split_published
     references: dict[str, tuple[str, ...]] = {}
     files: list[Path] = []
     for source in _reference_sources(config):
         if source.manifest is not None and source.split_file is None and source.limit is None:
-            references |= read_references(source.manifest, split=source.split, lang=config.lang)
+            references |= read_references(source.manifest, split=source.split, lang=config.lang, split_text=split_text)
             files.append(Path(source.manifest))
         else:
             rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
@@ -156,8 +169,8 @@ def _compare(config: EvalConfig, files: list[Path]) -> None:
 
 def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[BenchmarkConfig]) -> None:
     """Score predictions on a published test set; a mean of several (`parts`) takes a file for each, named after it."""
-    from affectgpt.metrics import read_predictions
-    from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, run_benchmark, truth_path
+    from affectgpt.metrics import load_lexicon, read_predictions
+    from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, read_valences, run_benchmark, truth_path
 
     benchmark = config.benchmark
     if len(files) != 1:
@@ -172,6 +185,8 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     answers = [read_predictions(file) for _, file in members]
     inputs = [path for member, file in members for path in (file, truth_path(member))]
     record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
+    client = _client(config.llm, out) if config.llm.model else None
+    lexicon = load_lexicon(config.lexicon)
     results = []
 
     def add(result: BenchmarkResult, name: str) -> None:
@@ -179,13 +194,20 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
         result.write(out / f"benchmark-{name}.json")
         results.append(result)
 
-    for (member, _), rows in zip(members, answers, strict=True):
-        add(
-            run_benchmark(member, rows, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap),
-            member.name,
-        )
+    for (member, file), rows in zip(members, answers, strict=True):
+        extraction: dict[str, Any] = {}
+        if client is not None and config.llm.extract:
+            rows, extraction = _extract(client, lexicon, rows)
+        result = run_benchmark(
+            member, rows, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, client=client,
+            valences=read_valences(file) if member.kind == "classes_valence" else None,
+        )  # fmt: skip
+        if extraction:
+            read = f"{extraction['read']} of {extraction['asked']} texts without a list"
+            result = replace(result, details={**result.details, "labels read by the LLM": read})
+        add(result, member.name)
     if benchmark.members:
-        add(mean_result(results, benchmark.name, benchmark.title), benchmark.name)
+        add(mean_result(results, benchmark.name, benchmark.title, benchmark.published), benchmark.name)
     record.finish("finished", benchmark=benchmark.name, value=results[-1].value, n=results[-1].n)
 
 
@@ -196,40 +218,95 @@ def _member_file(folder: Path, name: str) -> Path:
     raise UserError(f"{folder} has no predictions for {name}: expected {name}.jsonl, .csv or .npz")
 
 
-def _ask_llm(
-    llm: LlmConfig, lexicon: str, rows: list[Prediction], references: Mapping[str, tuple[str, ...]], out: Path
-) -> tuple[list[Prediction], dict[str, Any]]:
-    """Let an LLM read the labels where the parser finds none, and score its grouping of synonyms."""
+def _client(llm: LlmConfig, out: Path) -> ChatClient:
+    """The language model; its answers are stored in `out` unless `llm.cache` names another file."""
     from affectgpt.chat.served import ChatClient
-    from affectgpt.metrics.evaluate import labels_by_id
-    from affectgpt.metrics.judge import extract_by_llm, llm_grouping_score
-    from affectgpt.metrics.lexicon import load_lexicon
 
     assert llm.model is not None
-    client = ChatClient(
+    return ChatClient(
         llm.model,
         base_url=llm.base_url,
         cache=llm.cache or out / "llm-answers.jsonl",
         concurrency=llm.concurrency,
         offline=llm.offline,
     )
-    tables = load_lexicon(lexicon)
-    extras: dict[str, Any] = {"llm": {"model": llm.model, "server": llm.base_url or "api.openai.com"}}
-    if llm.extract:
-        labels, readings = labels_by_id(rows, tables)
-        asked = {row.id: row.text for row in rows if not labels[row.id] and readings[row.id] == "nothing"}
-        found = extract_by_llm(asked, client)
-        rows = [replace(row, labels=found[row.id].labels or None) if row.id in found else row for row in rows]
-        extras["llm_extraction"] = {"asked": len(asked), "read": sum(bool(item.labels) for item in found.values())}
-    labels, _ = labels_by_id(rows, tables)
-    grouped = llm_grouping_score(references, labels, client)
+
+
+def _extract(client: ChatClient, lexicon: Lexicon, rows: list[Prediction]) -> tuple[list[Prediction], dict[str, int]]:
+    """Let a language model read the labels of the texts in which the parser finds none."""
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.judge import extract_by_llm
+
+    labels, readings = labels_by_id(rows, lexicon)
+    asked = {row.id: row.text for row in rows if not labels[row.id] and readings[row.id] == "nothing"}
+    found = extract_by_llm(asked, client)
+    rows = [replace(row, labels=found[row.id].labels or None) if row.id in found else row for row in rows]
+    return rows, {"asked": len(asked), "read": sum(bool(item.labels) for item in found.values())}
+
+
+def _ask_llm(
+    config: EvalConfig, rows: list[Prediction], references: Mapping[str, tuple[str, ...]], out: Path
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Score the grouping of synonyms by an LLM, or by published answers of one; let it read labels if it shall."""
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.judge import llm_grouping_score
+    from affectgpt.metrics.lexicon import load_lexicon
+
+    llm, lexicon = config.llm, load_lexicon(config.lexicon)
+    extras: dict[str, Any] = {}
+    client = _client(llm, out) if llm.model else None
+    if client is not None:
+        extras["llm"] = {"model": llm.model, "server": llm.base_url or "api.openai.com"}
+        if llm.extract:
+            rows, extras["llm_extraction"] = _extract(client, lexicon, rows)
+    if llm.groups is not None:
+        grouped = _score_published_groups(config, rows, lexicon, Path(llm.groups))
+        extras["llm"] = {**extras.get("llm", {}), "groups": llm.groups}
+    else:
+        assert client is not None
+        grouped = llm_grouping_score(references, labels_by_id(rows, lexicon)[0], client)
     extras["llm_grouping"] = {
+        "by": grouped.model,
         "f_score": grouped.score.f_score,
         "precision": grouped.score.precision,
         "recall": grouped.score.recall,
+        "avg": grouped.score.avg,
         "n": grouped.score.n,
         "prompt_version": grouped.prompt_version,
         "questions": grouped.n_questions,
         "unparsed": grouped.unparsed,
+        "missing": grouped.missing,
     }
     return rows, extras
+
+
+def _score_published_groups(config: EvalConfig, rows: list[Prediction], lexicon: Lexicon, path: Path) -> LlmGrouping:
+    """Scores with stored groups of words. Label text is split as in MER2024: the stored words come from there."""
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.judge import published_grouping_score
+    from affectgpt.metrics.lexicon import split_published_2024
+
+    answers = _grouping_answers(path)
+    references, _ = _references(config, split_text=split_published_2024)
+    labels: dict[str, Sequence[str]] = dict(labels_by_id(rows, lexicon)[0])
+    labels |= {
+        row.id: split_published_2024(row.text)
+        for row in rows
+        if row.task == "labels" and row.labels is None and "[" in row.text
+    }
+    return published_grouping_score(references, labels, answers, source=path.name)
+
+
+def _grouping_answers(path: Path) -> dict[str, str]:
+    """id -> stored answer, from a folder or zip file of <id>.npy, each with one text."""
+    from affectgpt.tables import table_errors
+    from affectgpt.tables.arrays import read_array_folder
+
+    if not path.exists():
+        raise UserError(f"llm.groups={path}: no such folder or file")
+    with table_errors(path) if path.is_file() else nullcontext():
+        answers = dict(read_array_folder(path))
+    if not answers or (odd := [name for name, answer in answers.items() if not isinstance(answer, str)]):
+        found = f"{odd[0]}.npy holds {type(answers[odd[0]]).__name__}" if answers else "no .npy file"
+        raise UserError(f"llm.groups={path}: expected <id>.npy files with one text each, found {found}")
+    return answers

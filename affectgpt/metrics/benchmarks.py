@@ -5,31 +5,45 @@ A benchmark is a YAML file in conf/benchmark/, read as a `BenchmarkConfig`. Kind
 - ``openset``: F_S, level-1 mean over the five wheels (EMER-Fine, OV-MERD, OV-MERD+, MER2025 and MER2026 tracks);
 - ``hit_rate``: one-hot truth, free predicted labels (MER2023-SEMI, MER2024, MELD, IEMOCAP in MER-UniBench);
 - ``sentiment``: sentiment scores as truth, weighted F1 of two classes (CMU-MOSI, CMU-MOSEI, CH-SIMS, CH-SIMS v2);
-- ``classes``: one-hot truth, predictions mapped to the classes: weighted F1 (MER2023-SEMI) or UAR and WAR (DFEW).
+- ``classes``: one-hot truth, predictions mapped to the classes: weighted F1 (MER2023-SEMI) or UAR and WAR (DFEW);
+- ``classes_valence``: classes and a valence: weighted F1 - 0.25 MSE (MER2023-MULTI and MER2023-NOISE).
 """
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from affectgpt.chat.served import ChatClient
 from affectgpt.config import BenchmarkConfig
-from affectgpt.metrics.classification import classify, hit_rate, score_sentiment, sentiment_of, to_class
+from affectgpt.metrics.classification import (
+    classify,
+    hit_rate,
+    mean_squared_error,
+    score_sentiment,
+    sentiment_of,
+    to_class,
+)
 from affectgpt.metrics.evaluate import Predictions, evaluate, labels_by_id
 from affectgpt.metrics.io import ScoreFileError, read_references
-from affectgpt.metrics.lexicon import Lexicon, load_lexicon
+from affectgpt.metrics.judge import SENTIMENT_VERSION, llm_grouping_score, sentiment_by_llm
+from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
 from affectgpt.metrics.report import Report, percent
 from affectgpt.runtime import InputError, write_json_atomic
 from affectgpt.tables import id_of, read_pickled_mapping, read_rows
 
-BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes")
+BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence")
+COMBINED = "weighted F1 - 0.25 MSE of the valence"
 _HELP = "see docs/metrics.md, section 'Benchmarks'"
 _LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
 _SCORE_COLUMNS = ("valence", "val", "score", "sentiment")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,8 @@ class BenchmarkResult:
         lines.append(f"{self.title}: {self.metric} {percent(self.value)}  (n = {self.n}, {self.lexicon})")
         for key, value in self.details.items():
             if not isinstance(value, list):
-                lines.append(f"  {key}: {percent(value) if isinstance(value, float) else value}")
+                shown = percent(value) if isinstance(value, float) and not key.startswith("MSE") else value
+                lines.append(f"  {key}: {shown}")
         if self.published:
             lines.append("published:")
             lines += [
@@ -75,39 +90,45 @@ def run_benchmark(
     lexicon: str | Path | Lexicon = "builtin",
     seed: int = 42,
     n_bootstrap: int = 1000,
+    client: ChatClient | None = None,
+    valences: Mapping[str, float] | None = None,
 ) -> BenchmarkResult:
     """Score predictions on one benchmark.
 
+    Args:
+        client: a language model, which then groups the labels of the kind `openset` in addition, and tells the
+            sentiment of the labels of the kind `sentiment` instead of the lexicon.
+        valences: id -> predicted valence, for the kind `classes_valence`.
+
     Raises:
-        InputError: no folder, an unknown kind, or the file with the true labels cannot be read.
+        InputError: no folder, an unknown kind, a valence is missing, or the file with the true labels cannot be read.
     """
     if config.kind not in BENCHMARK_KINDS:
         raise InputError(f"benchmark {config.name!r}: kind {config.kind!r} is not one of {list(BENCHMARK_KINDS)}")
     path = truth_path(config)
     lexicon = load_lexicon(lexicon)
     if config.kind == "openset":
-        references = read_references(path, split=config.split)
-        report = evaluate(predictions, references, lexicon=lexicon, seed=seed, n_bootstrap=n_bootstrap)
+        rows = predictions if isinstance(predictions, Mapping) else list(predictions)
+        split_text = split_published if lexicon.label_splitting == "published" else None
+        references = _of_prefix(read_references(path, split=config.split, split_text=split_text), path, config)
+        report = evaluate(rows, references, lexicon=lexicon, seed=seed, n_bootstrap=n_bootstrap)
         metric, value, n = "F_S, level 1 mean", report.primary.f_score, report.primary.n
         details: dict[str, Any] = {"M-avg": report.m_avg}
+        if client is not None:
+            grouped = llm_grouping_score(references, labels_by_id(rows, lexicon)[0], client)
+            by = f"by LLM grouping ({grouped.model})"
+            details |= {f"F_S {by}": grouped.score.f_score, f"Avg {by}": grouped.score.avg}
+            details["unreadable groupings"] = grouped.unparsed
         return _result(config, metric, value, n, details, lexicon, report)
 
     labels, _ = labels_by_id(predictions, lexicon)
-    unparsed = sum(not found for found in labels.values())
     if config.kind == "sentiment":
-        scores = _true_scores(path, config)
-        result = score_sentiment(scores, {key: sentiment_of(labels.get(key, ()), lexicon) for key in scores})
-        details = {
-            "accuracy": result.published.accuracy,
-            "weighted F1, neutral and unreadable apart": result.strict.weighted_f1,
-            "dropped, true score 0": result.dropped_zero,
-            "predicted neutral": result.neutral,
-            "unreadable": result.unreadable,
-        }
-        return _result(config, "weighted F1", result.published.weighted_f1, result.published.n, details, lexicon)
-
+        return _score_sentiment(config, _true_scores(path, config), labels, lexicon, client)
     truths = {key: str(value).lower() for key, value in read_true_values(path, config, _LABEL_COLUMNS).items()}
-    details = {"missing": len(set(truths) - set(labels)), "without labels": unparsed}
+    details = {
+        "missing": len(set(truths) - set(labels)),
+        "without labels": sum(not found for found in labels.values()),
+    }
     if config.kind == "hit_rate":
         hits = hit_rate(truths, labels, lexicon)
         details |= {"hit rate over all samples": hits.rate_of_all, "n by wheel": dict(hits.n)}
@@ -120,7 +141,44 @@ def run_benchmark(
         "confusion": scored.confusion.tolist(),
     }  # fmt: skip
     metric = config.metric or "weighted F1"
+    if config.kind == "classes_valence":
+        metric = COMBINED
+        details["MSE of the valence"] = mean_squared_error(_true_scores(path, config), valences or {})
+        details[COMBINED] = scored.weighted_f1 - 0.25 * details["MSE of the valence"]
     return _result(config, metric, details[metric], scored.n, details, lexicon)
+
+
+def _score_sentiment(
+    config: BenchmarkConfig, truths: Mapping[str, float], labels: Mapping[str, Sequence[str]], lexicon: Lexicon,
+    client: ChatClient | None,
+) -> BenchmarkResult:  # fmt: skip
+    if client is None:
+        read_by, found = "sign of the lexicon (published: Qwen2.5)", None
+        sentiments = {key: sentiment_of(labels.get(key, ()), lexicon) for key in truths}
+    else:
+        sentiments, found = sentiment_by_llm({key: labels.get(key, ()) for key in truths}, client)
+        read_by = f"{client.name}, prompt version {SENTIMENT_VERSION}"
+    result = score_sentiment(truths, sentiments)
+    details = {
+        "accuracy": result.published.accuracy,
+        "weighted F1, neutral and unreadable apart": result.strict.weighted_f1,
+        "dropped, true score 0": result.dropped_zero,
+        "predicted neutral": result.neutral,
+        "unreadable": result.unreadable,
+        "missing": len(set(truths) - set(labels)),
+        "sentiment of the labels by": read_by,
+        **({"questions": found} if found is not None else {}),
+    }
+    return _result(config, "weighted F1", result.published.weighted_f1, result.published.n, details, lexicon)
+
+
+def read_valences(path: str | Path) -> dict[str, float]:
+    """id -> predicted valence, from a column `valence`, `val`, `score` or `sentiment` of a CSV or JSONL file.
+
+    Raises:
+        ScoreFileError: no such column, not a number, or a duplicate id.
+    """
+    return _numbers(Path(path), _read_columns(Path(path), _SCORE_COLUMNS, None))
 
 
 def _result(
@@ -133,13 +191,31 @@ def _result(
 
 
 def _true_scores(path: Path, config: BenchmarkConfig) -> dict[str, float]:
+    return _numbers(path, read_true_values(path, config, _SCORE_COLUMNS))
+
+
+def _numbers(path: Path, values: Mapping[str, Any]) -> dict[str, float]:
     scores = {}
-    for name, value in read_true_values(path, config, _SCORE_COLUMNS).items():
+    for name, value in values.items():
         try:
             scores[name] = float(value)
         except (TypeError, ValueError):
-            raise ScoreFileError(f"{path}: the score of {name!r} must be a number, found {value!r}") from None
+            scores[name] = math.nan
+        if not math.isfinite(scores[name]):
+            raise ScoreFileError(f"{path}: the score of {name!r} must be a number, found {value!r}")
     return scores
+
+
+def _of_prefix(values: dict[str, Value], path: Path, config: BenchmarkConfig) -> dict[str, Value]:
+    """The entries whose id starts with `config.id_prefix`, for a file that holds training data as well."""
+    if config.id_prefix is None:
+        return values
+    found = {name: value for name, value in values.items() if name.startswith(config.id_prefix)}
+    if not found:
+        raise ScoreFileError(
+            f"{path}: no id starts with {config.id_prefix!r} (benchmark.id_prefix), ids are like {next(iter(values))!r}"
+        )
+    return found
 
 
 def truth_path(config: BenchmarkConfig) -> Path:
@@ -155,19 +231,27 @@ def truth_path(config: BenchmarkConfig) -> Path:
 
 
 def read_true_values(path: Path, config: BenchmarkConfig, columns: Sequence[str]) -> dict[str, Any]:
-    """id -> label or score, from CSV, JSONL, or a label.npz of MERBench (requires trust_pickle)."""
+    """id -> label or score, from CSV, JSONL, or a label.npz of MERBench, of the clips that the benchmark scores."""
     if path.suffix == ".npz":
-        return _read_pickled(path, config, "val" if columns is _SCORE_COLUMNS else "emo")
+        values = _read_pickled(path, config, "val" if columns is _SCORE_COLUMNS else "emo")
+    else:
+        values = _read_columns(path, columns, config.split)
+    return _of_prefix(values, path, config)
+
+
+def _read_columns(path: Path, columns: Sequence[str], split: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for where, row in read_rows(path):
-        if config.split is not None and row.get("split") != config.split:
+        if split is not None and row.get("split") != split:
             continue
         values = [row[name] for name in columns if row.get(name) not in (None, "")]
         if not values:
             raise ScoreFileError(f"{where}: expected a value in one of {list(columns)}, found {sorted(row)}")
-        found[id_of(row, where)] = values[0]
+        if (name := id_of(row, where)) in found:
+            raise ScoreFileError(f"{where}: duplicate id {name!r}; ids must be unique")
+        found[name] = values[0]
     if not found:
-        raise ScoreFileError(f"{path}: no rows{f' of split {config.split!r}' if config.split else ''}; {_HELP}")
+        raise ScoreFileError(f"{path}: no rows{f' of split {split!r}' if split else ''}; {_HELP}")
     return found
 
 
@@ -175,7 +259,8 @@ def _read_pickled(path: Path, config: BenchmarkConfig, key: str) -> dict[str, An
     trusted = "benchmark.trust_pickle=true; or use a CSV file with name and label"
     corpus = read_pickled_mapping(path, config.array, trust_pickle=config.trust_pickle, setting=trusted)
     if bad := [name for name, entry in corpus.items() if not isinstance(entry, dict) or key not in entry]:
-        raise ScoreFileError(f"{path}: the entry of {bad[0]!r} must have {key!r}, found {corpus[bad[0]]!r}")
+        found = reprlib.repr(corpus[bad[0]])
+        raise ScoreFileError(f"{path}: the entry of {bad[0]!r} must have {key!r}, found {found}")
     values = {name: entry[key] for name, entry in corpus.items()}
     return values if key == "val" else {name: _class_name(path, config, name, value) for name, value in values.items()}
 
@@ -189,10 +274,14 @@ def _class_name(path: Path, config: BenchmarkConfig, name: str, value: Any) -> s
     return config.classes[int(value)]
 
 
-def mean_result(results: Sequence[BenchmarkResult], name: str, title: str) -> BenchmarkResult:
+def mean_result(
+    results: Sequence[BenchmarkResult], name: str, title: str, published: Sequence[Mapping[str, Any]] = ()
+) -> BenchmarkResult:
     """The unweighted mean of the primary values of several benchmarks (MER-UniBench); n is the number of benchmarks."""
     if not results:
         raise InputError("no benchmark results to average")
-    details = {result.title: result.value for result in results}
-    value = sum(result.value for result in results) / len(results)
-    return BenchmarkResult(name, title, "mean of the primary scores", value, len(results), details, results[0].lexicon)
+    details: dict[str, Any] = {result.title: result.value for result in results}
+    value = sum(details.values()) / len(results)
+    rows = [dict(row) for row in published]
+    metric = "mean of the primary scores"
+    return BenchmarkResult(name, title, metric, value, len(results), details, results[0].lexicon, rows)

@@ -228,6 +228,25 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     return float(a @ b) / norm if norm > 0 else float("nan")
 
 
+def mean_squared_error(truths: Mapping[str, float], predictions: Mapping[str, float]) -> float:
+    """Mean squared error of a score such as valence, in squared units of the score.
+
+    >>> mean_squared_error({"a": 1.0, "b": -2.0}, {"a": 0.0, "b": -2.0, "c": 5.0})
+    0.5
+
+    Raises:
+        InputError: no truths, or a truth without a prediction: a missing score has no fair replacement.
+    """
+    if not truths:
+        raise InputError("no true scores to compare with")
+    if missing := [name for name in truths if name not in predictions]:
+        raise InputError(
+            f"{len(missing)} of {len(truths)} samples have no predicted score, the first is {missing[0]!r}; "
+            "give each a number in a column valence of the predictions"
+        )
+    return sum((predictions[name] - truth) ** 2 for name, truth in truths.items()) / len(truths)
+
+
 def top_k_accuracy(truths: Sequence[str], rankings: Sequence[Sequence[str]], k: int) -> float:
     """Share of samples whose true label is among the first k of the ranked labels; an empty ranking is a miss.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from affectgpt.metrics.extract import read_labels
-from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
+from affectgpt.metrics.lexicon import CellLabels, Lexicon, load_lexicon, split_published
 from affectgpt.metrics.report import PRIMARY, Counts, Report, Score
 from affectgpt.metrics.sets import SetScore, set_score
 from affectgpt.metrics.stats import mean_f_statistic, percentile_interval, resampled_means, weighted_means
@@ -183,7 +183,7 @@ def _how_given(given: Sequence[str], text: str) -> str:
 
 
 def _split_labels(labels: Sequence[str], lexicon: Lexicon) -> tuple[str, ...]:
-    if lexicon.label_splitting == "published":
+    if lexicon.label_splitting == "published" and not isinstance(labels, CellLabels):
         return tuple(split_published(", ".join(labels)))
     return tuple(labels)
 

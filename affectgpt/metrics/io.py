@@ -1,17 +1,19 @@
 """Read predictions and references from JSONL, CSV and npz files. Nothing is unpickled.
 
-- Predictions: our predictions.jsonl; CSV with `name,openset`; the npz of the challenges (`filenames`, `fileitems`).
+- Predictions: our predictions.jsonl; CSV with `name,openset`; the npz of the challenges (`filenames`, `fileitems`, or
+  `name2reason`).
 - References: JSONL or CSV (`id` or `name`; `labels` or `openset`), such as track2_train_ovmerd.csv.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from affectgpt.metrics.lexicon import CellLabels
 from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, parse_label_list, prediction_from_row
 from affectgpt.tables import TableError, id_of, read_rows
@@ -49,7 +51,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 def _prediction(sample_id: str, row: Mapping[str, Any]) -> Prediction:
     if isinstance(row.get("text"), str):
         return prediction_from_row({**row, "id": sample_id, "labels": _labels_cell(row)})
-    for column in _LABEL_COLUMNS:
+    for column in (*_LABEL_COLUMNS, "discrete"):
         if column in row:  # text such as "['sad', 'tired']" is parsed later, so that the report counts how it was read
             value = row[column]
             if value is None or isinstance(value, str):
@@ -74,13 +76,19 @@ def _text_of(value: object) -> str:
 
 
 def read_references(
-    path: str | Path, *, split: str | None = None, lang: str | None = None
+    path: str | Path,
+    *,
+    split: str | None = None,
+    lang: str | None = None,
+    split_text: Callable[[str], Iterable[str]] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Read true labels: id -> labels; an empty cell gives (), which is counted but not scored.
 
     Args:
         split: only read rows of this split (column `split`).
         lang: prefer `labels_<lang>` or the translation into this language; None = the row's own labels.
+        split_text: how cells of text are split, such as `lexicon.split_published` for scores that equal published
+            ones; None = `schema.parse_label_list`, which also takes other separators and rejects what is no label.
 
     Raises:
         ScoreFileError: unreadable file, missing columns, a duplicate id, no row of that split.
@@ -108,7 +116,10 @@ def read_references(
             if path.suffix != ".jsonl":  # JSONL rows omit empty fields
                 raise ScoreFileError(f"{where}: no column of {list(_LABEL_COLUMNS)}, found {sorted(row)}; {_HELP}")
         try:
-            references[sample_id] = parse_label_list(value) or ()
+            if split_text is not None and isinstance(value, str):
+                references[sample_id] = CellLabels(split_text(_text_of(value)))
+            else:
+                references[sample_id] = parse_label_list(value) or ()
         except InputError as error:
             raise ScoreFileError(f"{where}: sample {sample_id!r}: {error}; {_HELP}") from None
     if not references:

@@ -5,12 +5,15 @@ without a request. Prompts contain their version, so a changed prompt never gets
 
 - LLM grouping (EMER, OV-MER and AffectGPT papers; MER2024): the union of the true and predicted labels of one sample is
   grouped by meaning, then scored as sets.
+- Published answers of an LLM to the same question, such as openset-synonym.zip of MER2024, are scored without a model.
 - Extraction: labels from a description in which the parser finds no list.
+- Sentiment of a set of labels, for which MER-UniBench asks Qwen2.5.
 - Judge (Emotion-LLaMA paper): clue overlap and label overlap of two descriptions, 1 to 10.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +26,9 @@ from affectgpt.metrics.sets import SetScore, set_score
 
 GROUPING_VERSION = "1"
 EXTRACTION_VERSION = "1"
+SENTIMENT_VERSION = "1"
 JUDGE_VERSION = "1"
+_MAX_LITERAL = 100_000  # characters; Python's parser needs much memory for long texts
 
 _GROUPING_PROMPT = """\
 You sort emotion words by meaning (task version {version}).
@@ -37,6 +42,11 @@ List every emotion that it attributes to the person, in the words of the descrip
 lower-case words or phrases, for example ["angry", "let down"]. \
 Answer [] if it names no emotion. Answer with the list only.
 Description: {text}"""
+
+_SENTIMENT_PROMPT = """\
+The words below describe what a person feels (task version {version}).
+Is the feeling as a whole positive, negative or neutral? No words mean neutral. Answer with this one word only.
+Words: {words}"""
 
 _JUDGE_PROMPT = """\
 You compare a predicted description of a person's emotions with the reference (task version {version}).
@@ -53,13 +63,14 @@ JUDGE_ASPECTS = {
 
 @dataclass(frozen=True)
 class LlmGrouping:
-    """Set scores under LLM grouping; for `unparsed` answers every word is its own group."""
+    """Set scores under LLM grouping; where an answer is `unparsed` or `missing`, every word is its own group."""
 
     score: SetScore
     model: str
     prompt_version: str
     n_questions: int
     unparsed: int
+    missing: int = 0
 
 
 def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[list[dict[str, str]], int]:
@@ -92,14 +103,16 @@ def grouping_question(words: Sequence[str]) -> str:
 
 
 def parse_groups(text: str) -> list[list[str]] | None:
-    """Parse a list of lists of words; None if there is none.
+    """Parse a list of lists of words, as JSON or as Python writes it; None if there is none.
 
-    >>> parse_groups('Here: [["Glad", "happy"], ["upset"]]')
-    [['glad', 'happy'], ['upset']]
+    >>> parse_groups('Here: [["Glad", "happy"], ["upset"]]'), parse_groups("[['glad'], ['upset']]")
+    ([['glad', 'happy'], ['upset']], [['glad'], ['upset']])
     >>> parse_groups("glad and happy") is None
     True
     """
     value = _find_json(text, "[", "]")
+    if value is None:
+        value = _find_python_list(text)
     if not isinstance(value, list) or not all(isinstance(group, list) for group in value):
         return None
     return [[word.lower().strip() for word in group if isinstance(word, str)] for group in value]
@@ -122,6 +135,86 @@ def llm_grouping_score(
         n_questions=sum(len(mapping) > 1 for mapping in maps),
         unparsed=n_unparsed,
     )
+
+
+def published_groups(answer: str) -> dict[str, str]:
+    """word -> group in an answer that was stored by the code of MER2024, by the rules of that code.
+
+    The text is cut at square brackets and then at quotes. The first word of a group names it; a word in several groups
+    belongs to the last.
+
+    >>> published_groups("[['joyful', 'happy'], ['calm'], ['happy']]")
+    {'joyful': 'joyful', 'happy': 'happy', 'calm': 'calm'}
+    """
+    groups: dict[str, str] = {}
+    if "[" not in answer:
+        return groups
+    for inner in re.split(r"[\[\]]", answer):
+        words = [word for word in re.split(r"['\"]", inner) if word.strip() not in ("", ",")]
+        if inner.strip() not in ("", ","):
+            groups.update(dict.fromkeys(words, words[0]) if words else {})
+    return groups
+
+
+def published_grouping_score(
+    truths: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, Sequence[str]],
+    answers: Mapping[str, str],
+    *,
+    source: str = "published answers",
+) -> LlmGrouping:
+    """Set scores with the words of each sample grouped by a published answer: id -> text with a list of lists.
+
+    The code of MER2024 scores the samples that have an answer, and stops at one without true labels; here all samples
+    with true labels are scored, and those without an answer are counted as `missing`.
+    """
+    maps = {sample_id: published_groups(answers[sample_id]) for sample_id in truths if sample_id in answers}
+    no_words: dict[str, str] = {}
+
+    def groups(sample_id: str, labels: Sequence[str]) -> set[str]:
+        mapping = maps.get(sample_id, no_words)
+        return {mapping.get(word, word) for word in (label.lower() for label in labels)}
+
+    return LlmGrouping(
+        score=set_score(
+            (groups(sample_id, truth), groups(sample_id, predictions.get(sample_id, ())))
+            for sample_id, truth in truths.items()
+        ),
+        model=source,
+        prompt_version="published",
+        n_questions=len(maps),
+        unparsed=sum(not mapping for mapping in maps.values()),
+        missing=len(truths) - len(maps),
+    )
+
+
+def sentiment_by_llm(labels: Mapping[str, Sequence[str]], client: ChatClient) -> tuple[dict[str, str | None], int]:
+    """id -> positive, negative, neutral, or None for an unreadable answer; and the number of questions.
+
+    Samples with the same labels share a question; without labels, the sentiment is neutral, as the published prompt
+    says. The published code samples from Qwen2.5-7B-Instruct at temperature 0.7 with a prompt of its own.
+    """
+    words = {
+        sample_id: tuple(sorted({w for x in found if (w := x.lower().strip())})) for sample_id, found in labels.items()
+    }
+    asked = list(dict.fromkeys(found for found in words.values() if found))
+    replies = client.answer([Request(sentiment_question(found)) for found in asked])
+    read = {found: parse_sentiment(reply.text) for found, reply in zip(asked, replies, strict=True)}
+    return {sample_id: read[found] if found else "neutral" for sample_id, found in words.items()}, len(asked)
+
+
+def sentiment_question(words: Sequence[str]) -> str:
+    return _SENTIMENT_PROMPT.format(version=SENTIMENT_VERSION, words=json.dumps(list(words), ensure_ascii=False))
+
+
+def parse_sentiment(text: str) -> str | None:
+    """The only one of positive, negative and neutral in a text; None if there is none or several.
+
+    >>> parse_sentiment("**Positive**."), parse_sentiment("neither positive nor negative")
+    ('positive', None)
+    """
+    found = set(re.findall(r"\b(positive|negative|neutral)\b", text.lower()))
+    return found.pop() if len(found) == 1 else None
 
 
 def extract_by_llm(texts: Mapping[str, str], client: ChatClient) -> dict[str, Reading]:
@@ -194,6 +287,17 @@ def parse_score(text: str) -> int | None:
     return None
 
 
+def _find_python_list(text: str) -> object:
+    """The Python literal between the first and the last square bracket; None if it is not one."""
+    start, stop = text.find("["), text.rfind("]")
+    if start < 0 or stop < start or stop - start > _MAX_LITERAL:
+        return None
+    try:
+        return ast.literal_eval(text[start : stop + 1])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
 def _find_json(text: str, opening: str, closing: str) -> object:
     """The JSON value between the first opening and the last closing bracket; None if it is not valid."""
     start, stop = text.find(opening), text.rfind(closing)
@@ -201,5 +305,5 @@ def _find_json(text: str, opening: str, closing: str) -> object:
         return None
     try:
         return json.loads(text[start : stop + 1])
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return None

@@ -153,8 +153,10 @@ class Report:
             notes.append(f"labels of {extraction['read']} of {extraction['asked']} unparsed texts were read by an LLM")
         if grouped := self.extras.get("llm_grouping"):
             figures = "  ".join(f"{name} {percent(grouped[name])}" for name in ("f_score", "precision", "recall"))
-            model = self.extras.get("llm", {}).get("model", "?")
+            model = grouped.get("by") or self.extras.get("llm", {}).get("model", "?")
             counted = f"n = {grouped['n']}, {grouped['unparsed']} unreadable answers"
+            if grouped.get("missing"):
+                counted += f", {grouped['missing']} samples without an answer"
             notes.append(f"LLM grouping ({model}): {figures}  {counted}")
         notes.append(f"lexicon: {self.lexicon}, sha256 {self.lexicon_checksum[:12]}")
         notes.append(f"bootstrap over samples: {self.n_bootstrap} resamples, seed {self.seed}")

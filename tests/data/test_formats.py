@@ -121,11 +121,13 @@ def test_an_index_gives_emotions_and_minus_ten_is_no_valence(tmp_path):
         read(tmp_path, "merr_index", file="odd.txt")
 
 
-def test_pickled_labels_are_only_read_if_they_are_trusted(tmp_path):
+def test_pickled_labels_of_other_classes_are_only_read_if_they_are_trusted(tmp_path):
     layouts.merbench(tmp_path)
-    with pytest.raises(FormatError, match=r"label\.npz: contains pickled objects.*trust_pickle: true"):
-        read(tmp_path, "merbench_npz")
-    samples = read(tmp_path, "merbench_npz", trust_pickle=True)
+    odd = {NAMES[0]: {"emo": Sample("a", video="a.mp4"), "val": 1.0}}
+    np.savez(tmp_path / "odd.npz", test_corpus=np.array(odd, dtype=object))
+    with pytest.raises(FormatError, match=r"odd\.npz: contains pickled objects.*trust_pickle: true"):
+        read(tmp_path, "merbench_npz", file="odd.npz")
+    samples = read(tmp_path, "merbench_npz")
     assert [(sample.label, sample.valence) for sample in samples.values()] == [
         ("neutral", 0.0),
         ("happy", 0.5),
@@ -136,8 +138,8 @@ def test_pickled_labels_are_only_read_if_they_are_trusted(tmp_path):
 def test_numbered_emotions_need_their_names(tmp_path):
     layouts.merbench(tmp_path, numbered=True)
     with pytest.raises(FormatError, match="has emotion number 0, but classes has 0 names"):
-        read(tmp_path, "merbench_npz", trust_pickle=True)
-    samples = read(tmp_path, "merbench_npz", trust_pickle=True, classes=["neutral", "sad", "happy"])
+        read(tmp_path, "merbench_npz")
+    samples = read(tmp_path, "merbench_npz", classes=["neutral", "sad", "happy"])
     assert [sample.label for sample in samples.values()] == ["neutral", "happy", "sad"]
 
 
@@ -169,9 +171,7 @@ def test_predictions_of_others_are_training_data(tmp_path):
     layouts.predictions(tmp_path)
     samples = read(tmp_path, "predictions", file="x-openset.npz")
     assert [sample.labels for sample in samples.values()] == [("sad", "tired"), ("happy",), None]
-    with pytest.raises(FormatError, match="contains pickled objects"):
-        read(tmp_path, "predictions", file="reasons.npz")
-    samples = read(tmp_path, "predictions", file="reasons.npz", trust_pickle=True)
+    samples = read(tmp_path, "predictions", file="reasons.npz")
     assert samples[NAMES[0]].description == "He is tired."
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from affectgpt import config as conf
-from affectgpt.cli import compose
-from affectgpt.inference.evaluate import run_evaluation
+from affectgpt.cli import compose, composed
 from affectgpt.metrics.benchmarks import BENCHMARK_KINDS, mean_result, run_benchmark
 from affectgpt.metrics.io import ScoreFileError
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "benchmark").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
@@ -73,13 +72,20 @@ def test_hit_rate_classes_and_sentiment(tmp_path):
     scores = write(tmp_path, "scores.csv", "name,val\na,1.5\nb,-0.5\nc,0\n")
     sentiment = run_benchmark(benchmark(tmp_path, "sentiment", scores), {"a": ["happy"], "b": ["furious"]})
     assert (sentiment.value, sentiment.n, sentiment.details["dropped, true score 0"]) == (1.0, 2, 1)
+    write(tmp_path, "scores.csv", "name,val\na,1.5\na,-0.5\n")
+    with pytest.raises(ScoreFileError, match=r"scores\.csv:3: duplicate id 'a'"):
+        run_benchmark(benchmark(tmp_path, "sentiment", scores), {"a": ["happy"]})
 
 
-def test_a_pickled_label_file_needs_trust_and_the_right_array(tmp_path):
-    corpus = {"a": {"emo": 0, "val": 1.0}, "b": {"emo": 1, "val": -1.0}}
+def test_a_pickled_label_file_needs_the_right_array_and_for_unknown_classes_of_objects_trust(tmp_path):
+    corpus = {"a": {"emo": 0, "val": np.float32(1.0)}, "b": {"emo": np.int64(1), "val": -1.0}}
     np.savez(tmp_path / "label.npz", test_corpus=np.array(corpus, dtype=object))
     config = benchmark(tmp_path, "hit_rate", "label.npz", classes=["happy", "sad"])
-    with pytest.raises(ScoreFileError, match=r"pickled objects.*set benchmark\.trust_pickle=true"):
+    assert run_benchmark(config, {"a": ["glad"], "b": ["sad"]}).value == 1.0
+    corpus["b"]["note"] = Path("x")
+    np.savez(tmp_path / "odd.npz", test_corpus=np.array(corpus, dtype=object))
+    config.references = "odd.npz"
+    with pytest.raises(ScoreFileError, match=r"pickled objects \(.*Path\).*set benchmark\.trust_pickle=true"):
         run_benchmark(config, {"a": ["glad"]})
     config.trust_pickle = True
     assert run_benchmark(config, {"a": ["glad"], "b": ["sad"]}).value == 1.0
@@ -101,11 +107,7 @@ def test_a_missing_folder_or_file_is_an_error_that_names_it(tmp_path):
 
 
 def evaluate(*overrides):
-    config = compose("eval", list(overrides))
-    members = [compose("eval", [f"benchmark={name}"]).benchmark for name in config.benchmark.members]
-    for member in members:
-        member.folder, member.trust_pickle = config.benchmark.folder, config.benchmark.trust_pickle
-    return run_evaluation(config, members)
+    return composed.evaluate(compose("eval", list(overrides)), overrides)
 
 
 def test_eval_scores_a_benchmark_and_prints_published_results(tmp_path, capsys):
@@ -118,29 +120,90 @@ def test_eval_scores_a_benchmark_and_prints_published_results(tmp_path, capsys):
     assert json.loads((tmp_path / "benchmark-ovmerd.json").read_text(encoding="utf-8"))["value"] == 1.0
 
 
-def test_mer_unibench_is_the_mean_of_its_members(tmp_path, capsys):
+def label_npz(folder, references, array, entries):
+    """Add an array to a label.npz in the layout of MERBench: name -> {emo, val}."""
+    path = folder / references
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = dict(np.load(path, allow_pickle=True)) if path.exists() else {}
+    corpus = {name: {"emo": emo, "val": val} for name, (emo, val) in entries.items()}
+    np.savez(path, **before, **{array: np.array(corpus, dtype=object)})
+
+
+# As in the published files: MELD and IEMOCAP number their classes, MER2023 and MER2024 name them, sentiment sets have 0
+# as class, and -10 stands for no valence. Each set: (labels, predictions, score by hand).
+EMOTIONS = {"x": ("happy", 1.5), "y": ("worried", -1.0), "z": ("neutral", 0.0)}
+ANSWERS = {"x": "glad", "y": "angry", "z": "sad"}  # x hits; y misses; z is not scored, since neutral is on no wheel
+SCORES = {"x": (0, 1.2), "y": (0, np.float32(-0.8)), "z": (0, 0.0), "v": (0, -0.2)}
+SIGNS = {"x": "joyful", "y": "delighted", "z": "sad", "v": "calm, furious, sad"}  # y is wrong, z dropped: F1 by hand
+SETS = {
+    "mer2023_hit": (EMOTIONS, ANSWERS, 1 / 2),
+    "mer2024": (EMOTIONS, {**ANSWERS, "y": "anxious"}, 1.0),
+    "meld": ({"test_dia0_utt0": (1, -10), "test_dia0_utt1": (0, -10), "test_dia1_utt0": (3, -10)},
+             {"test_dia0_utt0": "joyful", "test_dia0_utt1": "happy", "test_dia1_utt0": "sad"}, 1 / 2),
+    "iemocap4": ({"Ses01F_a": (0, -10), "Ses05F_a": (0, -10), "Ses05F_b": (1, -10), "Ses05M_c": (3, -10)},
+                 {"Ses01F_a": "sad", "Ses05F_a": "happy", "Ses05F_b": "sad", "Ses05M_c": "happy"}, 2 / 3),
+    "cmu_mosi": (SCORES, SIGNS, 2 / 3),
+    "cmu_mosei": (SCORES, {**SIGNS, "y": "angry"}, 1.0),
+    "ch_sims": (SCORES, SIGNS, 2 / 3),
+    "ch_sims_v2": (SCORES, {**SIGNS, "y": "angry"}, 1.0),
+}  # fmt: skip
+
+
+def test_mer_unibench_is_the_mean_of_its_nine_members_on_files_of_the_published_layout(tmp_path, capsys):
     answers = tmp_path / "answers"
     answers.mkdir()
-    for name in compose("eval", ["benchmark=mer_unibench"]).benchmark.members:
+    names = compose("eval", ["benchmark=mer_unibench"]).benchmark.members
+    assert {*SETS, "ovmerd_plus"} == set(names)
+    for name, (truths, predictions, _) in SETS.items():
         member = compose("eval", [f"benchmark={name}"]).benchmark
-        path = tmp_path / member.references
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            path.write_text("name,openset\na,['happy']\n", encoding="utf-8")
-        else:
-            corpus = {"a": {"emo": "happy", "val": 1.0}}
-            before = dict(np.load(path, allow_pickle=True)) if path.exists() else {}
-            np.savez(path, **before, **{member.array: np.array(corpus, dtype=object)})
-        write(answers, f"{name}.csv", "name,openset\na,['sad']\n" if name == "meld" else "name,openset\na,['glad']\n")
-    options = [f"benchmark.folder={tmp_path}", "benchmark.trust_pickle=true", "n_bootstrap=0"]
+        label_npz(tmp_path, member.references, member.array, truths)
+        write(answers, f"{name}.csv", "name,openset\n" + "".join(f'{x},"[{y}]"\n' for x, y in predictions.items()))
+    (tmp_path / "ovmerdplus-process").mkdir()
+    write(tmp_path / "ovmerdplus-process", "ovlabel.csv", "name,openset\na,['happy']\nb,['angry']\n")
+    write(answers, "ovmerd_plus.csv", "name,openset\na,['glad']\nb,\"['furious', 'sad']\"\n")
+    options = [f"benchmark.folder={tmp_path}", "n_bootstrap=0"]
     assert evaluate("benchmark=mer_unibench", f"predictions={answers}", *options) == 0
-    mean = json.loads((answers / "benchmark-mer_unibench.json").read_text(encoding="utf-8"))
-    assert mean["value"] == pytest.approx(8 / 9)
-    assert mean["n"] == 9
+    shown = capsys.readouterr().out
+    assert "AffectGPT (ICML 2025)" in shown
+    assert "sentiment of the labels by: sign of the lexicon (published: Qwen2.5)" in shown
+    result = {path.stem[10:]: json.loads(path.read_text(encoding="utf-8")) for path in answers.glob("benchmark-*.json")}
+    by_hand = {name: score for name, (_, _, score) in SETS.items()} | {"ovmerd_plus": 2 * 0.75 / 1.75}
+    assert {name: result[name]["value"] for name in by_hand} == pytest.approx(by_hand)
+    assert [result[name]["n"] for name in ("meld", "iemocap4", "cmu_mosi")] == [2, 3, 3]
+    assert result["mer_unibench"]["value"] == pytest.approx(sum(by_hand.values()) / 9)
+    assert result["mer_unibench"]["n"] == 9
     (answers / "meld.csv").unlink()
     with pytest.raises(UserError, match=r"no predictions for meld: expected meld\.jsonl, \.csv or \.npz"):
         evaluate("benchmark=mer_unibench", f"predictions={answers}", *options)
     capsys.readouterr()
+
+
+def test_iemocap_without_clips_of_session_5_is_an_error(tmp_path):
+    member = compose("eval", ["benchmark=iemocap4", f"benchmark.folder={tmp_path}"]).benchmark
+    label_npz(tmp_path, member.references, member.array, {"Ses01F_a": (0, -10)})
+    with pytest.raises(ScoreFileError, match=r"no id starts with 'Ses05' .*ids are like 'Ses01F_a'"):
+        run_benchmark(member, {"Ses01F_a": ["happy"]})
+
+
+def test_mer2023_combines_the_f1_of_the_emotion_with_the_error_of_the_valence(tmp_path, capsys):
+    truths = {"x": ("happy", 1.5), "y": ("worried", -1.0), "z": ("neutral", 0.0), "v": ("happy", 2.0)}
+    member = compose("eval", ["benchmark=mer2023_multi"]).benchmark
+    label_npz(tmp_path, member.references, member.array, truths)
+    write(tmp_path, "p.csv", "name,discrete,valence\nx,happy,0.5\ny,worried,-1\nz,neutral,2\nv,sad,2\n")
+    options = ("benchmark=mer2023_multi", f"benchmark.folder={tmp_path}", f"predictions={tmp_path / 'p.csv'}")
+    assert evaluate(*options) == 0
+    result = json.loads((tmp_path / "benchmark-mer2023_multi.json").read_text(encoding="utf-8"))
+    f1 = (2 * (2 / 3) + 1 + 1) / 4  # happy has precision 1 and recall 1/2
+    assert result["details"]["weighted F1"] == pytest.approx(f1)
+    assert result["details"]["MSE of the valence"] == (1.0**2 + 2.0**2) / 4
+    assert result["value"] == pytest.approx(f1 - 0.25 * 5 / 4)
+    assert "MSE of the valence: 1.25" in capsys.readouterr().out
+    write(tmp_path, "p.csv", "name,discrete,valence\nx,happy,0.5\ny,worried,-1\n")
+    with pytest.raises(InputError, match="2 of 4 samples have no predicted score, the first is 'z'"):
+        evaluate(*options)
+    write(tmp_path, "p.csv", "name,discrete\nx,happy\n")
+    with pytest.raises(ScoreFileError, match="expected a value in one of"):
+        evaluate(*options)
 
 
 def test_eval_compares_files_and_one_file_is_an_error(tmp_path, capsys):

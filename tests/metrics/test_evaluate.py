@@ -171,10 +171,26 @@ def test_unreadable_predictions_are_errors_with_file_and_line(tmp_path, name, te
         read_predictions(tmp_path / name)
 
 
-def test_a_pickled_npz_is_an_error_and_not_unpickled(tmp_path):
-    np.savez(tmp_path / "p.npz", filenames=np.array(["a"]), fileitems=np.array([["sad"], None], dtype=object))
-    with pytest.raises(ScoreFileError, match="contains pickled objects, which are not loaded because"):
+def test_lists_of_labels_in_an_npz_are_read_and_objects_of_other_classes_are_an_error(tmp_path):
+    items = np.array([["sad"], None], dtype=object)
+    np.savez(tmp_path / "p.npz", filenames=np.array(["a", "b"]), fileitems=items)
+    assert [(row.id, row.labels, row.text) for row in read_predictions(tmp_path / "p.npz")] == [
+        ("a", ("sad",), ""),
+        ("b", None, ""),
+    ]
+    items[1] = Prediction("b", "")
+    np.savez(tmp_path / "p.npz", filenames=np.array(["a", "b"]), fileitems=items)
+    message = r"contains pickled objects \(array 'fileitems': .*\), which are not loaded because they can run code"
+    with pytest.raises(ScoreFileError, match=message):
         read_predictions(tmp_path / "p.npz")
+
+
+def test_published_descriptions_of_a_name2reason_file_are_scored_like_a_table(tmp_path):
+    reasons = {"a": "She smiles. Emotions: happy", "b": "The emotional state is angry."}
+    np.savez_compressed(tmp_path / "p.npz", name2reason=np.array(reasons, dtype=object))
+    rows = read_predictions(tmp_path / "p.npz")
+    assert [(row.id, row.text, row.task) for row in rows] == [(*item, "description") for item in reasons.items()]
+    assert evaluate(rows, {"a": ["glad"], "b": ["mad"]}, n_bootstrap=0).primary.f_score == 1.0
 
 
 @pytest.mark.parametrize("read", [read_predictions, read_references])

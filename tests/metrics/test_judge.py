@@ -14,6 +14,9 @@ from affectgpt.metrics.judge import (
     llm_grouping_score,
     parse_groups,
     parse_score,
+    published_grouping_score,
+    published_groups,
+    sentiment_by_llm,
 )
 from affectgpt.metrics.sets import set_score
 from tests.chat.chat_server import ChatServer
@@ -22,13 +25,16 @@ SYNONYMS = [{"happy", "joyful", "glad"}, {"angry", "mad"}]
 
 
 def by_rule(body):
-    """Groups words by SYNONYMS, extracts quoted words, rates 7."""
+    """Groups words by SYNONYMS, extracts quoted words, finds "happy" positive and "angry" unclear, rates 7."""
     text = body["messages"][0]["content"]
     if "sort emotion words" in text:
         words = json.loads(text.rsplit("Words: ", 1)[1])
         groups = [[word for word in words if word in group] for group in SYNONYMS]
         rest = [[word] for word in words if not any(word in group for group in SYNONYMS)]
         return "Sure: " + json.dumps([group for group in groups if group] + rest)
+    if "positive, negative or neutral" in text:
+        words = json.loads(text.rsplit("Words: ", 1)[1])
+        return "Positive." if "happy" in words else "positive or negative" if "angry" in words else "negative"
     if "List every emotion" in text:
         return json.dumps(re.findall(r"'(\w+)'", text.rsplit("Description: ", 1)[1]))
     return '{"score": 7, "reason": "close"}'
@@ -114,3 +120,32 @@ def test_an_answer_that_is_not_a_list_of_lists_is_not_parsed(text):
 @pytest.mark.parametrize("text", ["", "score", "0", "11", '{"score": "high"}', '{"score": 3.5}', "between 3 and 8"])
 def test_an_answer_without_a_score_is_none(text):
     assert parse_score(text) is None
+
+
+def test_groups_are_read_as_json_and_as_python_writes_them():
+    groups = [["glad", "don't know"], ["upset"]]
+    assert parse_groups(json.dumps(groups)) == parse_groups(str(groups)) == parse_groups(f"Groups: {groups}.") == groups
+    assert parse_groups("[['glad', 3], []]") == [["glad"], []]
+    for text in ("[['glad'], upset]", "[1, 2]", "[" * 5000 + "]" * 5000, "[['a'], __import__('os')]"):
+        assert parse_groups(text) is None
+
+
+def test_a_published_answer_is_cut_at_brackets_and_quotes_and_the_last_group_of_a_word_counts():
+    assert published_groups("[['a', 'b'], [\"c\"], ['b', 'd']]") == {"a": "a", "b": "b", "c": "c", "d": "b"}
+    assert published_groups("I cannot help.") == {}
+    assert published_groups("[[]]") == {}
+
+
+def test_published_answers_are_scored_without_a_model_and_missing_ones_are_counted():
+    answers = {"a": "[['happy', 'joyful', 'glad'], ['sad']]", "b": "no groups"}
+    result = published_grouping_score({**TRUTHS, "d": ["calm"]}, PREDICTIONS, answers, source="x.zip")
+    pairs = [({"happy", "sad"}, {"happy"}), ({"angry"}, {"mad", "sad"}), (set(), set()), ({"calm"}, set())]
+    assert result.score == set_score(pairs)
+    assert (result.model, result.n_questions, result.unparsed, result.missing) == ("x.zip", 2, 1, 2)
+
+
+def test_the_sentiment_of_labels_is_asked_once_per_set_and_no_labels_are_neutral(server, tmp_path):
+    labels = {"a": ["Happy", "proud"], "b": ["proud", "happy "], "c": [], "d": ["sad"], "e": ["angry"]}
+    found, n_asked = sentiment_by_llm(labels, client(server, tmp_path))
+    assert found == {"a": "positive", "b": "positive", "c": "neutral", "d": "negative", "e": None}
+    assert n_asked == len(server.requests) == 3

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affectgpt.metrics import evaluate
+from affectgpt.cli import compose
+from affectgpt.inference.evaluate import evaluate_config
+from affectgpt.metrics import evaluate, read_references
+from affectgpt.metrics.io import ScoreFileError
 from affectgpt.metrics.lexicon import agreement, load_builtin, load_lexicon, split_published
 from affectgpt.metrics.wheel import GROUPINGS, WheelGrouping
 from affectgpt.schema import Prediction
@@ -84,6 +87,50 @@ def test_labels_are_split_as_published_only_with_the_published_tables(tmp_path):
     assert published.counts.unknown_truth == {"don": 1, "t care": 1}
     ours = evaluate(predictions, {"a": ("don't care", "angry")}, n_bootstrap=0)
     assert (ours.label_reading, ours.counts.unknown_truth, ours.primary.f_score) == ("exact", {}, 1.0)
+
+
+ODD_CELLS = {  # the text of a cell: labels as published, labels by our parser
+    "[sad; angry]": (("sad; angry",), ("sad", "angry")),
+    "[sad，angry]": (("sad，angry",), ("sad", "angry")),
+    "sad、angry": (("sad、angry",), ("sad", "angry")),
+    "['sad\\t']": (("sad\\t",), ("sad",)),
+    "sad": (("sad",), ("sad",)),
+    "nan": ((), ()),
+    "[[]]": (("[]",), None),
+    "[['sad'], ['angry']]": (("[", "sad", "]", "[", "angry", "]"), None),
+}
+
+
+def test_references_are_split_as_published_where_scores_equal_published_ones_and_by_our_parser_elsewhere(tmp_path):
+    path = tmp_path / "gt.csv"
+    path.write_text("name,openset\n" + "".join(f'{i},"{cell}"\n' for i, cell in enumerate(ODD_CELLS)), "utf-8")
+    found = read_references(path, split_text=split_published)
+    assert list(found.values()) == [published for published, _ in ODD_CELLS.values()]
+    report = evaluate({key: ["sad"] for key in found}, found, lexicon=toy_folder(tmp_path), n_bootstrap=0)
+    assert report.counts.tokens_truth == 12  # not split once more
+    with pytest.raises(ScoreFileError, match=r"gt\.csv:8: sample '6': labels must be a list of words"):
+        read_references(path)
+    path.write_text("\n".join(path.read_text("utf-8").splitlines()[:7]), "utf-8")
+    assert list(read_references(path).values()) == [ours for _, ours in ODD_CELLS.values() if ours is not None]
+
+
+def test_eval_splits_references_as_published_with_the_published_tables(tmp_path):
+    tables = toy_folder(tmp_path)
+    (tmp_path / "gt.csv").write_text("name,openset\na,['scared; angry']\nb,['angry']\nc,[[]]\n", "utf-8")
+    (tmp_path / "p.csv").write_text("name,openset\na,['scared']\nb,['angry']\nc,['angry']\n", "utf-8")
+    report, _ = evaluate_config(
+        compose(
+            "eval",
+            [
+                f"predictions={tmp_path / 'p.csv'}",
+                f"references={tmp_path / 'gt.csv'}",
+                f"lexicon={tables}",
+                "n_bootstrap=0",
+            ],
+        )
+    )
+    assert report.counts.unknown_truth == {"scared; angry": 1, "[]": 1}
+    assert (report.scores["M3-W1-L1"].n, report.scores["M3-W1-L1"].f_score) == (1, 1.0)
 
 
 def test_csv_tables_read_like_xlsx_tables(tmp_path):

@@ -9,11 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from affectgpt.metrics.lexicon.builtin import load_builtin
-from affectgpt.metrics.lexicon.published import load_published, split_published
+from affectgpt.metrics.lexicon.published import CellLabels, load_published, split_published, split_published_2024
 from affectgpt.metrics.lexicon.tables import NEUTRAL_WORDS, Lexicon, Wheel
 from affectgpt.runtime import InputError
 
-__all__ = ["NEUTRAL_WORDS", "Lexicon", "Wheel", "load_builtin", "load_lexicon", "load_published", "split_published"]
+__all__ = [
+    "NEUTRAL_WORDS",
+    "CellLabels",
+    "Lexicon",
+    "Wheel",
+    "load_builtin",
+    "load_lexicon",
+    "load_published",
+    "split_published",
+    "split_published_2024",
+]
 
 
 def load_lexicon(source: str | Path | Lexicon = "builtin") -> Lexicon:

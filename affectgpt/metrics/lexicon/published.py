@@ -85,6 +85,22 @@ def split_published(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"['\",]", text) if part.strip()]
 
 
+def split_published_2024(text: str) -> list[str]:
+    """Split label text as the code of MER2024 does: what is between the first brackets, at every quote, not stripped.
+
+    >>> split_published_2024("['sad, tired', \"don't know\"]"), split_published_2024("[[]]")
+    (['sad, tired', 'don', 't know'], [])
+    """
+    inner = text.partition("[")[2].partition("]")[0]
+    return [part for part in re.split(r"['\"]", inner) if part.strip() not in ("", ",")]
+
+
+class CellLabels(tuple[str, ...]):
+    """Labels that were split from the text of a cell in a published way; they are not split once more."""
+
+    __slots__ = ()
+
+
 def _find(folder: Path, stem: str, digest: Any) -> Path:
     for suffix in (".xlsx", ".csv"):
         if (path := folder / (stem + suffix)).is_file():

@@ -1,6 +1,7 @@
 """Tables: read rows of CSV, JSONL and npz files, and align rows of text for the terminal.
 
-Nothing is unpickled unless the caller declares the file as trusted.
+Pickled arrays are read by `affectgpt.tables.arrays`, which runs no code from a file; numpy unpickles a file only if the
+caller declares it as trusted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from affectgpt.runtime import InputError, csv_records
+from affectgpt.tables.arrays import ArrayError, NotPlain, array_names, read_array
 
 ID_COLUMNS = ("id", "name", "names")
 
@@ -89,21 +91,24 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_pickled_mapping(path: Path, array: str, *, trust_pickle: bool, setting: str) -> dict[str, Any]:
-    """The dictionary in a 0-d object array of an npz file, which is only unpickled if `trust_pickle`.
+    """The dictionary in a 0-d object array of an npz file; numpy scalars and arrays in it become numbers and lists.
 
     Args:
+        trust_pickle: unpickle objects of any class, which can run code. Without it, only dictionaries, lists, text,
+            numbers and numpy arrays of these are read.
         setting: the setting that sets `trust_pickle`, for the error message.
     """
     with table_errors(path):
-        if not trust_pickle:
-            raise TableError(
-                f"{path}: contains pickled objects, which can run code when they are loaded; if the file is from the "
-                f"authors of the data set, set {setting}"
-            )
-        with np.load(path, allow_pickle=True) as data:
-            if array not in data.files:
-                raise TableError(f"{path}: no array {array!r}, only {sorted(data.files)}")
-            found = data[array].tolist()
+        try:
+            found = read_array(path, array)
+        except NotPlain as error:
+            if not trust_pickle:
+                raise TableError(
+                    f"{path}: contains pickled objects ({error}), which can run code when they are loaded; if the file "
+                    f"is from the authors of the data set, set {setting}"
+                ) from None
+            with np.load(path, allow_pickle=True) as data:
+                found = data[array].tolist()
     if not isinstance(found, dict):
         raise TableError(f"{path}: expected a dictionary in array {array!r}, found {type(found).__name__}")
     return {str(name): entry for name, entry in found.items()}
@@ -118,6 +123,8 @@ def table_errors(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise TableError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
+    except ArrayError as error:
+        raise TableError(f"{path}: {error}") from None
     except (OSError, EOFError, csv.Error, BadZipFile, UnpicklingError) as error:
         raise TableError(f"{path}: cannot be read ({error})") from error
 
@@ -150,32 +157,32 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def npz_arrays(path: Path) -> list[str]:
     """The names of the arrays in an npz file."""
-    with table_errors(path), _open_npz(path) as data:
-        return list(data.files)
-
-
-def _open_npz(path: Path) -> Any:
-    try:
-        data = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise TableError(f"{path}: not an npz file ({error})") from None
-    if not isinstance(data, np.lib.npyio.NpzFile):
-        raise TableError(f"{path}: expected an npz file, found a single array")
-    return data
+    with table_errors(path):
+        return array_names(path)
 
 
 def _npz_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _open_npz(path) as data:
-        if not {"filenames", "fileitems"} <= set(data.files):
-            raise TableError(f"{path}: expected arrays filenames and fileitems, found {sorted(data.files)}")
-        try:
-            names, items = data["filenames"], data["fileitems"]
-        except ValueError:
-            raise TableError(
-                f"{path}: contains pickled objects, which are not loaded because they can run code; "
-                "save the labels as text arrays or as a CSV with name,openset"
-            ) from None
-    if names.ndim != 1 or len(names) != len(items):
-        raise TableError(f"{path}: expected one item per filename, found arrays of {names.shape} and {items.shape}")
-    for number, (name, item) in enumerate(zip(names.tolist(), items.tolist(), strict=True)):
+    """Rows of the npz files of the challenges: labels (`filenames`, `fileitems`) or descriptions (`name2reason`)."""
+    arrays = array_names(path)
+    try:
+        if "name2reason" in arrays:
+            reasons = read_array(path, "name2reason")
+            if not isinstance(reasons, dict):
+                found = type(reasons).__name__
+                raise TableError(f"{path}: expected a dictionary id -> text in name2reason, found {found}")
+            for name, reason in reasons.items():
+                yield f"{path}[{name}]", {"name": name, "reason": reason}
+            return
+        if not {"filenames", "fileitems"} <= set(arrays):
+            raise TableError(f"{path}: expected arrays filenames and fileitems, or name2reason, found {sorted(arrays)}")
+        names, items = read_array(path, "filenames"), read_array(path, "fileitems")
+    except NotPlain as error:
+        raise TableError(
+            f"{path}: contains pickled objects ({error}), which are not loaded because they can run code; "
+            "save the labels as text arrays or as a CSV with name,openset"
+        ) from None
+    if not isinstance(names, list) or not isinstance(items, list) or len(names) != len(items):
+        shapes = [len(found) if isinstance(found, list) else type(found).__name__ for found in (names, items)]
+        raise TableError(f"{path}: expected one item per filename, found {shapes[0]} filenames and {shapes[1]} items")
+    for number, (name, item) in enumerate(zip(names, items, strict=True)):
         yield f"{path}[{number}]", {"name": name, "openset": item}
