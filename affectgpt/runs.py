@@ -6,11 +6,14 @@ run folder is never overwritten: a second run of the same name gets a number app
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import InputError, UserError, sha256_of_file, write_json_atomic
+from affectgpt.runtime import InputError, UserError, sha256_of_file, write_json_atomic, write_text_atomic
 
 RECORD = "run.json"
 _PACKAGES = ("affectgpt", "torch", "transformers", "accelerate", "peft", "numpy", "av", "sentencepiece", "hydra-core")
@@ -151,6 +154,101 @@ def complete_checkpoints(run: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
+def mark_complete(folder: Path, text: str) -> None:
+    """Write the marker of a checkpoint once its files are on the disk, so that it also holds after a power failure.
+
+    The marker is `text` and the sha256 of every other file, in the format of sha256sum.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / COMPLETE)
+    for path in files:
+        sync(path)
+    for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
+        sync(path)
+    lines = [f"{sha256_of_file(path)}  {path.relative_to(folder).as_posix()}" for path in files]
+    write_text_atomic(folder / COMPLETE, "\n".join([text, *lines]) + "\n")
+    sync(folder)
+    sync(folder.parent)
+
+
+def changed_files(folder: Path) -> list[str]:
+    """What differs from the marker of a checkpoint, one line per file; files that it does not list count as nothing."""
+    wrong = []
+    for line in (folder / COMPLETE).read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
+        expected, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256_of_file(path) != expected:
+            wrong.append(f"{name} has changed since it was written")
+    return wrong
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
+            raise
+    finally:
+        os.close(file)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left in a run that this process is about to continue: incomplete checkpoints and
+    files that were not renamed yet."""
+    best, old = run / BEST, run / f".{BEST}.old"
+    if not best.exists() and (old / COMPLETE).exists():
+        os.replace(old, best)
+    for folder in (old, run / f".{BEST}.new", *run.glob("checkpoint-*")):
+        if folder.is_dir() and (folder.name.startswith(".") or not (folder / COMPLETE).exists()):
+            shutil.rmtree(folder)
+    for path in (*run.glob(".*.tmp"), *run.glob("generations/.*.tmp")):
+        path.unlink()
+
+
+def replace_best(run: Path, new: Path) -> None:
+    """Make the folder `new` the best checkpoint of a run, without a moment in which there is none.
+
+    On Linux the two folders change their names in one system call. Where the file system cannot do this (NFS), the old
+    one is set aside under a name that `best_checkpoint` knows.
+    """
+    best, old = run / BEST, run / f".{BEST}.old"
+    if not best.exists():
+        os.replace(new, best)
+    elif _exchange(new, best):
+        shutil.rmtree(new)
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(best, old)
+        os.replace(new, best)
+        shutil.rmtree(old)
+    sync(run)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once; False if the system or the file system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    current, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(current, os.fsencode(one), current, os.fsencode(other), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The best checkpoint of a run by validation; None if it has none yet."""
+    for name in (BEST, f".{BEST}.old", BEST):  # the order in which `replace_best` renames, and once more
+        if (run / name / COMPLETE).exists():
+            return run / name
+    return None
+
+
 def last_complete_run(runs: Path, name: str) -> Path | None:
     """The newest finished run named `name` (or `name-2` ...); None if there is none."""
     for run in reversed(runs_named(runs, name)):
@@ -217,8 +315,8 @@ def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
         if not (folder / RECORD).is_file():
             raise UserError(f"checkpoint {checkpoint!r} is neither a checkpoint nor a run folder")
         run = folder
-    if (run / BEST / COMPLETE).exists():
-        return run / BEST
+    if (best := best_checkpoint(run)) is not None:
+        return best
     if checkpoints := complete_checkpoints(run):
         return checkpoints[-1]
     raise UserError(f"{run} has no complete checkpoint; repeat its train.py command with resume=true to continue it")

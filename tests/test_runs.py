@@ -1,6 +1,19 @@
+import subprocess
+import threading
+
 import pytest
 
-from affectgpt.runs import RunRecord, new_run_folder, runs_named
+from affectgpt import runs
+from affectgpt.runs import (
+    RunRecord,
+    best_checkpoint,
+    changed_files,
+    mark_complete,
+    new_run_folder,
+    remove_leftovers,
+    replace_best,
+    runs_named,
+)
 from affectgpt.runtime import UserError
 
 
@@ -32,3 +45,58 @@ def test_a_record_contains_status_inputs_and_versions(tmp_path):
     assert (values["status"], values["f_s"], values["config"]) == ("finished", 0.5, {"seed": 1})
     assert values["inputs"][str(source)].startswith("2d711642b726b044")  # sha256 of "x"
     assert {"python", "torch", "transformers"} <= values["versions"].keys()
+
+
+def checkpoint(folder, content="x"):
+    folder.mkdir(parents=True)
+    (folder / "trained.safetensors").write_text(content)
+    mark_complete(folder, "step 1")
+    return folder
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_the_best_checkpoint_is_replaced_without_a_moment_in_which_there_is_none(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(runs, "_exchange", lambda one, other: False)
+    checkpoint(tmp_path / "best", "0")
+    found, done = [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            found.append(best_checkpoint(tmp_path))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 100):
+        replace_best(tmp_path, checkpoint(tmp_path / ".best.new", str(number)))
+        assert (tmp_path / "best" / "trained.safetensors").read_text() == str(number)
+    done.set()
+    reader.join()
+    assert len(found) > 100
+    assert None not in found
+    assert set(found) <= {tmp_path / "best"} | ({tmp_path / ".best.old"} if not can_exchange else set())
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_what_a_kill_left_is_removed_and_a_best_checkpoint_set_aside_comes_back(tmp_path):
+    checkpoint(tmp_path / ".best.old")
+    checkpoint(tmp_path / ".best.new")
+    checkpoint(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / ".run.json.7.tmp").touch()
+    assert best_checkpoint(tmp_path) == tmp_path / ".best.old"
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoint-2"]
+
+
+def test_the_marker_lists_checksums_and_names_what_changed(tmp_path):
+    folder = checkpoint(tmp_path / "checkpoint-2")
+    (folder / "more").mkdir()
+    (folder / "more" / "state.pt").write_text("y")
+    mark_complete(folder, "step 2")
+    sums = (folder / "COMPLETE").read_text().split("\n", 1)[1]
+    subprocess.run(["sha256sum", "--check", "--strict"], input=sums, text=True, cwd=folder, check=True)
+    assert changed_files(folder) == []
+    (folder / "more" / "state.pt").write_text("z")
+    (folder / "trained.safetensors").unlink()
+    assert changed_files(folder) == ["more/state.pt has changed since it was written", "trained.safetensors is missing"]

@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from affectgpt.journal import append_rows, read_journal
-from affectgpt.runs import COMPLETE, complete_checkpoints
+from affectgpt.journal import append_rows
+from affectgpt.runs import COMPLETE, complete_checkpoints, mark_complete, remove_leftovers
 from affectgpt.runtime import MissingLibrary, write_text_atomic
 from affectgpt.schema import Prediction, Sample
 
@@ -60,15 +60,16 @@ class ProgressBar(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl: one line per log event. A resumed run first drops the lines after the step it resumes from."""
+    """metrics.jsonl: one line per log event. A run that starts or resumes first restores the lines of its checkpoint,
+    so that what was logged after it is dropped, and what a power failure took away comes back."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            kept = [row for row in read_journal(self._path) if row["step"] <= state.global_step]
-            write_text_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+            rows = [{"step": row["step"], **row} for row in state.log_history]  # the step first, as in `on_log`
+            write_text_atomic(self._path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -203,11 +204,15 @@ class CompleteCheckpoints(TrainerCallback):
         self._keep_last = keep_last
         self._wait = wait
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            remove_leftovers(self._run)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._wait()
         if not state.is_world_process_zero:
             return
-        write_text_atomic(self._run / f"checkpoint-{state.global_step}" / COMPLETE, f"step {state.global_step}\n")
+        mark_complete(self._run / f"checkpoint-{state.global_step}", f"step {state.global_step}")
         for old in complete_checkpoints(self._run)[: -self._keep_last]:
             # The marker first: a kill during the removal must not leave a folder that looks complete.
             (old / COMPLETE).unlink()
@@ -217,15 +222,18 @@ class CompleteCheckpoints(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM (from a scheduler, `timeout`, `docker stop`) or Ctrl-C, save after the current step and stop.
 
-    A second signal ends the process at once, and so does any signal before and after training. Processes agree on the
-    step, so that none is left waiting in a collective call.
+    A validation that is due at this step is left to the resumed run, because a scheduler gives little time. A second
+    signal ends the process at once, and so does any signal before and after training. Processes agree on the step, so
+    that none is left waiting in a collective call.
 
     Args:
         agree: returns whether a flag is true in any process.
     """
 
     EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR2: 143}  # noqa: RUF012
-    _ECHO_S = 2.0
+    # One stop may arrive twice: `timeout` signals its child and then the group of its child, torchrun forwards a Ctrl-C
+    # that its processes have already received from the terminal.
+    _ECHO_S = {signal.SIGTERM: 2.0, signal.SIGINT: 0.2, signal.SIGUSR2: 2.0}  # noqa: RUF012
 
     def __init__(self, agree: Callable[[bool], bool]) -> None:
         self._agree = agree
@@ -234,7 +242,7 @@ class StopOnSignal(TrainerCallback):
         self._training = False
         self._owner = os.getpid()
         self._before: dict[int, Any] = {}
-        self._since = 0.0
+        self._last, self._since = 0, 0.0  # number and time of the last signal
 
     @property
     def exit_code(self) -> int:
@@ -254,17 +262,18 @@ class StopOnSignal(TrainerCallback):
 
     def _receive(self, number: int, frame: object) -> None:
         if os.getpid() != self._owner:
-            return  # a loader process, which Ctrl-C also reaches; the training process ends it
-        # torchrun forwards a Ctrl-C that its processes have already received from the terminal.
-        is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < self._ECHO_S
-        if self.received is not None and is_echo:
+            return  # a process that was forked from this one; this one ends it
+        now, echo_s = time.monotonic(), self._ECHO_S[signal.Signals(number)]
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            echo_s = 2.0
+        if number == self._last and now - self._since < echo_s:
             return
+        self._last, self._since = number, now
         if not self._training or self.received is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             sys.exit(self.EXIT_CODES[signal.Signals(number)])
         self.received = signal.Signals(number)
-        self._since = time.monotonic()
         print(f"\n{self.received.name}: saving after this step, then stopping (again: stop at once)", file=sys.stderr)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

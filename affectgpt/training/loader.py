@@ -8,9 +8,13 @@ stores them and collates such batches itself.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import context, process
 from typing import Any
 
 import torch
@@ -25,6 +29,52 @@ from affectgpt.training.objectives import Objective, Row
 _MAX_TOKENS = 8_000_000  # of texts that a loader process keeps: 64 MB
 
 Batch = dict[str, Tensor]
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Shielded(process.BaseProcess):
+    """A loader process that SIGTERM and SIGINT do not reach; the training process ends it.
+
+    `timeout`, `kill -- -PGID`, a scheduler and Ctrl-C signal the complete process group. A loader that died of it would
+    end the training process with an error before it has saved. The signals are blocked from the moment of the fork, so
+    there is no time in which they can end the process.
+    """
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a fork server does not inherit the mask
+        super().run()
+
+    def terminate(self) -> None:
+        """The loader calls this for processes that do not end when asked; SIGTERM would have no effect."""
+        self.kill()
+
+
+class _Forked(_Shielded, context.ForkProcess):
+    pass
+
+
+class _Spawned(_Shielded, context.SpawnProcess):
+    pass
+
+
+class _Served(_Shielded, context.ForkServerProcess):
+    pass
+
+
+def shielded_processes() -> context.BaseContext:
+    """The default way to start processes, for loader processes that end only when the training process ends them."""
+    method = multiprocessing.get_start_method()
+    found = copy.copy(multiprocessing.get_context(method))
+    found.Process = {"fork": _Forked, "spawn": _Spawned, "forkserver": _Served}[method]  # type: ignore[assignment]
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,16 @@ import yaml
 
 from affectgpt.config import TrainConfig
 from affectgpt.models import pretrained
-from affectgpt.runs import RunRecord, checkpoint_to_start_from, complete_checkpoints, new_run_folder, runs_named
+from affectgpt.runs import (
+    RunRecord,
+    changed_files,
+    checkpoint_to_start_from,
+    complete_checkpoints,
+    new_run_folder,
+    runs_named,
+)
 from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.training.lock import held
 
 # Settings that do not affect the weights, so they may change when a run is resumed.
 _FREE_ON_RESUME = (
@@ -30,21 +39,29 @@ _FREE_ON_RESUME = (
 )
 
 
-def open_run(config: TrainConfig, files: Sequence[str], n_processes: int) -> tuple[RunRecord, Path | None]:
+def open_run(
+    config: TrainConfig, files: Sequence[str], n_processes: int, stack: ExitStack
+) -> tuple[RunRecord, Path | None]:
     """The record of a run that may start now, and the checkpoint to resume from (None = train from step 0).
+
+    A run with status "finished" has nothing left to train; only `resume` finds one.
 
     Args:
         files: inputs of the run, whose hashes are recorded.
+        stack: holds the run for this process until it is closed.
+
+    Raises:
+        UserError: there is no run to resume, it has other settings, or another process trains it.
     """
     pretrained.folder_of(config.model.init, config.model.init_from)  # raises if there are no pretrained projectors
     if config.resume:
-        record = _unfinished_run(config, n_processes)
-        record.resume()
-        return record, next(iter(complete_checkpoints(record.folder)[-1:]), None)
+        return _resumed_run(config, n_processes, stack)
     runs, init_from = Path(config.paths.runs), config.stage.init_from
     checkpoint = checkpoint_to_start_from(runs, init_from) if init_from else None
+    folder = new_run_folder(runs, config.name or config.stage.name)
+    stack.enter_context(held(folder))
     record = RunRecord.start(
-        new_run_folder(runs, config.name or config.stage.name),
+        folder,
         kind=f"train {config.stage.name}",
         config=asdict(config),
         inputs=files,
@@ -56,26 +73,34 @@ def open_run(config: TrainConfig, files: Sequence[str], n_processes: int) -> tup
     return record, None
 
 
-def _unfinished_run(config: TrainConfig, n_processes: int) -> RunRecord:
-    """The last run of that name, if it can be resumed with these settings."""
+def _resumed_run(config: TrainConfig, n_processes: int, stack: ExitStack) -> tuple[RunRecord, Path | None]:
+    """The last run of that name, if it can be resumed with these settings, and its last complete checkpoint."""
     runs, name = Path(config.paths.runs), config.name or config.stage.name
     named = runs_named(runs, name)
     if not named:
         raise UserError(f"resume=true, but {runs} holds no run named {name!r}; leave resume out to start one")
     run = named[-1]
+    stack.enter_context(held(run))
     record = RunRecord.read(run)
     assert record is not None
-    if record.values["status"] == "finished":
-        raise UserError(f"resume=true, but {run} is finished; leave resume out to start another run")
     if changed := changed_settings(record, config):
         raise UserError(f"{run} was started with other settings, so it cannot be resumed:\n{changed}")
+    if record.values["status"] == "finished":
+        return record, None
     if (before := record.values["num_processes"]) != n_processes:
         raise UserError(
             f"{run} was trained by {before} processes, now there are {n_processes}: batches would differ, and the "
             f"optimizer state is split by process. Resume with {before} (torchrun --nproc_per_node), or start a run "
             f"from its last checkpoint with stage.init_from={run}/checkpoint-<step>"
         )
-    return record
+    checkpoint = next(iter(complete_checkpoints(run)[-1:]), None)
+    if checkpoint is not None and (wrong := changed_files(checkpoint)):
+        raise UserError(
+            f"{checkpoint} cannot be resumed: {', '.join(wrong[:5])}. Restore it, or remove the folder to resume from "
+            "the checkpoint before it"
+        )
+    record.resume()
+    return record, checkpoint
 
 
 def changed_settings(record: RunRecord, config: TrainConfig) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,23 @@ def _run_stage(config: TrainConfig, objective: Objective, processes: Processes) 
     with gc_paused():
         sources, bad = processes.by_main(lambda: training_sources(config))
     files = [file for source in sources for file in source.files]
-    record, resume_from = processes.by_main(lambda: open_run(config, files, processes.world_size))
+    with ExitStack() as stack:
+        record, resume_from = processes.by_main(lambda: open_run(config, files, processes.world_size, stack))
+        if record.values["status"] == "finished":
+            log.info("%s is finished: there is nothing to resume; leave resume out to start another run", record.folder)
+            return StageResult(record.folder, 0)
+        return _run(config, objective, record, resume_from, sources, bad, processes)
+
+
+def _run(
+    config: TrainConfig,
+    objective: Objective,
+    record: RunRecord,
+    resume_from: Path | None,
+    sources: Sequence[Source],
+    bad: Sequence[BadSample],
+    processes: Processes,
+) -> StageResult:
     names = config.stage.name, config.model.name, config.data.name
     log.info("run %s: stage %s, model %s, data %s", record.folder, *names)
     log.info("strategy %s: num_processes %d", config.strategy.name, processes.world_size)
@@ -189,7 +206,7 @@ def _train(
     )
     assert trainer.args.world_size == processes.world_size, "the Trainer counts other processes than were started"
     trainer.remove_callback(PrinterCallback)
-    output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if stop.stopped:
         return {}
     best = trainer.state.best_metric
@@ -198,7 +215,7 @@ def _train(
         complete_checkpoints(run)[-1],
         f", best by validation (F_S {best * 100:.1f}): {run / BEST}" if best is not None else "",
     )
-    return {"loss": output.training_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
+    return {"loss": trainer.mean_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
 
 
 def _log_start(config: TrainConfig, init_from: Path | None, resume_from: Path | None) -> None:

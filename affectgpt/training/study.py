@@ -27,7 +27,7 @@ from filelock import FileLock
 from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
-from affectgpt.runs import BEST, COMPLETE, RunRecord, complete_checkpoints, runs_named
+from affectgpt.runs import COMPLETE, RunRecord, best_checkpoint, complete_checkpoints, runs_named
 from affectgpt.runtime import InputError, MissingLibrary, UserError, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
@@ -108,8 +108,7 @@ def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
         name = f"{variant}-stage2-after-{cell.stage1_epochs}"
         run = _train(_prepared(stage2, folder, name, chosen, validate_always=True))
         _score_curve(run, [chosen, *complete_checkpoints(run)], stage2)
-        best = run / BEST
-        chosen = best if (best / COMPLETE).exists() else complete_checkpoints(run)[-1]
+        chosen = best_checkpoint(run) or complete_checkpoints(run)[-1]
     _score_cell(cell, chosen, stage2, folder / "cells" / cell.name)
     return cell
 

@@ -3,8 +3,8 @@ trained tensors only, and throughput in the logs."""
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
 from affectgpt.config import TrainConfig
@@ -24,12 +24,16 @@ from affectgpt.models.checkpoint import (
     save_trained,
     trained_tensors,
 )
-from affectgpt.runs import BEST, COMPLETE
+from affectgpt.runs import BEST, mark_complete, replace_best
+from affectgpt.runtime import write_json_atomic
 from affectgpt.training import distributed
+from affectgpt.training.loader import shielded_processes
 from affectgpt.training.objectives import Objective
 from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
+
+SUMS = "sums.json"
 
 
 def training_arguments(
@@ -101,7 +105,10 @@ class StageTrainer(Trainer):
         self._processor = processor
         self._schedule = schedule
         self._validate = validate
+        self._resumed_from: Path | None = None
+        self._unknown_steps = 0  # whose losses a checkpoint of an older version does not have
         self._throughput = _Throughput()
+        self.add_callback(_Resumed(self))
 
     # ---------------------------------------------------------------- optimizer and schedule
 
@@ -118,6 +125,13 @@ class StageTrainer(Trainer):
         return self.lr_scheduler
 
     # ---------------------------------------------------------------- steps
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_num_workers:
+            # accelerate passes attributes of its loader on to the one within, but sets them on itself
+            getattr(loader, "base_dataloader", loader).multiprocessing_context = shielded_processes()
+        return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -149,9 +163,24 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._throughput.rates(self.args.world_size)
+        if "train_loss" in logs:
+            logs["train_loss"] = self.mean_loss
         super().log(logs, start_time)
 
+    @property
+    def mean_loss(self) -> float:
+        """Of all steps of the run, also of those before it was resumed; complete when training has ended."""
+        return self._total_loss_scalar / max(self.state.global_step - self._unknown_steps, 1)
+
     # ---------------------------------------------------------------- validation
+
+    def validate_if_due(self) -> None:
+        """The validation of the step that the run resumes from, if it was stopped before it."""
+        step = self.state.global_step
+        due = step and self._validate is not None and (step % self.args.eval_steps == 0 or step >= self.state.max_steps)
+        if due and not any("eval_f_s" in row and row["step"] == step for row in self.state.log_history):
+            log.info("validating step %d, where the run was stopped", step)
+            self._determine_best_metric(self.evaluate(), None)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         assert self._validate is not None, "evaluation is only scheduled with `validate`"
@@ -166,16 +195,15 @@ class StageTrainer(Trainer):
         return scores
 
     def _save_best(self, scores: Mapping[str, float]) -> None:
-        best = Path(self.args.output_dir) / BEST
-        new = best.with_name(f".{BEST}.new")
+        run = Path(self.args.output_dir)
+        new = run / f".{BEST}.new"
         if self.args.should_save:
             shutil.rmtree(new, ignore_errors=True)
         self.save_model(str(new))
         if not self.args.should_save:
             return
-        (new / COMPLETE).write_text(f"step {self.state.global_step}: {dict(scores)}\n", encoding="utf-8")
-        shutil.rmtree(best, ignore_errors=True)
-        os.replace(new, best)
+        mark_complete(new, f"step {self.state.global_step}: {dict(scores)}")
+        replace_best(run, new)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -193,13 +221,40 @@ class StageTrainer(Trainer):
         load_trained_tensors(self.model, Path(resume_from_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self._save_sums(Path(output_dir))
         if not self.is_deepspeed_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
         self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
+    def _save_sums(self, checkpoint: Path) -> None:
+        """What the next line of the log has so far: a resumed run logs the means of an uninterrupted one."""
+        losses = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()  # [world_size]
+        if self.args.should_save:
+            sums = {
+                "losses": losses,
+                "total_loss": self._total_loss_scalar,
+                "unknown_steps": self._unknown_steps,
+                "last_logged": self._globalstep_last_logged,
+                "throughput": self._throughput.sums(),
+            }
+            write_json_atomic(checkpoint / SUMS, sums)
+
+    def load_sums(self) -> None:
+        """The inverse, once the Trainer has reset its own sums; a checkpoint of an older version has none."""
+        self._unknown_steps = self.state.global_step
+        if self._resumed_from is None or not (path := self._resumed_from / SUMS).is_file():
+            return
+        sums = json.loads(path.read_text(encoding="utf-8"))
+        self._tr_loss += sums["losses"][self.args.process_index]
+        self._total_loss_scalar = sums["total_loss"]
+        self._unknown_steps = sums["unknown_steps"]
+        self._globalstep_last_logged = sums["last_logged"]
+        self._throughput.load(sums["throughput"])
+
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -216,6 +271,17 @@ class StageTrainer(Trainer):
                 f"tensors ({', '.join(differing[:3])}); the folder mixes two checkpoints, resume from another one"
             )
         return prepared
+
+
+class _Resumed(TrainerCallback):
+    """Brings a resumed run to where an uninterrupted one is; the last callback, after the log has been restored."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.load_sums()
+        self._trainer.validate_if_due()
 
 
 class _Throughput:
@@ -242,18 +308,29 @@ class _Throughput:
             positions = batch["position_ids"]
             self._counts.append(((positions == 0).sum(), positions.numel(), positions.numel()))
 
+    def sums(self) -> dict[str, float]:
+        """For `load`."""
+        return {
+            "samples": sum(int(count) for count, _, _ in self._counts),
+            "positions": sum(count for _, count, _ in self._counts),
+            "tokens": sum(int(count) for _, _, count in self._counts),
+            "waited_s": self.waited_s,
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def load(self, sums: Mapping[str, Any]) -> None:
+        self._counts = [(sums["samples"], sums["positions"], sums["tokens"])]
+        self.waited_s = sums["waited_s"]
+        self._since = time.perf_counter() - sums["seconds"]
+
     def rates(self, world_size: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self._since
-        samples = sum(int(count) for count, _, _ in self._counts)
-        positions = sum(count for _, count, _ in self._counts)
-        tokens = sum(int(count) for _, _, count in self._counts)
-        waited_s = self.waited_s
+        sums = self.sums()
         self.reset()
-        if not samples:
+        if not sums["samples"]:
             return {}
         return {
-            "samples_per_s": world_size * samples / seconds,
-            "tokens_per_s": world_size * tokens / seconds,
-            "padding_share": 1 - tokens / positions,
-            "data_wait_share": waited_s / seconds,
+            "samples_per_s": world_size * sums["samples"] / sums["seconds"],
+            "tokens_per_s": world_size * sums["tokens"] / sums["seconds"],
+            "padding_share": 1 - sums["tokens"] / sums["positions"],
+            "data_wait_share": sums["waited_s"] / sums["seconds"],
         }
