@@ -34,7 +34,9 @@ class MatchingScores:
 def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, lang: str = "en") -> MatchingScores:
     """Compare descriptions; a missing prediction counts as an empty text.
 
-    BLEU is corpus BLEU (sacrebleu with tokenizers 13a and zh); ROUGE-L and METEOR are averaged over samples.
+    BLEU is corpus BLEU (sacrebleu with tokenizers 13a and zh); ROUGE-L and METEOR are averaged over samples. ROUGE-L
+    is the F-measure with rouge-score's default tokenizer for English (lower case, cut at everything but a-z and 0-9,
+    no stemming), and with jieba's words for Chinese, which the default would drop.
 
     Raises:
         InputError: no truths, or an unknown language.
@@ -89,18 +91,16 @@ def _bleu(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
     return {f"BLEU-{order}": bleu[order].corpus_score(predictions, [truths]).score for order in bleu}
 
 
-class _Tokenizer:
+class _ChineseWords:
     """The tokenizer interface of rouge-score."""
 
-    def __init__(self, lang: str) -> None:
-        self.lang = lang
-
     def tokenize(self, text: str) -> list[str]:
-        return words_of(text, self.lang)
+        return words_of(text, "zh")
 
 
 def _rouge(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
-    rouge = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_Tokenizer(lang))
+    tokenizer = _ChineseWords() if lang == "zh" else None
+    rouge = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=tokenizer)
     values = [rouge.score(truth, prediction)["rougeL"].fmeasure for truth, prediction in pairs]
     return {"ROUGE-L": 100 * sum(values) / len(values)}
 

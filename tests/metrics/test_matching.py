@@ -9,7 +9,7 @@ pytest.importorskip("rouge_score")
 pytest.importorskip("jieba")
 pytest.importorskip("nltk")
 
-ENGLISH = {"a": "The man frowns and shouts at her.", "b": "She smiles gently while her voice trembles a little."}
+ENGLISH = {"a": "The man's frown doesn't fade, and he shouts at her.", "b": "She smiles gently while her voice trembles a little."}
 CHINESE = {"a": "他皱着眉头，大声地说话，显得很生气。", "b": "她面带微笑，声音却有些颤抖。"}
 
 
@@ -19,6 +19,13 @@ def test_equal_texts_score_100_and_missing_texts_0(texts, lang):
     for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
         assert equal[name] == pytest.approx(100)
     assert set(matching.match_texts(texts, {}, lang=lang).scores.values()) == {0.0}
+
+
+def test_english_rouge_is_that_of_the_library_as_it_comes():
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    answers = {"a": "He doesn't smile; the man's voice is loud.", "b": "She smiles, and doesn't shout - café."}
+    expected = sum(scorer.score(ENGLISH[key], answers[key])["rougeL"].fmeasure for key in ENGLISH) / 2
+    assert matching.match_texts(ENGLISH, answers).scores["ROUGE-L"] == pytest.approx(100 * expected, abs=1e-12)
 
 
 def test_chinese_meteor_needs_no_wordnet_and_is_near_100_for_equal_texts():
@@ -53,7 +60,7 @@ def test_a_missing_library_is_named_and_the_others_still_score(monkeypatch):
 
 
 def test_worse_texts_score_lower():
-    near = {"a": "The man frowns and shouts.", "b": "She smiles while her voice trembles."}
+    near = {"a": "The man frowns and shouts at her.", "b": "She smiles while her voice trembles."}
     far = {"a": "A dog sleeps.", "b": "Rain falls."}
     for name in ("BLEU-1", "ROUGE-L"):
         assert matching.match_texts(ENGLISH, near).scores[name] > matching.match_texts(ENGLISH, far).scores[name]

@@ -86,12 +86,12 @@ def split_published(text: str) -> list[str]:
 
 
 def split_published_2024(text: str) -> list[str]:
-    """Split label text as the code of MER2024 does: what is between the first brackets, at every quote, not stripped.
+    """Split label text as the code of MER2024 does: what is between the first two brackets, at every quote, not stripped.
 
-    >>> split_published_2024("['sad, tired', \"don't know\"]"), split_published_2024("[[]]")
+    >>> split_published_2024("['sad, tired', \\"don't know\\"]"), split_published_2024("[[]]")
     (['sad, tired', 'don', 't know'], [])
     """
-    inner = text.partition("[")[2].partition("]")[0]
+    inner = text.partition("[")[2].partition("[")[0].partition("]")[0]
     return [part for part in re.split(r"['\"]", inner) if part.strip() not in ("", ",")]
 
 
