@@ -9,7 +9,10 @@ pytest.importorskip("rouge_score")
 pytest.importorskip("jieba")
 pytest.importorskip("nltk")
 
-ENGLISH = {"a": "The man's frown doesn't fade, and he shouts at her.", "b": "She smiles gently while her voice trembles a little."}
+ENGLISH = {
+    "a": "The man's frown doesn't fade, and he shouts at her.",
+    "b": "She smiles gently while her voice trembles a little.",
+}
 CHINESE = {"a": "他皱着眉头，大声地说话，显得很生气。", "b": "她面带微笑，声音却有些颤抖。"}
 
 
