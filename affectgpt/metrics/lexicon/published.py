@@ -86,7 +86,7 @@ def split_published(text: str) -> list[str]:
 
 
 def split_published_2024(text: str) -> list[str]:
-    """Split label text as the code of MER2024 does: what is between the first two brackets, at every quote, not stripped.
+    """Split label text as the code of MER2024 does: what the first two brackets enclose, at every quote, not stripped.
 
     >>> split_published_2024("['sad, tired', \\"don't know\\"]"), split_published_2024("[[]]")
     (['sad, tired', 'don', 't know'], [])
