@@ -30,6 +30,7 @@ class Part:
         drops: names that are left out on purpose, with the reason.
         found_in: the published file with this part, for messages.
         unless: a file with a matching name does not contain the part.
+        visual: the part is converted only if the run was trained on this input, "face" or "frames"; None = always.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Part:
     takes: tuple[Rule, ...]
     drops: tuple[Rule, ...] = ()
     unless: str | None = None
+    visual: str | None = None
 
     def is_in(self, names: Iterable[str]) -> bool:
         names = list(names)
@@ -168,7 +170,14 @@ PARTS: tuple[Part, ...] = (
             _linear("video_attention_mlp", f"projectors.{VISUAL}.project.score"),
             _linear("affectgpt_proj", f"projectors.{VISUAL}.project.output"),
         ),
-        drops=((r"image_llama_proj\..*", "projection of single images, which no prompt uses"),),
+    ),
+    Part(
+        "image",
+        "projection of single images (AffectGPT, 2025)",
+        "checkpoint_*.pth of an AffectGPT run of 2025",
+        marks=(r"video_attention_mlp\.weight", r"image_llama_proj\.weight"),
+        takes=(_linear("image_llama_proj", "projectors.frames.project.output"),),
+        visual="face",
     ),
     Part(
         "sound",
@@ -272,8 +281,13 @@ def recognise(weights: Weights, visual: str = "face") -> Recognised:
             f"{weights.path} is not recognised; it has {len(names)} tensors: {shown}{' ...' if names[8:] else ''}\n"
             f"Known parts and the tensors that identify them:\n{known}"
         )
+    skipped = [part for part in parts if part.visual not in (None, visual)]
+    parts = [part for part in parts if part not in skipped]
     found = Recognised(weights, parts)
     drops = [*STRAY, *(rule for part in parts for rule in part.drops)]
+    drops += [
+        (name, f"{part.title}, which a model of {visual} does not have") for part in skipped for name, _ in part.takes
+    ]
     for name in weights.shapes:
         if reason := next((reason for pattern, reason in drops if re.fullmatch(pattern, name)), None):
             found.dropped.setdefault(reason, []).append(name)

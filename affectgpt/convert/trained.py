@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from affectgpt.convert.files import Entry
 from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
 from affectgpt.convert.parts import BY_NAME, Recognised
 from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.models.pretrained import PROJECTORS, PROJECTORS_JSON
 from affectgpt.models.projectors import PreFusion, Projector
-from affectgpt.schema import MODALITIES
 
 # Settings that tensor shapes do not show.
 N_BRANCH_LAYERS, N_BRANCH_HEADS = 2, 12  # Video-LLaMA's video and audio Q-Former
@@ -39,7 +36,7 @@ def _architecture(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]])
         sizes = {
             name.split(".")[1]: shape[1] for name, shape in shapes.items() if re.fullmatch(r"embed\..*weight", name)
         }
-        sources = tuple(sorted(sizes, key=MODALITIES.index))
+        sources = tuple(sorted(sizes, key=lambda name: name == "audio"))  # the published order: visual, audio
         return ProjectorArchitecture(
             "attention", shapes["mix.weight"][0], 1, softmax=False, sources=sources,
             source_sizes=tuple(sizes[name] for name in sources), source_states=(8,) * len(sources),
@@ -48,7 +45,7 @@ def _architecture(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]])
         n_queries, size = shapes["project.score.weight"]
         return ProjectorArchitecture("attention", size, n_queries, softmax=False)
     size = shapes["project.output.weight"][1]
-    if branch == "frames":
+    if part == "views" and branch == "frames":
         n_class = int("project.class_output.weight" in shapes)
         n_groups = (MINIGPT_IMAGE_SIZE // 14) ** 2 // GROUP_SIZE
         return ProjectorArchitecture(
@@ -78,7 +75,7 @@ def projectors(sources: Mapping[str, Source], by_part: Mapping[str, Recognised])
                 if name.startswith(prefix)
             }
             make = PreFusion if config.sources else Projector
-            output.fill(state_shapes(partial(make, config, width), prefix), _audio_first(entries))
+            output.fill(state_shapes(partial(make, config, width), prefix), entries)
             widths.add(width)
             branches[branch] = {
                 "projector": asdict(config),
@@ -95,19 +92,6 @@ def projectors(sources: Mapping[str, Source], by_part: Mapping[str, Recognised])
         "tensors": {entry.name: list(entry.shape) for entry in output.entries},
     }
     return output
-
-
-def _audio_first(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """AffectGPT's pre-fusion has visual before audio, ours has audio first: swap the halves."""
-    for name, dim in (("mix.weight", 1), ("score.weight", 0), ("score.bias", 0)):
-        if (entry := entries.get(f"projectors.multi.{name}")) is not None:
-            entries[entry.name] = replace(entry, load=partial(_swapped_halves, entry, dim))
-    return entries
-
-
-def _swapped_halves(entry: Entry, dim: int) -> Tensor:
-    first, second = entry.load().chunk(2, dim=dim)
-    return torch.cat([second, first], dim=dim)
 
 
 def lora(sources: Mapping[str, Source], by_part: Mapping[str, Recognised]) -> Output:

@@ -1,8 +1,9 @@
 """Start a stage from pretrained projectors: `model.init=pretrained model.init_from=<folder>`.
 
 The folder is written by `affectgpt.convert`: `projectors.safetensors`, `projectors.json`, and `lora/` if there are
-adapters. A branch that is in both the folder and the model must match exactly; the model's other branches stay random,
-and the result lists both.
+adapters. A branch that is in both the folder and the model must match exactly, except for the order in which a
+pre-fusion by attention names its sources, and for a map of class tokens that the folder lacks (MiniGPT-v2 has none,
+Emotion-LLaMA starts from it). The model's other parts stay random, and the result lists both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from affectgpt.runtime import sha256_of_file, write_json_atomic
 PROJECTORS, PROJECTORS_JSON, ADAPTERS = "projectors.safetensors", "projectors.json", "lora"
 _ADVICE = "convert the published files again"
 # What can differ between two projectors with the same tensor shapes.
+_CLASS_OUTPUT = "project.class_output"
 _ARITHMETIC = ("kind", "n_heads", "softmax", "group_size", "n_class", "sources")
 
 log = logging.getLogger("affectgpt")
@@ -68,6 +70,7 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
     new: dict[str, Tensor] = {}
     wrong: list[str] = []
     sources: dict[str, Any] = {}
+    stay_random: list[str] = []
     stored = read_tensors(folder / PROJECTORS, _ADVICE)
     for branch, facts in described["branches"].items():
         if branch not in model.projectors:
@@ -76,15 +79,23 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
             {key: _plain(fields[key]) for key in _ARITHMETIC}
             for fields in (facts["projector"], asdict(model.config.projector(branch)))
         )
+        starts_without_class = there["kind"] == here["kind"] == "grouped" and here["n_class"] > there["n_class"] == 0
+        reordered = there["kind"] == "attention" and sorted(there["sources"]) == sorted(here["sources"])
         wrong += [
             f"projectors.{branch}: {key} is {there[key]!r} in the folder, {here[key]!r} here"
             for key in _ARITHMETIC
             if there[key] != here[key]
+            and not (key == "sources" and reordered)
+            and not (key == "n_class" and starts_without_class)
         ]
         prefix = f"projectors.{branch}."
         theirs = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
-        wrong += _differences(theirs, {name: tensor for name, tensor in own.items() if name.startswith(prefix)})
-        new |= theirs
+        mine = {name: tensor for name, tensor in own.items() if name.startswith(prefix)}
+        if starts_without_class:
+            mine = {name: tensor for name, tensor in mine.items() if not name.startswith(f"{prefix}{_CLASS_OUTPUT}.")}
+            stay_random.append(f"{prefix}{_CLASS_OUTPUT}")
+        wrong += _differences(theirs, mine)
+        new |= _with_sources_in_order(theirs, there["sources"], here["sources"]) if reordered else theirs
         sources[f"projectors.{branch}"] = {key: facts[key] for key in ("file", "sha256")}
     if not new:
         raise CheckpointError(
@@ -113,7 +124,7 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
         "init": "pretrained",
         "folder": str(folder),
         "pretrained": [part for part in parts if part in sources],
-        "random": [part for part in parts if part not in sources],
+        "random": [part for part in parts if part not in sources] + stay_random,
         "sources": sources,
     }
     log.info("pretrained from %s: %s", folder, ", ".join(result["pretrained"]))
@@ -157,6 +168,22 @@ def start_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _with_sources_in_order(
+    tensors: Mapping[str, Tensor], there: Sequence[str], here: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of a pre-fusion by attention over the sources `there`, for one that has them in the order `here`."""
+    if there == here:
+        return dict(tensors)
+    places = [there.index(name) for name in here]
+    moved = {"mix.weight": 1, "score.weight": 0, "score.bias": 0}  # the dimension that has a part per source
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if (dim := moved.get(name.removeprefix("projectors.multi."))) is not None:
+            parts = tensor.chunk(len(there), dim=dim)
+            result[name] = torch.cat([parts[place] for place in places], dim=dim)
+    return result
 
 
 def _differences(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[str]:

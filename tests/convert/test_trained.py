@@ -66,10 +66,10 @@ def test_affectgpt_2025_projections_compute_what_its_code_computes(tmp_path):
         found = run_projector(projector_of(tmp_path / "base", branch), states)
         torch.testing.assert_close(found, reference.weighted_sum(states, state, *names), rtol=1e-5, atol=1e-5)
     fusion = projector_of(tmp_path / "base", "multi")
-    assert tuple(fusion.config.sources) == ("audio", "face")
-    masks = [torch.ones(each.shape[:2], dtype=torch.bool) for each in (heard, seen)]
+    assert tuple(fusion.config.sources) == ("face", "audio")
+    masks = [torch.ones(each.shape[:2], dtype=torch.bool) for each in (seen, heard)]
     with torch.no_grad():
-        found = fusion([(heard, masks[0]), (seen, masks[1])], torch.tensor([[0, 0], [1, 1]]))
+        found = fusion([(seen, masks[0]), (heard, masks[1])], torch.tensor([[0, 0], [1, 1]]))
     torch.testing.assert_close(found, reference.prefusion(seen, heard, state), rtol=1e-5, atol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_the_visual_branch_of_affectgpt_2025_can_be_one_of_frames(tmp_path):
     convert([file], tmp_path / "base", visual="frames")
     described = json.loads((tmp_path / "base" / "projectors.json").read_text())
     assert set(described["branches"]) == {"audio", "frames", "multi"}
-    assert described["branches"]["multi"]["projector"]["sources"] == ["audio", "frames"]
+    assert described["branches"]["multi"]["projector"]["sources"] == ["frames", "audio"]
     projector_of(tmp_path / "base", "multi")
 
 

@@ -97,10 +97,10 @@ def _save(kind: type[PreTrainedModel], config, folder: Path, seed: int = 0) -> P
     return folder
 
 
-def write_hubert(folder: Path, seed: int = 0) -> Path:
+def write_hubert(folder: Path, seed: int = 0, n_layers: int = 2) -> Path:
     """HuBERT in the layout of the large models (stable layer norm), 50 states a second."""
     config = HubertConfig(
-        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=[8] * 7,
+        hidden_size=WIDTH, num_hidden_layers=n_layers, num_attention_heads=2, intermediate_size=64, conv_dim=[8] * 7,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, feat_extract_norm="layer",
         do_stable_layer_norm=True, conv_bias=True, initializer_range=0.2,
     )  # fmt: skip
