@@ -11,7 +11,7 @@ from typing import Any
 from affectgpt.metrics.evaluate import Predictions, evaluate_samples
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon
 from affectgpt.metrics.report import PRIMARY, Report, percent, percent_interval
-from affectgpt.metrics.stats import PairedTest, paired_test
+from affectgpt.metrics.stats import MIN_RESAMPLES, PairedTest, paired_test
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1
 from affectgpt.runtime import InputError, write_json_atomic
 from affectgpt.tables import format_table
@@ -89,8 +89,9 @@ def compare(
         )
         scores[name] = by_sample[:, level1]
     names = list(systems)
+    n_resamples = max(n_bootstrap, MIN_RESAMPLES)  # n_bootstrap=0 leaves out the intervals of the reports only
     tests = {
-        (first, second): paired_test(scores[first], scores[second], n_resamples=max(n_bootstrap, 1), seed=seed)
+        (first, second): paired_test(scores[first], scores[second], n_resamples=n_resamples, seed=seed)
         for i, first in enumerate(names)
         for second in names[i + 1 :]
     }

@@ -1,4 +1,4 @@
-"""Confidence intervals and significance tests: seeded bootstrap, paired bootstrap and paired permutation test.
+"""Confidence intervals and significance tests: seeded bootstrap over samples, paired for two systems.
 
 F_S is a corpus-level score, not a mean over samples, so every resample recomputes it from its own averaged precision
 and recall, and with its own n (samples without a known truth are left out, as in the score itself).
@@ -17,6 +17,8 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Averaged precision and recall [..., n_groupings, 2] -> a score [...]."""
 
 _CHUNK = 64  # resamples drawn at a time, which limits the memory to _CHUNK x n_samples counts
+
+_NO_DIFFERENCE = 1e-12  # sums of equal scores in another order differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,21 @@ def percentile_interval(values: np.ndarray, seed: int, level: float = 0.95) -> I
     return Interval(float(low), float(high), level, len(values), seed)
 
 
+MIN_RESAMPLES = 40
+"""Resamples of a paired test at least: with fewer, no p-value could be below 0.05."""
+
+
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference A - B on the same samples.
+    """The difference A - B on the same samples, with its paired bootstrap interval.
 
-    `p_value` is two-sided, from a permutation test that randomly swaps the scores of the two systems within samples;
-    `interval` is the paired bootstrap interval of the difference.
+    `p_value` is two-sided and inverts the interval: it is 1 - the level of the widest interval that excludes 0. Hence
+    `p_value` < 0.05 exactly where the 95 % interval excludes 0.
     """
 
     difference: float
     p_value: float
     interval: Interval
-    n_permutations: int
 
 
 def paired_test(
@@ -103,29 +108,39 @@ def paired_test(
         a, b: [N, G, 2] in the same order of samples, with NaN at the same positions (the truth decides what is scored).
 
     Raises:
-        InputError: the shapes or the scored samples differ.
+        InputError: the shapes or the scored samples differ, no samples, or fewer than `MIN_RESAMPLES` resamples.
     """
     if a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
         raise InputError(f"paired scores must cover the same samples; found shapes {a.shape} and {b.shape}")
-    n_samples = len(a)
-    weights = np.ones((1, n_samples))
+    if len(a) == 0:
+        raise InputError("a paired test needs samples that both systems were scored on; found none")
+    if n_resamples < MIN_RESAMPLES:
+        raise InputError(f"a paired test needs n_bootstrap={MIN_RESAMPLES} or more, found {n_resamples}")
+    weights = np.ones((1, len(a)))
     difference = float((statistic(weighted_means(a, weights)) - statistic(weighted_means(b, weights)))[0])
-    rng = np.random.default_rng(seed)
-    n_extreme = 0
-    for start in range(0, n_resamples, _CHUNK):
-        keep = rng.integers(2, size=(min(_CHUNK, n_resamples - start), n_samples)).astype(float)  # [K, N]
-        swapped_a = _swapped_means(a, b, keep)
-        swapped_b = _swapped_means(b, a, keep)
-        differences = statistic(swapped_a) - statistic(swapped_b)
-        n_extreme += int((np.abs(differences) >= abs(difference) - 1e-12).sum())
     means_a, means_b = (resampled_means(scores, n_bootstrap=n_resamples, seed=seed) for scores in (a, b))
-    interval = percentile_interval(statistic(means_a) - statistic(means_b), seed)
-    return PairedTest(difference, (n_extreme + 1) / (n_resamples + 1), interval, n_resamples)
+    differences = statistic(means_a) - statistic(means_b)
+    differences[np.abs(differences) < _NO_DIFFERENCE] = 0.0
+    return PairedTest(difference, bootstrap_p_value(differences), percentile_interval(differences, seed))
 
 
-def _swapped_means(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Means of a where `keep` is 1 and of b where it is 0.  [K, G, 2]"""
-    n_samples, n_groupings, _ = a.shape
-    known = np.maximum((~np.isnan(a[:, :, 0])).sum(axis=0), 1)  # [G]
-    sums = keep @ np.nan_to_num(a).reshape(n_samples, -1) + (1 - keep) @ np.nan_to_num(b).reshape(n_samples, -1)
-    return sums.reshape(-1, n_groupings, 2) / known[:, None]
+def bootstrap_p_value(differences: np.ndarray) -> float:
+    """Two-sided p-value of "no difference": 1 - the level of the widest percentile interval that excludes 0.
+
+    At least 2 / (n + 1), because n resamples cannot show that something is rarer.  [n_bootstrap]
+
+    >>> bootstrap_p_value(np.arange(-2.0, 99.0))  # 0 is the quantile 0.02 of these 101 values
+    0.04
+    """
+    values = np.sort(differences)
+    p_value = 2 * min(_share_up_to_zero(values), _share_up_to_zero(-values[::-1]))
+    return float(min(1.0, max(p_value, 2 / (len(values) + 1))))
+
+
+def _share_up_to_zero(values: np.ndarray) -> float:
+    """The largest q whose quantile of the sorted `values` is at most 0, interpolated as by np.quantile; else 0."""
+    n_below = int(np.searchsorted(values, 0.0, side="right"))  # values <= 0
+    if n_below in (0, len(values)):
+        return float(n_below > 0)
+    last, following = values[n_below - 1], values[n_below]
+    return (n_below - 1 - last / (following - last)) / (len(values) - 1)

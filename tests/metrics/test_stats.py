@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from affectgpt.metrics.stats import bootstrap_interval, mean_f_statistic, paired_test, resampled_means, weighted_means
+from affectgpt.metrics.stats import (
+    bootstrap_interval,
+    bootstrap_p_value,
+    mean_f_statistic,
+    paired_test,
+    percentile_interval,
+    resampled_means,
+    weighted_means,
+)
 
 
 def draws(n, p, seed=0):
@@ -76,6 +84,39 @@ def test_p_values_under_no_difference_are_not_small_too_often():
         for i in range(60)
     ]
     assert np.mean(np.array(p_values) <= 0.1) < 0.25
+
+
+def test_p_is_below_0_05_exactly_where_the_interval_excludes_zero():
+    rng = np.random.default_rng(0)
+    significant = 0
+    for trial in range(300):
+        n = int(rng.integers(5, 60))
+        a, b = draws(n, rng.uniform(0.1, 0.9), seed=trial), draws(n, rng.uniform(0.1, 0.9), seed=1000 + trial)
+        for result in (paired_test(a, b, n_resamples=int(rng.integers(40, 300))), paired_test(b, a, n_resamples=80)):
+            excludes = result.interval.low > 0 or result.interval.high < 0
+            assert (result.p_value < 0.05) == excludes, (trial, result)
+            significant += excludes
+    assert 100 < significant < 500  # both cases occur
+
+
+@pytest.mark.parametrize("n_at_zero", [0, 1, 5])
+@pytest.mark.parametrize("shift", np.linspace(-1, 1, 21))
+def test_p_inverts_the_interval_at_every_level_and_does_not_depend_on_the_sign(shift, n_at_zero):
+    values = np.random.default_rng(1).normal(shift, 0.5, 101)
+    values[:n_at_zero] = 0.0
+    p_value = bootstrap_p_value(values)
+    assert p_value == pytest.approx(bootstrap_p_value(-values))
+    if 2 / 102 < p_value < 0.99:
+        for level, excluded in ((1 - p_value - 1e-6, True), (1 - p_value + 1e-6, False)):
+            interval = percentile_interval(values, seed=0, level=level)
+            assert (interval.low > 0 or interval.high < 0) is excluded
+
+
+def test_a_test_with_too_few_resamples_or_without_samples_is_an_error():
+    with pytest.raises(ValueError, match="n_bootstrap=40 or more, found 39"):
+        paired_test(draws(5, 0.5), draws(5, 0.4), n_resamples=39)
+    with pytest.raises(ValueError, match="needs samples"):
+        paired_test(np.empty((0, 1, 2)), np.empty((0, 1, 2)))
 
 
 def test_comparing_different_samples_is_an_error():
