@@ -79,7 +79,8 @@ accuracy = accuracy_score(truth[kept] > 0, read[kept] > 0)
 print(json.dumps([float(x) for x in (emotion, error, overall_metric(emotion, error), f1, accuracy)]))
 """
 GROUPS = """
-found = load("main-ov.py").calculate_openset_overlap_rate_mer2024(given["truths"], given["predictions"], given["groups"])
+score = load("main-ov.py").calculate_openset_overlap_rate_mer2024
+found = score(given["truths"], given["predictions"], given["groups"])
 print(json.dumps([float(score) for score in found]))
 """
 
@@ -102,8 +103,8 @@ def real_cells(column="openset"):
             yield {row["name"]: row[column] for row in csv.DictReader(file)}
 
 
-ODD = ["['sad; angry']", "[sad，angry]", "happy、sad", r"['sad\t']", "[[]]", "[['sad'], ['angry']]", "[don't know, sad]",
-       "['fear', 'neutral']", "Sad , ANGRY", "", "[]", "['surprise']", '["disgust", "happy"]']  # fmt: skip
+ODD = ["['sad; angry']", "[sad，angry]", "happy、sad", r"['sad\t']", "[[]]", "[['sad'], ['angry']]",
+       "[don't know, sad]", "['fear', 'neutral']", "Sad , ANGRY", "", "[]", "['surprise']", '["disgust", "happy"]']  # fmt: skip
 NAMES = {f"M3-W{wheel}-L{level}": f"case3_wheel{wheel}_level{level}" for wheel in range(1, 6) for level in (1, 2)}
 
 
