@@ -103,8 +103,18 @@ def real_cells(column="openset"):
             yield {row["name"]: row[column] for row in csv.DictReader(file)}
 
 
-ODD = ["['sad; angry']", "[sad，angry]", "happy、sad", r"['sad\t']", "[[]]", "[['sad'], ['angry']]",
-       "[don't know, sad]", "['fear', 'neutral']", "Sad , ANGRY", "", "[]", "['surprise']", '["disgust", "happy"]']  # fmt: skip
+ODD = [
+    *(
+        "['sad; angry']",
+        "[sad，angry]",
+        "happy、sad",
+        r"['sad\t']",
+        "[[]]",
+        "[['sad'], ['angry']]",
+        "[don't know, sad]",
+    ),
+    *("['fear', 'neutral']", "Sad , ANGRY", "", "[]", "['surprise']", '["disgust", "happy"]'),
+]
 NAMES = {f"M3-W{wheel}-L{level}": f"case3_wheel{wheel}_level{level}" for wheel in range(1, 6) for level in (1, 2)}
 
 
