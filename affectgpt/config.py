@@ -116,6 +116,7 @@ class SourceConfig:
     format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
     folder: str | None = None  # where a data set of that format lies, below data.folder; null = there itself
     options: dict[str, Any] = field(default_factory=dict)  # of the format: names of its tables and media folders
+    columns: dict[str, str] = field(default_factory=dict)  # own column names, as {id: name, subtitle: text}
     split: str | None = None  # only rows with this split; null = all
     split_file: str | None = None  # instead: only the names in this list (.txt, .csv), beside the data set
     limit: int | None = None  # at most this many samples, a fixed choice by id; null = all
@@ -271,6 +272,7 @@ class InferConfig(QuestionConfig):
     input: list[str] = field(default_factory=list)  # media files, folders or one manifest; also as positional arguments
     checkpoint: str | None = None  # run or checkpoint folder; null = the newest complete run
     subtitle: str | None = None  # transcript, for media files given without a manifest
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
     split: str | None = None  # only manifest rows with this split
     out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
     json: bool = False  # print JSON lines instead of text
@@ -331,6 +333,7 @@ class EvalConfig(QuestionConfig):
     llm: LlmConfig = field(default_factory=LlmConfig)  # optional LLM for grouping and label extraction
     references: str | None = None  # manifest with the reference labels; null = the test sources of `data`
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
     split: str | None = None  # only rows of `references` with this split
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
@@ -406,6 +409,7 @@ class ZeroShotConfig:
     ask: AskConfig = field(default_factory=AskConfig)  # models and prompts; set by a file of conf/zeroshot
     data: DataConfig = field(default_factory=DataConfig)  # data=..., whose test sources are used
     manifest: str | None = None  # instead: the clips of this manifest
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
     split: str | None = None  # only manifest rows with this split
     out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
     batch_size: int = 4  # local models: clips per batch
@@ -547,6 +551,7 @@ class AnnotateConfig:
     transcriber: str | None = None  # Whisper-type model by hub id or folder, for clips without a subtitle
     openface: str | None = None  # folder with OpenFace's <id>.csv
     speaker: str | None = None  # regular expression whose first group is the speaker in an id: "^([^_]+)_"
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
     split: str | None = None  # only rows of a manifest with this split
     limit: int | None = None  # only the first clips, up to this number
     workers: int | None = None  # clips annotated at once in each process; null = from cores and concurrency
@@ -619,16 +624,23 @@ class CacheCollectConfig:
 
 
 @dataclass
-class DataCheckConfig:
-    """python -m affectgpt.data check"""
+class DataInputConfig:
+    """What the commands of affectgpt.data read"""
 
     manifest: str | None = None  # a manifest, also as positional argument
     format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
     folder: str | None = None  # folder of a data set in that format
     options: dict[str, Any] = field(default_factory=dict)  # options of the format: options.<name>=...
+    columns: dict[str, str] = field(default_factory=dict)  # own column names, as {id: name, subtitle: text}
     split: str | None = None  # only rows with this split
     split_file: str | None = None  # instead: only the names in this list (.txt, .csv)
     limit: int | None = None  # at most this many samples
+
+
+@dataclass
+class DataCheckConfig(DataInputConfig):
+    """python -m affectgpt.data check"""
+
     overrides: list[str] = field(default_factory=list)  # instead: data=NAME, a file of conf/data
     out: str | None = None  # folder for health.json, bad_samples.jsonl and plots
     decode: bool = False  # decode every clip completely
@@ -636,16 +648,9 @@ class DataCheckConfig:
 
 
 @dataclass
-class DataConvertConfig:
+class DataConvertConfig(DataInputConfig):
     """python -m affectgpt.data convert"""
 
-    manifest: str | None = None  # a manifest, also as positional argument
-    format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
-    folder: str | None = None  # folder of a data set in that format
-    options: dict[str, Any] = field(default_factory=dict)  # options of the format: options.<name>=...
-    split: str | None = None  # only rows with this split
-    split_file: str | None = None  # instead: only the names in this list (.txt, .csv)
-    limit: int | None = None  # at most this many samples
     out: str | None = None  # output manifest, .jsonl
 
 

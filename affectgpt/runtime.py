@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import hashlib
+import io
 import json
 import logging
 import os
@@ -42,8 +42,82 @@ class MissingLibrary(UserError, ImportError):
     """An optional library, or data that it needs, is not installed; the message states how to install it."""
 
 
+MAX_TEXT = 1 << 20
+"""Characters of one text; the longest context of an LLM has about half as many."""
+
+MAX_NESTING = 64
+"""Levels of lists and objects in JSON; json itself accepts more than repr, copying and comparison can follow."""
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def check_text(text: str, what: str) -> str:
+    """Return `text` if it is Unicode text of at most MAX_TEXT characters, else raise InputError.
+
+    Half of a surrogate pair is no text: no tokenizer and no UTF-8 file takes it. It comes from an emoji that was cut in
+    two (JSON `\\ud83d`) and from bytes that are not UTF-8.
+
+    Args:
+        what: names the text in the message.
+    """
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{what} has {len(text)} characters; expected at most {MAX_TEXT}")
+    if not text.isascii() and (half := _HALF_PAIR.search(text)):
+        before = printable(text[max(0, half.start() - 20) : half.start()])
+        raise InputError(
+            f"{what} is not Unicode text: half of a surrogate pair (\\u{ord(half[0]):04x}) after {before!r}; "
+            "remove it, or save the text again as UTF-8"
+        )
+    return text
+
+
+def printable(text: str) -> str:
+    """`text` with halves of surrogate pairs, as in file names that are not UTF-8, written as \\udcxx."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON from an untrusted file or server.
+
+    Raises:
+        InputError: not JSON, nested more than MAX_NESTING levels, or a number with thousands of digits.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise InputError(f"not JSON that can be read: nested more than {MAX_NESTING} levels") from None
+    except ValueError as error:
+        raise InputError(f"not JSON ({error})") from None
+    opening = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(map(text.count, opening)) > MAX_NESTING and _nesting(value) > MAX_NESTING:  # type: ignore[arg-type]
+        raise InputError(f"nested more than {MAX_NESTING} levels")
+    return value
+
+
+def _nesting(value: Any) -> int:
+    """Levels of lists and dictionaries in a JSON value, counted without recursion, at most MAX_NESTING + 1."""
+    level, n = [value], 0
+    while level and n < MAX_NESTING + 2:
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        n += 1
+    return n - 1
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line that can be written as UTF-8; file names that are not UTF-8 get escapes, which read back."""
+    line = json.dumps(value, ensure_ascii=False)
+    return line if line.isascii() or not _HALF_PAIR.search(line) else json.dumps(value)
+
+
 def set_up_logging(verbose: bool = False) -> None:
-    """Log plain lines to stderr; of libraries only warnings."""
+    """Log plain lines to stderr; of libraries only warnings. No file name is an error where it is printed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -127,7 +201,10 @@ def _write_atomic(path: Path, texts: Iterable[str]) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    write_text_atomic(path, json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    if not text.isascii() and _HALF_PAIR.search(text):  # a file name that is not UTF-8
+        text = json.dumps(value, indent=2, default=str)
+    write_text_atomic(path, text + "\n")
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -140,41 +217,5 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 def stable_hash(value: Any) -> str:
     """Hex digest of a JSON-like value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
-
-
-csv.field_size_limit(2**24)  # characters; the default of 131,072 is less than a long description
-
-
-def csv_records(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, cells) of the header and of every row that is not empty.
-
-    Raises:
-        csv.Error: two columns of one name, or a quote that is not closed in its row, which would swallow rows.
-    """
-    reader = csv.reader(file, strict=True)
-    columns: list[str] = []
-    line = 1
-    try:
-        for cells in reader:
-            if line == 1:
-                columns = cells = [name.strip() for name in cells]
-                if double := sorted({name for name in columns if name and columns.count(name) > 1}):
-                    raise csv.Error(f"line 1: several columns are named {double}; rename or remove all but one")
-            elif len(columns) > 2 and any(_has_rows(cell, len(columns)) for cell in cells):
-                raise csv.Error("a cell contains whole rows")
-            if cells or line == 1:
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        if str(error).startswith("line 1:"):
-            raise
-        raise csv.Error(
-            f'line {line}: {error}; a quote that opens here is not closed: write "..." around the whole '
-            'cell and "" for a quote within it'
-        ) from None
-
-
-def _has_rows(cell: str, n_columns: int) -> bool:
-    lines = cell.split("\n")[1:] if "\n" in cell else []
-    return any(len(re.findall(r",(?=\S)", line)) >= n_columns - 1 for line in lines)
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,14 +1,14 @@
-"""Samples and predictions, and how they are read from and written to JSONL and CSV.
+"""Samples and predictions, and how they are read from tables and written to JSONL.
 
 A manifest has one row per sample; docs/data-format.md describes its columns. Every error names file, line and id, what
-was found, what was expected and what to do. Rows are never repaired or replaced.
+was found, what was expected and what to do. Rows are never repaired or replaced. Texts are checked here, where samples
+and predictions are made: what passes can be tokenized, stored and printed.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
-import json
+import logging
 import math
 import os
 import re
@@ -16,9 +16,12 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
-from affectgpt.runtime import InputError, csv_records, write_lines_atomic
+from affectgpt.runtime import MAX_TEXT, InputError, check_text, json_line, printable, write_lines_atomic
+from affectgpt.tables import MANIFEST_SUFFIXES, NO_VALUE, TableError, cell_id, is_blank, is_table, stream_rows
+
+log = logging.getLogger("affectgpt")
 
 MODALITIES = ("audio", "frames", "motion", "face", "face_motion")
 """The modalities of a sample, in the order of their placeholders in the prompt: audio, frames and motion frames of the
@@ -36,7 +39,7 @@ MANIFEST_HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # channel orders of face crop files
 _TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # the fields of a translation
 _PLAIN_LIST = re.compile(r"\['[^'\"\\]*'(?:, '[^'\"\\]*')*\]")
-_BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\]")
+_BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")
 
 
 class ManifestError(InputError):
@@ -57,6 +60,25 @@ def check_id(value: object) -> str:
             "leading or trailing space"
         )
     return value
+
+
+def _check_texts(texts: Mapping[str, Any]) -> None:
+    for name in ("subtitle", "description", "label"):
+        if (text := texts.get(name)) and not (text.isascii() and len(text) <= MAX_TEXT):  # without a call, mostly
+            check_text(text, name)
+    for label in texts.get("labels") or ():
+        if not label.isascii():
+            check_text(label, "a label")
+
+
+def _check_path(path: str) -> None:
+    """Raise InputError if no file can have this path; names in another encoding than UTF-8 can (os.fsdecode)."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise InputError(f"path {printable(path)!r} holds a character that no file name can have")
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,12 @@ class Sample:
 
     def __post_init__(self) -> None:
         check_id(self.id)
+        _check_texts(vars(self))
+        for texts in self.translations.values():
+            _check_texts(texts)
+        for path in (self.video, self.audio, self.face):
+            if path is not None and (not path.isascii() or "\0" in path):
+                _check_path(path)
 
     def with_modalities(self, modalities: tuple[str, ...]) -> Sample:
         """A copy with these modalities; unlike `replace`, it does not check the id again, which is faster."""
@@ -112,6 +140,7 @@ class Sample:
 
 _COLUMNS = frozenset(item.name for item in fields(Sample))
 _TRANSLATED = {f"{name}_{lang}": (name, lang) for lang in LANGUAGES for name in _TEXT_FIELDS}
+_READABLE = _COLUMNS | _TRANSLATED.keys() | {"name"}
 
 
 def true_labels(sample: Sample, lang: str = "en") -> tuple[str, ...]:
@@ -145,6 +174,7 @@ class Prediction:
 
     def __post_init__(self) -> None:
         check_id(self.id)
+        check_text(self.text, "text")
 
 
 @dataclass(frozen=True)
@@ -154,6 +184,11 @@ class BadSample:
     id: str
     where: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value.isascii():
+                object.__setattr__(self, name, printable(value))
 
 
 def parse_label_list(value: object) -> tuple[str, ...] | None:
@@ -168,7 +203,7 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
     >>> parse_label_list('["don\\'t know", "sad"]'), parse_label_list("[happy, calm]"), parse_label_list("")
     (("don't know", 'sad'), ('happy', 'calm'), None)
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_blank(value):
         return None
     words: Iterable[Any]
     if isinstance(value, str):
@@ -177,11 +212,13 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
         else:
             words = _words_of_cell(value)
     elif isinstance(value, (list, tuple)):
-        words = [word for word in value if word is not None and not (isinstance(word, float) and math.isnan(word))]
+        words = [word for word in value if not is_blank(word)]
     else:
         raise InputError(f"labels must be a list of words, found {reprlib.repr(value)}")
     if not all(isinstance(word, str) for word in words):
         raise InputError(f"labels must be a list of words, found {reprlib.repr(value)}")
+    if sum(map(len, words)) > _MAX_CELL:
+        raise InputError(f"labels must be a list of words, found {sum(map(len, words))} characters")
     labels = tuple(dict.fromkeys(label for word in words if (label := word.strip()).lower() not in _NO_LABEL))
     if odd := next((label for label in labels if _NOT_A_WORD.search(label)), None):
         raise InputError(
@@ -191,7 +228,7 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
     return labels or None
 
 
-_NO_LABEL = frozenset(("", "nan", "none", "null", "n/a", "na", "<na>", "nat"))
+_NO_LABEL = frozenset(word.lower() for word in NO_VALUE)
 _NOT_A_WORD = re.compile(r"[\x00-\x1f\[\]{}<>|\"“”「」【】［］`\ud800-\udfff]|'\s+'|^[\d\s.,:%()e+*/-]+$")
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|“[^“”]*”|‘[^‘’]*’(?!\w)|「[^「」]*」|『[^『』]*』)"""
 _BARE_NULL = r"(?:None|null|nan|NaN|<NA>)"
@@ -253,16 +290,17 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     """Build a Sample from one JSON object or CSV row; relative media paths are resolved against `folder`.
 
     `name` is accepted for `id`; columns `<field>_zh` and `<field>_en` become translations. Unknown columns are an
-    error, because a misspelt `subtitel` would otherwise be lost without notice.
+    error, because a misspelt `subtitel` would otherwise be lost without notice. Empty cells are as `tables.is_blank`
+    says, ids as `tables.cell_id`.
     """
-    row = {key: value for key, value in row.items() if value is not None and value != ""}
+    row = {key: value for key, value in row.items() if not is_blank(value)}
     if "name" in row and "id" not in row:
         row["id"] = row.pop("name")
     if "id" not in row:
         raise InputError(f"no id: expected a column or key 'id' (or 'name'), found {sorted(map(str, row))}")
-    sample_id = check_id(row.get("id"))
+    sample_id = check_id(cell_id(row["id"]))
     lang = row.get("lang", "en")
-    if lang not in LANGUAGES:
+    if not isinstance(lang, str) or lang not in LANGUAGES:
         raise InputError(f"lang {lang!r} is not one of {list(LANGUAGES)}")
     translations = row.pop("translations", {})
     if not isinstance(translations, Mapping) or not all(isinstance(texts, Mapping) for texts in translations.values()):
@@ -283,21 +321,22 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
             if name == "labels":
                 texts[name] = parse_label_list(texts.get(name))
             elif (text := texts.get(name)) is not None and not isinstance(text, str):
-                raise InputError(f"{name} must be a string, found {text!r}")
+                raise InputError(f"{name} must be a string, found {reprlib.repr(text)}")
+            elif text is not None and texts is not row and is_blank(text):
+                texts[name] = None
     for language, texts in translations.items():
         if language not in LANGUAGES or set(texts) - set(_TEXT_FIELDS):
             raise InputError(f"translations: {language!r} with {sorted(texts)}; expected {_TEXT_FIELDS} by language")
     if "valence" in row:
-        try:
-            row["valence"] = float(row["valence"])
-        except (TypeError, ValueError):
-            raise InputError(f"valence must be a number, found {row['valence']!r}") from None
-    if (order := row.get("face_order", "bgr")) not in FACE_ORDERS:
-        raise InputError(f"face_order must be one of {list(FACE_ORDERS)}, found {order!r}")
+        row["valence"] = finite(row["valence"])
+    if "split" in row:
+        row["split"] = check_text(cell_id(row["split"]), "split")
+    if (order := row.get("face_order", "bgr")) not in list(FACE_ORDERS):
+        raise InputError(f"face_order must be one of {list(FACE_ORDERS)}, found {reprlib.repr(order)}")
     for key in ("video", "audio", "face"):
         if (entry := row.get(key)) is not None:
             if not isinstance(entry, str):
-                raise InputError(f"{key} must be a path, found {entry!r}")
+                raise InputError(f"{key} must be a path, found {reprlib.repr(entry)}")
             row[key] = _below(folder, entry) if folder is not None else entry
     if "modalities" in row:
         row["modalities"] = tuple(parse_label_list(row["modalities"]) or ())
@@ -308,6 +347,16 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
     return Sample(**{**row, "id": sample_id, "lang": lang, "translations": translations})
 
 
+def finite(value: object, name: str = "valence") -> float:
+    """The number in a cell; InputError if it is none, infinite or not a number."""
+    try:
+        if math.isfinite(number := float(value)):  # type: ignore[arg-type]
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(f"{name} must be a number, found {reprlib.repr(value)}")
+
+
 def _below(folder: Path, entry: str) -> str:
     """`str(folder / entry)`, without constructing a Path for simple entries: the slowest part of reading a row."""
     text = str(folder)
@@ -316,11 +365,14 @@ def _below(folder: Path, entry: str) -> str:
     return entry if entry[0] == "/" else f"{text.rstrip('/')}/{entry}"
 
 
-def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tuple[list[Sample], list[BadSample]]:
-    """Read the samples of a manifest (.jsonl or .csv), in file order.
+def read_samples(
+    path: str | os.PathLike[str], *, on_bad: str = "raise", columns: Mapping[str, str] | None = None
+) -> tuple[list[Sample], list[BadSample]]:
+    """Read the samples of a manifest, in file order.
 
     Args:
         on_bad: "raise" raises one ManifestError that lists the bad rows (at most 20); "skip" returns them.
+        columns: as of `stream_samples`.
 
     Returns:
         samples and bad rows.
@@ -330,7 +382,7 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
         raise InputError(f"on_bad is {on_bad!r}; expected 'raise' or 'skip'")
     samples: list[Sample] = []
     bad: list[BadSample] = []
-    for item in stream_samples(path):
+    for item in stream_samples(path, columns=columns):
         if isinstance(item, Sample):
             samples.append(item)
         else:
@@ -338,17 +390,23 @@ def read_samples(path: str | os.PathLike[str], *, on_bad: str = "raise") -> tupl
     if bad and on_bad == "raise":
         raise bad_rows_error(bad)
     if not samples:
-        raise ManifestError(f"{path}: no usable sample ({len(bad)} bad rows); {MANIFEST_HELP}")
+        raise ManifestError(f"{path}: no usable sample ({len(bad)} bad rows){listed(bad, 3)}\n{MANIFEST_HELP}")
     return samples, bad
 
 
 def bad_rows_error(bad: Sequence[BadSample]) -> ManifestError:
     """The error that lists the bad rows (at most 20) of a manifest or data set."""
-    listed = "\n".join(f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:20])
-    more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
     return ManifestError(
-        f"{listed}{more}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip; {MANIFEST_HELP}"
+        f"{listed(bad, 20).strip()}\n{len(bad)} bad rows; fix them, or leave them out with on_bad=skip; {MANIFEST_HELP}"
     )
+
+
+def listed(bad: Sequence[BadSample], n: int) -> str:
+    """The first n of `bad` with place, id and reason, each on a line of its own after a line break."""
+    lines = [f"{row.where}: sample {row.id!r}: {row.reason}" for row in bad[:n]]
+    if len(bad) > n:
+        lines.append(f"... and {len(bad) - n} more")
+    return "".join(f"\n{line}" for line in lines)
 
 
 class SeenIds(Protocol):
@@ -357,18 +415,30 @@ class SeenIds(Protocol):
     def setdefault(self, key: str, default: int, /) -> int: ...
 
 
-def stream_samples(path: str | os.PathLike[str], seen: SeenIds | None = None) -> Iterator[Sample | BadSample]:
+def stream_samples(
+    path: str | os.PathLike[str], seen: SeenIds | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[Sample | BadSample]:
     """Iterate over the rows of a manifest in file order: samples, and rows that cannot be used.
 
+    Args:
+        columns: our name -> the name in the file; then columns that are neither named here nor ours are left out, and
+            the log lists them.
+
     Raises:
-        ManifestError: the file does not exist, cannot be read, is not UTF-8, or is neither JSONL nor CSV.
+        ManifestError: the file does not exist, cannot be read, is not UTF-8, or is no table.
     """
     path, seen = Path(path), {} if seen is None else seen
-    for line_no, row in _rows(path):
+    if odd := sorted(set(columns or ()) - _READABLE):
+        raise InputError(f"columns= names {odd}; expected some of {sorted(_READABLE)}, each with its name in the file")
+    left_out: dict[str, None] = {}
+    for line_no, row in _rows(path, columns):
         sample_id = str(row.get("id", row.get("name", "?"))) if isinstance(row, Mapping) else "?"
         try:
             if isinstance(row, InputError):
                 raise row
+            if columns:
+                left_out |= dict.fromkeys(name for name in row if name not in _READABLE)
+                row = {name: value for name, value in row.items() if name in _READABLE}
             sample = sample_from_row(row, path.parent)
             if (first := seen.setdefault(sample.id, line_no)) != line_no:
                 raise InputError(f"the id is already used in line {first}; ids must be unique")
@@ -376,46 +446,19 @@ def stream_samples(path: str | os.PathLike[str], seen: SeenIds | None = None) ->
             yield BadSample(sample_id, f"{path}:{line_no}", str(error))
             continue
         yield sample
+    if left_out:
+        log.info("%s: left out the columns %s, which columns= does not name", path, list(left_out))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, row), or (line number, InputError) for a line that cannot be parsed."""
-    if path.suffix not in (".jsonl", ".csv"):
-        raise ManifestError(f"{path}: expected a .jsonl or .csv manifest, found {path.suffix!r}; {MANIFEST_HELP}")
+def _rows(path: Path, columns: Mapping[str, str] | None) -> Iterator[tuple[Any, Mapping[str, Any] | InputError]]:
+    if not is_table(path):
+        raise ManifestError(f"{path}: expected a manifest ({' '.join(MANIFEST_SUFFIXES)}); {MANIFEST_HELP}")
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest file; {MANIFEST_HELP}")
     try:
-        if not path.is_file():
-            raise ManifestError(f"{path}: no such manifest file; {MANIFEST_HELP}")
-        # JSONL: only "\n" ends a line; a subtitle may contain U+2028 and other characters that splitlines() splits at.
-        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else "\n") as file:
-            yield from _csv_rows(file) if path.suffix == ".csv" else _jsonl_rows(file)
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8; {MANIFEST_HELP}") from None
-    except (OSError, csv.Error) as error:
-        raise ManifestError(f"{path}: cannot be read ({error}); {MANIFEST_HELP}") from error
-
-
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
-    records = csv_records(file)
-    columns = next(records, (1, []))[1]
-    for line_no, cells in records:
-        if len(cells) > len(columns):
-            more = len(cells) - len(columns)
-            yield line_no, InputError(f"{more} more cells than the header; quote cells that contain commas")
-        else:
-            yield line_no, dict(zip(columns, cells, strict=False))
-
-
-def _jsonl_rows(file: TextIO) -> Iterator[tuple[int, Any]]:
-    for line_no, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            value = InputError(f"not JSON: {error}")
-        if not isinstance(value, (dict, InputError)):
-            value = InputError(f"expected a JSON object, found {type(value).__name__}")
-        yield line_no, value
+        yield from stream_rows(path, known=_READABLE, columns=columns)
+    except TableError as error:
+        raise ManifestError(f"{error}; {MANIFEST_HELP}") from error.__cause__
 
 
 def to_row(item: Sample | Prediction | BadSample) -> dict[str, Any]:
@@ -428,7 +471,7 @@ def to_row(item: Sample | Prediction | BadSample) -> dict[str, Any]:
 
 def to_json(item: Sample | Prediction | BadSample) -> str:
     """One line of JSON without the unset fields."""
-    return json.dumps(to_row(item), ensure_ascii=False)
+    return json_line(to_row(item))
 
 
 def write_jsonl(path: str | os.PathLike[str], items: Iterable[Sample | Prediction | BadSample]) -> None:

@@ -14,7 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
 LEVELS = (
     ("runtime", "config", "engine"),
-    ("schema", "journal", "tables", "plots", "spread", "confdoc", "media"),
+    ("tables", "journal", "plots", "spread", "confdoc", "media"),
+    ("schema",),
     ("prompts", "runs", "cli"),
     ("chat",),
     ("data", "metrics", "models"),

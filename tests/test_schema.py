@@ -1,9 +1,10 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from affectgpt.runtime import InputError
+from affectgpt.runtime import MAX_TEXT, InputError
 from affectgpt.schema import (
     ManifestError,
     Prediction,
@@ -121,8 +122,8 @@ def test_a_value_of_the_wrong_type_names_field_and_value(tmp_path, field, value,
 
 
 def test_a_table_without_an_id_column_names_the_columns_it_has(tmp_path):
-    with pytest.raises(ManifestError, match=r"no id: expected a column or key 'id'.*found \['id;video'\]"):
-        read_samples(write(tmp_path / "a.csv", "id;video\na;b.mp4\n"))
+    with pytest.raises(ManifestError, match=r"no id: expected a column or key 'id'.*found \['key', 'video'\]"):
+        read_samples(write(tmp_path / "a.csv", "key,video\na,b.mp4\n"))
 
 
 def test_a_file_in_another_encoding_is_an_error_that_names_it(tmp_path):
@@ -134,7 +135,7 @@ def test_a_file_in_another_encoding_is_an_error_that_names_it(tmp_path):
 def test_missing_file_wrong_suffix_and_empty_manifest_say_so(tmp_path):
     for path, words in [
         (tmp_path / "none.jsonl", "no such manifest"),
-        (write(tmp_path / "m.txt", "x"), "expected a .jsonl or .csv manifest"),
+        (write(tmp_path / "m.txt", "x"), r"expected a manifest \(\.jsonl \.csv"),
         (write(tmp_path / "e.jsonl", ""), "no usable sample"),
     ]:
         with pytest.raises(ManifestError, match=words):
@@ -152,6 +153,76 @@ def test_a_bug_while_a_row_is_read_is_not_reported_as_a_bad_row(tmp_path, monkey
     with pytest.raises(ValueError, match="not enough") as caught:
         read_samples(path, on_bad="skip")
     assert caught.value is bug
+
+
+@pytest.mark.parametrize(
+    "field", ["subtitle", "description", "label", "labels", "split", "video", "id", "translations"]
+)
+def test_half_of_a_surrogate_pair_is_a_bad_row_that_can_be_listed(tmp_path, field):
+    half = "Great \ud83d"
+    value = {"labels": [half], "translations": {"zh": {"subtitle": half}}}.get(field, half)
+    rows = [{"id": "a", "video": "a.mp4"}, {"id": "b", "video": "b.mp4", field: value}]
+    path = write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
+    samples, bad = read_samples(path, on_bad="skip")
+    assert [sample.id for sample in samples] == ["a"]
+    write_jsonl(tmp_path / "bad.jsonl", bad)
+    assert "\\ud83d" in (tmp_path / "bad.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_whole_emoji_is_text(tmp_path):
+    path = write(tmp_path / "m.jsonl", '{"id": "a", "video": "a.mp4", "subtitle": "Great \\ud83d\\ude00"}')
+    assert read_samples(path)[0][0].subtitle == "Great \U0001f600"
+
+
+def test_a_sample_and_a_prediction_take_no_text_that_no_tokenizer_takes():
+    for make in (lambda text: Sample(id="a", subtitle=text), lambda text: Prediction("a", text)):
+        for text in ("x \udcc4", "x" * (MAX_TEXT + 1)):
+            with pytest.raises(InputError, match=r"half of a surrogate pair|characters; expected at most"):
+                make(text)
+        make("x" * MAX_TEXT)
+
+
+def test_a_file_name_that_is_not_utf8_is_written_and_read_back(tmp_path):
+    samples = [Sample(id="a", video=os.fsdecode(str(tmp_path).encode() + "/你好.mp4".encode("gbk")))]
+    write_jsonl(tmp_path / "m.jsonl", samples)
+    assert read_samples(tmp_path / "m.jsonl")[0] == samples
+
+
+@pytest.mark.parametrize("value", ["1e999", 10**4000, "x", [1], "-inf"])
+def test_a_valence_that_is_no_finite_number_is_an_error(value):
+    with pytest.raises(InputError, match="valence must be a number, found") as error:
+        sample_from_row({"id": "a", "video": "a.mp4", "valence": value})
+    assert len(str(error.value)) < 120
+
+
+def test_cells_without_a_value_and_whole_numbers_mean_the_same_in_csv_and_json(tmp_path):
+    write(
+        tmp_path / "m.csv",
+        "id,video,subtitle,description,labels,label,valence,split\n00001,a.mp4,nan,None, ,null,NaN,1\n",
+    )
+    row = {"id": "00001", "video": "a.mp4", "subtitle": "nan", "description": "None", "labels": " ", "split": 1}
+    write(tmp_path / "m.jsonl", json.dumps(row | {"label": None, "valence": "nan"}) + '\n{"id": 2, "video": "b.mp4"}')
+    (one,), (other, second) = (read_samples(tmp_path / name)[0] for name in ("m.csv", "m.jsonl"))
+    assert one == other == Sample(id="00001", video=str(tmp_path / "a.mp4"), split="1")
+    assert second.id == "2"
+
+
+def test_a_mapping_names_the_columns_and_the_others_are_left_out_and_listed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = write(tmp_path / "m.csv", "name;text;speaker;file\na;Hi;Ann;a.mp4\n")
+    (sample,), _ = read_samples(path, columns={"id": "name", "subtitle": "text", "video": "file"})
+    assert sample == Sample(id="a", subtitle="Hi", video=str(tmp_path / "a.mp4"))
+    assert "left out the columns ['speaker']" in caplog.text
+    with pytest.raises(InputError, match=r"columns= names \['speaker'\]; expected some of"):
+        read_samples(path, columns={"speaker": "speaker"})
+    with pytest.raises(ManifestError, match=r"no column 'words', which columns= names for subtitle, found \['file'"):
+        read_samples(path, columns={"subtitle": "words"})
+
+
+def test_a_manifest_without_a_usable_row_says_why(tmp_path):
+    path = write(tmp_path / "m.csv", "id,video,lang\na,a.mp4,fr\nb,b.mp4,fr\n")
+    with pytest.raises(ManifestError, match=r"no usable sample \(2 bad rows\)\n.*m\.csv:2: sample 'a': lang 'fr'"):
+        read_samples(path, on_bad="skip")
 
 
 @pytest.mark.parametrize("line", [1000 * "[", '{"id": ' + 5000 * "1" + "}"])

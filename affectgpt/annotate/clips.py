@@ -19,6 +19,7 @@ from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_aud
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
 from affectgpt.schema import MANIFEST_HELP, BadSample, Sample, stream_samples
+from affectgpt.tables import is_table
 
 PEAK_FRAMES = 64
 """Number of frames from which the one nearest to the peak is taken."""
@@ -52,7 +53,9 @@ class Clips:
 
     def __iter__(self) -> Iterator[Sample | BadSample]:
         config, n_good = self._config, 0
-        rows = stream_samples(self._manifest, SeenIdsOnDisk()) if self._manifest else iter(self._samples)
+        rows = (
+            stream_samples(self._manifest, SeenIdsOnDisk(), config.columns) if self._manifest else iter(self._samples)
+        )
         for item in rows:
             if isinstance(item, Sample):
                 if config.split is not None and item.split != config.split:
@@ -65,7 +68,7 @@ class Clips:
 
 def manifests(config: AnnotateConfig) -> list[str]:
     """The manifests among the inputs of a run."""
-    return [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
+    return [path for path in config.input if is_table(path)]
 
 
 @dataclass

@@ -7,11 +7,18 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from affectgpt.config import DataCheckConfig, DataConfig, DataConvertConfig, DataFormatsConfig, SourceConfig
+from affectgpt.config import (
+    DataCheckConfig,
+    DataConfig,
+    DataConvertConfig,
+    DataFormatsConfig,
+    DataInputConfig,
+    SourceConfig,
+)
 from affectgpt.data import health, leaks
 from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.formats import (
@@ -109,7 +116,7 @@ def convert_data(config: DataConvertConfig) -> int:
 def _preferences(source: SourceConfig) -> tuple[list[Preference], list[BadSample]]:
     assert source.format is not None
     assert source.folder is not None
-    folder, options = open_folder(source.format, Path(source.folder).expanduser(), source.options)
+    folder, options = open_folder(source.format, Path(source.folder).expanduser(), source.options, source.columns)
     rows = list(read_preferences(folder, **options))
     pairs = [row for row in rows if isinstance(row, Preference)]
     return pairs, [row for row in rows if isinstance(row, BadSample)]
@@ -127,10 +134,9 @@ def _check_preferences(source: SourceConfig) -> int:
     return _verdict(len(bad) + bool(missing))
 
 
-def _source_of(config: DataCheckConfig | DataConvertConfig) -> SourceConfig:
+def _source_of(config: DataInputConfig) -> SourceConfig:
     if config.manifest is None and config.format is None:
         raise InputError("name a manifest, or format=... folder=...; --help shows examples")
     if config.format is not None and config.folder is None:
         raise InputError(f"format={config.format}: set the folder of the data set: folder=/path/to/it")
-    names = ("manifest", "format", "folder", "split", "split_file", "limit", "options")
-    return SourceConfig(**{name: getattr(config, name) for name in names})
+    return SourceConfig(**{item.name: getattr(config, item.name) for item in fields(DataInputConfig)})

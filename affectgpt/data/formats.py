@@ -10,9 +10,9 @@ first line of its docstring.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,9 +23,19 @@ from typing import Any
 import numpy as np
 
 from affectgpt.data.splits import hold_out
-from affectgpt.runtime import InputError
-from affectgpt.schema import FACE_ORDERS, BadSample, Sample, check_id, parse_label_list, read_samples
-from affectgpt.tables import TableError, id_of, npz_arrays, read_names, read_pickled_mapping, read_rows, table_errors
+from affectgpt.runtime import InputError, parse_json
+from affectgpt.schema import FACE_ORDERS, BadSample, Sample, check_id, finite, listed, parse_label_list, read_samples
+from affectgpt.tables import (
+    TableError,
+    cell_text,
+    id_of,
+    is_blank,
+    npz_arrays,
+    read_lines,
+    read_names,
+    read_pickled_mapping,
+    read_rows,
+)
 
 log = logging.getLogger("affectgpt")
 
@@ -72,6 +82,7 @@ AUDIO_SUFFIXES = (
     ".au",
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".txt", ".npz")
 _TRUST = "options: {trust_pickle: true}"
 
 EMER_TEST_SHARE = 66 / 332
@@ -91,7 +102,9 @@ class Folder:
     Attributes:
         video, audio, faces: subfolders of the media ("." = the folder itself); a missing one counts as empty.
         face_order: channel order of the face crops, bgr or rgb.
+        columns: the format's name of a column -> the name in its tables.
         files: the tables that have been read, for the record of a run.
+        used: the names in `columns` that these tables have.
     """
 
     path: Path
@@ -99,7 +112,9 @@ class Folder:
     audio: str = "audio"
     faces: str = "openface_face"
     face_order: str = "bgr"
+    columns: Mapping[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.face_order not in FACE_ORDERS:
@@ -109,7 +124,7 @@ class Folder:
         """The path of a required table, which is added to `files`."""
         path = self.path / name
         if not path.is_file():
-            near = sorted(item.name for item in self.path.glob("*") if item.suffix in (".csv", ".json", ".txt", ".npz"))
+            near = sorted(item.name for item in self.path.glob("*") if item.suffix.lower() in _TABLES)
             raise FormatError(f"{path}: no such file; the folder has {near[:12]}; set the name with an option; {_HELP}")
         self.files.append(path)
         return path
@@ -117,10 +132,14 @@ class Folder:
     def rows(self, name: str, *columns: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(file:line, row) of a required table with `columns`."""
         path = self.file(name)
-        for where, row in read_rows(path):
+        for where, row in self.read(path, columns):
             if missing := [column for column in columns if column not in row]:
                 raise FormatError(f"{where}: no column {missing[0]!r}, found {sorted(map(str, row))}; {_HELP}")
             yield where, row
+
+    def read(self, path: Path, known: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(file:line, row) of a table."""
+        return read_rows(path, known=known, columns=self.columns, used=self.used)
 
     def by_name(self, name: str, *columns: str) -> dict[str, dict[str, Any]]:
         """The rows of an optional table by name, for joining; {} if `name` is empty or the file does not exist."""
@@ -187,12 +206,6 @@ class Preference:
     audio: str | None = None
 
 
-def _text(value: object) -> str | None:
-    """The text of a cell; None if empty or NaN."""
-    text = str(value).strip() if value is not None else ""
-    return None if not text or text.lower() == "nan" else text
-
-
 def _sample(
     folder: Folder,
     where: str,
@@ -226,7 +239,7 @@ def _sample(
 
 
 def _texts(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: parse_label_list(value) if key == "labels" else _text(value) for key, value in cells.items()}
+    return {key: parse_label_list(value) if key == "labels" else cell_text(value) for key, value in cells.items()}
 
 
 class Subtitles:
@@ -238,7 +251,7 @@ class Subtitles:
     def get(self, name: str) -> tuple[str | None, str | None]:
         """(English, Chinese); None where there is none."""
         row = self._rows.get(name, {})
-        return _text(row.get("english")) or _text(row.get("sentence")), _text(row.get("chinese"))
+        return cell_text(row.get("english")) or cell_text(row.get("sentence")), cell_text(row.get("chinese"))
 
 
 def _with_split(rows: Rows, test_share: float) -> Rows:
@@ -256,7 +269,8 @@ def _with_split(rows: Rows, test_share: float) -> Rows:
 
 def manifest(folder: Folder, *, file: str = "manifest.jsonl") -> Rows:
     """our own format: a JSONL or CSV file with the columns of docs/data-format.md"""
-    samples, bad = read_samples(folder.file(file), on_bad="skip")
+    samples, bad = read_samples(folder.file(file), on_bad="skip", columns=folder.columns)
+    folder.used |= set(folder.columns.values())
     yield from samples
     yield from bad
 
@@ -268,7 +282,7 @@ def emer_v1(folder: Folder, *, english: str = "gt-eng.csv", chinese: str = "gt-c
     for where, row in folder.rows(english, *columns):
         name = id_of(row, where)
         english_texts, chinese_texts = _emer_v1_texts(row), _emer_v1_texts(others.get(name, {}))
-        english_texts["subtitle"] = _text(english_texts["subtitle"]) or chinese_texts["subtitle"]
+        english_texts["subtitle"] = cell_text(english_texts["subtitle"]) or chinese_texts["subtitle"]
         yield _sample(folder, where, name, **english_texts, chinese=chinese_texts)
 
 
@@ -352,7 +366,7 @@ def candidates(
 ) -> Rows:
     """clips to predict, without labels: track_all_candidates.csv, track1_track2_candidate.csv (name)"""
     spoken = Subtitles(folder, subtitles)
-    for name in read_names(folder.file(names)):
+    for name in read_names(folder.file(names), columns=folder.columns, used=folder.used):
         yield _sample(folder, names, name, spoken)
 
 
@@ -376,7 +390,7 @@ def merr(
             yield BadSample(name, where, f"expected a JSON object, found {type(entry).__name__}")
             continue
         label, valence = known.get(name, (entry.get("pseu_emotion"), None))
-        description = _text(entry.get("smp_reason_caption")) or entry.get("caption")
+        description = cell_text(entry.get("smp_reason_caption")) or entry.get("caption")
         texts = {"subtitle": entry.get("text"), "description": description, "label": label}
         yield _sample(folder, where, name, spoken, **texts, valence=valence)
 
@@ -393,15 +407,13 @@ def _merr_index(folder: Folder, file: str) -> dict[str, tuple[str, float | None]
     """name -> (emotion, valence); -10 means no valence."""
     path = folder.file(file)
     found: dict[str, tuple[str, float | None]] = {}
-    with table_errors(path):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for line_no, line in enumerate(lines, 1):
+    for line_no, line in enumerate(read_lines(path), 1):
         cells = line.split()
         if not cells:
             continue
         try:
             name, _, emotion, *rest = cells
-            valence = float(rest[0]) if rest else None
+            valence = finite(rest[0]) if rest else None
         except (ValueError, IndexError):
             raise FormatError(f"{path}:{line_no}: expected 'name n_frames emotion valence', found {line!r}") from None
         if name in found:
@@ -426,8 +438,8 @@ def merbench_npz(
     for name, entry in corpus.items():
         try:
             emotion, valence = entry.get("emo"), entry.get("val")
-            valence = None if valence in (None, "") else float(valence)
-        except (AttributeError, TypeError, ValueError):
+            valence = None if is_blank(valence) else finite(valence)
+        except (AttributeError, ValueError):
             yield BadSample(name, str(path), f"expected a dictionary with emo and a number val, found {entry!r}")
             continue
         if isinstance(emotion, (int, np.integer)):
@@ -448,7 +460,7 @@ def llava(folder: Folder, *, file: str, answer: str = "description") -> Rows:
     if answer not in ("description", "labels", "label"):
         raise FormatError(f"answer must be description, labels or label, found {answer!r}")
     path = folder.file(file)
-    entries = [row for _, row in read_rows(path)] if path.suffix == ".jsonl" else _json(path, list)
+    entries = [row for _, row in folder.read(path)] if path.suffix.lower() == ".jsonl" else _json(path, list)
     if odd := [number for number, entry in enumerate(entries) if not isinstance(entry, dict)]:
         raise FormatError(f"{path}[{odd[0]}]: expected a JSON object, found {type(entries[odd[0]]).__name__}; {_HELP}")
     n_left_out, shared = 0, _shared_stems(entries)
@@ -525,11 +537,11 @@ def predictions(
     """predictions as training data: CSV, our JSONL, *-openset.npz, name2reason npz"""
     path = folder.file(file)
     rows: Iterable[tuple[str, dict[str, Any]]]
-    if path.suffix == ".npz" and array in npz_arrays(path):
+    if path.suffix.lower() == ".npz" and array in npz_arrays(path):
         found = read_pickled_mapping(path, array, trust_pickle=trust_pickle, setting=_TRUST)
         rows = [(f"{path}[{name}]", {"name": name, "reason": reason}) for name, reason in found.items()]
     else:
-        rows = read_rows(path)
+        rows = folder.read(path, ("labels", "openset", "text", "reason", "description"))
     spoken = Subtitles(folder, subtitles)
     for where, row in rows:
         labels = row.get("labels") or row.get("openset")
@@ -542,7 +554,7 @@ def read_preferences(folder: Folder, *, file: str = "track3_emoprefer.csv") -> I
     for where, row in folder.rows(file, "a1", "a2", "preference"):
         name = id_of(row, where)
         choice = {"tie": "same"}.get(value := str(row["preference"]).strip().lower(), value)
-        a1, a2 = _text(row["a1"]), _text(row["a2"])
+        a1, a2 = cell_text(row["a1"]), cell_text(row["a2"])
         try:
             if choice not in ("a1", "a2", "same"):
                 raise InputError(f"preference is {row['preference']!r}; expected a1, a2 or same")
@@ -558,9 +570,9 @@ def read_preferences(folder: Folder, *, file: str = "track3_emoprefer.csv") -> I
 
 def _json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON ({error})") from None
+        value = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+    except (InputError, OSError) as error:
+        raise FormatError(f"{path}: {error}") from None
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
         raise FormatError(f"{path}: expected {expected}, found {type(value).__name__}; {_HELP}")
@@ -595,7 +607,9 @@ def options_of(format: str) -> dict[str, Any]:
     return own | {key: getattr(Folder, key) for key in FOLDER_OPTIONS}
 
 
-def open_folder(format: str, folder: Path, options: Mapping[str, Any]) -> tuple[Folder, dict[str, Any]]:
+def open_folder(
+    format: str, folder: Path, options: Mapping[str, Any], columns: Mapping[str, str] | None = None
+) -> tuple[Folder, dict[str, Any]]:
     """The folder, and the options of the reader.
 
     Raises:
@@ -612,13 +626,16 @@ def open_folder(format: str, folder: Path, options: Mapping[str, Any]) -> tuple[
         raise FormatError(
             f"{folder}: no such folder; set the folder of the data set: folder= (data.folder= in training)"
         )
-    source = Folder(folder, **{key: options[key] for key in FOLDER_OPTIONS if key in options})
+    own = {key: options[key] for key in FOLDER_OPTIONS if key in options}
+    source = Folder(folder, **own, columns=columns or {})
     return source, {key: value for key, value in options.items() if key not in FOLDER_OPTIONS}
 
 
-def read_format(format: str, folder: Path, options: Mapping[str, Any]) -> tuple[list[Sample | BadSample], list[Path]]:
+def read_format(
+    format: str, folder: Path, options: Mapping[str, Any], columns: Mapping[str, str] | None = None
+) -> tuple[list[Sample | BadSample], list[Path]]:
     """All rows of a data set in file order, with duplicate ids as bad rows, and the tables that were read."""
-    source, own = open_folder(format, folder, options)
+    source, own = open_folder(format, folder, options, columns)
     rows: list[Sample | BadSample] = []
     seen: set[str] = set()
     try:
@@ -629,6 +646,10 @@ def read_format(format: str, folder: Path, options: Mapping[str, Any]) -> tuple[
             rows.append(row)
     except TableError as error:
         raise FormatError(f"{error}; {_HELP}") from None
+    if unused := sorted(set(source.columns.values()) - source.used):
+        files = list(map(str, source.files))
+        raise FormatError(f"{folder}: columns= names {unused[0]!r}, but no table has this column: {files}; {_HELP}")
     if not any(isinstance(row, Sample) for row in rows):
-        raise FormatError(f"{folder}: no usable sample of format {format!r} in {list(map(str, source.files))}; {_HELP}")
+        found = f"in {list(map(str, source.files))}{listed([row for row in rows if isinstance(row, BadSample)], 3)}"
+        raise FormatError(f"{folder}: no usable sample of format {format!r} {found}; {_HELP}")
     return rows, source.files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,10 +88,10 @@ def _id_of(name: str) -> str:
 
 
 def read_manifest(
-    path: str | Path, *, split: str | None = None, on_bad: str = "raise"
+    path: str | Path, *, split: str | None = None, on_bad: str = "raise", columns: Mapping[str, str] | None = None
 ) -> tuple[list[Sample], list[BadSample]]:
     """Read a manifest and keep the rows of `split` (None = all); an empty split is an error that lists the splits."""
-    samples, bad = read_samples(path, on_bad=on_bad)
+    samples, bad = read_samples(path, on_bad=on_bad, columns=columns)
     if split is None:
         return samples, bad
     return _of_split(samples, split, str(path)), bad
@@ -134,14 +134,14 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
         raise InputError(f"a data source takes split={source.split!r} or split_file={source.split_file!r}, not both")
     if source.manifest is not None:
         name, base, files = source.manifest, Path(source.manifest).parent, [Path(source.manifest)]
-        samples, bad = read_samples(source.manifest, on_bad=on_bad)
+        samples, bad = read_samples(source.manifest, on_bad=on_bad, columns=source.columns)
     else:
         assert source.format is not None
         if source.folder is None and folder is None:
             raise InputError(f"format {source.format!r}: set the root of the data sets: data.folder=/path/to/it")
         base = Path(folder or "").expanduser() / Path(source.folder or "").expanduser()
         name = f"{source.format} in {base}"
-        rows, files = read_format(source.format, base, source.options)
+        rows, files = read_format(source.format, base, source.options, source.columns)
         samples = [row for row in rows if isinstance(row, Sample)]
         bad = [row for row in rows if isinstance(row, BadSample)]
     if source.split_file is not None:

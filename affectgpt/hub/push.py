@@ -221,7 +221,9 @@ def _clips(source: Mapping[str, Any]) -> str:
 
     if not source.get("manifest") or not Path(source["manifest"]).is_file():
         return "not counted"
-    samples, bad = read_manifest(source["manifest"], split=source.get("split"), on_bad="skip")
+    samples, bad = read_manifest(
+        source["manifest"], split=source.get("split"), on_bad="skip", columns=source.get("columns")
+    )
     return f"{len(samples)}" + (f" ({len(bad)} bad)" if bad else "")
 
 

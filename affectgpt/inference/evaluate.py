@@ -117,7 +117,7 @@ def _prediction_files(config: EvalConfig) -> list[Path]:
 def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
     """Where the true labels are: the file `references`, else the test sources of `data`."""
     if config.references is not None:
-        return [SourceConfig(manifest=config.references, split=config.split)]
+        return [SourceConfig(manifest=config.references, columns=config.columns, split=config.split)]
     if not config.data.test:
         raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with references=")
     return config.data.test
@@ -142,7 +142,9 @@ def _references(
     files: list[Path] = []
     for source in _reference_sources(config):
         if source.manifest is not None and source.split_file is None and source.limit is None:
-            references |= read_references(source.manifest, split=source.split, lang=config.lang, split_text=split_text)
+            references |= read_references(
+                source.manifest, split=source.split, lang=config.lang, split_text=split_text, columns=source.columns
+            )
             files.append(Path(source.manifest))
         else:
             rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)

@@ -11,6 +11,7 @@ from affectgpt.config import InferConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
 from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
+from affectgpt.tables import is_table
 
 log = logging.getLogger("affectgpt")
 
@@ -67,7 +68,7 @@ def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:
 
     if not config.input:
         raise UserError("no input given: python infer.py video.mp4 (or a folder, or a manifest); see --help")
-    manifests = [path for path in config.input if Path(path).suffix in (".jsonl", ".csv")]
+    manifests = [path for path in config.input if is_table(path)]
     if manifests and len(config.input) > 1:
         raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
     bad: list[BadSample] = []
@@ -76,7 +77,7 @@ def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:
     elif config.subtitle is not None:
         raise UserError("subtitle= is for media files; a manifest has its own subtitle column")
     else:
-        samples, bad = read_manifest(manifests[0], split=config.split, on_bad=config.on_bad)
+        samples, bad = read_manifest(manifests[0], split=config.split, on_bad=config.on_bad, columns=config.columns)
     usable, bad_media = probe_samples(samples, on_bad=config.on_bad)
     return usable, bad + bad_media
 

@@ -1,4 +1,4 @@
-"""Read predictions and references from JSONL, CSV and npz files. Nothing is unpickled.
+"""Read predictions and references from JSONL, CSV, xlsx and npz files. Nothing is unpickled.
 
 - Predictions: our predictions.jsonl; CSV with `name,openset`; the npz of the challenges (`filenames`, `fileitems`, or
   `name2reason`).
@@ -15,12 +15,13 @@ import numpy as np
 
 from affectgpt.metrics.lexicon import CellLabels
 from affectgpt.runtime import InputError
-from affectgpt.schema import Prediction, parse_label_list, prediction_from_row
-from affectgpt.tables import TableError, id_of, read_rows
+from affectgpt.schema import LANGUAGES, Prediction, parse_label_list, prediction_from_row
+from affectgpt.tables import TableError, cell_text, id_of, is_blank, read_rows
 
 _HELP = "see docs/metrics.md, section 'Files'"
 _LABEL_COLUMNS = ("labels", "openset")
 _TEXT_COLUMNS = ("text", "reason", "description", "english")
+_COLUMNS = (*_LABEL_COLUMNS, *_TEXT_COLUMNS)
 
 
 ScoreFileError = TableError
@@ -35,7 +36,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     """
     path = Path(path)
     predictions: dict[str, Prediction] = {}
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, known=_COLUMNS):
         sample_id = id_of(row, where)
         if sample_id in predictions:
             raise ScoreFileError(f"{where}: duplicate id {sample_id!r}; expected one prediction per sample")
@@ -54,25 +55,24 @@ def _prediction(sample_id: str, row: Mapping[str, Any]) -> Prediction:
     for column in (*_LABEL_COLUMNS, "discrete"):
         if column in row:  # text such as "['sad', 'tired']" is parsed later, so that the report counts how it was read
             value = row[column]
-            if value is None or isinstance(value, str):
+            if is_blank(value) or isinstance(value, str):
                 return Prediction(sample_id, _text_of(value), task="labels")
             return Prediction(sample_id, "", labels=parse_label_list(value) or (), task="labels")
     for column in _TEXT_COLUMNS:
         if column in row:
             return Prediction(sample_id, _text_of(row[column]), task="description")
-    raise InputError(f"sample {sample_id!r}: no column of {[*_LABEL_COLUMNS, *_TEXT_COLUMNS]}, found {sorted(row)}")
+    raise InputError(f"sample {sample_id!r}: no column of {list(_COLUMNS)}, found {sorted(row)}")
 
 
 def _labels_cell(row: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The labels of a row that also has a text; None = not given, so that they are read from the text."""
-    if row.get("labels") is None:
+    if row.get("labels") is None:  # an empty list or cell says that there are none
         return None
     return parse_label_list(row["labels"]) or ()
 
 
 def _text_of(value: object) -> str:
-    text = "" if value is None else str(value)
-    return "" if text.strip().lower() == "nan" else text
+    return "" if is_blank(value) else str(value)
 
 
 def read_references(
@@ -81,11 +81,13 @@ def read_references(
     split: str | None = None,
     lang: str | None = None,
     split_text: Callable[[str], Iterable[str]] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Read true labels: id -> labels; an empty cell gives (), which is counted but not scored.
 
     Args:
         split: only read rows of this split (column `split`).
+        columns: our name of a column -> its name in the file.
         lang: prefer `labels_<lang>` or the translation into this language; None = the row's own labels.
         split_text: how cells of text are split, such as `lexicon.split_published` for scores that equal published
             ones; None = `schema.parse_label_list`, which also takes other separators and rejects what is no label.
@@ -96,24 +98,25 @@ def read_references(
     path = Path(path)
     references: dict[str, tuple[str, ...]] = {}
     splits: set[str] = set()
-    for where, row in read_rows(path):
+    known = {*_COLUMNS, "split", *(f"labels_{name}" for name in LANGUAGES)}
+    for where, row in read_rows(path, known=known, columns=columns):
         sample_id = id_of(row, where)
-        splits.add(str(row.get("split") or ""))
-        if split is not None and row.get("split") != split:
+        splits.add(own_split := cell_text(row.get("split")) or "")
+        if split is not None and own_split != split:
             continue
         if sample_id in references:
             raise ScoreFileError(f"{where}: duplicate id {sample_id!r}; ids must be unique")
-        columns = [name for name in _LABEL_COLUMNS if name in row]
+        present = [name for name in _LABEL_COLUMNS if name in row]
         translated = (row.get("translations") or {}).get(lang, {}) if lang else {}
         if lang and f"labels_{lang}" in row:
             value = row[f"labels_{lang}"]
         elif lang and row.get("lang", "en") != lang and "labels" in translated:
             value = translated["labels"]
-        elif columns:
-            value = row[columns[0]]
+        elif present:
+            value = row[present[0]]
         else:
             value = None
-            if path.suffix != ".jsonl":  # JSONL rows omit empty fields
+            if path.suffix.lower() != ".jsonl":  # JSONL rows omit empty fields
                 raise ScoreFileError(f"{where}: no column of {list(_LABEL_COLUMNS)}, found {sorted(row)}; {_HELP}")
         try:
             if split_text is not None and isinstance(value, str):

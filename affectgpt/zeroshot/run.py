@@ -179,7 +179,7 @@ def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample], lis
     """The clips with probed modalities, the bad samples, and the files that were read."""
     sources = config.data.test
     if config.manifest:
-        sources = [SourceConfig(manifest=config.manifest, split=config.split)]
+        sources = [SourceConfig(manifest=config.manifest, columns=config.columns, split=config.split)]
     if not sources:
         raise UserError(f"data {config.data.name!r} has no test sources; name a manifest with manifest=")
     samples: list[Sample] = []

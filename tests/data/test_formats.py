@@ -274,7 +274,7 @@ def test_a_mismatch_names_what_was_found_and_expected(tmp_path, format, options,
 def test_an_unquoted_comma_does_not_cut_a_description_short(tmp_path):
     layouts.openset(tmp_path, "ovmerd")
     (tmp_path / "track3_train_ovmerd.csv").write_text(f"name,reason\n{NAMES[0]},She frowns, then leaves\n")
-    with pytest.raises(FormatError, match=r"ovmerd\.csv:2: expected 2 cells, found 3; quote cells that contain commas"):
+    with pytest.raises(FormatError, match=r"ovmerd\.csv:2: expected 2 cells, found 3; quote cells that contain"):
         read(tmp_path, "ovmerd")
 
 

@@ -161,7 +161,7 @@ def test_references_keep_empty_cells_apostrophes_splits_and_languages(tmp_path):
         ("p.csv", "file,openset\na,b\n", r"p\.csv:2: no column of \['id', 'name', 'names'\]"),
         ("p.jsonl", '{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', r"p\.jsonl:2: duplicate id 'a'"),
         ("p.jsonl", "[1]\n", r"p\.jsonl:1: expected a JSON object, found list"),
-        ("p.txt", "", r"expected \.jsonl, \.csv or \.npz, found '\.txt'"),
+        ("p.txt", "", r"expected \.jsonl, \.csv, \.tsv, \.xlsx or \.npz, found '\.txt'"),
         ("p.jsonl", "", r"p\.jsonl: no predictions"),
     ],
 )
