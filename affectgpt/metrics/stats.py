@@ -6,6 +6,7 @@ and recall, and with its own n (samples without a known truth are left out, as i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,39 @@ class Interval:
     level: float
     n_bootstrap: int
     seed: int
+
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of `n` with its 95 % Wilson interval; `value` is None for n = 0."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float | None:
+        return self.count / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson (1927), which also covers shares of 0 and 1.
+
+        >>> Rate(0, 10).interval, [round(x, 3) for x in Rate(5, 10).interval]
+        ((0.0, 0.2775327998628892), [0.237, 0.763])
+        """
+        if not self.n:
+            return None
+        share, spread = self.count / self.n, _Z**2 / self.n
+        centre = (share + spread / 2) / (1 + spread)
+        half = _Z * math.sqrt(share * (1 - share) / self.n + spread / (4 * self.n)) / (1 + spread)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        low, high = self.interval or (None, None)
+        return {"value": self.value, "count": self.count, "n": self.n, "low": low, "high": high}
 
 
 def mean_f_statistic(means: np.ndarray) -> np.ndarray:
