@@ -18,12 +18,21 @@ from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_true_values
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
 from affectgpt.metrics.compare import compare, named_after_files, over_seeds
-from affectgpt.metrics.evaluate import labels_by_id
+from affectgpt.metrics.evaluate import evaluate_samples, labels_by_id
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.metrics.judge import JUDGE_ASPECTS, judge
 from affectgpt.metrics.matching import match_texts
 from affectgpt.metrics.report import percent
 from affectgpt.metrics.sets import jaccard
+from affectgpt.metrics.stats import (
+    bootstrap_interval,
+    mean_f_statistic,
+    mean_precision_statistic,
+    mean_recall_statistic,
+    percentile_interval,
+    resampled_means,
+    weighted_means,
+)
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.runtime import InputError, write_json_atomic
@@ -68,14 +77,29 @@ def _compare(
 ) -> dict[str, Any]:
     result = compare(systems, truth, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
     print(result.table())
-    primary = {name: report.primary for name, report in result.reports.items()}
-    bars = {
-        "F_S": [100 * score.f_score for score in primary.values()],
-        "precision": [100 * score.precision for score in primary.values()],
-        "recall": [100 * score.recall for score in primary.values()],
-    }
-    _draw(config, plots.draw_bars, list(primary), bars, title=title, unit="level 1 mean, %")
+    _draw_scores(config, result.by_sample, title=title)
     return result.to_dict()
+
+
+_STATISTICS = {"F_S": mean_f_statistic, "precision": mean_precision_statistic, "recall": mean_recall_statistic}
+
+
+def _draw_scores(config: AnalyzeConfig, by_sample: Mapping[str, np.ndarray], *, title: str) -> None:
+    """F_S, precision and recall of each system, averaged over the wheels, with 95 % bootstrap intervals over clips.
+
+    Args:
+        by_sample: system -> precision and recall of every reference, [n_references, 5, 2]; NaN = not scored.
+    """
+    values: dict[str, list[float | None]] = {name: [] for name in _STATISTICS}
+    intervals: dict[str, list[plots.Range | None]] = {name: [] for name in _STATISTICS}
+    for scores in by_sample.values():
+        means = weighted_means(scores, np.ones((1, len(scores))))
+        for name, statistic in _STATISTICS.items():
+            values[name].append(100 * float(statistic(means)[0]))
+            found = bootstrap_interval(scores, statistic, n_bootstrap=config.n_bootstrap, seed=config.seed)
+            intervals[name].append(None if found is None else (100 * found.low, 100 * found.high))
+    unit = "level 1 mean, %" + (", with 95 % intervals" if config.n_bootstrap else "")
+    _draw(config, plots.draw_bars, list(by_sample), values, title=title, unit=unit, intervals=intervals)
 
 
 def correlation(config: AnalyzeConfig) -> dict[str, Any]:
@@ -91,7 +115,8 @@ def correlation(config: AnalyzeConfig) -> dict[str, Any]:
     names, matrix = correlation_matrix(scores)
     _print_matrix(names, names, matrix, "{:.3f}")
     title = f"PCC over {len(scores)} systems"
-    _draw(config, plots.draw_heat_map, matrix, names, names, title=title, low=0, high=1)
+    low = -1 if (matrix < 0).any() else 0
+    _draw(config, plots.draw_heat_map, matrix, names, names, title=title, low=low, high=1)
     return {"metrics": names, "pcc": matrix.tolist(), "systems": list(scores)}
 
 
@@ -120,21 +145,22 @@ def language(config: AnalyzeConfig) -> dict[str, Any]:
             shared = [sample_id for sample_id in sets[a] if sample_id in sets[b]]
             first, second = ([grouping.map(sets[x][key], config.grouping) for key in shared] for x in (a, b))
             matrix[i, j], counts[i, j] = jaccard(zip(first, second, strict=True))
-    _print_matrix(names, names, matrix, "{:.3f}")
+    shown = np.where(counts > 0, matrix, np.nan)
+    _print_matrix(names, names, shown, "{:.3f}")
     title = f"Jaccard similarity of label sets ({config.grouping})"
-    _draw(config, plots.draw_heat_map, matrix, names, names, title=title, low=0, high=1)
+    _draw(config, plots.draw_heat_map, shown, names, names, title=title, low=0, high=1)
     return {"names": names, "jaccard": matrix.tolist(), "n": counts.tolist(), "grouping": config.grouping}
 
 
 def onehot(config: AnalyzeConfig) -> dict[str, Any]:
     truth = _truth(config)
     predictions = {key: [label] for key, label in _column(config, ("label", "discrete", "onehot")).items()}
-    report = evaluate(predictions, truth, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
+    report, by_sample = evaluate_samples(
+        predictions, truth, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap
+    )
     print(report.table())
-    score = report.primary
-    bars = {"one-hot labels": [100 * value for value in (score.f_score, score.precision, score.recall)]}
-    names = ["F_S", "precision", "recall"]
-    _draw(config, plots.draw_bars, names, bars, title="One-hot against open labels", unit="%")
+    level1 = by_sample[:, [GROUPINGS.index(name) for name in LEVEL1]]
+    _draw_scores(config, {"one-hot labels": level1}, title="One-hot against open labels")
     return report.to_dict()
 
 
@@ -176,16 +202,50 @@ def wheel(config: AnalyzeConfig) -> dict[str, Any]:
     if not 1 <= config.k <= len(LEVEL1):
         raise InputError(f"k={config.k}: expected the number of a wheel, 1 to {len(LEVEL1)}")
     grouping, name = WheelGrouping(load_lexicon(config.lexicon)), LEVEL1[config.k - 1]
-    shares = []
-    for side in (list(truth.values()), [predicted.get(key, ()) for key in truth]):
-        counts = Counter(group for found in side for word in found if (group := grouping.groups(word).get(name)))
-        shares.append({group: n / counts.total() for group, n in counts.items()})
-    true, answered = shares
+    sides = []  # of the true and of the predicted labels: for each clip sector -> number of its labels
+    for found in (truth, {key: predicted.get(key, ()) for key in truth}):
+        groups = ([grouping.groups(word).get(name) for word in words] for words in found.values())
+        sides.append([Counter(group for group in clip if group) for clip in groups])
+    sectors = sorted({sector for side in sides for clip in side for sector in clip})
+    counts = np.array([[[clip[sector] for sector in sectors] for clip in side] for side in sides], dtype=float)
+    shares, intervals = _shares(np.moveaxis(counts, 0, -1), config)
     print(f"{'sector':<14}{'true %':>8}{'predicted %':>13}")
-    for sector in sorted(set(true) | set(answered)):
-        print(f"{sector:<14}{100 * true.get(sector, 0):>8.1f}{100 * answered.get(sector, 0):>13.1f}")
-    _draw(config, plots.draw_wheel, true, answered, title=f"Wheel {config.k}, level 1")
+    for place, sector in enumerate(sectors):
+        print(f"{sector:<14}{100 * shares[place, 0]:>8.1f}{100 * shares[place, 1]:>13.1f}")
+    true, answered = (
+        {sector: float(share) for sector, share in zip(sectors, shares[:, side], strict=True) if share > 0}
+        for side in (0, 1)
+    )
+    ranges = None
+    if intervals is not None:
+        ranges = tuple(
+            {sector: (low, high) for sector, (low, high) in zip(sectors, intervals[:, side], strict=True)}
+            for side in (0, 1)
+        )
+    title = f"Wheel {config.k}, level 1" + (", with 95 % intervals" if ranges else "")
+    _draw(config, plots.draw_wheel, true, answered, title=title, intervals=ranges)
     return {"wheel": config.k, "true": true, "predicted": answered}
+
+
+def _shares(counts: np.ndarray, config: AnalyzeConfig) -> tuple[np.ndarray, np.ndarray | None]:
+    """Shares of sectors among all labels, and their 95 % intervals over clips (None without resamples).
+
+    [n_clips, n_sectors, 2] -> [n_sectors, 2], [n_sectors, 2, (low, high)]
+    """
+
+    def of(means: np.ndarray) -> np.ndarray:
+        total = means.sum(axis=-2, keepdims=True)
+        return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
+
+    shares = of(counts.sum(axis=0))
+    if config.n_bootstrap < 1 or not counts.size:
+        return shares, None
+    resampled = of(resampled_means(counts, n_bootstrap=config.n_bootstrap, seed=config.seed))  # [K, n_sectors, 2]
+    found = [
+        [percentile_interval(resampled[:, sector, side], config.seed) for side in (0, 1)]
+        for sector in range(counts.shape[1])
+    ]
+    return shares, np.array([[(interval.low, interval.high) for interval in row] for row in found])
 
 
 def confusion(config: AnalyzeConfig) -> dict[str, Any]:
@@ -199,8 +259,9 @@ def confusion(config: AnalyzeConfig) -> dict[str, Any]:
     columns = [*result.classes, UNPARSED]
     _print_matrix(result.classes, columns, result.confusion, "{:d}")
     print(f"weighted F1 {percent(result.weighted_f1)}  UAR {percent(result.uar)}  WAR {percent(result.war)}")
-    shares = result.confusion / np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
-    title = "True (rows) and predicted"
+    n_true = result.confusion.sum(axis=1, keepdims=True)
+    shares = np.where(n_true > 0, result.confusion / np.maximum(n_true, 1), np.nan)  # no row without a true clip
+    title = "True (rows) and predicted, shares of rows"
     _draw(config, plots.draw_heat_map, shares, result.classes, columns, title=title, low=0, high=1)
     return vars(result) | {"confusion": result.confusion.tolist()}
 
@@ -215,9 +276,9 @@ def seeds(config: AnalyzeConfig) -> dict[str, Any]:
     for name, value in scores.items():
         print(f"{name:<16}{value}")
     bars = {"F_S": [100 * value.mean for value in scores.values()]}
-    errors = {"F_S": [(100 * value.std, 100 * value.std) for value in scores.values()]}
+    spread = {"F_S": [(100 * (value.mean - value.std), 100 * (value.mean + value.std)) for value in scores.values()]}
     title = f"Mean ± standard deviation of {len(reports)} runs"
-    _draw(config, plots.draw_bars, list(scores), bars, title=title, unit="F_S, %", errors=errors)
+    _draw(config, plots.draw_bars, list(scores), bars, title=title, unit="F_S, %", intervals=spread)
     return {name: vars(value) for name, value in scores.items()}
 
 
@@ -246,9 +307,17 @@ def by_judge(config: AnalyzeConfig) -> dict[str, Any]:
         mean = "-" if result.mean is None else f"{result.mean:.2f}"
         print(f"{aspect:<16}{mean:>6}  n = {result.n}, {result.unparsed} unreadable, {result.model}")
     print(f"{client.n_asked} calls, {client.n_cached} answers from the cache")
-    bars = {"mean": [result.mean or 0.0 for result in results.values()]}
-    _draw(config, plots.draw_bars, list(results), bars, title="LLM judge", unit="1 to 10")
+    bars = {"mean": [result.mean for result in results.values()]}
+    intervals = {"mean": [_interval_of_mean(list(result.by_id.values()), config) for result in results.values()]}
+    unit = "1 to 10, with 95 % intervals" if config.n_bootstrap else "1 to 10"
+    _draw(config, plots.draw_bars, list(results), bars, title="LLM judge", unit=unit, intervals=intervals)
     return {aspect: vars(result) for aspect, result in results.items()}
+
+
+def _interval_of_mean(values: Sequence[float], config: AnalyzeConfig) -> plots.Range | None:
+    pairs = np.repeat(np.asarray(values, dtype=float)[:, None, None], 2, axis=2)  # [N, 1, 2]
+    found = bootstrap_interval(pairs, mean_precision_statistic, n_bootstrap=config.n_bootstrap, seed=config.seed)
+    return None if found is None else (found.low, found.high)
 
 
 ANALYSES: dict[str, Callable[[AnalyzeConfig], dict[str, Any]]] = {
@@ -306,7 +375,10 @@ def _column(config: AnalyzeConfig, names: Sequence[str], required: bool = True) 
 def _print_matrix(rows: Sequence[str], columns: Sequence[str], matrix: np.ndarray, fmt: str) -> None:
     width = max(7, *map(len, columns))
     cells = [(" " * 12, *(f"{name:>{width}}" for name in columns))]
-    cells += [(name, *map(fmt.format, values)) for name, values in zip(rows, matrix, strict=True)]
+    cells += [
+        (name, *("-" if np.isnan(value) else fmt.format(value) for value in values))
+        for name, values in zip(rows, matrix, strict=True)
+    ]
     print(format_table(cells))
 
 

@@ -1,15 +1,21 @@
-"""Plots as PNG and SVG, readable in black and white: shades of grey, hatching, values printed on bars and cells.
+"""Plots as PNG and SVG, in colours that colour-blind readers can tell apart, with values printed on bars and cells.
+
+The colours are those of Okabe and Ito (2008), "Color Universal Design", in an order in which neighbours also differ in
+lightness; matrices use matplotlib's cividis. A value of None or NaN was not measured: it is marked as such and nothing
+is drawn for it. Counts are printed as integers, everything else with one decimal, fractions in matrices with two.
 
 Needs matplotlib (the `evaluation` extra), which is imported only when something is drawn.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +26,28 @@ from affectgpt.runtime import MissingLibrary
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
-_GREYS = ("0.35", "0.75", "0.9", "0.55", "0.65", "0.85")
+log = logging.getLogger("affectgpt")
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Blue, orange, green, purple, sky blue, vermilion."""
+NOT_MEASURED = "n/a"
+SMOOTH_FROM = 20
+"""A curve with more points is smoothed, as loss curves are; one with fewer joins its points."""
+_NEIGHBOURS = 15  # points that a smoothed value is fitted to
+_CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "SimHei",
+    "Arial Unicode MS",
+)
 
 
 @contextmanager
@@ -36,32 +62,76 @@ def figure_file(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingLibrary("drawing needs matplotlib: pip install 'affectgpt[evaluation]'") from None
-    with (
-        warnings.catch_warnings(),
-        rc_context({"svg.hashsalt": "affectgpt", "font.sans-serif": _fonts(), "axes.unicode_minus": False}),
-    ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # without a Chinese font, a box is drawn
+    # matplotlib looks for missing glyphs along `font.family` only, never along `font.sans-serif`.
+    fonts = {"font.family": ["DejaVu Sans", *_chinese_fonts()], "axes.unicode_minus": False}
+    with warnings.catch_warnings(record=True) as caught, rc_context({"svg.hashsalt": "affectgpt", **fonts}):
+        warnings.simplefilter("always")
         figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no window, no global state
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    boxes = [warning for warning in caught if "missing from" in str(warning.message)]
+    if boxes:
+        log.warning(
+            "%s: some characters are drawn as boxes, because no installed font has them; for Chinese, install one "
+            "(Debian and Ubuntu: apt install fonts-noto-cjk)",
+            path.with_suffix(".png"),
+        )
+    for warning in caught:
+        if warning not in boxes:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _fonts() -> list[str]:
-    """The default font family, then the installed ones with Chinese glyphs."""
+@cache
+def _chinese_fonts() -> tuple[str, ...]:
+    """The installed font with Chinese glyphs, if there is one: a known one, else any.
+
+    matplotlib lists fonts once and keeps the list on disk, so a font that was installed later is searched for.
+    """
     from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
 
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    chinese = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
-    return ["DejaVu Sans", *(name for name in chinese if name in known)]
+    manager = font_manager.fontManager
+    known = {font.name for font in manager.ttflist}
+    for name in _CHINESE_FONTS:
+        if name in known:
+            return (name,)
+    for file in sorted(font_manager.findSystemFonts()):
+        try:
+            font = FT2Font(file)
+        except (RuntimeError, OSError):  # a damaged font, or a format that freetype does not read
+            continue
+        if font.get_char_index(ord("难")) and font.get_char_index(ord("愤")):
+            manager.addfont(file)
+            return (font.family_name,)
+    return ()
+
+
+def number(value: float | None) -> str:
+    """A value as it is printed on a bar.
+
+    >>> number(12), number(12.0), number(12.34), number(None)
+    ('12', '12.0', '12.3', 'n/a')
+    """
+    if value is None or math.isnan(value):
+        return NOT_MEASURED
+    return str(value) if isinstance(value, int) else f"{value:.1f}"
+
+
+Range = tuple[float, float]
 
 
 def draw_bars(
-    path: Path, names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, unit: str,
-    errors: Mapping[str, Sequence[tuple[float, float]]] | None = None, horizontal: bool = False,
+    path: Path, names: Sequence[str], series: Mapping[str, Sequence[float | None]], *, title: str, unit: str,
+    intervals: Mapping[str, Sequence[Range | None]] | None = None, horizontal: bool = False,
 ) -> None:  # fmt: skip
-    """Grouped bars: one group per name, one hatch per series; `errors` gives (below, above) for each bar."""
+    """Grouped bars: one group per name, one colour per series.
+
+    Args:
+        series: label -> one value per name; integers are counts.
+        intervals: label -> (low, high) of each bar, where there is one.
+    """
     size = max(5.0, 0.35 * len(names) * len(series) + 2)
     shape = (6.5, max(3.0, 0.24 * len(names) + 1)) if horizontal else (min(size, 14), 4.0)
     with figure_file(path, *shape) as figure:
@@ -69,16 +139,18 @@ def draw_bars(
         positions = np.arange(len(names))
         width = 0.8 / len(series)
         for i, (label, values) in enumerate(series.items()):
-            style = {"facecolor": _GREYS[i % 6], "hatch": _HATCHES[i % 6], "edgecolor": "black", "linewidth": 0.6}
-            style["label"] = label
+            style = {"facecolor": COLOURS[i % len(COLOURS)], "edgecolor": "black", "linewidth": 0.6, "label": label}
             offset = positions + (i - (len(series) - 1) / 2) * width
-            error = None if errors is None else np.array(errors[label]).T
+            heights = np.array([math.nan if value is None else value for value in values], dtype=float)
+            error = None if intervals is None else _error_bars(heights, intervals[label])
             if horizontal:
-                bars = axes.barh(offset, values, width, xerr=error, **style)
+                bars = axes.barh(offset, np.nan_to_num(heights), width, xerr=error, capsize=2, **style)
             else:
-                bars = axes.bar(offset, values, width, yerr=error, capsize=3, **style)
-            if len(names) * len(series) <= 40:
-                axes.bar_label(bars, fmt="%.4g", fontsize=7, padding=2)
+                bars = axes.bar(offset, np.nan_to_num(heights), width, yerr=error, capsize=3, **style)
+            shown = [number(value) for value in values]
+            if len(names) * len(series) > 40:  # no room; what is missing is marked all the same
+                shown = [text if text == NOT_MEASURED else "" for text in shown]
+            axes.bar_label(bars, shown, fontsize=7, padding=2)
         if horizontal:
             axes.set_yticks(positions, names)
             axes.invert_yaxis()
@@ -89,42 +161,62 @@ def draw_bars(
             axes.set_ylabel(unit)
         axes.set_title(title)
         if len(series) > 1:
-            axes.legend()
+            figure.legend(loc="outside right upper")  # beside the axes, where it covers no bar
         axes.spines[["top", "right"]].set_visible(False)
+
+
+def _error_bars(values: np.ndarray, intervals: Sequence[Range | None]) -> np.ndarray:
+    """Distances of the ends of the intervals from the values, NaN without an interval.  [2, n_bars]"""
+    ends = np.array([(math.nan, math.nan) if interval is None else interval for interval in intervals], dtype=float).T
+    # A percentile interval need not contain the value; matplotlib takes no negative distances.
+    return np.maximum(np.stack([values - ends[0], ends[1] - values]), 0)
 
 
 def draw_heat_map(
     path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, fmt: str = "{:.2f}",
     low: float | None = None, high: float | None = None,
 ) -> None:  # fmt: skip
-    """A matrix [n_rows, n_columns] in shades of grey with its values; NaN cells stay white."""
+    """A matrix [n_rows, n_columns] in colour with its values; NaN cells stay white, with a dash."""
     size = 0.55 * len(columns) + 2.2
     with figure_file(path, size, 0.45 * len(rows) + 1.6) as figure:
         axes = figure.add_subplot()
-        image = axes.imshow(values, cmap="Greys", vmin=low, vmax=high, aspect="auto")
+        image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high, aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
         axes.set_yticks(range(len(rows)), rows)
-        darkest = image.norm.vmin + 0.6 * (image.norm.vmax - image.norm.vmin)
+        middle = (image.norm.vmin + image.norm.vmax) / 2
         for i, j in np.ndindex(values.shape):
-            if not math.isnan(values[i, j]):
-                colour = "white" if values[i, j] > darkest else "black"
-                axes.text(j, i, fmt.format(values[i, j]), ha="center", va="center", color=colour, fontsize=7)
+            missing = math.isnan(values[i, j])
+            colour = "black" if missing or values[i, j] > middle else "white"
+            text = "–" if missing else fmt.format(values[i, j])
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
         axes.set_title(title)
 
 
-def draw_wheel(path: Path, true: Mapping[str, float], predicted: Mapping[str, float], *, title: str) -> None:
-    """The level-1 sectors of a wheel: shares of all true labels (outlined) and of all predicted labels (hatched)."""
+def draw_wheel(
+    path: Path, true: Mapping[str, float], predicted: Mapping[str, float], *, title: str,
+    intervals: tuple[Mapping[str, Range], Mapping[str, Range]] | None = None,
+) -> None:  # fmt: skip
+    """The level-1 sectors of a wheel: shares of all true labels (outlined) and of all predicted labels (filled).
+
+    Args:
+        intervals: of the true and of the predicted shares, by sector.
+    """
     sectors = sorted(set(true) | set(predicted))
     with figure_file(path, 6, 6) as figure:
         axes = figure.add_subplot(projection="polar")
         width = 2 * math.pi / max(len(sectors), 1)
         angles = np.arange(len(sectors)) * width
-        for values, style in (
-            (predicted, {"facecolor": "0.8", "hatch": "///", "linewidth": 0.5, "label": "predicted"}),
-            (true, {"fill": False, "linewidth": 2.2, "label": "true"}),
+        of_true, of_predicted = intervals or ({}, {})
+        for values, ranges, shift, style in (
+            (predicted, of_predicted, 0.12, {"facecolor": COLOURS[4], "linewidth": 0.5, "label": "predicted"}),
+            (true, of_true, -0.12, {"fill": False, "linewidth": 2.2, "label": "true"}),
         ):
-            heights = [100 * values.get(name, 0.0) for name in sectors]
+            heights = np.array([100 * values.get(name, 0.0) for name in sectors])
             axes.bar(angles, heights, width * 0.94, edgecolor="black", **style)
+            if ranges:
+                ends = [(100 * low, 100 * high) for low, high in (ranges[name] for name in sectors)]
+                error = {"ecolor": COLOURS[0] if style.get("facecolor") else "black", "elinewidth": 1.2, "capsize": 2}
+                axes.errorbar(angles + shift * width, heights, _error_bars(heights, ends), fmt="none", **error)
         axes.tick_params(axis="x", pad=14)
         axes.set_xticks(angles, sectors)
         axes.set_rlabel_position(math.degrees(width / 2))
@@ -134,35 +226,62 @@ def draw_wheel(path: Path, true: Mapping[str, float], predicted: Mapping[str, fl
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes with its curves: label -> (x, values, smoothed values)."""
+    """One set of axes with its curves: label -> (x, values)."""
 
     title: str
     x_label: str
     y_label: str
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
-    """Panels of curves: raw values thin and grey, smoothed values in black, one line style and marker per label.
+    """Panels of curves, every measured value a point; one colour, line style and marker per label.
 
-    Panels with the same y label share their y axis.
+    The line joins the points; with more than `SMOOTH_FROM` points it is their `local_fit`. Panels with the same y label
+    share their y axis.
     """
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     styles = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
     with figure_file(path, 3.6 * n_columns + 0.4, 2.8 * n_rows + 0.2) as figure:
         first: dict[str, Any] = {}
-        for number, panel in enumerate(panels):
-            axes = figure.add_subplot(n_rows, n_columns, number + 1, sharey=first.get(panel.y_label))
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(n_rows, n_columns, place + 1, sharey=first.get(panel.y_label))
             first.setdefault(panel.y_label, axes)
-            for i, (label, (x, values, smooth)) in enumerate(panel.curves.items()):
+            for i, (label, (x, values)) in enumerate(panel.curves.items()):
                 line, marker = styles[i % len(styles)]
-                axes.plot(x, values, color="0.7", linestyle=line, linewidth=0.8)
-                marked = marker if len(x) <= 30 else None
-                axes.plot(x, smooth, color="black", linestyle=line, marker=marked, markersize=3.5, label=label)
+                colour = COLOURS[i % len(COLOURS)]
+                if len(x) > SMOOTH_FROM:
+                    axes.plot(x, values, color=colour, linestyle="", marker=".", markersize=2.5, alpha=0.35)
+                    axes.plot(x, local_fit(x, values), color=colour, linestyle=line, linewidth=1.6, label=label)
+                else:
+                    axes.plot(x, values, color=colour, linestyle=line, marker=marker, markersize=3.5, label=label)
             axes.set_title(panel.title, fontsize=10)
             axes.set_xlabel(panel.x_label)
             axes.set_ylabel(panel.y_label)
             axes.spines[["top", "right"]].set_visible(False)
             if len(panel.curves) > 1:
                 axes.legend(fontsize=8)
+
+
+def local_fit(x: Sequence[float], values: Sequence[float], n_neighbours: int = _NEIGHBOURS) -> np.ndarray:
+    """Local linear regression: at each x, the value of a line fitted to the nearest points, near ones weighing more.
+
+    Cleveland (1979), "Robust Locally Weighted Regression", degree 1, tricube weights, without his robust steps. Unlike
+    a moving mean it does not bend towards the middle at the ends: a straight line stays one.  [n], [n] -> [n]
+
+    >>> local_fit([0, 1, 2, 3], [1.0, 3.0, 5.0, 7.0], n_neighbours=3).round(6).tolist()
+    [1.0, 3.0, 5.0, 7.0]
+    """
+    places, heights = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
+    n_nearest = min(n_neighbours, len(places))
+    fitted = np.empty_like(heights)
+    for at, place in enumerate(places):
+        distance = np.abs(places - place)
+        reach = np.partition(distance, n_nearest - 1)[n_nearest - 1]
+        weights = np.clip(1 - (distance / (1.001 * reach)) ** 3, 0, None) ** 3 if reach > 0 else distance == 0
+        mean_x, mean = np.average(places, weights=weights), np.average(heights, weights=weights)
+        spread = np.average((places - mean_x) ** 2, weights=weights)
+        slope = np.average((places - mean_x) * (heights - mean), weights=weights) / spread if spread > 0 else 0.0
+        fitted[at] = mean + slope * (place - mean_x)
+    return fitted

@@ -1,3 +1,6 @@
+import io
+import re
+
 import numpy as np
 import pytest
 
@@ -18,3 +21,101 @@ def test_the_same_values_give_the_same_svg(tmp_path):
     for name in ("first", "second"):
         plots.draw_bars(tmp_path / name, ["sad"], {"a": [1.0]}, title="t", unit="clips")
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+
+
+def texts_of(path):
+    """The texts that a figure shows, in the order of the SVG file, which keeps them as comments."""
+    return re.findall(r"<!-- (.+?) -->", path.read_text(encoding="utf-8"))
+
+
+def test_chinese_is_drawn_with_a_font_that_has_it_even_one_that_matplotlib_has_not_listed(tmp_path, monkeypatch):
+    from matplotlib import font_manager
+
+    drawn_with = []
+    monkeypatch.setattr(plots, "_CHINESE_FONTS", ())  # as with a font of an unknown name
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "chinese.ttf")])
+    monkeypatch.setattr(font_manager.fontManager, "addfont", drawn_with.append)
+    (tmp_path / "chinese.ttf").write_bytes(chinese_font())
+    plots._chinese_fonts.cache_clear()
+    try:
+        assert plots._chinese_fonts() == ("Toy",)
+        assert drawn_with == [str(tmp_path / "chinese.ttf")]
+        (tmp_path / "chinese.ttf").write_bytes(b"damaged")
+        plots._chinese_fonts.cache_clear()
+        assert plots._chinese_fonts() == ()
+    finally:
+        plots._chinese_fonts.cache_clear()
+
+
+def chinese_font():
+    """A TrueType font with a square for each of two Chinese characters."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    for place in ((0, 0), (0, 900), (900, 900), (900, 0)):
+        (pen.moveTo if place == (0, 0) else pen.lineTo)(place)
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    names = [".notdef", "first", "second"]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord("难"): "first", ord("愤"): "second"})
+    builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Toy", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    file = io.BytesIO()
+    builder.save(file)
+    return file.getvalue()
+
+
+def test_characters_that_no_font_has_are_reported_with_the_fix(tmp_path, caplog):
+    plots.draw_bars(tmp_path / "bars", ["\U0001f9ff"], {"a": [1]}, title="t", unit="clips")
+    assert "bars.png: some characters are drawn as boxes" in caplog.text
+    assert "fonts-noto-cjk" in caplog.text
+
+
+def test_what_was_not_measured_is_marked_and_not_drawn_as_zero(tmp_path):
+    plots.draw_bars(tmp_path / "bars", ["a", "b", "c"], {"s": [None, 0.0, 2.5]}, title="t", unit="%")
+    texts = texts_of(tmp_path / "bars.svg")
+    assert [texts.count(text) for text in (plots.NOT_MEASURED, "0.0", "2.5")] >= [1, 1, 1]
+    plots.draw_heat_map(tmp_path / "map", np.array([[0.5, np.nan]]), ["r"], ["c", "d"], title="t")
+    assert {"0.50", "–"} <= set(texts_of(tmp_path / "map.svg"))
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+def test_intervals_are_drawn_where_there_are_some_and_reach_from_low_to_high(tmp_path, horizontal):
+    values, intervals = {"a": [2.0, 3.0], "b": [1.0, None]}, {"a": [(1.0, 4.0), None], "b": [(2.0, 3.0), None]}
+    plots.draw_bars(
+        tmp_path / "bars", ["x", "y"], values, title="t", unit="%", intervals=intervals, horizontal=horizontal
+    )
+    errors = plots._error_bars(np.array([2.0, 3.0]), intervals["a"])
+    np.testing.assert_array_equal(errors, [[1.0, np.nan], [2.0, np.nan]])
+    # A percentile interval may lie beside its value.
+    np.testing.assert_array_equal(plots._error_bars(np.array([1.0]), [(2.0, 3.0)]), [[0.0], [2.0]])
+
+
+def test_a_local_fit_keeps_straight_lines_also_at_the_ends_where_a_moving_mean_bends():
+    x = np.sort(np.random.default_rng(0).uniform(0, 100, 40))
+    np.testing.assert_allclose(plots.local_fit(x, 3 * x - 5), 3 * x - 5)
+    np.testing.assert_allclose(plots.local_fit([0, 1], [5.0, 1.0]), [5.0, 1.0])
+    np.testing.assert_allclose(plots.local_fit([2], [5.0]), [5.0])
+    np.testing.assert_allclose(plots.local_fit([1, 1, 1], [1.0, 2.0, 3.0]), [2.0] * 3)
+
+
+def test_a_local_fit_reduces_noise():
+    rng = np.random.default_rng(0)
+    x = np.arange(300.0)
+    noise = rng.normal(size=300)
+    assert np.std(plots.local_fit(x, x + noise) - x) < 0.5 * np.std(noise)
+
+
+def test_curves_join_few_points_as_they_are_and_smooth_many(tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(plots, "local_fit", lambda x, values: fitted.append(len(x)) or values)
+    few, many = (list(range(5)), [15.0, 60.0, 64.0, 70.0, 71.0]), (list(range(50)), list(range(50)))
+    panels = [plots.Panel("few", "step", "Avg", {"a": few}), plots.Panel("many", "step", "loss", {"a": many, "b": few})]
+    plots.draw_curves(tmp_path / "curves", panels, n_columns=2)
+    assert fitted == [50]

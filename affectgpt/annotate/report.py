@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,21 +191,21 @@ def draw_report(report: RecordsReport, folder: Path) -> list[Path]:
     """Plots as PNG and SVG: checks, labels, sectors of the wheel, labels per clip, valence, lengths of clues."""
     made = []
 
-    def bars(name: str, counts: dict[str, float], title: str, unit: str, horizontal: bool) -> None:
+    def bars(name: str, counts: Mapping[str, float], title: str, unit: str, horizontal: bool) -> None:
         if counts:
             draw_bars(folder / name, list(counts), {"": list(counts.values())}, title=title, unit=unit,
                       horizontal=horizontal)  # fmt: skip
             made.append(folder / name)
 
-    found = {f"{way}: {name}": float(n) for (name, way), n in worst_first(report.checks)}
+    found = {f"{way}: {name}": n for (name, way), n in worst_first(report.checks)}
     bars("checks", found, f"What checks found in {report.n} records", "records", True)
     top = dict(report.labels.most_common(N_LABELS))
-    bars("labels", {key: float(n) for key, n in top.items()}, _title_of_labels(report, len(top)), "records", True)
-    sectors = {name: float(n) for name, n in report.sectors.most_common()}
+    bars("labels", top, _title_of_labels(report, len(top)), "records", True)
+    sectors = dict(report.sectors.most_common())
     bars("sectors", sectors, "Labels by sector of the first emotion wheel", "labels", True)
-    sizes = {str(size): float(report.per_clip[size]) for size in range(max(report.per_clip, default=-1) + 1)}
+    sizes = {str(size): report.per_clip[size] for size in range(max(report.per_clip, default=-1) + 1)}
     bars("labels_per_clip", sizes, "Labels per clip", "records", False)
-    valence = {str(value): float(report.valence[value]) for value in range(-5, 6)} if report.valence else {}
+    valence = {str(value): report.valence[value] for value in range(-5, 6)} if report.valence else {}
     bars("valence", valence, "Valence, rounded", "records", False)
     medians = {name: float(median_of(report.words[name])) for name in CLUE_MODALITIES if name in report.words}
     bars("clue_lengths", medians, "Median length of a clue", "words (Chinese: characters)", False)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from affectgpt.plots import figure_file
+from affectgpt.plots import COLOURS, figure_file
 
-_GREY, _N_LABELS = "0.45", 20
+_COLOUR, _N_LABELS = COLOURS[0], 20
 
 
 def draw_data(
@@ -26,12 +26,12 @@ def draw_data(
         figure.suptitle(title, fontsize=10)
         durations, frequencies, per_clip, has = figure.subplots(2, 2).flat
         if durations_s:
-            durations.hist(durations_s, bins=min(30, max(5, round(2 * len(durations_s) ** 0.5))), color=_GREY)
+            durations.hist(durations_s, bins=min(30, max(5, round(2 * len(durations_s) ** 0.5))), color=_COLOUR)
         durations.set(title="duration", xlabel="seconds", ylabel="clips")
         top = labels.most_common(_N_LABELS)
         _bars(frequencies, dict(top), f"labels ({len(top)} most frequent of {len(labels)})")
         clips = sorted(labels_per_clip.items())
-        per_clip.bar([str(n) for n, _ in clips], [count for _, count in clips], color=_GREY)
+        per_clip.bar([str(n) for n, _ in clips], [count for _, count in clips], color=_COLOUR)
         per_clip.set(title="open-vocabulary labels per clip", xlabel="labels", ylabel="clips")
         _bars(has, contents, "what the clips have")
         for axes in (durations, frequencies, per_clip, has):
@@ -42,6 +42,6 @@ def draw_data(
 
 def _bars(axes: Any, counts: Mapping[str, int], title: str) -> None:
     """Horizontal bars with their counts, the first at the top."""
-    bars = axes.barh(list(counts)[::-1], list(counts.values())[::-1], color=_GREY)
+    bars = axes.barh(list(counts)[::-1], list(counts.values())[::-1], color=_COLOUR)
     axes.bar_label(bars, fontsize=6, padding=2)
     axes.set(title=title, xlabel="clips")

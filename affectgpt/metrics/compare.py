@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from affectgpt.metrics.evaluate import Predictions, evaluate_samples
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon
@@ -34,10 +36,14 @@ def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A report per system, and a paired test of the level-1 mean F_S (first minus second) for every pair."""
+    """A report per system, and a paired test of the level-1 mean F_S (first minus second) for every pair.
+
+    `by_sample` has precision and recall of every reference on the five wheels, [n_references, 5, 2]; NaN = not scored.
+    """
 
     reports: Mapping[str, Report]
     tests: Mapping[tuple[str, str], PairedTest]
+    by_sample: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def table(self) -> str:
         """Scores side by side, in percent, then every pair with its difference, interval and p-value."""
@@ -95,7 +101,7 @@ def compare(
         for i, first in enumerate(names)
         for second in names[i + 1 :]
     }
-    return Comparison(reports, tests)
+    return Comparison(reports, tests, scores)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,16 @@ def mean_f_statistic(means: np.ndarray) -> np.ndarray:
     return f_scores.mean(axis=-1)
 
 
+def mean_precision_statistic(means: np.ndarray) -> np.ndarray:
+    """Precision averaged over groupings: [..., n_groupings, 2] -> [...]"""
+    return means[..., 0].mean(axis=-1)
+
+
+def mean_recall_statistic(means: np.ndarray) -> np.ndarray:
+    """Recall averaged over groupings: [..., n_groupings, 2] -> [...]"""
+    return means[..., 1].mean(axis=-1)
+
+
 def weighted_means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted means over samples, ignoring NaN; 0 without samples.  [N, G, 2], [K, N] -> [K, G, 2]"""
     n_samples, n_groupings, _ = scores.shape

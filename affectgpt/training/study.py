@@ -36,7 +36,6 @@ log = logging.getLogger("affectgpt")
 SETS = ("whole", "train", "test")
 CURVE = "curve.json"
 _CELL = "cell.json"
-_SMOOTHED_OVER = 3
 
 
 class Stopped(Exception):
@@ -358,26 +357,15 @@ def _read_run(run: Path, title: str) -> _Run | None:
     return _Run(title, steps, avg, [row["step"] for row in logged], [row["loss"] for row in logged])
 
 
-def smoothed(values: Sequence[float], n: int = _SMOOTHED_OVER) -> list[float]:
-    """Centred moving mean over `n` values, over fewer at the ends.
-
-    >>> smoothed([0.0, 3.0, 6.0, 0.0])
-    [1.5, 3.0, 3.0, 3.0]
-    """
-    half = n // 2
-    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
-
-
 def draw(folder: Path) -> list[str]:
     """Draw the curves of the AffectGPT paper (Figures 1 to 5) for the runs so far; returns their names."""
 
     def scores(title: str, runs: Sequence[_Run], which: str) -> Panel:
-        lines = {run.title: (run.steps, run.avg[which], smoothed(run.avg[which])) for run in runs}
+        lines = {run.title: (run.steps, run.avg[which]) for run in runs}
         return Panel(title, "step", "Avg (%)", lines)
 
     def losses(title: str, runs: Sequence[_Run]) -> Panel:
-        lines = {run.title: (run.loss_steps, run.losses, smoothed(run.losses, 9)) for run in runs}
+        lines = {run.title: (run.loss_steps, run.losses) for run in runs}
         return Panel(title, "step", "training loss", lines)
 
     stage1 = {path.name.removesuffix("-stage1"): path for path in sorted(folder.glob("*-stage1"))}
