@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def new_run_folder(runs: Path, name: str) -> Path:
             return folder
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a run names its checkpoints like this; one of them is complete when it is marked so."""
+    return name == BEST or _CHECKPOINT.fullmatch(name) is not None
+
+
 def complete_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoint folders of a run, oldest first.
 
@@ -160,27 +166,48 @@ def mark_complete(folder: Path, text: str) -> None:
     The marker is `text` and the sha256 of every other file, in the format of sha256sum.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / COMPLETE)
-    for path in files:
+    for path in (*files, *filter(Path.is_dir, folder.rglob("*")), folder):
         sync(path)
-    for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
-        sync(path)
-    lines = [f"{sha256_of_file(path)}  {path.relative_to(folder).as_posix()}" for path in files]
-    write_text_atomic(folder / COMPLETE, "\n".join([text, *lines]) + "\n")
+    write_text_atomic(folder / COMPLETE, "".join(f"{line}\n" for line in [text, *checksum_lines(folder, files)]))
     sync(folder)
     sync(folder.parent)
 
 
 def changed_files(folder: Path) -> list[str]:
-    """What differs from the marker of a checkpoint, one line per file; files that it does not list count as nothing."""
-    wrong = []
-    for line in (folder / COMPLETE).read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
-        expected, _, name = line.partition("  ")
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256_of_file(path) != expected:
-            wrong.append(f"{name} has changed since it was written")
-    return wrong
+    """How the files of a checkpoint differ from those of its marker, a line each; a marker without files lists none."""
+    text = (folder / COMPLETE).read_text(encoding="utf-8", errors="replace")
+    return differing_files(folder, checksums_in(text.partition("\n")[2]))
+
+
+def checksum_lines(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Lines of sha256sum for files of a folder."""
+    return [
+        f"{digest}  {path.relative_to(folder).as_posix()}" for digest, path in zip(_digests(files), files, strict=True)
+    ]
+
+
+def checksums_in(text: str) -> dict[str, str]:
+    """File name -> sha256, from lines of sha256sum."""
+    lines = (line.partition("  ") for line in text.splitlines())
+    return {name: digest for digest, _, name in lines if name}
+
+
+def differing_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """One line for each file that is missing or has another sha256."""
+    there = [name for name in expected if (folder / name).is_file()]
+    found = dict(zip(there, _digests([folder / name for name in there]), strict=True))
+    wrong = (
+        f"{name} has changed since it was written" if name in found else f"{name} is missing"
+        for name in sorted(expected)
+        if found.get(name) != expected[name]
+    )
+    return list(wrong)
+
+
+def _digests(files: Sequence[Path]) -> Iterator[str]:
+    """The sha256 of each file; hashing needs no interpreter, so threads do it at once."""
+    with ThreadPoolExecutor(max_workers=min(4, len(files) or 1)) as pool:
+        return iter(list(pool.map(sha256_of_file, files)))
 
 
 def sync(path: Path) -> None:

@@ -14,6 +14,7 @@ from affectgpt.convert.images import eva, eva_qformer
 from affectgpt.convert.outputs import Output, Source
 from affectgpt.convert.parts import Recognised, recognise
 from affectgpt.convert.trained import MINIGPT_IMAGE_SIZE, lora, projectors
+from affectgpt.models.integrity import write_sums
 from affectgpt.runtime import write_json_atomic
 
 REPORT = "report.json"
@@ -72,7 +73,10 @@ def convert(
         for output in outputs:
             if output.is_complete:
                 _write(output, target)
+        for weights in {(target / output.weights).parent for output in outputs if output.is_complete} - {target}:
+            write_sums(weights)  # each can be used, and moved, alone
         write_json_atomic(target / REPORT, report)
+        write_sums(target)
         os.chmod(target, 0o755)  # mkdtemp denies others access
         if folder.is_dir():  # an earlier conversion to replace, or an empty folder
             shutil.rmtree(folder)

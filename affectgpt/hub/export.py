@@ -1,7 +1,8 @@
 """Export a checkpoint as one self-contained folder: `python -m affectgpt.export runs/fine out=release`.
 
 The folder contains LLM, encoders, projectors and processor, for `AffectGPTForConditionalGeneration.from_pretrained` and
-`AffectGPTProcessor.from_pretrained`. Before the command succeeds, the folder is loaded and its logits are compared.
+`AffectGPTProcessor.from_pretrained`, and the checksums of all its files. Before the command succeeds, the folder is
+loaded and its logits are compared.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from affectgpt.media import Waveform
 from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, load_trained
+from affectgpt.models.integrity import write_sums
 from affectgpt.prompts import Message
 from affectgpt.runs import checkpoint_to_use
 from affectgpt.runtime import UserError, quiet_libraries
@@ -60,6 +62,7 @@ def export(
     expected = probe_logits(model, processor)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+    write_sums(out)
     del model
     found = probe_logits(
         AffectGPTForConditionalGeneration.from_pretrained(out).eval(), AffectGPTProcessor.from_pretrained(out)

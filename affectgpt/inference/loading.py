@@ -10,8 +10,10 @@ from typing import Any
 
 from affectgpt.cache.reader import ClipReader, clip_reader
 from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, bases, load_trained, quantize
+from affectgpt.models.checkpoint import read_manifest
+from affectgpt.models.integrity import read_sums
 from affectgpt.runs import TRAINED_MANIFEST, checkpoint_to_use
-from affectgpt.runtime import UserError, quiet_libraries, sha256_of_file, torch_device
+from affectgpt.runtime import UserError, quiet_libraries, sha256_of_file, stable_hash, torch_device
 
 log = logging.getLogger("affectgpt")
 
@@ -22,7 +24,8 @@ class LoadedModel:
 
     Attributes:
         name: the model's name in predictions: run and folder of the checkpoint, or its hub id.
-        weights_sha256: of the file with the trained tensors.
+        weights_sha256: of the file with the trained tensors, or of the weights of a full model (of several files: of
+            their names and hashes).
     """
 
     folder: Path
@@ -65,6 +68,15 @@ def load(
     quantize.check_shapes(model, torch_device(device))
     model.to(torch_device(device))
     model.eval()
-    weights = next(iter(sorted(folder.glob("*.safetensors"))))
     name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
-    return LoadedModel(folder, name, model, processor, sha256_of_file(weights))
+    return LoadedModel(folder, name, model, processor, _weights_sha256(folder))
+
+
+def _weights_sha256(folder: Path) -> str:
+    """The recorded checksums, which loading has just compared, or those of a folder that has none."""
+    if (folder / TRAINED_MANIFEST).is_file():
+        recorded = read_manifest(folder).get("sha256", {})
+    else:
+        recorded = read_sums(folder) or {}
+    found = {path.name: recorded.get(path.name) or sha256_of_file(path) for path in folder.glob("*.safetensors")}
+    return next(iter(found.values())) if len(found) == 1 else stable_hash(found)

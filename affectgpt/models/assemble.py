@@ -20,6 +20,7 @@ from affectgpt.models.configuration_affectgpt import (
     ProjectorArchitecture,
     check_pool,
 )
+from affectgpt.models.integrity import SUMS, check_sums
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
@@ -59,6 +60,10 @@ def build(
     """
     spec, fingerprints = _pin(spec, load_llm)
     bases.fetch_all(spec, load_encoders, load_llm)
+    used = [spec.llm] * load_llm + list(spec.encoders.values()) * load_encoders
+    for folder in {Path(part.path) for part in used if bases.is_local(part.path)}:
+        if (folder / SUMS).is_file():  # a conversion wrote it; of other base models changes show in the fingerprint
+            check_sums(folder)
     # transformers draws random weights before it loads those of a file; later draws must not depend on how many.
     with torch.random.fork_rng(devices=[]):
         return _assemble(spec, fingerprints, load_encoders, load_llm)

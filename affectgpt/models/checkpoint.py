@@ -1,39 +1,43 @@
 """Training checkpoints: the trained tensors, and the identity of the base models.
 
 A checkpoint folder holds `trained.safetensors` (projectors and LoRA) and `affectgpt.json`, the manifest: the
-`ModelSpec`, a fingerprint of each base model, and the name, shape and dtype of every tensor. Loading builds the model
-from the spec, refuses base models that changed, and requires exactly the tensors that the model has.
+`ModelSpec`, a fingerprint of each base model, the name, shape and dtype of every tensor, and the sha256 of the file of
+tensors and of the manifest. Loading builds the model from the spec, refuses base models and files that changed, and
+requires exactly the tensors that the model has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 import affectgpt
 from affectgpt.models import bases
 from affectgpt.models.assemble import build
+from affectgpt.models.integrity import CheckpointError, check_finite
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
 from affectgpt.prompts import PROMPT_VERSION
-from affectgpt.runs import TRAINED_MANIFEST
-from affectgpt.runtime import InputError, write_text_atomic
+from affectgpt.runs import COMPLETE, RECORD, TRAINED_MANIFEST, is_checkpoint_name, sync
+from affectgpt.runtime import sha256_of_file, stable_hash, write_text_atomic
 
 TENSORS_NAME = "trained.safetensors"
+TRAINER_STATE = "trainer_state.json"  # only in checkpoints of a run
 
-
-class CheckpointError(InputError):
-    """A checkpoint does not match the model or its base models; the message names the differences."""
+log = logging.getLogger("affectgpt")
 
 
 def trained_tensors(model: AffectGPTForConditionalGeneration, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -76,6 +80,10 @@ def save_trained(
             raise CheckpointError(f"the state dict lacks {len(absent)} trained tensors: {', '.join(absent[:5])}")
         own = {name: state_dict[name] for name in own}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
+    check_finite(tensors, f"{folder} is not written")
+    (folder / TRAINED_MANIFEST).unlink(missing_ok=True)
+    temporary = folder / f".{TENSORS_NAME}.tmp"
+    write_tensors(tensors, temporary)
     manifest = {
         "format": 1,
         "affectgpt": affectgpt.__version__,
@@ -84,36 +92,75 @@ def save_trained(
         "base_fingerprints": model.config.base_fingerprints,
         "init": model.config.init,
         "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in sorted(tensors.items())},
+        "sha256": {TENSORS_NAME: sha256_of_file(temporary)},
     }
-    (folder / TRAINED_MANIFEST).unlink(missing_ok=True)
-    temporary = folder / f".{TENSORS_NAME}.tmp"
-    save_file(tensors, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    manifest["manifest_sha256"] = _digest(manifest)
     os.replace(temporary, folder / TENSORS_NAME)
     write_text_atomic(folder / TRAINED_MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    sync(folder)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file with the permissions of any new file, on the disk when this returns."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(dict(tensors), path)
+    path.chmod(mode)  # safetensors writes files that only their owner can read
+    sync(path)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Of a manifest without its own checksum, as it is read back."""
+    values = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return stable_hash(json.loads(json.dumps(values)))
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a trained-only folder."""
-    path = Path(folder) / TRAINED_MANIFEST
+    """The manifest of a trained-only folder.
+
+    Raises:
+        CheckpointError: the folder is not a complete checkpoint, or its manifest is broken or has changed.
+    """
+    folder = Path(folder)
+    path = folder / TRAINED_MANIFEST
     if not path.is_file():
         raise CheckpointError(
             f"{folder} has no {TRAINED_MANIFEST}, so it is not a complete training checkpoint; "
             "load a full model folder with AffectGPTForConditionalGeneration.from_pretrained"
         )
+    in_a_run = (folder.parent / RECORD).is_file() and is_checkpoint_name(folder.name)
+    if (in_a_run or (folder / TRAINER_STATE).is_file()) and not (folder / COMPLETE).exists():
+        raise CheckpointError(
+            f"{folder} has no {COMPLETE}: the run was ended while it wrote this checkpoint; use another one"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); use another checkpoint") from error
-    if manifest.get("format") != 1:
-        raise CheckpointError(f"{path}: format {manifest.get('format')!r} is unknown; expected 1")
+    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{path}: format {str(found)[:40]!r} is unknown; expected 1")
+    if "manifest_sha256" in manifest and manifest["manifest_sha256"] != _digest(manifest):
+        raise CheckpointError(
+            f"{path} has changed since it was written; restore it, or use another checkpoint (base models that were "
+            "moved are named with base_models=)"
+        )
+    if absent := [key for key in ("spec", "base_fingerprints", "tensors") if not isinstance(manifest.get(key), dict)]:
+        raise CheckpointError(f"{path} has no {absent}; use another checkpoint")
     return manifest
 
 
 def read_spec(folder: str | os.PathLike[str]) -> ModelSpec:
     """The description of the checkpoint's model."""
-    return ModelSpec.from_dict(read_manifest(folder)["spec"])
+    return _spec_of(read_manifest(folder), folder)
+
+
+def _spec_of(manifest: Mapping[str, Any], folder: str | os.PathLike[str]) -> ModelSpec:
+    try:
+        return ModelSpec.from_dict(manifest["spec"])
+    except (KeyError, TypeError, AttributeError) as error:
+        path = Path(folder) / TRAINED_MANIFEST
+        raise CheckpointError(f"{path}: spec is not that of a model ({error!r}); use another checkpoint") from error
 
 
 def load_trained(
@@ -137,7 +184,7 @@ def load_trained(
         NotFound: a base model is missing.
     """
     manifest = read_manifest(folder)
-    spec = ModelSpec.from_dict(manifest["spec"])
+    spec = _spec_of(manifest, folder)
     if unknown := sorted(set(base_models or {}) - {"llm", *spec.modalities}):
         raise CheckpointError(f"base_models {unknown} are unknown; expected some of {['llm', *spec.modalities]}")
     for part, name in (base_models or {}).items():
@@ -152,7 +199,7 @@ def load_trained(
         quantization = None if llm_quantization == "none" else llm_quantization
         spec = replace(spec, llm=replace(spec.llm, quantization=quantization))
     for part, base in {"llm": spec.llm, **spec.encoders}.items():
-        expected, found = manifest["base_fingerprints"][part], bases.fingerprint(base.path, part, base.revision)
+        expected, found = manifest["base_fingerprints"].get(part, ""), bases.fingerprint(base.path, part, base.revision)
         if found != expected:
             raise CheckpointError(
                 f"{folder}: base model {part} at {base.path!r} is not the one used in training (found {found[:20]}, "
@@ -174,9 +221,9 @@ def load_trained_tensors(
 
     Raises:
         CheckpointError: lists the missing and unexpected tensors and those of another shape, or names the base model
-            that differs.
+            or file that differs, or the tensors that are not finite.
     """
-    manifest = read_manifest(folder)
+    manifest, stored = _read(Path(folder))
     for part, found in model.config.base_fingerprints.items():
         expected = manifest["base_fingerprints"].get(part, found)
         if found != expected:
@@ -184,7 +231,6 @@ def load_trained_tensors(
                 f"{folder}: it was trained on another base model {part} (found {found[:20]}, expected {expected[:20]})"
             )
     own = trained_tensors(model, parts)
-    stored = read_tensors(Path(folder) / TENSORS_NAME)
     if set(stored) != set(manifest["tensors"]):
         raise CheckpointError(
             f"{folder}: {TENSORS_NAME} and {TRAINED_MANIFEST} list different tensors "
@@ -216,6 +262,20 @@ def load_trained_tensors(
             tensor.copy_(stored[name])
 
 
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Manifest and tensors that belong together, also if `best` is replaced at this moment."""
+    while True:
+        manifest = read_manifest(folder)
+        expected = manifest.get("sha256", {}).get(TENSORS_NAME)
+        if expected is None:
+            log.warning("%s is of an older version: nothing shows whether its tensors have changed", folder)
+        try:
+            return manifest, read_tensors(folder / TENSORS_NAME, sha256=expected)
+        except CheckpointError:
+            if read_manifest(folder) == manifest:
+                raise
+
+
 def differing_tensors(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors that are not bit-identical in the checkpoint and in `tensors`, or are only in one of them."""
     stored = read_tensors(Path(folder) / TENSORS_NAME)
@@ -234,10 +294,21 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises CheckpointError with `advice`."""
+def read_tensors(path: Path, advice: str = "use another checkpoint", *, sha256: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Args:
+        sha256: the checksum that the file must have; the bytes that are compared are those that are loaded.
+
+    Raises:
+        CheckpointError: the file cannot be read, has another checksum, or holds NaN or infinity; ends with `advice`.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError) as error:
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise CheckpointError(f"{path} has changed since it was written; {advice}")
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type that torch does not have
         raise CheckpointError(f"{path} cannot be read ({error}); {advice}") from error
+    check_finite(tensors, path)
+    return tensors

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from affectgpt.config import SAMPLED
 from affectgpt.models import backend
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
+from affectgpt.models.integrity import check_finite, check_sums, follow_umask, write_sums
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
 from affectgpt.models.projectors import PreFusion, Projector
 from affectgpt.models.quantize import n_weights
@@ -419,15 +421,25 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ---------------------------------------------------------------- disk
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write a full folder, with the checksums of what is in it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        for path in folder.glob("*.safetensors"):
+            follow_umask(path, folder / "config.json")
+        write_sums(folder, ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"))
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a full folder that `save_pretrained` has written; every weight must be in it."""
+        """Load a full folder that `save_pretrained` has written; every weight must be in it, and no file changed."""
         folder = str(pretrained_model_name_or_path)
         if os.path.isfile(os.path.join(folder, TRAINED_MANIFEST)):
             raise InputError(
                 f"{folder} has trained tensors only, not a full model; "
                 f"load it with affectgpt.models.load_trained({folder!r}), which adds the base models"
             )
+        if os.path.isdir(folder):
+            check_sums(Path(folder))
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         kinds = {"missing": "missing_keys", "surplus": "unexpected_keys", "of another shape": "mismatched_keys"}
@@ -437,6 +449,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 + "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
             )
         model.set_trainable(["projectors", "lora"] if model.config.lora else ["projectors"])
+        own = model.own_parts().values()
+        check_finite({name: tensor.detach() for tensors in own for name, tensor in tensors.items()}, folder)
         for name, encoder in model.encoders.items():
             encoder.cast(getattr(torch, model.config.encoder(name).dtype))
         return (model, info) if wants_info else model

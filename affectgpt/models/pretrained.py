@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from affectgpt.models.checkpoint import CheckpointError, read_manifest, read_tensors, trained_tensors
+from affectgpt.models.checkpoint import CheckpointError, read_manifest, read_tensors, trained_tensors, write_tensors
+from affectgpt.models.integrity import SUMS, check_sums, write_sums
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.runtime import sha256_of_file, write_json_atomic
 
 PROJECTORS, PROJECTORS_JSON, ADAPTERS = "projectors.safetensors", "projectors.json", "lora"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "source.json")
 _ADVICE = "convert the published files again"
 # What can differ between two projectors with the same tensor shapes.
 _CLASS_OUTPUT = "project.class_output"
@@ -66,6 +67,7 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
     """
     folder = Path(folder)
     described = _read_json(folder / PROJECTORS_JSON, folder)
+    check_sums(folder, [PROJECTORS, PROJECTORS_JSON])
     own = trained_tensors(model)
     new: dict[str, Tensor] = {}
     wrong: list[str] = []
@@ -104,6 +106,8 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
         )
     adapters = {name: tensor for name, tensor in own.items() if ".lora_" in name}
     if adapters and (folder / ADAPTERS).is_dir():
+        if (folder / SUMS).is_file():  # else there was a warning
+            check_sums(folder, [f"{ADAPTERS}/{name}" for name in _ADAPTER_FILES])
         theirs, facts, differing = _read_adapters(folder / ADAPTERS, model.config.lora)
         wrong += differing + _differences(theirs, adapters)
         new |= theirs
@@ -149,7 +153,7 @@ def save_start(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in trained_tensors(model, ["projectors"]).items()}
-    save_file(tensors, folder / PROJECTORS)
+    write_tensors(tensors, folder / PROJECTORS)
     origin = {"part": part, "file": source, "sha256": sha256_of_file(folder / PROJECTORS)}
     described = {
         "format": 1,
@@ -159,6 +163,7 @@ def save_start(
         **more,
     }
     write_json_atomic(folder / PROJECTORS_JSON, described)
+    write_sums(folder, [PROJECTORS, PROJECTORS_JSON])
 
 
 def start_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -221,4 +226,10 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
             f"{folder} has no {path.name}; set model.init_from to a folder written by `python -m affectgpt.convert`, "
             "or set model.init=random"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); {_ADVICE}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is no JSON object; {_ADVICE}")
+    return found

@@ -1,12 +1,15 @@
 """A conversion appears whole or not at all, and its report tells everything."""
 
 import json
+import subprocess
 
 import pytest
 
 from affectgpt.cli import run
+from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
 from affectgpt.convert import conversion
-from tests.models import foreign
+from affectgpt.models import CheckpointError, ModelSpec, build
+from tests.models import foreign, tiny
 
 
 def test_the_report_counts_what_is_taken_and_says_what_is_left_out_and_why(base, files, states):
@@ -25,8 +28,26 @@ def test_the_report_counts_what_is_taken_and_says_what_is_left_out_and_why(base,
 def test_what_is_complete_is_written_though_something_else_is_not(files, tmp_path):
     assert run("convert", [str(files["eva"]), str(files["audio"]), f"out={tmp_path / 'base'}"]) == 1
     assert sorted(path.name for path in (tmp_path / "base").iterdir()) == [
-        "projectors.json", "projectors.safetensors", "report.json",
+        "SHA256SUMS", "projectors.json", "projectors.safetensors", "report.json",
     ]  # fmt: skip
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "base", check=True)
+
+
+def test_an_encoder_that_changed_after_its_conversion_is_refused(files, tmp_path):
+    run("convert", [str(files["eva"]), str(files["blip2"]), f"out={tmp_path / 'base'}"])
+    weights = tmp_path / "base" / "eva_qformer" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 4
+    weights.write_bytes(data)
+    spec = ModelSpec(
+        llm=LLMConfig(str(tiny.write_llama(tmp_path / "llm"))),
+        encoders={"frames": EncoderConfig(str(weights.parent), pool="queries")},
+        projectors={"frames": ProjectorConfig(n_queries=4, hidden_size=24, n_heads=12, max_positions=32)},
+        sampling=SamplingConfig(n_frames=3),
+    )
+    build(spec, load_encoders=False)
+    with pytest.raises(CheckpointError, match=r"eva_qformer: model\.safetensors has changed since it was written"):
+        build(spec)
 
 
 def test_two_files_with_the_same_part_are_refused(files, tmp_path, capsys):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -26,7 +30,8 @@ from affectgpt.models import (
 from affectgpt.models import bases as base_models
 from affectgpt.models.assemble import _pin
 from affectgpt.models.checkpoint import TENSORS_NAME
-from affectgpt.runs import TRAINED_MANIFEST
+from affectgpt.models.integrity import SUMS
+from affectgpt.runs import COMPLETE, TRAINED_MANIFEST, RunRecord, mark_complete, replace_best
 from tests.models import tiny
 from tests.models.tiny import MODALITIES
 
@@ -55,6 +60,13 @@ def saved(bases, tmp_path):
     model, processor = shaken(tiny.tiny_spec(bases, lora=LORA))
     save_trained(model, processor, tmp_path / "checkpoint")
     return tmp_path / "checkpoint", model, processor
+
+
+def as_older_version(folder, **changes):
+    """Rewrite the manifest as versions without checksums did, with changes."""
+    manifest = json.loads((folder / TRAINED_MANIFEST).read_text()) | changes
+    del manifest["sha256"], manifest["manifest_sha256"]
+    (folder / TRAINED_MANIFEST).write_text(json.dumps(manifest))
 
 
 # ---------------------------------------------------------------- trained-only
@@ -111,9 +123,7 @@ def test_a_wrong_tensor_is_named_and_nothing_is_loaded(saved, change):
     else:
         tensors[name] = torch.zeros(2, 3)
     save_file(tensors, folder / TENSORS_NAME)
-    manifest = json.loads((folder / TRAINED_MANIFEST).read_text())
-    manifest["tensors"] = {key: {} for key in tensors}
-    (folder / TRAINED_MANIFEST).write_text(json.dumps(manifest))
+    as_older_version(folder, tensors={key: {} for key in tensors})
     expected = {
         "missing": f"1 missing: {name}",
         "surplus": "1 not in the model: projectors.audio.extra",
@@ -131,6 +141,7 @@ def test_tensors_and_manifest_of_two_checkpoints_are_not_mixed(saved):
     tensors = load_file(folder / TENSORS_NAME)
     tensors.popitem()
     save_file(tensors, folder / TENSORS_NAME)
+    as_older_version(folder)
     with pytest.raises(CheckpointError, match="list different tensors"):
         load_trained(folder)
 
@@ -138,11 +149,138 @@ def test_tensors_and_manifest_of_two_checkpoints_are_not_mixed(saved):
 def test_a_cut_file_and_a_folder_without_manifest_are_named(saved, tmp_path):
     folder = saved[0]
     (folder / TENSORS_NAME).write_bytes((folder / TENSORS_NAME).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"trained.safetensors has changed since it was written; use another"):
+        load_trained(folder)
+    as_older_version(folder)
     with pytest.raises(CheckpointError, match=r"trained.safetensors cannot be read .* use another checkpoint"):
         load_trained(folder)
     (folder / TRAINED_MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="not a complete training checkpoint"):
         load_trained(folder)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+
+
+def zero_half(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def of_another_run(path):
+    tensors = load_file(path)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, zero_half, of_another_run])
+def test_changed_tensors_are_not_loaded(saved, damage):
+    folder = saved[0]
+    damage(folder / TENSORS_NAME)
+    model, _ = build(read_spec(folder))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"checkpoint/trained\.safetensors has changed since it was written"):
+        load_trained_tensors(model, folder)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 1', "affectgpt.json is not JSON"),
+        ("[" * 100_000, "affectgpt.json is not JSON"),
+        ("[1]", "format .* is unknown"),
+        ('{"format": 1}', r"affectgpt.json has no \['spec', 'base_fingerprints', 'tensors'\]"),
+        ('{"format": 1, "spec": {}, "base_fingerprints": {}, "tensors": {}}', "spec is not that of a model"),
+        (None, "affectgpt.json has changed since it was written"),
+    ],
+)
+def test_a_broken_or_changed_manifest_is_named(saved, text, message):
+    path = saved[0] / TRAINED_MANIFEST
+    path.write_text(path.read_text().replace('"alpha": 4', '"alpha": 6') if text is None else text)
+    with pytest.raises(CheckpointError, match=message):
+        load_trained(saved[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_neither_saved_nor_loaded(saved, value):
+    folder, model, processor = saved
+    tensors = load_file(folder / TENSORS_NAME)
+    name = "projectors.audio.project.output.weight"
+    tensors[name][0, 0] = value
+    save_file(tensors, folder / TENSORS_NAME)
+    as_older_version(folder)
+    with pytest.raises(CheckpointError, match=f"1 tensors hold NaN or infinity: {name}"):
+        load_trained_tensors(model, folder)
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] = value
+    with pytest.raises(CheckpointError, match=f"is not written: 1 tensors hold NaN or infinity: {name}"):
+        save_trained(model, processor, folder.with_name("new"))
+    assert not list(folder.with_name("new").iterdir())
+
+
+def test_a_checkpoint_of_an_older_version_loads_with_a_warning(saved, caplog):
+    folder = saved[0]
+    load_trained(folder)
+    assert "older version" not in caplog.text
+    as_older_version(folder)
+    load_trained(folder)
+    assert f"{folder} is of an older version: nothing shows whether its tensors have changed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["best", "checkpoint-4"])
+def test_a_checkpoint_of_a_run_without_its_marker_is_not_loaded(saved, tmp_path, name):
+    RunRecord.start(tmp_path / "run", kind="train fine", config={})
+    folder = tmp_path / "run" / name
+    shutil.copytree(saved[0], folder)
+    with pytest.raises(CheckpointError, match=f"{name} has no COMPLETE: the run was ended while it wrote"):
+        load_trained(folder)
+    (folder / COMPLETE).touch()
+    load_trained(folder)
+
+
+def test_files_follow_the_umask(saved, tmp_path):
+    _, model, processor = saved
+    before = os.umask(0o027)
+    try:
+        save_trained(model, processor, tmp_path / "new")
+        model.save_pretrained(tmp_path / "full")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "new").iterdir()}
+    assert modes == {TENSORS_NAME: "0o640", TRAINED_MANIFEST: "0o640"}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "full").iterdir()} == {0o640}
+
+
+def test_a_reader_never_meets_a_best_checkpoint_that_is_half_replaced(saved, bases, tmp_path):
+    _, model, processor = saved
+    RunRecord.start(tmp_path / "run", kind="train fine", config={})
+    name, found, done = "projectors.audio.project.output.weight", set(), threading.Event()
+    reader, _ = build(tiny.tiny_spec(bases, lora=LORA))
+
+    def read():
+        while not done.is_set():
+            load_trained_tensors(reader, tmp_path / "run" / "best")
+            found.add(reader.get_parameter(name)[0, 0].item())
+
+    def write(number):
+        with torch.no_grad():
+            model.get_parameter(name)[0, 0] = number
+        save_trained(model, processor, tmp_path / "run" / ".best.new")
+        mark_complete(tmp_path / "run" / ".best.new", "step")
+        replace_best(tmp_path / "run", tmp_path / "run" / ".best.new")
+
+    write(0)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for number in range(1, 40):
+            write(number)
+        done.set()
+        reading.result()
+    assert len(found) > 3
+    assert found <= set(range(40))
 
 
 def test_a_stage_that_adds_lora_starts_from_projectors_alone_when_told_so(bases, tmp_path):
@@ -300,8 +438,34 @@ def test_from_pretrained_refuses_a_trained_only_folder_and_says_what_loads_it(sa
         AffectGPTForConditionalGeneration.from_pretrained(saved[0])
 
 
+@pytest.mark.parametrize("damage", [flip_a_bit, zero_half])
+@pytest.mark.parametrize("name", ["model-00002-of-00003.safetensors", "config.json", "model.safetensors.index.json"])
+def test_from_pretrained_refuses_a_full_folder_with_a_changed_file_in_any_shard(built, tmp_path, name, damage):
+    built[0].save_pretrained(tmp_path, max_shard_size="80KB")
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    changed = shards[1] if name.startswith("model-") else name
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    AffectGPTForConditionalGeneration.from_pretrained(tmp_path)
+    damage(tmp_path / changed)
+    with pytest.raises(CheckpointError, match=f"{changed} has changed since it was written. Restore the folder"):
+        AffectGPTForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_a_full_folder_of_an_older_version_loads_with_a_warning_if_its_weights_are_finite(built, tmp_path, caplog):
+    built[0].save_pretrained(tmp_path)
+    (tmp_path / SUMS).unlink()
+    AffectGPTForConditionalGeneration.from_pretrained(tmp_path)
+    assert f"has no {SUMS}" in caplog.text
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["projectors.audio.project.queries"][:] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"NaN or infinity: projectors\.audio\.project\.queries"):
+        AffectGPTForConditionalGeneration.from_pretrained(tmp_path)
+
+
 def test_from_pretrained_refuses_a_full_folder_that_lacks_a_weight(built, tmp_path):
     built[0].save_pretrained(tmp_path)
+    (tmp_path / SUMS).unlink()
     weights = load_file(tmp_path / "model.safetensors")
     del weights["projectors.audio.project.queries"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

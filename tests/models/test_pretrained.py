@@ -1,6 +1,7 @@
 """model.init=pretrained: whole branches that fit exactly, the rest random, and a record of which is which."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,26 @@ def test_branches_of_the_folder_are_taken_and_the_others_stay_random(spec, base)
         "file": "a.pth",
         "sha256": sha256_of_file(base.parent / "a.pth"),
     }
+
+
+@pytest.mark.parametrize("name", ["projectors.safetensors", "projectors.json"])
+def test_a_conversion_that_changed_is_not_loaded_and_one_without_checksums_gives_a_warning(
+    spec, base, tmp_path, caplog, name
+):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data.replace(b"0", b"1") if name.endswith(".json") else data[:-8] + bytes(8))
+    model, _ = built(spec)
+    with pytest.raises(CheckpointError, match=f"base: {name} has changed since it was written"):
+        start_from(model, folder)
+    (folder / name).write_bytes(data)
+    (folder / "SHA256SUMS").unlink()
+    start_from(model, folder)
+    assert "has no SHA256SUMS" in caplog.text
+    (folder / "projectors.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"projectors\.json is not JSON .* convert the published files again"):
+        start_from(model, folder)
 
 
 def test_a_checkpoint_remembers_what_its_training_started_from(spec, base, tmp_path):
