@@ -36,6 +36,7 @@ from affectgpt.metrics.judge import SENTIMENT_VERSION, llm_grouping_score, senti
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
 from affectgpt.metrics.report import Report, percent
 from affectgpt.runtime import InputError, write_json_atomic
+from affectgpt.schema import Prediction
 from affectgpt.tables import id_of, read_pickled_mapping, read_rows
 
 BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence")
@@ -107,8 +108,8 @@ def run_benchmark(
         raise InputError(f"benchmark {config.name!r}: kind {config.kind!r} is not one of {list(BENCHMARK_KINDS)}")
     path = truth_path(config)
     lexicon = load_lexicon(lexicon)
+    rows = predictions if isinstance(predictions, Mapping) else list(predictions)
     if config.kind == "openset":
-        rows = predictions if isinstance(predictions, Mapping) else list(predictions)
         split_text = split_published if lexicon.label_splitting == "published" else None
         references = _of_prefix(read_references(path, split=config.split, split_text=split_text), path, config)
         report = evaluate(rows, references, lexicon=lexicon, seed=seed, n_bootstrap=n_bootstrap)
@@ -121,7 +122,7 @@ def run_benchmark(
             details["unreadable groupings"] = grouped.unparsed
         return _result(config, metric, value, n, details, lexicon, report)
 
-    labels, _ = labels_by_id(predictions, lexicon)
+    labels, _ = labels_by_id(rows, lexicon)
     if config.kind == "sentiment":
         return _score_sentiment(config, _true_scores(path, config), labels, lexicon, client)
     truths = {key: str(value).lower() for key, value in read_true_values(path, config, _LABEL_COLUMNS).items()}
@@ -140,12 +141,32 @@ def run_benchmark(
         "unparsed or none of the classes": scored.unparsed, "classes": list(scored.classes),
         "confusion": scored.confusion.tolist(),
     }  # fmt: skip
+    if "neutral" in config.classes:
+        last = {name: last_word(text, config.classes) for name, text in _texts(rows).items()}
+        as_published = classify(list(truths.values()), [last.get(key, "neutral") for key in truths], config.classes)
+        details["weighted F1, last word or else neutral (code of Emotion-LLaMA)"] = as_published.weighted_f1
     metric = config.metric or "weighted F1"
     if config.kind == "classes_valence":
         metric = COMBINED
         details["MSE of the valence"] = mean_squared_error(_true_scores(path, config), valences or {})
         details[COMBINED] = scored.weighted_f1 - 0.25 * details["MSE of the valence"]
     return _result(config, metric, details[metric], scored.n, details, lexicon)
+
+
+def last_word(text: str, classes: Sequence[str]) -> str:
+    """The class of an answer in the published code of Emotion-LLaMA: what follows its last space, else neutral.
+
+    >>> [last_word(text, ["happy", "neutral"]) for text in ("The person is happy", "He is happy.", "no idea")]
+    ['happy', 'neutral', 'neutral']
+    """
+    word = text.split(" ")[-1]
+    return word if word in classes else "neutral"
+
+
+def _texts(rows: Mapping[str, str | Sequence[str]] | Sequence[Prediction]) -> dict[str, str]:
+    if isinstance(rows, Mapping):
+        return {name: value if isinstance(value, str) else " ".join(value) for name, value in rows.items()}
+    return {row.id: row.text or " ".join(row.labels or ()) for row in rows}
 
 
 def _score_sentiment(

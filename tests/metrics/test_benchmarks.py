@@ -11,6 +11,7 @@ from affectgpt.cli import compose, composed
 from affectgpt.metrics.benchmarks import BENCHMARK_KINDS, mean_result, run_benchmark
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.runtime import InputError, UserError
+from affectgpt.schema import Prediction
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "benchmark").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
@@ -75,6 +76,18 @@ def test_hit_rate_classes_and_sentiment(tmp_path):
     write(tmp_path, "scores.csv", "name,val\na,1.5\na,-0.5\n")
     with pytest.raises(ScoreFileError, match=r"scores\.csv:3: duplicate id 'a'"):
         run_benchmark(benchmark(tmp_path, "sentiment", scores), {"a": ["happy"]})
+
+
+def test_the_rule_of_emotion_llama_is_reported_beside_ours_and_takes_an_unreadable_answer_for_neutral(tmp_path):
+    labels = write(tmp_path, "label.csv", "name,discrete\na,happy\nb,angry\nc,neutral\n")
+    config = benchmark(tmp_path, "classes", labels, classes=["happy", "angry", "neutral"])
+    texts = {"a": "The person looks happy", "b": "He is furious.", "c": "I cannot tell."}
+    rows = [Prediction(name, text, task="fixed") for name, text in texts.items()]
+    result = run_benchmark(config, rows)
+    key = "weighted F1, last word or else neutral (code of Emotion-LLaMA)"
+    assert result.details[key] == pytest.approx((1 + 0 + 2 / 3) / 3)  # b and c are read as neutral
+    assert result.value == pytest.approx((1 + 1 + 0) / 3)  # "furious" is angry, c has no class
+    assert run_benchmark(config, texts).details[key] == result.details[key]
 
 
 def test_a_pickled_label_file_needs_the_right_array_and_for_unknown_classes_of_objects_trust(tmp_path):
