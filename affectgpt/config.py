@@ -30,6 +30,8 @@ class EncoderConfig:
     stride: int = 1  # audio, pool tokens: number of consecutive states averaged to one
     grid: int = 0  # images and video, pool tokens: patches are averaged to grid x grid per frame; 0 = all patches
     image_size: int | None = None  # images are resized to this square; null = the size the encoder was made for
+    channels: str = "rgb"  # images: rgb, or bgr = in this order, as for weights that were trained on swapped channels
+    resize: str = "bicubic"  # images: bicubic, or bilinear = without antialiasing, as OpenCV resizes by default
 
 
 @dataclass
@@ -82,7 +84,8 @@ class SamplingConfig:
     rate_hz: int = 16000  # audio sampling rate
     window_s: float = 10.0  # length of an audio window; shorter audio is one window
     max_windows: int = 3  # maximum number of windows of longer audio
-    window_mode: str = "cover"  # cover = windows spread from start to end; fixed = always max_windows, zero-padded
+    window_mode: str = "cover"  # cover = spread from start to end; fixed = always max_windows; published = as AffectGPT
+    short_clips: str = "even"  # fewer frames than asked for: even = all are repeated, last = the last one is
 
 
 SAMPLED = {

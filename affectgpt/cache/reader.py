@@ -305,6 +305,8 @@ def clip_reader(
         for name, settings in processor.branches.items()
         for field in SAMPLED.get(name, ())
     }
+    if short := {settings["short_clips"] for settings in processor.branches.values() if "short_clips" in settings}:
+        (sampled["short_clips"],) = short
     sampling = SamplingConfig(**sampled)
     if cache_folder is None:
         return ClipReader(sampling, backend=backend)

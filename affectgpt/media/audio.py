@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -167,6 +168,8 @@ def audio_windows(
     windows spaced evenly from start to end, or the middle if there is only one.
     "fixed": always `max_windows` windows of `window_s`, starting at i * (duration - window_s) / max_windows; in shorter
     audio all start at 0 and `stop` exceeds the length: the caller pads with zeros.
+    "published": as "fixed", with the starts of the published AffectGPT code, which takes the duration as a float of
+    seconds: a quarter of the clips have windows that start one sample earlier.
 
     >>> audio_windows(50, 10, window_s=2.0, max_windows=3)
     [(0, 20), (15, 35), (30, 50)]
@@ -177,11 +180,15 @@ def audio_windows(
             f"cannot split {n_samples} samples into {max_windows} windows of {window} samples; all must be at least 1"
         )
     spare = max(n_samples - window, 0)
+    if mode == "published":
+        spare_s = Fraction(max(n_samples / rate_hz - window_s, 0))  # exact from here on
+        starts = [int(spare_s / max_windows * i * rate_hz) for i in range(max_windows)]
+        return [(start, start + window) for start in starts]
     if mode == "fixed":
         starts = [i * spare // max_windows for i in range(max_windows)]
         return [(start, start + window) for start in starts]
     if mode != "cover":
-        raise InputError(f"unknown window mode {mode!r}; expected 'cover' or 'fixed'")
+        raise InputError(f"unknown window mode {mode!r}; expected 'cover', 'fixed' or 'published'")
     n = min(max_windows, -(-n_samples // window))
     starts = [spare // 2] if n == 1 else [i * spare // (n - 1) for i in range(n)]
     return [(start, min(start + window, n_samples)) for start in starts]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from affectgpt.config import SAMPLED, EncoderConfig, ProjectorConfig
+from affectgpt.config import SAMPLED, EncoderConfig, ProjectorConfig, SamplingConfig
 from affectgpt.models import bases, encoders, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
@@ -261,6 +261,13 @@ def _branch(
         n_steps, n_runs = sampling.max_windows, sampling.max_windows
         probe = torch.zeros(1, round(sampling.window_s * sampling.rate_hz), device="meta")
     else:
+        for what, value, known in (
+            (f"encoders.{name}.channels", encoder.channels, ("rgb", "bgr")),
+            (f"encoders.{name}.resize", encoder.resize, ("bicubic", "bilinear")),
+            ("sampling.short_clips", sampling.short_clips, ("even", "last")),
+        ):
+            if value not in known:
+                raise InputError(f"{what} is {value!r}; expected one of {list(known)}")
         height, width = encoder.image_size, encoder.image_size
         if height is None or width is None:
             height, width = _image_size(preprocessing, encoders.image_size(hollow.model.config))
@@ -272,6 +279,11 @@ def _branch(
             "mean": list(preprocessing.get("image_mean") or CLIP_MEAN),
             "std": list(preprocessing.get("image_std") or CLIP_STD),
         }
+        # Settings that were added later count only where they are used, so that older cached states stay valid.
+        later = {"channels": encoder.channels, "resize": encoder.resize, "short_clips": sampling.short_clips}
+        usual = {"channels": EncoderConfig.channels, "resize": EncoderConfig.resize}
+        usual["short_clips"] = SamplingConfig.short_clips
+        settings |= {key: value for key, value in later.items() if value != usual[key]}
         n_steps, n_runs = (n_frames, n_frames) if name in IMAGES else (hollow.n_tubelets(n_frames), 1)
         probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")
     n_states, width_of_states = hollow(probe).shape  # of one run of the encoder
@@ -290,7 +302,7 @@ def _branch(
             f"states, n_queries is {projector.n_queries}: set n_queries to that number, or set pool to 'mean' and "
             "n_queries to 1"
         )
-    if projector.kind == "linear" and name == "audio" and sampling.window_mode != "fixed" and n_steps > 1:
+    if projector.kind == "linear" and name == "audio" and sampling.window_mode == "cover" and n_steps > 1:
         raise InputError(
             "audio: a linear projector needs the same number of states from every clip; "
             "set sampling.window_mode to 'fixed' or pool to 'mean'"
@@ -310,7 +322,7 @@ def _branch(
 def _check_groups(name: str, spec: ModelSpec, n_states: int, n_class: int, n_runs: int) -> None:
     """Raise InputError unless the states of a grouped projector, class tokens left out, divide into its soft tokens."""
     projector = spec.projectors[name]
-    if (n_class and n_runs > 1) or (name == "audio" and spec.sampling.window_mode != "fixed"):
+    if (n_class and n_runs > 1) or (name == "audio" and spec.sampling.window_mode == "cover"):
         raise InputError(
             f"{name}: a grouped projector takes one image with its class token, or a fixed number of states; "
             "sample one frame, set the encoder's grid, or set sampling.window_mode to 'fixed'"

@@ -58,7 +58,8 @@ class EncoderArchitecture:
         base: the base model's own configuration as a dictionary with `model_type`, or `{"timm": name}`.
         layers: -1 = the model's last hidden state (with its final norm); another integer = that entry of
             `hidden_states` (0 is the embedding, in timm models the first block); "last4_mean" = the mean of the last
-            four entries.
+            four entries. The last entry is, of speech models, the output with the final norm; of image and video
+            models, the output of the last block.
         pool: see `POOLS`.
         dtype: precision of the encoder's weights and states.
         stride: audio with pool "tokens": number of consecutive tokens averaged to one state.
@@ -72,6 +73,13 @@ class EncoderArchitecture:
     dtype: str = EncoderConfig.dtype
     stride: int = EncoderConfig.stride
     grid: int = EncoderConfig.grid
+
+    @property
+    def takes_final_norm(self) -> bool:
+        """Whether the selected hidden states include the final norm of a pre-norm speech model."""
+        if not self.base.get("do_stable_layer_norm") or self.layers == -1:
+            return False
+        return not isinstance(self.layers, int) or self.layers == self.base.get("num_hidden_layers")
 
     def __post_init__(self) -> None:
         layers_to_average(self.layers)

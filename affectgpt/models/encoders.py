@@ -230,7 +230,12 @@ class FrozenEncoder(nn.Module):
             return pooled[:, None]  # [N, 1, E]
         if layers == -1:
             return self.model(inputs, **options).last_hidden_state
-        every = self.model(inputs, output_hidden_states=True, **options).hidden_states
+        output = self.model(inputs, output_hidden_states=True, **options)
+        every = output.hidden_states
+        if (
+            self.modality == "audio"
+        ):  # transformers gave the last one before the final norm in some versions, not in all
+            every = (*every[:-1], output.last_hidden_state)
         n_last = layers_to_average(layers)
         if (n_last is None and not -len(every) <= layers < len(every)) or (n_last is not None and n_last > len(every)):
             raise InputError(f"{self.modality}: layers is {layers!r}, the encoder has {len(every)} hidden states")

@@ -193,6 +193,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "stride": encoder.stride if encoder.stride > 1 else None,
             "grid": encoder.grid or None,
             "image_size": spec["encoders"][modality].get("image_size"),
+            "last": "normed" if encoder.takes_final_norm else None,
         }
         identity = {
             "base": self.config.base_fingerprints[modality],

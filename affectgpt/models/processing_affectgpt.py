@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
@@ -66,8 +67,9 @@ class AffectGPTProcessor(ProcessorMixin):
     Args:
         tokenizer: the LLM's tokenizer. Placeholders are added as special tokens; the LLM's embedding is not resized.
         branches: slot -> settings. All have `n_tokens` (soft tokens per sample). audio: `rate_hz`, `window_s`,
-            `max_windows`, `window_mode` ("cover" or "fixed"), `normalize` (zero mean, unit variance), `min_samples`.
-            images and video: `n_frames`, `height`, `width`, `mean`, `std`. multi: `sources`, the fused modalities.
+            `max_windows`, `window_mode` ("cover", "fixed" or "published"), `normalize` (zero mean, unit variance),
+            `min_samples`. images and video: `n_frames`, `height`, `width`, `mean`, `std`, and `channels`, `resize`
+            and `short_clips` if they are not the usual ones. multi: `sources`, the fused modalities.
             `unless` names a modality: samples that have it do not show this branch (frames as a substitute for a face).
         prompt_format: "chat" = the tokenizer's chat template, "vicuna" = Vicuna's USER / ASSISTANT text, "auto" = chat
             if the tokenizer has a template.
@@ -197,7 +199,8 @@ class AffectGPTProcessor(ProcessorMixin):
     def audio(self, samples: np.ndarray, rate_hz: int) -> dict[str, Tensor]:
         """Mono samples [S] -> `input_values` [W, S'] and `input_lengths` [W].
 
-        Normalised before it is cut into windows, so that a quiet window stays quieter than a loud one.
+        Normalised before it is cut into windows, so that a quiet window stays quieter than a loud one. In the window
+        mode "published" it is padded, then cut, and then all windows are normalised together, as AffectGPT's code does.
         """
         branch = self._branch("audio")
         samples = np.asarray(samples, dtype=np.float32)
@@ -206,19 +209,23 @@ class AffectGPTProcessor(ProcessorMixin):
                 f"audio: found {rate_hz} Hz with shape {samples.shape}; expected mono samples [S] at "
                 f"{branch['rate_hz']} Hz, as from affectgpt.media.read_audio"
             )
-        if len(samples) < branch["min_samples"]:
+        published = branch["window_mode"] == "published"
+        if len(samples) < (1 if published else branch["min_samples"]):
             raise InputError(
                 f"audio: {len(samples)} samples ({len(samples) / rate_hz:.4f} s) are too few for the encoder, which "
                 f"needs {branch['min_samples']}; remove audio from this sample's modalities"
             )
-        if branch["normalize"]:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-        window_s, fixed = branch["window_s"], branch["window_mode"] == "fixed"
-        if fixed:
+        if branch["normalize"] and not published:
+            samples = _standardized(samples)
+        window_s = branch["window_s"]
+        if branch["window_mode"] != "cover":
             samples = np.pad(samples, (0, max(0, round(window_s * rate_hz) - len(samples))))
         ranges = audio_windows(
             len(samples), rate_hz, window_s=window_s, max_windows=branch["max_windows"], mode=branch["window_mode"]
         )
+        if branch["normalize"] and published:
+            cut = _standardized(np.stack([samples[start:stop] for start, stop in ranges]))
+            return {"input_values": torch.from_numpy(cut), "input_lengths": torch.tensor([len(each) for each in cut])}
         windows = [torch.from_numpy(np.ascontiguousarray(samples[start:stop])) for start, stop in ranges]
         return {
             "input_values": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),  # [W, S']
@@ -226,16 +233,25 @@ class AffectGPTProcessor(ProcessorMixin):
         }
 
     def images(self, modality: str, images: np.ndarray) -> Tensor:
-        """RGB frames uint8 [T, H, W, 3] of any size -> [T, 3, H', W'], resized bicubically and normalised."""
+        """RGB frames uint8 [T, H, W, 3] of any size -> [T, 3, H', W'], resized and normalised."""
         branch = self._branch(modality)
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"{modality}: found {images.dtype} {images.shape}; expected RGB frames uint8 [T, H, W, 3]")
         if len(images) != branch["n_frames"]:
             raise ValueError(f"{modality}: found {len(images)} frames; this model takes {branch['n_frames']}")
-        size, bicubic = (branch["width"], branch["height"]), Image.Resampling.BICUBIC
-        resized = np.stack([np.asarray(Image.fromarray(image).resize(size, bicubic)) for image in images])
-        scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255  # [T, 3, H', W']
+        if branch.get("channels", "rgb") == "bgr":
+            images = images[..., ::-1]
+        height, width = branch["height"], branch["width"]
+        if branch.get("resize") == "bilinear":
+            pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+            scaled = functional.interpolate(pixels, (height, width), mode="bilinear").round() / 255  # [T, 3, H', W']
+        else:
+            pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+            resized = np.stack(
+                [np.asarray(each.resize((width, height), Image.Resampling.BICUBIC)) for each in pictures]
+            )
+            scaled = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255  # [T, 3, H', W']
         mean, std = (torch.tensor(branch[key]).view(3, 1, 1) for key in ("mean", "std"))
         return ((scaled - mean) / std).contiguous()
 
@@ -358,6 +374,11 @@ class AffectGPTProcessor(ProcessorMixin):
             if has.any():
                 batch["multi_rows"] = places[has.any(dim=1)]
         return batch
+
+
+def _standardized(samples: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over all samples, as transformers' Wav2Vec2FeatureExtractor computes it."""
+    return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
 
 
 def pad_states(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

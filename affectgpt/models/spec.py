@@ -64,14 +64,14 @@ class ModelSpec:
         return {
             "llm": llm.path,
             "encoders": {
-                name: {"name" if key == "path" else key: value for key, value in asdict(encoder).items()}
+                name: {"name" if key == "path" else key: value for key, value in _stored(encoder).items()}
                 for name, encoder in self.encoders.items()
             },
             "projectors": {name: asdict(projector) for name, projector in self.projectors.items()},
             "llm_revision": llm.revision,
             "llm_dtype": llm.dtype,
             "llm_quantization": llm.quantization,
-            "sampling": asdict(self.sampling),
+            "sampling": _stored(self.sampling),
             "lora": asdict(lora) if lora.r else None,
             "prompt_format": llm.prompt_format,
             "seed": self.seed,
@@ -89,6 +89,16 @@ class ModelSpec:
             sampling=SamplingConfig(**values.get("sampling", {})),
             seed=values["seed"],
         )
+
+
+def _stored(settings: EncoderConfig | SamplingConfig) -> dict[str, Any]:
+    """The fields, without those that were added after the first release and have their default."""
+    later = {
+        "channels": EncoderConfig.channels,
+        "resize": EncoderConfig.resize,
+        "short_clips": SamplingConfig.short_clips,
+    }
+    return {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}
 
 
 def model_spec(config: ModelConfig, seed: int) -> ModelSpec:

@@ -227,6 +227,17 @@ def test_fixed_windows_of_short_audio_exceed_its_length_for_padding():
     assert audio_windows(16000, 16000, window_s=2, max_windows=8, mode="fixed") == [(0, 32000)] * 8
 
 
+def test_published_windows_start_where_the_published_code_lets_them_start():
+    """Its duration is a float of seconds: 2.00025 - 2 is a little less than 4 samples. 4,000 lengths agree with it."""
+    starts = [start for start, _ in audio_windows(32004, 16000, window_s=2, max_windows=8, mode="published")]
+    assert starts == [0, 0, 0, 1, 1, 2, 2, 3]  # and not [0, 0, 1, 1, 2, 2, 3, 3]
+    for n_samples in (100, 32000, 32008, 99999):
+        published = audio_windows(n_samples, 16000, window_s=2, max_windows=8, mode="published")
+        fixed = audio_windows(n_samples, 16000, window_s=2, max_windows=8, mode="fixed")
+        assert {stop - start for start, stop in published} == {32000}
+        assert {ours[0] - theirs[0] for ours, theirs in zip(fixed, published, strict=True)} <= {0, 1}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"n_samples": 0}, "all must be at least 1"), ({"mode": "random"}, "unknown window mode 'random'")],

@@ -177,6 +177,42 @@ def test_sound_is_normalised_whole_and_cut_into_windows_with_their_true_lengths(
     assert short["input_values"].shape == (1, 1000)
 
 
+def branch_of(processor, name: str, **changes) -> AffectGPTProcessor:
+    return AffectGPTProcessor(processor.tokenizer, branches={name: processor.branches[name] | changes})
+
+
+@pytest.mark.parametrize("n_samples", [100, 20_000, 70_000])
+def test_published_windows_are_padded_cut_and_then_normalised_together(built, n_samples):
+    """As transformers' feature extractor does it, which takes a tensor of all windows for one recording."""
+    from transformers import Wav2Vec2FeatureExtractor
+
+    samples = tiny.media("audio", duration_s=n_samples / 16000)["audio"].samples + 0.5
+    changes = {"window_s": 2.0, "max_windows": 8, "window_mode": "published"}
+    found = branch_of(built[1], "audio", **changes).audio(samples, 16000)
+    padded = np.pad(samples, (0, max(0, 32_000 - n_samples)))
+    starts = [i * (len(padded) - 32_000) // 8 for i in range(8)]
+    together = torch.from_numpy(np.stack([padded[start : start + 32_000] for start in starts]))
+    theirs = Wav2Vec2FeatureExtractor()(together, sampling_rate=16000, return_tensors="pt").input_values[0]
+    torch.testing.assert_close(found["input_values"], theirs, rtol=1e-5, atol=1e-5)
+    assert found["input_lengths"].tolist() == [32_000] * 8
+
+
+def test_bgr_is_the_order_in_which_an_encoder_gets_the_channels(built):
+    frames = tiny.media("frames")["frames"]
+    swapped = branch_of(built[1], "frames", channels="bgr").images("frames", np.ascontiguousarray(frames[..., ::-1]))
+    assert torch.equal(swapped, built[1].images("frames", frames))
+
+
+@pytest.mark.parametrize(("size", "row"), [(4, [0, 25, 75, 100]), (1, [50])])
+def test_bilinear_resizing_takes_the_two_nearest_pixels_at_the_centre_of_each_new_one(built, size, row):
+    """OpenCV's rule, without antialiasing."""
+    image = np.zeros((1, 2, 2, 3), dtype=np.uint8)
+    image[0, :, 1] = 100
+    changes = {"n_frames": 1, "height": size, "width": size, "mean": [0.0] * 3, "std": [1.0] * 3, "resize": "bilinear"}
+    found = branch_of(built[1], "frames", **changes).images("frames", image)
+    torch.testing.assert_close(found, torch.tensor(row).expand(1, 3, size, size) / 255)
+
+
 def test_normalisation_of_sound_is_transformers_own(built):
     from transformers import Wav2Vec2FeatureExtractor
 
