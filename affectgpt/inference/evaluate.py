@@ -43,23 +43,24 @@ def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) 
 
 def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     """The report on one predictions file or checkpoint, and the folder that it was written to."""
-    from affectgpt.metrics import evaluate, read_predictions
+    from affectgpt.metrics import evaluate, load_lexicon, read_predictions
     from affectgpt.metrics.evaluate import strict_extras
 
     files = _prediction_files(config)
     if files and config.checkpoint is not None:
         raise UserError("give checkpoint= or predictions=, not both")
+    lexicon = load_lexicon(config.lexicon)
+    references, tables = _references(config, _published_splitting(lexicon))  # before hours of prediction
     file = files[0] if files else _predict(config)
     out = Path(config.out) if config.out else file.parent
     rows = read_predictions(file)
-    references, tables = _references(config)
     record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[file, *tables])
     extras: dict[str, Any] = {}
     if config.llm.model or config.llm.groups:
-        rows, extras = _ask_llm(config, rows, references, out)
-    extras["strict"] = strict_extras(rows, references, lexicon=config.lexicon)
+        rows, extras = _ask_llm(config, lexicon, rows, references, out)
+    extras["strict"] = strict_extras(rows, references, lexicon=lexicon)
     report = evaluate(
-        rows, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
+        rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )
     report.write(out / "report.json")
     record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
@@ -124,20 +125,16 @@ def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
 
 
 def _references(
-    config: EvalConfig, split_text: Callable[[str], Iterable[str]] | None = None
+    config: EvalConfig, split_text: Callable[[str], Iterable[str]] | None
 ) -> tuple[dict[str, tuple[str, ...]], list[Path]]:
     """True labels by id, and the files that they were read from.
 
     Args:
-        split_text: how a manifest's cells of text are split; None = as the code that the lexicon was published with
-            does, for the published tables, else by our own parser.
+        split_text: how a manifest's cells of text are split; None = by our own parser.
     """
     from affectgpt.data.sources import read_source
     from affectgpt.metrics import read_references
-    from affectgpt.metrics.lexicon import load_lexicon, split_published
 
-    if split_text is None and load_lexicon(config.lexicon).label_splitting == "published":
-        split_text = split_published
     references: dict[str, tuple[str, ...]] = {}
     files: list[Path] = []
     for source in _reference_sources(config):
@@ -153,17 +150,25 @@ def _references(
     return references, files
 
 
+def _published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | None:
+    """Split references as the published code does, where the lexicon is the published one."""
+    from affectgpt.metrics.lexicon import split_published
+
+    return split_published if lexicon.label_splitting == "published" else None
+
+
 def _compare(config: EvalConfig, files: list[Path]) -> None:
     """Score several predictions files on the same references, with paired tests; writes comparison.json."""
-    from affectgpt.metrics import read_predictions
+    from affectgpt.metrics import load_lexicon, read_predictions
     from affectgpt.metrics.compare import compare, named_after_files
 
     if len(files) < 2:
         raise UserError("compare=true needs two or more predictions files: predictions=[a.jsonl,b.jsonl]")
     out = Path(config.out) if config.out else files[0].parent
-    references, _ = _references(config)
+    lexicon = load_lexicon(config.lexicon)
+    references, _ = _references(config, _published_splitting(lexicon))
     systems = {name: read_predictions(file) for name, file in named_after_files(files).items()}
-    result = compare(systems, references, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
+    result = compare(systems, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
     print(result.table())
     result.write(out / "comparison.json")
     log.info("comparison: %s", out / "comparison.json")
@@ -247,14 +252,17 @@ def _extract(client: ChatClient, lexicon: Lexicon, rows: list[Prediction]) -> tu
 
 
 def _ask_llm(
-    config: EvalConfig, rows: list[Prediction], references: Mapping[str, tuple[str, ...]], out: Path
+    config: EvalConfig,
+    lexicon: Lexicon,
+    rows: list[Prediction],
+    references: Mapping[str, tuple[str, ...]],
+    out: Path,
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Score the grouping of synonyms by an LLM, or by published answers of one; let it read labels if it shall."""
     from affectgpt.metrics.evaluate import labels_by_id
     from affectgpt.metrics.judge import llm_grouping_score
-    from affectgpt.metrics.lexicon import load_lexicon
 
-    llm, lexicon = config.llm, load_lexicon(config.lexicon)
+    llm = config.llm
     extras: dict[str, Any] = {}
     client = _client(llm, out) if llm.model else None
     if client is not None:
@@ -289,7 +297,7 @@ def _score_published_groups(config: EvalConfig, rows: list[Prediction], lexicon:
     from affectgpt.metrics.lexicon import split_published_2024
 
     answers = _grouping_answers(path)
-    references, _ = _references(config, split_text=split_published_2024)
+    references, _ = _references(config, split_published_2024)
     labels: dict[str, Sequence[str]] = dict(labels_by_id(rows, lexicon)[0])
     labels |= {
         row.id: split_published_2024(row.text)
