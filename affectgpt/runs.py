@@ -10,6 +10,7 @@ import ctypes
 import errno
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.runtime import InputError, UserError, sha256_of_file, write_json_atomic, write_text_atomic
+
+log = logging.getLogger("affectgpt")
 
 RECORD = "run.json"
 _PACKAGES = ("affectgpt", "torch", "transformers", "accelerate", "peft", "numpy", "av", "sentencepiece", "hydra-core")
@@ -89,10 +92,16 @@ class RunRecord:
     def read(cls, folder: Path) -> RunRecord | None:
         """The record of a folder; None if it has none."""
         path = folder / RECORD
+        problem = "no kind and status"
         try:
-            return cls(folder, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a run record ({error}); restore it, or remove the folder") from error
+            if not path.is_file():
+                return None
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(values, dict) and isinstance(values.get("kind"), str) and isinstance(values["status"], str):
+                return cls(folder, values)
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            problem = str(error)
+        raise InputError(f"{path}: not a run record ({problem}); restore it, or remove the folder")
 
     _started: float | None = None
 
@@ -276,10 +285,31 @@ def best_checkpoint(run: Path) -> Path | None:
     return None
 
 
+def _readable(folder: Path) -> RunRecord | None:
+    """The record of a folder among others: a damaged one is left out with a warning that names it."""
+    try:
+        return RunRecord.read(folder)
+    except InputError as error:
+        log.warning("left out %s", error)
+        return None
+
+
+def next_order(runs: Path) -> int:
+    """A number above that of every run in `runs`: it says which run is newer, whatever the clock of a machine said."""
+    return 1 + max(
+        (_order(record) for folder in runs.glob("*") if (record := _readable(folder)) is not None), default=0
+    )
+
+
+def _order(record: RunRecord) -> int:
+    order = record.values.get("order")
+    return order if isinstance(order, int) else 0  # a run of an older version
+
+
 def last_complete_run(runs: Path, name: str) -> Path | None:
     """The newest finished run named `name` (or `name-2` ...); None if there is none."""
     for run in reversed(runs_named(runs, name)):
-        record = RunRecord.read(run)
+        record = _readable(run)
         if record is not None and record.values["status"] == "finished" and complete_checkpoints(run):
             return run
     return None
@@ -308,20 +338,28 @@ def checkpoint_to_start_from(runs: Path, init_from: str) -> Path:
 def newest_run(runs: Path) -> Path | None:
     """The last complete run of the stage that was trained last; of stage coarse only if there is no other.
 
-    Runs count if they have their stage's name, the default: others are experiments, to be used by name.
+    Runs count if they have their stage's name, the default: others are experiments, to be used by name. A run is newer
+    than another if it was started after it had a record; the clock decides only between runs of older versions.
     """
-    records = [record for folder in sorted(runs.glob("*")) if (record := RunRecord.read(folder)) is not None]
+    records = [record for folder in sorted(runs.glob("*")) if (record := _readable(folder)) is not None]
     kinds = {record.values["kind"] for record in records}
     stages = {kind.removeprefix("train ") for kind in kinds if kind.startswith("train ")}
     newest = {stage: run for stage in sorted(stages) if (run := last_complete_run(runs, stage)) is not None}
     if len(newest) > 1:
         newest.pop("coarse", None)  # the first stage of the paper, from which the others start
-    started = {run: record.values["started"] for run in newest.values() if (record := RunRecord.read(run)) is not None}
-    return max(started, key=lambda run: started[run], default=None)
+    by_folder = {record.folder: record for record in records}
+    age = {run: (_order(by_folder[run]), str(by_folder[run].values.get("started"))) for run in newest.values()}
+    return max(age, key=lambda run: age[run], default=None)
 
 
 def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
-    """The checkpoint to run: a checkpoint folder; of a run its best by validation, else its last; None = `newest_run`.
+    """The folder of `chosen_checkpoint`."""
+    return chosen_checkpoint(runs, checkpoint)[0]
+
+
+def chosen_checkpoint(runs: Path, checkpoint: str | None) -> tuple[Path, str]:
+    """The checkpoint to run, and why: a checkpoint folder; of a run its best by validation, else its last; None =
+    `newest_run`.
 
     Raises:
         UserError: there is none; the message names the command that makes one.
@@ -336,14 +374,15 @@ def checkpoint_to_use(runs: Path, checkpoint: str | None) -> Path:
     else:
         folder = Path(checkpoint)
         if (folder / TRAINED_MANIFEST).is_file() or (folder / "config.json").is_file():
-            return folder
+            return folder, "as named"
         if not folder.is_dir() and (runs / checkpoint).is_dir():
             folder = runs / checkpoint
         if not (folder / RECORD).is_file():
             raise UserError(f"checkpoint {checkpoint!r} is neither a checkpoint nor a run folder")
         run = folder
+    which = f"the newest complete run in {runs}" if checkpoint is None else f"run {run}"
     if (best := best_checkpoint(run)) is not None:
-        return best
+        return best, f"best by validation of {which}"
     if checkpoints := complete_checkpoints(run):
-        return checkpoints[-1]
+        return checkpoints[-1], f"last checkpoint of {which}, which has no best by validation"
     raise UserError(f"{run} has no complete checkpoint; repeat its train.py command with resume=true to continue it")

@@ -117,7 +117,7 @@ def campaign(world: World, number: signal.Signals, n: int, rng: random.Random) -
         n_trials += 1
         for _ in range(min(KILLS_PER_TRIAL, n - n_sent)):  # until the run ends before its signal
             process = started(world.config(folder, resume=bool(runs_named(folder / "runs", "coarse"))))
-            time.sleep(rng.uniform(0, world.duration_s))
+            time.sleep(rng.uniform(0, 0.5 * world.duration_s))  # a resumed run is shorter
             when = moment(folder)
             process.signal(number)
             code, said = process.wait()

@@ -8,8 +8,11 @@ from affectgpt.runs import (
     RunRecord,
     best_checkpoint,
     changed_files,
+    chosen_checkpoint,
     mark_complete,
     new_run_folder,
+    newest_run,
+    next_order,
     remove_leftovers,
     replace_best,
     runs_named,
@@ -100,3 +103,51 @@ def test_the_marker_lists_checksums_and_names_what_changed(tmp_path):
     (folder / "more" / "state.pt").write_text("z")
     (folder / "trained.safetensors").unlink()
     assert changed_files(folder) == ["more/state.pt has changed since it was written", "trained.safetensors is missing"]
+
+
+def finished_run(folder, **values):
+    RunRecord.start(folder, kind=f"train {folder.name.partition('-')[0]}", config={}, **values).finish("finished")
+    checkpoint(folder / "checkpoint-1")
+    return folder
+
+
+def test_the_newest_run_is_the_one_that_was_started_last_although_the_clock_was_set_back(tmp_path):
+    for name, year in (("fine", 2050), ("polish", 2020)):
+        run = finished_run(tmp_path / name, order=next_order(tmp_path))
+        record = RunRecord.read(run)
+        record.values["started"] = f"{year}-01-01T00:00:00+00:00"
+        record.finish("finished")
+    assert newest_run(tmp_path) == tmp_path / "polish"
+
+
+def test_runs_of_older_versions_are_older_and_ordered_by_their_clock(tmp_path):
+    for name, year in (("polish", 2050), ("fine", 2020)):
+        record = RunRecord.read(finished_run(tmp_path / name))
+        record.values["started"] = f"{year}-01-01T00:00:00+00:00"
+        record.finish("finished")
+    assert newest_run(tmp_path) == tmp_path / "polish"
+    finished_run(tmp_path / "third", order=next_order(tmp_path))
+    assert newest_run(tmp_path) == tmp_path / "third"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"kind": 7, "status": "finished"}', "[" * 100_000])
+def test_a_damaged_record_of_another_run_is_left_out_by_name(tmp_path, caplog, damage):
+    fine = finished_run(tmp_path / "fine", order=1)
+    finished_run(tmp_path / "fine-2", order=2)
+    finished_run(tmp_path / "polish", order=3)
+    for name in ("fine-2", "polish"):
+        (tmp_path / name / "run.json").write_text(damage)
+    assert newest_run(tmp_path) == fine
+    assert next_order(tmp_path) == 2
+    for name in ("fine-2", "polish"):
+        assert f"left out {tmp_path / name / 'run.json'}: not a run record" in caplog.text
+
+
+def test_the_reason_for_a_checkpoint_names_its_run_and_why_it_was_taken(tmp_path):
+    run = finished_run(tmp_path / "fine", order=1)
+    why = f"last checkpoint of the newest complete run in {tmp_path}, which has no best by validation"
+    assert chosen_checkpoint(tmp_path, None) == (run / "checkpoint-1", why)
+    checkpoint(run / "best")
+    assert chosen_checkpoint(tmp_path, "fine") == (run / "best", f"best by validation of run {run}")
+    (run / "best" / "affectgpt.json").touch()
+    assert chosen_checkpoint(tmp_path, str(run / "best")) == (run / "best", "as named")

@@ -12,7 +12,7 @@ from affectgpt.cache.reader import ClipReader, clip_reader
 from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, bases, load_trained, quantize
 from affectgpt.models.checkpoint import read_manifest
 from affectgpt.models.integrity import read_sums
-from affectgpt.runs import TRAINED_MANIFEST, checkpoint_to_use
+from affectgpt.runs import TRAINED_MANIFEST, chosen_checkpoint
 from affectgpt.runtime import UserError, quiet_libraries, sha256_of_file, stable_hash, torch_device
 
 log = logging.getLogger("affectgpt")
@@ -56,8 +56,8 @@ def load(
     """
     quiet_libraries()
     published = None if checkpoint is None or (runs / checkpoint).exists() else bases.release(checkpoint)
-    folder = published or checkpoint_to_use(runs, checkpoint)
-    log.info("checkpoint %s", folder)
+    folder, why = (published, "downloaded") if published else chosen_checkpoint(runs, checkpoint)
+    log.info("checkpoint %s (%s)", folder, why)
     if (folder / TRAINED_MANIFEST).is_file():
         model, processor = load_trained(folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization)
     elif quantization not in (None, "none"):

@@ -18,6 +18,7 @@ from affectgpt.runs import (
     checkpoint_to_start_from,
     complete_checkpoints,
     new_run_folder,
+    next_order,
     runs_named,
 )
 from affectgpt.runtime import UserError, write_text_atomic
@@ -67,6 +68,7 @@ def open_run(
         inputs=files,
         init_from=None if checkpoint is None else str(checkpoint),
         num_processes=n_processes,
+        order=next_order(runs),
     )
     text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
     write_text_atomic(record.folder / "config.yaml", text)

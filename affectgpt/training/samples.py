@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,10 @@ from affectgpt.data.splits import hold_out
 from affectgpt.runtime import UserError
 from affectgpt.schema import BadSample, Sample
 from affectgpt.training.distributed import Processes
+
+_LARGE_SHARE = 1 / 3  # of the training data, held out for validation without being a mistake
+
+log = logging.getLogger("affectgpt")
 
 
 def sources_of_stage(config: TrainConfig) -> list[SourceConfig]:
@@ -78,6 +83,12 @@ def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[l
             f"stage.n_validation={n} would hold out all of {n_all} usable training samples; lower it (0 = no "
             "validation) or add samples"
         )
+    if n > n_all * _LARGE_SHARE:
+        log.warning(
+            "%d of %d training samples are held out for validation, so only %d are trained on; lower "
+            "stage.n_validation=%d (0 = no validation), or add samples",
+            n, n_all, n_all - n, n,
+        )  # fmt: skip
     training: list[Source] = []
     validation: list[Sample] = []
     for source in sources:

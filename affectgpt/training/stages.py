@@ -7,6 +7,9 @@ is a file of conf/stage: its data, objective, trained parts, starting weights an
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -215,7 +218,29 @@ def _train(
         complete_checkpoints(run)[-1],
         f", best by validation (F_S {best * 100:.1f}): {run / BEST}" if best is not None else "",
     )
+    if not config.study.name:
+        log.info("%s", next_commands(config, run))
     return {"loss": trainer.mean_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
+
+
+def next_commands(config: TrainConfig, run: Path, command: Sequence[str] = sys.argv) -> str:
+    """What to run after a stage, with the settings of this command that the next one needs, too.
+
+    Args:
+        command: of the training process; the settings are repeated only if it is train.py.
+    """
+    given = command[1:] if Path(command[0]).name in ("train.py", "affectgpt-train") else []
+    shared = [item for item in given if item.startswith(("data=", "data.", "paths.", "device=", "generate."))]
+    shown = [f"checkpoint={run}", *shared]
+    lines = [f"python eval.py {shlex.join(shown)}", f"python infer.py video.mp4 {shlex.join([f'checkpoint={run}'])}"]
+    if config.stage.name == "coarse":
+        dropped = ("stage=", "stage.", "name=", "resume=", "debug=", "experiment=")
+        kept = [item for item in given if not item.startswith((*dropped, "-"))]
+        start = [] if run.name == "coarse" else [f"stage.init_from={run}"]
+        n_processes = os.environ.get("LOCAL_WORLD_SIZE", "N")
+        python = "python" if config.strategy.name == "single" else f"torchrun --nproc_per_node {n_processes}"
+        lines.insert(0, f"{python} train.py {shlex.join(['stage=fine', *start, *kept])}")
+    return "next:" + "".join(f"\n  {line}" for line in lines)
 
 
 def _log_start(config: TrainConfig, init_from: Path | None, resume_from: Path | None) -> None:

@@ -28,7 +28,7 @@ from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyCo
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import COMPLETE, RunRecord, best_checkpoint, complete_checkpoints, runs_named
-from affectgpt.runtime import InputError, MissingLibrary, UserError, write_json_atomic
+from affectgpt.runtime import InputError, MissingLibrary, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
 log = logging.getLogger("affectgpt")
@@ -36,6 +36,7 @@ log = logging.getLogger("affectgpt")
 SETS = ("whole", "train", "test")
 CURVE = "curve.json"
 _CELL = "cell.json"
+_LEFT_OUT = "left_out.json"
 
 
 class Stopped(Exception):
@@ -66,12 +67,22 @@ def stage_names(study: StudyConfig) -> tuple[str, str]:
     return study.stages[0], study.stages[1]
 
 
+class LeftOut(InputError):
+    """A cell that these settings cannot train, such as half of one epoch; a sweep has the others."""
+
+
 def run_sweep_job(stage1: TrainConfig, stage2: TrainConfig) -> int:
-    """`run_cell` as a job of a sweep; returns the exit code."""
+    """`run_cell` as a job of a sweep; returns the exit code. A cell that is left out is logged and in the report."""
     try:
         run_cell(stage1, stage2)
     except Stopped as stopped:
         return stopped.exit_code
+    except LeftOut as reason:
+        study = stage1.study
+        name = f"{_slug(study.variant)}, stage 1: {study.stage1_share:g}, stage 2: {'best' if study.stage2 else 'none'}"
+        log.warning("left out: %s: %s", name, reason)
+        folder = Path(stage1.paths.runs) / study.name / "cells" / f"left-out-{stable_hash(name)[:8]}"
+        write_json_atomic(folder / _LEFT_OUT, {"cell": name, "reason": str(reason)})
     return 0
 
 
@@ -83,15 +94,20 @@ def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
 
     Raises:
         Stopped: a signal stopped a stage; the same command continues.
+        LeftOut: the share of stage 1 is no checkpoint of it.
         UserError: the settings contradict each other or those of existing runs.
     """
     study = stage1.study
     share, n_points = study.stage1_share, study.n_points
-    if not 0 <= share <= 1 or n_points < 1 or round(share * n_points) != share * n_points:
-        raise UserError(
+    if not 0 <= share <= 1 or n_points < 1:
+        raise UserError(f"study.stage1_share={share}, study.n_points={n_points}: expected 0 to 1, and 1 or more")
+    if round(share * n_points) != share * n_points:
+        raise LeftOut(
             f"study.stage1_share={share} with study.n_points={n_points}: the share must be k / n_points for a "
             "whole number k from 0 to n_points"
         )
+    if share and not round(share * stage1.stage.epochs):
+        raise LeftOut(f"study.stage1_share={share} of stage.epochs={stage1.stage.epochs} is less than an epoch")
     folder = Path(stage1.paths.runs) / study.name
     variant = _slug(study.variant)
     cell = Cell(variant, round(share * stage1.stage.epochs), study.stage2)
@@ -270,6 +286,9 @@ def report(folder: Path) -> str:
         raise UserError(f"{folder} has no scored cell; run a study first: python train.py -m experiment=table4")
     write_json_atomic(folder / "table.json", cells)
     text = table(cells)
+    for path in sorted(folder.glob(f"cells/*/{_LEFT_OUT}")):
+        left_out = json.loads(path.read_text(encoding="utf-8"))
+        text += f"\nleft out: {left_out['cell']}: {left_out['reason']}"
     (folder / "table.md").write_text(f"{markdown(cells)}\n", encoding="utf-8")
     written = ["table.md", "table.json"]
     try:

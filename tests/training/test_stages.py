@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl
 
 from affectgpt.config import LoraConfig, ProjectorConfig, SourceConfig
+from affectgpt.data.mixture import Source
 from affectgpt.engine import kept_bytes, layers
 from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runs import (
@@ -35,8 +36,9 @@ from affectgpt.runtime import UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
 from affectgpt.training.callbacks import StopOnSignal
 from affectgpt.training.lock import held
+from affectgpt.training.samples import hold_out_validation
 from affectgpt.training.setup import starting_model
-from affectgpt.training.stages import run_stage
+from affectgpt.training.stages import next_commands, run_stage
 from affectgpt.training.trainer import StageTrainer
 from affectgpt.training.validation import Validation, validation_scores
 from tests.conftest import make_train_config
@@ -203,7 +205,8 @@ def test_a_run_stopped_at_any_step_and_resumed_equals_the_uninterrupted_one(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from affectgpt.training.stages import run_stage
+from affectgpt.training.samples import hold_out_validation
+from affectgpt.training.stages import next_commands, run_stage
 from affectgpt.runtime import UserError
 from tests.conftest import make_train_config
 base, manifest, folder, resume, fields = json.loads(sys.argv[1])
@@ -473,6 +476,30 @@ def test_holding_out_all_samples_is_refused_with_the_setting(finished, tmp_path)
     config.stage.n_validation = 64
     with pytest.raises(UserError, match=r"stage\.n_validation=64 would hold out all of 9 usable"):
         run_stage(config)
+
+
+def test_holding_out_most_samples_is_a_warning_with_the_numbers(caplog):
+    source = Source([Sample(id=str(number)) for number in range(29)])
+    hold_out_validation([source], 9, seed=0)
+    assert not caplog.text
+    training, held = hold_out_validation([source], 24, seed=0)
+    assert (len(training[0].samples), len(held)) == (5, 24)
+    assert "24 of 29 training samples are held out for validation, so only 5 are trained on" in caplog.text
+
+
+def test_a_stage_ends_with_the_next_commands(finished, tmp_path):
+    config, run = finished
+    given = ["/x/train.py", "stage=coarse", "stage.batch_size=4", "data=mine", "model=affectgpt_v1", "resume=true"]
+    assert next_commands(config, run, given).splitlines() == [
+        "next:",
+        "  python train.py stage=fine data=mine model=affectgpt_v1",
+        f"  python eval.py checkpoint={run} data=mine",
+        f"  python infer.py video.mp4 checkpoint={run}",
+    ]
+    assert f"stage=fine stage.init_from={tmp_path / 'coarse-2'}" in next_commands(config, tmp_path / "coarse-2", ["-c"])
+    fine = copy.deepcopy(config)
+    fine.stage.name = "fine"
+    assert "train.py" not in next_commands(fine, run, given)
 
 
 def test_adapters_of_the_earlier_stage_are_loaded_or_the_difference_is_reported(

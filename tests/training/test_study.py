@@ -100,3 +100,21 @@ def test_a_number_of_points_that_does_not_divide_the_steps_is_refused(base_model
 def test_an_empty_study_reports_the_command_that_runs_one(tmp_path, capsys):
     assert run("study", [str(tmp_path)]) == 2
     assert "experiment=table4" in capsys.readouterr().err
+
+
+def test_a_sweep_leaves_out_cells_that_its_settings_cannot_train_and_its_report_names_them(
+    base_models, manifest, tmp_path, caplog
+):
+    # A smoke test: one checkpoint of one epoch has no half.
+    reasons = {1: "share must be k / n_points", 2: "is less than an epoch"}
+    for n_points, reason in reasons.items():
+        coarse, fine = stages(base_models, manifest, tmp_path / str(n_points), stage1_share=0.5)
+        coarse.study.n_points, coarse.stage.epochs = n_points, 1
+        assert study.run_sweep_job(coarse, fine) == 0
+        assert reason in caplog.text
+        folder = tmp_path / str(n_points) / "runs" / "toy"
+        (folder / "cells" / "other").mkdir()
+        score = {"n": 1, "avg": 0.5, "precision": 0.5, "recall": 0.5, "f_score": 0.5}
+        one = {"variant": "random", "stage1_epochs": 1, "stage2": True, "score": score}
+        (folder / "cells" / "other" / "cell.json").write_text(json.dumps(one))
+        assert "left out: random, stage 1: 0.5, stage 2: best: study.stage1_share=0.5" in study.report(folder)
