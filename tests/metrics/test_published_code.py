@@ -14,6 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from affectgpt.cli import compose, composed
@@ -21,6 +22,7 @@ from affectgpt.metrics import evaluate, load_lexicon, read_predictions, read_ref
 from affectgpt.metrics.classification import classify, hit_rate, mean_squared_error, score_sentiment
 from affectgpt.metrics.lexicon import split_published
 from affectgpt.metrics.wheel import LEVEL1
+from affectgpt.tables.arrays import array_names, read_array
 
 MERTOOLS = Path(os.environ.get("MERTOOLS", "-"))
 PYTHON = os.environ.get("MERTOOLS_PYTHON", sys.executable)
@@ -223,3 +225,12 @@ def test_the_published_label_files_are_read_with_their_classes(name, tmp_path, c
     assert math.isclose(result["value"], 1.0)
     assert result["n"] == COUNTS[name][0] - COUNTS[name][1]["neutral"]
     capsys.readouterr()
+
+
+def test_published_pickled_arrays_are_read_as_numpy_unpickles_them():
+    files = [*MERTOOLS.glob("MERBench/dataset/*/label*.npz"), *MERTOOLS.glob("MER2026/*/*/wheel_mapping.npz")]
+    assert len(files) >= 9
+    for file in files:
+        with np.load(file, allow_pickle=True) as expected:
+            for name in array_names(file):
+                assert read_array(file, name) == expected[name].tolist(), (file, name)
