@@ -8,6 +8,7 @@ from affectgpt.annotate.plan import print_plan
 from affectgpt.annotate.shards import run_sharded
 from affectgpt.annotate.single import run_single
 from affectgpt.config import AnnotateConfig
+from affectgpt.media import isolated_media
 from affectgpt.runtime import UserError
 from affectgpt.schema import LANGUAGES
 
@@ -17,7 +18,8 @@ def run_annotation(config: AnnotateConfig) -> int:
     check_settings(config)
     clips = Clips(config)
     if config.plan:
-        return print_plan(config, clips)
+        with isolated_media():
+            return print_plan(config, clips)
     return run_single(config, clips) if config.engine == "single" else run_sharded(config, clips)
 
 

@@ -34,7 +34,7 @@ from affectgpt.chat.concurrency import Stopped, StopSignal, for_each
 from affectgpt.chat.transport import RequestFailed
 from affectgpt.config import AnnotateConfig
 from affectgpt.data.sources import probe_sample
-from affectgpt.media import MediaError
+from affectgpt.media import MediaError, isolated_media
 from affectgpt.runs import RunRecord
 from affectgpt.runtime import UserError, n_cores, quiet_libraries, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import BadSample, Sample
@@ -52,7 +52,8 @@ def run_single(config: AnnotateConfig, clips: Clips) -> int:
     try:
         before = {"tokens_in": store.tokens_in, "tokens_out": store.tokens_out, "cost": store.cost}
         run = _Run(config, store)
-        asyncio.run(run.annotate_all(clips))
+        with isolated_media():
+            asyncio.run(run.annotate_all(clips))
         report: dict[str, Any] = {
             **vars(run.totals),
             "left": run.totals.n_left,

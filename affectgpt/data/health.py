@@ -15,7 +15,7 @@ from affectgpt.data.clips import load_clip
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.pictures import draw_data
 from affectgpt.data.sources import check_each, probe_samples
-from affectgpt.media import MediaInfo
+from affectgpt.media import MediaInfo, isolated_media
 from affectgpt.runtime import write_json_atomic
 from affectgpt.schema import BadSample, Sample, write_jsonl
 
@@ -147,6 +147,9 @@ def _kind(reason: str) -> str:
         "is truncated": "truncated files",
         "ends after": "truncated files",
         "no index": "truncated files",
+        "the decoder crashed": "damaged files",
+        "the file is damaged": "damaged files",
+        "is probably damaged": "damaged files",
         "cannot be": "unreadable files",
         "must be unique": "rows with a duplicate id",
     }
@@ -161,7 +164,7 @@ def check_samples(
     facts: MediaFacts | None = None,
     decode: bool = False,
 ) -> DataReport:
-    """Check every row and the headers of every file.
+    """Check every row and the headers of every file. Files are read in processes of their own: see `media.isolated`.
 
     Args:
         bad: rows that could not be read.
@@ -170,11 +173,12 @@ def check_samples(
     facts = facts or MediaFacts()
     bad = list(bad)
     n_rows = len(samples) + len(bad)
-    usable, bad_media = probe_samples(samples, on_bad="skip", facts=facts)
-    bad += bad_media
-    if decode:
-        usable, damaged = check_each(usable, _decoded, on_bad="skip", what="decoding")
-        bad += damaged
+    with isolated_media():
+        usable, bad_media = probe_samples(samples, on_bad="skip", facts=facts)
+        bad += bad_media
+        if decode:
+            usable, damaged = check_each(usable, _decoded, on_bad="skip", what="decoding")
+            bad += damaged
     infos = [facts.info(path) for sample in usable if (path := sample.video or sample.audio)]
     report = DataReport(
         name,

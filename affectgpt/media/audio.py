@@ -10,18 +10,9 @@ from typing import Any
 import av
 import numpy as np
 
-from affectgpt.media.container import (
-    DamagedMedia,
-    EmptyMedia,
-    MediaError,
-    NoAudioStream,
-    PathLike,
-    audio_streams,
-    check_end,
-    decode,
-    open_media,
-    stream_kinds,
-)
+from affectgpt.media.container import PathLike, audio_streams, check_bytes, check_end, decode, open_media, stream_kinds
+from affectgpt.media.errors import DamagedMedia, EmptyMedia, MediaError, NoAudioStream
+from affectgpt.media.isolated import isolatable
 from affectgpt.runtime import InputError
 
 log = logging.getLogger("affectgpt")
@@ -53,6 +44,7 @@ class Waveform:
     n_channels: int
 
 
+@isolatable
 def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
     """Decode the audio of a video or audio file, resample it to `rate_hz` and average its channels to mono.
 
@@ -70,6 +62,7 @@ def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
         playable = [stream.index for stream in audio_streams(container) if stream.codec_context is not None]
         if not streams:
             raise NoAudioStream(f"{path}: no audio stream, found {stream_kinds(container)}; use it without audio")
+        check_bytes(path, container)
     first = _decode_mono(path, streams[0], rate_hz)
     if first.loudest < _SILENCE:
         others = (_decode_mono(path, index, rate_hz) for index in playable[1:])
@@ -104,7 +97,7 @@ def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | Non
     source: tuple[str, str, int] | None = None
     source_rate_hz = n_channels = n_samples = 0
     energies = np.zeros(MAX_CHANNELS)
-    loudest = first_s = end_s = 0.0
+    loudest = first_s = end_s = decoded_s = 0.0
 
     def mono(frames: list[Any]) -> None:
         nonlocal loudest, n_samples
@@ -125,6 +118,7 @@ def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | Non
             time_s = float(frame.pts * stream.time_base) if frame.pts is not None else end_s
             first_s = time_s if source is None else first_s
             end_s = time_s + frame.samples / frame.sample_rate
+            decoded_s += frame.samples / frame.sample_rate
             kind = (frame.format.name, frame.layout.name, frame.sample_rate)
             if kind != source:  # the first frame, or the format changes mid-stream
                 if resampler is not None:
@@ -137,7 +131,9 @@ def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | Non
             mono(resampler.resample(frame))
         if resampler is not None:
             mono(resampler.resample(None))
-            check_end(path, stream, end_s - first_s)
+            check_end(path, stream, first_s, end_s)
+            if container.format.name == "flac" and (missing_s := end_s - first_s - decoded_s) > 0.05:
+                raise DamagedMedia(f"{path}: {missing_s:.2f} s of its audio are missing in between; copy it again")
     if not n_samples:
         raise EmptyMedia(f"{path}: its audio stream has no samples; copy or download it again, or leave it out")
     waveform = Waveform(np.concatenate(chunks), rate_hz, n_samples / rate_hz, source_rate_hz, n_channels)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from affectgpt.media.container import EmptyMedia, MediaError, MissingMedia, PathLike
+from affectgpt.media.container import PathLike
+from affectgpt.media.errors import EmptyMedia, MediaError, MissingMedia
 from affectgpt.media.video import uniform_indices
 from affectgpt.runtime import InputError
 

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from affectgpt.media.container import (
-    DamagedMedia,
-    EmptyMedia,
-    MediaError,
-    NoVideoStream,
     PathLike,
+    check_bytes,
     check_end,
     decode,
     open_media,
+    packets_of,
     stream_kinds,
     video_stream,
 )
+from affectgpt.media.errors import DamagedMedia, EmptyMedia, MediaError, NoVideoStream
+from affectgpt.media.isolated import isolatable
 from affectgpt.runtime import InputError, MissingLibrary
 
 
@@ -71,6 +71,7 @@ def read_frames(path: PathLike, n_frames: int, *, backend: str = "pyav", size_px
     return read_frame_sets(path, {"frames": n_frames}, backend=backend, size_px=size_px)["frames"]
 
 
+@isolatable
 def read_frame_sets(
     path: PathLike, counts: Mapping[str, int], *, backend: str = "pyav", size_px: int | None = None
 ) -> dict[str, Frames]:
@@ -158,7 +159,8 @@ def _count_packets(path: PathLike) -> int:
     """The number of packets that should each give a frame; edit lists discard some packets."""
     with open_media(path) as container:
         stream = _video_stream(container, path)
-        return sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        check_bytes(path, container)
+        return sum(packet.size > 0 and not packet.is_discard for packet in packets_of(container, stream))
 
 
 def _video_stream(container: Any, path: PathLike) -> Any:
@@ -175,7 +177,6 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
     first_s = last_s = end_s = 0.0
     with open_media(path) as container:
         stream = _video_stream(container, path)
-        stream.thread_type = "AUTO"
         rate_hz = float(stream.average_rate or stream.guessed_rate or 25)
         for index, frame in enumerate(decode(container, stream, path)):
             # Frames without a timestamp (in some avi files) are spaced at the nominal rate.
@@ -192,7 +193,7 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
                 decoded.times_s[index] = last_s - first_s
             decoded.n_source = index + 1
         if decoded.n_source:
-            check_end(path, stream, end_s - first_s)
+            check_end(path, stream, first_s, end_s)
     return decoded
 
 
@@ -272,6 +273,7 @@ def _check_video(path: PathLike) -> Callable[[np.ndarray], np.ndarray]:
     """
     with open_media(path) as container:
         stream = _video_stream(container, path)
+        check_bytes(path, container)
         aspect = _pixel_aspect(stream)
         height = stream.codec_context.height if stream.codec_context else None
     # An image of another height has been turned by a quarter.

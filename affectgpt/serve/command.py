@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from affectgpt.config import ServeConfig
+from affectgpt.media import isolated_media
 from affectgpt.runtime import UserError
 from affectgpt.serve.app import KEY_VARIABLE, build_app
 from affectgpt.serve.models import load_served
@@ -38,7 +39,8 @@ def run_server(config: ServeConfig) -> int:
         log.info("serving %s (%s) at http://%s:%d/v1", served.name, sees, host, listener.getsockname()[1])
         signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn raises it again after the last answer
         app = build_app(served, config, api_key=api_key)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+        with isolated_media(config.n_decoders, max_pixels=round(config.max_megapixels * 1e6)):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
     return 0
 
 

@@ -48,32 +48,15 @@ class MediaFiles:
 
 def check_media(path: Path, medium: MediaPart, config: ServeConfig) -> None:
     """Raise APIError unless `path` holds media in the stated format, within the limits of size and duration."""
-    import av
+    from affectgpt.media import MediaError, measure
 
-    longest_s = 0.0
     try:
-        with av.open(
-            f"file:{path}",
-            container_options={"protocol_whitelist": "file", "format_whitelist": _CONTAINERS},
-            metadata_errors="ignore",
-        ) as container:
-            found = container.format.name
-            streams = [stream for stream in container.streams if stream.type in ("video", "audio")]
-            for stream in streams:
-                if stream.type == "video" and stream.codec_context is not None:
-                    _check_pixels(stream.codec_context.width, stream.codec_context.height, medium.where, config)
-            # Headers may be wrong; the packets show how much there is to decode.
-            sums = dict.fromkeys((stream.index for stream in streams), 0.0)
-            for packet in container.demux(streams) if streams else ():
-                sums[packet.stream_index] += float((packet.duration or 0) * (packet.time_base or 0))
-                longest_s = max(longest_s, sums[packet.stream_index])
-                if longest_s > config.max_media_s:
-                    break
-    except av.FFmpegError as error:
-        expected = f"a media file that ffmpeg reads as one of {_CONTAINERS}"
-        raise APIError(
-            400, f"{medium.where}: cannot be read ({error.strerror}); expected {expected}", param=medium.where
-        ) from None
+        found, sizes, longest_s = measure(str(path), formats=_CONTAINERS, max_s=config.max_media_s)
+    except MediaError as error:
+        message = str(error).replace(str(path), medium.where)
+        raise APIError(400, message, param=medium.where) from None
+    for width, height in sizes:
+        _check_pixels(width, height, medium.where, config)
     if medium.kind and found != medium.kind:
         raise APIError(400, f"{medium.where}: format is {medium.kind}, found {found}", param=medium.where)
     if longest_s > config.max_media_s:

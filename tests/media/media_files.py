@@ -63,6 +63,8 @@ def write_media(
     sound_rate_hz: int = 44100,
     audio_codec: str = "aac",
     options: dict[str, str] | None = None,
+    video_options: dict[str, str] | None = None,
+    gop_size: int | None = None,
 ) -> Path:
     """Write frames (uint8 [H,W,3]) and audio (float32 [S] or [C,S]) to `path`; the suffix selects the container."""
     frames = iter(frames)
@@ -73,7 +75,10 @@ def write_media(
             video = container.add_stream(video_codec, rate=rate_hz)
             video.height, video.width = first.shape[:2]
             video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
-            video.options = {"preset": "ultrafast"} if video_codec == "libx264" else {}
+            fast = {"libx264": {"preset": "ultrafast"}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}
+            video.options = fast.get(video_codec, {}) | (video_options or {})
+            if gop_size:
+                video.codec_context.gop_size = gop_size
             if times_s is not None:
                 video.codec_context.time_base = video.time_base = Fraction(1, 1000)
             if pixel_aspect:

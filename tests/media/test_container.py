@@ -102,7 +102,7 @@ def test_an_input_output_error_while_decoding_is_a_media_error_with_the_file_nam
     def fail(*arguments):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("affectgpt.media.container._stated_length", fail)
+    monkeypatch.setattr("affectgpt.media.container.stated_length", fail)
     with pytest.raises(MediaError, match=r"clip\.mp4: cannot be read as media \(Input/output error\)"):
         READERS[2](clip(tmp_path, "clip.mp4"))
 
@@ -160,9 +160,9 @@ def test_a_cut_wav_is_truncated_although_its_demuxer_shortens_the_duration(tmp_p
         read_audio(path)
 
 
-def test_a_cut_flac_ends_before_the_duration_its_header_states(tmp_path):
+def test_a_cut_flac_ends_in_the_middle_of_a_packet(tmp_path):
     path = cut(write_media(tmp_path / "a.flac", sound=sine(8), audio_codec="flac"), 0.5)
-    with pytest.raises(TruncatedMedia, match=r"its audio stream ends after \d\.\d\d s, the container states 8\.00 s"):
+    with pytest.raises(TruncatedMedia, match=r"cut-a\.flac: its audio stream ends in the middle of a packet"):
         read_audio(path)
 
 

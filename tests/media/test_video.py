@@ -152,7 +152,7 @@ def test_pixels_are_stretched_before_the_picture_is_turned(tmp_path):
 
 def test_pictures_above_the_limit_are_refused_by_name(tmp_path, monkeypatch):
     path = write_media(tmp_path / "clip.mp4", numbered_clip(3))
-    monkeypatch.setattr("affectgpt.media.container.MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr("affectgpt.media.limits.MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(DamagedMedia, match=r"clip\.mp4: claims pictures of 64 x 48 pixels; the limit is 3071 pixels"):
         read_frames(path, 2)
 
