@@ -87,6 +87,8 @@ def find_damage(stream: BinaryIO, n_bytes: int, format_name: str) -> str | None:
         return _ogg_damage(stream)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return _avi_damage(stream, n_bytes)
+    if head[:4] == b"fLaC":
+        return _flac_damage(stream)
     if format_name == "mpegts":
         return _ts_damage(stream, n_bytes)
     if format_name in ("mp3", "aac"):
@@ -224,20 +226,39 @@ _AVI_CHUNKS = (b"dc", b"db", b"wb", b"tx", b"pc", b"iv", b"sb")
 
 
 def _avi_damage(stream: BinaryIO, n_bytes: int) -> str | None:
-    """The chunks of each 'movi' list must follow each other."""
-    position = 0
+    """The chunks of each 'movi' list must follow each other up to its end."""
+    position = end = 0
     while position + 12 <= n_bytes:
         stream.seek(position)
         head = stream.read(12)
         kind, length = head[:4], int.from_bytes(head[4:8], "little")
         if kind in (b"RIFF", b"LIST") and head[8:12] in (b"AVI ", b"AVIX", b"movi", b"rec "):
+            if head[8:12] == b"movi":
+                end = position + 8 + length
             position += 12
             continue
         known = kind in (b"LIST", b"JUNK", b"idx1", b"IDIT", b"JUNQ") or kind[:2] == b"ix"
         if not known and not (kind[:2].isalnum() and kind[2:4] in _AVI_CHUNKS):
-            # Only inside a list of chunks; other data may follow it.
-            return None if position > n_bytes - 4096 else f"bytes that belong to no chunk at byte {position}"
+            return f"bytes that belong to no chunk at byte {position}" if position < end else None
+        if position < end < position + 8 + length:
+            return f"the chunk at byte {position} is longer than the list that it is in"
         position += 8 + length + length % 2
+    return None
+
+
+def _flac_damage(stream: BinaryIO) -> str | None:
+    """The first frame must follow the metadata. (FFmpeg checks what comes after it.)"""
+    stream.seek(4)
+    is_last = False
+    while not is_last:
+        head = stream.read(4)
+        if len(head) < 4:
+            return "the file is truncated: it ends in its metadata"
+        is_last = head[0] >= 128
+        stream.seek(int.from_bytes(head[1:], "big"), os.SEEK_CUR)
+    position, sync = stream.tell(), stream.read(2)
+    if sync and (len(sync) < 2 or sync[0] != 0xFF or sync[1] & 0xFC != 0xF8):
+        return f"no frame after the metadata, at byte {position}"
     return None
 
 
