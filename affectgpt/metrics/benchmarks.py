@@ -102,7 +102,8 @@ def run_benchmark(
         valences: id -> predicted valence, for the kind `classes_valence`.
 
     Raises:
-        InputError: no folder, an unknown kind, a valence is missing, or the file with the true labels cannot be read.
+        InputError: no folder, an unknown kind, a valence is missing, no true label can be scored, or the file with the
+            true labels cannot be read.
     """
     if config.kind not in BENCHMARK_KINDS:
         raise InputError(f"benchmark {config.name!r}: kind {config.kind!r} is not one of {list(BENCHMARK_KINDS)}")
@@ -132,6 +133,12 @@ def run_benchmark(
     }
     if config.kind == "hit_rate":
         hits = hit_rate(truths, labels, lexicon)
+        if not any(hits.n.values()):
+            raise InputError(
+                f"{path}: none of the {len(truths)} true labels is on an emotion wheel, they are "
+                f"{sorted(set(truths.values()))[:5]}; does the file hold placeholders, as MER2024's preparation code "
+                "writes for its test set?"
+            )
         details |= {"hit rate over all samples": hits.rate_of_all, "n by wheel": dict(hits.n)}
         return _result(config, "hit rate", hits.rate, max(hits.n.values()), details, lexicon)
     predicted = [to_class(labels.get(key, ()), config.classes, lexicon) for key in truths]

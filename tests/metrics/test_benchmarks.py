@@ -191,6 +191,12 @@ def test_mer_unibench_is_the_mean_of_its_nine_members_on_files_of_the_published_
     capsys.readouterr()
 
 
+def test_a_label_file_of_placeholders_is_an_error_and_not_a_score_of_0(tmp_path):
+    labels = write(tmp_path, "label.csv", "name,discrete\na,neutral\nb,neutral\n")
+    with pytest.raises(InputError, match=r"none of the 2 true labels is on an emotion wheel, they are \['neutral'\]"):
+        run_benchmark(benchmark(tmp_path, "hit_rate", labels), {"a": ["sad"], "b": ["happy"]})
+
+
 def test_iemocap_without_clips_of_session_5_is_an_error(tmp_path):
     member = compose("eval", ["benchmark=iemocap4", f"benchmark.folder={tmp_path}"]).benchmark
     label_npz(tmp_path, member.references, member.array, {"Ses01F_a": (0, -10)})
