@@ -183,6 +183,7 @@ class StageConfig:
     langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages
     modality_dropout: float = 0.0  # probability that a modality is hidden from an example; one always stays
     subtitle_dropout: float = 0.0  # probability that the subtitle is hidden
+    targets: str = "shown"  # shown: a target keeps the clauses about what is shown; complete: as published
     n_validation: int = 64  # training samples held out for validation; 0 = none
     validate_every: int = 1000  # steps between validations
     save_every: int = 1000  # steps between checkpoints
@@ -340,6 +341,7 @@ class EvalConfig(QuestionConfig):
     split: str | None = None  # only rows of `references` with this split
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
+    faithfulness: bool = True  # also score what explanations say about modalities, clues and labels
     out: str | None = None  # folder for predictions.jsonl and report.json; null = next to the checkpoint or predictions
     base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation settings
@@ -655,6 +657,17 @@ class DataConvertConfig(DataInputConfig):
     """python -m affectgpt.data convert"""
 
     out: str | None = None  # output manifest, .jsonl
+
+
+@dataclass
+class DataClausesConfig(DataInputConfig):
+    """python -m affectgpt.data clauses"""
+
+    lang: str = "en"  # language of the descriptions: en or zh
+    show: int = 3  # number of samples whose clauses are printed
+    probe: bool = True  # look into the media, to find statements about a modality that a clip lacks
+    llm: LlmConfig = field(default_factory=LlmConfig)  # a chat model that divides the descriptions instead of the rules
+    out: str | None = None  # output manifest with clauses, .jsonl
 
 
 @dataclass

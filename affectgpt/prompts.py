@@ -14,11 +14,12 @@ Tasks:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from affectgpt.clauses import fit, join, split, supported_labels
 from affectgpt.runtime import InputError
-from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
+from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Clause, Sample
 
 PROMPT_VERSION = "1"
 """To be raised with every change of a prompt below; stored in predictions and checkpoints."""
@@ -65,8 +66,17 @@ def task_question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -
     return _QUESTION[lang][task].format(candidates=LABEL_SEPARATOR[lang].join(candidates))
 
 
-def target_text(sample: Sample, task: str, lang: str = "en") -> str:
-    """The target text of `sample` for `task`; raises InputError if the sample lacks what the task needs."""
+def target_text(sample: Sample, task: str, lang: str = "en", shown: Collection[str] | None = None) -> str:
+    """The target text of `sample` for `task`.
+
+    Args:
+        shown: clue modalities that the model is shown ("visual", "acoustic", "lexical"). The description then keeps
+            only the clauses that rest on them, and the labels are those that these clauses state, if they state any.
+            None = the complete description and all labels, as in the published recipes.
+
+    Raises:
+        InputError: the sample lacks what the task needs, or its description says nothing about what is shown.
+    """
     localized = sample.in_language(lang)
     if task in ("description", "both") and not localized.description:
         raise InputError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
@@ -76,11 +86,27 @@ def target_text(sample: Sample, task: str, lang: str = "en") -> str:
         if not localized.label:
             raise InputError(f"sample {sample.id!r} has no `label`, which task 'fixed' needs")
         return localized.label
-    words = LABEL_SEPARATOR[lang].join(localized.labels or ())
+    description, labels = (localized.description or "").strip(), localized.labels or ()
+    if shown is not None:
+        clauses = _clauses_about(localized, lang, shown)
+        description, labels = join(clauses, lang), supported_labels(clauses, labels)
+        if task == "description" and not description:
+            raise InputError(
+                f"sample {sample.id!r}: its description says nothing about what is shown ({', '.join(sorted(shown))})"
+            )
+    words = LABEL_SEPARATOR[lang].join(labels)
     if task == "labels":
         return words
-    description = (localized.description or "").strip()
-    return description if task == "description" else f"{description}\n{LABEL_LINE[lang]}{words}"
+    return description if task == "description" else f"{description}\n{LABEL_LINE[lang]}{words}".lstrip("\n")
+
+
+def says_something(sample: Sample, lang: str, shown: Collection[str]) -> bool:
+    """Whether the description in `lang` has a clause that rests only on the `shown` clue modalities."""
+    return bool(_clauses_about(sample.in_language(lang), lang, shown))
+
+
+def _clauses_about(sample: Sample, lang: str, shown: Collection[str]) -> tuple[Clause, ...]:
+    return fit(sample.clauses or split((sample.description or "").strip(), lang), shown)
 
 
 def render(

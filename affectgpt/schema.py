@@ -33,11 +33,14 @@ the states of the others, and the processor of a model with such a projector add
 
 PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
 
+CLUES = ("visual", "acoustic", "lexical")
+"""What a statement about a clip can rest on: pictures, sound, words."""
+
 TASKS = ("description", "labels", "both", "fixed")
 LANGUAGES = ("en", "zh")
 MANIFEST_HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # channel orders of face crop files
-_TEXT_FIELDS = ("subtitle", "description", "labels", "label")  # the fields of a translation
+_TEXT_FIELDS = ("subtitle", "description", "labels", "label", "clauses")  # the fields of a translation
 _PLAIN_LIST = re.compile(r"\['[^'\"\\]*'(?:, '[^'\"\\]*')*\]")
 _BAD_ID = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")
 
@@ -82,14 +85,55 @@ def _check_path(path: str) -> None:
 
 
 @dataclass(frozen=True)
+class Clause:
+    """One statement of a description.
+
+    `modality` is "visual", "acoustic" or "lexical" for a clue, "mixed" for a statement that relates several, and
+    "inference" for a conclusion. `needs` are the clue modalities that it rests on; a clue rests on its own. `labels`
+    are those that a conclusion states, `evidence` the names of measured facts, `start_s` and `end_s` its time.
+
+    Raises:
+        InputError: an empty text, an unknown modality, or needs that do not fit the modality.
+    """
+
+    text: str
+    modality: str
+    needs: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    start_s: float | None = None
+    end_s: float | None = None
+    evidence: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise InputError(f"a clause has no text, found {self.text!r}")
+        if self.modality not in CLAUSE_MODALITIES:
+            raise InputError(
+                f"clause {reprlib.repr(self.text)}: modality is {self.modality!r}, expected one of "
+                f"{list(CLAUSE_MODALITIES)}"
+            )
+        needs = self.needs or ((self.modality,) if self.modality in CLUES else ())
+        if set(needs) - set(CLUES) or (self.modality in CLUES and set(needs) != {self.modality}):
+            raise InputError(
+                f"clause {reprlib.repr(self.text)} of modality {self.modality!r}: needs {list(needs)}, expected "
+                f"{[self.modality] if self.modality in CLUES else f'some of {list(CLUES)}'}"
+            )
+        object.__setattr__(self, "needs", tuple(needs))
+
+
+CLAUSE_MODALITIES = (*CLUES, "mixed", "inference")
+
+
+@dataclass(frozen=True)
 class Sample:
     """One clip and its annotation.
 
     `video`, `audio` and `face` are paths; relative paths in a manifest are resolved against its folder. `audio` is a
     separate audio file and takes precedence over the audio track of the video; `face` is a .npy file of aligned face
     crops (uint8 [n,h,w,3], channels in `face_order`). `labels` are open-vocabulary words, `label` is one word of a
-    fixed set. Texts are in `lang`; `translations` has the other languages. `modalities` are those that the media
-    contain, set by probing; None = not probed yet.
+    fixed set. `clauses` are the statements of the description, if the data set provides them; None = divided by rules
+    where they are needed. Texts are in `lang`; `translations` has the other languages. `modalities` are those that the
+    media contain, set by probing; None = not probed yet.
     """
 
     id: str
@@ -101,6 +145,7 @@ class Sample:
     description: str | None = None
     labels: tuple[str, ...] | None = None
     label: str | None = None
+    clauses: tuple[Clause, ...] | None = None
     valence: float | None = None
     lang: str = "en"
     split: str | None = None
@@ -155,7 +200,8 @@ class Prediction:
 
     `labels` None = not parsed yet. `modalities` lists the inputs that were used (soft-token branches, and "text" for
     the subtitle); `media` has details such as frame times and seconds of audio. `finish` is "eos" or "length";
-    `strategy` is the subtitle strategy of a zero-shot run (s0, s1, s2).
+    `strategy` is the subtitle strategy of a zero-shot run (s0, s1, s2). `unsupported` lists the sentences about a
+    modality that the model was not shown, as {"sentence", "modality"}.
     """
 
     id: str
@@ -171,6 +217,7 @@ class Prediction:
     model: str | None = None
     prompt_version: str | None = None
     strategy: str | None = None
+    unsupported: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -320,6 +367,9 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
         for name in _TEXT_FIELDS:
             if name == "labels":
                 texts[name] = parse_label_list(texts.get(name))
+            elif name == "clauses":
+                if name in texts:
+                    texts[name] = parse_clauses(texts[name])
             elif (text := texts.get(name)) is not None and not isinstance(text, str):
                 raise InputError(f"{name} must be a string, found {reprlib.repr(text)}")
             elif text is not None and texts is not row and is_blank(text):
@@ -355,6 +405,27 @@ def finite(value: object, name: str = "valence") -> float:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f"{name} must be a number, found {reprlib.repr(value)}")
+
+
+def parse_clauses(value: object) -> tuple[Clause, ...] | None:
+    """The clauses of a JSON list of objects; None for an empty one."""
+    if not value:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) for item in value):
+        raise InputError(f"clauses must be a list of objects, found {reprlib.repr(value)}")
+    known = {item.name for item in fields(Clause)}
+    found = []
+    for item in value:
+        if (unknown := sorted(map(str, set(item) - known))) or not {"text", "modality"} <= set(item):
+            raise InputError(
+                f"a clause has the keys {sorted(map(str, item))}{f' (unknown: {unknown})' if unknown else ''}; "
+                f"expected text, modality and some of {sorted(known - {'text', 'modality'})}"
+            )
+        lists = {key: tuple(item[key]) for key in ("needs", "labels", "evidence") if item.get(key)}
+        if odd := [word for words in lists.values() for word in words if not isinstance(word, str)]:
+            raise InputError(f"clause {reprlib.repr(item['text'])}: expected lists of words, found {odd[0]!r}")
+        found.append(Clause(**{**item, **lists}))
+    return tuple(found)
 
 
 def _below(folder: Path, entry: str) -> str:
@@ -464,9 +535,30 @@ def _rows(path: Path, columns: Mapping[str, str] | None) -> Iterator[tuple[Any, 
 def to_row(item: Sample | Prediction | BadSample) -> dict[str, Any]:
     """The fields that are set."""
     row = {key: value for key, value in vars(item).items() if value not in (None, {}, ())}
-    if isinstance(item, Sample) and item.face is None:
-        row.pop("face_order", None)
+    if isinstance(item, Sample):
+        if item.face is None:
+            row.pop("face_order", None)
+        if item.clauses:
+            row["clauses"] = _clause_rows(item.clauses)
+        if any("clauses" in texts for texts in item.translations.values()):
+            row["translations"] = {
+                lang: {
+                    key: _clause_rows(value) if key == "clauses" and value else value for key, value in texts.items()
+                }
+                for lang, texts in item.translations.items()
+            }
     return row
+
+
+def _clause_rows(clauses: Iterable[Clause]) -> list[dict[str, Any]]:
+    """JSON objects without what follows from the modality."""
+    rows = []
+    for clause in clauses:
+        row = {key: value for key, value in vars(clause).items() if value not in (None, ())}
+        if clause.modality in CLUES:
+            row.pop("needs")
+        rows.append(row)
+    return rows
 
 
 def to_json(item: Sample | Prediction | BadSample) -> str:
@@ -485,7 +577,7 @@ def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
     values = {key: value for key, value in row.items() if key in known and value is not None}
     if not isinstance(values.get("text"), str):
         raise InputError(f"prediction {row.get('id', '?')!r}: text must be a string, found {row.get('text')!r}")
-    for key in ("labels", "modalities"):
+    for key in ("labels", "modalities", "unsupported"):
         if key in values:
             if not isinstance(values[key], (list, tuple)):
                 raise InputError(f"prediction {row.get('id', '?')!r}: {key} must be a list, found {values[key]!r}")

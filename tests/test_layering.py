@@ -16,6 +16,7 @@ LEVELS = (
     ("runtime", "config", "engine"),
     ("tables", "journal", "plots", "spread", "confdoc", "media"),
     ("schema",),
+    ("clauses",),
     ("prompts", "runs", "cli"),
     ("chat",),
     ("data", "metrics", "models"),

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from affectgpt.annotate.record import Annotation
+from affectgpt.clauses import unsupported
 from affectgpt.runtime import UserError
+from affectgpt.schema import CLUES
 
-CHECKS_VERSION = "checks-1"
+CHECKS_VERSION = "checks-2"
 """Changes with every change of a verdict."""
 
 VERDICTS = ("keep", "ask", "drop")
@@ -180,6 +182,12 @@ def _content(text: str, lang: str) -> frozenset[str]:
 _GENERIC = {lang: [_content(sentence, lang) for sentence in sentences] for lang, sentences in GENERIC.items()}
 
 
+def likeness(text: str, other: str, lang: str) -> float:
+    """Share of the content words of the shorter text that the other one has, 0 to 1."""
+    own, others = _content(text, lang), _content(other, lang)
+    return len(own & others) / max(min(len(own), len(others)), 1)
+
+
 def _is_generic(sentence: str, lang: str) -> bool:
     """Whether the content words of the sentence and of one in the list have a Jaccard similarity of at least 0.75."""
     own = _content(sentence, lang)
@@ -270,20 +278,9 @@ def label_without_clue(record: Annotation) -> list[CheckFinding]:
     return []
 
 
-_VOICE = re.compile(
-    r"\b(?:voices?|vocal\w*|intonation|tone of voice|tone (?:is|was|sounds)|pitch|loudness|speech rate|speaking rate|"
-    r"(?:he|she|they|person|speaker|man|woman) sounds?|audible|sighs?|sighing|whisper\w*|shout\w*|sob\w*)\b|"
-    r"声音|语气|语调|音调|音高|嗓音|音量|语速|叹气|听起来",
-    re.IGNORECASE,
-)
 _FACE = re.compile(
     r"\b(?:faces?|facial|smil\w+|frown\w*|grin\w*|eyebrows?|brows?|eyelids?|eyes|gaze|lips?|cheeks?|jaw|mouth|nod\w*)\b|"
     r"脸|面部|表情|眉|眼睛|眼神|目光|嘴角|嘴唇|微笑|皱眉|点头",
-    re.IGNORECASE,
-)
-_DENIES = re.compile(
-    r"\b(?:no|not|without|nothing|cannot|can't|never|neither|nor|hidden|invisible|inaudible|silent)\b|"
-    r"没有|無|无|未|不见|听不|看不|静音",
     re.IGNORECASE,
 )
 
@@ -291,8 +288,8 @@ _DENIES = re.compile(
 def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> list[CheckFinding]:
     """A voice is described although the clip has none, or a face although there is no picture or no face was found.
 
-    Negated sentences ("no voice is heard") claim nothing. The measured evidence tells whether there is a voice or a
-    face; where no face was looked for, one is assumed.
+    Denials ("no voice is heard") claim nothing; see `affectgpt.clauses`. The measured evidence tells whether there is a
+    voice or a face; where no face was looked for, one is assumed.
     """
     facts = {fact.name: fact.value for fact in record.evidence}
     measured = any(step.model == "measured" for step in record.provenance)
@@ -303,15 +300,15 @@ def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> l
     if not no_face and facts.get("face_tracked_share", 1) == 0 and not facts.get("face_crops"):
         no_face = "no face was found"
     found = []
-    for what, why, pattern in (("voice", no_voice, _VOICE), ("face", no_face, _FACE)):
-        for name, _, text in _texts(record) if why else ():
-            for sentence in re.split(r"(?<=[.!?;。！？；])", without_quotations(text)):
-                match = pattern.search(sentence)
-                if match and not _DENIES.search(sentence):
-                    found.append(
-                        CheckFinding("absent_modality", f"{name} tells of a {what} ({match.group()!r}); {why}")
-                    )
-                    break
+    for what, why, modality in (("voice", no_voice, "acoustic"), ("face", no_face, "visual")):
+        for name, lang, text in _texts(record) if why else ():
+            claimed = unsupported(text, lang, set(CLUES) - {modality})
+            # A clip without a face still has pictures, so only statements about a face are wrong.
+            sentences = [sentence for sentence, _ in claimed if what == "voice" or _FACE.search(sentence)]
+            if sentences:
+                found.append(
+                    CheckFinding("absent_modality", f"{name} tells of a {what} ({shortened(sentences[0])!r}); {why}")
+                )
     return found
 
 

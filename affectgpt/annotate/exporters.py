@@ -8,22 +8,24 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from affectgpt.annotate.checks import verdict
+from affectgpt.annotate.checks import likeness, verdict
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import other_language
 from affectgpt.annotate.record import Annotation, read_records, record_from_row
 from affectgpt.annotate.review.labelstudio import SCREENS, local_url, make_task, medium_of, screen_config
+from affectgpt.clauses import split
 from affectgpt.journal import Journal
 from affectgpt.media import MediaError, probe
 from affectgpt.prompts import LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, write_text_atomic
-from affectgpt.schema import Sample, write_jsonl
+from affectgpt.schema import Clause, Sample, write_jsonl
 
 LOSES = {
-    "manifest": "clues, measured facts, confidence, checks, provenance, and all but the first of the ranking",
+    "manifest": "clues and facts that no clause uses, confidence, checks, provenance, all but the first of the ranking",
     "merr": "open-vocabulary labels, times of clues, confidence, checks, provenance, and texts in the other language",
     "sharegpt": "all but one description, and the labels as a second turn",
     "labelstudio": "measured facts, descriptions, valence, ranking, confidence, checks, provenance",
@@ -56,7 +58,11 @@ def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
         if verdict(record) == "drop":
             continue
         other = other_language(record.lang)
-        translations = {other: {"description": record.description[other]}} if other in record.description else {}
+        translations = {
+            lang: {"description": text, "clauses": clauses_of(record, lang)}
+            for lang, text in record.description.items()
+            if lang == other
+        }
         yield Sample(
             id=record.id,
             video=record.media.get("video"),
@@ -64,12 +70,30 @@ def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
             face=record.media.get("face"),
             subtitle=record.transcript,
             description=record.description.get(record.lang),
+            clauses=clauses_of(record, record.lang) if record.lang in record.description else None,
             labels=record.labels or None,
             label=record.ranking[0] if record.ranking else None,
             valence=record.valence,
             lang=record.lang,
             translations=translations,
         )
+
+
+def clauses_of(record: Annotation, lang: str) -> tuple[Clause, ...]:
+    """The clauses of a record's description, with time and evidence of the clue that each is closest to.
+
+    Clues are in the language of the record: a translated description has the times only where a modality has one clue.
+    """
+    clauses = []
+    for clause in split(record.description[lang].strip(), lang):
+        clues = [clue for clue in record.clues if clue.modality == clause.modality]
+        best = max(clues, key=lambda clue: likeness(clue.text, clause.text, lang), default=None)
+        if best is not None and (
+            len(clues) == 1 or (lang == record.lang and likeness(best.text, clause.text, lang) > 0)
+        ):
+            clause = replace(clause, start_s=best.start_s, end_s=best.end_s, evidence=best.evidence)
+        clauses.append(clause)
+    return tuple(clauses)
 
 
 def write_manifest(path: Path, records: Iterable[Annotation]) -> int:

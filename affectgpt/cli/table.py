@@ -253,6 +253,20 @@ texts in another language than stated, or training samples in the test set; 2 if
   python -m affectgpt.data convert format=merr folder=/data/merr out=manifest.jsonl""",
         plain="manifest",
     ),
+    "data clauses": Command(
+        "affectgpt.data.clause_report:report_clauses",
+        config.DataClausesConfig,
+        """Divide descriptions into clauses by modality, show and check them, and write a manifest with them.
+
+  python -m affectgpt.data clauses manifest.jsonl show=5
+  python -m affectgpt.data clauses manifest.jsonl lang=zh out=with_clauses.jsonl
+  python -m affectgpt.data clauses format=ovmerd folder=/data/mer2025 probe=false
+  python -m affectgpt.data clauses manifest.jsonl llm.model=... llm.base_url=http://localhost:8000/v1
+
+Clauses that the data set provides are kept and compared with the rules. Exit code 1 if a description makes a statement
+about a modality that its clip lacks, differs from its clauses, or a row cannot be used.""",
+        plain="manifest",
+    ),
     "data formats": Command(
         "affectgpt.data.command:list_formats",
         config.DataFormatsConfig,

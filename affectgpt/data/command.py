@@ -52,7 +52,7 @@ def check_data(config: DataCheckConfig, data: DataConfig | None = None) -> int:
     if data is not None:
         groups, folder = {**data.training(), "test": data.test}, data.folder
     else:
-        source = _source_of(config)
+        source = source_of(config)
         if source.format == PREFERENCE:
             return _check_preferences(source)
         groups, folder = {"data": [source]}, None
@@ -89,7 +89,7 @@ def _verdict(n_problems: int) -> int:
 
 def convert_data(config: DataConvertConfig) -> int:
     """Write a data set as a manifest; rows that cannot be used are printed and left out."""
-    source = _source_of(config)
+    source = source_of(config)
     if not config.out or not config.out.endswith(".jsonl"):
         raise InputError(f"convert writes a manifest: expected out=manifest.jsonl, found out={config.out!r}")
     out = Path(config.out)
@@ -99,18 +99,17 @@ def convert_data(config: DataConvertConfig) -> int:
     else:
         rows = read_source(source, None, on_bad="skip")
         items, bad = rows.samples, rows.bad
-    base = out.resolve().parent
-
-    def relative(path: str | None) -> str | None:
-        return None if path is None else os.path.relpath(Path(path).resolve(), base)
-
-    paths = ("video", "audio") if source.format == PREFERENCE else ("video", "audio", "face")
-    items = [replace(item, **{key: relative(getattr(item, key)) for key in paths}) for item in items]
-    write_jsonl(out, items)
+    write_jsonl(out, [with_relative_paths(item, out.resolve().parent) for item in items])
     print(f"{out}: {len(items)} rows, {len(bad)} left out")
     for row in bad[:20]:
         print(f"  left out {row.id!r} ({row.where}): {row.reason}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def with_relative_paths(item: Any, folder: Path) -> Any:
+    """A sample or preference whose media paths are relative to `folder`, for a manifest in it."""
+    paths = {key: path for key in ("video", "audio", "face") if (path := getattr(item, key, None)) is not None}
+    return replace(item, **{key: os.path.relpath(Path(path).resolve(), folder) for key, path in paths.items()})
 
 
 def _preferences(source: SourceConfig) -> tuple[list[Preference], list[BadSample]]:
@@ -134,7 +133,7 @@ def _check_preferences(source: SourceConfig) -> int:
     return _verdict(len(bad) + bool(missing))
 
 
-def _source_of(config: DataInputConfig) -> SourceConfig:
+def source_of(config: DataInputConfig) -> SourceConfig:
     if config.manifest is None and config.format is None:
         raise InputError("name a manifest, or format=... folder=...; --help shows examples")
     if config.format is not None and config.folder is None:

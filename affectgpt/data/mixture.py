@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from affectgpt.clauses import shown_clues
 from affectgpt.config import DataConfig, SourceConfig, StageConfig
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import SourceRows, probe_samples, read_source
-from affectgpt.prompts import target_text
+from affectgpt.prompts import says_something, target_text
 from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import TASKS, BadSample, Sample
 
 WEIGHTS = ("given", "proportional")
+TARGETS = ("shown", "complete")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def read_mixture(
         if "fixed" in tasks:
             labels = sorted({sample.label for sample in rows.samples if sample.label})
             candidates = tuple(source.candidates or stage.candidates or labels)
-        samples, lacking = with_texts(rows.samples, tasks, langs, candidates, on_bad=data.on_bad)
+        fit = stage.targets == "shown"
+        samples, lacking = with_texts(rows.samples, tasks, langs, candidates, fit=fit, on_bad=data.on_bad)
         bad += [*rows.bad, *lacking]
         _check_not_empty(rows.name, samples, [*rows.bad, *lacking])
         weight = source.weight * (len(samples) if data.weights == "proportional" else 1)
@@ -100,9 +103,12 @@ def with_texts(
     langs: Iterable[str],
     candidates: Sequence[str] = (),
     *,
+    fit: bool = False,
     on_bad: str = "raise",
 ) -> tuple[list[Sample], list[BadSample]]:
     """Split `samples` into those with the texts for all `tasks` in all `langs`, and the others with the reason.
+
+    With `fit`, a description must say something about what its clip has.
 
     Raises:
         InputError: an unknown task; with on_bad "raise", samples that lack texts (one named, with the count).
@@ -113,7 +119,7 @@ def with_texts(
     good: list[Sample] = []
     bad: list[BadSample] = []
     for sample in samples:
-        reasons = [_missing_text(sample, task, lang, candidates) for lang in langs for task in tasks]
+        reasons = [_missing_text(sample, task, lang, candidates, fit) for lang in langs for task in tasks]
         if reason := next(filter(None, reasons), None):
             bad.append(BadSample(sample.id, str(sample.video or sample.audio or sample.id), reason))
         else:
@@ -126,13 +132,17 @@ def with_texts(
     return good, bad
 
 
-def _missing_text(sample: Sample, task: str, lang: str, candidates: Sequence[str]) -> str | None:
+def _missing_text(sample: Sample, task: str, lang: str, candidates: Sequence[str], fit: bool) -> str | None:
     """What `sample` lacks for a task, or None."""
     if lang != sample.lang or not all(getattr(sample, name) for name in _NEEDS[task]):
         try:
             target_text(sample, task, lang)
         except InputError as error:
             return str(error)
+    if fit and task == "description" and sample.modalities is not None:
+        shown = shown_clues(sample.modalities, subtitle=bool(sample.in_language(lang, strict=False).subtitle))
+        if not says_something(sample, lang, shown):
+            return f"sample {sample.id!r}: its description in {lang!r} says nothing about what the clip has"
     if task == "fixed" and (label := target_text(sample, task, lang)) not in candidates:
         return f"sample {sample.id!r}: its label {label!r} is none of the candidates {list(candidates)}"
     return None

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affectgpt.data.mixture import Source
-from affectgpt.prompts import target_text
+from affectgpt.clauses import shown_clues
+from affectgpt.data.mixture import TARGETS, Source
+from affectgpt.prompts import says_something, target_text
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, Sample
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One training example: a sample, what is asked about it, and which of its media are shown."""
+    """One training example: a sample, what is asked about it, which of its media are shown, and the target text."""
 
     sample: Sample
     task: str
@@ -28,6 +29,7 @@ class Draw:
     modalities: tuple[str, ...]
     with_subtitle: bool
     candidates: tuple[str, ...] = ()  # task fixed: the labels to choose from
+    target: str = ""
 
 
 class TrainingStream:
@@ -38,6 +40,8 @@ class TrainingStream:
         modality_dropout: probability that a modality is hidden from an example (one always stays), so that the model
             also learns to answer without sound or pictures.
         subtitle_dropout: probability that the subtitle is hidden.
+        targets: "shown" keeps the clauses of a description that rest on what is shown (see `clauses.fit`), "complete"
+            keeps all of it. A description of which nothing would be left is shown with everything that the clip has.
         bucket: number of consecutive draws, those of one optimizer step, that are sorted by the length of their texts,
             so that padded batches hold samples of similar length. Steps keep their samples; 1 = no sorting.
     """
@@ -51,13 +55,17 @@ class TrainingStream:
         seed: int,
         modality_dropout: float = 0.0,
         subtitle_dropout: float = 0.0,
+        targets: str = "shown",
         bucket: int = 1,
     ) -> None:
+        if targets not in TARGETS:
+            raise InputError(f"stage.targets is {targets!r}; expected one of {list(TARGETS)}")
         self._sources = list(sources)
         self._modalities = tuple(modalities)
         self._length = length
         self._modality_dropout = modality_dropout
         self._subtitle_dropout = subtitle_dropout
+        self._fit = targets == "shown"
         self._bucket = bucket
         self._sorted: tuple[int, list[int]] = (-1, [])  # the last bucket asked for: its start, its draws in order
         weights = np.array([source.weight for source in sources], dtype=float)
@@ -107,13 +115,27 @@ class TrainingStream:
             shown = [max(has, key=lambda name: dice[name])]
         with_subtitle = not shown or bool(self._dice[n, -1] >= self._subtitle_dropout)
         candidates = tuple(source.candidates) if task == "fixed" else ()
-        return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates)
+        target = self._target(sample, task, lang, shown, with_subtitle)
+        if not target:
+            shown, with_subtitle = has, True
+            target = self._target(sample, task, lang, shown, with_subtitle)
+        return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates, target)
+
+    def _target(self, sample: Sample, task: str, lang: str, shown: Sequence[str], with_subtitle: bool) -> str:
+        """The target text; "" if the description says nothing about what is shown."""
+        if not self._fit:
+            return target_text(sample, task, lang)
+        subtitle = with_subtitle and bool(sample.in_language(lang, strict=False).subtitle)
+        clues = shown_clues(shown, subtitle=subtitle)
+        if task == "description" and not says_something(sample, lang, clues):
+            return ""
+        return target_text(sample, task, lang, clues)
 
 
 def _text_bytes(draw: Draw) -> int:
     """Size of a draw's own texts, which grows with its number of tokens."""
     subtitle = draw.sample.subtitle if draw.with_subtitle else None
-    return len((target_text(draw.sample, draw.task, draw.lang) + (subtitle or "")).encode())
+    return len((draw.target + (subtitle or "")).encode())
 
 
 def _passes(n_samples: int, length: int, seed: int, source: int) -> np.ndarray:

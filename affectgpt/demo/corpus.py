@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from affectgpt.clauses import fit, join
 from affectgpt.demo.emotions import FEELINGS, Scene, draw_scene, perform
 from affectgpt.demo.face import render_face
 from affectgpt.demo.text import (
@@ -33,7 +34,7 @@ from affectgpt.demo.text import (
     Clues,
     automatic_clues,
     checked_clues,
-    describe,
+    clauses_of,
     labels_in_chinese,
     subtitle_of,
 )
@@ -43,7 +44,7 @@ from affectgpt.runtime import InputError, log, n_cores, stable_hash, write_json_
 from affectgpt.schema import Sample, write_jsonl
 from affectgpt.spread import Processes
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 """Increased when the same parameters give different files."""
 
 N_COARSE, N_FINE = 720, 332
@@ -213,19 +214,23 @@ def _clip(name: str, number: int) -> str:
 
 def _sample(name: str, number: int, scene: Scene, clues: Clues, split: str) -> Sample:
     rng = np.random.default_rng((scene.person, scene.take, 2))
-    chinese = {
+    chinese = clauses_of(clues, "zh", rng)
+    english = clauses_of(clues, "en", rng)
+    translation = {
         "subtitle": subtitle_of(scene, "zh"),
-        "description": describe(clues, "zh", rng),
+        "description": join(fit(chinese, clues.known), "zh"),
         "labels": labels_in_chinese(clues.labels),
+        "clauses": chinese,
     }
     return Sample(
         id=_id(name, number),
         video=_clip(name, number),
         subtitle=subtitle_of(scene),
-        description=describe(clues, "en", rng),
+        description=join(fit(english, clues.known), "en"),
         labels=clues.labels,
+        clauses=english,
         label=clues.feeling.basic,
         valence=clues.feeling.valence if clues.errors else scene.valence,
-        translations={"zh": chinese},
+        translations={"zh": translation},
         split=split,
     )

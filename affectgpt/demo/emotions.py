@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INTENSITIES = {"mild": 0.5, "clear": 0.78, "strong": 1.0}
 """Scale of action units, gaze and head for each intensity."""
+INTENSITY_SHARES = {"mild": 0.25, "clear": 0.45, "strong": 0.3}
 
 OPENING_RATE = 0.12
 """Fraction of scenes that begin with a moment of surprise."""
@@ -377,7 +378,7 @@ def draw_scene(rng: np.random.Generator, *, person: int, n_lines: int, feeling: 
     chosen = FEELINGS[feeling or list(FEELINGS)[rng.integers(len(FEELINGS))]]
     return Scene(
         feeling=chosen.name,
-        intensity=list(INTENSITIES)[rng.choice(3, p=(0.25, 0.45, 0.3))],
+        intensity=list(INTENSITIES)[rng.choice(3, p=list(INTENSITY_SHARES.values()))],
         situation=list(chosen.when)[rng.integers(len(chosen.when))],
         line=int(rng.integers(n_lines)),
         opening=bool(chosen.expression != "surprise" and rng.random() < OPENING_RATE),
@@ -397,6 +398,44 @@ def infer_feeling(expression: str | None, prosody: str | None, situation: str | 
         return agreement + (situation in feeling.when), feeling.expression == expression
 
     return max(FEELINGS.values(), key=fit)
+
+
+def feelings_that_fit(expression: str | None, prosody: str | None, situation: str | None) -> list[Feeling]:
+    """The feelings that agree with these clues; None = unknown."""
+    return [
+        feeling
+        for feeling in FEELINGS.values()
+        if expression in (None, feeling.expression)
+        and prosody in (None, feeling.prosody)
+        and (situation is None or situation in feeling.when)
+    ]
+
+
+N_LIKELY = 3
+
+
+def likely_labels(
+    expression: str | None, prosody: str | None, situation: str | None, intensity: str | None = None
+) -> tuple[str, ...]:
+    """The labels that an observer infers from a part of the clues; None = unknown.
+
+    All labels if the clues leave one feeling and nothing is unknown, else the `N_LIKELY` most frequent labels among the
+    scenes that agree with the clues.
+
+    >>> likely_labels("grief", None, None)
+    ('sad', 'hurt', 'helpless')
+    """
+    feelings = feelings_that_fit(expression, prosody, situation) or [infer_feeling(expression, prosody, situation)]
+    if len(feelings) == 1 and intensity and situation:
+        return labels_of(feelings[0], intensity, situation)
+    share: dict[str, float] = {}
+    for feeling in feelings:
+        situations = [situation] if situation else list(feeling.when)
+        for level, weight in ({intensity: 1.0} if intensity else INTENSITY_SHARES).items():
+            for topic in situations:
+                for word in labels_of(feeling, level, topic):
+                    share[word] = share.get(word, 0.0) + weight / len(situations)
+    return tuple(sorted(share, key=lambda word: -share[word])[:N_LIKELY])
 
 
 def perform(scene: Scene, text: str) -> Performance:

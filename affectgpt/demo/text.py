@@ -3,15 +3,18 @@
 As in the EMER paper, a description lists visual, acoustic and lexical clues, then the emotions inferred from them. It
 is generated from `Clues`: `checked_clues` are correct (the fine set); `automatic_clues` contain the errors of a
 pipeline without human checks, at the rates below (the coarse set). Labels are inferred from the clues, so wrong clues
-lead to wrong labels.
+lead to wrong labels, and a part of the clues may leave several feelings open.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
+from affectgpt.clauses import fit, join
 from affectgpt.demo.emotions import (
     CHINESE,
     EXPRESSIONS,
@@ -21,9 +24,12 @@ from affectgpt.demo.emotions import (
     PROSODIES,
     Feeling,
     Scene,
+    feelings_that_fit,
     infer_feeling,
     labels_of,
+    likely_labels,
 )
+from affectgpt.schema import CLUES, Clause
 
 LINES: dict[str, tuple[tuple[str, str], ...]] = {
     "news": (
@@ -199,13 +205,14 @@ _CLASHES = {
 }
 """Wording of the contradiction between modalities, for every feeling that has one."""
 
-_FRAMES = {  # one of each is drawn
+_FRAMES = {  # one of each is drawn; "open" replaces "end" where several feelings fit
     "en": {
         "start": ("From the start", "In the clip", "Soon"),
         "still": ("All the time", "In the clip"),
         "opening": ("At first the brows shoot up in surprise, then", "After a startled look"),
         "voice": ("The voice is", "The voice sounds"),
         "end": ("The person seems", "All this suggests that the person feels", "So the feeling is"),
+        "open": ("These clues fit several feelings: the person may feel", "This leaves it open: the person may be"),
     },
     "zh": {
         "start": ("从一开始", "画面中", "很快"),
@@ -213,6 +220,7 @@ _FRAMES = {  # one of each is drawn
         "opening": ("起初双眉一挑，神情惊讶，随后", "先是一惊，随后"),
         "voice": ("声音", "话音"),
         "end": ("此人似乎感到", "综合来看，此人感到", "可见心情是"),
+        "open": ("这些线索还不能确定心情，此人可能感到", "仅凭这些难以断定，可能是"),
     },
 }
 
@@ -248,7 +256,8 @@ class Clues:
     """An observer's annotation of a clip: clues, and the feeling and labels inferred from them.
 
     `seen` without `gestures` is a still face; without `seen` or `heard` the observer had no video or no audio, with
-    `situation` None no subtitle. `errors` lists the annotation errors.
+    `situation` None no subtitle. `expression` and `prosody` are those that the observer recognized. `errors` lists the
+    annotation errors.
     """
 
     feeling: Feeling
@@ -258,9 +267,23 @@ class Clues:
     situation: str | None
     opening: bool
     labels: tuple[str, ...]
+    expression: str
+    prosody: str | None
     seen: bool = True
     heard: bool = True
     errors: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The clue modalities that the observer had."""
+        has = {"visual": self.seen, "acoustic": self.heard, "lexical": self.situation is not None}
+        return tuple(name for name in CLUES if has[name])
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether several feelings fit; a face and a voice together leave one."""
+        known = self.expression if self.seen else None, self.prosody if self.heard else None, self.situation
+        return not (self.seen and self.heard) and len(feelings_that_fit(*known)) > 1
 
 
 def subtitle_of(scene: Scene, lang: str = "en") -> str:
@@ -278,6 +301,8 @@ def checked_clues(scene: Scene) -> Clues:
         situation=scene.situation,
         opening=scene.opening,
         labels=scene.labels,
+        expression=feeling.expression,
+        prosody=feeling.prosody if scene.voiced else None,
         heard=scene.voiced,
     )
 
@@ -318,12 +343,22 @@ def automatic_clues(scene: Scene) -> Clues:
     concluded = infer_feeling(expression, prosody, scene.situation)
     if concluded.name != feeling.name:
         errors.append(f"feeling: {feeling.name} -> {concluded.name}")
-    labels = labels_of(concluded, intensity, scene.situation, opening)
+    if prosody:
+        labels = labels_of(concluded, intensity, scene.situation, opening)
+    else:
+        labels = _conclusion(expression, None, scene.situation, intensity, opening)
     labels = _with_errors(labels, LABEL_MISSED, LABEL_INVENTED, tuple(CHINESE), "label", errors, rng)
     return Clues(
-        concluded, intensity, gestures, attributes, scene.situation, opening, labels, heard=scene.voiced,
-        errors=tuple(errors),
+        concluded, intensity, gestures, attributes, scene.situation, opening, labels, expression, prosody,
+        heard=scene.voiced, errors=tuple(errors),
     )  # fmt: skip
+
+
+def _conclusion(
+    expression: str | None, prosody: str | None, situation: str | None, intensity: str | None, opening: bool
+) -> tuple[str, ...]:
+    labels = likely_labels(expression, prosody, situation, intensity)
+    return tuple(dict.fromkeys((*labels, "surprised"))) if opening else labels
 
 
 def _with_errors(
@@ -343,12 +378,24 @@ def _with_errors(
 
 
 def hide(clues: Clues, *, video: bool = False, audio: bool = False, subtitle: bool = False) -> Clues:
-    """The clues without those of hidden modalities; feeling and labels are unchanged."""
+    """The clues without those of hidden modalities, and the labels that the rest leads to."""
+    if not ((video and clues.seen) or (audio and clues.heard) or (subtitle and clues.situation)):
+        return clues
     if video:
-        clues = replace(clues, gestures=(), seen=False)
+        clues = replace(clues, gestures=(), seen=False, opening=False)
     if audio:
         clues = replace(clues, attributes=(), heard=False)
-    return replace(clues, situation=None) if subtitle else clues
+    if subtitle:
+        clues = replace(clues, situation=None)
+    seen = clues.seen
+    labels = _conclusion(
+        clues.expression if seen else None,
+        clues.prosody if clues.heard else None,
+        clues.situation,
+        clues.intensity if seen else None,
+        clues.opening,
+    )
+    return replace(clues, labels=labels)
 
 
 def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
@@ -357,9 +404,17 @@ def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
     >>> describe(checked_clues(Scene("irony", "clear", "thanks", 0, False, 1, 1)), "en", np.random.default_rng(0))
     'Soon the lip corners rise, ... The person seems sarcastic, critical and bitter.'
     """
+    return join(fit(clauses_of(clues, lang, rng), clues.known), lang)
+
+
+def clauses_of(clues: Clues, lang: str, rng: np.random.Generator) -> tuple[Clause, ...]:
+    """The clauses of a description, with a conclusion from every subset of the clues.
+
+    The conclusion from all clues states `clues.labels`; one from a part of them says so if several feelings fit.
+    """
     n = ("en", "zh").index(lang)
     frames = {name: wordings[rng.integers(len(wordings))] for name, wordings in _FRAMES[lang].items()}
-    parts = []
+    clauses = []
     if clues.seen:
         degree = _DEGREES[clues.intensity][n]
         gestures = [
@@ -367,21 +422,35 @@ def describe(clues: Clues, lang: str, rng: np.random.Generator) -> str:
             for place, name in enumerate(clues.gestures)
         ] or [_STILL[2 * n if n else rng.integers(2)]]
         start = frames["opening" if clues.opening else "start" if clues.gestures else "still"]
-        parts.append(f"{start} {_list(gestures, 'en')}." if lang == "en" else f"{start}{'，'.join(gestures)}。")
+        text = f"{start} {_list(gestures, 'en')}." if lang == "en" else f"{start}{'，'.join(gestures)}。"
+        clauses.append(Clause(text, "visual"))
     if clues.heard and clues.attributes:
         if lang == "en":
             words = ["full of pauses" if name == "pauses" else name for name in clues.attributes]
-            parts.append(f"{frames['voice']} {_list(words, 'en')}.")
+            text = f"{frames['voice']} {_list(words, 'en')}."
         else:
-            parts.append(f"{frames['voice']}{_list([_ATTRIBUTES[name] for name in clues.attributes], 'zh')}。")
+            text = f"{frames['voice']}{_list([_ATTRIBUTES[name] for name in clues.attributes], 'zh')}。"
+        clauses.append(Clause(text, "acoustic"))
     if clues.situation:
-        parts.append(_SITUATIONS[clues.situation][n])
+        clauses.append(Clause(_SITUATIONS[clues.situation][n], "lexical"))
     if _contradiction_is_known(clues):
-        parts.append(_CLASHES[clues.feeling.name][n])
-    labels = clues.labels if lang == "en" else labels_in_chinese(clues.labels)
-    end = f"{frames['end']} {_list(labels, 'en')}." if lang == "en" else f"{frames['end']}{_list(labels, 'zh')}。"
-    parts.append(end)
-    return (" " if lang == "en" else "").join(parts)
+        # Irony also says something about the words.
+        needs = ("visual", "acoustic", "lexical") if clues.feeling.name == "irony" else ("visual", "acoustic")
+        clauses.append(Clause(_CLASHES[clues.feeling.name][n], "mixed", needs))
+    for part in _parts(clues):
+        labels = part.labels if lang == "en" else labels_in_chinese(part.labels)
+        start = frames["open" if part.ambiguous else "end"]
+        shown = _list(labels, lang, part.ambiguous)
+        text = f"{start} {shown}." if lang == "en" else f"{start}{shown}。"
+        clauses.append(Clause(text, "inference", part.known, labels))
+    return tuple(clauses)
+
+
+def _parts(clues: Clues) -> Iterator[Clues]:
+    """The clues without those of some modalities, the smallest parts first; `clues` itself last."""
+    for size in range(1, len(clues.known) + 1):
+        for kept in combinations(clues.known, size):
+            yield hide(clues, video="visual" not in kept, audio="acoustic" not in kept, subtitle="lexical" not in kept)
 
 
 def gesture_words(name: str, rng: np.random.Generator) -> str:
@@ -405,8 +474,10 @@ def labels_in_chinese(labels: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(CHINESE[label] for label in labels)
 
 
-def _list(items: list[str] | tuple[str, ...], lang: str) -> str:
-    """`a, b and c`, or in Chinese `a、b、c`."""
+def _list(items: list[str] | tuple[str, ...], lang: str, alternatives: bool = False) -> str:
+    """`a, b and c`, or in Chinese `a、b、c`; alternatives are joined with "or"."""
+    if len(items) == 1:
+        return items[0]
     if lang == "zh":
-        return "、".join(items)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+        return "、".join(items[:-1]) + ("或" if alternatives else "、") + items[-1]
+    return f"{', '.join(items[:-1])} {'or' if alternatives else 'and'} {items[-1]}"

@@ -59,6 +59,8 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     if config.llm.model or config.llm.groups:
         rows, extras = _ask_llm(config, lexicon, rows, references, out)
     extras["strict"] = strict_extras(rows, references, lexicon=lexicon)
+    if config.faithfulness and any(row.text and row.task in ("both", "description") for row in rows):
+        extras["faithfulness"] = _faithfulness(config, lexicon, rows)
     report = evaluate(
         rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )
@@ -155,6 +157,26 @@ def _published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | N
     from affectgpt.metrics.lexicon import split_published
 
     return split_published if lexicon.label_splitting == "published" else None
+
+
+def _faithfulness(config: EvalConfig, lexicon: Lexicon, rows: list[Prediction]) -> dict[str, Any]:
+    """Scores of the explanations; clues are compared where the references have descriptions in `config.lang`."""
+    from affectgpt.data.sources import read_source
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.faithfulness import faithfulness
+    from affectgpt.metrics.io import read_descriptions
+
+    texts: dict[str, Any] = {}
+    for source in _reference_sources(config):
+        if source.manifest is not None and source.split_file is None and source.limit is None:
+            texts |= read_descriptions(source.manifest, split=source.split, lang=config.lang)
+        else:
+            for sample in read_source(source, config.data.folder, on_bad=config.data.on_bad).samples:
+                localized = sample.in_language(config.lang, strict=False)
+                texts[sample.id] = localized.clauses or localized.description or ""
+    known = [row for row in rows if row.id in texts] or rows
+    labels, _ = labels_by_id(known, lexicon)
+    return faithfulness(known, labels, texts, lexicon, n_bootstrap=config.n_bootstrap, seed=config.seed)
 
 
 def _compare(config: EvalConfig, files: list[Path]) -> None:

@@ -15,6 +15,12 @@ from affectgpt.tables import is_table
 
 log = logging.getLogger("affectgpt")
 
+NOT_SHOWN = {
+    "visual": "the model was shown no pictures",
+    "acoustic": "the model was given no sound",
+    "lexical": "the model was given no words",
+}
+
 
 def run_inference(config: InferConfig) -> int:
     """Explain every input: print the predictions, or append them to `out`. Exit code 3 if samples were left out."""
@@ -119,6 +125,8 @@ def format_prediction(prediction: Prediction, sample: Sample) -> str:
         lines += textwrap.wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ") or [""]
     if has_labels:
         lines += ["", f"  labels: {LABEL_SEPARATOR[prediction.lang].join(prediction.labels or ())}"]
+    for row in prediction.unsupported:
+        lines.append(f"  unsupported: {row['sentence']} ({NOT_SHOWN[row['modality']]})")
     if prediction.finish == "length":
         lines.append(f"  (cut after {prediction.n_tokens} tokens; raise generate.max_new_tokens)")
     return "\n".join(lines)

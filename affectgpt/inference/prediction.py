@@ -26,6 +26,7 @@ from affectgpt.data.sources import attempt
 from affectgpt.inference.answers import AnswerFunction, answers
 from affectgpt.journal import Journal, read_journal
 from affectgpt.metrics.extract import read_labels
+from affectgpt.metrics.faithfulness import marked
 from affectgpt.prompts import PROMPT_VERSION, render
 from affectgpt.runtime import InputError, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
@@ -130,7 +131,7 @@ def predict(
     with contextlib.closing(inputs()) as source:
         for text, tokens, finish in answer(model, processor, source, generate):
             labels = None if question.task == "description" else read_labels(text).labels
-            yield replace(pending.popleft(), text=text, labels=labels, n_tokens=len(tokens), finish=finish)
+            yield marked(replace(pending.popleft(), text=text, labels=labels, n_tokens=len(tokens), finish=finish))
 
 
 def predict_to_file(

@@ -15,7 +15,7 @@ import numpy as np
 
 from affectgpt.metrics.lexicon import CellLabels
 from affectgpt.runtime import InputError
-from affectgpt.schema import LANGUAGES, Prediction, parse_label_list, prediction_from_row
+from affectgpt.schema import LANGUAGES, Clause, Prediction, parse_clauses, parse_label_list, prediction_from_row
 from affectgpt.tables import TableError, cell_text, id_of, is_blank, read_rows
 
 _HELP = "see docs/metrics.md, section 'Files'"
@@ -129,6 +129,34 @@ def read_references(
         found = f"its splits are {sorted(splits)}" if splits else "the file is empty"
         raise ScoreFileError(f"{path}: no references{f' of split {split!r}' if split else ''}; {found}")
     return references
+
+
+def read_descriptions(
+    path: str | Path, *, split: str | None = None, lang: str = "en"
+) -> dict[str, str | tuple[Clause, ...]]:
+    """Read reference descriptions in `lang`: id -> clauses, or the text without clauses. Rows without one are left out.
+
+    The text is in the column `description` (of a row in `lang`, or its translation), `reason`, or `english`/`chinese`.
+
+    Raises:
+        ScoreFileError: unreadable file, or clauses that are not valid.
+    """
+    found: dict[str, str | tuple[Clause, ...]] = {}
+    for where, row in read_rows(Path(path)):
+        if split is not None and row.get("split") != split:
+            continue
+        sample_id = id_of(row, where)
+        own = row if row.get("lang", "en") == lang else (row.get("translations") or {}).get(lang, {})
+        columns = (f"description_{lang}", {"en": "english", "zh": "chinese"}[lang], "reason")
+        texts = [own.get("description"), *(row.get(name) for name in columns)]
+        try:
+            clauses = parse_clauses(own.get("clauses"))
+        except InputError as error:
+            raise ScoreFileError(f"{where}: sample {sample_id!r}: {error}; {_HELP}") from None
+        text = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+        if clauses or text:
+            found[sample_id] = clauses or text or ""
+    return found
 
 
 def write_predictions_npz(path: str | Path, labels: Mapping[str, Iterable[str]]) -> None:

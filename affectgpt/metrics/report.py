@@ -149,6 +149,7 @@ class Report:
                 f"strict extras (no published figure): neutral-aware F_S {percent(strict['neutral_aware_f_s'])}, "
                 f"mean F of the samples {percent(strict['sample_mean_f'])}"
             )
+        notes += _faithfulness_notes(self.extras.get("faithfulness", {}))
         if extraction := self.extras.get("llm_extraction"):
             notes.append(f"labels of {extraction['read']} of {extraction['asked']} unparsed texts were read by an LLM")
         if grouped := self.extras.get("llm_grouping"):
@@ -161,6 +162,33 @@ class Report:
         notes.append(f"lexicon: {self.lexicon}, sha256 {self.lexicon_checksum[:12]}")
         notes.append(f"bootstrap over samples: {self.n_bootstrap} resamples, seed {self.seed}")
         return notes
+
+
+def _faithfulness_notes(scores: Mapping[str, Any]) -> list[str]:
+    """Lines about explanations; scores without a sample are left out."""
+
+    def rate(row: Mapping[str, Any]) -> str:
+        interval = f"[{percent(row['low'])}, {percent(row['high'])}]"
+        return f"{percent(row['value'])} % {interval} ({row['count']} of {row['n']})"
+
+    notes = []
+    absent = scores.get("absent_modality", {})
+    if shown := [f"{name} {rate(row)}" for name, row in absent.items() if row["n"] and name != "any"]:
+        notes.append(f"explanations with a statement about a modality that was not shown: {', '.join(shown)}")
+    figures = []
+    for name, row in scores.get("clues", {}).items():
+        if row["n_predicted"] or row["n_reference"]:
+            values = (row["precision"], row["recall"])
+            figures.append(f"{name} {' / '.join('-' if value is None else f'{percent(value)} %' for value in values)}")
+    if figures and any(row["n_reference"] for row in scores["clues"].values()):
+        notes.append(f"clues, precision / recall: {', '.join(figures)}")
+    consistency = scores.get("consistency", {})
+    if consistency and consistency["unsupported"]["n"]:
+        notes.append(
+            f"labels that the explanation does not support: {rate(consistency['unsupported'])}; "
+            f"explanations that contradict their labels: {rate(consistency['contradicting'])}"
+        )
+    return notes
 
 
 def _n(score: Score) -> str:

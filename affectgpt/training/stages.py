@@ -162,6 +162,7 @@ def _train(
         seed=config.seed,
         modality_dropout=stage.modality_dropout,
         subtitle_dropout=stage.subtitle_dropout,
+        targets=stage.targets,
         # A step of one batch has nothing to sort, and the order within a batch stays as drawn.
         bucket=samples_per_step if not stage.packing and samples_per_step > stage.batch_size else 1,
     )

@@ -60,7 +60,9 @@ def test_only_modalities_that_sample_and_model_have_are_shown():
 
 def test_a_sample_with_only_text_keeps_its_subtitle():
     draws = stream([(samples(5, modalities=()), 1.0)])
-    assert all(draws[n] == Draw(draws[n].sample, draws[n].task, "en", (), True) for n in range(60))
+    assert all(
+        draws[n] == Draw(draws[n].sample, draws[n].task, "en", (), True, target=draws[n].target) for n in range(60)
+    )
 
 
 def test_missing_texts_are_refused_before_training_with_the_count():

@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from affectgpt.data.stream import Draw
-from affectgpt.prompts import target_text
 from affectgpt.training.objectives import Row
 
 
 @dataclass(frozen=True)
 class Objective:
     def rows(self, draw: Draw, encode: Callable[[str | None], Row]) -> list[Row]:
-        return [encode(target_text(draw.sample, draw.task, draw.lang))]
+        return [encode(draw.target)]
 
     def collate(self, processor: Any, rows: Sequence[Row], packed: bool) -> dict[str, Tensor]:
         return processor.collate(rows, packed=packed)
