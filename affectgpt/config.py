@@ -280,6 +280,7 @@ class InferConfig(QuestionConfig):
     split: str | None = None  # only manifest rows with this split
     out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
     json: bool = False  # print JSON lines instead of text
+    attribute: bool = False  # also store what each clause of the answer rests on: which input, which part of the clip
     on_bad: str = "raise"  # bad samples: raise or skip
     backend: str = "pyav"  # video decoder
     cache_features: bool = False  # read encoder states from the cache on disk and add missing ones

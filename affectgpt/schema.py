@@ -201,7 +201,8 @@ class Prediction:
     `labels` None = not parsed yet. `modalities` lists the inputs that were used (soft-token branches, and "text" for
     the subtitle); `media` has details such as frame times and seconds of audio. `finish` is "eos" or "length";
     `strategy` is the subtitle strategy of a zero-shot run (s0, s1, s2). `unsupported` lists the sentences about a
-    modality that the model was not shown, as {"sentence", "modality"}.
+    modality that the model was not shown, as {"sentence", "modality"}; `attribution` what each clause rests on, if
+    asked for (see `inference.attribution`).
     """
 
     id: str
@@ -218,6 +219,7 @@ class Prediction:
     prompt_version: str | None = None
     strategy: str | None = None
     unsupported: tuple[Mapping[str, str], ...] = ()
+    attribution: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -577,7 +579,7 @@ def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
     values = {key: value for key, value in row.items() if key in known and value is not None}
     if not isinstance(values.get("text"), str):
         raise InputError(f"prediction {row.get('id', '?')!r}: text must be a string, found {row.get('text')!r}")
-    for key in ("labels", "modalities", "unsupported"):
+    for key in ("labels", "modalities", "unsupported", "attribution"):
         if key in values:
             if not isinstance(values[key], (list, tuple)):
                 raise InputError(f"prediction {row.get('id', '?')!r}: {key} must be a list, found {values[key]!r}")

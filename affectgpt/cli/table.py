@@ -71,6 +71,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
   python infer.py a.mp4 b.mp4 subtitle="I'm fine."
   python infer.py clips/ out=predictions.jsonl task=labels lang=zh
   python infer.py manifest.csv out=predictions.jsonl          # ids, subtitles and paths from a manifest; resumes
+  python infer.py video.mp4 attribute=true                    # what each sentence rests on: which input, which seconds
   python infer.py video.mp4 json=true generate.do_sample=true generate.temperature=0.7""",
         conf="infer",
         plain="input",
@@ -293,9 +294,22 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
   confusion    references=gt.csv predictions.jsonl classes=happy,sad,...    confusion matrix of one-hot labels
   seeds        references=gt.csv run1.jsonl run2.jsonl ... runs of one system: mean ± standard deviation
   texts        references=gt.csv predictions.jsonl [lang=zh]    BLEU-1, BLEU-4, ROUGE-L, METEOR of descriptions
-  judge        references=gt.csv predictions.jsonl model=... [base_url=...]   clue and label overlap by an LLM, 1-10""",
+  judge        references=gt.csv predictions.jsonl model=... [base_url=...]   clue and label overlap by an LLM, 1-10
+  faithfulness checkpoint=runs/fine data=...               answers with changed inputs; its own --help""",
         plain="files",
         rewrite="affectgpt.cli.words:analyze",
+    ),
+    "analyze faithfulness": Command(
+        "affectgpt.inference.counterfactual:run_faithfulness",
+        config.EvalConfig,
+        """Ask a model again with changed inputs, and see which clauses of its explanations change.
+
+  python -m affectgpt.analyze faithfulness                                    # the newest run, test split of data=...
+  python -m affectgpt.analyze faithfulness checkpoint=runs/fine/best data=emer_fine out=faithfulness/
+
+Each clip is asked with every subset of pictures, sound and subtitle, with the sound of another clip and with the
+subtitle of another clip. docs/faithfulness.md explains the two tables and the picture.""",
+        conf="eval",
     ),
     "submit": Command(
         "affectgpt.submit:submit",

@@ -69,18 +69,11 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     return report, out
 
 
-def _predict(config: EvalConfig) -> Path:
-    """Let the checkpoint predict all test samples; returns the predictions file."""
-    from affectgpt.cache.reader import cache_mode
+def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]]:
+    """The samples of `references` or of the test sources, with probed modalities, and those that cannot be used."""
     from affectgpt.data.facts import facts_in
-    from affectgpt.data.sources import probe_samples, read_source, report_bad
-    from affectgpt.inference.loading import load
-    from affectgpt.inference.prediction import predict, predict_to_file, settings_of
-    from affectgpt.runtime import seed_everything
+    from affectgpt.data.sources import probe_samples, read_source
 
-    loaded = load(
-        config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models
-    )  # fmt: skip
     samples: list[Sample] = []
     bad: list[BadSample] = []
     for source in _reference_sources(config):
@@ -89,6 +82,21 @@ def _predict(config: EvalConfig) -> Path:
         usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts)
         samples += usable
         bad += rows.bad + bad_media
+    return samples, bad
+
+
+def _predict(config: EvalConfig) -> Path:
+    """Let the checkpoint predict all test samples; returns the predictions file."""
+    from affectgpt.cache.reader import cache_mode
+    from affectgpt.data.sources import report_bad
+    from affectgpt.inference.loading import load
+    from affectgpt.inference.prediction import predict, predict_to_file, settings_of
+    from affectgpt.runtime import seed_everything
+
+    loaded = load(
+        config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models
+    )  # fmt: skip
+    samples, bad = read_test_samples(config)
     cache = None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache)
     predictions = partial(
         predict,

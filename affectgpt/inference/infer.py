@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from affectgpt.config import InferConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
 from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
-from affectgpt.tables import is_table
+from affectgpt.tables import format_table, is_table
 
 log = logging.getLogger("affectgpt")
 
@@ -26,6 +28,8 @@ def run_inference(config: InferConfig) -> int:
     """Explain every input: print the predictions, or append them to `out`. Exit code 3 if samples were left out."""
     if config.engine not in ("auto", "vllm"):
         raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
+    if config.attribute and config.engine == "vllm":
+        raise UserError("attribute=true needs the model in this process: leave out engine=vllm")
     samples, bad = _samples(config)
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers
@@ -51,6 +55,7 @@ def run_inference(config: InferConfig) -> int:
         name=loaded.name,
         on_bad=config.on_bad,
         bad=bad,
+        attribution=config.attribute,
         answer=VllmEngine(loaded.model) if config.engine == "vllm" else answers,
     )
     seed_everything(config.seed)
@@ -125,8 +130,34 @@ def format_prediction(prediction: Prediction, sample: Sample) -> str:
         lines += textwrap.wrap(paragraph, width, initial_indent="  ", subsequent_indent="  ") or [""]
     if has_labels:
         lines += ["", f"  labels: {LABEL_SEPARATOR[prediction.lang].join(prediction.labels or ())}"]
+    if prediction.attribution:
+        lines += ["", *_attribution_lines(prediction, media)]
     for row in prediction.unsupported:
         lines.append(f"  unsupported: {row['sentence']} ({NOT_SHOWN[row['modality']]})")
     if prediction.finish == "length":
         lines.append(f"  (cut after {prediction.n_tokens} tokens; raise generate.max_new_tokens)")
     return "\n".join(lines)
+
+
+_INPUT_NAMES = {"visual": "pictures", "acoustic": "sound", "lexical": "words"}
+
+
+def _attribution_lines(prediction: Prediction, media: Mapping[str, Any]) -> list[str]:
+    """One line per clause: the loss of log-probability without each input, and the most used part of sound and film."""
+    duration_s = media.get("audio", {}).get("heard_s") or max(
+        (times[-1] for name in ("frames", "motion") if (times := media.get(name, {}).get("times_s"))), default=None
+    )
+    rows = [
+        ("  rests on (nats per token)", *(_INPUT_NAMES[name] for name in prediction.attribution[0]["drop"]), "most at")
+    ]
+    for clause in prediction.attribution:
+        places = []
+        for name, shares in clause["over_time"].items():
+            if duration_s and clause["drop"].get("acoustic" if name == "audio" else "visual", 0.0) >= 0.1:
+                best = max(range(len(shares)), key=shares.__getitem__)
+                start, stop = (duration_s * place / len(shares) for place in (best, best + 1))
+                places.append(f"{name} {start:.1f}-{stop:.1f} s")
+        text = textwrap.shorten(clause["text"], 60, placeholder="...")
+        drops = (f"{value:.2f}" for value in clause["drop"].values())
+        rows.append((f"  {text}", *drops, ", ".join(places)))
+    return format_table(rows, "l" + "r" * len(prediction.attribution[0]["drop"]) + "l").splitlines()

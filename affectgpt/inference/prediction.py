@@ -24,6 +24,7 @@ from affectgpt.cache.reader import ClipReader
 from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.data.sources import attempt
 from affectgpt.inference.answers import AnswerFunction, answers
+from affectgpt.inference.attribution import attribute
 from affectgpt.journal import Journal, read_journal
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import marked
@@ -71,6 +72,7 @@ def predict(
     on_bad: str = "raise",
     bad: list[BadSample] | None = None,
     answer: AnswerFunction = answers,
+    attribution: bool = False,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each usable sample, in order.
 
@@ -82,11 +84,12 @@ def predict(
         name: of the model, for the record.
         on_bad: "raise" stops at a clip that cannot be read; "skip" leaves it out.
         bad: receives the samples that were left out.
+        attribution: also compute what each clause rests on, at the cost of about two answers per clip.
     """
     model.eval()
 
-    def read(sample: Sample) -> tuple[Prediction, dict[str, Any]]:
-        """The prediction without its answer, and the encoded sample."""
+    def read(sample: Sample) -> tuple[Prediction, dict[str, Any], tuple[Sample, Mapping[str, Any]] | None]:
+        """The prediction without its answer, the encoded sample, and what attribution needs."""
         shown = processor.visible(shown_modalities(sample, model.modalities, question))
         features = reader(sample, shown)
         messages = render(
@@ -109,21 +112,21 @@ def predict(
             model=name,
             prompt_version=PROMPT_VERSION,
         )
-        return unanswered, processor.encode(messages, features.media)
+        return unanswered, processor.encode(messages, features.media), (sample, features.media) if attribution else None
 
-    def results() -> Iterator[tuple[Prediction, dict[str, Any]] | BadSample]:
+    def results() -> Iterator[tuple[Prediction, dict[str, Any], Any] | BadSample]:
         read_or_skip = partial(attempt, read, on_bad=on_bad)
         if len(samples) == 1:
             return map(read_or_skip, samples)
         n_threads = min(_MAX_READERS, os.cpu_count() or 1)
         return in_threads(read_or_skip, samples, n_threads=n_threads, n_ahead=generate.batch_size + n_threads)
 
-    pending: deque[Prediction] = deque()
+    pending: deque[tuple[Prediction, Any]] = deque()
 
     def inputs() -> Iterator[Mapping[str, Any]]:
         for result in results():
             if not isinstance(result, BadSample):
-                pending.append(result[0])
+                pending.append((result[0], result[2]))
                 yield result[1]
             elif bad is not None:
                 bad.append(result)
@@ -131,7 +134,12 @@ def predict(
     with contextlib.closing(inputs()) as source:
         for text, tokens, finish in answer(model, processor, source, generate):
             labels = None if question.task == "description" else read_labels(text).labels
-            yield marked(replace(pending.popleft(), text=text, labels=labels, n_tokens=len(tokens), finish=finish))
+            unanswered, shown_to_it = pending.popleft()
+            prediction = marked(replace(unanswered, text=text, labels=labels, n_tokens=len(tokens), finish=finish))
+            if shown_to_it is not None and text:
+                clauses = attribute(model, processor, *shown_to_it, text, question)
+                prediction = replace(prediction, attribution=tuple(clause.to_dict() for clause in clauses))
+            yield prediction
 
 
 def predict_to_file(
