@@ -21,7 +21,10 @@ from affectgpt.schema import MODALITIES, Sample
 
 @dataclass(frozen=True)
 class Draw:
-    """One training example: a sample, what is asked about it, which of its media are shown, and the target text."""
+    """One training example: a sample, what is asked about it, and which of its media are shown.
+
+    `clues` are the clue modalities that the target keeps (see `prompts.target_text`); None = the complete target.
+    """
 
     sample: Sample
     task: str
@@ -29,7 +32,12 @@ class Draw:
     modalities: tuple[str, ...]
     with_subtitle: bool
     candidates: tuple[str, ...] = ()  # task fixed: the labels to choose from
-    target: str = ""
+    clues: frozenset[str] | None = None
+
+    @property
+    def target(self) -> str:
+        """The text that the model learns to answer."""
+        return target_text(self.sample, self.task, self.lang, self.clues)
 
 
 class TrainingStream:
@@ -115,21 +123,17 @@ class TrainingStream:
             shown = [max(has, key=lambda name: dice[name])]
         with_subtitle = not shown or bool(self._dice[n, -1] >= self._subtitle_dropout)
         candidates = tuple(source.candidates) if task == "fixed" else ()
-        target = self._target(sample, task, lang, shown, with_subtitle)
-        if not target:
+        clues = self._clues(sample, lang, shown, with_subtitle)
+        if clues is not None and task == "description" and not says_something(sample, lang, clues):
             shown, with_subtitle = has, True
-            target = self._target(sample, task, lang, shown, with_subtitle)
-        return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates, target)
+            clues = self._clues(sample, lang, shown, with_subtitle)
+        return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates, clues)
 
-    def _target(self, sample: Sample, task: str, lang: str, shown: Sequence[str], with_subtitle: bool) -> str:
-        """The target text; "" if the description says nothing about what is shown."""
+    def _clues(self, sample: Sample, lang: str, shown: Sequence[str], with_subtitle: bool) -> frozenset[str] | None:
         if not self._fit:
-            return target_text(sample, task, lang)
+            return None
         subtitle = with_subtitle and bool(sample.in_language(lang, strict=False).subtitle)
-        clues = shown_clues(shown, subtitle=subtitle)
-        if task == "description" and not says_something(sample, lang, clues):
-            return ""
-        return target_text(sample, task, lang, clues)
+        return shown_clues(shown, subtitle=subtitle)
 
 
 def _text_bytes(draw: Draw) -> int:

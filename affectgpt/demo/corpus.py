@@ -106,7 +106,7 @@ def build_corpus(
                 if name == "fine" and number >= n_fine - n_test:
                     split = "test"
                 clues = observe(scene)
-                rows.append(_sample(name, number, scene, clues, split))
+                rows.append(sample_of(name, number, scene, clues, split))
                 scene_row = {"scene": asdict(scene), "labels": scene.labels, "errors": clues.errors}
                 truth.append({"id": rows[-1].id, **scene_row})
             write_jsonl(target / f"{name}.jsonl", rows)
@@ -212,7 +212,7 @@ def _clip(name: str, number: int) -> str:
     return f"clips/{name}/{_id(name, number)}.mp4"
 
 
-def _sample(name: str, number: int, scene: Scene, clues: Clues, split: str) -> Sample:
+def sample_of(name: str, number: int, scene: Scene, clues: Clues, split: str) -> Sample:
     rng = np.random.default_rng((scene.person, scene.take, 2))
     chinese = clauses_of(clues, "zh", rng)
     english = clauses_of(clues, "en", rng)

@@ -148,7 +148,7 @@ def clue_scores(
             continue
         lang = prediction.lang
         true = split(reference, lang) if isinstance(reference, str) else tuple(reference)
-        shown = shown_to(prediction) or frozenset(CLUES)
+        shown = shown_clues(prediction.modalities) or frozenset(CLUES)
         answered = split(explanation_of(prediction.text), lang)
         for name in CLUES:
             if name not in shown:

@@ -6,6 +6,7 @@ import pytest
 from affectgpt.config import DataConfig, SourceConfig, StageConfig
 from affectgpt.data.mixture import Source, read_mixture, with_texts
 from affectgpt.data.stream import Draw, TrainingStream
+from affectgpt.runtime import InputError
 from affectgpt.schema import Sample, write_jsonl
 
 MODALITIES = ("audio", "frames", "motion")
@@ -61,7 +62,8 @@ def test_only_modalities_that_sample_and_model_have_are_shown():
 def test_a_sample_with_only_text_keeps_its_subtitle():
     draws = stream([(samples(5, modalities=()), 1.0)])
     assert all(
-        draws[n] == Draw(draws[n].sample, draws[n].task, "en", (), True, target=draws[n].target) for n in range(60)
+        draws[n] == Draw(draws[n].sample, draws[n].task, "en", (), True, clues=frozenset({"lexical"}))
+        for n in range(60)
     )
 
 
@@ -156,7 +158,8 @@ def test_a_resumed_mixture_continues_with_the_same_draws():
 def test_weights_by_size_draw_every_sample_about_equally_often(tmp_path):
     sources = [(samples(10, "a", modalities=None), {}), (samples(90, "b", modalities=None), {})]
     mixed = mixture(tmp_path, sources, weights="proportional")
-    drawn = Counter(stream(mixed, length=4000)[n].sample.id[0] for n in range(4000))
+    dataset = stream(mixed, length=4000)
+    drawn = Counter(dataset[n].sample.id[0] for n in range(4000))
     assert drawn["a"] / 4000 == pytest.approx(0.1, abs=0.02)
     assert [source.weight for source in mixture(tmp_path, sources)] == [1.0, 1.0]
     with pytest.raises(ValueError, match=r"data\.weights is 'size'; expected one of \['given', 'proportional'\]"):
@@ -169,3 +172,60 @@ def test_samples_without_texts_are_left_out_with_the_reason():
     assert "sample 'x0' has no labels in 'en'" in bad[0].reason
     with pytest.raises(ValueError, match=r"its label 'sad' is none of the candidates \['happy'\]"):
         with_texts(samples(1, label="sad"), ["fixed"], ["en"], ["happy"])
+
+
+TOLD = {
+    "description": "The brows rise. The voice trembles. The words are a plea. She seems afraid.",
+    "subtitle": "Help.",
+}
+
+
+def test_targets_tell_of_what_is_shown_only():
+    dataset = stream([(samples(5, **TOLD), 1.0)], length=400)
+    seen = set()
+    for n in range(400):
+        draw = dataset[n]
+        if draw.task == "labels":
+            assert draw.target == "sad"
+            continue
+        clues = {"audio": "voice", "frames": "brows", "motion": "brows"}
+        shown = {clues[name] for name in draw.modalities} | ({"words"} if draw.with_subtitle else set())
+        assert {word for word in ("voice", "brows", "words") if word in draw.target} == shown
+        assert "She seems afraid." in draw.target
+        seen.add(frozenset(shown))
+    assert len(seen) > 3
+
+
+def test_complete_targets_and_draws_do_not_depend_on_the_choice():
+    sources = [Source(samples(5, **TOLD), 1.0, tasks=TASKS)]
+    made = [
+        TrainingStream(sources, modalities=MODALITIES, length=60, seed=3, modality_dropout=0.3, targets=targets)
+        for targets in ("shown", "complete")
+    ]
+    for n in range(60):
+        shown, complete = (dataset[n] for dataset in made)
+        assert (shown.sample, shown.task, shown.modalities) == (complete.sample, complete.task, complete.modalities)
+        assert complete.task == "labels" or TOLD["description"] in complete.target
+    with pytest.raises(InputError, match=r"stage\.targets is 'all'"):
+        TrainingStream(sources, modalities=MODALITIES, length=1, seed=3, targets="all")
+
+
+def test_a_description_of_nothing_that_is_shown_brings_back_the_rest():
+    sample = samples(1, description="The voice trembles.", subtitle=None)
+    dataset = TrainingStream(
+        [Source(sample, 1.0, tasks={"description": 1.0})],
+        modalities=MODALITIES,
+        length=200,
+        seed=1,
+        modality_dropout=0.5,
+    )
+    assert {dataset[n].target for n in range(200)} == {"The voice trembles."}
+    assert all("audio" in dataset[n].modalities for n in range(200))
+
+
+def test_a_clip_whose_description_says_nothing_of_it_is_named():
+    silent = samples(1, description="The voice trembles.", modalities=("frames",), subtitle=None)
+    good, bad = with_texts(silent, ["description"], ["en"], fit=True, on_bad="skip")
+    assert not good
+    assert "says nothing about what the clip has" in bad[0].reason
+    assert with_texts(silent, ["description"], ["en"], on_bad="skip")[0] == silent
