@@ -150,7 +150,7 @@ _CONCLUDES = {
         r"together|"
         r"in (?:summary|conclusion|short)|to sum up|considering|given|from (?:these|this|all|the above|"
         r"the combination)|all (?:of )?(?:this|these)|"
-        r"according to|these clues|this leaves it open|additionally, based on|(?:it|we|one|this) (?:can|may|could|"
+        r"according to|these clues|additionally, based on|(?:it|we|one|this) (?:can|may|could|"
         r"might) (?:also )?(?:be )?"
         r"(?:infer|conclude|speculate|deduce|judge)|it is (?:inferred|speculated|likely)|"
         r"(?:the|this|his|her) (?:person|character|speaker|man|woman|lady|boy|girl|emotion\w*|overall emotion\w*|"

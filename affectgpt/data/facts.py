@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from affectgpt.runtime import sha256_of_file
 log = logging.getLogger("affectgpt")
 
 FILE = "media-facts.jsonl"
+
+
+_loading = threading.Lock()  # not an attribute, because objects are sent to loader processes
 
 
 class MediaFacts:
@@ -98,7 +102,9 @@ class MediaFacts:
 
     def _load(self) -> None:
         if self._known is None:
-            self._known = {} if self._file is None else _read(self._file)
+            with _loading:  # a second thread that loads would drop what the first one has added since
+                if self._known is None:
+                    self._known = {} if self._file is None else _read(self._file)
 
     def _remember(self, path: str, facts: dict[str, Any], name: str, value: Any) -> None:
         facts[name] = value

@@ -212,7 +212,10 @@ _FRAMES = {  # one of each is drawn; "open" replaces "end" where several feeling
         "opening": ("At first the brows shoot up in surprise, then", "After a startled look"),
         "voice": ("The voice is", "The voice sounds"),
         "end": ("The person seems", "All this suggests that the person feels", "So the feeling is"),
-        "open": ("These clues fit several feelings: the person may feel", "This leaves it open: the person may be"),
+        "open": (
+            "These clues fit several feelings: the person may feel",
+            "These clues do not settle it: the person may be",
+        ),
     },
     "zh": {
         "start": ("从一开始", "画面中", "很快"),
