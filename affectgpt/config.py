@@ -322,7 +322,7 @@ class BenchmarkConfig:
     id_prefix: str | None = None  # only clips whose id starts with this
     classes: list[str] = field(default_factory=list)  # kind classes: the labels, in the order of numbered classes
     array: str = "test_corpus"  # name of the array in a label.npz
-    trust_pickle: bool = False  # allow pickled objects in label.npz; only for files from a source you trust
+    trust_pickle: bool = False  # unpickle a label.npz with objects that are not plain; only if you trust its source
     members: list[str] = field(default_factory=list)  # a mean over these benchmarks
     published: list[Any] = field(default_factory=list)  # published results: system, value, source, metric
 
