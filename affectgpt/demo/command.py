@@ -1,7 +1,8 @@
 """Train and score the embedded demo, in minutes on two CPU cores: python -m affectgpt.demo [--brief] [--runs DIR]
 
 Builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each checkpoint
-and two baselines on the test split, and explains one clip. It runs the same code as train.py, eval.py and infer.py.
+and two baselines on the test split, asks the last one again with every subset of the inputs, and explains one clip. It
+runs the same code as train.py, eval.py and infer.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import DemoConfig
+from affectgpt.inference import counterfactual
 from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import format_prediction
 from affectgpt.journal import read_journal
@@ -39,6 +41,10 @@ def run(config: DemoConfig, compose: Compose) -> int:
     runs = Path(config.runs)
     rows, final = train_and_score(runs, compose, brief=config.brief)
     print(f"\n{table(rows)}\n")
+    log.info("\n=== faithfulness: the test clips with every subset of their inputs")
+    config_of_faithfulness = compose("eval", [f"checkpoint={final}", f"out={final / 'faithfulness'}", *_GENERATE])
+    faithful, _ = counterfactual.measure(config_of_faithfulness)
+    print(f"{counterfactual.table(faithful)}\n")
     print(explain_one(final, compose))
     write_json_atomic(runs / "demo-table.json", {title: report.primary.to_dict() for title, report in rows})
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; runs and demo-table.json are in {runs}", file=sys.stderr)

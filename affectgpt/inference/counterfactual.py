@@ -41,6 +41,15 @@ _PARTS = (*CLUES, "conclusion")
 
 def run_faithfulness(config: EvalConfig) -> int:
     """Print the tables; write faithfulness.json and a picture to `out`."""
+    result, out = measure(config)
+    print(table(result))
+    draw(out / "faithfulness", result)
+    log.info("figures: %s, picture: faithfulness.png, .svg", out / "faithfulness.json")
+    return 0
+
+
+def measure(config: EvalConfig) -> tuple[dict[str, Any], Path]:
+    """The scores of a checkpoint, written to faithfulness.json, and the folder of that file."""
     if config.predictions is not None:
         raise UserError(
             "analyze faithfulness asks a model again: give checkpoint=, not predictions= (eval.py scores those)"
@@ -68,12 +77,9 @@ def run_faithfulness(config: EvalConfig) -> int:
         _descriptions(samples, config.lang),
     )
     result |= {"checkpoint": str(loaded.folder), "n_bad": len(bad), "config": asdict(config.generate)}
-    print(table(result))
     out = Path(config.out) if config.out else loaded.folder.parent / f"faithfulness-{loaded.folder.name}"
     write_json_atomic(out / "faithfulness.json", result)
-    draw(out / "faithfulness", result)
-    log.info("figures: %s, picture: faithfulness.png, .svg", out / "faithfulness.json")
-    return 0
+    return result, out
 
 
 def analyse(
@@ -218,26 +224,35 @@ def _descriptions(samples: Sequence[Sample], lang: str) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """Two tables: subsets of the inputs, and interventions."""
-
-    def share(row: Mapping[str, Any]) -> str:
-        return "-" if row["value"] is None else percent(row["value"])
-
-    lines = [("shown", "n", "F_S", "not shown: visual", "acoustic", "lexical", "clues P", "clues R")]
-    for name, row in result["subsets"].items():
-        title = ", ".join(_TITLES[clue] for clue in name.split("+"))
-        absent = [share(row["absent_modality"][clue]) for clue in CLUES]
-        clues = [row["clues"]["all"][key] for key in ("precision", "recall")]
-        shown = ["-" if value is None else percent(value) for value in clues]
-        lines.append((title, str(row["n"]), percent(row["f_s"]), *absent, *shown))
-    changed = [("intervention", "n", "exact", *(f"{name} changed" for name in _PARTS))]
-    for name, row in result["interventions"].items():
-        shares = [share(row["changed"][part]) for part in _PARTS]
-        changed.append((name, str(row["exact"]["n"]), share(row["exact"]), *shares))
     return (
-        f"{format_table(lines, 'lrrrrrrr')}\n\n{format_table(changed, 'lrrrrrr')}\n"
+        f"{table_of_subsets(result)}\n\n{_table_of_interventions(result)}\n"
         "not shown: % of explanations with a statement about that modality, where it was not shown\n"
         "exact: % of answers in which the clues of exactly the modality of the intervention changed"
     )
+
+
+def table_of_subsets(result: Mapping[str, Any]) -> str:
+    """F_S, statements about what was not shown, and precision and recall of clues, by what was shown."""
+    lines = [("shown", "n", "F_S", "not shown: visual", "acoustic", "lexical", "clues P", "clues R")]
+    for name, row in result["subsets"].items():
+        title = ", ".join(_TITLES[clue] for clue in name.split("+"))
+        absent = [_share(row["absent_modality"][clue]) for clue in CLUES]
+        clues = [row["clues"]["all"][key] for key in ("precision", "recall")]
+        shown = ["-" if value is None else percent(value) for value in clues]
+        lines.append((title, str(row["n"]), percent(row["f_s"]), *absent, *shown))
+    return format_table(lines, "lrrrrrrr")
+
+
+def _table_of_interventions(result: Mapping[str, Any]) -> str:
+    changed = [("intervention", "n", "exact", *(f"{name} changed" for name in _PARTS))]
+    for name, row in result["interventions"].items():
+        shares = [_share(row["changed"][part]) for part in _PARTS]
+        changed.append((name, str(row["exact"]["n"]), _share(row["exact"]), *shares))
+    return format_table(changed, "lrrrrrr")
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return "-" if row["value"] is None else percent(row["value"])
 
 
 def draw(path: Path, result: Mapping[str, Any]) -> None:
