@@ -302,6 +302,7 @@ class LlmConfig:
     model: str | None = None  # model name on the server; null = no LLM is used
     base_url: str | None = None  # for example http://localhost:8000/v1; null = OpenAI
     extract: bool = False  # let it extract labels from texts in which the parser finds none
+    clues: bool = False  # let it decide which clues of an explanation are in the reference; false = by words
     groups: str | None = None  # published answers of an LLM: a folder or zip of <id>.npy with lists of groups
     cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl next to the report
     concurrency: int = 8  # concurrent requests

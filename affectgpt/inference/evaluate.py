@@ -56,11 +56,13 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     rows = read_predictions(file)
     record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[file, *tables])
     extras: dict[str, Any] = {}
+    if config.llm.clues and not config.llm.model:
+        raise UserError("llm.clues=true needs a chat model: llm.model=...")
     if config.llm.model or config.llm.groups:
         rows, extras = _ask_llm(config, lexicon, rows, references, out)
     extras["strict"] = strict_extras(rows, references, lexicon=lexicon)
     if config.faithfulness and any(row.text and row.task in ("both", "description") for row in rows):
-        extras["faithfulness"] = _faithfulness(config, lexicon, rows)
+        extras["faithfulness"] = _faithfulness(config, lexicon, rows, out)
     report = evaluate(
         rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )
@@ -167,12 +169,13 @@ def _published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | N
     return split_published if lexicon.label_splitting == "published" else None
 
 
-def _faithfulness(config: EvalConfig, lexicon: Lexicon, rows: list[Prediction]) -> dict[str, Any]:
+def _faithfulness(config: EvalConfig, lexicon: Lexicon, rows: list[Prediction], out: Path) -> dict[str, Any]:
     """Scores of the explanations; clues are compared where the references have descriptions in `config.lang`."""
     from affectgpt.data.sources import read_source
     from affectgpt.metrics.evaluate import labels_by_id
     from affectgpt.metrics.faithfulness import faithfulness
     from affectgpt.metrics.io import read_descriptions
+    from affectgpt.metrics.judge import match_by_llm
 
     texts: dict[str, Any] = {}
     for source in _reference_sources(config):
@@ -184,7 +187,9 @@ def _faithfulness(config: EvalConfig, lexicon: Lexicon, rows: list[Prediction]) 
                 texts[sample.id] = localized.clauses or localized.description or ""
     known = [row for row in rows if row.id in texts] or rows
     labels, _ = labels_by_id(known, lexicon)
-    return faithfulness(known, labels, texts, lexicon, n_bootstrap=config.n_bootstrap, seed=config.seed)
+    match = match_by_llm(_client(config.llm, out)) if config.llm.clues else None
+    scores = faithfulness(known, labels, texts, lexicon, match=match, n_bootstrap=config.n_bootstrap, seed=config.seed)
+    return {**scores, "clues_matched_by": config.llm.model if config.llm.clues else "words"}
 
 
 def _compare(config: EvalConfig, files: list[Path]) -> None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,8 +105,19 @@ def marked(prediction: Prediction) -> Prediction:
 
 # ---- clues -----------------------------------------------------------------------------------------------------------
 
-Matcher = Callable[[Sequence[str], Sequence[str], str], tuple[list[bool], list[bool]]]
-"""(predicted clues, reference clues, language) -> which predicted clues are in the reference, and the reverse."""
+
+class CluePair(NamedTuple):
+    """The clues of one modality in an answer and in its reference."""
+
+    predicted: Sequence[str]
+    reference: Sequence[str]
+    lang: str
+
+
+Matches = tuple[list[bool], list[bool]]
+"""Which predicted clues are in the reference, and which reference clues are in the prediction."""
+
+Matcher = Callable[[Sequence[CluePair]], Sequence[Matches]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def clue_scores(
         precision None without a predicted clue, recall None without a reference clue.
     """
     match = match or by_words
-    rows: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in CLUES}
+    pairs: dict[str, list[CluePair]] = {name: [] for name in CLUES}
     for prediction in predictions:
         reference = references.get(prediction.id)
         if not reference or prediction.task in ("labels", "fixed"):
@@ -153,13 +164,15 @@ def clue_scores(
         for name in CLUES:
             if name not in shown:
                 continue
-            expected = _clues_of(fit(true, shown), name, lang)
-            stated = _clues_of(answered, name, lang)
-            right, found = match(stated, expected, lang)
-            rows[name].append((sum(right), len(stated), sum(found), len(expected)))
+            pairs[name].append(CluePair(_clues_of(answered, name, lang), _clues_of(fit(true, shown), name, lang), lang))
+    rows = {name: [_counts(*found) for found in match(pairs[name])] for name in CLUES}
     scores = {name: _clue_score(np.array(rows[name]).reshape(-1, 4), n_bootstrap, seed) for name in CLUES}
     everything = np.array([row for name in CLUES for row in rows[name]]).reshape(-1, 4)
     return {**scores, "all": _clue_score(everything, n_bootstrap, seed)}
+
+
+def _counts(predicted: Sequence[bool], reference: Sequence[bool]) -> tuple[int, int, int, int]:
+    return sum(predicted), len(predicted), sum(reference), len(reference)
 
 
 def _clues_of(clauses: Iterable[Clause], modality: str, lang: str) -> list[str]:
@@ -297,39 +310,46 @@ def _content(phrase: str, lang: str) -> frozenset[str]:
     return frozenset(re.sub(r"(?:ing|ed|ly|es|s)$", "", word) for word in words if word not in _STOP)
 
 
-def by_words(predicted: Sequence[str], reference: Sequence[str], lang: str) -> tuple[list[bool], list[bool]]:
+def by_words(pairs: Sequence[CluePair]) -> list[Matches]:
     """Clues are the same if half of their content words are (Jaccard similarity of at least 0.5)."""
 
-    def same(a: str, b: str) -> bool:
+    def same(a: str, b: str, lang: str) -> bool:
         first, second = _content(a, lang), _content(b, lang)
         return bool(first & second) and 2 * len(first & second) >= len(first | second)
 
-    return _pairs(predicted, reference, same)
+    return [
+        _from_table([[same(a, b, pair.lang) for b in pair.reference] for a in pair.predicted], len(pair.reference))
+        for pair in pairs
+    ]
 
 
 def by_similarity(embed: Callable[[list[str]], np.ndarray], threshold: float = 0.5) -> Matcher:
     """A matcher that compares sentence embeddings: clues are the same from a cosine of `threshold` on.
 
     Args:
-        embed: n texts -> [n, D], for example `SentenceTransformer(...).encode`.
+        embed: n texts -> [n, D], for example `SentenceTransformer(...).encode`; called once.
     """
 
-    def match(predicted: Sequence[str], reference: Sequence[str], lang: str) -> tuple[list[bool], list[bool]]:
-        if not predicted or not reference:
-            return [False] * len(predicted), [False] * len(reference)
-        vectors = np.asarray(embed([*predicted, *reference]), dtype=float)
+    def match(pairs: Sequence[CluePair]) -> list[Matches]:
+        texts = sorted({clue for pair in pairs for clue in (*pair.predicted, *pair.reference)})
+        if not texts:
+            return [([], []) for _ in pairs]
+        vectors = np.asarray(embed(texts), dtype=float)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        same = vectors[: len(predicted)] @ vectors[len(predicted) :].T >= threshold  # [predicted, reference]
-        return same.any(axis=1).tolist(), same.any(axis=0).tolist()
+        place = {text: n for n, text in enumerate(texts)}
+        found = []
+        for pair in pairs:
+            ours, theirs = (vectors[[place[clue] for clue in side]] for side in (pair.predicted, pair.reference))
+            similarity = ours.reshape(-1, vectors.shape[1]) @ theirs.reshape(-1, vectors.shape[1]).T
+            found.append(_from_table((similarity >= threshold).tolist(), len(pair.reference)))
+        return found
 
     return match
 
 
-def _pairs(
-    predicted: Sequence[str], reference: Sequence[str], same: Callable[[str, str], bool]
-) -> tuple[list[bool], list[bool]]:
-    table = [[same(a, b) for b in reference] for a in predicted]
-    return [any(row) for row in table], [any(row[n] for row in table) for n in range(len(reference))]
+def _from_table(table: Sequence[Sequence[bool]], n_reference: int) -> Matches:
+    """Matches from [predicted, reference] equalities."""
+    return [any(row) for row in table], [any(row[n] for row in table) for n in range(n_reference)]
 
 
 # ---- explanation and labels ------------------------------------------------------------------------------------------

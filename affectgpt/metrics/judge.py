@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
+from affectgpt.metrics.faithfulness import CluePair, Matcher, Matches
 from affectgpt.metrics.sets import SetScore, set_score
 
 GROUPING_VERSION = "1"
 EXTRACTION_VERSION = "1"
 SENTIMENT_VERSION = "1"
 JUDGE_VERSION = "1"
+CLUES_VERSION = "1"
 _MAX_LITERAL = 100_000  # characters; Python's parser needs much memory for long texts
 
 _GROUPING_PROMPT = """\
@@ -47,6 +49,15 @@ _SENTIMENT_PROMPT = """\
 The words below describe what a person feels (task version {version}).
 Is the feeling as a whole positive, negative or neutral? No words mean neutral. Answer with this one word only.
 Words: {words}"""
+
+_CLUES_PROMPT = """\
+You compare clues about a person in a video (task version {version}). Which clues of list A say the same as a clue of \
+list B, in other words or in more or less detail? Answer with a JSON list of pairs [number in A, number in B] and \
+nothing else, for example [[1, 2]]. Answer [] if there is none.
+A:
+{predicted}
+B:
+{reference}"""
 
 _JUDGE_PROMPT = """\
 You compare a predicted description of a person's emotions with the reference (task version {version}).
@@ -230,6 +241,43 @@ def extract_by_llm(texts: Mapping[str, str], client: ChatClient) -> dict[str, Re
 
 def extraction_question(text: str) -> str:
     return _EXTRACTION_PROMPT.format(version=EXTRACTION_VERSION, text=text.strip())
+
+
+def match_by_llm(client: ChatClient) -> Matcher:
+    """A matcher for `faithfulness.clue_scores` that asks an LLM which clues say the same.
+
+    An unreadable answer counts as no match; `client` logs all answers.
+    """
+
+    def match(pairs: Sequence[CluePair]) -> list[Matches]:
+        asked = [pair for pair in pairs if pair.predicted and pair.reference]
+        answers = iter(client.answer([Request(clue_question(pair)) for pair in asked]))
+        found: list[Matches] = []
+        for pair in pairs:
+            same = _parse_pairs(next(answers).text, pair) if pair.predicted and pair.reference else frozenset()
+            ours, theirs = ({numbers[side] for numbers in same} for side in (0, 1))
+            found.append(
+                (
+                    [n in ours for n in range(1, len(pair.predicted) + 1)],
+                    [n in theirs for n in range(1, len(pair.reference) + 1)],
+                )
+            )
+        return found
+
+    return match
+
+
+def clue_question(pair: CluePair) -> str:
+    lists = ["\n".join(f"{n}. {clue}" for n, clue in enumerate(side, 1)) for side in (pair.predicted, pair.reference)]
+    return _CLUES_PROMPT.format(version=CLUES_VERSION, predicted=lists[0], reference=lists[1])
+
+
+def _parse_pairs(text: str, pair: CluePair) -> frozenset[tuple[int, int]]:
+    numbers = re.findall(r"\[\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\]", text)
+    found = {(int(ours), int(theirs)) for ours, theirs in numbers}
+    return frozenset(
+        (ours, theirs) for ours, theirs in found if ours <= len(pair.predicted) and theirs <= len(pair.reference)
+    )
 
 
 @dataclass(frozen=True)

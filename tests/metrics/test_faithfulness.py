@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from affectgpt.chat.served import ChatClient
 from affectgpt.metrics import load_lexicon
 from affectgpt.metrics.faithfulness import (
     Rate,
@@ -14,7 +15,9 @@ from affectgpt.metrics.faithfulness import (
     explanation_of,
     marked,
 )
+from affectgpt.metrics.judge import match_by_llm
 from affectgpt.schema import Clause, Prediction
+from tests.chat.chat_server import ChatServer
 
 
 def answer(text, *modalities, lang="en", task="both", sample_id="a"):
@@ -97,6 +100,18 @@ def test_another_matcher_decides_what_is_the_same():
     rows, reference = [answer("The mouth smiles.", "frames")], {"a": "The lip corners rise."}
     assert clue_scores(rows, reference, n_bootstrap=0)["visual"].precision == 0
     assert clue_scores(rows, reference, match=by_similarity(embed), n_bootstrap=0)["visual"].precision == 1
+
+
+def test_a_chat_model_decides_what_is_the_same(tmp_path):
+    with ChatServer(
+        lambda body: "[[1, 2], [1, 9]]" if "lip corners" in body["messages"][-1]["content"] else "?"
+    ) as server:
+        match = match_by_llm(ChatClient("m", base_url=server.url, cache=tmp_path / "answers.jsonl"))
+        rows = [answer("The mouth smiles.", "frames"), answer("The mouth opens.", "frames", sample_id="b")]
+        references = {"a": "The eyes close and the lip corners rise.", "b": "The brows rise."}
+        score = clue_scores(rows, references, match=match, n_bootstrap=0)["visual"]
+    assert (score.precision, score.recall) == (1 / 2, 1 / 3)
+    assert len(server.requests) == 2
 
 
 def test_intervals_surround_the_scores_and_shrink_with_samples():
