@@ -12,13 +12,15 @@ The readings are tried in a fixed order, the most explicit first; `how` is the f
 8. ``nothing``    none of these: counted as unparsed, never guessed.
 """
 
-# ruff: noqa: E501
 from __future__ import annotations
 
-import html
+import functools
 import re
+import unicodedata
 from dataclasses import dataclass
 
+from affectgpt.metrics.lexicon import load_lexicon
+from affectgpt.metrics.markup import checked_items, clean_answer, spread_numbering, words_in_json, words_in_table
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.schema import quoted_items
 
@@ -35,21 +37,29 @@ class Reading:
 
 _HEADS = "|".join(re.escape(head.strip().rstrip(":：")) for head in LABEL_LINE.values())
 _LABEL_LINE = re.compile(
-    rf"(?:^|\n|[.!?。！？]\s*|\*\*)[\s>*#\-–•]*(?:the\s+|final\s+|overall\s+|predicted\s+|main\s+|open-vocabulary\s+|最终|主要|所以|因此)*"
+    r"(?:^|\n|[.!?。！？]\s*|\*\*)[\s>*_#\-–•]*"
+    r"(?:the\s+|final\s+|overall\s+|predicted\s+|main\s+|open-vocabulary\s+|最终|主要|所以|因此)*"
     rf"(?:{_HEADS}|emotions?(?:al)?\s*(?:labels?|words?|states?|categor(?:y|ies)|list)?|labels?|answer|"
-    r"情绪状态|情绪标签|情绪词|情感标签|情感状态|情感词|情感|标签|答案)"
-    r"[ \t*]*[:：][ \t*]*(?:\n(?=[ \t]*[^\s\-*•\d]))?([^\n]*(?:\n[ \t]*(?:[-*•]|\d+[.)、])[^\n]*)*)",
+    r"output|result|prediction|response|assistant|"
+    r"情绪状态|情绪标签|情绪词|情感标签|情感状态|情感词|情感|标签|答案)(?:\(s\))?(?:[ \t]*[(（][^()（）\n]{1,40}[)）])?"
+    r"(?:[ \t*_]*(?:是|为|包括|有)?[:：][ \t*_]*|(?:[ \t]+(?:[-=]+>|→|=|[-–—]+)[ \t]+))"
+    r"(?:\n(?=[ \t]*[^\s\-*•\d]))?([^\n]*(?:\n[ \t]*(?:[-*•]|\d+[.)、])[^\n]*)*)",
     re.IGNORECASE,
 )
 _BRACKETS = re.compile(r"[\[【［]([^\[\]【】［］]*)[\]】］]")
-_ITEM = re.compile(r"^[ \t]*(?:\(?\d+[.)、:：]|[-•–·]|\*(?!\*))[ \t]*(.+)$", re.MULTILINE)
+_ITEM = re.compile(
+    r"^[ \t]*(?:[(（]?\d+[.)）、:：]|[-•–·]|\*(?!\*)|[一二三四五六七八九十]{1,2}[、.．]|"
+    r"[(]?[a-hA-H][.)](?=[ \t])|[A-H]:(?=[ \t])|(?:i{1,3}|iv|vi{0,3})[.)](?=[ \t]))[ \t]*(.+)$",
+    re.MULTILINE,
+)
 _REFUSAL = re.compile(
     r"\b(?:i'?m sorry|i am sorry|i apologi[sz]e)\b.*\b(?:can'?t|cannot|can not|unable|not able|won'?t|don'?t)\b|"
     r"\b(?:cannot|can not|can'?t|unable to|not able to|impossible to|not possible to|difficult to|hard to|"
     r"could not|couldn'?t)\s+(?:\w+ly\s+)?(?:be\s+)?(?:judge|determine|identify|infer|tell|assist|provide|analy[sz]e|"
     r"assess|recogni[sz]e|help|ascertain|say|see|watch|view|access|answer|detect|conclude)|\bas an ai\b|"
     r"\b(?:there is|there's) (?:not enough|insufficient|no) (?:information|evidence|clue)|\bnot enough information\b|"
-    r"(?:无法|不能|难以|没法|没有办法)(?:从\S{0,12})?(?:准确|直接|明确)?(?:判断|确定|识别|推断|得知|回答|分析|看出|提供)|(?:抱歉|对不起)[，,].*(?:无法|不能)|作为(?:一个|一名)?(?:人工智能|AI)",
+    r"(?:无法|不能|难以|没法|没有办法)(?:从\S{0,12})?(?:准确|直接|明确)?(?:判断|确定|识别|推断|得知|回答|分析|看出|提供)|"
+    r"(?:抱歉|对不起)[，,].*(?:无法|不能)|作为(?:一个|一名)?(?:人工智能|AI)",
     re.IGNORECASE | re.DOTALL,
 )
 _SENTENCES = (
@@ -70,10 +80,13 @@ _SENTENCE_PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in _SE
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。！？\n]|(?<!\d)[.](?=\s|$)")
 # The part of a sentence after its emotion words: reasons, times, circumstances.
 _TAIL = re.compile(
-    r"(?<!unable)(?<!able)\s+(?!(?:(?<=[,;] )|(?<=and )|(?<=or )|(?<=is ))(?:at (?:ease|peace|rest|odds|home|a loss|(?:his|her) wit)|on (?:edge|guard|fire|cloud)|"
-    r"in (?:love|pain|awe|shock|despair|denial|doubt|distress|control|(?:my|his|her) feelings|(?:a )?(?:good|bad) mood))\b)"
+    r"(?<!unable)(?<!able)\s+(?!(?:(?<=[,;] )|(?<=and )|(?<=or )|(?<=is ))"
+    r"(?:at (?:ease|peace|rest|odds|home|a loss|(?:his|her) wit)|on (?:edge|guard|fire|cloud)|"
+    r"in (?:love|pain|awe|shock|despair|denial|doubt|distress|control|"
+    r"(?:my|his|her) feelings|(?:a )?(?:good|bad) mood))\b)"
     r"(?:because|since|as|due|when|while|but|which|who|that|about|with|at|in|on|to|from|by|for|"
-    r"towards?|after|before|during|though|although|given|based|so|rather|than|instead|judging|through|throughout|over)\b.*|"
+    r"towards?|after|before|during|though|although|given|based|so|rather|than|instead|judging (?:by|from)|"
+    r"through|throughout|over)\b.*|"
     r"(?<!bit)(?<!sense)(?<!hint)(?<!hints)(?<!touch)(?<!feeling)(?<!feelings)\s+of\b.*|[（(].*|"
     r"[，,]\s*(?:因为|由于|但|并且|从而|而|这|她|他|"
     r"(?:which|but|because|as|with|since|although|possibly due|likely due|"
@@ -82,7 +95,9 @@ _TAIL = re.compile(
 )
 # 和 and 与 also occur within words (平和, 温和, 和善, 参与).
 _SEPARATORS = re.compile(
-    r"\s*(?:[,，、;；|\n/]|\s&\s|\s\+\s|\band/or\b|\band\b|\bor\b|\bas well as\b|\bmixed with\b|\balong with\b|"
+    r"\s*(?:[,，、;；|\n\t/\u3000]|[!?！？]+(?:\s|$)|\.{2,}|…+|"
+    r"(?<=[\u4e00-\u9fff]) +(?=[\u4e00-\u9fff])|\s&\s|\s\+\s|"
+    r"\band/or\b|\band\b|\bor\b|\bas well as\b|\bmixed with\b|\balong with\b|"
     r"以及|并且|还有|或者|或|且|(?<![平温缓柔祥亲随气])和(?![平善蔼气睦缓谐])|(?<![参])与|及)\s*",
     re.IGNORECASE,
 )
@@ -95,7 +110,8 @@ _LEADING = re.compile(
 )
 _TRAILING = re.compile(
     r"(?:的情绪|之情|的情感|的心情|等情绪|等情感|等|"
-    r"(?<!in my)\s+(?:emotions?|feelings?|etc\.?|overall|respectively|too|now|state))+$",
+    r"(?<!in my)(?<!\bno)(?<!obvious)(?<!any)(?<!without)\s+"
+    r"(?:emotions?|feelings?|etc\.?|overall|respectively|too|now|state))+$",
     re.IGNORECASE,
 )
 _NOT_A_LABEL = frozenset(
@@ -115,14 +131,18 @@ def read_labels(text: str) -> Reading:
     >>> read_labels("I am unable to judge the emotional state.")
     Reading(labels=(), how='refusal')
     """
-    text = _clean_text(text)
+    text = _keep_phrases(_unwrapped(clean_answer(text)))
     if not text:
         return Reading((), "empty")
-    if labels := _from_json(text):
-        return Reading(labels, "label line")
-    if labels := _from_table(text):
+    if (words := words_in_json(text)) is not None:
+        labels = tuple(dict.fromkeys(label for kind, word in words for label in _labels_in(kind, word)))
+        refused = any(kind == "text" and _refuses(word) for kind, word in words)
+        return Reading(labels, "label line" if labels else "refusal" if refused else "nothing")
+    if labels := _short_only([part for cell in words_in_table(text) for part in _split(cell)]):
         return Reading(labels, "list")
-    text = _spread_numbering(text)
+    if labels := _short_only([_head_of_item(item) for item in checked_items(text)]):
+        return Reading(labels, "numbered")
+    text = spread_numbering(text)
     lines = [match.group(1) for match in _LABEL_LINE.finditer(text)]
     for line in reversed(lines):
         if _refuses(line):
@@ -146,119 +166,62 @@ def read_labels(text: str) -> Reading:
     return Reading((), "nothing")
 
 
-_ANSWER_TAG = re.compile(
-    r"<(answer|final_?answer|output|response|result|emotions?|labels?)\b[^<>]*>(.*?)(?:</\1\s*>|$)",
-    re.DOTALL | re.IGNORECASE,
-)
-_TAG = re.compile(r"<(/?)([a-z][a-z0-9_-]*)\b[^<>\n]{0,200}>", re.IGNORECASE)
-_INLINE_TAGS = frozenset(("b", "i", "em", "strong", "s", "span", "code", "u", "mark", "a", "font"))
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|mathrm|mathbf|emph)\s*\{([^{}]*)\}")
-_SCORE = re.compile(
-    r"(?<=[\w*\"'`])[ \t]*[(（\[]\s*(?:(?:score|confidence|conf|prob(?:ability)?|intensity|置信度|概率|强度)\s*[:：=]?\s*\d*\.?\d+\s*%?"
-    r"|\d*\.\d+|\d+\s*%|\d+\s*/\s*\d+)\s*[)）\]]|"
-    r"(?<=[\w*\"'`])[ \t]*[:：=][ \t]*(?:\d*\.\d+|\d+(?:\.\d+)?\s*%|[01])(?![\w.])",
-    re.IGNORECASE,
-)
-_KEY = (
-    r"(?:(?:(?:final|predicted|primary|secondary|main|dominant|overall|open_vocabulary)[_ ])?(?:emotion(?:al)?s?|labels?|answers?|"
-    r"predictions?|openset)(?:[_ ](?:labels?|words?|states?|list|categor(?:y|ies)))?|情绪|情感|标签|情绪标签|答案)"
-)
-_JSON_STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
-_JSON_ENTRY = re.compile(
-    rf"""["']{_KEY}["']\s*:\s*(?:\[([^\[\]{{}}]*)\]|({_JSON_STRING})|\{{([^{{}}\[\]]*)\}})""", re.IGNORECASE | re.DOTALL
-)
-_JSON_SCORES = re.compile(rf"({_JSON_STRING})\s*:\s*(-?\d*\.?\d+)")
-_COLUMN = re.compile(rf"{_KEY}|emotion.*|.*情绪.*|.*情感.*", re.IGNORECASE)
-_RULE = re.compile(r"\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?")
-_INLINE_NUMBER = r"(?:[(（\[]?\d{1,2}[.)）、\]](?!\d)|[①-⑳])"
-_INLINE_NUMBERS = re.compile(
-    r"(?:^|[\s:：])(?:[(（\[]?1[.)）、\]](?!\d)|①)[^\d\n①-⑳]+(?:[(（\[]?2[.)）、\]]|②)\s*[^\d\s]"
-)
+# Letters that no text contains: they stand for the space, the hyphen and nothing within a phrase that is one label.
+_SPACE, _HYPHEN, _NOTHING = "\ua78f", "\ua7f7", "\ua7fb"
+_PARTS = re.compile(r"[^,，、;；|\n/\[\]【】［］\"()（）{}:：.。!！]+")
+_LEAD = re.compile(r"\b(?:is|are|was|were|be|as|of|and|or|feels?|feeling|felt|seems?|includ(?:e|es|ing))\s+|是")
+_AND = re.compile(r"\s(?:and|or)\s")
+_READ_APART = re.compile("感到|感觉|觉得|显得|表达|流露|情绪|[的是她他它等]")
 
 
-def _clean_text(text: str) -> str:
-    """The answer in `text` without reasoning, tags, LaTeX, code fences, chat markers and scores; apostrophes straight."""
-    text = text.replace("\ufeff", "").replace("\u200b", "").replace("\r\n", "\n").replace("\r", "\n")
-    text = re.sub(r"<(think|thinking|reasoning|thought)>.*?(?:</\1>|$)", "", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.split(r"</(?:think|thinking|reasoning|thought)>", text, flags=re.IGNORECASE)[-1]
-    text = re.sub(r"```\w*|</?s>|<\|[a-z_]+\|>|<[/\w]*_of_\w+>", "", text)
-    if answers := _ANSWER_TAG.findall(text):
-        named = [inner for name, inner in answers if name.lower().startswith(("emotion", "label"))]
-        text = "\n".join(named) if len(named) == len(answers) else answers[-1][1]
-    if boxed := _BOXED.findall(text):
-        text = boxed[-1]
-    text = _LATEX_TEXT.sub(r"\1", text).replace("\\{", "{").replace("\\}", "}")
-    text = _TAG.sub(lambda tag: "" if tag[2].lower() in _INLINE_TAGS else "\n", text)
-    text = html.unescape(text)
-    text = _SCORE.sub("", text) if not re.match(r"\s*[\[{]\s*[{\"']", text) else text
-    text = re.sub(r"([」』”])\s*(?=[「『“])", r"\1,", text)
-    text = re.sub(r"(?<=\w)[ \t]*\[\d{1,2}\]", "", text)  # a footnote
-    text = re.sub(r"\bn/a\b", "none", text, flags=re.IGNORECASE)
-    return text.replace("’", "'").replace("‘", "'").strip()
+@functools.cache
+def _phrases() -> frozenset[str]:
+    """The entries of the lexicon that could be read as several labels, or as part of a sentence."""
+    forms = load_lexicon("builtin").forms
+    return frozenset(form for form in forms if " " in form or "-" in form or _READ_APART.search(form))
 
 
-def _from_json(text: str) -> tuple[str, ...]:
-    """The labels in JSON, such as `{"emotion": "happy"}`, a list of these, or `{"happy": 0.9, "sad": 0}`."""
-    if "{" not in text:
-        return ()
-    parts: list[str] = []
-    for items, word, scores in _JSON_ENTRY.findall(text):
-        parts += _split_list(items) if items.strip() else _split(word[1:-1]) if word else _scored(scores)
-    if not parts and re.fullmatch(r"\{[^{}]*\}", text):
-        parts = _scored(text)
-    return _short_only(parts)
+def _keep_phrases(text: str) -> str:
+    """Join the words of the lexicon's phrases that are items of a list: `safe and sound, happy`, `and at ease`."""
+
+    def joined(item: str) -> str:
+        core = item.strip(" \t*_`'#-–•")
+        for start in (0, *(lead.end() for lead in _LEAD.finditer(core))):
+            if (phrase := core[start:]).lower() in _phrases():
+                one = phrase.replace(" ", _SPACE).replace("-", _HYPHEN) if phrase.isascii() else _NOTHING.join(phrase)
+                return item.replace(phrase, one)
+        if at := _AND.search(item):
+            return joined(item[: at.start()]) + at[0] + joined(item[at.end() :])
+        return item
+
+    def joined_part(part: re.Match[str]) -> str:
+        return joined(part[0]) if len(part[0]) <= 200 else part[0]  # longer ones are prose
+
+    return _PARTS.sub(joined_part, text) if len(text) <= 20_000 else text
 
 
-def _scored(text: str) -> list[str]:
-    return [word[1:-1] for word, score in _JSON_SCORES.findall(text) if float(score) > 0]
-
-
-def _from_table(text: str) -> tuple[str, ...]:
-    """The labels in a Markdown table: its column of emotions, else its first column of words."""
-    lines = [line.strip() for line in text.split("\n")]
-    rule = next((number for number, line in enumerate(lines) if "|" in line and _RULE.fullmatch(line)), 0)
-    if not rule:
-        return ()
-    heads = _cells(lines[rule - 1])
-    rows = []
-    for line in lines[rule + 1 :]:
-        if "|" not in line:
-            break
-        rows.append(_cells(line))
-    columns = [number for number, head in enumerate(heads) if _COLUMN.fullmatch(head.strip("*_ "))]
-    if not columns:
-        columns = [
-            number for number in range(len(heads)) if any(re.search(r"[^\W\d]", cell) for cell in _column(rows, number))
-        ]
-    return _short_only([part for cell in _column(rows, columns[0]) for part in _split(cell)]) if columns else ()
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def _column(rows: list[list[str]], number: int) -> list[str]:
-    return [row[number] for row in rows if number < len(row)]
-
-
-def _spread_numbering(text: str) -> str:
-    """`text` with each item of an inline list, such as `1. happy 2. sad`, on a line of its own."""
-    text = re.sub(r"^[ \t]*\[(\d{1,2})\](?=[ \t]*[^\s\d])", r"\1.", text, flags=re.MULTILINE)
-    if _INLINE_NUMBERS.search(text) or len(re.findall("[①-⑳]", text)) > 1:
-        text = re.sub(rf"(^|[\s:：;；,，]){_INLINE_NUMBER}\s*", r"\1\n1. ", text)
-        text = re.sub(r"[①-⑳]\s*", r"\n1. ", text)
-        text = re.sub(r"[,，;；、]?[ \t]*\n\s*(?=1\. )", "\n", text)
-    return re.sub(r"\][ \t]*[,，、;；]?[ \t]*\[(?=[^\]]*[^\W\d])", ", ", text).strip()
-
-
-_STRONG_SEPARATOR = re.compile(r"\s*[,，、;；|\n/]\s*")
+_STRONG_SEPARATOR = re.compile(r"\s*[,，、;；|\n\t/\u3000]\s*")
 _APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|as an|i|i'm|we|it|it's|there|the)\b|抱歉|对不起|作为", re.IGNORECASE)
 _JUDGEMENT = re.compile(
     r"judge|determine|identify|infer|tell|analy[sz]e|assess|recogni[sz]e|ascertain|detect|conclude|say for|be sure|"
     r"enough|insufficient|evidence|判断|确定|识别|推断|得知|分析|看出",
     re.IGNORECASE,
 )
+
+
+def _unwrapped(text: str) -> str:
+    """The list in `array([...])`, `frozenset({...})`, `labels = [...]`."""
+    if match := re.fullmatch(r"(?:\w+\s*=\s*)?(?:[\w.]+\()?([\[{(].*[\]})])(?:,\s*dtype=[^()]*)?\)?", text, re.DOTALL):
+        inner = match[1]
+        return inner[1:-1] if inner[0] in "{(" and not re.match(r"\{\s*['\"][^'\"]*['\"]\s*:", inner) else inner
+    return text
+
+
+def _labels_in(kind: str, text: str) -> tuple[str, ...]:
+    """The labels in one value of JSON."""
+    if kind == "list":
+        return _short_only(_split_list(text))
+    return _short_only([text]) if kind == "word" else read_labels(text).labels if "{" not in text else ()
 
 
 def _refuses(text: str) -> bool:
@@ -301,19 +264,27 @@ def _head_of_item(item: str) -> str:
 
 
 _TRAILING_SCORE = re.compile(r"\s*(?:[:：=–-]\s*)?(?:\d*\.\d+|\d+\s*%)$|\s*[:：=]\s*\d+$")
-_MARKUP = re.compile(r"[\[\]{}<>|\"“”„`*#\\\\$【】［］「」『』《》（）()\x00-\x08\x0b-\x1f]")
 _NUMBER = re.compile(r"[\d\s.,:%+/-]*")
+_ORDINAL = re.compile(r"\s*(?:[a-zA-Z]|\d{1,2}|i{2,3}|iv|vi{1,3})[.)）]\s+")
 
 
 def _clean_label(part: str) -> str:
-    label = re.sub(r"^\s*(?:[a-zA-Z]|\d{1,2})[.)）]\s+", "", part).strip(
-        "\"'“”`*_.,;:。，；：!！?？()（）[]{}<>#-–•$~ \n\t"
-    )
-    label = re.sub(r"\s*[（(].*$", "", label.lower(), flags=re.DOTALL)
-    label = _MARKUP.sub("", _TRAILING_SCORE.sub("", label)).strip()
+    """A label in lower case: letters, digits and spaces, and within it `'`, `-`, `.`, `/` and `&`."""
+    label = re.sub(r"\s*[（(].*$", "", _ORDINAL.sub("", part, count=1).strip().lstrip("(（[").lower(), flags=re.DOTALL)
+    label = _TRAILING_SCORE.sub("", label.strip(_ENDS))
     while (shorter := _TRAILING.sub("", _LEADING.sub("", label))) != label:
         label = shorter
-    return " ".join(label.split())
+    if not re.fullmatch(r"[\w' -]*", label):
+        label = "".join(letter if _in_label(letter) else " " for letter in _QUOTES.sub("", label))
+    return " ".join(label.strip(_ENDS).split())
+
+
+_QUOTES = re.compile(r"[\"“”„«»‹›`「」『』《》【】［］（）()\[\]{}<>*#$\\\\|]")
+_ENDS = " \t\n'\"._,;:-–&*`"
+
+
+def _in_label(letter: str) -> bool:
+    return unicodedata.category(letter)[0] in "LMN" or letter in " '-.·&/"
 
 
 def _is_short(label: str) -> bool:
@@ -328,18 +299,14 @@ def _short_only(parts: list[str]) -> tuple[str, ...]:
     ]
     if not labels or not all(_is_short(label) for label in labels):
         return ()
-    return tuple(dict.fromkeys(labels))
+    return tuple(
+        dict.fromkeys(label.replace(_SPACE, " ").replace(_HYPHEN, "-").replace(_NOTHING, "") for label in labels)
+    )
 
 
 _PROSE = re.compile(
-    r"\b(?:is|are|was|were|has|have|the|he|she|his|her|they|this|that|person|man|woman|video|audio|speaks?|says|we)\b|[的是她他它]|正在|里面|感到|觉得|显得|情绪状态",
-    re.IGNORECASE,
-)
-
-
-_IDIOM = re.compile(
-    r"over the moon|under the weather|down in the dumps|on the (?:edge|fence)|at the end of (?:his|her|their|my) (?:rope|tether)|"
-    r"out of (?:his|her|their) (?:mind|depth)|beside (?:himself|herself)",
+    r"\b(?:is|are|was|were|has|have|the|he|she|his|her|they|this|that|person|man|woman|video|audio|speaks?|says|we)\b|"
+    r"[的是她他它]|正在|里面|感到|觉得|显得|情绪状态",
     re.IGNORECASE,
 )
 
@@ -351,6 +318,6 @@ def _whole_text(text: str) -> tuple[str, ...]:
         return ()
     if len(parts) > 1 and all(len(part) <= 5 for part in parts):  # adjectives: 不屑的，愤怒的
         parts = [part.removesuffix("的") for part in parts]
-    if any(_PROSE.search(_IDIOM.sub("", part)) for part in parts):
+    if any(_PROSE.search(part) for part in parts):
         return ()
     return _short_only(_split(text.rstrip(".。")))
