@@ -23,9 +23,10 @@ from affectgpt.inference.loading import load
 from affectgpt.inference.prediction import predict
 from affectgpt.metrics import evaluate, load_lexicon
 from affectgpt.metrics.evaluate import labels_by_id
-from affectgpt.metrics.faithfulness import Rate, explanation_of, faithfulness, phrases
+from affectgpt.metrics.faithfulness import explanation_of, faithfulness, phrases
 from affectgpt.metrics.lexicon import Lexicon
 from affectgpt.metrics.report import percent
+from affectgpt.metrics.stats import Rate
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.plots import draw_heat_map
 from affectgpt.runtime import UserError, seed_everything, write_json_atomic

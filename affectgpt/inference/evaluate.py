@@ -62,7 +62,7 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
         rows, extras = _ask_llm(config, lexicon, rows, references, out)
     extras["strict"] = strict_extras(rows, references, lexicon=lexicon)
     if config.faithfulness and any(row.text and row.task in ("both", "description") for row in rows):
-        extras["faithfulness"] = _faithfulness(config, lexicon, rows, out)
+        extras["faithfulness"] = _faithfulness(config, lexicon, rows, references, out)
     report = evaluate(
         rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )
@@ -169,13 +169,20 @@ def _published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | N
     return split_published if lexicon.label_splitting == "published" else None
 
 
-def _faithfulness(config: EvalConfig, lexicon: Lexicon, rows: list[Prediction], out: Path) -> dict[str, Any]:
+def _faithfulness(
+    config: EvalConfig,
+    lexicon: Lexicon,
+    rows: list[Prediction],
+    references: Mapping[str, tuple[str, ...]],
+    out: Path,
+) -> dict[str, Any]:
     """Scores of the explanations; clues are compared where the references have descriptions in `config.lang`."""
     from affectgpt.data.sources import read_source
     from affectgpt.metrics.evaluate import labels_by_id
     from affectgpt.metrics.faithfulness import faithfulness
     from affectgpt.metrics.io import read_descriptions
     from affectgpt.metrics.judge import match_by_llm
+    from affectgpt.metrics.reasoning import score_explanations
 
     texts: dict[str, Any] = {}
     for source in _reference_sources(config):
@@ -189,7 +196,12 @@ def _faithfulness(config: EvalConfig, lexicon: Lexicon, rows: list[Prediction], 
     labels, _ = labels_by_id(known, lexicon)
     match = match_by_llm(_client(config.llm, out)) if config.llm.clues else None
     scores = faithfulness(known, labels, texts, lexicon, match=match, n_bootstrap=config.n_bootstrap, seed=config.seed)
-    return {**scores, "clues_matched_by": config.llm.model if config.llm.clues else "words"}
+    explained = score_explanations(known, references, labels, lexicon)
+    return {
+        **scores,
+        "clues_matched_by": config.llm.model if config.llm.clues else "words",
+        **({"explanations": explained.to_dict()} if explained else {}),
+    }
 
 
 def _compare(config: EvalConfig, files: list[Path]) -> None:

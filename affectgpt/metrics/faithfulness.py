@@ -12,7 +12,6 @@ matched by their words; `clue_scores` also takes another matcher, such as `by_si
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,39 +22,12 @@ import numpy as np
 
 from affectgpt.clauses import claims, fit, shown_clues, split, unsupported
 from affectgpt.metrics.lexicon import Lexicon
-from affectgpt.metrics.stats import Interval
+from affectgpt.metrics.stats import Interval, Rate
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.schema import CLUES, Clause, Prediction
 
 RULES_VERSION = "1"
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of `n` with its 95 % Wilson interval; `value` is None for n = 0."""
-
-    count: int
-    n: int
-
-    @property
-    def value(self) -> float | None:
-        return self.count / self.n if self.n else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Wilson (1927): defined for rates of 0 and 1 too."""
-        if not self.n:
-            return None
-        share, spread = self.count / self.n, _Z**2 / self.n
-        centre = (share + spread / 2) / (1 + spread)
-        half = _Z * math.sqrt(share * (1 - share) / self.n + spread / (4 * self.n)) / (1 + spread)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def to_dict(self) -> dict[str, Any]:
-        low, high = self.interval or (None, None)
-        return {"value": self.value, "count": self.count, "n": self.n, "low": low, "high": high}
 
 
 def explanation_of(text: str) -> str:

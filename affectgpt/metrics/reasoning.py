@@ -1,29 +1,33 @@
 """Do explanations lead to the right emotion, and do they name what is there? Scores of given readings, without a model.
 
-- `explanation_scores`: EEA, EPC and FCR, for one label or label sets (ERV, AAAI 2026).
+- `explanation_scores`: EEA, EPC and FCR, for one label or label sets (ERV, AAAI 2026); `score_explanations` finds the
+  emotion of an explanation by the lexicon.
 - `supported_share`: share of the sentences of one explanation that carry the true emotion (the reward of ERV).
 - `hallucination`: mentions of what is not in the clip, in the manner of CHAIR (Rohrbach et al., 2018).
 - `probe_scores`, `pair_accuracy`: yes/no questions on clues, in the manner of POPE (Li et al., 2023), and in pairs of a
   true and a false statement, as in EmotionHallucer.
 - `graded_clues`: how closely the sentences of an explanation match the true clues, from similarities.
 
-The emotion of an explanation, the objects of an answer and the similarities come from the caller: by rules
-(`metrics.faithfulness`), a classifier, embeddings or a language model. Name the source next to the score.
+Elsewhere the emotion of an explanation, the things in an answer and the similarities come from the caller: by a
+classifier, embeddings or a language model. Name the source next to the score.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from affectgpt.metrics.faithfulness import emotion_words, explanation_of
 from affectgpt.metrics.lexicon import Lexicon
 from affectgpt.metrics.stats import Rate
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.runtime import InputError
+from affectgpt.schema import Prediction
 
 Emotions = str | Collection[str] | None
 """One emotion, several, or none."""
@@ -47,6 +51,10 @@ class ExplanationScores:
     accuracy: Rate
     without_emotion: int
 
+    def to_dict(self) -> dict[str, Any]:
+        rates = {name: getattr(self, name).to_dict() for name in ("eea", "epc", "fcr", "accuracy")}
+        return {**rates, "without_emotion": self.without_emotion}
+
 
 def explanation_scores(
     truths: Mapping[str, Emotions],
@@ -59,8 +67,8 @@ def explanation_scores(
 
     Args:
         explained: id -> the emotion that the explanation alone expresses.
-        agree: whether two label sets, in lower case, have an emotion in common; None = a word in common.
-            `shared_category(lexicon)` compares by the emotion wheels.
+        agree: whether two label sets, in lower case, express the same emotion; None = a word in common.
+            `wheel_agreement(lexicon)` compares by the emotion wheels.
 
     Raises:
         InputError: no clip has a true emotion.
@@ -87,25 +95,65 @@ def explanation_scores(
     return ExplanationScores(**rates, without_emotion=counts["without"])
 
 
+def score_explanations(
+    predictions: Iterable[Prediction],
+    references: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]],
+    lexicon: Lexicon,
+) -> ExplanationScores | None:
+    """EEA, EPC and FCR of the explanations of predictions, with the emotion words that the lexicon finds in them.
+
+    Args:
+        references: id -> true labels. A clip without a label on a wheel, such as neutral, is not counted: no word of an
+            explanation could agree with it.
+        labels: id -> predicted labels, from `evaluate.labels_by_id`.
+
+    Returns:
+        None if no explanation has such a reference.
+    """
+    grouping = WheelGrouping(lexicon)
+    explained: dict[str, Emotions] = {}
+    for prediction in predictions:
+        text = explanation_of(prediction.text)
+        true = references.get(prediction.id, ())
+        on_wheel = any(not grouping.groups(label).keys().isdisjoint(LEVEL1) for label in true)
+        if text and on_wheel and prediction.task not in ("labels", "fixed"):
+            explained[prediction.id] = emotion_words(text, prediction.lang, lexicon)
+    if not explained:
+        return None
+    truths = {name: references[name] for name in explained}
+    return explanation_scores(truths, labels, explained, agree=wheel_agreement(lexicon))
+
+
 def _emotions(value: Emotions) -> frozenset[str]:
     words = (value,) if isinstance(value, str) else value or ()
     return frozenset(word for item in words if (word := item.lower().strip()))
 
 
-def shared_category(lexicon: Lexicon) -> Callable[[frozenset[str], frozenset[str]], bool]:
-    """Two label sets agree if they have a word, or on one of the five wheels a level-1 category, in common.
+def wheel_agreement(lexicon: Lexicon, threshold: float = 0.5) -> Callable[[frozenset[str], frozenset[str]], bool]:
+    """Two label sets agree if they are equal, or if their set F at level 1, averaged over the wheels on which the first
+    has a category, reaches `threshold`: the alignment of AffectGPT-R1 (0.5).
+
+    To share one category is not enough: long explanations name so many emotions that they would agree with anything.
 
     >>> from affectgpt.metrics.lexicon import load_lexicon
-    >>> agree = shared_category(load_lexicon())
-    >>> agree(frozenset({"furious"}), frozenset({"angry", "calm"})), agree(frozenset({"sad"}), frozenset({"happy"}))
+    >>> agree = wheel_agreement(load_lexicon())
+    >>> agree(frozenset({"furious"}), frozenset({"angry", "mad"})), agree(frozenset({"sad"}), frozenset({"happy"}))
     (True, False)
     """
     grouping = WheelGrouping(lexicon)
 
-    def categories(labels: frozenset[str]) -> set[tuple[str, str]]:
-        return {item for label in labels for item in grouping.groups(label).items() if item[0] in LEVEL1}
+    def agree(first: frozenset[str], second: frozenset[str]) -> bool:
+        if first == second:
+            return bool(first)
+        scores = []
+        for name in LEVEL1:
+            if groups := grouping.map(first, name):
+                others = grouping.map(second, name)
+                scores.append(2 * len(groups & others) / (len(groups) + len(others)))
+        return bool(scores) and sum(scores) / len(scores) >= threshold
 
-    return lambda first, second: bool(first & second or categories(first) & categories(second))
+    return agree
 
 
 def supported_share(sentences: Sequence[Collection[str]], truth: str) -> float | None:

@@ -188,6 +188,11 @@ def _faithfulness_notes(scores: Mapping[str, Any]) -> list[str]:
             f"labels that the explanation does not support: {rate(consistency['unsupported'])}; "
             f"explanations that contradict their labels: {rate(consistency['contradicting'])}"
         )
+    if explained := scores.get("explanations"):
+        notes.append(
+            f"explanations with a true emotion (EEA) {rate(explained['eea'])}, with a predicted one (EPC) "
+            f"{rate(explained['epc'])}, both right (FCR) {rate(explained['fcr'])}"
+        )
     return notes
 
 

@@ -6,7 +6,6 @@ import pytest
 from affectgpt.chat.served import ChatClient
 from affectgpt.metrics import load_lexicon
 from affectgpt.metrics.faithfulness import (
-    Rate,
     absent_modality,
     by_similarity,
     clue_scores,
@@ -16,6 +15,7 @@ from affectgpt.metrics.faithfulness import (
     marked,
 )
 from affectgpt.metrics.judge import match_by_llm
+from affectgpt.metrics.stats import Rate
 from affectgpt.schema import Clause, Prediction
 from tests.chat.chat_server import ChatServer
 

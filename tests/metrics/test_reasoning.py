@@ -11,10 +11,12 @@ from affectgpt.metrics.reasoning import (
     pair_accuracy,
     parse_yes_no,
     probe_scores,
-    shared_category,
+    score_explanations,
     supported_share,
+    wheel_agreement,
 )
 from affectgpt.metrics.stats import Rate
+from affectgpt.schema import Prediction
 
 #            truth    prediction  explanation   EEA EPC FCR
 CASES = {
@@ -49,12 +51,30 @@ def test_fcr_is_at_most_eea_and_at_most_accuracy():
 
 
 def test_open_labels_agree_by_the_categories_of_the_wheels_in_both_languages():
-    agree = shared_category(load_lexicon())
+    agree = wheel_agreement(load_lexicon())
     truths = {"a": ["angry", "hurt"], "b": ["开心"], "c": ["frobnicated"]}
     explained = {"a": ["furious"], "b": ["joyful", "难过"], "c": ["Frobnicated"]}
     scores = explanation_scores(truths, {"a": ["mad"], "b": ["伤心"], "c": []}, explained, agree=agree)
     assert (scores.eea, scores.epc, scores.fcr) == (Rate(3, 3), Rate(2, 3), Rate(1, 3))
     assert explanation_scores(truths, {}, explained).eea == Rate(1, 3)  # without the wheels: words
+
+
+def test_explanations_of_answers_are_scored_by_their_emotion_words_in_english_and_chinese():
+    texts = {
+        "right": ("He shouts. The person seems furious.\nEmotions: angry", "en", "both"),
+        "lucky": ("She laughs, which indicates joy.\nEmotions: angry", "en", "both"),
+        "zh": ("他大声喊叫。这个人显得很生气。\n情绪：生气", "zh", "both"),
+        "silent": ("A man stands in a room.\nEmotions: angry", "en", "both"),
+        "neutral": ("He seems furious.\nEmotions: angry", "en", "both"),
+        "labels": ("Emotions: angry", "en", "labels"),
+    }
+    rows = [Prediction(name, text, lang=lang, task=task) for name, (text, lang, task) in texts.items()]
+    references = {**dict.fromkeys(texts, ("mad",)), "neutral": ("neutral",)}
+    labels = {name: ("angry",) if name != "zh" else ("生气",) for name in texts}
+    scores = score_explanations(rows, references, labels, load_lexicon())
+    assert (scores.eea, scores.epc, scores.fcr, scores.accuracy) == (Rate(2, 4), Rate(2, 4), Rate(2, 4), Rate(4, 4))
+    assert scores.without_emotion == 1
+    assert score_explanations(rows[4:], references, labels, load_lexicon()) is None
 
 
 def test_no_truth_is_an_error():
