@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import InputError, UserError, sha256_of_file, write_json_atomic, write_text_atomic
+from affectgpt.runtime import InputError, UserError, sha256_of_file, sync, write_json_atomic, write_text_atomic
 
 log = logging.getLogger("affectgpt")
 
@@ -217,18 +217,6 @@ def _digests(files: Sequence[Path]) -> Iterator[str]:
     """The sha256 of each file; hashing needs no interpreter, so threads do it at once."""
     with ThreadPoolExecutor(max_workers=min(4, len(files) or 1)) as pool:
         return iter(list(pool.map(sha256_of_file, files)))
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
-            raise
-    finally:
-        os.close(file)
 
 
 def remove_leftovers(run: Path) -> None:

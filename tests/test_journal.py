@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from affectgpt.annotate.store import Store
-from affectgpt.journal import Journal, NamedLocks, append_rows, get_or_make, read_journal
+from affectgpt.journal import Journal, append_rows, get_or_make, read_journal
+from affectgpt.journal.locks import NamedLocks
 from affectgpt.runtime import UserError
 
 # fork: the children need nothing but this module, and a spawned one would import torch through the tests' package.
@@ -47,13 +52,143 @@ def test_the_next_writer_cuts_off_an_incomplete_last_line(tmp_path, caplog):
     assert rows.get("c")
 
 
+ROWS = ({"key": "a", "text": "ü\u2028}"}, {"key": "b", "n": [1, {"c": 2}]}, {"key": "\udcff", "text": ""}, {"key": "d"})
+
+
+def _lines(rows) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        append_rows(Path(folder) / "a.jsonl", rows)
+        return (Path(folder) / "a.jsonl").read_bytes()
+
+
+def _check_start(path, acknowledged):
+    """What must hold after any interruption: all acknowledged rows are there, in order, and a next start writes."""
+    before = [row["key"] for row in read_journal(path)]
+    journal = Journal(path)
+    found = [row["key"] for row in journal.rows()]
+    assert found == before
+    assert found[: len(acknowledged)] == [row["key"] for row in acknowledged]
+    assert set(found) <= {row["key"] for row in ROWS}
+    journal.append({"key": "next"})
+    assert [row["key"] for row in journal.rows()] == [*found, "next"]
+    journal.close()
+    assert [row["key"] for row in read_journal(path)] == [*found, "next"]
+    return found
+
+
+def test_a_file_cut_at_any_byte_keeps_all_complete_rows_and_continues(tmp_path, caplog):
+    data = _lines(ROWS)
+    for end in range(len(data) + 1):
+        path = tmp_path / f"{end}.jsonl"
+        path.write_bytes(data[:end])
+        n_complete = data[:end].count(b"\n")
+        found = _check_start(path, ROWS[:n_complete])
+        # A row that lacks only its line end is complete, too.
+        assert len(found) == n_complete + (data[end : end + 1] == b"\n" and data[end - 1 : end] != b"\n")
+
+
+def test_a_file_whose_end_did_not_reach_the_disk_at_a_power_failure_keeps_all_rows_before(tmp_path, caplog):
+    data = _lines(ROWS)
+    for end in range(len(data) + 1):
+        path = tmp_path / f"{end}.jsonl"
+        path.write_bytes(data[:end] + bytes(len(data) - end))
+        _check_start(path, ROWS[: data[:end].count(b"\n")])
+    assert "left out an incomplete last line" in caplog.text
+
+
+def test_a_block_that_did_not_reach_the_disk_costs_its_own_rows_only(tmp_path, caplog):
+    data = _lines(ROWS)
+    path = tmp_path / "a.jsonl"
+    start, end = data.index(b'"b"'), data.index(b'"d"') - 12  # from the second row into the third
+    path.write_bytes(data[:start] + bytes(end - start) + data[end:])
+    assert [row["key"] for row in Journal(path).rows()] == ["a", "d"]
+    assert [row["key"] for row in read_journal(path)] == ["a", "d"]
+    assert "a.jsonl:2: left out a line with zero bytes" in caplog.text
+    _check_start(path, ROWS[:1])
+
+
+def _fill_at_every_byte(folder, queue):
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in range(len(_lines(ROWS)) + 1):
+        for fsync in (False, True):
+            path, acknowledged = folder / f"{size}-{fsync}.jsonl", []
+            journal = Journal(path, fsync=fsync)
+            journal.refresh()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            for row in ROWS:
+                try:
+                    journal.append(row)
+                    acknowledged.append(row["key"])
+                except UserError:
+                    pass
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            queue.put((path, acknowledged, [row["key"] for row in journal.rows()]))
+            journal.close()
+    queue.put(None)
+
+
+def test_a_disk_that_is_full_at_any_byte_takes_exactly_the_acknowledged_rows(tmp_path):
+    queue = processes.Queue()
+    child = processes.Process(target=_fill_at_every_byte, args=(tmp_path, queue))
+    child.start()
+    n_full = 0
+    while (item := queue.get(timeout=20)) is not None:
+        path, acknowledged, shown = item
+        assert shown == acknowledged
+        assert _check_start(path, [{"key": key} for key in acknowledged]) == acknowledged
+        n_full += len(acknowledged) < len(ROWS)
+    child.join()
+    assert n_full == 2 * len(_lines(ROWS))
+
+
+def test_a_row_that_an_editor_left_without_a_line_end_is_kept(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": "a"}\n{"key": "b"}')
+    rows = Journal(path)
+    assert rows.get("b")
+    rows.append({"key": "c"})
+    assert path.read_text() == '{"key": "a"}\n{"key": "b"}\n{"key": "c"}\n'
+
+
+def test_without_file_locks_a_journal_refuses_by_name(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    rows, claims = Journal(tmp_path / "a.jsonl"), NamedLocks(tmp_path / "claims")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    for call in (lambda: rows.append({"key": "a"}), lambda: read_journal(rows.path), lambda: claims.acquire("x")):
+        with pytest.raises(UserError, match=f"{tmp_path}/.*: its file system has no file locks"):
+            call()
+
+
+def test_a_disk_that_can_not_even_shorten_the_file_again_reports_the_first_error(tmp_path, monkeypatch):
+    rows = Journal(tmp_path / "a.jsonl")
+    rows.append({"key": "a"})
+    write = os.write
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(os, "write", lambda file, data: write(file, data[:5]) if len(data) > 10 else fail())
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(UserError, match=r"a\.jsonl: cannot be written \(Input/output error\)"):
+            rows.append({"key": "b"})
+    assert [row["key"] for row in rows.rows()] == ["a"]
+    rows.append({"key": "c"})
+    assert [row["key"] for row in read_journal(rows.path)] == ["a", "c"]
+
+
 def test_a_broken_line_in_the_middle_is_an_error_with_its_line_number(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')
     with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON .*correct or remove the line"):
         Journal(path).refresh()
     path.write_text('{"key": "a"}\n{"kay": "b"}\n')
-    with pytest.raises(UserError, match=r"a\.jsonl:2: not an object with 'key'"):
+    with pytest.raises(UserError, match=r"a\.jsonl:2: not an object with the text 'key'"):
         Journal(path).refresh()
 
 
@@ -164,8 +299,8 @@ def test_rows_are_found_by_another_field_than_key(tmp_path):
 def test_half_a_surrogate_pair_and_names_that_are_not_utf8_survive(tmp_path):
     rows = Journal(tmp_path / "a.jsonl")
     for key in ("cut \ud83d", "file \udcff", "whole 😀"):
-        rows.append({"key": "k", "text": key})
-        assert rows.get("k")["text"] == key
+        rows.append({"key": key, "text": key})
+        assert rows.get(key)["text"] == rows.latest(key)["text"] == key
     assert (tmp_path / "a.jsonl").read_text().endswith('"whole 😀"}\n')
 
 

@@ -1,6 +1,9 @@
 import json
+import os
 
-from affectgpt.runtime import stable_hash, write_text_atomic
+import pytest
+
+from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
 
 
 def test_stable_hash_ignores_key_order_and_sees_values():
@@ -10,3 +13,18 @@ def test_stable_hash_ignores_key_order_and_sees_values():
 def test_atomic_write_leaves_no_temporary_file(tmp_path):
     write_text_atomic(tmp_path / "a" / "x.json", json.dumps(1))
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UserError, match=r"a\.json: cannot be written \(Is a directory\); free disk space, or"):
+        write_json_atomic(tmp_path / "a.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_replaced_file_and_its_folder_are_forced_to_the_disk(tmp_path, monkeypatch):
+    forced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    write_json_atomic(tmp_path / "a.json", {})
+    assert forced == [str(tmp_path / f".a.json.{os.getpid()}.tmp"), str(tmp_path)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from affectgpt.journal import Journal, NamedLocks
+from affectgpt.journal import Journal
+from affectgpt.journal.locks import NamedLocks
 
 
 class Store:

@@ -26,6 +26,7 @@ from affectgpt.data.sources import attempt
 from affectgpt.inference.answers import AnswerFunction, answers
 from affectgpt.inference.attribution import attribute
 from affectgpt.journal import Journal, read_journal
+from affectgpt.journal.locks import held
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import marked
 from affectgpt.prompts import PROMPT_VERSION, render
@@ -152,13 +153,30 @@ def predict_to_file(
 ) -> list[Prediction]:
     """Append predictions to `out`, except for ids that it already has; returns the rows of all `samples`, in order.
 
+    Each row is forced to the disk before the next one is written. One process writes `out`.
+
     Args:
         predictions: predicts the samples that are still missing.
         settings: everything that decides the answers, stored next to the file. Continuing with other settings is
             refused, since the file would mix two systems.
         what: title of the progress bar.
+
+    Raises:
+        UserError: another process writes `out`, it was made with other settings, or it cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file, such as {out / 'predictions.jsonl'}")
+    with held(out.with_name(f".{out.name}.lock"), what=f"{out} is being written"):
+        return _append_missing(predictions, samples, out, settings, what)
+
+
+def _append_missing(
+    predictions: Callable[[Sequence[Sample]], Iterable[Prediction]],
+    samples: Sequence[Sample],
+    out: Path,
+    settings: Mapping[str, Any],
+    what: str,
+) -> list[Prediction]:
     sidecar = out.with_name(out.name + ".settings.json")
     done = {row["id"]: row for row in read_journal(out)}
     if done and sidecar.exists():

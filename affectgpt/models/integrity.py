@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from affectgpt.runs import checksum_lines, checksums_in, differing_files, sync
-from affectgpt.runtime import InputError, write_text_atomic
+from affectgpt.runs import checksum_lines, checksums_in, differing_files
+from affectgpt.runtime import InputError, sync, write_text_atomic
 
 SUMS = "SHA256SUMS"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from affectgpt.config import TrainConfig
+from affectgpt.journal.locks import held
 from affectgpt.models import pretrained
 from affectgpt.runs import (
     RunRecord,
@@ -22,7 +23,6 @@ from affectgpt.runs import (
     runs_named,
 )
 from affectgpt.runtime import UserError, write_text_atomic
-from affectgpt.training.lock import held
 
 # Settings that do not affect the weights, so they may change when a run is resumed.
 _FREE_ON_RESUME = (
@@ -60,7 +60,7 @@ def open_run(
     runs, init_from = Path(config.paths.runs), config.stage.init_from
     checkpoint = checkpoint_to_start_from(runs, init_from) if init_from else None
     folder = new_run_folder(runs, config.name or config.stage.name)
-    stack.enter_context(held(folder))
+    stack.enter_context(_held(folder))
     record = RunRecord.start(
         folder,
         kind=f"train {config.stage.name}",
@@ -75,6 +75,10 @@ def open_run(
     return record, None
 
 
+def _held(run: Path) -> AbstractContextManager[None]:
+    return held(run / ".lock", what=f"{run} is being trained")
+
+
 def _resumed_run(config: TrainConfig, n_processes: int, stack: ExitStack) -> tuple[RunRecord, Path | None]:
     """The last run of that name, if it can be resumed with these settings, and its last complete checkpoint."""
     runs, name = Path(config.paths.runs), config.name or config.stage.name
@@ -82,7 +86,7 @@ def _resumed_run(config: TrainConfig, n_processes: int, stack: ExitStack) -> tup
     if not named:
         raise UserError(f"resume=true, but {runs} holds no run named {name!r}; leave resume out to start one")
     run = named[-1]
-    stack.enter_context(held(run))
+    stack.enter_context(_held(run))
     record = RunRecord.read(run)
     assert record is not None
     if changed := changed_settings(record, config):

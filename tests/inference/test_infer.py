@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -66,6 +68,37 @@ def test_a_killed_run_resumes_and_ends_with_the_same_file(infer_config, manifest
     infer_config.out = str(tmp_path / "torn.jsonl")
     run_inference(infer_config)
     assert rows(tmp_path / "torn.jsonl") == rows(tmp_path / "whole.jsonl")
+
+
+def test_an_output_that_another_process_writes_is_refused_by_name_and_taken_over_after_a_kill(infer_config, tmp_path):
+    infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
+    infer_config.out = str(tmp_path / "p.jsonl")
+    hold = "import sys, time; from pathlib import Path; from affectgpt.journal.locks import held\n"
+    hold += "with held(Path(sys.argv[1]), what=''): print('held', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".p.jsonl.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            UserError, match=rf"p\.jsonl is being written by process {other.pid} on .*wait until it ends"
+        ):
+            run_inference(infer_config)
+        other.kill()
+        other.wait()
+    assert not (tmp_path / "p.jsonl").exists()
+    run_inference(infer_config)
+    assert len(rows(tmp_path / "p.jsonl")) == 1
+    assert sorted(path.name for path in tmp_path.glob("*p.jsonl*")) == ["p.jsonl", "p.jsonl.settings.json"]
+
+
+def test_an_output_that_cannot_be_written_is_one_message(infer_config, tmp_path):
+    infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
+    (tmp_path / "file").write_text("")
+    infer_config.out = str(tmp_path / "file" / "p.jsonl")
+    with pytest.raises(UserError, match=r"file: cannot be written \(.*\); choose a folder that you may write to"):
+        run_inference(infer_config)
+    infer_config.out = str(tmp_path)
+    with pytest.raises(UserError, match="is a folder; name a file, such as"):
+        run_inference(infer_config)
 
 
 def test_continuing_with_another_question_is_refused(infer_config, manifest, tmp_path):

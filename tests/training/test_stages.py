@@ -23,6 +23,7 @@ from transformers import TrainerControl
 from affectgpt.config import LoraConfig, ProjectorConfig, SourceConfig
 from affectgpt.data.mixture import Source
 from affectgpt.engine import kept_bytes, layers
+from affectgpt.journal.locks import held
 from affectgpt.models.checkpoint import CheckpointError
 from affectgpt.runs import (
     COMPLETE,
@@ -35,7 +36,6 @@ from affectgpt.runs import (
 from affectgpt.runtime import UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
 from affectgpt.training.callbacks import StopOnSignal
-from affectgpt.training.lock import held
 from affectgpt.training.samples import hold_out_validation
 from affectgpt.training.setup import starting_model
 from affectgpt.training.stages import next_commands, run_stage
@@ -305,7 +305,7 @@ def test_a_second_process_on_a_run_is_refused_by_name_until_the_first_one_ends(b
     assert f"{run} is being trained by process {first.pid} on {socket.gethostname()}" in said
     first.kill()
     first.communicate(timeout=60)
-    with held(run):
+    with held(run / ".lock", what="it is held"):
         pass
 
 

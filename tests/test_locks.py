@@ -1,4 +1,4 @@
-"""Who may train a run. A POSIX lock does not hold against its own process, so the other one is a real process."""
+"""Who may write an output. A POSIX lock does not hold against its own process, so the other one is a real process."""
 
 import contextlib
 import errno
@@ -11,10 +11,19 @@ import sys
 
 import pytest
 
+from affectgpt.journal import locks
 from affectgpt.runtime import UserError
-from affectgpt.training.lock import OWNER, held
 
-HOLD = "import sys, pathlib, time; from affectgpt.training.lock import held\nwith held(pathlib.Path(sys.argv[1])):\n  "
+HOLD = """
+import sys, pathlib, time
+from affectgpt.journal.locks import held
+with held(pathlib.Path(sys.argv[1]) / ".lock", what="it is held"):
+  """
+OWNER = ".owner.json"
+
+
+def held(run):
+    return locks.held(run / ".lock", what=f"{run} is being trained")
 
 
 @contextlib.contextmanager

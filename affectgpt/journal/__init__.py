@@ -1,16 +1,19 @@
-"""Files that survive killed processes and are shared by several: journals of JSON lines, and named locks.
+"""Files that survive killed processes and are shared by several: journals of JSON lines.
 
-A `Journal` is an append-only JSONL file. Writers append complete lines under a file lock; an incomplete last line, left
-by a writer that was killed, is cut off by the next one.
+A `Journal` is an append-only JSONL file. Writers append complete lines under a file lock, so that the lines themselves
+are the record of what is complete: JSON text contains no line end and no zero byte, and no beginning of an object is an
+object. An incomplete last line, left by a writer that was killed, is therefore recognised, and the next writer cuts it
+off; a line with zero bytes, which a power failure leaves where a block did not reach the disk, is left out with a
+warning. docs/reliability.md says what is promised.
 
-A `NamedLocks` file holds no data: its bytes are locks, which the kernel releases when a process ends, however it ends.
+`affectgpt.journal.locks` has the locks with which processes share work, or refuse to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import UserError
+from affectgpt.journal.locks import NO_LOCKS, NamedLocks
+from affectgpt.runtime import UserError, sync
 
 log = logging.getLogger("affectgpt")
 
@@ -42,7 +46,7 @@ class Journal:
         fsync: force every row to the disk, so that it also survives a power failure.
 
     Raises:
-        UserError: the file cannot be opened, or holds a line that is not a row.
+        UserError: the file cannot be opened or locked, or holds a line that is not a row.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Journal:
     ) -> None:
         self.path = path
         self._key, self._name, self._on_row, self._fsync = key, name, on_row, fsync
-        self._file = _open(path)
+        self._file = _open(path, fsync)
         self._lock = threading.RLock()
         self._index: sqlite3.Connection | None = None
         self._indexed_to = 0  # bytes of the file that the index covers
@@ -108,7 +112,7 @@ class Journal:
         return _line(row)
 
     def _write(self, rows: list[tuple[Row, bytes]]) -> None:
-        with self._lock, _locked(self._file, fcntl.LOCK_EX):
+        with self._lock, _locked(self._file, self.path, fcntl.LOCK_EX):
             _cut_incomplete_line(self._file, self.path)
             if self._index is not None:
                 self._index_new_rows()
@@ -129,7 +133,7 @@ class Journal:
     def count(self, name: str) -> int:
         """The number of rows with this name."""
         with self._lock:
-            found = self._indexed().execute("SELECT COUNT(*) FROM lines WHERE name = ?", (name,)).fetchone()
+            found = self._indexed().execute("SELECT COUNT(*) FROM lines WHERE name = ?", (_indexable(name),)).fetchone()
             return int(found[0])
 
     def rows(self) -> Iterator[Row]:
@@ -160,11 +164,11 @@ class Journal:
                 self._index = sqlite3.connect("", check_same_thread=False, isolation_level=None)
                 self._index.execute("PRAGMA journal_mode = OFF")
                 self._index.execute("PRAGMA synchronous = OFF")
-                self._index.execute("CREATE TABLE lines (start INTEGER PRIMARY KEY, key TEXT, name TEXT)")
+                self._index.execute("CREATE TABLE lines (start INTEGER PRIMARY KEY, key BLOB, name BLOB)")
                 self._index.execute("CREATE INDEX by_key ON lines (key)")
                 self._index.execute("CREATE INDEX by_name ON lines (name)")
             if os.fstat(self._file).st_size > self._indexed_to:
-                with _locked(self._file, fcntl.LOCK_SH):  # rows of a write that fails are taken back
+                with _locked(self._file, self.path, fcntl.LOCK_SH):  # rows of a write that fails are taken back
                     self._index_new_rows()
             return self._index
 
@@ -183,18 +187,21 @@ class Journal:
             start, found = self._indexed_to, []
             for line in lines:
                 found.append((self._parse(line, start), len(line) + 1))
+                if found[-1][0] is None:
+                    log.warning("%s", _left_out(self.path, self._line_no(start)))
                 start += len(line) + 1
             self._add_to_index(found)
 
-    def _add_to_index(self, rows: Iterable[tuple[Row, int]]) -> None:
-        """Index the next rows of the file, given with the lengths of their lines."""
+    def _add_to_index(self, rows: Iterable[tuple[Row | None, int]]) -> None:
+        """Index the next rows of the file, given with the lengths of their lines; None = a line that is left out."""
         assert self._index is not None
         entries, start = [], self._indexed_to
         for row, n_bytes in rows:
-            key = row[self._key]
-            entries.append((start, key, self._name(row) if self._name else key))
-            if self._on_row is not None:
-                self._on_row(row)
+            if row is not None:
+                key = row[self._key]
+                entries.append((start, _indexable(key), _indexable(self._name(row) if self._name else key)))
+                if self._on_row is not None:
+                    self._on_row(row)
             start += n_bytes
         self._index.execute("BEGIN")
         self._index.executemany("INSERT INTO lines VALUES (?, ?, ?)", entries)
@@ -203,33 +210,49 @@ class Journal:
 
     def _newest(self, column: str, value: str) -> Row | None:
         with self._lock:
-            found = self._indexed().execute(f"SELECT MAX(start) FROM lines WHERE {column} = ?", (value,)).fetchone()
+            found = (
+                self._indexed()
+                .execute(f"SELECT MAX(start) FROM lines WHERE {column} = ?", (_indexable(value),))
+                .fetchone()
+            )
             return None if found[0] is None else self._row(found[0])
 
     def _row(self, start: int) -> Row:
         data = b""
         while b"\n" not in data:
             data += os.pread(self._file, max(1 << 16, len(data)), start + len(data))
-        return self._parse(data[: data.index(b"\n")], start)
+        row = self._parse(data[: data.index(b"\n")], start)
+        assert row is not None, "such a line is not indexed"
+        return row
 
-    def _parse(self, line: bytes, start: int) -> Row:
+    def _parse(self, line: bytes, start: int) -> Row | None:
+        """The row of a line; None if a power failure left it."""
         try:
             row = json.loads(line)
-            if isinstance(row, dict) and self._key in row:
+            if isinstance(row, dict) and isinstance(row.get(self._key), str):
                 return row
-            problem = f"not an object with {self._key!r}"
-        except ValueError as error:
+            problem = f"not an object with the text {self._key!r}"
+        except (ValueError, RecursionError) as error:
+            if b"\0" in line:
+                return None
             problem = f"not JSON ({error})"
+        raise UserError(_broken(self.path, self._line_no(start), problem))
+
+    def _line_no(self, start: int) -> int:
         size = 1 << 20
-        line_no = 1 + sum(os.pread(self._file, min(size, start - at), at).count(b"\n") for at in range(0, start, size))
-        raise UserError(_broken(self.path, line_no, problem))
+        return 1 + sum(os.pread(self._file, min(size, start - at), at).count(b"\n") for at in range(0, start, size))
+
+
+def _indexable(text: str) -> bytes:
+    """A key or name as the index stores it; halves of surrogate pairs, as in odd file names, included."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def append_rows(path: Path, values: Iterable[Any]) -> None:
     """Append JSON values, a line each, as `Journal.append` does; for files without keys."""
     file = _open(path)
     try:
-        with _locked(file, fcntl.LOCK_EX):
+        with _locked(file, path, fcntl.LOCK_EX):
             _cut_incomplete_line(file, path)
             _write_all(file, path, b"".join(map(_line, values)))
     finally:
@@ -237,28 +260,40 @@ def append_rows(path: Path, values: Iterable[Any]) -> None:
 
 
 def read_journal(path: Path) -> list[Any]:
-    """All rows of a journal, in file order; none without the file. An incomplete last line is left out, with a warning.
+    """All rows of a journal, in file order; none without the file. Lines that a killed process or a power failure left
+    incomplete are left out, with a warning.
 
     Raises:
-        UserError: another line is not JSON.
+        UserError: the file cannot be read, or another line is not JSON.
     """
     if not path.exists():
         return []
-    with path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
-        *lines, rest = file.read().split(b"\n")
-    if rest:
+    try:
+        with path.open("rb") as file, _locked(file.fileno(), path, fcntl.LOCK_SH):
+            *lines, rest = file.read().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if _is_complete(rest):
+        lines.append(rest)
+    elif rest:
         log.warning("%s: left out an incomplete last line (%d bytes)", path, len(rest))
     rows = []
     for line_no, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(_broken(path, line_no, f"not JSON ({error})")) from None
+        except (ValueError, RecursionError) as error:
+            if b"\0" not in line:
+                raise UserError(_broken(path, line_no, f"not JSON ({error})")) from None
+            log.warning("%s", _left_out(path, line_no))
     return rows
 
 
 def _broken(path: Path, line_no: int, problem: str) -> str:
     return f"{path}:{line_no}: {problem}; an interrupted write does not leave this: correct or remove the line"
+
+
+def _left_out(path: Path, line_no: int) -> str:
+    return f"{path}:{line_no}: left out a line with zero bytes, which a power failure leaves; its row is lost"
 
 
 def _line(value: Any) -> bytes:
@@ -268,25 +303,55 @@ def _line(value: Any) -> bytes:
         return (json.dumps(value) + "\n").encode()
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, fsync: bool = False) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        if fsync:
+            sync(path.parent)  # the name of a new file
     except OSError as error:
         raise UserError(f"{path}: cannot be opened for appending ({error.strerror})") from error
+    if (size := os.fstat(file).st_size) and os.pread(file, 1, size - 1) != b"\n":
+        with _locked(file, path, fcntl.LOCK_EX):
+            _cut_incomplete_line(file, path, cut=False)
+    return file
 
 
 @contextmanager
-def _locked(file: int, kind: int) -> Iterator[None]:
+def _locked(file: int, path: Path, kind: int) -> Iterator[None]:
     """Hold the file lock: LOCK_SH to read, LOCK_EX to write."""
-    fcntl.flock(file, kind)
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"{path}: its file system has no file locks ({error.strerror}), without which two processes could mix "
+            "their lines; choose a folder on another file system, or have it mounted with locks (Lustre: -o flock)"
+        ) from error
     try:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _cut_incomplete_line(file: int, path: Path) -> None:
+def _is_complete(tail: bytes) -> bool:
+    """Whether a last line without a line end is a complete row: the end of a kill, or of an editor."""
+    if tail[-1:] not in (b"}", b"]"):
+        return False
+    try:
+        json.loads(tail)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _cut_incomplete_line(file: int, path: Path, *, cut: bool = True) -> None:
+    """Make the file end with a complete line: a row that lacks its line end gets it, part of a row is cut off.
+
+    Args:
+        cut: False = leave part of a row as it is, for the next writer.
+    """
     size = end = os.fstat(file).st_size
     n_bytes = 1  # nearly always the last byte is a line end
     while end:
@@ -296,9 +361,21 @@ def _cut_incomplete_line(file: int, path: Path) -> None:
             end = start + found + 1
             break
         end, n_bytes = start, 1 << 16
-    if end < size:
+    if end == size:
+        return
+    if _is_complete(_read_at(file, end, size)):
+        _write_all(file, path, b"\n")
+    elif cut:
         log.warning("%s: cut off an incomplete last line (%d bytes)", path, size - end)
         os.ftruncate(file, end)
+
+
+def _read_at(file: int, start: int, end: int) -> bytes:
+    parts = []
+    while start < end and (part := os.pread(file, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
 
 
 def _write_all(file: int, path: Path, data: bytes, fsync: bool = False) -> None:
@@ -311,9 +388,13 @@ def _write_all(file: int, path: Path, data: bytes, fsync: bool = False) -> None:
         if fsync:
             os.fsync(file)
     except BaseException as error:
-        os.ftruncate(file, size)
+        with contextlib.suppress(OSError):  # a broken disk: the next writer cuts off what was written
+            os.ftruncate(file, size)
         if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from error
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); is the disk full? What was written before is complete: "
+                "free space and repeat the command"
+            ) from error
         raise
 
 
@@ -329,38 +410,6 @@ class SeenIdsOnDisk:
         """As of a dict."""
         self._index.execute("INSERT OR IGNORE INTO first VALUES (?, ?)", (key, default))
         return int(self._index.execute("SELECT line FROM first WHERE id = ?", (key,)).fetchone()[0])
-
-
-class NamedLocks:
-    """Locks by name, shared by processes; a lock is released when the process that holds it ends."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self._held: set[str] = set()
-
-    def acquire(self, name: str) -> bool:
-        """Take the lock, or return False if another process or another task of this process holds it."""
-        if name in self._held:
-            return False
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_of(name))
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, depending on the system
-            return False
-        self._held.add(name)
-        return True
-
-    def release(self, name: str) -> None:
-        self._held.discard(name)
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte_of(name))
-
-    def close(self) -> None:
-        os.close(self._file)  # POSIX: this releases all locks of the process on the file
-
-
-def _byte_of(name: str) -> int:
-    """Offset in the lock file: 7 bytes of a hash. If two names share one (1 in 7e16), one waits for the other."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
 async def get_or_make(
