@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import logging
+import re
 import resource
 import sys
 import tempfile
@@ -74,8 +75,15 @@ def read_clip(path: str) -> Answer:
     samples = read_audio(path).samples if info.has_audio else None
     if frames is None and samples is None:
         raise MediaError(f"{path}: holds neither video nor audio")
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Answer(frames.images if frames else None, frames.n_source_frames if frames else 0, samples, peak_mb)
+    return Answer(frames.images if frames else None, frames.n_source_frames if frames else 0, samples, peak_memory_mb())
+
+
+def peak_memory_mb() -> float:
+    """Of this process (Linux; elsewhere also of the process that started it)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def pictures(n: int) -> Iterator[np.ndarray]:

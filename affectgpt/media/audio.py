@@ -13,6 +13,7 @@ import numpy as np
 from affectgpt.media.container import PathLike, audio_streams, check_bytes, check_end, decode, open_media, stream_kinds
 from affectgpt.media.errors import DamagedMedia, EmptyMedia, MediaError, NoAudioStream
 from affectgpt.media.isolated import isolatable
+from affectgpt.media.structure import flac_starts_at_zero
 from affectgpt.runtime import InputError
 
 log = logging.getLogger("affectgpt")
@@ -132,7 +133,11 @@ def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | Non
         if resampler is not None:
             mono(resampler.resample(None))
             check_end(path, stream, first_s, end_s)
-            if container.format.name == "flac" and (missing_s := end_s - first_s - decoded_s) > 0.05:
+            missing_s = 0.0
+            if container.format.name == "flac":
+                with open(path, "rb") as file:
+                    missing_s = end_s - decoded_s - (0 if flac_starts_at_zero(file) else first_s)
+            if missing_s > 0.05:
                 raise DamagedMedia(f"{path}: {missing_s:.2f} s of its audio are missing in between; copy it again")
     if not n_samples:
         raise EmptyMedia(f"{path}: its audio stream has no samples; copy or download it again, or leave it out")

@@ -22,7 +22,7 @@ from affectgpt.media.errors import (
     TruncatedMedia,
 )
 from affectgpt.media.isolated import isolatable
-from affectgpt.media.structure import find_damage, stated_length
+from affectgpt.media.structure import avi_chunks, find_damage, stated_length
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -213,7 +213,11 @@ def _check_length(path: PathLike, file: Path, n_bytes: int) -> None:
 def check_bytes(path: PathLike, container: InputContainer) -> None:
     """Raise DamagedMedia or TruncatedMedia if checksums are wrong or bytes belong to nothing, which FFmpeg skips."""
     with open(path, "rb") as stream:
-        found = find_damage(stream, os.path.getsize(path), container.format.name)
+        n_bytes = os.path.getsize(path)
+        found = find_damage(stream, n_bytes, container.format.name)
+        if not found and container.format.name == "avi":
+            unknown = sorted(set(avi_chunks(stream, n_bytes)) - {other.index for other in container.streams})
+            found = f"chunks of stream {unknown[0]}, which its header does not have" if unknown else None
     if found and "truncated" in found:
         raise TruncatedMedia(f"{path}: {found}; copy or download it again, or leave it out")
     if found:
@@ -254,12 +258,12 @@ def _checker(context: Any) -> Any | None:
     return av.CodecContext.create(name, "r") if name in av.codecs_available else None
 
 
-def _at_the_ends(lost: set[int], n_sent: int, first: int) -> int:
-    """How many packets are lost before the first frame (from packet `first`), and without a gap up to the last one."""
+def _end_of_good(lost: set[int], n_sent: int) -> int:
+    """The packet from which on all are lost."""
     end = n_sent + 1
     while end in lost or end - 1 in lost:
         end -= 1
-    return sum(number < first or number >= end for number in lost)
+    return end
 
 
 def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[Any]:
@@ -275,7 +279,7 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
     context = stream.codec_context
     if context is None:
         raise MediaError(f"{path}: no decoder for its {stream.type} stream; convert it (ffmpeg -i IN OUT.mp4)")
-    is_video = stream.type == "video"
+    is_video, most = stream.type == "video", limits.MAX_PIXELS
     # Checksums and stricter parsing. Audio decoders conceal errors silently unless they "explode"; those of video mark
     # the picture.
     checks = {"err_detect": "crccheck+bitstream+buffer" + ("" if is_video else "+explode")}
@@ -302,7 +306,12 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
             frames = stream.decode(packet)
             if checker and packet is not None:
                 checker.decode(packet)
-        except av.InvalidDataError:
+        except av.FFmpegError as error:
+            if is_video and context.width * context.height > most:
+                size = f"{context.width} x {context.height}"
+                raise DamagedMedia(f"{path}: a picture midway has {size} pixels; the limit is {most} pixels") from error
+            if not isinstance(error, av.InvalidDataError):
+                raise
             lost.append(n_packets)
             return
         for frame in frames:
@@ -323,10 +332,20 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
         yield from decoded(None)
     except av.FFmpegError as error:
         reason = "it claims a size beyond memory" if isinstance(error, MemoryError) else error.strerror
+        if is_video and isinstance(error, av.ArgumentError):
+            reason = f"invalid, or a picture has more than {most} pixels"
         raise DamagedMedia(f"{path}: reading its {stream.type} stream failed ({reason}); {_DAMAGE_ADVICE}") from error
+    if container.format.name == "avi":
+        with open(path, "rb") as file:
+            n_chunks = avi_chunks(file, os.path.getsize(path))[stream.index]
+        if n_sent < 0.99 * n_chunks:
+            raise DamagedMedia(
+                f"{path}: its index leads to {n_sent} of {n_chunks} chunks of {stream.type}; {_DAMAGE_ADVICE}"
+            )
     n_lost, accepted = len(lost), 0 if is_video or context.name == "flac" else n_sent // 200
     if container.format.name in _CUT_ANYWHERE:
-        accepted += _at_the_ends(set(lost), n_sent, first or 0)
+        end = n_sent if is_video else _end_of_good(set(lost), n_sent)  # the last picture, or what comes after an mp3
+        accepted += sum(number < (first or 0) or number >= end for number in lost)
     if n_lost > accepted and min(lost) >= n_sent and container.format.name == "flac":
         raise TruncatedMedia(f"{path}: its audio stream ends in the middle of a packet; copy or download it again")
     if n_lost > accepted or n_marked > max(1, n_sent // 100):

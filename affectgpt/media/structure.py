@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -225,8 +226,15 @@ def _ogg_damage(stream: BinaryIO) -> str | None:
 _AVI_CHUNKS = (b"dc", b"db", b"wb", b"tx", b"pc", b"iv", b"sb")
 
 
-def _avi_damage(stream: BinaryIO, n_bytes: int) -> str | None:
-    """The chunks of each 'movi' list must follow each other up to its end."""
+def avi_chunks(stream: BinaryIO, n_bytes: int) -> Counter[int]:
+    """The number of chunks of each stream. FFmpeg finds fewer if the index of the file is damaged."""
+    found: Counter[int] = Counter()
+    _avi_damage(stream, n_bytes, found)
+    return found
+
+
+def _avi_damage(stream: BinaryIO, n_bytes: int, found: Counter[int] | None = None) -> str | None:
+    """The chunks of each 'movi' list must follow each other up to its end; `found` counts them by stream."""
     position = end = 0
     while position + 12 <= n_bytes:
         stream.seek(position)
@@ -239,11 +247,19 @@ def _avi_damage(stream: BinaryIO, n_bytes: int) -> str | None:
             continue
         known = kind in (b"LIST", b"JUNK", b"idx1", b"IDIT", b"JUNQ") or kind[:2] == b"ix"
         if not known and not (kind[:2].isalnum() and kind[2:4] in _AVI_CHUNKS):
-            return f"bytes that belong to no chunk at byte {position}" if position < end else None
+            # After the chunks, other data may follow.
+            return f"bytes that belong to no chunk at byte {position}" if position < end or not end else None
         if position < end < position + 8 + length:
             return f"the chunk at byte {position} is longer than the list that it is in"
+        if found is not None and not known and length and kind[:2].isdigit():
+            found[int(kind[:2])] += 1
         position += 8 + length + length % 2
     return None
+
+
+def flac_starts_at_zero(stream: BinaryIO) -> bool:
+    """Whether the first frame has the number 0: a file that was cut without re-encoding starts with another one."""
+    return _flac_damage(stream) is None and stream.read(3)[2:] == b"\0"
 
 
 def _flac_damage(stream: BinaryIO) -> str | None:
