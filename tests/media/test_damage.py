@@ -232,9 +232,7 @@ def test_a_picture_that_grows_midway_is_an_error_before_memory_is_used(tmp_path)
             packet.stream, packet.pts, packet.dts = stream, number, number
             packet.time_base = Fraction(1, 25)
             target.mux(packet)
-    with pytest.raises(
-        DamagedMedia, match=r"grows\.mkv: "
-    ):
+    with pytest.raises(DamagedMedia, match=r"grows\.mkv: "):
         read_frames(path, 8)
 
 
