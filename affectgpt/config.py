@@ -306,6 +306,8 @@ class LlmConfig:
     groups: str | None = None  # published answers of an LLM: a folder or zip of <id>.npy with lists of groups
     cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl next to the report
     concurrency: int = 8  # concurrent requests
+    temperature: float | None = 0.0  # null = not sent; a model that refuses it is noticed
+    max_tokens_name: str = "max_tokens"  # request field of the longest answer; a model that refuses it is noticed
     offline: bool = False  # use cached answers only
 
 
@@ -404,6 +406,8 @@ class AskConfig:
     n_frames: int = 8  # evenly spaced frames; a model made for a fixed number uses its own
     longest_px: int = 768  # served models: frames are downscaled to this longer side
     max_new_tokens: int = 512  # longest answer
+    temperature: float | None = 0.0  # served models: null = not sent; a model that refuses it is noticed
+    max_tokens_name: str = "max_tokens"  # served models: request field of max_new_tokens; a refusal is noticed
     dtype: str = "auto"  # local models: auto (as published), float32, bfloat16 or float16
 
 
@@ -496,9 +500,9 @@ class AnnotatorConfig:
     api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key, which is never written to a file
     sees: list[str] = field(default_factory=lambda: ["images"])  # inputs that the model takes: images, sound
     structured: str = "json_schema"  # output format: json_schema, json_object, prompt (asked for in words), none
-    temperature: float | None = 0.0  # null = not sent
+    temperature: float | None = 0.0  # null = not sent; a model that refuses it is noticed
     max_tokens: int = 1024  # maximum length of an answer
-    max_tokens_name: str = "max_tokens"  # request field of max_tokens; some models require max_completion_tokens
+    max_tokens_name: str = "max_tokens"  # request field of max_tokens; a model that refuses it is noticed
     seed: int | None = None  # sent if set; with another seed everything is asked again
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request
     longest_px: int = 768  # larger frames are scaled down to this

@@ -1,7 +1,8 @@
 """Chat models, served or in this process, behind one interface.
 
 request.py      Request, Reply and Chat: what every model is asked, what it answers, what a caller may rely on
-transport.py    Endpoint: one request to a server of the OpenAI protocol, with retries and checks
+transport.py    Endpoint: one request to a server of the OpenAI protocol, with retries
+completion.py   Completion and Fault: what a server sends back, checked
 served.py       ChatClient: many requests to a server, with a log of the answers
 streaming.py    StreamDecoder: the text of an answer while it is generated
 local.py        TransformersChat: a transformers model in this process

@@ -39,7 +39,7 @@ class Reply:
 
     Attributes:
         n_prompt_tokens, n_new_tokens: of this request alone, without padding; 0 = not counted.
-        finish: "eos", "length", or a server's own word.
+        finish: "eos", "length", "refusal", or a server's own word.
         facts: what a server of this project reports next to the answer.
     """
 

@@ -16,9 +16,18 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.chat.completion import (
+    LONGEST_ANSWER,
+    Completion,
+    Fault,
+    decompressed,
+    fault_of,
+    read_completion,
+    too_long,
+)
 from affectgpt.chat.concurrency import StopSignal
 from affectgpt.runtime import UserError
 
@@ -29,17 +38,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("affectgpt")
 
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_FATAL = frozenset({301, 302, 303, 307, 308, 401, 403, 404})  # wrong address, key or model: every request would fail
 _GIVE_UP_AFTER = 20  # failed requests in a row
-_LONGEST_ANSWER = 16 << 20  # bytes; a long answer of 8,192 tokens has about 40 kB
 _QUOTED = 300  # characters of a server's own words in an error
 
 # Parameters that some models refuse, and what they take instead; None = the parameter is left out.
-_INSTEAD: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
-# "supports at most 4096 tokens" is no refusal, but a wrong value.
+_INSTEAD: dict[str, str | None] = {
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+    "temperature": None,
+}
+# A parameter that is named in an error is refused, unless only its value is wrong: "supports at most 4096 tokens".
 _REFUSAL = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|deprecated|not (allowed|permitted)", re.IGNORECASE
+)
+_WRONG_VALUE = re.compile(
+    r"at (least|most)|too (large|long|high|low|small|many)|(less|greater|more) than|maximum|minimum|exceed|between"
+    r"|range|up to|[<>≤≥]",
+    re.IGNORECASE,
 )
 
 
@@ -48,24 +63,15 @@ class ChatError(UserError):
 
 
 class RequestFailed(ChatError):
-    """One request got no answer after all attempts; others may."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A checked answer; token counts and the model's name are as the server gave them, None = not given.
+    """One request got no answer after all attempts; others may.
 
     Attributes:
-        finish: "stop", "length" or another word of the server; "" = none.
-        adapted: parameters that the server refuses -> the name sent instead, None = left out.
+        is_refusal: the server refuses this request, and would again.
     """
 
-    text: str
-    finish: str
-    tokens_in: int | None
-    tokens_out: int | None
-    answered_by: str | None
-    adapted: Mapping[str, str | None]
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
 
 
 class RateLimiter:
@@ -102,7 +108,8 @@ class Server:
     Attributes:
         base_url: such as "http://localhost:8000/v1"; None = OpenAI's.
         api_key_env: environment variable with the key, which is in no message. A server without a key needs none.
-        max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs, broken connections and invalid answers.
+        max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs and broken connections; after an answer
+            of another form at most 2.
             Waits double from `backoff_s` up to 60 s, with jitter; a Retry-After header of up to 300 s is obeyed.
         timeout_s: for one attempt, from connecting to the last byte.
         requests_per_min, tokens_per_min: limits of the account; None = none.
@@ -117,29 +124,39 @@ class Server:
     tokens_per_min: float | None = None
 
 
+@dataclass
+class Known:
+    """What is known of a model on a server; several endpoints may share it.
+
+    Attributes:
+        adapted: parameters that the server refuses, as in `Completion`.
+        failed_in_a_row: requests that failed since the last answer.
+    """
+
+    adapted: dict[str, str | None] = field(default_factory=dict)
+    failed_in_a_row: int = 0
+
+
 class Endpoint:
     """One model on a server; used in one event loop.
 
     Args:
-        adapted: parameters that the server refuses, as in `Completion`; grows, and may be shared.
+        known: is updated.
 
     Attributes:
         address: the server's, for records; `where`: model and address, for messages.
         retries: further attempts so far.
     """
 
-    def __init__(
-        self, model: str, server: Server, stop: StopSignal, adapted: dict[str, str | None] | None = None
-    ) -> None:
+    def __init__(self, model: str, server: Server, stop: StopSignal, known: Known | None = None) -> None:
         self._server, self._stop = server, stop
         self._requests = RateLimiter(server.requests_per_min) if server.requests_per_min else None
         self._tokens = RateLimiter(server.tokens_per_min) if server.tokens_per_min else None
-        self._adapted = {} if adapted is None else adapted
+        self._known = known or Known()
         self._key = (os.environ.get(server.api_key_env) or "").strip()
         self.address = self._redacted(server.base_url or "api.openai.com")
         self.where = f"{model} at {self.address}"
         self.retries = 0
-        self._in_a_row = 0  # failed requests since the last answer
         # One client per request in flight: a shared one would search all its connections at every request.
         self._clients: list[httpx.AsyncClient] = []
         self._idle: list[httpx.AsyncClient] = []
@@ -158,7 +175,7 @@ class Endpoint:
             Stopped: the stop signal was set while the request waited.
         """
         attempt = 1
-        adapted, data = self._encoded(body)
+        adapted = {name: instead for name, instead in self._known.adapted.items() if name in body}
         while True:
             if self._requests:
                 await self._requests.take(1, self._stop)
@@ -166,16 +183,18 @@ class Endpoint:
                 await self._tokens.take(n_tokens, self._stop)
             self._stop.check()
             try:
-                completion = read_completion(await self._post(data), adapted)
-            except _Fault as fault:
+                completion = read_completion(await self._post(_encoded(body, adapted)), adapted)
+            except Fault as fault:
                 words = self._redacted(fault.words)[:_QUOTED]  # redacted first: half a key is still a secret
                 reason = f"{fault.reason}: {words}" if words else fault.reason
-                if fault.status in _FATAL:
+                if fault.is_fatal:
                     raise self._fatal(f"{reason}; check model, base_url and ${self._server.api_key_env}") from None
-                if self._adapt(fault, reason, set(body) - set(adapted)):
-                    adapted, data = self._encoded(body)
+                if refused := _refused_parameters(fault, set(body) - set(adapted)):
+                    adapted = {**adapted, **{name: _INSTEAD[name] for name in refused}}
+                    log.debug("%s: %s", self.where, reason)
                     continue
-                if not fault.is_passing or attempt > self._server.max_retries:
+                is_refusal, most = fault.max_retries == 0, self._server.max_retries
+                if attempt > (most if fault.max_retries is None else min(most, fault.max_retries)):
                     break
                 wait_s = fault.retry_after_s
                 if wait_s is None:
@@ -186,39 +205,30 @@ class Endpoint:
                 self.retries += 1
                 await self._stop.sleep(wait_s)
             else:
-                self._in_a_row = 0
+                self._known.failed_in_a_row = 0
+                self._remember(adapted)
                 if self._tokens and completion.tokens_in is not None:
                     self._tokens.give_back(n_tokens - completion.tokens_in - (completion.tokens_out or 0))
                 return completion
-        self._in_a_row += 1
-        if self._in_a_row >= _GIVE_UP_AFTER:
-            raise self._fatal(f"{self._in_a_row} requests in a row failed, the last with: {reason}")
-        raise RequestFailed(f"{reason} ({attempt} attempt{'s' * (attempt > 1)})")
+        self._known.failed_in_a_row += 1
+        if self._known.failed_in_a_row >= _GIVE_UP_AFTER:
+            raise self._fatal(f"{self._known.failed_in_a_row} requests in a row failed, the last with: {reason}")
+        raise RequestFailed(f"{reason} ({attempt} attempt{'s' * (attempt > 1)})", is_refusal=is_refusal)
 
     async def close(self) -> None:
         for client in self._clients:
             await client.aclose()
 
-    def _encoded(self, body: Mapping[str, Any]) -> tuple[dict[str, str | None], bytes]:
-        """The parameters of `body` that are adapted, and the bytes to send."""
-        adapted = {name: instead for name, instead in self._adapted.items() if name in body}
-        sent = {name: value for old, value in body.items() if (name := adapted.get(old, old)) is not None}
-        return adapted, json.dumps(sent, ensure_ascii=False).encode()
-
-    def _adapt(self, fault: _Fault, reason: str, sent: set[str]) -> bool:
-        """Whether the server refused a parameter that can be renamed or left out, which it is from now on."""
-        names = [name for name in _INSTEAD if name in sent and re.search(rf"\b{name}\b", fault.words)]
-        if fault.status not in (400, 422) or not names or not _REFUSAL.search(fault.words):
-            return False
-        for name in names:
-            if name not in self._adapted:
-                change = f"{_INSTEAD[name]} is sent instead" if _INSTEAD[name] else "it is left out"
-                log.warning("%s refuses %s, so %s (%s)", self.where, name, change, reason)
-            self._adapted[name] = _INSTEAD[name]
-        return True
+    def _remember(self, adapted: Mapping[str, str | None]) -> None:
+        """Adapt later requests in the same way: this one was answered."""
+        for name, instead in adapted.items():
+            if name not in self._known.adapted:
+                change = f"{instead} is sent instead" if instead else "it is left out"
+                log.warning("%s refuses %s, so %s", self.where, name, change)
+                self._known.adapted[name] = instead
 
     async def _post(self, data: bytes) -> bytes:
-        """The body of a successful response; _Fault for anything else."""
+        """The body of a successful response; Fault for anything else."""
         import httpx
 
         client = self._idle.pop() if self._idle else self._connect()
@@ -226,9 +236,9 @@ class Endpoint:
             # For the complete attempt: httpx's own time-outs restart with every byte.
             return await asyncio.wait_for(self._exchange(client, data), self._server.timeout_s)
         except asyncio.TimeoutError:
-            raise _Fault(f"no complete answer within {self._server.timeout_s:g} s") from None
+            raise Fault(f"no complete answer within {self._server.timeout_s:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Fault("no connection", str(error) or type(error).__name__) from error
+            raise Fault("no connection", str(error) or type(error).__name__) from error
         finally:
             self._idle.append(client)
 
@@ -239,20 +249,17 @@ class Endpoint:
         request = httpx.Request("POST", self._url, headers=self._headers, content=data)
         response = await client.send(request, stream=True)
         try:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _LONGEST_ANSWER:
-                    raise _Fault(f"an answer of more than {_LONGEST_ANSWER >> 20} MB", is_passing=False)
+            raw = bytearray()
+            async for chunk in response.aiter_raw():
+                raw += chunk
+                if len(raw) > LONGEST_ANSWER:
+                    raise too_long()
         finally:
             await response.aclose()
+        body = decompressed(bytes(raw), response.headers.get("content-encoding", ""))
         if response.is_success:
-            return bytes(body)
-        status, words = response.status_code, _words_of(body)
-        if response.is_redirect:
-            words = f"redirected, which is not followed, to {response.headers['location']}"
-        wait_s = _retry_after_s(response.headers.get("retry-after"))
-        raise _Fault(f"HTTP {status}", words, status, status in _RETRIED, wait_s)
+            return body
+        raise fault_of(response.status_code, body, response.headers)
 
     def _connect(self) -> httpx.AsyncClient:
         import httpx
@@ -271,8 +278,8 @@ class Endpoint:
                 raise self._fatal("base_url is not an address; expected one such as http://localhost:8000/v1")
             self._url = base_url.copy_with(path=base_url.path.rstrip("/") + "/chat/completions")
             fields = {b"Host": base_url.netloc, b"Authorization": f"Bearer {self._key or 'not-needed'}".encode()}
-            json_type = b"application/json"
-            self._headers = httpx.Headers({**fields, b"Accept": json_type, b"Content-Type": json_type})
+            json_type = {b"Accept": b"application/json", b"Content-Type": b"application/json"}
+            self._headers = httpx.Headers({**fields, **json_type, b"Accept-Encoding": b"identity"})
             self._tls = httpx.create_ssl_context()
         client = httpx.AsyncClient(timeout=None, verify=self._tls)
         self._clients.append(client)
@@ -288,67 +295,19 @@ class Endpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
-@dataclass
-class _Fault(Exception):
-    """An attempt without an answer; `words` are the server's own and may hold the key."""
-
-    reason: str
-    words: str = ""
-    status: int | None = None
-    is_passing: bool = True  # whether another attempt may succeed
-    retry_after_s: float | None = None
+def _encoded(body: Mapping[str, Any], adapted: Mapping[str, str | None]) -> bytes:
+    sent = {name: value for old, value in body.items() if (name := adapted.get(old, old)) is not None}
+    return json.dumps(sent, ensure_ascii=False).encode()
 
 
-def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completion:
-    """Check the body of a chat completion; _Fault if it is none.
-
-    A message without content is an empty answer; content in parts is the text of its text parts.
-    """
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):  # not JSON, or not UTF-8
-        raise _Fault("an answer that is not JSON", _words_of(data)) from None
-    body = body if isinstance(body, dict) else {}
-    choices, model, usage = body.get("choices"), body.get("model"), body.get("usage")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    choice = choice if isinstance(choice, dict) else {}
-    message = choice.get("message")
-    content, finish = (message.get("content"), choice.get("finish_reason")) if isinstance(message, dict) else (0, 0)
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(part for part in parts if isinstance(part, str))
-    if body.get("error") or not isinstance(content, str | None) or not isinstance(finish, str | None):
-        what = "an error instead of an answer" if body.get("error") else "an answer without choices[0].message.content"
-        raise _Fault(what, _words_of(data))
-    counts = usage if isinstance(usage, dict) else {}
-    return Completion(
-        # Half of a surrogate pair, from an answer that was cut off inside an emoji, cannot be written as UTF-8.
-        text=(content or "").encode(errors="replace").decode(),
-        finish=finish or "",
-        tokens_in=_count(counts.get("prompt_tokens")),
-        tokens_out=_count(counts.get("completion_tokens")),
-        answered_by=model if isinstance(model, str) else None,
-        adapted=adapted,
-    )
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _words_of(data: bytes | bytearray) -> str:
-    """What a server said: the message of the protocol's error object, else the text."""
-    text = data.decode(errors="replace")
-    try:
-        error = json.loads(text)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return text
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, at most 300; None for no header and for its rare form with a date."""
-    try:
-        return min(300.0, max(0.0, float(header or "")))
-    except ValueError:
-        return None
+def _refused_parameters(fault: Fault, sent: set[str]) -> list[str]:
+    """The parameters among `sent` that the fault refuses and that can be renamed or left out."""
+    if fault.status not in (400, 422):
+        return []
+    is_wrong_value = _WRONG_VALUE.search(fault.words) and not _REFUSAL.search(f"{fault.code} {fault.words}")
+    named = [
+        name
+        for name in _INSTEAD
+        if name in sent and (fault.param == name or re.search(rf"(?<![a-zA-Z0-9_]){name}(?![a-zA-Z0-9_])", fault.words))
+    ]
+    return [] if is_wrong_value else named

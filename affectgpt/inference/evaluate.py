@@ -282,6 +282,8 @@ def _client(llm: LlmConfig, out: Path) -> ChatClient:
         base_url=llm.base_url,
         cache=llm.cache or out / "llm-answers.jsonl",
         concurrency=llm.concurrency,
+        max_tokens_name=llm.max_tokens_name,
+        temperature=llm.temperature,
         offline=llm.offline,
     )
 
@@ -333,6 +335,7 @@ def _ask_llm(
         "questions": grouped.n_questions,
         "unparsed": grouped.unparsed,
         "missing": grouped.missing,
+        "refused": grouped.refused,
     }
     return rows, extras
 

@@ -1,7 +1,8 @@
 """LLM-based scores: grouping of synonyms, label extraction from descriptions, and an LLM as a judge.
 
 Every question is asked at temperature 0 through `affectgpt.chat`, whose log of answers makes the score reproducible
-without a request. Prompts contain their version, so a changed prompt never gets an old answer.
+without a request. Prompts contain their version, so a changed prompt never gets an old answer. A question that the
+server refuses counts as an answer that cannot be parsed.
 
 - LLM grouping (EMER, OV-MER and AffectGPT papers; MER2024): the union of the true and predicted labels of one sample is
   grouped by meaning, then scored as sets.
@@ -74,7 +75,11 @@ JUDGE_ASPECTS = {
 
 @dataclass(frozen=True)
 class LlmGrouping:
-    """Set scores under LLM grouping; where an answer is `unparsed` or `missing`, every word is its own group."""
+    """Set scores under LLM grouping; where an answer is `unparsed` or `missing`, every word is its own group.
+
+    Attributes:
+        refused: those of the unparsed answers that the model or its server refused.
+    """
 
     score: SetScore
     model: str
@@ -82,6 +87,7 @@ class LlmGrouping:
     n_questions: int
     unparsed: int
     missing: int = 0
+    refused: int = 0
 
 
 def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[list[dict[str, str]], int]:
@@ -92,7 +98,7 @@ def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[li
     """
     prepared = [sorted({word.lower().strip() for word in group} - {""}) for group in words]
     asked = [group for group in prepared if len(group) > 1]  # one word needs no grouping
-    answers = iter(client.answer([Request(grouping_question(group)) for group in asked]))
+    answers = iter(client.answer([Request(grouping_question(group)) for group in asked], refused_is_empty=True))
     n_unparsed = 0
     maps = []
     for group in prepared:
@@ -134,6 +140,7 @@ def llm_grouping_score(
 ) -> LlmGrouping:
     """Set scores with synonyms grouped by an LLM, sample by sample; a missing prediction is the empty set."""
     pairs = [(list(truth), list(predictions.get(sample_id, ()))) for sample_id, truth in truths.items()]
+    n_before = client.n_refused
     maps, n_unparsed = group_by_llm([truth + prediction for truth, prediction in pairs], client)
     mapped = [
         tuple({mapping[w] for word in side if (w := word.lower().strip())} for side in pair)
@@ -145,6 +152,7 @@ def llm_grouping_score(
         prompt_version=GROUPING_VERSION,
         n_questions=sum(len(mapping) > 1 for mapping in maps),
         unparsed=n_unparsed,
+        refused=client.n_refused - n_before,
     )
 
 
@@ -231,7 +239,7 @@ def parse_sentiment(text: str) -> str | None:
 def extract_by_llm(texts: Mapping[str, str], client: ChatClient) -> dict[str, Reading]:
     """Labels of descriptions; `how` is "llm", "empty" for an empty text, or "nothing" if no labels were found."""
     asked = {sample_id: text for sample_id, text in texts.items() if text.strip()}
-    answers = client.answer([Request(extraction_question(text)) for text in asked.values()])
+    answers = client.answer([Request(extraction_question(text)) for text in asked.values()], refused_is_empty=True)
     readings = dict.fromkeys(texts, Reading((), "empty"))
     for sample_id, answer in zip(asked, answers, strict=True):
         labels = read_labels(answer.text).labels
@@ -251,7 +259,7 @@ def match_by_llm(client: ChatClient) -> Matcher:
 
     def match(pairs: Sequence[CluePair]) -> list[Matches]:
         asked = [pair for pair in pairs if pair.predicted and pair.reference]
-        answers = iter(client.answer([Request(clue_question(pair)) for pair in asked]))
+        answers = iter(client.answer([Request(clue_question(pair)) for pair in asked], refused_is_empty=True))
         found: list[Matches] = []
         for pair in pairs:
             same = _parse_pairs(next(answers).text, pair) if pair.predicted and pair.reference else frozenset()
@@ -282,7 +290,7 @@ def _parse_pairs(text: str, pair: CluePair) -> frozenset[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Mean score of one aspect (1 to 10) over the `n` parsed answers, and the number of unparsed ones."""
+    """Mean score of one aspect (1 to 10) over the `n` parsed answers; `refused` are part of the `unparsed` ones."""
 
     aspect: str
     mean: float | None
@@ -291,6 +299,7 @@ class Judgement:
     model: str
     prompt_version: str
     by_id: Mapping[str, int] = field(default_factory=dict, repr=False)
+    refused: int = 0
 
 
 def judge(truths: Mapping[str, str], predictions: Mapping[str, str], client: ChatClient, aspect: str) -> Judgement:
@@ -305,13 +314,16 @@ def judge(truths: Mapping[str, str], predictions: Mapping[str, str], client: Cha
     questions = [Request(judge_question(truth, predictions[key], aspect)) for key, truth in present.items()]
     scores: dict[str, int] = dict.fromkeys(set(truths) - set(present), 1)
     unparsed = 0
-    for key, answer in zip(present, client.answer(questions), strict=True):
+    n_before = client.n_refused
+    for key, answer in zip(present, client.answer(questions, refused_is_empty=True), strict=True):
         if (score := parse_score(answer.text)) is None:
             unparsed += 1
         else:
             scores[key] = score
     mean = sum(scores.values()) / len(scores) if scores else None
-    return Judgement(aspect, mean, len(scores), unparsed, client.name, JUDGE_VERSION, scores)
+    return Judgement(
+        aspect, mean, len(scores), unparsed, client.name, JUDGE_VERSION, scores, client.n_refused - n_before
+    )
 
 
 def judge_question(truth: str, prediction: str, aspect: str) -> str:

@@ -19,9 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from affectgpt.chat.completion import REFUSED
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
-from affectgpt.config import SourceConfig, ZeroShotConfig
+from affectgpt.chat.transport import RequestFailed
+from affectgpt.config import AskConfig, SourceConfig, ZeroShotConfig
 from affectgpt.data.sources import attempt, probe_samples, read_source, report_bad
 from affectgpt.inference.prediction import predict_to_file
 from affectgpt.metrics.extract import read_labels
@@ -60,9 +62,24 @@ def run(config: ZeroShotConfig) -> int:
     is_merged = config.ask.strategy == "s2" or "whole" not in models
     rows = _merge(notes, samples, out, folder, config, bad) if is_merged else notes["whole"]
     n_unlabelled = sum(not row.labels for row in rows)
+    n_refused = sum(row.finish in REFUSED for row in rows)
+    n_empty = sum(not row.text.strip() for row in rows if row.finish not in REFUSED)
     log.info("%d predictions in %s; the parser found no label in %d", len(rows), out, n_unlabelled)
+    if n_refused or n_empty:
+        log.warning(
+            "%d of them are refusals and %d are empty; both count as predictions without labels", n_refused, n_empty
+        )
     report_bad(bad, folder)
-    record.finish("finished", n=len(rows), n_without_labels=n_unlabelled, n_bad=len(bad))
+    record.finish(
+        "finished",
+        n=len(rows),
+        n_without_labels=n_unlabelled,
+        n_refused=n_refused,
+        n_empty=n_empty,
+        n_bad=len(bad),
+    )
+    truth = f"references={config.manifest}" if config.manifest else f"data={config.data.name}"
+    log.info("next: python eval.py predictions=%s %s", out, truth)
     return 3 if bad else 0
 
 
@@ -121,7 +138,7 @@ def _merge(
     out: Path,
     folder: Path,
     config: ZeroShotConfig,
-    bad: Sequence[BadSample],
+    bad: list[BadSample],
 ) -> list[Prediction]:
     """One description per clip, merged from its notes; clips with an unreadable part are left out."""
     by_id: dict[str, dict[str, Prediction]] = {}
@@ -133,7 +150,7 @@ def _merge(
     assert merge_model is not None  # see check
     return _step(
         lambda todo: merge_notes(
-            todo, by_id, lambda: open_system(merge_model, ask.merge_base_url, folder, config), config=config
+            todo, by_id, lambda: open_system(merge_model, ask.merge_base_url, folder, config), config=config, bad=bad
         ),
         [item for item in samples if item.id not in left_out],
         out,
@@ -209,6 +226,9 @@ def _step(
 def _settings(config: ZeroShotConfig) -> dict[str, Any]:
     """The settings that affect the answers, except the models."""
     kept = {name: value for name, value in asdict(config.ask).items() if not name.endswith(("model", "base_url"))}
+    for name in ("temperature", "max_tokens_name"):  # unknown to files of earlier releases
+        if kept[name] == getattr(AskConfig, name):
+            del kept[name]
     return {"prompt_version": prompts.VERSION, **kept}
 
 
@@ -241,7 +261,8 @@ def ask_clips(
     config: ZeroShotConfig,
     bad: list[BadSample],
 ) -> Iterator[Prediction]:
-    """One answer per clip; clips that cannot be read raise, or with on_bad=skip are left out and listed in `bad`.
+    """One answer per clip; with on_bad=skip, clips that cannot be read and clips that a server does not answer are left
+    out and listed in `bad`, else they raise.
 
     Args:
         make: opens the system; called only if there are clips.
@@ -268,6 +289,9 @@ def ask_clips(
         asked = _usable([attempt(prepare, sample, on_bad=config.data.on_bad) for sample in chunk], bad)
         replies = system.answer([item.sample.id for item in asked], [item.request for item in asked])
         for (sample, shown, subtitle, _, facts), reply in zip(asked, replies, strict=True):
+            if isinstance(reply, RequestFailed):
+                bad.append(_unanswered(sample, system, reply))
+                continue
             yield Prediction(
                 id=sample.id,
                 text=reply.text,
@@ -291,8 +315,12 @@ def merge_notes(
     make: Callable[[], System],
     *,
     config: ZeroShotConfig,
+    bad: list[BadSample],
 ) -> Iterator[Prediction]:
-    """One merged description per clip. A description of the whole clip without a subtitle to merge is kept as it is."""
+    """One merged description per clip. A description of the whole clip without a subtitle to merge is kept as it is.
+
+    With on_bad=skip, clips whose merging a server does not answer are left out and listed in `bad`.
+    """
     if not samples:
         return
     system = make()
@@ -312,6 +340,9 @@ def merge_notes(
         for sample in chunk:
             parts = notes[sample.id]
             reply, subtitle = replies.get(sample.id), subtitles[sample.id]
+            if isinstance(reply, RequestFailed):
+                bad.append(_unanswered(sample, system, reply))
+                continue
             shown_subtitle = next((row.subtitle for row in parts.values() if row.subtitle), subtitle)
             text = reply.text if reply else parts["whole"].text
             used = {name for row in parts.values() for name in row.modalities} | ({"text"} if subtitle else set())
@@ -331,6 +362,10 @@ def merge_notes(
                 strategy=config.ask.strategy,
                 prompt_version=prompts.VERSION,
             )
+
+
+def _unanswered(sample: Sample, system: System, error: RequestFailed) -> BadSample:
+    return BadSample(sample.id, str(sample.video or sample.audio), f"{system.name} does not answer: {error}")
 
 
 def _subtitle(sample: Sample, config: ZeroShotConfig) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from affectgpt.chat.local import load
 from affectgpt.chat.request import Chat, Reply, Request, with_media
 from affectgpt.chat.served import ChatClient
+from affectgpt.chat.transport import RequestFailed
 from affectgpt.config import ZeroShotConfig
 from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import Sample, check_id
@@ -48,8 +49,12 @@ class Model:
             backend=self.config.data.backend,
         )
 
-    def answer(self, ids: Sequence[str], requests: Sequence[Request]) -> list[Reply]:
-        return self.chat.answer(requests, self.config.ask.max_new_tokens)
+    def answer(self, ids: Sequence[str], requests: Sequence[Request]) -> list[Reply | RequestFailed]:
+        """With on_bad=skip, the error in place of each answer that a server does not give."""
+        n = self.config.ask.max_new_tokens
+        if isinstance(self.chat, ChatClient) and self.config.data.on_bad == "skip":
+            return self.chat.try_answer(requests, n)
+        return [*self.chat.answer(requests, n)]
 
 
 class AnswerFile:
@@ -68,7 +73,7 @@ class AnswerFile:
             raise InputError(f"{self._path} has no answer for it")
         return Request(prompt), {}
 
-    def answer(self, ids: Sequence[str], requests: Sequence[Request]) -> list[Reply]:
+    def answer(self, ids: Sequence[str], requests: Sequence[Request]) -> list[Reply | RequestFailed]:
         return [Reply(self._texts[key], 0, 0, "eos") for key in ids]
 
 
@@ -85,6 +90,8 @@ def open_system(name: str, base_url: str | None, folder: Path, config: ZeroShotC
             cache=folder / "answers.jsonl",
             concurrency=config.concurrency,
             longest_px=ask.longest_px,
+            max_tokens_name=ask.max_tokens_name,
+            temperature=ask.temperature,
             offline=config.offline,
         )
         return Model(name, client, 4 * config.concurrency, config)

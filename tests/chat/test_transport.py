@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from affectgpt.chat import transport
+from affectgpt.chat import completion, transport
+from affectgpt.chat.completion import read_completion, retry_after_s
 from affectgpt.chat.concurrency import Stopped, StopSignal
-from affectgpt.chat.transport import ChatError, Endpoint, RateLimiter, RequestFailed, Server, read_completion
+from affectgpt.chat.transport import ChatError, Endpoint, Known, RateLimiter, RequestFailed, Server
 from tests.chat.chat_server import ChatServer
 
 BODY = {"model": "toy", "messages": [{"role": "user", "content": "a"}], "max_tokens": 7, "temperature": 0.0}
@@ -23,12 +24,12 @@ def server(monkeypatch):
         yield running
 
 
-def complete(url, *bodies, adapted=None, **options):
+def complete(url, *bodies, known=None, **options):
     """The answers to `bodies`, one after the other, and the endpoint."""
 
     async def main():
         server = Server(url, **{"backoff_s": 0.01, **options})
-        endpoint = Endpoint("toy", server, StopSignal(), adapted)
+        endpoint = Endpoint("toy", server, StopSignal(), known)
         try:
             return [await endpoint.complete(body) for body in bodies], endpoint
         finally:
@@ -70,7 +71,7 @@ def test_waits_grow_and_retry_after_is_obeyed(server):
     [("2", 2.0), ("1e9", 300.0), ("-1", 0.0), ("nan", 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)],
 )
 def test_a_retry_after_header_is_seconds_within_bounds(header, expected):
-    assert transport._retry_after_s(header) == expected
+    assert retry_after_s(header) == expected
 
 
 @pytest.mark.parametrize("fault", ["slow", "drip"])
@@ -86,7 +87,8 @@ def test_the_time_limit_is_for_the_attempt_not_for_the_gap_between_two_bytes(ser
 
 
 def test_an_answer_without_end_is_cut_off_also_if_it_is_compressed(server, monkeypatch):
-    monkeypatch.setattr(transport, "_LONGEST_ANSWER", 1 << 20)
+    for module in (completion, transport):
+        monkeypatch.setattr(module, "LONGEST_ANSWER", 1 << 20)
     server.faults = [
         {"value": b" " * (2 << 20)},
         {"value": gzip.compress(b" " * (2 << 20)), "headers": {"Content-Encoding": "gzip"}},
@@ -94,6 +96,24 @@ def test_an_answer_without_end_is_cut_off_also_if_it_is_compressed(server, monke
     for _ in range(2):
         with pytest.raises(RequestFailed, match=r"an answer of more than 1 MB \(1 attempt\)"):
             complete(server.url, BODY)
+
+
+def test_a_body_that_is_compressed_twice_is_never_unpacked(server):
+    bomb = gzip.compress(gzip.compress(b" " * (2 << 20)))
+    server.faults = [{"value": bomb, "headers": {"Content-Encoding": "gzip, gzip"}}]
+    with pytest.raises(
+        RequestFailed, match=r"the Content-Encoding 'gzip, gzip', which was not asked for \(1 attempt\)"
+    ):
+        complete(server.url, BODY)
+
+
+def test_a_compressed_answer_that_was_not_asked_for_is_read_and_a_damaged_one_is_retried(server):
+    whole = gzip.compress(json.dumps(message("B")).encode())
+    server.faults = [
+        {"value": data, "headers": {"Content-Encoding": "gzip"}} for data in (whole[:20], b"no gzip", whole)
+    ]
+    (answer,), endpoint = complete(server.url, BODY)
+    assert (answer.text, endpoint.retries) == ("B", 2)
 
 
 def test_a_redirect_is_not_followed(server):
@@ -117,6 +137,9 @@ def message(content, **more):
         ([], r"an answer without choices\[0\].message.content: \[\]"),
         ({"error": {"message": "model is loading"}}, "an error instead of an answer: model is loading"),
         ({"error": "no quota"}, "an error instead of an answer: no quota"),
+        ({"error": {"message": "loading", "code": 503}}, "an error instead of an answer: loading"),
+        (b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n', "an answer that is not JSON: data: "),
+        ({"choices": None}, "an answer without choices"),
         ({"choices": []}, r'an answer without choices.0..message.content: \{"choices": \[\]\}'),
         ({"choices": "none"}, "an answer without choices.0..message.content: .*none"),
         ({"choices": {"0": {}}}, "an answer without choices"),
@@ -136,6 +159,38 @@ def test_an_invalid_answer_is_an_error_that_quotes_the_server(server, value, wor
     assert len(server.requests) == 2
 
 
+def test_an_answer_of_another_form_is_retried_twice_at_most(server):
+    server.choose = lambda body: {"value": b"<html>console</html>"}
+    with pytest.raises(RequestFailed, match=r"not JSON: <html>console</html> \(3 attempts\)"):
+        complete(server.url, BODY)
+
+
+@pytest.mark.parametrize(
+    ("status", "value"),
+    [
+        (400, {"error": {"message": "Model Not Exist"}}),
+        (429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}),
+        (200, {"error": {"message": "no credits", "code": 402}}),
+    ],
+)
+def test_a_missing_model_and_an_empty_account_stop_everything_at_once(server, status, value):
+    server.choose = lambda body: {"status": status, "value": value}
+    with pytest.raises(ChatError, match="check model, base_url") as error:
+        complete(server.url, BODY)
+    assert not isinstance(error.value, RequestFailed)
+    assert len(server.requests) == 1
+
+
+def test_a_refusal_in_place_of_text_is_no_text():
+    for content in (None, "", [{"type": "refusal", "refusal": "I can't."}]):
+        refusal = {"choices": [{"message": {"content": content, "refusal": "I can't."}, "finish_reason": "stop"}]}
+        answer = read_completion(json.dumps(refusal).encode(), {})
+        assert (answer.text, answer.finish, answer.refusal) == ("", "refusal", "I can't.")
+    reasoning = {"choices": [{"message": {"content": None, "reasoning_content": "Hm."}, "finish_reason": "length"}]}
+    answer = read_completion(json.dumps(reasoning).encode(), {})
+    assert (answer.text, answer.finish, answer.refusal) == ("", "length", None)
+
+
 def test_content_in_parts_is_joined_and_none_is_an_empty_answer():
     parts = [{"type": "text", "text": "She "}, {"type": "refusal", "refusal": "?"}, {"type": "text", "text": "smiles."}]
     for content, text in ((parts, "She smiles."), (None, ""), ([], ""), ("\ud83d", "?")):
@@ -143,7 +198,14 @@ def test_content_in_parts_is_joined_and_none_is_an_empty_answer():
 
 
 def test_invalid_token_counts_are_ignored():
-    for usage in (None, "few", {"prompt_tokens": "3", "completion_tokens": True}):
+    endless = {"prompt_tokens": float("inf"), "completion_tokens": 10**400}
+    for usage in (
+        None,
+        "few",
+        {"prompt_tokens": "3", "completion_tokens": True},
+        {"prompt_tokens": float("nan")},
+        endless,
+    ):
         answer = read_completion(json.dumps({**message("a"), "usage": usage, "model": 3}).encode(), {})
         assert (answer.tokens_in, answer.tokens_out, answer.answered_by) == (None, None, None)
 
@@ -172,17 +234,45 @@ def newer(body):
 
 def test_parameters_that_a_newer_model_refuses_are_replaced_once_and_that_is_remembered(server, caplog):
     server.choose = newer
-    adapted = {}
-    answers, endpoint = complete(server.url, BODY, BODY, adapted=adapted)
+    known = Known()
+    answers, endpoint = complete(server.url, BODY, BODY, known=known)
     assert [answer.text for answer in answers] == ["A", "A"]
-    assert adapted == answers[1].adapted == {"max_tokens": "max_completion_tokens", "temperature": None}
+    assert known.adapted == answers[1].adapted == {"max_tokens": "max_completion_tokens", "temperature": None}
     assert len(server.requests) == 4  # two refusals, two answers
     assert server.requests[-1] == {"model": "toy", "messages": BODY["messages"], "max_completion_tokens": 7}
     assert endpoint.retries == 0
     assert caplog.text.count("refuses max_tokens, so max_completion_tokens is sent instead") == 1
     assert caplog.text.count("refuses temperature, so it is left out") == 1
-    assert complete(server.url, BODY, adapted=adapted)[0][0].text == "A"
+    assert complete(server.url, BODY, known=known)[0][0].text == "A"
     assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("max_tokens", {"message": "this model takes max_completion_tokens, not max_tokens"}),
+        ("max_tokens", {"message": "bad request", "param": "max_tokens", "code": "unsupported_parameter"}),
+        ("max_tokens", "参数max_tokens不可用"),
+        ("temperature", {"message": "invalid temperature: only 1 is allowed for this model"}),
+        ("temperature", {"message": "no value between 0 and 1", "param": "temperature", "code": "unsupported_value"}),
+    ],
+)
+def test_a_refusal_is_noticed_whatever_its_words(server, name, error):
+    server.choose = lambda body: {"status": 400, "value": {"error": error}} if name in body else None
+    (answer,), _ = complete(server.url, BODY)
+    assert (answer.text, list(answer.adapted), len(server.requests)) == ("A", [name], 2)
+
+
+def test_an_error_that_only_quotes_the_request_changes_no_later_one(server):
+    server.choose = lambda body: (
+        {"status": 400, "value": {"detail": json.dumps(body)}} if body["messages"] != BODY["messages"] else None
+    )
+    known = Known()
+    with pytest.raises(RequestFailed, match=r"HTTP 400: .*hateful"):
+        complete(server.url, {**BODY, "messages": "hateful"}, known=known)
+    assert known.adapted == {}
+    complete(server.url, BODY, known=known)
+    assert server.requests[-1] == BODY
 
 
 @pytest.mark.parametrize("words", ["temperature must be at least 0", "max_tokens: this model supports at most 6"])

@@ -111,6 +111,58 @@ def test_a_finished_run_loads_no_model(config, models, monkeypatch):
     assert run(replace(config, model=models["video"])) == 0
 
 
+def refusing(body):
+    """A server that refuses one clip and answers another with a refusal."""
+    if "I hear." in texts_of(body):
+        return {"status": 400, "value": {"error": {"message": "this input does not pass the content check"}}}
+    if "I feel." in texts_of(body):
+        message = {"role": "assistant", "content": None, "refusal": "I can't."}
+        return {"value": {"choices": [{"message": message, "finish_reason": "stop"}]}}
+    return None
+
+
+def test_a_clip_that_the_server_refuses_is_a_bad_sample_and_a_refusal_is_counted(tmp_path, manifest, caplog):
+    caplog.set_level("INFO")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()[:3]]
+    for row, said in zip(rows, ("I see.", "I hear.", "I feel."), strict=True):
+        row.update(subtitle=said, video=str(manifest.parent / row["video"]), audio=None)
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = ZeroShotConfig(manifest=str(tmp_path / "clips.jsonl"), out=str(tmp_path / "preds.jsonl"))
+    with ChatServer(lambda body: "A smile.\nEmotions: happy", refusing) as server:
+        config = replace(config, model="m", base_url=server.url)
+        with pytest.raises(UserError, match=r"1 of 3 requests .*HTTP 400: this input does not pass .*2 new answers"):
+            run(config)
+        assert run(replace(config, data=DataConfig(on_bad="skip"))) == 3
+    assert [(row.text, row.finish) for row in read_predictions(config.out)] == [
+        ("A smile.\nEmotions: happy", "eos"),
+        ("", "refusal"),
+    ]
+    (bad,) = [json.loads(line) for line in (tmp_path / "preds.jsonl.steps" / "bad_samples.jsonl").open()]
+    assert (bad["id"], "m does not answer: HTTP 400: this input does not pass" in bad["reason"]) == (
+        rows[1]["id"],
+        True,
+    )
+    assert "1 of them are refusals and 0 are empty" in caplog.text
+    assert f"next: python eval.py predictions={config.out}" in caplog.text
+
+
+def test_a_wrong_key_stops_the_run_also_with_on_bad_skip(config):
+    with ChatServer(choose=lambda body: 401) as server, pytest.raises(UserError, match="HTTP 401"):
+        run(replace(config, model="m", base_url=server.url, data=DataConfig(on_bad="skip"), concurrency=1))
+    assert len(server.requests) == 1
+
+
+def test_settings_of_the_request_are_sent_and_recorded_only_if_they_are_set(config, tmp_path):
+    with ChatServer(lambda body: "A smile.") as server:
+        run(replace(config, model="m", base_url=server.url))
+        assert "temperature" not in (tmp_path / "preds.jsonl.settings.json").read_text()
+        other = str(tmp_path / "other.jsonl")
+        changed = {"max_tokens_name": "max_completion_tokens", "temperature": None}
+        run(replace(config, model="m", base_url=server.url, out=other, **changed))
+    assert {"max_tokens", "temperature"} <= set(server.requests[0])
+    assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens"}
+
+
 def test_s2_merges_the_description_without_subtitle_with_the_subtitle(config, tmp_path):
     def answer(body):
         text = texts_of(body)
