@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -254,7 +253,7 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
             rows, extraction = _extract(client, lexicon, rows)
         result = run_benchmark(
             member, rows, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, client=client,
-            valences=read_valences(file) if member.kind == "classes_valence" else None,
+            valences=read_valences(file) if member.kind == "classes_valence" else None, groups=config.llm.groups,
         )  # fmt: skip
         if extraction:
             read = f"{extraction['read']} of {extraction['asked']} texts without a list"
@@ -341,32 +340,11 @@ def _ask_llm(
 
 
 def _score_published_groups(config: EvalConfig, rows: list[Prediction], lexicon: Lexicon, path: Path) -> LlmGrouping:
-    """Scores with stored groups of words. Label text is split as in MER2024: the stored words come from there."""
     from affectgpt.metrics.evaluate import labels_by_id
-    from affectgpt.metrics.judge import published_grouping_score
+    from affectgpt.metrics.judge import labels_as_published, published_grouping_score, read_stored_answers
     from affectgpt.metrics.lexicon import split_published_2024
 
-    answers = _grouping_answers(path)
+    answers = read_stored_answers(path)
     references, _ = _references(config, split_published_2024)
-    labels: dict[str, Sequence[str]] = dict(labels_by_id(rows, lexicon)[0])
-    labels |= {
-        row.id: split_published_2024(row.text)
-        for row in rows
-        if row.task == "labels" and row.labels is None and "[" in row.text
-    }
+    labels = labels_as_published(rows, labels_by_id(rows, lexicon)[0])
     return published_grouping_score(references, labels, answers, source=path.name)
-
-
-def _grouping_answers(path: Path) -> dict[str, str]:
-    """id -> stored answer, from a folder or zip file of <id>.npy, each with one text."""
-    from affectgpt.tables import table_errors
-    from affectgpt.tables.arrays import read_array_folder
-
-    if not path.exists():
-        raise UserError(f"llm.groups={path}: no such folder or file")
-    with table_errors(path) if path.is_file() else nullcontext():
-        answers = dict(read_array_folder(path))
-    if not answers or (odd := [name for name, answer in answers.items() if not isinstance(answer, str)]):
-        found = f"{odd[0]}.npy holds {type(answers[odd[0]]).__name__}" if answers else "no .npy file"
-        raise UserError(f"llm.groups={path}: expected <id>.npy files with one text each, found {found}")
-    return answers

@@ -32,8 +32,15 @@ from affectgpt.metrics.classification import (
 )
 from affectgpt.metrics.evaluate import Predictions, evaluate, labels_by_id
 from affectgpt.metrics.io import ScoreFileError, read_references
-from affectgpt.metrics.judge import SENTIMENT_VERSION, llm_grouping_score, sentiment_by_llm
-from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published
+from affectgpt.metrics.judge import (
+    SENTIMENT_VERSION,
+    labels_as_published,
+    llm_grouping_score,
+    published_grouping_score,
+    read_stored_answers,
+    sentiment_by_llm,
+)
+from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published, split_published_2024
 from affectgpt.metrics.report import Report, percent
 from affectgpt.runtime import InputError, write_json_atomic
 from affectgpt.schema import Prediction
@@ -93,6 +100,7 @@ def run_benchmark(
     n_bootstrap: int = 1000,
     client: ChatClient | None = None,
     valences: Mapping[str, float] | None = None,
+    groups: str | Path | None = None,
 ) -> BenchmarkResult:
     """Score predictions on one benchmark.
 
@@ -100,6 +108,7 @@ def run_benchmark(
         client: a language model, which then groups the labels of the kind `openset` in addition, and tells the
             sentiment of the labels of the kind `sentiment` instead of the lexicon.
         valences: id -> predicted valence, for the kind `classes_valence`.
+        groups: stored groups of words (`judge.read_stored_answers`), instead of those of `client`, for `openset`.
 
     Raises:
         InputError: no folder, an unknown kind, a valence is missing, no true label can be scored, or the file with the
@@ -116,11 +125,23 @@ def run_benchmark(
         report = evaluate(rows, references, lexicon=lexicon, seed=seed, n_bootstrap=n_bootstrap)
         metric, value, n = "F_S, level 1 mean", report.primary.f_score, report.primary.n
         details: dict[str, Any] = {"M-avg": report.m_avg}
-        if client is not None:
-            grouped = llm_grouping_score(references, labels_by_id(rows, lexicon)[0], client)
+        grouped = None
+        labels, _ = labels_by_id(rows, lexicon)
+        if groups is not None:
+            truths_2024 = read_references(path, split=config.split, split_text=split_published_2024)
+            given = () if isinstance(rows, Mapping) else rows
+            grouped = published_grouping_score(
+                _of_prefix(truths_2024, path, config),
+                labels_as_published(given, labels),
+                read_stored_answers(groups),
+                source=Path(groups).name,
+            )
+        elif client is not None:
+            grouped = llm_grouping_score(references, labels, client)
+        if grouped is not None:
             by = f"by LLM grouping ({grouped.model})"
             details |= {f"F_S {by}": grouped.score.f_score, f"Avg {by}": grouped.score.avg}
-            details["unreadable groupings"] = grouped.unparsed
+            details |= {"unreadable groupings": grouped.unparsed, "clips without a grouping": grouped.missing}
         return _result(config, metric, value, n, details, lexicon, report)
 
     labels, _ = labels_by_id(rows, lexicon)
@@ -234,10 +255,10 @@ def _numbers(path: Path, values: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _of_prefix(values: dict[str, Value], path: Path, config: BenchmarkConfig) -> dict[str, Value]:
+def _of_prefix(values: Mapping[str, Value], path: Path, config: BenchmarkConfig) -> dict[str, Value]:
     """The entries whose id starts with `config.id_prefix`, for a file that holds training data as well."""
     if config.id_prefix is None:
-        return values
+        return dict(values)
     found = {name: value for name, value in values.items() if name.startswith(config.id_prefix)}
     if not found:
         raise ScoreFileError(

@@ -17,14 +17,21 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
 from affectgpt.metrics.faithfulness import CluePair, Matcher, Matches
+from affectgpt.metrics.lexicon import split_published_2024
 from affectgpt.metrics.sets import SetScore, set_score
+from affectgpt.runtime import InputError
+from affectgpt.schema import Prediction
+from affectgpt.tables import table_errors
+from affectgpt.tables.arrays import read_array_folder
 
 GROUPING_VERSION = "1"
 EXTRACTION_VERSION = "1"
@@ -173,6 +180,34 @@ def published_groups(answer: str) -> dict[str, str]:
         if inner.strip() not in ("", ","):
             groups.update(dict.fromkeys(words, words[0]) if words else {})
     return groups
+
+
+def read_stored_answers(path: str | Path) -> dict[str, str]:
+    """id -> stored answer, from a folder or zip file of <id>.npy, each with one text (openset-synonym.zip of MER2024).
+
+    Raises:
+        InputError: no such folder or file, no .npy file in it, or one with something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"llm.groups={path}: no such folder or file")
+    with table_errors(path) if path.is_file() else nullcontext():
+        answers = dict(read_array_folder(path))
+    if not answers or (odd := [name for name, answer in answers.items() if not isinstance(answer, str)]):
+        found = f"{odd[0]}.npy holds {type(answers[odd[0]]).__name__}" if answers else "no .npy file"
+        raise InputError(f"llm.groups={path}: expected <id>.npy files with one text each, found {found}")
+    return answers
+
+
+def labels_as_published(
+    predictions: Iterable[Prediction], labels: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """`labels`, but lists of labels that were given as text are split as in MER2024: stored groups hold such words."""
+    return {**labels} | {
+        row.id: split_published_2024(row.text)
+        for row in predictions
+        if row.task == "labels" and row.labels is None and "[" in row.text
+    }
 
 
 def published_grouping_score(

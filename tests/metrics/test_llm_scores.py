@@ -67,6 +67,12 @@ def test_published_groups_are_scored_without_a_model(tmp_path, capsys):
     assert (grouped["precision"], grouped["recall"]) == (1 / 2, 1 / 6)
     assert (grouped["n"], grouped["unparsed"], grouped["missing"], grouped["by"]) == (2, 0, 1, "groups")
     assert "LLM grouping (groups)" in capsys.readouterr().out
+    own = ["benchmark=ovmerd", f"benchmark.folder={tmp_path}", "benchmark.references=gt.csv", "n_bootstrap=0"]
+    own += [f"predictions={tmp_path / 'p.csv'}", f"llm.groups={tmp_path / 'groups'}"]
+    assert run_evaluation(compose("eval", own)) == 0
+    details = json.loads((tmp_path / "benchmark-ovmerd.json").read_text(encoding="utf-8"))["details"]
+    assert details["Avg by LLM grouping (groups)"] == (1 / 2 + 1 / 6) / 2
+    assert details["clips without a grouping"] == 1
     with pytest.raises(UserError, match="no such folder or file"):
         run_evaluation(compose("eval", [*options, f"llm.groups={tmp_path / 'none'}"]))
     np.save(tmp_path / "groups" / "b.npy", np.array([1, 2]))
