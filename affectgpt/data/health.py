@@ -17,10 +17,12 @@ from affectgpt.data.pictures import draw_data
 from affectgpt.data.sources import check_each, probe_samples
 from affectgpt.media import MediaInfo, isolated_media
 from affectgpt.runtime import write_json_atomic
-from affectgpt.schema import BadSample, Sample, write_jsonl
+from affectgpt.schema import BadSample, Sample, listed, write_jsonl
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _LETTER = re.compile(r"\w")
+N_LISTED = 5
+"""Rows of each kind of problem that the report lists; bad_samples.jsonl holds all."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,13 @@ class DataReport:
         return "\n".join(lines)
 
     def problems(self) -> list[str]:
-        """One line per kind of problem, with an example. Clips without audio or labels are not problems."""
+        """One text per kind of problem, with the first of each. Clips without audio or labels are not problems."""
         kinds: dict[str, list[BadSample]] = {}
         for row in self.bad:
             kinds.setdefault(_kind(row.reason), []).append(row)
-        found = [f"{len(rows)} {kind}, for example {rows[0].id!r}: {rows[0].reason}" for kind, rows in kinds.items()]
+        found = [
+            f"{len(rows)} {kind}:" + listed(rows, N_LISTED).replace("\n", "\n    ") for kind, rows in kinds.items()
+        ]
         if self.duplicates:
             shown = " = ".join(self.duplicates[0])
             found.append(f"{len(self.duplicates)} files have several ids, for example {shown}")
@@ -152,6 +156,13 @@ def _kind(reason: str) -> str:
         "is probably damaged": "damaged files",
         "cannot be": "unreadable files",
         "must be unique": "rows with a duplicate id",
+        "duplicate id": "rows with a duplicate id",
+        "labels must be": "rows with unusable labels",
+        "labels are abbreviated": "rows with unusable labels",
+        "is not Unicode text": "rows with text that is not Unicode",
+        "unknown columns": "rows with unknown columns",
+        "not JSON": "rows that are not JSON",
+        "cells, found": "rows with another number of cells than the header",
     }
     return next((kind for words, kind in kinds.items() if words in reason), "other bad rows")
 

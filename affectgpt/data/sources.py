@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
 from affectgpt.runtime import InputError, NotFound
-from affectgpt.schema import MODALITIES, BadSample, Sample, bad_rows_error, check_id, read_samples, write_jsonl
+from affectgpt.schema import MODALITIES, BadSample, Sample, bad_rows_error, check_id, listed, read_samples, write_jsonl
 from affectgpt.spread import in_threads
 from affectgpt.tables import read_names
 
@@ -83,8 +84,16 @@ def _media_inside(folder: Path) -> list[Path]:
 
 
 def _id_of(name: str) -> str:
-    """A valid sample id from a file name."""
-    return re.sub(r"[\x00-\x1f\x7f/\\\ud800-\udfff]", "_", name).strip()[:200].strip() or "_"
+    """A valid sample id from a file name; bytes that are not UTF-8 are read as GB18030, else written as hex digits."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        data = os.fsencode(name)
+        try:
+            name = data.decode("gb18030")
+        except UnicodeDecodeError:
+            name = "".join(chr(byte) if 32 <= byte < 127 else f"%{byte:02X}" for byte in data)
+    return re.sub(r"[\x00-\x1f\x7f/\\]", "_", name).strip()[:200].strip() or "_"
 
 
 def read_manifest(
@@ -258,5 +267,5 @@ def report_bad(bad: Iterable[BadSample], folder: Path) -> int:
     if bad:
         path = folder / "bad_samples.jsonl"
         write_jsonl(path, bad)
-        log.warning("left out %d bad samples, listed with reasons in %s", len(bad), path)
+        log.warning("left out %d bad samples, listed with reasons in %s%s", len(bad), path, listed(bad, 3))
     return len(bad)

@@ -4,7 +4,9 @@ import shutil
 import pytest
 
 from affectgpt import cli
+from affectgpt.config import SourceConfig
 from affectgpt.data.sources import read_source
+from affectgpt.runtime import InputError
 from affectgpt.schema import read_samples
 from tests.data import layouts
 from tests.data.layouts import NAMES
@@ -45,6 +47,44 @@ def test_problems_are_counted_by_kind_and_give_exit_code_1(folder, capsys):
         assert (folder / "report" / name).stat().st_size
 
 
+def test_the_first_bad_rows_of_each_kind_are_listed_with_line_and_reason(tmp_path, capsys):
+    rows = [f"c{n},,Hi,{'[[' if n % 2 else 'sad'}" for n in range(16)] + ["d,,Hi,sad,more", "c0,,Hi,sad"]
+    (tmp_path / "m.csv").write_text("\n".join(["id,video,subtitle,labels", *rows]))
+    assert run("check", tmp_path / "m.csv") == 1
+    printed = capsys.readouterr().out
+    assert "rows 18, usable 8, bad 10" in printed
+    assert "problem: 8 rows with unusable labels:" in printed
+    assert f"{tmp_path / 'm.csv'}:3: sample 'c1': labels must be a list of words" in printed
+    assert "    ... and 3 more" in printed
+    assert f"{tmp_path / 'm.csv'}:18: sample '?': expected 4 cells, found 5" in printed
+    assert "problem: 1 rows with a duplicate id:" in printed
+
+
+def test_own_columns_are_mapped_in_check_and_convert(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("clip;text;emotions;speaker\n00001;Hi;sad;Ann\n00002;Yes;happy, proud;Bo\n")
+    columns = "columns={id: clip, subtitle: text, labels: emotions}"
+    assert run("check", tmp_path / "m.csv", columns) == 0
+    assert "labels: 3, 3 distinct" in capsys.readouterr().out
+    assert run("convert", tmp_path / "m.csv", columns, f"out={tmp_path / 'out.jsonl'}") == 0
+    samples, _ = read_samples(tmp_path / "out.jsonl")
+    assert [(sample.id, sample.subtitle, sample.labels) for sample in samples] == [
+        ("00001", "Hi", ("sad",)),
+        ("00002", "Yes", ("happy", "proud")),
+    ]
+
+
+def test_own_columns_are_mapped_in_the_tables_of_a_format(folder):
+    table = folder / "track2_train_ovmerd.csv"
+    table.write_text(table.read_text().replace("openset", "Emotions", 1))
+    source = {"format": "ovmerd", "folder": str(folder)}
+    labels = [sample.labels for sample in read_source(SourceConfig(**source, columns={"openset": "Emotions"})).samples]
+    assert any(labels)
+    with pytest.raises(InputError, match="no column 'openset', found"):
+        read_source(SourceConfig(**source))
+    with pytest.raises(InputError, match="columns= names 'words', but no table has this column"):
+        read_source(SourceConfig(**source, columns={"openset": "Emotions", "reason2": "words"}))
+
+
 def test_one_file_with_two_ids_and_a_text_in_another_language_are_problems(folder, capsys):
     shutil.copy(folder / "video" / f"{NAMES[0]}.mp4", folder / "video" / f"{NAMES[1]}.mp4")
     layouts.write_csv(folder / "track3_train_ovmerd.csv", ("name", "reason"), (NAMES[2], "她皱眉，声音低沉。"))
@@ -57,8 +97,6 @@ def test_one_file_with_two_ids_and_a_text_in_another_language_are_problems(folde
 def test_a_converted_data_set_has_the_same_samples(folder, capsys):
     out = folder / "made" / "manifest.jsonl"
     assert run("convert", "format=ovmerd", f"folder={folder}", f"out={out}") == 0
-    from affectgpt.config import SourceConfig
-
     before = read_source(SourceConfig(format="ovmerd", folder=str(folder))).samples
     after, _ = read_samples(out)
     assert [sample.labels for sample in after] == [sample.labels for sample in before]

@@ -1,6 +1,12 @@
+import json
+import os
+import shutil
+
 import pytest
 
-from affectgpt.data.facts import MediaFacts
+from affectgpt.config import SamplingConfig
+from affectgpt.data.clips import load_clip
+from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from affectgpt.data.sources import (
     attempt,
@@ -14,7 +20,7 @@ from affectgpt.data.sources import (
 from affectgpt.data.splits import hold_out
 from affectgpt.media import MediaError
 from affectgpt.runtime import InputError, MissingLibrary, UserError
-from affectgpt.schema import BadSample, Sample
+from affectgpt.schema import BadSample, Sample, write_jsonl
 from tests.data.conftest import write_clip
 
 
@@ -49,6 +55,24 @@ def test_odd_file_names_get_a_valid_id(tmp_path):
     ids = {sample.id for sample in samples_from_paths([tmp_path])}
     assert ids == {"a", "b", "c_d", "e", "-dash", 200 * "x", "_"}
     assert samples_from_paths([tmp_path / "-dash.mp4"])[0].id == "-dash"
+
+
+def test_file_names_that_are_not_utf8_get_ids_of_their_own_and_are_decoded(tmp_path, clip):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("你好.mp4".encode("gbk"), "再见.mp4".encode("gbk"), b"x\xff\xfe.mp4"):
+        shutil.copy(clip, os.fsencode(folder) + b"/" + name)
+    samples = samples_from_paths([folder])
+    assert sorted(sample.id for sample in samples) == ["x%FF%FE", "你好", "再见"]
+    good, bad = probe_samples(samples, on_bad="skip", facts=facts_in(tmp_path / "cache"))
+    assert (len(good), bad) == (3, [])
+    assert all(load_clip(sample, sample.modalities, SamplingConfig()) for sample in good)
+    write_jsonl(tmp_path / "m.jsonl", samples)
+    assert read_manifest(tmp_path / "m.jsonl")[0] == samples
+    (folder / os.fsdecode("空.mp4".encode("gbk"))).touch()
+    _, bad = probe_samples(samples_from_paths([folder]), on_bad="skip")
+    assert report_bad(bad, tmp_path) == 1
+    assert json.loads((tmp_path / "bad_samples.jsonl").read_text(encoding="utf-8"))["id"] == "空"
 
 
 @pytest.mark.parametrize(
