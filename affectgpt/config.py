@@ -344,6 +344,7 @@ class EvalConfig(QuestionConfig):
     columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
     split: str | None = None  # only rows of `references` with this split
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
+    label_reading: str = "auto"  # of label cells: published, exact (our parser), or auto: published with its tables
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
     faithfulness: bool = True  # also score what explanations say about modalities, clues and labels
     out: str | None = None  # folder for predictions.jsonl and report.json; null = next to the checkpoint or predictions

@@ -48,7 +48,7 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     files = _prediction_files(config)
     if files and config.checkpoint is not None:
         raise UserError("give checkpoint= or predictions=, not both")
-    lexicon = load_lexicon(config.lexicon)
+    lexicon = load_lexicon(config.lexicon, config.label_reading)
     references, tables = _references(config, _published_splitting(lexicon))  # before hours of prediction
     file = files[0] if files else _predict(config)
     out = Path(config.out) if config.out else file.parent
@@ -211,7 +211,7 @@ def _compare(config: EvalConfig, files: list[Path]) -> None:
     if len(files) < 2:
         raise UserError("compare=true needs two or more predictions files: predictions=[a.jsonl,b.jsonl]")
     out = Path(config.out) if config.out else files[0].parent
-    lexicon = load_lexicon(config.lexicon)
+    lexicon = load_lexicon(config.lexicon, config.label_reading)
     references, _ = _references(config, _published_splitting(lexicon))
     systems = {name: read_predictions(file) for name, file in named_after_files(files).items()}
     result = compare(systems, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
@@ -239,7 +239,7 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     inputs = [path for member, file in members for path in (file, truth_path(member))]
     record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
     client = _client(config.llm, out) if config.llm.model else None
-    lexicon = load_lexicon(config.lexicon)
+    lexicon = load_lexicon(config.lexicon, config.label_reading)
     results = []
 
     def add(result: BenchmarkResult, name: str) -> None:

@@ -159,7 +159,8 @@ class Report:
             if grouped.get("missing"):
                 counted += f", {grouped['missing']} samples without an answer"
             notes.append(f"LLM grouping ({model}): {figures}  {counted}")
-        notes.append(f"lexicon: {self.lexicon}, sha256 {self.lexicon_checksum[:12]}")
+        split = "; label text is split as published" if self.label_reading == "published" else ""
+        notes.append(f"lexicon: {self.lexicon}, sha256 {self.lexicon_checksum[:12]}{split}")
         notes.append(f"bootstrap over samples: {self.n_bootstrap} resamples, seed {self.seed}")
         return notes
 

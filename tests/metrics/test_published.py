@@ -14,6 +14,7 @@ from affectgpt.metrics import evaluate, read_references
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.metrics.lexicon import agreement, load_builtin, load_lexicon, split_published
 from affectgpt.metrics.wheel import GROUPINGS, WheelGrouping
+from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction
 
 TABLES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "emotion_wheel"
@@ -114,23 +115,22 @@ def test_references_are_split_as_published_where_scores_equal_published_ones_and
     assert list(read_references(path).values()) == [ours for _, ours in ODD_CELLS.values() if ours is not None]
 
 
-def test_eval_splits_references_as_published_with_the_published_tables(tmp_path):
+def test_eval_splits_label_text_as_published_with_the_published_tables_unless_told_otherwise(tmp_path):
     tables = toy_folder(tmp_path)
-    (tmp_path / "gt.csv").write_text("name,openset\na,['scared; angry']\nb,['angry']\nc,[[]]\n", "utf-8")
-    (tmp_path / "p.csv").write_text("name,openset\na,['scared']\nb,['angry']\nc,['angry']\n", "utf-8")
-    report, _ = evaluate_config(
-        compose(
-            "eval",
-            [
-                f"predictions={tmp_path / 'p.csv'}",
-                f"references={tmp_path / 'gt.csv'}",
-                f"lexicon={tables}",
-                "n_bootstrap=0",
-            ],
-        )
-    )
-    assert report.counts.unknown_truth == {"scared; angry": 1, "[]": 1}
-    assert (report.scores["M3-W1-L1"].n, report.scores["M3-W1-L1"].f_score) == (1, 1.0)
+    (tmp_path / "gt.csv").write_text("name,openset\na,[scared; angry]\nb,['angry']\n", "utf-8")
+    (tmp_path / "p.csv").write_text("name,openset\na,['scared']\nb,['angry']\n", "utf-8")
+    options = [f"predictions={tmp_path / 'p.csv'}", f"references={tmp_path / 'gt.csv'}", "n_bootstrap=0"]
+    options.append(f"lexicon={tables}")
+    published, _ = evaluate_config(compose("eval", options))
+    assert (published.label_reading, published.counts.unknown_truth) == ("published", {"scared; angry": 1})
+    assert (published.scores["M3-W1-L1"].n, published.scores["M3-W1-L1"].recall) == (1, 1.0)
+    assert "label text is split as published" in published.table()
+    ours, _ = evaluate_config(compose("eval", [*options, "label_reading=exact"]))
+    assert (ours.label_reading, ours.counts.unknown_truth) == ("exact", {})
+    assert (ours.scores["M3-W2-L1"].n, ours.scores["M3-W2-L1"].recall) == (1, 1.0)
+    assert "label text is split" not in ours.table()
+    with pytest.raises(InputError, match=r"label_reading is 'x'; expected one of \['auto', 'published', 'exact'\]"):
+        evaluate_config(compose("eval", [*options, "label_reading=x"]))
 
 
 def test_csv_tables_read_like_xlsx_tables(tmp_path):
