@@ -5,7 +5,8 @@
 
 The hash of its id (with `speaker`, of its speaker) assigns a clip to a shard, so a clip stays in its shard when the
 manifest grows. A shard is an ordinary run in out/shards/<number> with a manifest, records, answers and a log; it can be
-resumed, and two processes can share it. At the end the records are merged, and `out` is as one process would leave it.
+resumed. One command at a time runs the shards of `out`. At the end the records are merged, and `out` is as one process
+would leave it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from affectgpt.annotate.speakers import speaker_of
 from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, format_totals
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
 from affectgpt.journal import Journal
+from affectgpt.journal.locks import held
 from affectgpt.runs import RunRecord
 from affectgpt.runtime import UserError, n_cores, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import Sample, to_json
@@ -63,11 +65,19 @@ def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
         raise UserError(
             f"{out} was made by engine=single and holds its answers; continue with that engine, or choose another out="
         )
+    with held(out / "shards.lock", what=f"{out} is being annotated"):
+        return _run_held(config, clips, out, started)
+
+
+def _run_held(config: AnnotateConfig, clips: Clips, out: Path, started: float) -> int:
     workers = workers_of(config)
     n_shards = number_of_shards(out, config.shards, workers.n)
     record = RunRecord.start(out, kind="annotate", config=asdict(config))
     folders = [out / "shards" / f"{number:05d}" for number in range(n_shards)]
-    bad = split_clips(clips, folders, config.speaker)
+    try:
+        bad = split_clips(clips, folders, config.speaker)
+    except OSError as error:
+        raise UserError(f"{out / 'shards'}: cannot be written ({error.strerror}); is the disk full?") from error
     n_at_once = min(workers.n, n_shards)
     for folder in folders:
         write_json_atomic(folder / _JOB, asdict(job_of(config, folder, n_shards, n_at_once)))

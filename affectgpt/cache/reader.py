@@ -8,8 +8,10 @@ address, and a stale hit is impossible. For the layout on disk see `affectgpt.ca
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from affectgpt.config import SAMPLED, SamplingConfig
 from affectgpt.data.clips import load_clip
 from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
+from affectgpt.journal.locks import NamedLocks
 from affectgpt.runtime import InputError, gc_paused, n_cores, stable_hash
 from affectgpt.schema import BadSample, Sample
 
@@ -29,6 +32,8 @@ log = logging.getLogger("affectgpt")
 FORMAT = 2
 """Increment when decoding, preprocessing or the file layout changes: old entries are then no longer found."""
 
+
+_LOOK_AGAIN_S = 0.05  # for a clip that another process is encoding
 
 CACHE_MODES = ("ahead", "first_epoch", "off")
 
@@ -86,6 +91,8 @@ class FeatureCache:
         limit_bytes: int | None = None,
     ) -> None:
         self.n_refused = 0
+        self._folder = folder
+        self._claims: NamedLocks | None = None
         self._quota = None if limit_bytes is None else Quota(folder, limit_bytes)
         self._stores = {
             name: StateStore(
@@ -96,9 +103,23 @@ class FeatureCache:
             for name, fingerprint in fingerprints.items()
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_claims": None}
+
     @property
     def is_full(self) -> bool:
         return self._quota is not None and self._quota.is_full
+
+    @property
+    def claims(self) -> NamedLocks:
+        """Locks of the clips that a process is encoding; without locks on the file system, work is not shared."""
+        if self._claims is None:
+            self._claims = NamedLocks(self._folder / "claims", optional=True)
+        return self._claims
+
+    def claim_of(self, hashes: Mapping[str, str]) -> str:
+        """The name of the claim to encode these media: modality -> sha256."""
+        return stable_hash([(name, self._stores[name].folder.name, sha256) for name, sha256 in sorted(hashes.items())])
 
     def has(self, modality: str, sha256: str) -> bool:
         return sha256 in self._stores[modality]
@@ -218,6 +239,8 @@ class ClipReader:
     ) -> PreparedClips:
         """Go through all samples before training: fill the cache, or only decode, so that bad media are found now.
 
+        Several processes share the work: each encodes the clips that no other is encoding, and waits for the rest.
+
         Clips that are not encoded are decoded only with `on_bad="skip"`; else a bad clip raises when it is drawn.
 
         Args:
@@ -230,28 +253,39 @@ class ClipReader:
             self._facts.save()
             return PreparedClips(list(samples), [], len(lacking))
         written: list[bool] = []
+        elsewhere: list[Sample] = []  # another process, or another thread of this one, is encoding them
 
-        def check(sample: Sample) -> Sample:
+        def check(sample: Sample, wait: bool = False) -> Sample:
             wanted = [name for name in sample.modalities or () if name in modalities]
             if encode and self._cache is not None and not self._cache.is_full:
-                found = self.load(sample, wanted)
-                assert self._encode is not None
-                states = self._encode({name: found.media[name] for name in found.missing})
-                written.append(self.write(found.missing, states))
+                claims = self._cache.claims
+                claim = self._cache.claim_of({name: self._sha256(sample, name) for name in wanted})
+                while not claims.acquire(claim):
+                    if not wait:
+                        elsewhere.append(sample)
+                        return sample
+                    time.sleep(_LOOK_AGAIN_S)
+                try:
+                    found = self.load(sample, wanted)
+                    if found.missing:
+                        assert self._encode is not None
+                        states = self._encode({name: found.media[name] for name in found.missing})
+                    written.append(not found.missing or self.write(found.missing, states))
+                finally:
+                    claims.release(claim)
             elif on_bad == "skip":
                 load_clip(sample, wanted, self._sampling, backend=self._backend)
             return sample
 
-        checked, bad = check_each(
-            lacking,
-            check,
-            on_bad=on_bad,
-            what=what,
-            n_threads=self._n_threads,
-            progress=progress,
-        )
+        check_all = partial(check_each, on_bad=on_bad, n_threads=self._n_threads, progress=progress)
+        checked, bad = check_all(lacking, check, what=what)
+        done = {id(sample) for sample in checked} - {id(sample) for sample in elsewhere}
+        if elsewhere:
+            checked, more_bad = check_all(elsewhere, partial(check, wait=True), what="clips of another process")
+            done |= {id(sample) for sample in checked}
+            bad += more_bad
         self._facts.save()
-        left_out = {id(sample) for sample in lacking} - {id(sample) for sample in checked}
+        left_out = {id(sample) for sample in lacking} - done
         good = [sample for sample in samples if id(sample) not in left_out]
         return PreparedClips(good, bad, len(lacking) - len(bad) - sum(written))
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -20,21 +21,30 @@ from typing import Any
 
 from affectgpt.runtime import UserError, write_json_atomic
 
+log = logging.getLogger("affectgpt")
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What a file system without locks answers."""
 
 
 class NamedLocks:
-    """Locks by name, shared by processes; a lock is released when the process that holds it ends."""
+    """Locks by name, shared by processes; a lock is released when the process that holds it ends.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        optional: without locks on the file system only the tasks and threads of this process exclude each other, which
+            is logged; else it is an error.
+    """
+
+    def __init__(self, path: Path, *, optional: bool = False) -> None:
         self._path = path
+        self._optional = optional
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"{path}: cannot be opened for writing ({error.strerror})") from error
         self._held: set[str] = set()
+        self._are_there = True  # locks, on this file system
         self._lock = threading.Lock()  # POSIX locks do not hold against threads of the same process
 
     def acquire(self, name: str) -> bool:
@@ -53,17 +63,23 @@ class NamedLocks:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                raise UserError(
-                    f"{self._path}: its file system has no file locks ({error.strerror}), without which two processes "
-                    "would do the same work; choose a folder on another file system, or have it mounted with locks"
-                ) from error
+                message = f"{self._path}: its file system has no file locks ({error.strerror})"
+                if not self._optional:
+                    raise UserError(
+                        f"{message}, without which two processes would do the same work; choose a folder on another "
+                        "file system, or have it mounted with locks"
+                    ) from error
+                if self._are_there:
+                    log.warning("%s; two processes at once do the same work twice", message)
+                self._are_there = False
             self._held.add(name)
             return True
 
     def release(self, name: str) -> None:
         with self._lock:
             self._held.discard(name)
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte_of(name))
+            if self._are_there:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte_of(name))
 
     def close(self) -> None:
         os.close(self._file)  # POSIX: this releases all locks of the process on the file

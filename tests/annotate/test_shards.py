@@ -99,7 +99,7 @@ def test_the_error_of_a_shard_is_printed(tmp_path):
         annotate(clips, tmp_path / "out", *served(server.url), *SHARDED)
 
 
-def test_a_stopped_sharded_run_resumes_without_repeating_a_call(tmp_path):
+def test_a_sharded_run_is_alone_in_its_folder_and_stopped_resumes_without_repeating_a_call(tmp_path):
     clips = write_clips(tmp_path / "clips", 12)
     out = tmp_path / "out"
     with ChatServer(fill_in) as server:
@@ -115,6 +115,8 @@ def test_a_stopped_sharded_run_resumes_without_repeating_a_call(tmp_path):
         )
         while len(server.requests) < 6 and process.poll() is None:
             time.sleep(0.02)
+        with pytest.raises(UserError, match=rf"out is being annotated by process {process.pid} on .*; wait until"):
+            annotate(clips, out, *more)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[0]
         assert process.returncode == 143, said

@@ -1,7 +1,10 @@
 """Encoding ahead of training: each clip once, in processes and on a cluster, killed or not."""
 
 import copy
+import errno
+import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,6 +22,7 @@ from affectgpt import config as conf
 from affectgpt.cache import build as module
 from affectgpt.cache.build import run_build
 from affectgpt.cache.care import stores
+from affectgpt.cache.reader import ClipReader
 from affectgpt.cache.store import folder_bytes
 from affectgpt.models import AffectGPTForConditionalGeneration
 from affectgpt.runtime import UserError
@@ -83,6 +87,54 @@ def test_a_killed_build_resumes_and_encodes_nothing_twice(base_models, manifest,
     assert 6 <= before < N_STATES
     assert run_build(build_config(base_models, manifest, tmp_path)) == 0
     assert records(tmp_path / "cache") == sum(len(store) for store in stores(tmp_path / "cache")) == N_STATES
+
+
+def _builds(config):
+    context = multiprocessing.get_context("fork")  # of a process that has imported torch
+    builds = [context.Process(target=run_build, args=(config,)) for _ in range(2)]
+    for build in builds:
+        build.start()
+    return builds
+
+
+def test_two_builds_at_once_share_the_work(base_models, manifest, tmp_path, monkeypatch):
+    both, prepare = multiprocessing.get_context("fork").Barrier(2), ClipReader.prepare
+
+    def at_once(*arguments, **more):
+        both.wait(60)
+        return prepare(*arguments, **more)
+
+    monkeypatch.setattr(ClipReader, "prepare", at_once)
+    builds = _builds(build_config(base_models, manifest, tmp_path))
+    for build in builds:
+        build.join()
+    assert [build.exitcode for build in builds] == [0, 0]
+    assert records(tmp_path / "cache") == N_STATES
+    used = {path.name.split("-")[1] for path in (tmp_path / "cache").rglob("*.states")}
+    assert used == {str(build.pid) for build in builds}
+
+
+def test_a_killed_build_leaves_its_clips_to_another_that_runs(base_models, manifest, tmp_path):
+    first, second = _builds(build_config(base_models, manifest, tmp_path))
+    while not records(tmp_path / "cache"):
+        time.sleep(0.005)
+    first.kill()
+    first.join()
+    second.join()
+    assert second.exitcode == 0
+    assert records(tmp_path / "cache") == N_STATES
+
+
+def test_a_file_system_without_locks_fills_the_cache_with_a_warning(
+    base_models, manifest, tmp_path, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert run_build(build_config(base_models, manifest, tmp_path)) == 0
+    assert records(tmp_path / "cache") == N_STATES
+    assert caplog.text.count("claims: its file system has no file locks") == 1
 
 
 def test_encoding_neither_downloads_nor_reads_the_llm(base_models, manifest, tmp_path):
