@@ -474,6 +474,7 @@ class ServeConfig:
     max_batch: int = 8  # requests per batch
     max_wait_ms: float = 20.0  # how long a request waits for others to form a batch
     max_requests: int = 64  # requests accepted at a time; further ones get status 429
+    max_connections: int = 512  # open connections; more close those that have waited longest for a request
     max_request_mb: float = 64.0  # maximum size of a request body
     max_media_s: float = 600.0  # maximum duration of video or audio
     max_images: int = 32  # maximum number of images per request

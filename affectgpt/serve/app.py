@@ -192,11 +192,17 @@ async def _read_body(request: HttpRequest, config: ServeConfig) -> Any:
         return bytes(data)
 
     try:
-        return json.loads(await asyncio.wait_for(read(), BODY_TIMEOUT_S))
+        data = await asyncio.wait_for(read(), BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise APIError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    try:
+        return json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise APIError(400, f"the body is not JSON ({error})") from None
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")
 
 
 async def _disconnected(request: HttpRequest) -> None:

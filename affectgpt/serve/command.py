@@ -13,6 +13,7 @@ from affectgpt.config import ServeConfig
 from affectgpt.media import isolated_media
 from affectgpt.runtime import UserError
 from affectgpt.serve.app import KEY_VARIABLE, build_app
+from affectgpt.serve.connections import http_server
 from affectgpt.serve.models import load_served
 
 log = logging.getLogger("affectgpt")
@@ -23,7 +24,7 @@ def run_server(config: ServeConfig) -> int:
     check(config)
     try:
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"serving needs {error.name}; pip install 'affectgpt[serve]'") from None
     api_key = os.environ.get(KEY_VARIABLE)
@@ -34,13 +35,15 @@ def run_server(config: ServeConfig) -> int:
         served = load_served(config)
         if api_key is None and config.host not in ("127.0.0.1", "localhost", "::1"):
             log.warning("%s: clients that reach %s need no key; set %s", served.name, config.host, KEY_VARIABLE)
+        server = http_server(build_app(served, config, api_key=api_key), config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         sees = ", ".join(served.sees) or "text only"
-        log.info("serving %s (%s) at http://%s:%d/v1", served.name, sees, host, listener.getsockname()[1])
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        log.info("serving %s (%s) at %s/v1", served.name, sees, address)
+        log.info("next: curl %s/health; docs/serve.md shows requests; Ctrl-C stops it", address)
         signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn raises it again after the last answer
-        app = build_app(served, config, api_key=api_key)
         with isolated_media(config.n_decoders, max_pixels=round(config.max_megapixels * 1e6)):
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+            server.run(sockets=[listener])
     return 0
 
 
@@ -66,7 +69,7 @@ def check(config: ServeConfig) -> None:
     for name in ("max_batch", "max_requests", "max_request_mb", "max_media_s", "max_images", "max_megapixels"):
         if getattr(config, name) <= 0:
             raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
-    for name in ("max_new_tokens", "max_tokens_limit", "n_frames", "n_decoders"):
+    for name in ("max_connections", "max_new_tokens", "max_tokens_limit", "n_frames", "n_decoders"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}; expected at least 1")
     if config.max_wait_ms < 0:

@@ -97,6 +97,7 @@ def read_request(body: Any, name: str, config: ServeConfig) -> ChatRequest:
     Raises:
         APIError: a field is missing, of a wrong type, or not supported.
     """
+    _check_values(body)
     if not isinstance(body, dict):
         raise APIError(400, f"the body is {short(body)}; expected a JSON object")
     if (asked := _get(body, "model", str)) != name:
@@ -126,20 +127,49 @@ def read_request(body: Any, name: str, config: ServeConfig) -> ChatRequest:
     )
 
 
+_LOWEST_TEMPERATURE = 0.01
+_LOWEST_TOP_P = 1e-6
+_DEEPEST = 32  # levels of a body
+
+
+def _check_values(body: Any) -> None:
+    """APIError for nesting that `repr` cannot show, and for text that is not Unicode: half of a surrogate pair."""
+    todo: list[tuple[Any, str, int]] = [(body, "", 0)]
+    while todo:
+        value, at, depth = todo.pop()
+        where = at or "the body"
+        if depth > _DEEPEST:
+            raise APIError(400, f"the body has more than {_DEEPEST} levels of lists and objects")
+        if isinstance(value, str) and not _is_unicode(value):
+            raise APIError(400, f"{where}: half of a surrogate pair; expected Unicode text", param=at or None)
+        if isinstance(value, dict):
+            if not all(map(_is_unicode, value)):
+                raise APIError(400, f"{where}: a field name with half of a surrogate pair; expected Unicode text")
+            todo += [(item, f"{at}.{name}" if at else name, depth + 1) for name, item in value.items()]
+        elif isinstance(value, list):
+            todo += [(item, f"{at}[{number}]", depth + 1) for number, item in enumerate(value)]
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _read_decoding(body: Mapping[str, Any], config: ServeConfig) -> Decoding:
     names = ("max_completion_tokens", "max_tokens")
     name = next((name for name in names if body.get(name) is not None), names[1])
     longest = _get(body, name, int, config.max_new_tokens)
     if not 1 <= longest <= config.max_tokens_limit:
-        raise APIError(400, f"{name} is {longest}; expected 1 to {config.max_tokens_limit}", param=name)
+        raise APIError(400, f"{name} is {short(longest)}; expected 1 to {config.max_tokens_limit}", param=name)
     temperature, top_p = _get(body, "temperature", float, 0.0), _get(body, "top_p", float, 1.0)
-    if not 0 <= temperature <= 2:
-        raise APIError(400, f"temperature is {temperature:g}; expected 0 to 2", param="temperature")
-    if not 0 < top_p <= 1:
-        raise APIError(400, f"top_p is {top_p:g}; expected above 0 and at most 1", param="top_p")
+    # Lower values overflow the logits (float16: 65,504), or leave no token.
+    if not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature <= 2):
+        found = f"temperature is {short(temperature)}"
+        raise APIError(400, f"{found}; expected 0, or {_LOWEST_TEMPERATURE:g} to 2", param="temperature")
+    if not _LOWEST_TOP_P <= top_p <= 1:
+        raise APIError(400, f"top_p is {short(top_p)}; expected {_LOWEST_TOP_P:g} to 1", param="top_p")
     seed = _get(body, "seed", int)
     if seed is not None and not 0 <= seed < 2**63:
-        raise APIError(400, f"seed is {seed}; expected 0 to 2^63 - 1", param="seed")
+        raise APIError(400, f"seed is {short(seed)}; expected 0 to 2^63 - 1", param="seed")
     return Decoding(longest, temperature, top_p, seed) if temperature else Decoding(longest)
 
 
@@ -264,11 +294,15 @@ def path_below(folder: str | None, url: str, at: str) -> Path:
             400, f"{at}: video_url is {short(url)}; expected a data: URI (this server has no media_folder=)", param=at
         )
     root = Path(folder).expanduser().resolve()
-    path = root if "\0" in name else (root / name).resolve()
+    try:
+        path = root if "\0" in name else (root / name).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, or a loop of links
+        path, is_file = root / "?", False
     if not path.is_relative_to(root) or path == root or "://" in name:
         expected = "a data: URI, or a path below the server's media folder"
         raise APIError(400, f"{at}: video_url is {short(url)}; expected {expected}", param=at)
-    if not path.is_file():
+    if not is_file:
         raise APIError(400, f"{at}: no file {short(url)} below the server's media folder", param=at)
     return path
 

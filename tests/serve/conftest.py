@@ -20,6 +20,7 @@ from affectgpt.media import read_frames
 from affectgpt.runtime import InputError
 from affectgpt.serve.app import build_app
 from affectgpt.serve.command import bind
+from affectgpt.serve.connections import http_server
 from affectgpt.serve.models import AffectGPT, Prepared
 from affectgpt.training.stages import run_stage
 from tests.conftest import make_train_config
@@ -30,13 +31,10 @@ N = 6  # new tokens
 @contextlib.contextmanager
 def running(served, **settings):
     """(OpenAI client, address) of a server in a thread."""
-    import uvicorn
-
     config = conf.ServeConfig(**{"max_new_tokens": N, **settings.pop("config", {})})
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    app = build_app(served, config, **settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    server = http_server(build_app(served, config, **settings), config, log_level="error")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
