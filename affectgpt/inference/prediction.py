@@ -192,7 +192,7 @@ def _append_missing(
     rows = tqdm(predictions(todo), what, len(samples), initial=n_done, file=sys.stderr, disable=len(samples) == 1)
     made: dict[str, Prediction] = {}
     with contextlib.closing(Journal(out, key="id", fsync=True)) as journal:
-        for prediction in rows:
+        for prediction in map(marked, rows):
             journal.append(to_row(prediction))
             made[prediction.id] = prediction
     old = {key: prediction_from_row(row) for key, row in done.items()}
