@@ -58,6 +58,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "text metrics, Excel tables, plots",
         ("sacrebleu", "rouge-score", "jieba", "nltk", "openpyxl", "matplotlib"),
     ),
+    "speech": ("speech segments of audio", ("silero-vad",)),
 }
 # Optional packages that belong to no extra: used if they are installed, or known to break imports (torchaudio).
 OTHERS = ("torchaudio", "torchcodec", "flash-attn", "vllm")

@@ -132,7 +132,7 @@ def write_clip(
 ) -> Path:
     """`times`: of the frames in units of 1 / FRAME_RATE_HZ; None = 0, 1, 2 ..."""
     video_codec, audio_codec = codecs
-    with av.open(str(path), "w", options=options or {}) as container:
+    with av.open(str(path), "w", options={"fflags": "+bitexact", **(options or {})}) as container:
         video: Any = None
         if video_codec:
             video = container.add_stream(video_codec, rate=FRAME_RATE_HZ)

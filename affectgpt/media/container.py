@@ -22,7 +22,7 @@ from affectgpt.media.errors import (
     TruncatedMedia,
 )
 from affectgpt.media.isolated import isolatable
-from affectgpt.media.structure import avi_chunks, find_damage, stated_length
+from affectgpt.media.structure import avi_chunks, find_damage, matroska_blocks, stated_length
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -216,8 +216,11 @@ def check_bytes(path: PathLike, container: InputContainer) -> None:
         n_bytes = os.path.getsize(path)
         found = find_damage(stream, n_bytes, container.format.name)
         if not found and container.format.name == "avi":
-            unknown = sorted(set(avi_chunks(stream, n_bytes)) - {other.index for other in container.streams})
-            found = f"chunks of stream {unknown[0]}, which its header does not have" if unknown else None
+            known = {(other.index, other.type) for other in container.streams}
+            unknown = [key for key in avi_chunks(stream, n_bytes) if key not in known and key[1] != "other"]
+            if unknown:
+                number, kind = unknown[0]
+                found = f"chunks of {kind} in stream {number}, of which its header says otherwise"
     if found and "truncated" in found:
         raise TruncatedMedia(f"{path}: {found}; copy or download it again, or leave it out")
     if found:
@@ -256,6 +259,17 @@ def _checker(context: Any) -> Any | None:
     """
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
     return av.CodecContext.create(name, "r") if name in av.codecs_available else None
+
+
+def _n_stored(path: PathLike, stream: Any) -> int:
+    """At least how many packets of `stream` the file holds, where it can be counted without FFmpeg."""
+    name = stream.container.format.name
+    with open(path, "rb") as file:
+        if name == "avi":
+            return avi_chunks(file, os.path.getsize(path))[stream.index, stream.type]
+        if name == "matroska,webm":  # which track it is, is not known here
+            return min(matroska_blocks(file, os.path.getsize(path)).values(), default=0)
+    return 0
 
 
 def _end_of_good(lost: set[int], n_sent: int) -> int:
@@ -335,13 +349,10 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
         if is_video and isinstance(error, av.ArgumentError):
             reason = f"invalid, or a picture has more than {most} pixels"
         raise DamagedMedia(f"{path}: reading its {stream.type} stream failed ({reason}); {_DAMAGE_ADVICE}") from error
-    if container.format.name == "avi":
-        with open(path, "rb") as file:
-            n_chunks = avi_chunks(file, os.path.getsize(path))[stream.index]
-        if n_sent < 0.99 * n_chunks:
-            raise DamagedMedia(
-                f"{path}: its index leads to {n_sent} of {n_chunks} chunks of {stream.type}; {_DAMAGE_ADVICE}"
-            )
+    if n_sent < 0.99 * (n_stored := _n_stored(path, stream)):
+        raise DamagedMedia(
+            f"{path}: FFmpeg finds {n_sent} of {n_stored} packets of its {stream.type} stream; {_DAMAGE_ADVICE}"
+        )
     n_lost, accepted = len(lost), 0 if is_video or context.name == "flac" else n_sent // 200
     if container.format.name in _CUT_ANYWHERE:
         end = n_sent if is_video else _end_of_good(set(lost), n_sent)  # the last picture, or what comes after an mp3

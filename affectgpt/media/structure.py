@@ -119,6 +119,7 @@ _LEVEL_1 = {
     b"\x10\x43\xa7\x70": "chapters",
     b"\x19\x41\xa4\x69": "attachments",
 }
+_TRACKS = b"\x16\x54\xae\x6b"
 _IN_CLUSTER = {b"\xe7", b"\x58\x54", b"\xa7", b"\xab", b"\xa3", b"\xa0", b"\xaf", _VOID, _CRC}
 
 
@@ -127,8 +128,18 @@ def _element_id(stream: BinaryIO) -> bytes:
     return first + stream.read(8 - first[0].bit_length()) if first and first[0] >= 16 else first
 
 
-def _matroska_damage(stream: BinaryIO, n_bytes: int) -> str | None:
-    """mkv and webm: elements must follow each other, and checksums must be right where the writer stored them."""
+def matroska_blocks(stream: BinaryIO, n_bytes: int) -> Counter[int]:
+    """The number of blocks of each track number in the clusters that have no checksum."""
+    found: Counter[int] = Counter()
+    _matroska_damage(stream, n_bytes, found)
+    return found
+
+
+def _matroska_damage(stream: BinaryIO, n_bytes: int, n_blocks: Counter[int] | None = None) -> str | None:
+    """mkv and webm: elements must follow each other, and checksums must be right where the writer stored them.
+
+    `n_blocks` counts the blocks of each track in clusters without a checksum.
+    """
     position, end = 0, n_bytes
     while position < end:
         stream.seek(position)
@@ -145,14 +156,15 @@ def _matroska_damage(stream: BinaryIO, n_bytes: int) -> str | None:
             return f"bytes that belong to no element at byte {position}"
         else:
             first = stream.read(2)
-            if first == b"\xbf\x84" and length is not None:
+            # Of what is not decoded (tags, index ...), a wrong checksum does no harm; tools that edit them leave some.
+            if first == b"\xbf\x84" and length is not None and name in (_CLUSTER, _TRACKS):
                 stored = int.from_bytes(stream.read(4), "little")
                 if _crc32(stream, length - 6) != stored:
                     return f"wrong checksum of the {_LEVEL_1[name]} at byte {position}"
                 position = body + length
             elif name == _CLUSTER:
                 stop = end if length is None else min(body + length, end)
-                found = _walk_cluster(stream, body, stop)
+                found = _walk_cluster(stream, body, stop, Counter() if n_blocks is None else n_blocks)
                 if found is None:
                     return f"bytes that belong to no block in the cluster at byte {position}"
                 position = found
@@ -162,7 +174,7 @@ def _matroska_damage(stream: BinaryIO, n_bytes: int) -> str | None:
     return None
 
 
-def _walk_cluster(stream: BinaryIO, position: int, stop: int) -> int | None:
+def _walk_cluster(stream: BinaryIO, position: int, stop: int, n_blocks: Counter[int]) -> int | None:
     """The end of a cluster without a checksum; None if its blocks do not follow each other."""
     while position < stop:
         stream.seek(position)
@@ -172,6 +184,10 @@ def _walk_cluster(stream: BinaryIO, position: int, stop: int) -> int | None:
         if name not in _IN_CLUSTER or length is None or stream.tell() + length > stop:
             return None
         position = stream.tell() + length
+        if name == b"\xa0":  # a group, of which the first element is nearly always the block
+            name, _ = _element_id(stream), _ebml_length(stream)
+        if name in (b"\xa3", b"\xa1"):
+            n_blocks[_ebml_length(stream) or 0] += 1
     return position
 
 
@@ -223,18 +239,15 @@ def _ogg_damage(stream: BinaryIO) -> str | None:
         position = stream.tell()
 
 
-_AVI_CHUNKS = (b"dc", b"db", b"wb", b"tx", b"pc", b"iv", b"sb")
-
-
-def avi_chunks(stream: BinaryIO, n_bytes: int) -> Counter[int]:
-    """The number of chunks of each stream. FFmpeg finds fewer if the index of the file is damaged."""
-    found: Counter[int] = Counter()
+def avi_chunks(stream: BinaryIO, n_bytes: int) -> Counter[tuple[int, str]]:
+    """The number of chunks of each (stream, kind); FFmpeg finds fewer if the index of the file is damaged."""
+    found: Counter[tuple[int, str]] = Counter()
     _avi_damage(stream, n_bytes, found)
     return found
 
 
-def _avi_damage(stream: BinaryIO, n_bytes: int, found: Counter[int] | None = None) -> str | None:
-    """The chunks of each 'movi' list must follow each other up to its end; `found` counts them by stream."""
+def _avi_damage(stream: BinaryIO, n_bytes: int, found: Counter[tuple[int, str]] | None = None) -> str | None:
+    """The chunks of each 'movi' list must follow each other up to its end; `found` counts them."""
     position = end = 0
     while position + 12 <= n_bytes:
         stream.seek(position)
@@ -246,13 +259,13 @@ def _avi_damage(stream: BinaryIO, n_bytes: int, found: Counter[int] | None = Non
             position += 12
             continue
         known = kind in (b"LIST", b"JUNK", b"idx1", b"IDIT", b"JUNQ") or kind[:2] == b"ix"
-        if not known and not (kind[:2].isalnum() and kind[2:4] in _AVI_CHUNKS):
+        if not known and not (kind[:2].isdigit() and all(32 <= letter < 127 for letter in kind[2:])):
             # After the chunks, other data may follow.
             return f"bytes that belong to no chunk at byte {position}" if position < end or not end else None
         if position < end < position + 8 + length:
             return f"the chunk at byte {position} is longer than the list that it is in"
         if found is not None and not known and length and kind[:2].isdigit():
-            found[int(kind[:2])] += 1
+            found[int(kind[:2]), {b"dc": "video", b"db": "video", b"wb": "audio"}.get(kind[2:], "other")] += 1
         position += 8 + length + length % 2
     return None
 
