@@ -24,6 +24,7 @@ from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import annotate, rows_of, served, settings, write_clips
 from tests.chat.chat_server import ChatServer, fill_in
+from tests.media.crashing import read_audio_or_crash
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("acoustic", "disambiguate", "merge", "translate", "labels")  # calls of emer_coarse for a sound with a subtitle
@@ -342,3 +343,13 @@ def test_training_reads_the_folder_as_data(clips, tmp_path):
     assert data.name == "my clips, mine"
     assert [source.manifest for source in data.coarse] == [str(tmp_path / "my clips, mine" / "manifest.jsonl")]
     assert not data.test
+
+
+def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("affectgpt.annotate.clips.read_audio", read_audio_or_crash)
+    out = tmp_path / "out"
+    assert annotate(clips, out) == 3
+    (failed,) = rows_of(out / "failed.jsonl")
+    assert failed["id"] == "clip00001"
+    assert "the decoder crashed (SIGSEGV); the file is probably damaged" in failed["reason"]
+    assert len(rows_of(out / "records.jsonl")) == 3

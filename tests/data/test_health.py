@@ -10,6 +10,8 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import read_samples
 from tests.data import layouts
 from tests.data.layouts import NAMES
+from tests.media.crashing import read_audio_or_crash
+from tests.media.media_files import sine, write_media
 
 
 @pytest.fixture
@@ -122,3 +124,15 @@ def test_every_format_is_listed_and_errors_say_what_was_expected(tmp_path, capsy
     assert run("check", "formt=ovmerd") == 2
     assert "unknown setting 'formt'" in capsys.readouterr().err
     assert run("convert", "format=ovmerd", f"folder={tmp_path}", "out=x.csv") == 2
+
+
+def test_a_decoder_that_crashes_names_the_file_and_the_check_continues(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("affectgpt.data.clips.read_audio", read_audio_or_crash)
+    for number in range(3):
+        write_media(tmp_path / f"{number}.wav", sound=sine(0.2), audio_codec="pcm_s16le")
+    rows = [f"c{number},{number}.wav" for number in range(3)]
+    (tmp_path / "m.csv").write_text("\n".join(["id,audio", *rows]))
+    assert run("check", tmp_path / "m.csv", "decode=true") == 1
+    printed = capsys.readouterr().out
+    assert "rows 3, usable 2, bad 1" in printed
+    assert f"{tmp_path / '1.wav'}: the decoder crashed (SIGSEGV); the file is probably damaged" in printed

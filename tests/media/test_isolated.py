@@ -39,7 +39,7 @@ def misbehave(path, how):
     return os.getpid()
 
 
-def test_before_and_after_the_context_files_are_read_in_this_process_and_no_process_is_left():
+def test_before_and_after_the_context_files_are_read_in_this_process_and_no_process_is_left(tmp_path):
     """First in this file: `processes` is active in all others."""
     assert misbehave("a.mp4", "") == os.getpid()
     with isolated_media(1):
@@ -47,6 +47,9 @@ def test_before_and_after_the_context_files_are_read_in_this_process_and_no_proc
         with isolated_media(1):
             assert misbehave("a.mp4", "") == number
     assert misbehave("a.mp4", "") == os.getpid()
+    path = write_media(tmp_path / "clip.mp4", numbered_clip(3))
+    with isolated_media(1, max_pixels=64 * 48 - 1), pytest.raises(DamagedMedia, match="claims pictures of 64 x 48"):
+        read_frame_sets(path, {"frames": 2})
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
 
