@@ -565,6 +565,7 @@ class AnnotateConfig:
     openface: str | None = None  # folder with OpenFace's <id>.csv
     speaker: str | None = None  # regular expression whose first group is the speaker in an id: "^([^_]+)_"
     columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
+    keep_own: bool = True  # labels and descriptions of the manifest stay; false = the annotated ones replace them
     split: str | None = None  # only rows of a manifest with this split
     limit: int | None = None  # only the first clips, up to this number
     workers: int | None = None  # clips annotated at once in each process; null = from cores and concurrency

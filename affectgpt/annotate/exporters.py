@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import other_language
 from affectgpt.annotate.record import Annotation, read_records, record_from_row
 from affectgpt.annotate.review.labelstudio import SCREENS, local_url, make_task, medium_of, screen_config
+from affectgpt.annotate.review.votes import is_reviewed
 from affectgpt.clauses import split
 from affectgpt.journal import Journal
 from affectgpt.media import MediaError, probe
 from affectgpt.prompts import LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, write_text_atomic
-from affectgpt.schema import Clause, Sample, write_jsonl
+from affectgpt.schema import LANGUAGES, Clause, Sample, write_jsonl
 
 LOSES = {
     "manifest": "clues and facts that no clause uses, confidence, checks, provenance, all but the first of the ranking",
@@ -53,27 +54,34 @@ def records_in(path: Path) -> Iterator[Annotation]:
 
 def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
     """One sample per record that no check drops, as training and evaluation read it. A description in the other
-    language becomes a translation; description, translation and labels may each be missing."""
+    language becomes a translation; description, translation and labels may each be missing. What the clip's manifest
+    already said takes the place of what was annotated, unless people have reviewed the record."""
     for record in records:
         if verdict(record) == "drop":
             continue
         other = other_language(record.lang)
-        translations = {
+        translations: dict[str, dict[str, Any]] = {
             lang: {"description": text, "clauses": clauses_of(record, lang)}
             for lang, text in record.description.items()
             if lang == other
         }
+        given: Mapping[str, Any] = {} if is_reviewed(record) else record.given
+        own = given.get(record.lang, {})
+        for lang in sorted(set(given) & set(LANGUAGES) - {record.lang}):
+            made = {} if "description" in given[lang] else translations.get(lang, {})
+            translations[lang] = {**made, **given[lang]}
+        annotated = record.lang in record.description and "description" not in own
         yield Sample(
             id=record.id,
             video=record.media.get("video"),
             audio=record.media.get("audio"),
             face=record.media.get("face"),
             subtitle=record.transcript,
-            description=record.description.get(record.lang),
-            clauses=clauses_of(record, record.lang) if record.lang in record.description else None,
-            labels=record.labels or None,
-            label=record.ranking[0] if record.ranking else None,
-            valence=record.valence,
+            description=own.get("description") or record.description.get(record.lang),
+            clauses=clauses_of(record, record.lang) if annotated else None,
+            labels=tuple(own.get("labels") or record.labels) or None,
+            label=own.get("label") or (record.ranking[0] if record.ranking else None),
+            valence=given.get("valence", record.valence),
             lang=record.lang,
             translations=translations,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.runtime import InputError
-from affectgpt.schema import LANGUAGES, check_id
+from affectgpt.schema import LANGUAGES, Sample, check_id
 
 CLUE_MODALITIES = ("visual", "acoustic", "lexical")
 VALENCE = (-5.0, 5.0)
@@ -82,6 +82,7 @@ class Annotation:
         confidence: 0 to 1 as stated by the annotator; not calibrated.
         evidence: measured facts.
         checks: findings of checks, as {"check", "verdict", "reason"}.
+        given: what the clip's manifest already said: language -> {"labels", "label", "description"}, and "valence".
     """
 
     id: str
@@ -99,6 +100,17 @@ class Annotation:
     evidence: tuple[Fact, ...] = ()
     checks: tuple[Mapping[str, str], ...] = ()
     provenance: tuple[Provenance, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+def given_of(sample: Sample) -> dict[str, Any]:
+    """The labels, descriptions and valence that a sample has already, as `Annotation.given` holds them."""
+    given: dict[str, Any] = {}
+    for lang, texts in {sample.lang: vars(sample), **sample.translations}.items():
+        own = {name: texts[name] for name in ("labels", "label", "description") if texts.get(name)}
+        if own:
+            given[lang] = {**own, "labels": list(own["labels"])} if "labels" in own else own
+    return given if sample.valence is None else {**given, "valence": sample.valence}
 
 
 def checked_record(record: Annotation) -> Annotation:
@@ -120,6 +132,7 @@ def checked_record(record: Annotation) -> Annotation:
         (record.confidence, "confidence", (0.0, 1.0)),
     ):
         _expect(value is None or (_number(value) and low <= value <= high), name, key, value, f"{low:g} to {high:g}")
+    _expect(set(record.given) <= {*LANGUAGES, "valence"}, name, "given", sorted(record.given), LANGUAGES)
     measured = {fact.name for fact in record.evidence}
     for fact in record.evidence:
         _expect(
@@ -171,6 +184,8 @@ def record_to_row(record: Annotation) -> dict[str, Any]:
     row = dict(vars(checked_record(record)))
     for name in _NESTED:  # dataclasses.asdict would copy every number and text
         row[name] = [dict(vars(item)) for item in row[name]]
+    if not row["given"]:
+        del row["given"]
     return {"key": row.pop("key"), **row}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from affectgpt.annotate.checks import VERDICTS, verdict, worst_first
 from affectgpt.annotate.record import CLUE_MODALITIES, Annotation
 from affectgpt.annotate.review.votes import is_reviewed
-from affectgpt.annotate.verify import AGREES_FROM
+from affectgpt.annotate.verify import AGREES_FROM, wheel_f
 from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.plots import draw_bars
 from affectgpt.runtime import write_json_atomic
@@ -36,6 +36,8 @@ class RecordsReport:
         valence: records by rounded valence.
         verified: scores of the blind verifier.
         human: records that both human rounds have confirmed.
+        own: mean F on the wheels of the annotated labels against those that the manifest already had; None where the
+            wheels list none of the latter.
         steps: step -> records, tokens in, tokens out.
     """
 
@@ -52,6 +54,7 @@ class RecordsReport:
     transcripts: int = 0
     verified: list[float] = field(default_factory=list)
     human: int = 0
+    own: list[float | None] = field(default_factory=list)
     steps: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, record: Annotation) -> None:
@@ -72,6 +75,8 @@ class RecordsReport:
             float(row["score"]) for row in record.checks if row["check"] == "blind_verifier" and row.get("score")
         ]
         self.human += is_reviewed(record)
+        if own := record.given.get(record.lang, {}).get("labels"):
+            self.own.append(wheel_f(own, record.labels))
         self.transcripts += bool(record.transcript)
         self.descriptions.update(list(record.description))
         self.clues.update({clue.modality for clue in record.clues})
@@ -92,6 +97,10 @@ class RecordsReport:
             self.sectors[grouping.groups(label).get(LEVEL1[0], "unknown")] += n
         return self
 
+    @property
+    def own_scores(self) -> list[float]:
+        return [score for score in self.own if score is not None]
+
     def row(self) -> dict[str, Any]:
         """The report as a JSON object."""
         return {
@@ -108,6 +117,7 @@ class RecordsReport:
             "sectors": dict(self.sectors.most_common()),
             "valence": {str(value): n for value, n in sorted(self.valence.items())},
             "verifier": {"records": len(self.verified), "mean": _mean(self.verified), "agrees_from": AGREES_FROM},
+            "own_labels": {"records": len(self.own), "scored": len(self.own_scores), "mean": _mean(self.own_scores)},
             "steps": {
                 name: {"done": n, "tokens_in": n_in, "tokens_out": n_out}
                 for name, (n, n_in, n_out) in self.steps.items()
@@ -172,6 +182,11 @@ def format_report(report: RecordsReport, folder: Path) -> str:
             f"blind verifier: {len(report.verified)} records, mean F on the wheels {_mean(report.verified):.3f}; "
             f"{low} below {AGREES_FROM}"
         )
+    if report.own:
+        mean = _mean(report.own_scores)
+        shown = "on no wheel" if mean is None else f"mean F of the annotated ones on the wheels {mean:.3f}"
+        fewer = f" ({len(report.own_scores)})" if len(report.own_scores) < len(report.own) else ""
+        lines.append(f"labels of your manifest, kept: {len(report.own)} records, {shown}{fewer}")
     for name in ("agreement.json", "review_report.json"):
         if (folder / name).is_file():
             lines += [line[:WIDTH] for line in json.loads((folder / name).read_text(encoding="utf-8"))["told"]]

@@ -326,7 +326,7 @@ def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple
         for folder in folders:
             for row in _rows(folder / "records.jsonl"):
                 known = records.latest(row["id"])
-                if known is None or known["key"] != row["key"]:
+                if known is None or any(known.get(name) != row.get(name) for name in ("key", "given")):
                     records.append(row)
         n_rows = write_manifest(out / "manifest.jsonl", (record_from_row(row) for row in records.rows()))
     finally:
@@ -343,8 +343,8 @@ def collect(out: Path, folders: Sequence[Path], bad: Mapping[str, int]) -> tuple
         report = json.loads(path.read_text(encoding="utf-8"))
         for name in ("n_clips", "made", "there", "calls", "repaired", "retries"):
             setattr(totals, name, getattr(totals, name) + report[name])
-        for name in ("failed", "dropped", "without", "checked"):
-            getattr(totals, name).update(report[name])
+        for name in ("failed", "dropped", "without", "checked", "own"):
+            getattr(totals, name).update(report.get(name, {}))
         for name in _SUMMED:
             row[name] += report[name]
     return totals, {**row, "manifest_rows": n_rows}

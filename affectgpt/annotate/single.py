@@ -24,7 +24,7 @@ from affectgpt.annotate.annotators import Annotator, Budget, make_annotator
 from affectgpt.annotate.clips import ClipMedia, Clips, files_of, manifests, media_sha256, openface_of
 from affectgpt.annotate.exporters import write_manifest
 from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, loads_models, settings_hash
-from affectgpt.annotate.record import Annotation, RecordError, record_from_row, record_to_row
+from affectgpt.annotate.record import Annotation, RecordError, given_of, record_from_row, record_to_row
 from affectgpt.annotate.speakers import Speakers
 from affectgpt.annotate.steps import Dropped, StepFailed, Work
 from affectgpt.annotate.store import Store
@@ -145,14 +145,14 @@ class _Run:
             openface = openface_of(sample, self.config.openface)
             sha256 = await asyncio.to_thread(media_sha256, list(files_of(sample, openface)), store.hashes)
             key = stable_hash([self.settings, sample.id, sha256, sample.subtitle, self.speakers.usual_of(sample)])
-            if self._is_there(sample.id, key):
+            if self._is_there(sample, key):
                 self._advance(there=1)
                 return
             if not store.claims.acquire(f"clip {sample.id}"):
                 self.later.append(sample)
                 return
             try:
-                if self._is_there(sample.id, key):  # another process has just finished it
+                if self._is_there(sample, key):  # another process has just finished it
                     self._advance(there=1)
                     return
                 clip = ClipMedia(await asyncio.to_thread(_probe, sample), sha256, openface, self.config.backend)
@@ -189,13 +189,22 @@ class _Run:
             media={name: str(Path(path).resolve()) for name, path in media.items()},
             lang=self.config.lang,
             provenance=tuple(sorted(work.notes, key=lambda note: order[note.step])),
+            given=self._given(sample),
             **{name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()},
         )
         self.totals.count_record(record)
         return record_to_row(record)
 
-    def _is_there(self, name: str, key: str) -> bool:
-        """Whether the clip's newest record was made from exactly this; an older such record is made the newest."""
+    def _given(self, sample: Sample) -> dict[str, Any]:
+        """What the manifest already says; one of checked clues is the output of another run, and says nothing."""
+        return given_of(sample) if self.config.keep_own and self.config.checked is None else {}
+
+    def _is_there(self, sample: Sample, key: str) -> bool:
+        """Whether the clip's newest record was made from exactly this; an older such record is made the newest.
+
+        If only the manifest's own labels have changed, the record is written again with them.
+        """
+        name, given = sample.id, self._given(sample)
         row = self.store.records.latest(name)
         if row is not None and row["key"] != key:
             row = self.store.records.get(key)
@@ -203,6 +212,11 @@ class _Run:
                 self.store.records.append(row)
         if row is None:
             return False
+        if row.get("given", {}) != given:
+            row = {field: value for field, value in row.items() if field != "given"} | (
+                {"given": given} if given else {}
+            )
+            self.store.records.append(row)
         self.totals.count_record(record_from_row(row))
         self._clear_failure(name)
         return True

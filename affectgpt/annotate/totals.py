@@ -33,6 +33,7 @@ class Totals:
     dropped: Counter[str] = field(default_factory=Counter)
     without: Counter[str] = field(default_factory=Counter)
     checked: Counter[str] = field(default_factory=Counter)
+    own: Counter[str] = field(default_factory=Counter)
     calls: int = 0
     repaired: int = 0
     retries: int = 0
@@ -49,6 +50,8 @@ class Totals:
         lacks = [f"{name} clue" for name in CLUE_MODALITIES if record.clues and name not in found]
         lacks += ["transcript"] * (not record.transcript) + ["labels"] * (not record.labels)
         self.without.update(lacks)
+        texts = record.given.get(record.lang, {})
+        self.own.update([*texts, *(["valence"] if "valence" in record.given else [])])
         self.checked.update({f"{row['verdict']:<9}{row['check']}" for row in record.checks})
 
     def exit_code(self, stopped_by: str) -> int:
@@ -70,6 +73,10 @@ def format_totals(totals: Totals, report: Mapping[str, Any], config: AnnotateCon
         lines.append(f"  left     {totals.n_left:>6}  not started or not finished; repeat the command to continue")
     lines += [f"  without  {n:>6}  {what}" for what, n in totals.without.most_common()]
     lines += [f"  {what[:9]}{n:>6}  {what[9:]}" for what, n in totals.checked.most_common()]
+    for what, n in totals.own.most_common():
+        lines.append(f"  own      {n:>6}  {what} of your manifest, kept in manifest.jsonl")
+    if totals.own["labels"]:
+        lines.append(f"`python -m affectgpt.annotate report {config.out}` compares them with the annotated ones")
     tokens = f"{report['tokens_in']:,} tokens in, {report['tokens_out']:,} out"
     uncounted = f", {report['uncounted']} answers without a token count" if report["uncounted"] else ""
     lines.append(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from affectgpt.annotate.exporters import LOSES, records_in, write_export
+from affectgpt.annotate.exporters import LOSES, records_in, write_export, write_manifest
 from affectgpt.annotate.review.labelstudio import clue_from_text
 from affectgpt.data.formats import read_format
 from affectgpt.demo.performance import Identity, Performance, Voice
@@ -48,6 +48,28 @@ def test_a_manifest_reads_back_with_all_its_fields(records, tmp_path):
     first = samples[0]
     assert (first.labels, first.label, first.valence) == (("confused", "puzzled"), "happy", 2.5)
     assert first.in_language("zh").description == "很高兴。"
+
+
+def test_what_the_manifest_already_said_is_kept_unless_people_reviewed_the_record(tmp_path):
+    given = {
+        "en": {"labels": ["own"], "label": "calm", "description": "Their text."},
+        "zh": {"labels": ["自己"]},
+        "valence": -1.0,
+    }
+    reviewed = tuple({"check": f"human_labels_round_{n}", "verdict": "keep", "reason": ""} for n in (1, 2))
+    records = [
+        record("a", given=given, ranking=("happy",), valence=2.5),
+        record("b", given={"en": {"labels": ["own"]}}),
+        record("c", given=given, checks=reviewed),
+        record("d"),
+    ]
+    assert write_manifest(tmp_path / "m.jsonl", records) == 4
+    first, second, third, last = read_samples(tmp_path / "m.jsonl")[0]
+    assert (first.labels, first.label, first.valence) == (("own",), "calm", -1.0)
+    assert (first.description, first.clauses) == ("Their text.", None)
+    assert first.in_language("zh").labels == ("自己",)
+    assert (second.labels, second.description) == (("own",), last.description)
+    assert third.labels == last.labels == ("confused", "puzzled")
 
 
 def test_merr_reads_back_through_its_reader(records, tmp_path):

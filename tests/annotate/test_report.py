@@ -38,6 +38,20 @@ def test_the_report_has_the_right_counts_fits_the_screen_and_is_plotted(tmp_path
         assert "<svg" in (folder / "report" / f"{name}.svg").read_text()
 
 
+def test_own_labels_are_compared_with_the_annotated_ones(tmp_path, capsys):
+    own = [("happy",), ("furious",), ("zxcv",)]
+    items = [
+        record(f"c{n}", labels=("happy",), given={"en": {"labels": list(labels)}, "zh": {"labels": ["难过"]}})
+        for n, labels in enumerate(own)
+    ]
+    folder = write_records(tmp_path / "r", [*items, record("d", labels=("happy",))])
+    assert run_command("annotate", ["report", str(folder), "pictures=false"]) == 0
+    said = capsys.readouterr().out
+    assert "labels of your manifest, kept: 3 records, mean F of the annotated ones on the wheels 0.500 (2)" in said
+    row = json.loads((folder / "report" / "report.json").read_text())
+    assert row["own_labels"] == {"records": 3, "scored": 2, "mean": 0.5}
+
+
 def test_a_folder_without_records_is_an_error_that_names_failed_jsonl(tmp_path, capsys, monkeypatch):
     folder = write_records(tmp_path / "r", [])
     code = run_command("annotate", ["report", str(folder)])

@@ -78,6 +78,30 @@ def test_a_second_run_makes_nothing_and_another_setting_makes_new_records(clips,
     assert {record.lang for record in records_in(out)} == {"en"}
 
 
+def test_own_labels_of_the_manifest_are_kept_and_their_number_is_said(clips, tmp_path, capsys):
+    out, rows = tmp_path / "out", [json.loads(line) for line in clips.read_text(encoding="utf-8").splitlines()]
+    annotate(clips, out)
+    annotated = {sample.id: sample.labels for sample in read_samples(out / "manifest.jsonl")[0]}
+    rows[0]["labels"], rows[1]["labels_zh"] = ["ours"], ["我们的"]
+    own = clips.with_name("own.jsonl")
+    own.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    capsys.readouterr()
+    for _ in range(2):  # in a folder with finished records, then once more without a change
+        assert annotate(own, out) == 0
+        said = capsys.readouterr().out
+        assert "(0 now, 4 before)" in said
+        assert "own           1  labels of your manifest, kept in manifest.jsonl" in said
+    assert len(rows_of(out / "records.jsonl")) == 6
+    kept = {sample.id: sample for sample in read_samples(out / "manifest.jsonl")[0]}
+    first, second, third, _ = (row["id"] for row in rows)
+    assert kept[first].labels == ("ours",)
+    assert (kept[second].labels, kept[second].in_language("zh").labels) == (annotated[second], ("我们的",))
+    assert kept[third].labels == annotated[third]
+    assert {record.id: record.labels for record in records_in(out)} == annotated
+    assert annotate(own, out, "keep_own=false") == 0
+    assert {sample.id: sample.labels for sample in read_samples(out / "manifest.jsonl")[0]} == annotated
+
+
 def test_an_unreadable_or_missing_clip_fails_with_its_reason(tmp_path, capsys):
     clips = write_clips(tmp_path / "clips", 3)
     (clips.parent / "clip00001.wav").write_bytes(b"")
