@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections import deque
@@ -197,8 +198,17 @@ _function: Callable[[], Any] | None = None
 def _start_process(make: Callable[[int], Any], numbers: Any) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     set_up_logging()
     _function = cache(partial(make, numbers.get()))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: it would wait for tasks forever, with its models in memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # as a kill: what is written is complete or does not count
 
 
 def _run_in_process(task: Any) -> Any:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -217,3 +219,23 @@ def test_an_abandoned_run_on_a_cluster_starts_no_more_tasks(cluster, tmp_path):
     n_started = len(list(tmp_path.iterdir()))
     time.sleep(0.5)
     assert len(list(tmp_path.iterdir())) <= n_started + 1 < 30
+
+
+ENDLESS = """
+import multiprocessing, os, sys, time
+from affectgpt.spread import Processes
+def make(worker):
+    print(os.getpid(), flush=True)
+    return time.sleep
+if __name__ == "__main__":
+    list(Processes(2).run(make, [600, 600]))
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    with subprocess.Popen([sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, text=True) as parent:
+        for _ in range(2):
+            assert parent.stdout.readline().strip().isdigit()
+        parent.kill()
+        assert parent.communicate(timeout=30)[0] == ""  # ends when the last worker has closed what it inherited
