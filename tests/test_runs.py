@@ -1,3 +1,4 @@
+import os
 import subprocess
 import threading
 
@@ -103,6 +104,26 @@ def test_the_marker_lists_checksums_and_names_what_changed(tmp_path):
     (folder / "more" / "state.pt").write_text("z")
     (folder / "trained.safetensors").unlink()
     assert changed_files(folder) == ["more/state.pt has changed since it was written", "trained.safetensors is missing"]
+
+
+def test_every_file_is_on_the_disk_before_the_marker_and_the_marker_before_anything_else(tmp_path, monkeypatch):
+    """What a power failure at any moment leaves: a marker only next to files that were forced to the disk before."""
+    (tmp_path / "more").mkdir()
+    for name in ("trained.safetensors", "more/optimizer.pt"):
+        (tmp_path / name).write_text("x")
+    done = []
+    sync, rename = os.fsync, os.replace
+
+    def path_of(file):
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{file}"), tmp_path)
+
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(path_of(file)) or sync(file))
+    monkeypatch.setattr(os, "replace", lambda old, new: done.append(f"-> {os.path.basename(new)}") or rename(old, new))
+    mark_complete(tmp_path, "step 1")
+    renamed = done.index("-> COMPLETE")
+    assert {"trained.safetensors", "more/optimizer.pt", "more", "."} <= set(done[:renamed])
+    assert done[renamed - 1].startswith(".COMPLETE")  # its own content
+    assert done[renamed + 1] == "."
 
 
 def finished_run(folder, **values):

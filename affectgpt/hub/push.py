@@ -77,9 +77,9 @@ def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"out={out} is not empty; name a new folder, or delete it first")
-    from affectgpt.models.checkpoint import read_manifest
+    from affectgpt.models.checkpoint import verified_manifest
 
-    manifest = read_manifest(checkpoint)
+    manifest = verified_manifest(checkpoint)
     local = [what for what, name, _ in base_models(manifest["spec"]) if Path(name).is_absolute()]
     if config.full:
         from affectgpt.hub.export import export

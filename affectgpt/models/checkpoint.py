@@ -150,6 +150,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
+def verified_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a checkpoint whose tensors are those that were written; raises CheckpointError."""
+    return _read(Path(folder))[0]
+
+
 def read_spec(folder: str | os.PathLike[str]) -> ModelSpec:
     """The description of the checkpoint's model."""
     return _spec_of(read_manifest(folder), folder)

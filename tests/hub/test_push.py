@@ -182,6 +182,15 @@ def test_a_release_is_pushed_with_a_card_of_its_parts_data_scores_and_limits(hub
         assert words in card, card
 
 
+def test_a_changed_checkpoint_is_not_released(run_folder, tmp_path):
+    shutil.copytree(run_folder / "best", tmp_path / "best")
+    weights = tmp_path / "best" / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(UserError, match=r"trained\.safetensors has changed since it was written"):
+        release(tmp_path / "best", tmp_path / "out", PushConfig(repo="user/x"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pushed_release_is_loaded_by_its_hub_id(hub, fetched, run_folder, tmp_path):
     if not hub.folder("user/asked").exists():
         run(hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/asked", f"out={tmp_path / 'r'}")

@@ -95,7 +95,11 @@ def pair(request, base_models, manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     # A clip without sound and dropped media: the two processes do not show the same branches in a step.
     fields = {"strategy.name": request.param, "strategy.num_processes": 2}
-    noisy = {"folder": folder / "noisy", "dropout": 0.3, "fields": {**fields, "stage.keep_last": 9}}
+    noisy = {
+        "folder": folder / "noisy",
+        "dropout": 0.3,
+        "fields": {**fields, "stage.keep_last": 9, "stage.log_every": 2},
+    }
     stopped = {**noisy, "folder": folder / "stopped"}
     jobs = [
         {"folder": folder / "whole", "fields": fields},
@@ -152,7 +156,10 @@ def test_stopped_and_resumed_equals_uninterrupted(pair):
     folder, answers = pair
     assert [answer["exit_code"] for answer in answers[3]] == [0, 0]
     assert same(weights(folder / "stopped"), weights(folder / "noisy"))
+    # Stopped in step 3, between two lines of the log and before a validation.
+    assert column(folder / "stopped", "step") == column(folder / "noisy", "step")
     assert column(folder / "stopped", "loss") == column(folder / "noisy", "loss")
+    assert generated(folder / "stopped") == generated(folder / "noisy")
 
 
 def test_a_wrong_number_of_processes_is_refused(pair):
