@@ -178,7 +178,6 @@ def mark_complete(folder: Path, text: str) -> None:
     for path in (*files, *filter(Path.is_dir, folder.rglob("*")), folder):
         sync(path)
     write_text_atomic(folder / COMPLETE, "".join(f"{line}\n" for line in [text, *checksum_lines(folder, files)]))
-    sync(folder)
     sync(folder.parent)
 
 

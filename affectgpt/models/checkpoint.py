@@ -31,8 +31,8 @@ from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneratio
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
 from affectgpt.prompts import PROMPT_VERSION
-from affectgpt.runs import COMPLETE, RECORD, TRAINED_MANIFEST, is_checkpoint_name, sync
-from affectgpt.runtime import sha256_of_file, stable_hash, write_text_atomic
+from affectgpt.runs import COMPLETE, RECORD, TRAINED_MANIFEST, is_checkpoint_name
+from affectgpt.runtime import sha256_of_file, stable_hash, sync, write_text_atomic
 
 TENSORS_NAME = "trained.safetensors"
 TRAINER_STATE = "trainer_state.json"  # only in checkpoints of a run
@@ -97,7 +97,6 @@ def save_trained(
     manifest["manifest_sha256"] = _digest(manifest)
     os.replace(temporary, folder / TENSORS_NAME)
     write_text_atomic(folder / TRAINED_MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    sync(folder)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
