@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from affectgpt.config import SubmitConfig
 from affectgpt.metrics import load_lexicon, read_predictions
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.io import write_predictions_npz
-from affectgpt.runtime import InputError, write_text_atomic
-from affectgpt.tables import read_names
+from affectgpt.runtime import InputError
+from affectgpt.tables import read_names, write_csv
 
 
 def build_submission(
@@ -47,11 +45,7 @@ def write_submission(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
     if path.suffix == ".npz":
         write_predictions_npz(path, labels)
     elif path.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["name", "openset"])
-        writer.writerows([name, f"[{', '.join(found)}]"] for name, found in labels.items())
-        write_text_atomic(path, text.getvalue())
+        write_csv(path, [("name", "openset"), *((name, f"[{', '.join(found)}]") for name, found in labels.items())])
     else:
         raise InputError(f"{path}: expected a .npz or .csv file to write, found {path.suffix!r}")
 

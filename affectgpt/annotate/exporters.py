@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections import Counter
@@ -24,6 +22,7 @@ from affectgpt.media import MediaError, probe
 from affectgpt.prompts import LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, write_text_atomic
 from affectgpt.schema import LANGUAGES, Clause, Sample, write_jsonl
+from affectgpt.tables import write_csv
 
 LOSES = {
     "manifest": "clues and facts that no clause uses, confidence, checks, provenance, all but the first of the ranking",
@@ -174,9 +173,7 @@ def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None
     """MERR_fine_grained.json, its index, transcription_en_all.csv, and links to the media."""
     entries: dict[str, Any] = {}
     index = []
-    transcripts = io.StringIO()
-    table = csv.writer(transcripts, lineterminator="\n")
-    table.writerow(["name", "sentence"])
+    transcripts: list[tuple[str, str]] = [("name", "sentence")]
     for record in records:
         _link_media(record, out)
         units = [fact for fact in record.evidence if fact.name.startswith("AU")]
@@ -204,12 +201,12 @@ def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None
                 valence = -10 if record.valence is None else record.valence
                 index.append(f"{record.id} {_n_frames(record)} {emotion} {valence:g}\n")
         if record.transcript:
-            table.writerow([record.id, record.transcript])
+            transcripts.append((record.id, record.transcript))
         entries[record.id] = entry
         found["written"] += 1
     write_text_atomic(out / "MERR_fine_grained.json", json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
     write_text_atomic(out / "MERR_fine_grained.txt", "".join(index))
-    write_text_atomic(out / "transcription_en_all.csv", transcripts.getvalue())
+    write_csv(out / "transcription_en_all.csv", transcripts)
 
 
 def _n_frames(record: Annotation) -> int:

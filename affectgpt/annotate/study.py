@@ -14,7 +14,6 @@ paper groups them with GPT-3.5, so its figures are on another scale.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import itertools
 import json
@@ -38,7 +37,7 @@ from affectgpt.metrics import Lexicon, evaluate, load_lexicon, read_references
 from affectgpt.metrics.compare import mean_std
 from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
 from affectgpt.schema import LANGUAGES, Sample
-from affectgpt.tables import format_table
+from affectgpt.tables import format_table, write_csv
 
 COLUMN_ROLES = {"audio": "audio", "video": "vision", "merge": "text", "translate": "translator"}
 """Column of the table -> role of the annotator that it chooses."""
@@ -268,15 +267,13 @@ def write_study(out: Path, rows: Sequence[StudyRow], repeats: int, lexicon: Lexi
     runs = f"mean and standard deviation over {repeats} runs" if repeats > 1 else "one run"
     note = f"Percent, {runs}; mean of the five wheels at level 1, lexicon {lexicon.name} {lexicon.version}."
     write_text_atomic(out / "study.md", "\n".join([*lines, "", note, ""]))
-    file = io.StringIO()
     columns = [f"{name}_{lang}{end}" for lang in LANGUAGES for name in MEASURES for end in ("", "_std")]
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*COLUMN_ROLES, *columns, "clips", "missing", "calls"])
+    table: list[list[object]] = [[*COLUMN_ROLES, *columns, "clips", "missing", "calls"]]
     for row in rows:
         scores = [mean_std(row.scores[lang][name]) for lang in LANGUAGES for name in MEASURES]
         numbers = [f"{value:.4f}" for score in scores for value in (score.mean, score.std)]
-        writer.writerow([*row.cell.chosen.values(), *numbers, row.n, row.missing, row.calls])
-    write_text_atomic(out / "study.csv", file.getvalue())
+        table.append([*row.cell.chosen.values(), *numbers, row.n, row.missing, row.calls])
+    write_csv(out / "study.csv", table)
     found: list[dict[str, Any]] = [
         {"models": dict(row.cell.chosen), "folder": row.cell.folder, "scores": row.scores, "clips": row.n,
          "missing": row.missing, "calls": row.calls}

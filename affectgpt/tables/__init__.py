@@ -8,6 +8,8 @@ from a file; numpy unpickles a file only if the caller declares it as trusted.
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +21,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, write_text_atomic
 from affectgpt.tables.arrays import ArrayError, NotPlain, array_names, read_array
 from affectgpt.tables.sheets import TableError, csv_records, encoding_of, jsonl_records, xlsx_records
+
+log = logging.getLogger("affectgpt")
 
 ID_COLUMNS = ("id", "name", "names")
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv", ".xlsx")
@@ -295,6 +299,39 @@ def _npz_rows(path: Path) -> Iterator[tuple[int | str, Row | InputError]]:
         raise TableError(f"{path}: expected one item per filename, found {shapes[0]} filenames and {shapes[1]} items")
     for number, (name, item) in enumerate(zip(names, items, strict=True)):
         yield number, {"name": name, "openset": item}
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file for programs, cells as they are.
+
+    Spreadsheets run text that begins like a formula, even from a subtitle or a file name. Such cells are not changed,
+    since the readers of published formats would get other text; a warning counts them.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    formulas = []
+    for row in rows:
+        writer.writerow(row)
+        formulas += [cell for cell in row if isinstance(cell, str) and _is_formula(cell)]
+    write_text_atomic(path, text.getvalue())
+    if formulas:
+        log.warning(
+            "%s: a spreadsheet would run %d cells as formulas, the first one %.60r; import the file there with all "
+            "columns as text",
+            path,
+            len(formulas),
+            formulas[0],
+        )
+
+
+def _is_formula(cell: str) -> bool:
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def format_table(rows: Iterable[Sequence[str]], align: str = "l") -> str:

@@ -18,6 +18,7 @@ from affectgpt.tables import (
     read_pickled_mapping,
     read_rows,
     sheets,
+    write_csv,
 )
 
 ROWS = [{"id": "00001", "text": "Hi, you", "labels": "开心，难过"}, {"id": "00002", "text": "", "labels": "['sad']"}]
@@ -246,3 +247,14 @@ def test_names_are_read_from_text_files_in_the_encodings_of_tables(tmp_path):
 def test_jsonl_reads_back_what_json_writes(tmp_path):
     rows = [{"id": "a", "text": "one\u2028two\x85three", "n": [1, {"b": None}]}, {"id": "b"}]
     assert rows_of(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))) == rows
+
+
+def test_cells_that_a_spreadsheet_runs_as_formulas_are_kept_and_counted(tmp_path, caplog):
+    rows = [("name", "sentence"), ("a", '=HYPERLINK("http://x")'), ("@b", "-1.5"), ("+c", -2)]
+    write_csv(tmp_path / "t.csv", rows)
+    assert "t.csv: a spreadsheet would run 3 cells as formulas, the first one '=HYPERLINK" in caplog.text
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [[str(cell) for cell in row] for row in rows]
+    caplog.clear()
+    write_csv(tmp_path / "t.csv", [("happy, sad", -1.5, "-3", "")])
+    assert not caplog.text
