@@ -7,7 +7,7 @@
 Each process appends to its own shards, so any number of processes can read and write one store. An entry exists once
 its record is written, which is after its bytes: a killed process leaves no partial entry, at worst bytes without a
 record. A process checks the checksum when it first reads an entry; a damaged entry is logged and counts as missing, so
-that it is recomputed.
+that it is recomputed. After a power failure, bytes that did not reach the disk are found in the same way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from affectgpt.runtime import UserError, write_json_atomic
+from affectgpt.runtime import UserError, sync, write_json_atomic
 
 log = logging.getLogger("affectgpt")
 
@@ -326,6 +326,8 @@ class StateStore:
                 for name in held:  # copied before it is deleted, so that it always exists
                     if (found := self.read(name)) is not None:
                         self.write(name, *found)
+                if self._writer is not None:
+                    self._writer.sync()
                 self._maps.pop(shard, None)
                 for suffix in ("index", "states"):
                     (self.folder / f"{shard}.{suffix}").unlink(missing_ok=True)
@@ -365,6 +367,12 @@ class _Writer:
 
     def append_record(self, record: bytes) -> None:
         _write_all(self._index.fileno(), record)
+
+    def sync(self) -> None:
+        """Force everything to the disk."""
+        os.fsync(self._states.fileno())
+        os.fsync(self._index.fileno())
+        sync(Path(self._index.name).parent)
 
     def close(self) -> None:
         self._states.close()

@@ -238,3 +238,26 @@ def test_a_store_is_pickled_without_its_open_files(store):
 def test_states_of_another_shape_are_refused(store):
     with pytest.raises(ValueError, match=r"must be \[T, E\].*found torch.float64 \[3\]"):
         store.write(address(1), torch.zeros(3, dtype=torch.float64), {})
+
+
+def test_after_a_power_failure_every_entry_is_intact_or_missing(store, tmp_path, caplog):
+    fill(store, range(3))
+    store.close()
+    for suffix in ("index", "states"):
+        (path,) = store.folder.glob(f"*.{suffix}")
+        data = path.read_bytes()
+        for end in range(0, len(data) + 1, 3):  # zeros where blocks did not reach the disk
+            path.write_bytes(data[:end] + bytes(len(data) - end))
+            after = StateStore(store.folder)
+            found = [after.read(address(number)) for number in range(3)]
+            assert all(one is None or torch.equal(one[0], some(number)) for number, one in enumerate(found))
+            assert sum(one is not None for one in found) == (end // 72 if suffix == "index" else _n_within(data, end))
+        path.write_bytes(data)
+    assert "a damaged record is ignored" in caplog.text
+    assert "are damaged and will be recomputed" in caplog.text
+
+
+def _n_within(states: bytes, end: int) -> int:
+    """How many of the entries are complete in the first `end` bytes of a shard."""
+    ends = [states.index(f'{{"number": {number}}}'.encode()) + len('{"number": 0}') for number in range(3)]
+    return sum(place <= end for place in ends)
