@@ -608,7 +608,8 @@ class RecordsConfig:
     screens: str = "clues,labels"  # review: what is reviewed
     which: str = "all"  # review: all clips, or ask: those with a finding that asks for a human
     seed: int = 0  # review: of the random assignment of clips to annotators
-    media_root: str | None = None  # review, export: folder that Label Studio serves; null = the one above all clips
+    media_root: str | None = None  # review, export: document root of Label Studio; null = the folder above all clips
+    transcode: bool = False  # review: show mp4 copies of clips that browsers do not play, such as avi and mkv
     pictures: bool = True  # report: write plots (needs matplotlib)
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from affectgpt.annotate.review.changes import report_rounds
 from affectgpt.annotate.review.labelstudio import SCREENS
 from affectgpt.annotate.review.setup import Review
 from affectgpt.annotate.review.tasks import set_up_round
-from affectgpt.annotate.review.votes import confirmed
+from affectgpt.annotate.review.votes import STALE_DESCRIPTION, confirmed
 from affectgpt.annotate.store import Store
 from affectgpt.config import RecordsConfig
 from affectgpt.journal import Journal
@@ -120,7 +121,7 @@ def review_records(config: RecordsConfig) -> int:
         raise UserError(f"which is {config.which!r}; expected all or ask")
     names = [name.strip() for name in config.annotators.split(",") if name.strip()]
     screens = [name.strip() for name in config.screens.split(",") if name.strip()]
-    written, left_out = set_up_round(
+    made = set_up_round(
         records_in(source),
         source,
         folder,
@@ -131,17 +132,34 @@ def review_records(config: RecordsConfig) -> int:
         screens=screens or SCREENS,
         which=config.which,
         media_root=_media_root(config),
+        transcode=config.transcode,
     )
     setup = Review.read(folder).rounds[str(config.round)]
     load = Counter(name for people in setup["assignment"].values() for name in people)
     print(f"round {config.round}: {len(setup['assignment'])} clips, {setup['per_clip']} annotators each")
     for name in names:
         print(f"  {load[name]:>8}  clips for {name}")
-    _print_counts({f"left out: {reason}": n for reason, n in left_out.items()})
-    _print_wrapped(f"files for Label Studio, one project each ({len(written)}), in {folder / f'round{config.round}'}:")
-    for path in written:
+    _print_counts({f"left out: {reason}": n for reason, n in made.left_out.items()})
+    if made.unplayed:
+        found = ", ".join(f"{n} {reason}" for reason, n in made.unplayed.most_common())
+        if made.copies:
+            _print_wrapped(f"not played by browsers: {found}; copies as mp4 are in {made.copies}")
+        else:
+            _print_wrapped(
+                f"NOT PLAYED by browsers: {found}; repeat this command with transcode=true, which writes mp4 copies to "
+                f"{folder / 'media'}"
+            )
+    round_folder = folder / f"round{config.round}"
+    _print_wrapped(f"files for Label Studio, one project each ({len(made.tasks)}), in {round_folder}:")
+    for path in made.tasks:
         screen, medium, _ = path.stem.split(".", 2)
         print(f"  {path.name}   with labeling interface {screen}.{medium}.xml")
+    print("start the server:")
+    print("  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true \\")
+    print(f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={shlex.quote(str(made.served.root))} label-studio start")
+    print("in each project, add local storage (Settings > Cloud Storage > Add Source Storage > Local Files) with path:")
+    for storage in made.served.storages:
+        print(f"  {storage}")
     _print_wrapped(
         f"then export each project as JSON: python -m affectgpt.annotate import exports/*.json to={folder} "
         "(docs/human-review.md)"
@@ -159,7 +177,7 @@ def import_records(config: RecordsConfig) -> int:
     print("answers:")
     _print_counts(counts)
     print("\n".join(lines))
-    n_finished, unfinished = _write_confirmed(folder, review, answers)
+    n_finished, n_stale, unfinished = _write_confirmed(folder, review, answers)
     write_lines_atomic(folder / "changes.jsonl", (json.dumps(row, ensure_ascii=False) for row in changes))
     rounds = [asdict(one) for one in reports]
     write_json_atomic(folder / "review_report.json", {"rounds": rounds, "unfinished": unfinished, "told": lines})
@@ -171,13 +189,24 @@ def import_records(config: RecordsConfig) -> int:
         _print_wrapped(
             f"{folder}: manifest.jsonl ({n_rows} clips confirmed in both rounds), records.jsonl, changes.jsonl"
         )
+        if n_stale:
+            _print_wrapped(
+                f"descriptions of {n_stale} clips were written for other clues or labels (marked "
+                f"{STALE_DESCRIPTION} in records.jsonl); write them again: python -m affectgpt.annotate {folder / 'manifest.jsonl'} out=emer/ "
+                f"pipeline=emer_checked checked={folder / 'records.jsonl'}"
+            )
+        _print_wrapped(f"then train: python train.py stage=fine data={folder}")
     else:
         _print_wrapped(f"{folder}: changes.jsonl; no clip has passed both rounds yet")
     return 0
 
 
-def _write_confirmed(folder: Path, review: Review, answers: ReviewAnswers) -> tuple[int, Counter[str]]:
-    """Append the confirmed records; returns their number, and the other clips of the review by reason."""
+def _write_confirmed(folder: Path, review: Review, answers: ReviewAnswers) -> tuple[int, int, Counter[str]]:
+    """Append the confirmed records.
+
+    Returns:
+        their number, the number of those with an outdated description, and the other clips of the review by reason.
+    """
     finished: list[Annotation] = []
     unfinished: Counter[str] = Counter()
     for record in records_in(Path(review.source)):
@@ -193,7 +222,8 @@ def _write_confirmed(folder: Path, review: Review, answers: ReviewAnswers) -> tu
             _append_if_new(records, record)
     finally:
         records.close()
-    return len(finished), unfinished
+    n_stale = sum(any(row["check"] == STALE_DESCRIPTION for row in record.checks) for record in finished)
+    return len(finished), n_stale, unfinished
 
 
 def report_records(config: RecordsConfig) -> int:

@@ -14,6 +14,7 @@ from affectgpt.media.errors import (
 from affectgpt.media.faces import probe_faces, read_faces
 from affectgpt.media.isolated import DecoderCrashed, isolatable, isolated_media
 from affectgpt.media.openface import ActionUnits, read_openface
+from affectgpt.media.playback import why_not_played, write_playable
 from affectgpt.media.video import Frames, read_frame_sets, read_frames, uniform_indices
 
 __all__ = [
@@ -41,4 +42,6 @@ __all__ = [
     "read_frames",
     "read_openface",
     "uniform_indices",
+    "why_not_played",
+    "write_playable",
 ]

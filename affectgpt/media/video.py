@@ -186,7 +186,7 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
             last_s = max(last_s, time_s)
             end_s = last_s + float((frame.duration or 0) * stream.time_base)
             if index in selected:
-                image = _upright(frame, _pixel_aspect(stream))
+                image = upright_frame(frame, stream)
                 # A size that grows mid-stream costs no memory: every frame is kept in the size of the first.
                 first = decoded.images.get(0, image)
                 decoded.images[index] = _resize(image, *first.shape[:2])
@@ -195,6 +195,11 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
         if decoded.n_source:
             check_end(path, stream, first_s, end_s)
     return decoded
+
+
+def upright_frame(frame: Any, stream: Any) -> np.ndarray:
+    """A decoded frame of `stream` as a viewer sees it: RGB [H,W,3], upright and with square pixels."""
+    return _upright(frame, _pixel_aspect(stream))
 
 
 def _upright(frame: Any, aspect: float = 1.0) -> np.ndarray:

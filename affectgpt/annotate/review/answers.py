@@ -56,14 +56,16 @@ def import_exports(paths: Sequence[Path], folder: Path) -> Counter[str]:
     log = _log(folder)
     try:
         old = {row["key"]: row for row in log.rows()}
-        people = {row["annotator"]: row["person"] for row in old.values()}
+        people = {row["annotator"]: row["person"] for row in old.values() if row["person"]}
         rows = []
         for key, answer in newest.items():
-            _check_person(people, answer.about["annotator"], answer.person)
+            person = answer.person or old.get(key, {}).get("person", "")  # known from before the user was deleted
+            if person:
+                _check_person(people, answer.about["annotator"], person)
             row = {
                 "key": key,
                 **{name: answer.about[name] for name in ("round", "screen", "id", "annotator")},
-                "person": answer.person,
+                "person": person,
                 "given": {name: list(texts) for name, texts in answer.given.items()},
                 "clues": {name: list(texts) for name, texts in answer.clues.items()},
                 "labels": list(answer.labels),

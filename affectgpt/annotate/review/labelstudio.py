@@ -17,10 +17,11 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, Clue
-from affectgpt.runtime import InputError, stable_hash
+from affectgpt.runtime import InputError
 
 SCREENS = ("clues", "labels")
 MEDIA = ("video", "audio")
+_VIDEO_HEIGHT_PX = 320
 
 
 class ReviewError(InputError):
@@ -39,6 +40,7 @@ _WORDS = {
         "candidates": "Candidate emotions",
         "other": "Other emotions",
         "add": "add one, then Enter",
+        "add long": "add one, then Shift + Enter",
     },
     "zh": {
         "clues": "请完整观看视频，可拖动滑块反复查看任一时刻。请修改线索、删除不存在的内容、补充遗漏的内容。"
@@ -51,6 +53,7 @@ _WORDS = {
         "candidates": "候选情绪",
         "other": "其他情绪",
         "add": "输入一条，按回车",
+        "add long": "输入一条，按 Shift + 回车",
     },
 }
 
@@ -58,30 +61,49 @@ _WORDS = {
 def screen_config(screen: str, medium: str, lang: str) -> str:
     """The labeling configuration (XML) of a screen for clips of a medium ("video" or "audio")."""
     words = _WORDS[lang]
-    player = '<Video name="clip" value="$clip"/>' if medium == "video" else '<Audio name="clip" value="$clip"/>'
+    player = (
+        f'<Video name="clip" value="$clip" height="{_VIDEO_HEIGHT_PX}"/>'
+        if medium == "video"
+        else '<Audio name="clip" value="$clip"/>'
+    )
+    if screen == "clues":
+        fields = []
+        for modality in CLUE_MODALITIES:
+            fields += [
+                f"<Header value={quoteattr(words[modality])} size='5'/>",
+                _field(modality, words["add long"], rows=3),
+            ]
+    else:
+        fields = [
+            f"<Header value={quoteattr(words['candidates'])} size='5'/>",
+            '<Choices name="emotions" toName="clip" choice="multiple" showInline="true" value="$candidates"/>',
+            f"<Header value={quoteattr(words['other'])} size='5'/>",
+            _field("other", words["add"], rows=1),
+        ]
     lines = [
         "<View>",
         f"  <Header value={quoteattr(words[screen])} size='5'/>",
-        f"  {player}",
-        f"  <Header value={quoteattr(words['says'])}/>",
-        '  <Text name="said" value="$said"/>',
+        # Two columns, and the clip stays in view while the fields are scrolled: Label Studio gives a video 600 px of
+        # height, which would leave the fields below the edge of most screens. Its player needs 540 px of width.
+        '  <View style="display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start">',
+        '    <View style="flex: 0 0 540px; position: sticky; top: 0">',
+        f"      {player}",
+        f"      <Header value={quoteattr(words['says'])} size='5'/>",
+        '      <Text name="said" value="$said"/>',
+        "    </View>",
+        '    <View style="flex: 1 1 320px; min-width: 0">',
+        *(f"      {field}" for field in fields),
+        "    </View>",
+        "  </View>",
+        "</View>",
+        "",
     ]
-    if screen == "clues":
-        for modality in CLUE_MODALITIES:
-            lines += [f"  <Header value={quoteattr(words[modality])}/>", _field(modality, words["add"], rows=3)]
-    else:
-        lines += [
-            f"  <Header value={quoteattr(words['candidates'])}/>",
-            '  <Choices name="emotions" toName="clip" choice="multiple" showInline="true" value="$candidates"/>',
-            f"  <Header value={quoteattr(words['other'])}/>",
-            _field("other", words["add"], rows=1),
-        ]
-    return "\n".join([*lines, "</View>", ""])
+    return "\n".join(lines)
 
 
 def _field(name: str, hint: str, rows: int) -> str:
     return (
-        f'  <TextArea name="{name}" toName="clip" editable="true" rows="{rows}" showSubmitButton="true" '
+        f'<TextArea name="{name}" toName="clip" editable="true" rows="{rows}" showSubmitButton="true" '
         f"placeholder={quoteattr(hint)}/>"
     )
 
@@ -115,7 +137,7 @@ def medium_of(record: Annotation) -> str | None:
     return next((name for name in MEDIA if record.media.get(name)), None)
 
 
-def local_url(path: str, root: Path) -> str:
+def local_url(path: str | Path, root: Path) -> str:
     """The URL at which Label Studio serves a local file below its document root.
 
     Raises:
@@ -143,7 +165,8 @@ def make_task(
     result = [_result(name, "textarea", {"text": texts}) for name, texts in given.items() if texts]
     task: dict[str, Any] = {"data": data}
     if screen == "clues" and result:
-        task["predictions"] = [{"model_version": stable_hash(given)[:12], "result": result}]
+        # One version for all tasks: Label Studio prefills only the predictions of one version in a project.
+        task["predictions"] = [{"model_version": "affectgpt", "result": result}]
     return task
 
 
@@ -160,7 +183,7 @@ class ReviewAnswer:
 
     Attributes:
         about: id, screen, and the further fields that `make_task` was given, such as round and annotator.
-        person: number of the person in Label Studio, as text.
+        person: number of the person in Label Studio, as text; "" for a user who has been deleted there.
         clues: texts by modality (screen `clues`); given: the machine's.
         labels: ticked candidates and other emotions (screen `labels`); other: the latter alone.
         seconds: time spent on it, or None.
@@ -178,7 +201,9 @@ class ReviewAnswer:
 
 
 def read_export(path: Path) -> Iterator[ReviewAnswer | str]:
-    """The answers in Label Studio's export ("JSON", not "JSON-MIN"); the reason as text for tasks without one.
+    """The answers in Label Studio's export ("JSON", not "JSON-MIN"), and as text what is not an answer.
+
+    That is a task without an answer, a relation that an annotator drew, and a note that a user has been deleted.
 
     Raises:
         ReviewError: another format, or tasks that this program did not write.
@@ -205,13 +230,20 @@ def read_export(path: Path) -> Iterator[ReviewAnswer | str]:
         for annotation in item["annotations"]:
             if annotation.get("was_cancelled"):
                 yield "skipped by the annotator"
-            else:
-                yield _answer(annotation, data, where)
+                continue
+            answer = _answer(annotation, data, where)
+            n_relations = sum(result.get("type") == "relation" for result in annotation.get("result") or [])
+            yield from ["relations drawn between fields (left out)"] * n_relations
+            if not answer.person:
+                yield "answers of users who have been deleted in Label Studio"
+            yield answer
 
 
 def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) -> ReviewAnswer:
     fields: dict[str, list[str]] = {}
     for result in annotation.get("result") or []:
+        if result.get("type") == "relation":
+            continue
         name, value = result.get("from_name"), result.get("value") or {}
         found = value.get("text", value.get("choices"))
         found = [found] if isinstance(found, str) else found
@@ -236,7 +268,9 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
 
 
 def _person(completed_by: Any, where: str) -> str:
-    """The person's number; names and e-mail addresses of annotators are not stored."""
+    """The person's number, "" if the user was deleted; names and e-mail addresses of annotators are not stored."""
+    if completed_by is None:
+        return ""
     number = completed_by.get("id") if isinstance(completed_by, dict) else completed_by
     if not isinstance(number, int) or isinstance(number, bool):
         raise ReviewError(f"{where}: completed_by {completed_by!r}: expected the number of a person")

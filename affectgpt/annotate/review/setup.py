@@ -64,16 +64,20 @@ class Review:
         screens: Sequence[str],
         ids: Sequence[str],
     ) -> None:
-        """Set up a round; raises UserError for wrong settings, or annotators who took part in another round."""
+        """Set up a round; setting it up again with the same settings and clips changes nothing.
+
+        Raises:
+            UserError: wrong settings, other settings than before, or annotators who took part in another round.
+        """
         if number not in ROUNDS:
             raise UserError(f"round is {number}; expected one of {list(ROUNDS)}")
-        if str(number) in self.rounds:
-            raise UserError(f"round {number} is set up already; its tasks are in round{number}/")
         if not annotators or len(set(annotators)) < len(annotators):
             raise UserError(f"annotators are {list(annotators)}; expected different names: annotators=a,b,c,d")
         for name in annotators:
             check_id(name)
         for other, setup in self.rounds.items():
+            if other == str(number):
+                continue
             if both := sorted(set(annotators) & set(setup["annotators"])):
                 raise UserError(f"{both} reviewed in round {other} already; a second round needs other people")
         per_clip = per_clip or len(annotators)
@@ -81,10 +85,14 @@ class Review:
             raise UserError(f"per_clip is {per_clip}; expected 1 to {len(annotators)}, the number of annotators")
         if wrong := sorted(set(screens) - set(SCREENS)):
             raise UserError(f"screens {wrong}; expected some of {list(SCREENS)}")
-        self.rounds[str(number)] = {
+        setup = {
             "annotators": list(annotators),
             "per_clip": per_clip,
             "seed": seed,
             "screens": list(screens),
             "assignment": assign(ids, annotators, per_clip, seed),
         }
+        if self.rounds.setdefault(str(number), setup) != setup:  # the same again only writes the same tasks again
+            raise UserError(
+                f"round {number} is set up already, with other settings or clips; its tasks are in round{number}/"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,29 @@ from affectgpt.annotate.checks import verdict
 from affectgpt.annotate.record import Annotation, Clue
 from affectgpt.annotate.review.answers import ReviewAnswers
 from affectgpt.annotate.review.labelstudio import SCREENS, local_url, make_task, medium_of, screen_config
+from affectgpt.annotate.review.served import Served, playable_files, served_from
 from affectgpt.annotate.review.setup import Review
 from affectgpt.annotate.review.votes import outcome_of
 from affectgpt.runtime import UserError, write_text_atomic
+
+
+@dataclass(frozen=True)
+class RoundFiles:
+    """What `set_up_round` wrote.
+
+    Attributes:
+        tasks: the task files.
+        left_out: clips that are not in the round, by reason.
+        served: where Label Studio finds the clips.
+        unplayed: clips in a format that browsers do not play, by format.
+        copies: folder with copies of those that browsers play; None without `transcode`.
+    """
+
+    tasks: list[Path]
+    left_out: Counter[str]
+    served: Served
+    unplayed: Counter[str]
+    copies: Path | None
 
 
 def set_up_round(
@@ -29,14 +50,14 @@ def set_up_round(
     screens: Sequence[str] = SCREENS,
     which: str = "all",
     media_root: Path | None = None,
-) -> tuple[list[Path], Counter[str]]:
+    transcode: bool = False,
+) -> RoundFiles:
     """Write the files of a round; round 2 is shown what round 1 left.
 
     Args:
         which: "all" clips, or "ask": those with a finding that asks for a human.
-
-    Returns:
-        the task files, and the clips left out, by reason.
+        media_root: the document root of Label Studio; None = the folder above all clips.
+        transcode: write copies of clips that browsers do not play to `folder`/media, and show those.
     """
     left_out: Counter[str] = Counter()
     review = Review.read(folder) if (folder / "review.json").is_file() else Review(str(source.resolve()))
@@ -62,16 +83,21 @@ def set_up_round(
             chosen[record.id] = (record, record.clues, record.labels)
         else:
             chosen[record.id] = (record, *outcome_of(record, before, 1))
+    copies = (folder / "media").resolve()
+    shown = [record for record, _, _ in chosen.values()]
+    media, unplayed, failed = playable_files(shown, copies, transcode=transcode)
+    left_out += failed
+    chosen = {name: item for name, item in chosen.items() if name in media}
     if not chosen:
         raise UserError(f"no clip to review: {dict(left_out)}")
+    served = served_from(media, copies, media_root)
     review.add_round(number, annotators, per_clip, seed, screens, list(chosen))
-    root = media_root or _common_folder(record for record, _, _ in chosen.values())
     files: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for name, people in review.rounds[str(number)]["assignment"].items():
         record, clues, labels = chosen[name]
         medium = medium_of(record)
         assert medium is not None
-        url = local_url(record.media[medium], root)
+        url = local_url(media[name], served.root)
         for screen in screens:
             for person in people:
                 task = make_task(screen, record, url, clues, labels, round=number, annotator=person)
@@ -85,7 +111,8 @@ def set_up_round(
         write_text_atomic(target / f"{screen}.{medium}.xml", screen_config(screen, medium, lang))
         written.append(path)
     review.write(folder)
-    return written, left_out
+    used = copies if any(path.is_relative_to(copies) for path in media.values()) else None
+    return RoundFiles(written, left_out, served, unplayed, used)
 
 
 def _why_not_in_round_1(record: Annotation, which: str) -> str:
@@ -94,11 +121,3 @@ def _why_not_in_round_1(record: Annotation, which: str) -> str:
     if which == "ask" and verdict(record) != "ask":
         return "no check asks for a human"
     return "" if medium_of(record) else "nothing to play"
-
-
-def _common_folder(records: Iterable[Annotation]) -> Path:
-    folders = {Path(path).resolve().parent for record in records for path in record.media.values()}
-    first, *rest = sorted(folders)
-    while not all(folder.is_relative_to(first) for folder in rest):
-        first = first.parent
-    return first

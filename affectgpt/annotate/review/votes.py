@@ -157,9 +157,38 @@ def confirmed(record: Annotation, review: Review, answers: ReviewAnswers) -> Ann
             seconds = sum(row["seconds"] or 0.0 for row in given.values())
             parameters = {"annotators": list(given)}
             steps.append(Provenance(f"human_{screen}_{number}", "human", parameters=parameters, seconds=seconds))
+    if stale := why_stale(record, clues, labels):
+        rows.append({"check": STALE_DESCRIPTION, "verdict": "ask", "reason": stale})
     kept = tuple(row for row in record.checks if row["verdict"] == "keep")  # the questions to humans are answered
     result = replace(record, clues=clues, labels=labels, checks=(*kept, *rows), provenance=(*record.provenance, *steps))
     return replace(result, key=stable_hash([record.key, "review", asdict(result)]))
+
+
+STALE_DESCRIPTION = "description_before_review"
+"""The check that marks a reviewed record whose description was written for other clues or labels."""
+
+
+def why_stale(record: Annotation, clues: Sequence[Clue], labels: Sequence[str]) -> str:
+    """How these reviewed clues and labels differ from those that the record's description was written for; "" = not.
+
+    >>> record = Annotation("a", "", labels=("sad", "tired"), description={"en": "She is sad and tired."})
+    >>> why_stale(record, (), ("sad", "shy"))
+    'labels added: shy; labels removed: tired (still in the description: tired)'
+    """
+    if not record.description:
+        return ""
+    before, after = ({label.lower(): label for label in found} for found in (record.labels, labels))
+    added = [label for key, label in after.items() if key not in before]
+    removed = [label for key, label in before.items() if key not in after]
+    reasons = [f"labels added: {', '.join(added)}"] if added else []
+    if removed:
+        text = " ".join(record.description.values()).lower()
+        named = [label for label in removed if label.lower() in text]
+        still = f" (still in the description: {', '.join(named)})" if named else ""
+        reasons.append(f"labels removed: {', '.join(removed)}{still}")
+    if {(clue.modality, clue.text) for clue in clues} != {(clue.modality, clue.text) for clue in record.clues}:
+        reasons.append("clues changed")
+    return "; ".join(reasons)
 
 
 def is_reviewed(record: Annotation) -> bool:

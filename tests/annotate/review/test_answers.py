@@ -63,3 +63,27 @@ def test_skipped_tasks_are_counted_and_the_newest_answer_counts(tmp_path):
         {"older answers to the same task": 1, "skipped by the annotator": 1, "not answered": 1, "new": 1}
     )
     assert rows_of(fine / "answers.jsonl")[0]["labels"] == []
+
+
+def test_answers_of_a_deleted_user_and_with_relations_are_imported_and_counted(tmp_path):
+    source, fine = write_records(tmp_path / "coarse", RECORDS), tmp_path / "fine"
+    run("review", source, f"to={fine}", "round=1", "annotators=ann,bob")
+    tasks = json.loads(EXPORTS[0].read_text())
+    (tmp_path / "before.json").write_text(json.dumps(tasks[:1]))
+    answers.import_exports([tmp_path / "before.json"], fine)
+    (known,) = rows_of(fine / "answers.jsonl")
+    for task in tasks[:2]:
+        task["annotations"][0]["completed_by"] = None
+        relation = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+        task["annotations"][0]["result"].append(relation)
+    (tmp_path / "after.json").write_text(json.dumps(tasks[:2]))
+    found = answers.import_exports([tmp_path / "after.json"], fine)
+    assert found == Counter(
+        {
+            "known already": 1,  # with the person that the first export named
+            "new": 1,
+            "answers of users who have been deleted in Label Studio": 2,
+            "relations drawn between fields (left out)": 2,
+        }
+    )
+    assert [row["person"] for row in rows_of(fine / "answers.jsonl")] == [known["person"], ""]

@@ -31,7 +31,7 @@ def test_the_names_in_both_screens_are_those_of_answers_and_tasks():
         for medium, lang in (("video", "en"), ("audio", "zh")):
             root = ET.fromstring(screen_config(screen, medium, lang))
             names = {item.get("name") for item in root.iter() if item.get("name")}
-            assert root.find(medium.capitalize()).get("value") == "$clip"
+            assert root.find(f".//{medium.capitalize()}").get("value") == "$clip"
             assert names == {
                 "clip",
                 "said",
@@ -47,3 +47,8 @@ def test_a_clue_survives_the_round_trip_through_its_text_field(span):
     item = clue("visual", "Looks up: [again].", *span)
     assert clue_from_text("visual", clue_to_text(item), "toy") == item
     assert clue_from_text("visual", "[2-1 s] odd", "toy").text == "[2-1 s] odd"
+
+
+def test_all_tasks_have_predictions_of_one_version_as_label_studio_prefills_no_other():
+    tasks = [labelstudio.make_task("clues", one, "/x", one.clues, one.labels) for one in RECORDS]
+    assert len({task["predictions"][0]["model_version"] for task in tasks}) == 1

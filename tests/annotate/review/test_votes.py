@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.review import votes
 from affectgpt.annotate.review.labelstudio import clue_to_text
@@ -9,6 +11,8 @@ from affectgpt.schema import read_samples
 from tests.annotate.conftest import annotate, rows_of
 from tests.annotate.review.rounds import EXPORTS, RECORDS, both_rounds, clue, review_records, run
 from tests.annotate.toy import record, write_records
+
+DESCRIPTION = {"en": "She waves and is confused and puzzled."}
 
 
 def test_real_exports_become_a_manifest_confirmed_in_both_rounds(tmp_path, capsys):
@@ -33,6 +37,22 @@ def test_real_exports_become_a_manifest_confirmed_in_both_rounds(tmp_path, capsy
     assert "round 1, labels: 4 of 4 answers" in said
     assert "alpha (Jaccard) 0.571" in said
     assert "2 clips confirmed in both rounds" in said
+
+
+def test_a_description_that_was_written_for_other_labels_or_clues_is_marked(tmp_path, capsys):
+    source, fine = (
+        write_records(tmp_path / "coarse", [replace(one, description=DESCRIPTION) for one in RECORDS]),
+        tmp_path / "fine",
+    )
+    for number, people in ((1, "ann,bob"), (2, "cleo,dan")):
+        run("review", source, f"to={fine}", f"round={number}", f"annotators={people}")
+        run("import", EXPORTS[number - 1], f"to={fine}")
+    one, two = review_records(fine)
+    (mark,) = [row for row in one.checks if row["check"] == votes.STALE_DESCRIPTION]
+    assert mark["verdict"] == "ask"
+    assert mark["reason"] == "labels added: anxious; clues changed"
+    assert not [row for row in two.checks if row["check"] == votes.STALE_DESCRIPTION]  # the review changed nothing
+    assert "descriptions of 1 clips were written for other clues or labels" in " ".join(capsys.readouterr().out.split())
 
 
 def test_after_one_round_nothing_is_confirmed(tmp_path, capsys):
