@@ -190,10 +190,11 @@ def import_records(config: RecordsConfig) -> int:
             f"{folder}: manifest.jsonl ({n_rows} clips confirmed in both rounds), records.jsonl, changes.jsonl"
         )
         if n_stale:
+            again = f"{folder / 'manifest.jsonl'} out=emer/ pipeline=emer_checked checked={folder / 'records.jsonl'}"
             _print_wrapped(
-                f"descriptions of {n_stale} clips were written for other clues or labels (marked "
-                f"{STALE_DESCRIPTION} in records.jsonl); write them again: python -m affectgpt.annotate {folder / 'manifest.jsonl'} out=emer/ "
-                f"pipeline=emer_checked checked={folder / 'records.jsonl'}"
+                f"descriptions of {n_stale} clips were written for other clues or labels "
+                f"(marked {STALE_DESCRIPTION} in records.jsonl); "
+                f"write them again: python -m affectgpt.annotate {again}"
             )
         _print_wrapped(f"then train: python train.py stage=fine data={folder}")
     else:
