@@ -46,7 +46,7 @@ def test_a_round_can_be_restricted_to_clips_with_a_finding_that_asks_for_a_human
         record("c", checks=(drop,)),
         record("d", checks=(ask,), media={}),
     ]
-    _, left = set_up_round(records, tmp_path, tmp_path / "f", number=1, annotators=["x"], which="ask")
-    assert left == {"no check asks for a human": 1, "dropped by a check": 1, "nothing to play": 1}
+    made = set_up_round(records, tmp_path, tmp_path / "f", number=1, annotators=["x"], which="ask")
+    assert made.left_out == {"no check asks for a human": 1, "dropped by a check": 1, "nothing to play": 1}
     with pytest.raises(UserError, match="no clip to review"):
         set_up_round(records[:1], tmp_path, tmp_path / "g", number=1, annotators=["x"], which="ask")
