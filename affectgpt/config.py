@@ -47,6 +47,7 @@ class ProjectorConfig:
     max_positions: int | None = None  # temporal position embeddings; null = as many as the sampling needs, 0 = none
     softmax: bool = True  # attention: weights sum to 1; false = the raw scores are the weights
     group_size: int = 4  # grouped: consecutive states concatenated before the linear map
+    class_last: bool = False  # grouped: the soft tokens of class tokens come after the others
     sources: list[str] = field(default_factory=list)  # multi only: the modalities to fuse; empty = all
     unless: str | None = None  # hide this branch from samples that have the modality named here
 
@@ -69,7 +70,7 @@ class LLMConfig:
     revision: str | None = None  # hub revision; checkpoints store the commit
     dtype: str = "float32"  # float32 or bfloat16
     quantization: str | None = None  # nf4 or int8: quantize the frozen weights; needs the quantization extra
-    prompt_format: str = "auto"  # chat (the tokenizer's template), vicuna, or auto = chat if there is a template
+    prompt_format: str = "auto"  # auto, chat (the tokenizer's), vicuna, affectgpt_v1, affectgpt_v2 or emotion_llama
     lora: LoraConfig = field(default_factory=LoraConfig)  # low-rank adapters
 
 
@@ -275,6 +276,7 @@ class InferConfig(QuestionConfig):
 
     input: list[str] = field(default_factory=list)  # media files, folders or one manifest; also as positional arguments
     checkpoint: str | None = None  # run or checkpoint folder; null = the newest complete run
+    model: ModelConfig | None = None  # model=..., the preset of a folder of converted weights given as checkpoint
     subtitle: str | None = None  # transcript, for media files given without a manifest
     columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
     split: str | None = None  # only manifest rows with this split
@@ -335,6 +337,7 @@ class EvalConfig(QuestionConfig):
     """python eval.py"""
 
     checkpoint: str | None = None  # run or checkpoint; null = the newest complete run, if predictions is null
+    model: ModelConfig | None = None  # model=..., the preset of a folder of converted weights given as checkpoint
     predictions: Any = None  # score this file without loading a model; a list of files is compared by paired tests
     compare: bool = False  # compare all files of `predictions` (implied by a list)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)  # benchmark=..., a file of conf/benchmark

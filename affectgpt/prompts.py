@@ -10,11 +10,20 @@ Tasks:
 - ``labels``: open-vocabulary emotion words only, comma-separated;
 - ``both``: the explanation, then a last line with the labels (the default);
 - ``fixed``: one label out of given candidates.
+
+Weights that were published with other code were trained on its prompts. `PUBLISHED` has these formats: the order of
+the parts, the tags around them, the sentences between them and the separators are part of what the weights were trained
+on and are therefore literal. Where the published code has no words (task ``both``, Chinese, ``labels`` or ``fixed`` in
+some formats), our own are used. In a published format the messages of `render` keep the subtitle apart; the processor
+composes the text with `published_parts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from affectgpt.clauses import fit, join, split, supported_labels
@@ -26,10 +35,15 @@ PROMPT_VERSION = "1"
 
 
 class Message(NamedTuple):
-    """One chat turn: `role` is ``user`` or ``assistant``."""
+    """One chat turn: `role` is ``user`` or ``assistant``.
+
+    Attributes:
+        subtitle: in published formats, what the person says; None = not told. In other formats it is in `content`.
+    """
 
     role: str
     content: str
+    subtitle: str | None = None
 
 
 _QUESTION = {
@@ -53,6 +67,136 @@ LABEL_LINE = {"en": "Emotions: ", "zh": "情绪："}
 LABEL_SEPARATOR = {"en": ", ", "zh": "，"}
 
 
+@dataclass(frozen=True)
+class PublishedFormat:
+    """The prompts that published weights were trained on; all in English.
+
+    Attributes:
+        questions: task -> its questions; of several, one is chosen by the id of the sample.
+        answers: task -> the answer with `{words}`; tasks that are not listed have the text alone.
+        end: text that ends an answer, before the end-of-sequence token.
+        fuses_all: whether the pre-fusion is shown only with all of its sources.
+    """
+
+    questions: Mapping[str, Sequence[str]]
+    answers: Mapping[str, str] = field(default_factory=dict)
+    end: str = ""
+    fuses_all: bool = False
+
+
+_ASK_ALL = "Now, please answer my question based on all the provided information."
+PUBLISHED = {
+    "affectgpt_v1": PublishedFormat(
+        {"description": ("From what clues can we infer the person's emotional state?",)},
+        end="###",
+    ),
+    "affectgpt_v2": PublishedFormat(
+        {
+            "description": ("Please infer the person's emotional state and provide your reasoning process.",),
+            "labels": ("Please recognize all possible emotional states of the character.",),
+            "fixed": (
+                "Please select the label that can best describe the person's emotional state from the provided "
+                "candidate labels: {candidates}.",
+            ),
+        },
+        {"labels": "The character's emotional state is {words}.", "fixed": "The most likely label is {words}."},
+        end="###",
+        fuses_all=True,
+    ),
+    "emotion_llama": PublishedFormat(
+        {
+            "description": (
+                "Please analyze all the clues in the video and reason out the emotional label of the person in the "
+                "video.",
+                "What is the emotional state of the person in the video? Please tell me the reason.",
+                "What are the facial expressions and vocal tone used in the video? What is the intended meaning behind "
+                "his words? Which emotion does this reflect?",
+                "Please integrate information from various modalities to infer the emotional category of the person in "
+                "the video.",
+                "Could you describe the emotion-related features of the individual in the video? What emotional "
+                "category do they fall into?",
+            ),
+            "fixed": ("Please determine which emotion label in the video represents: {candidates}.",),
+        },
+    ),
+}
+"""Name of a prompt format -> what is published about it."""
+_TAGS = {"description": "[reason] ", "both": "[reason] ", "fixed": "[emotion] "}  # of emotion_llama
+_BOTH = " End with a line that lists the emotions."
+_CAPTION_WORDS = 200
+
+
+class Slot(NamedTuple):
+    """The place of soft tokens in a text: all of a branch, or only its class tokens or those of its patches."""
+
+    name: str
+    part: str = "all"
+
+
+def published_parts(prompt_format: str, slots: Sequence[str], subtitle: str | None, question: str) -> list[str | Slot]:
+    """The first user turn of a published format as texts and places of soft tokens, without the turn's own markers.
+
+    Args:
+        slots: the branches that are shown, "multi" among them if there is a pre-fusion.
+        subtitle: None leaves its sentence out; an empty one is told as empty.
+    """
+    if prompt_format == "emotion_llama":
+        parts: list[str | Slot] = []
+        if "frames" in slots:
+            parts += ["<video>", Slot("frames", "patches"), "</video> "]
+        vectors = [Slot(name) for name in ("face", "face_motion", "audio", "motion", "multi") if name in slots]
+        vectors += [Slot("frames", "class")] if "frames" in slots else []
+        parts += ["<feature>", *vectors, "</feature> "] if vectors else []
+        said = "" if subtitle is None else f"The person in video says: {subtitle}.  "
+        return [*parts, f"{said}{question} "]
+    if prompt_format == "affectgpt_v1":
+        parts = []
+        if "audio" in slots:
+            told = "Close your eyes, open your ears and you imagine only based on the sound that <Audio>"
+            parts += [told, Slot("audio"), "</Audio>. "]
+        for name in ("multi", "frames", "motion", "face", "face_motion"):
+            if name in slots:
+                parts += ["Close your ears, open your eyes and you see that <Video>", Slot(name), "</Video>. "]
+        said = "" if subtitle is None else f"The subtitle of this video is <Subtitle>{subtitle}</Subtitle>. "
+        asked = "Now answer my question based on what you have seen, heard, and provided subtitle."
+        return [*parts, f"{said}{asked} {question}"]
+    parts = []
+    if "multi" in slots:
+        parts += ["The audio and video merged info is: <Multi>", Slot("multi"), "</Multi>. "]
+    if "audio" in slots:
+        parts += ["The audio content is as follows: <Audio>", Slot("audio"), "</Audio>. "]
+    # The published order of both together is frames, faces; with a pre-fusion it is faces, frames.
+    seen = [name for name in ("face", "face_motion", "frames", "motion") if name in slots]
+    if "multi" not in slots:
+        seen.sort(key=lambda name: name.startswith("face"))
+    for place, name in enumerate(seen):
+        opening = "Meanwhile, we" if parts else "We"
+        if place and "multi" not in slots:
+            opening = "Additionally, we"
+        crops = " and extract faces from these frames" if name.startswith("face") else ""
+        told = f"{opening} uniformly sample raw frames from the video{crops}: <Video>"
+        parts += [told, Slot(name), "</Video>. "]
+    said = "" if subtitle is None else f"The subtitle of this video is: <Subtitle>{subtitle}</Subtitle>. "
+    return [*parts, f"{said}{_ASK_ALL} {question}"]
+
+
+def _published_question(prompt_format: str, task: str, lang: str, candidates: Sequence[str], sample_id: str) -> str:
+    known = PUBLISHED[prompt_format].questions
+    asked = known.get("description" if task == "both" else task)
+    if lang != "en" or asked is None:
+        return task_question(task, lang, candidates)
+    task_question(task, lang, candidates)  # checks the candidates
+    question = asked[zlib.crc32(sample_id.encode()) % len(asked)].format(candidates=", ".join(candidates))
+    tag = _TAGS.get(task, "") if prompt_format == "emotion_llama" else ""
+    return tag + question + (_BOTH if task == "both" else "")
+
+
+def _caption(text: str) -> str:
+    """An answer as Emotion-LLaMA's code prepares it: in lower case, without some punctuation, at most 200 words."""
+    text = re.sub(r"\s{2,}", " ", re.sub(r'([.!"()*#:;~])', " ", text.lower())).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:_CAPTION_WORDS])
+
+
 def task_question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
     """The question of `task` in `lang`, without media and subtitle."""
     if lang not in LANGUAGES:
@@ -66,17 +210,29 @@ def task_question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -
     return _QUESTION[lang][task].format(candidates=LABEL_SEPARATOR[lang].join(candidates))
 
 
-def target_text(sample: Sample, task: str, lang: str = "en", shown: Collection[str] | None = None) -> str:
+def target_text(
+    sample: Sample, task: str, lang: str = "en", shown: Collection[str] | None = None, prompt_format: str = "chat"
+) -> str:
     """The target text of `sample` for `task`.
 
     Args:
         shown: clue modalities that the model is shown ("visual", "acoustic", "lexical"). The description then keeps
             only the clauses that rest on them, and the labels are those that these clauses state, if they state any.
             None = the complete description and all labels, as in the published recipes.
+        prompt_format: of the processor; the published ones have wordings of their own.
 
     Raises:
         InputError: the sample lacks what the task needs, or its description says nothing about what is shown.
     """
+    text = _target_text(sample, task, lang, shown)
+    if lang != "en" or prompt_format not in PUBLISHED or task == "both":
+        return text
+    if prompt_format == "emotion_llama":
+        return _caption(text) if task in ("description", "fixed") else text
+    return PUBLISHED[prompt_format].answers.get(task, "{words}").replace("{words}", text)
+
+
+def _target_text(sample: Sample, task: str, lang: str, shown: Collection[str] | None) -> str:
     localized = sample.in_language(lang)
     if task in ("description", "both") and not localized.description:
         raise InputError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
@@ -119,6 +275,7 @@ def render(
     with_subtitle: bool = True,
     with_answer: bool = False,
     question: str | None = None,
+    prompt_format: str = "chat",
 ) -> list[Message]:
     """The chat messages of one sample: the user turn, and the assistant turn if `with_answer`.
 
@@ -128,12 +285,17 @@ def render(
         modalities: media to use, None = all that the sample has; one that it lacks is an error.
         with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
         question: a question that replaces the task's own, on which the model was trained.
+        prompt_format: of the processor that the messages are for (`processor.prompt_format`).
 
     >>> from affectgpt.schema import Sample
     >>> render(Sample(id="v1", subtitle="Fine.", modalities=("audio",)), task="description")[0].content
     '<audio>\\nThe person says: "Fine."\\nWatch and listen, then explain what the person feels and which clues show it.'
     """
-    question = task_question(task, lang, candidates) if question is None else question
+    published = prompt_format in PUBLISHED
+    if question is None and published:
+        question = _published_question(prompt_format, task, lang, candidates, sample.id)
+    elif question is None:
+        question = task_question(task, lang, candidates)
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
     if unknown := [name for name in wanted if name not in MODALITIES]:
@@ -144,12 +306,13 @@ def render(
     if slots := "".join(PLACEHOLDERS[name] for name in MODALITIES if name in wanted):
         lines.append(slots)
     subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
-    if subtitle:
+    if subtitle and not published:
         lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
     lines.append(question)
-    messages = [Message("user", "\n".join(lines))]
+    apart = (subtitle or "") if published and with_subtitle else None
+    messages = [Message("user", "\n".join(lines), apart)]
     if with_answer:
-        messages.append(Message("assistant", target_text(sample, task, lang)))
+        messages.append(Message("assistant", target_text(sample, task, lang, prompt_format=prompt_format)))
     return messages
 
 

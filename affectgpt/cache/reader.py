@@ -353,7 +353,7 @@ def clip_reader(
 
     # The processor's settings (sizes, normalisation, audio windows) decide what the encoder's input is.
     inputs = {
-        name: {key: value for key, value in settings.items() if key != "unless"} | {"n_tokens": None}
+        name: {key: value for key, value in settings.items() if key not in ("unless", "n_class")} | {"n_tokens": None}
         for name, settings in processor.branches.items()
     }
     fingerprints = {name: [model.encoder_fingerprint(name), inputs[name], backend] for name in model.modalities}

@@ -19,9 +19,17 @@ class StreamDecoder:
     Args:
         stop_ids: tokens that end an answer.
         callbacks: by the number of the answer.
+        decode: tokens -> text of an answer; None = the tokenizer's, without special tokens.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Collection[int], callbacks: Mapping[int, TextCallback]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop_ids: Collection[int],
+        callbacks: Mapping[int, TextCallback],
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self._decode = decode
         self._tokenizer = tokenizer
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._stops = frozenset(stop_ids)
@@ -66,6 +74,8 @@ class StreamDecoder:
         return spelled is None or _BYTE.fullmatch(spelled) is not None
 
     def _decoded(self, tokens: Sequence[int]) -> str:
+        if self._decode is not None:
+            return self._decode(tokens)
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
 
 

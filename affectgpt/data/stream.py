@@ -33,11 +33,12 @@ class Draw:
     with_subtitle: bool
     candidates: tuple[str, ...] = ()  # task fixed: the labels to choose from
     clues: frozenset[str] | None = None
+    prompt_format: str = "chat"  # of the processor, for `target_text`
 
     @property
     def target(self) -> str:
         """The text that the model learns to answer."""
-        return target_text(self.sample, self.task, self.lang, self.clues)
+        return target_text(self.sample, self.task, self.lang, self.clues, self.prompt_format)
 
 
 class TrainingStream:
@@ -52,6 +53,7 @@ class TrainingStream:
             keeps all of it. A description of which nothing would be left is shown with everything that the clip has.
         bucket: number of consecutive draws, those of one optimizer step, that are sorted by the length of their texts,
             so that padded batches hold samples of similar length. Steps keep their samples; 1 = no sorting.
+        prompt_format: of the processor; no draw depends on it.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class TrainingStream:
         subtitle_dropout: float = 0.0,
         targets: str = "shown",
         bucket: int = 1,
+        prompt_format: str = "chat",
     ) -> None:
+        self._prompt_format = prompt_format
         if targets not in TARGETS:
             raise InputError(f"stage.targets is {targets!r}; expected one of {list(TARGETS)}")
         self._sources = list(sources)
@@ -127,7 +131,7 @@ class TrainingStream:
         if clues is not None and task == "description" and not says_something(sample, lang, clues):
             shown, with_subtitle = has, True
             clues = self._clues(sample, lang, shown, with_subtitle)
-        return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates, clues)
+        return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates, clues, self._prompt_format)
 
     def _clues(self, sample: Sample, lang: str, shown: Sequence[str], with_subtitle: bool) -> frozenset[str] | None:
         if not self._fit:

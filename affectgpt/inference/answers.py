@@ -61,7 +61,11 @@ def answers(
     by = _by_engine if engine is not None and is_greedy and engine.can_generate(model) else _by_transformers
     if generate.compile:
         _check_compile(model, by is _by_engine)
-    decoder = StreamDecoder(processor.tokenizer, processor.stop_token_ids, callbacks) if callbacks else None
+    decoder = (
+        StreamDecoder(processor.tokenizer, processor.stop_token_ids, callbacks, processor.answer_text)
+        if callbacks
+        else None
+    )
     return by(model, processor, inputs, generate, decoder)
 
 
@@ -99,8 +103,11 @@ def answer_of(processor: Any, tokens: Sequence[int]) -> Answer:
     """The answer in `tokens`, up to and including the first stop token."""
     ends = set(processor.stop_token_ids)
     n = next((place for place, token in enumerate(tokens) if token in ends), None)
-    text = processor.tokenizer.decode(list(tokens[:n]), skip_special_tokens=True).strip()
-    return Answer(text, tuple(tokens if n is None else tokens[: n + 1]), "length" if n is None else "eos")
+    return Answer(
+        processor.answer_text(tokens[:n]),
+        tuple(tokens if n is None else tokens[: n + 1]),
+        "length" if n is None else "eos",
+    )
 
 
 def _by_engine(

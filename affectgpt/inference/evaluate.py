@@ -95,7 +95,8 @@ def _predict(config: EvalConfig) -> Path:
     from affectgpt.runtime import seed_everything
 
     loaded = load(
-        config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models
+        config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models,
+        model=config.model,
     )  # fmt: skip
     samples, bad = read_test_samples(config)
     cache = None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache)

@@ -43,6 +43,7 @@ def run_inference(config: InferConfig) -> int:
         dtype=config.dtype,
         quantization=config.quantization,
         base_models=config.base_models,
+        model=config.model,
     )
     cache = Path(config.paths.cache) if config.cache_features else None
     predictions = partial(

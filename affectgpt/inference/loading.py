@@ -9,9 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.cache.reader import ClipReader, clip_reader
-from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, bases, load_trained, quantize
-from affectgpt.models.checkpoint import read_manifest
+from affectgpt.config import ModelConfig
+from affectgpt.models import (
+    AffectGPTForConditionalGeneration,
+    AffectGPTProcessor,
+    CheckpointError,
+    ModelSpec,
+    bases,
+    build,
+    load_trained,
+    model_spec,
+    quantize,
+)
+from affectgpt.models.checkpoint import read_manifest, respecified
 from affectgpt.models.integrity import read_sums
+from affectgpt.models.pretrained import ADAPTERS, PROJECTORS_JSON, start_from
 from affectgpt.runs import TRAINED_MANIFEST, chosen_checkpoint
 from affectgpt.runtime import UserError, quiet_libraries, sha256_of_file, stable_hash, torch_device
 
@@ -46,6 +58,7 @@ def load(
     dtype: str | None = None,
     quantization: str | None = None,
     base_models: Mapping[str, str] | None = None,
+    model: ModelConfig | None = None,
 ) -> LoadedModel:
     """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None).
 
@@ -53,23 +66,64 @@ def load(
         dtype: precision of the frozen LLM; None = as in training.
         quantization: quantization of the frozen LLM (nf4, int8, none); None = as in training.
         base_models: "llm" or modality -> folder of base models that were moved since training.
+        model: only if `checkpoint` is a folder of converted weights: the preset to which they belong.
+
+    Raises:
+        UserError: a folder of converted weights without a preset, or a preset without such a folder.
+        CheckpointError: the weights do not fit the preset, or leave a part of it without weights.
     """
     quiet_libraries()
+    converted = checkpoint is not None and (Path(checkpoint) / PROJECTORS_JSON).is_file()
+    if converted and model is None:
+        raise UserError(
+            f"{checkpoint} holds converted weights, which need a model: add model=affectgpt_v1, affectgpt_v2 or "
+            "emotion_llama, or another file of conf/model"
+        )
+    if model is not None:
+        if not converted:
+            raise UserError(
+                f"model={model.name} is for a folder of `python -m affectgpt.convert`; checkpoint is {checkpoint!r}. "
+                "A trained checkpoint has its own model: leave model= out"
+            )
+        spec = respecified(model_spec(model, seed=0), base_models, llm_dtype=dtype, llm_quantization=quantization)
+        return _load_converted(Path(str(checkpoint)), model.name, spec, device)
     published = None if checkpoint is None or (runs / checkpoint).exists() else bases.release(checkpoint)
     folder, why = (published, "downloaded") if published else chosen_checkpoint(runs, checkpoint)
     log.info("checkpoint %s (%s)", folder, why)
     if (folder / TRAINED_MANIFEST).is_file():
-        model, processor = load_trained(folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization)
+        loaded, processor = load_trained(
+            folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization
+        )
     elif quantization not in (None, "none"):
         raise UserError(f"{folder} is a full model; quantization needs a training checkpoint")
     else:
-        model = AffectGPTForConditionalGeneration.from_pretrained(folder)
+        loaded = AffectGPTForConditionalGeneration.from_pretrained(folder)
         processor = AffectGPTProcessor.from_pretrained(folder)
+    _ready(loaded, device)
+    name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
+    return LoadedModel(folder, name, loaded, processor, _weights_sha256(folder))
+
+
+def _ready(model: Any, device: str) -> None:
     quantize.check_shapes(model, torch_device(device))
     model.to(torch_device(device))
     model.eval()
-    name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
-    return LoadedModel(folder, name, model, processor, _weights_sha256(folder))
+
+
+def _load_converted(folder: Path, name: str, spec: ModelSpec, device: str) -> LoadedModel:
+    """The model of `spec` with converted weights; every trained part must be among them."""
+    log.info("converted weights %s", folder)
+    model, processor = build(spec)
+    started = start_from(model, folder)
+    if started["random"]:
+        raise CheckpointError(
+            f"{folder} has no weights of {', '.join(started['random'])}, without which model={name} cannot answer; "
+            "convert the complete checkpoint, or train the missing parts (model.init=pretrained)"
+        )
+    _ready(model, device)
+    files = sorted([*folder.glob("*.safetensors"), *(folder / ADAPTERS).glob("*.safetensors")])
+    weights = stable_hash({path.name: sha256_of_file(path) for path in files})
+    return LoadedModel(folder, f"{folder.resolve().name}/{name}", model, processor, weights)
 
 
 def _weights_sha256(folder: Path) -> str:

@@ -100,6 +100,7 @@ def predict(
             candidates=question.candidates,
             modalities=shown,
             with_subtitle=question.use_subtitle,
+            prompt_format=processor.prompt_format,
         )
         subtitle = sample.in_language(question.lang, strict=False).subtitle if question.use_subtitle else None
         unanswered = Prediction(

@@ -67,6 +67,7 @@ _SENTENCES = (
     r"could be|can be|might be|may be|would be|becomes?)(?: likely| probably| possibly| described as|"
     r" characteri[sz]ed (?:as|by)| summari[sz]ed as| inferred (?:as|to be)| a (?:mix|mixture|combination|blend) of|"
     r" one of| of)*[: ]+(.+)",
+    r"\bthe most likely label is (.+)",
     r"\bemotions? (?:such as|like|of) (.+)",
     r"\b(?:feels?|feeling|felt)(?: that (?:he|she|they) (?:is|are))? (?!that\b|like\b|the\b|as\b)(.+)",
     r"\b(?:seems?|appears?|looks?)(?: to be)? (?!to\b|that\b|like\b|as\b|at\b)(.+)",

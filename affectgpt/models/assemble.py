@@ -315,7 +315,10 @@ def _branch(
         tokens_per_position=n_states * n_runs // n_steps,
         group_size=projector.group_size if projector.kind == "grouped" else 1,
         n_class=n_class,
+        class_last=projector.class_last and n_class > 0,
     )
+    if projector_architecture.class_last:
+        settings["n_class"] = n_class
     return {"encoder": architecture, "projector": projector_architecture}, settings, n_states * n_runs
 
 

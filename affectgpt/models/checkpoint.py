@@ -189,6 +189,23 @@ def load_trained(
     """
     manifest = read_manifest(folder)
     spec = _spec_of(manifest, folder)
+    spec = respecified(spec, base_models, llm_dtype, llm_quantization)
+    for part, base in {"llm": spec.llm, **spec.encoders}.items():
+        expected, found = manifest["base_fingerprints"].get(part, ""), bases.fingerprint(base.path, part, base.revision)
+        if found != expected:
+            raise CheckpointError(
+                f"{folder}: base model {part} at {base.path!r} is not the one used in training (found {found[:20]}, "
+                f"expected {expected[:20]}); restore it, or give its location with base_models={{{part!r}: ...}}"
+            )
+    model, processor = build(spec, load_encoders=load_encoders)
+    load_trained_tensors(model, folder)
+    return model.eval(), processor
+
+
+def respecified(
+    spec: ModelSpec, base_models: Mapping[str, str] | None, llm_dtype: str | None, llm_quantization: str | None
+) -> ModelSpec:
+    """`spec` with moved base models and another precision of the LLM; for the arguments see `load_trained`."""
     if unknown := sorted(set(base_models or {}) - {"llm", *spec.modalities}):
         raise CheckpointError(f"base_models {unknown} are unknown; expected some of {['llm', *spec.modalities]}")
     for part, name in (base_models or {}).items():
@@ -202,16 +219,7 @@ def load_trained(
     if llm_quantization is not None:
         quantization = None if llm_quantization == "none" else llm_quantization
         spec = replace(spec, llm=replace(spec.llm, quantization=quantization))
-    for part, base in {"llm": spec.llm, **spec.encoders}.items():
-        expected, found = manifest["base_fingerprints"].get(part, ""), bases.fingerprint(base.path, part, base.revision)
-        if found != expected:
-            raise CheckpointError(
-                f"{folder}: base model {part} at {base.path!r} is not the one used in training (found {found[:20]}, "
-                f"expected {expected[:20]}); restore it, or give its location with base_models={{{part!r}: ...}}"
-            )
-    model, processor = build(spec, load_encoders=load_encoders)
-    load_trained_tensors(model, folder)
-    return model.eval(), processor
+    return spec
 
 
 def load_trained_tensors(

@@ -106,6 +106,7 @@ class ProjectorArchitecture:
         softmax: "attention" only; true = weights sum to 1, false = the raw scores are the weights.
         group_size, n_class: "grouped" only; states per group, and number of class tokens before them, which have a
             linear map of their own.
+        class_last: "grouped" only; whether the soft tokens of class tokens come after the others.
         sources, source_sizes, source_states: pre-fusion only; the fused modalities, the width of their states, and
             the maximum number of states per sample.
     """
@@ -122,6 +123,7 @@ class ProjectorArchitecture:
     softmax: bool = ProjectorConfig.softmax
     group_size: int = 1
     n_class: int = 0
+    class_last: bool = ProjectorConfig.class_last
     sources: Sequence[str] = ()
     source_sizes: Sequence[int] = ()
     source_states: Sequence[int] = ()

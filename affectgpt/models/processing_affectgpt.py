@@ -25,7 +25,7 @@ A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each samp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from torch.nn import functional
 from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
-from affectgpt.prompts import Message, split_placeholders
+from affectgpt.prompts import PUBLISHED, Message, Slot, published_parts, split_placeholders
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, PLACEHOLDERS, SLOTS
 
@@ -54,7 +54,7 @@ BATCH_MEDIA_KEYS = (
     *(f"{name}_states{suffix}" for name in MODALITIES for suffix in ("", "_mask")),
 )
 
-PROMPT_FORMATS = ("auto", "chat", "vicuna")
+PROMPT_FORMATS = ("auto", "chat", "vicuna", *PUBLISHED)
 VICUNA_SYSTEM = "A chat between a person with a question and an assistant who watches, listens and explains with care."
 # Llama 3's templates put today's date into the prompt unless a date is given; prompts must not change from day to day.
 _TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
@@ -68,11 +68,13 @@ class AffectGPTProcessor(ProcessorMixin):
         tokenizer: the LLM's tokenizer. Placeholders are added as special tokens; the LLM's embedding is not resized.
         branches: slot -> settings. All have `n_tokens` (soft tokens per sample). audio: `rate_hz`, `window_s`,
             `max_windows`, `window_mode` ("cover", "fixed" or "published"), `normalize` (zero mean, unit variance),
-            `min_samples`. images and video: `n_frames`, `height`, `width`, `mean`, `std`, and `channels`, `resize`
-            and `short_clips` if they are not the usual ones. multi: `sources`, the fused modalities.
-            `unless` names a modality: samples that have it do not show this branch (frames as a substitute for a face).
+            `min_samples`. images and video: `n_frames`, `height`, `width`, `mean`, `std`; and `channels`, `resize` and
+            `short_clips` if they are not the usual ones, and `n_class` if class tokens come last. multi: `sources`,
+            the fused modalities. `unless` names a modality: samples that have it do not show this branch (frames as a
+            substitute for a face).
         prompt_format: "chat" = the tokenizer's chat template, "vicuna" = Vicuna's USER / ASSISTANT text, "auto" = chat
-            if the tokenizer has a template.
+            if the tokenizer has a template; or the format that published weights were trained on, a key of
+            `affectgpt.prompts.PUBLISHED`.
         max_tokens: maximum number of text tokens; None = unlimited.
     """
 
@@ -103,6 +105,7 @@ class AffectGPTProcessor(ProcessorMixin):
         self.placeholder_token_ids = {name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in slots}
         added = sorted((str(token) for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in added))
+        self._placeholder = re.compile("(" + "|".join(re.escape(PLACEHOLDERS[name]) for name in slots) + ")")
         self.end_ids = self._end_of_turn()
 
     # ---------------------------------------------------------------- text
@@ -114,13 +117,26 @@ class AffectGPTProcessor(ProcessorMixin):
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text up to the answer, each placeholder repeated once per soft token."""
         messages, turns = list(messages), []
-        if messages[-1][0] == "assistant":
+        if messages[-1].role == "assistant":
             messages.pop()
-        for role, content in messages:
-            shown, rest = split_placeholders(content) if role == "user" else ((), content)
-            slots = "".join(PLACEHOLDERS[name] * self._branch(name)["n_tokens"] for name in self.slots_of(shown))
-            turns.append((role, slots + self.plain(rest)))
+        for message in messages:
+            shown, rest = split_placeholders(message.content) if message.role == "user" else ((), message.content)
+            slots = self.slots_of(shown)
+            if self.prompt_format in PUBLISHED and message.role == "user" and (shown or not turns):
+                told = None if message.subtitle is None else self.plain(message.subtitle)
+                parts = published_parts(self.prompt_format, slots, told, self.plain(rest).strip())
+                text = "".join(part if isinstance(part, str) else self._soft(part) for part in parts)
+            else:
+                text = "".join(self._soft(Slot(name)) for name in slots) + self.plain(rest)
+            turns.append((message.role, text))
         return self._format(turns)
+
+    def _soft(self, slot: Slot) -> str:
+        """The placeholder of a branch, once per soft token."""
+        branch = self._branch(slot.name)
+        n_class = branch.get("n_class", 0)
+        n = {"all": branch["n_tokens"], "class": n_class, "patches": branch["n_tokens"] - n_class}[slot.part]
+        return PLACEHOLDERS[slot.name] * n
 
     def visible(self, modalities: Iterable[str]) -> tuple[str, ...]:
         """The modalities of a sample that its prompt shows: all but those hidden by their branch's `unless`."""
@@ -130,8 +146,14 @@ class AffectGPTProcessor(ProcessorMixin):
     def slots_of(self, shown: Iterable[str]) -> tuple[str, ...]:
         """The branches with soft tokens in a prompt that shows these modalities; the pre-fusion comes first."""
         shown = tuple(shown)
-        fused = {*self.branches.get("multi", {}).get("sources", ())} & {*shown}
+        sources = self.branches.get("multi", {}).get("sources", ())
+        fused = self._needed_of(sources)([name in shown for name in sources]) if sources else False
         return ("multi", *shown) if fused else shown
+
+    def _needed_of(self, sources: Sequence[str]) -> Callable[[Iterable[Any]], bool]:
+        """Whether the pre-fusion needs `any` of its sources or `all` of them."""
+        published = PUBLISHED.get(self.prompt_format)
+        return all if published is not None and published.fuses_all else any
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids, the same in training and inference."""
@@ -146,20 +168,49 @@ class AffectGPTProcessor(ProcessorMixin):
                 add_generation_prompt=not answered,
                 **_TEMPLATE_VALUES,
             )
+        if self.prompt_format in PUBLISHED:
+            return self._published(turns, answered)
         speaker = {"user": "USER: {} ", "assistant": f"ASSISTANT: {{}}{self.tokenizer.eos_token}", "system": "{} "}
         opening = "" if turns[0][0] == "system" else f"{VICUNA_SYSTEM} "
         text = opening + "".join(speaker[role].format(content) for role, content in turns)
         return text if answered else f"{text}ASSISTANT:"
 
+    def _published(self, turns: Sequence[tuple[str, str]], answered: bool) -> str:
+        """The chat text of a published format. Its code has one question and one answer; later turns continue it."""
+        eos, end = self.tokenizer.eos_token, PUBLISHED[self.prompt_format].end
+        if self.prompt_format == "emotion_llama":
+            speaker = {"user": "[INST] {} [/INST]", "assistant": f"{{}}{eos}", "system": "{} "}
+            return "".join(speaker[role].format(content) for role, content in turns)
+        speaker = {"user": f"{end}Human: {{}} ", "assistant": f"{end}Assistant: {{}}", "system": "{} "}
+        text = "".join(speaker[role].format(content) for role, content in turns)
+        return text + (f"{end}{eos}" if answered else f"{end}Assistant: ")
+
     def _ids(self, text: str) -> list[int]:
         """Token ids of a formatted text. Chat templates include the beginning-of-sequence token."""
+        if self.prompt_format in PUBLISHED:
+            # Each text between soft tokens is tokenized alone, as the published code does.
+            ids = [] if (bos := self._bos()) is None else [bos]
+            for place, piece in enumerate(self._placeholder.split(text)):
+                if place % 2:
+                    ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+                elif piece:
+                    ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+            return ids
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.prompt_format == "vicuna" and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id, *ids]
         return ids
 
+    def _bos(self) -> int | None:
+        """The token that begins a sequence; the published code of AffectGPT takes Qwen's <|im_start|>."""
+        if self.tokenizer.bos_token_id is not None:
+            return self.tokenizer.bos_token_id
+        return self.tokenizer.get_vocab().get("<|im_start|>")
+
     def _end_of_turn(self) -> list[int]:
         """Ids that end an answer: the text that the template adds after it if it is all control tokens, else eos."""
+        if self.prompt_format in PUBLISHED and self.tokenizer.eos_token_id is not None:
+            return [self.tokenizer.eos_token_id]
         text = self._format([("user", _SENTINEL), ("assistant", _SENTINEL)], answered=True)
         end = text.rpartition(_SENTINEL)[2].strip()
         ids = self.tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
@@ -173,10 +224,16 @@ class AffectGPTProcessor(ProcessorMixin):
     def stop_token_ids(self) -> list[int]:
         """Ids that end generation."""
         stops = [self.end_ids[0], self.tokenizer.eos_token_id]
+        if self.prompt_format in PUBLISHED and (end := PUBLISHED[self.prompt_format].end):
+            ids = self.tokenizer(end, add_special_tokens=False)["input_ids"]
+            stops += ids if len(ids) == 1 else []
         return sorted({token for token in stops if token is not None})
 
     def _answer_ids(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
         """Ids of the answer after this prompt, with its end-of-turn token."""
+        if self.prompt_format in PUBLISHED:  # tokenized apart from the prompt, as the published code does
+            text = self.plain(answer) + PUBLISHED[self.prompt_format].end
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"] + self.end_ids
         text = self.plain(answer.strip())
         gap = "" if prompt[-1:].isspace() else " "
         joint = self._ids(prompt + gap + text)
@@ -185,6 +242,12 @@ class AffectGPTProcessor(ProcessorMixin):
         else:  # the tokenizer would merge the start of the answer with the prompt
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids + self.end_ids
+
+    def answer_text(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens, without stop tokens and without the text that ends an answer."""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        published = PUBLISHED.get(self.prompt_format)
+        return (text.partition(published.end)[0] if published is not None and published.end else text).strip()
 
     # ---------------------------------------------------------------- media
 
@@ -282,9 +345,10 @@ class AffectGPTProcessor(ProcessorMixin):
             text: `input_ids` and `labels` of the messages and the answer, if already tokenised.
         """
         messages, media = list(messages), dict(media or {})
-        if answer is None and messages[-1][0] == "assistant":
-            answer = messages.pop()[1]
-        shown = [name for role, content in messages if role == "user" for name in split_placeholders(content)[0]]
+        if answer is None and messages[-1].role == "assistant":
+            answer = messages.pop().content
+        asked = [message.content for message in messages if message.role == "user"]
+        shown = [name for content in asked for name in split_placeholders(content)[0]]
         for name in sorted({*shown, *media}):
             if shown.count(name) != (name in media):
                 raise ValueError(
@@ -371,8 +435,9 @@ class AffectGPTProcessor(ProcessorMixin):
                 [[f"{name}_states" in row or MEDIA_KEYS[name] in row for name in sources] for row in rows]
             )  # [B, S]
             places = torch.where(has, has.cumsum(dim=0) - 1, -1)
-            if has.any():
-                batch["multi_rows"] = places[has.any(dim=1)]
+            needed = torch.tensor([self._needed_of(sources)(row) for row in has.tolist()])  # [B]
+            if needed.any():
+                batch["multi_rows"] = places[needed]
         return batch
 
 

@@ -149,6 +149,7 @@ class GroupedLinear(nn.Module):
     def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
         super().__init__()
         self.group_size, self.n_class, self.n_states = config.group_size, config.n_class, config.n_states
+        self.class_last = config.class_last
         self.class_output = nn.Linear(config.input_size, output_size) if config.n_class else None
         self.output = nn.Linear(config.group_size * config.input_size, output_size)
 
@@ -163,7 +164,8 @@ class GroupedLinear(nn.Module):
         tokens = self.output(groups)
         if self.class_output is None:
             return tokens
-        return torch.cat([self.class_output(states[:, : self.n_class]), tokens], dim=1)  # [B, Q, D]
+        parts = [self.class_output(states[:, : self.n_class]), tokens]
+        return torch.cat(parts[::-1] if self.class_last else parts, dim=1)  # [B, Q, D]
 
 
 class AttentionSum(nn.Module):

@@ -67,7 +67,7 @@ class ModelSpec:
                 name: {"name" if key == "path" else key: value for key, value in _stored(encoder).items()}
                 for name, encoder in self.encoders.items()
             },
-            "projectors": {name: asdict(projector) for name, projector in self.projectors.items()},
+            "projectors": {name: _stored(projector) for name, projector in self.projectors.items()},
             "llm_revision": llm.revision,
             "llm_dtype": llm.dtype,
             "llm_quantization": llm.quantization,
@@ -91,11 +91,12 @@ class ModelSpec:
         )
 
 
-def _stored(settings: EncoderConfig | SamplingConfig) -> dict[str, Any]:
+def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig) -> dict[str, Any]:
     """The fields, without those that were added after the first release and have their default."""
     later = {
         "channels": EncoderConfig.channels,
         "resize": EncoderConfig.resize,
+        "class_last": ProjectorConfig.class_last,
         "short_clips": SamplingConfig.short_clips,
     }
     return {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}

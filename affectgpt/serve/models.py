@@ -102,6 +102,7 @@ class AffectGPT:
             candidates=options.candidates,
             modalities=shown,
             question=processor.plain(asked) or None,
+            prompt_format=processor.prompt_format,
         )
         messages += [Message(role, processor.plain(text)) for role, text in request.turns[1:]]
         facts = {

@@ -132,11 +132,14 @@ class Batches:
             candidates=draw.candidates,
             modalities=shown,
             with_subtitle=draw.with_subtitle,
+            prompt_format=draw.prompt_format,
         )
         return self._objective.rows(draw, lambda answer: self._row(prompt, found.media, answer)), found.missing
 
     def _row(self, prompt: Sequence[Message], media: Mapping[str, Any], answer: str | None) -> Row:
-        texts = [message.content for message in prompt] + ([] if answer is None else [answer])
+        texts = [text for message in prompt for text in (message.content, message.subtitle or "")] + (
+            [] if answer is None else [answer]
+        )
         key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
         known = self._texts.get(key)
         text = None if known is None else {name: ids.long() for name, ids in known.items()}

@@ -165,6 +165,7 @@ def _train(
         targets=stage.targets,
         # A step of one batch has nothing to sort, and the order within a batch stays as drawn.
         bucket=samples_per_step if not stage.packing and samples_per_step > stage.batch_size else 1,
+        prompt_format=processor.prompt_format,
     )
     log.info(
         "%d training samples, %d held out for validation, %d bad; %d steps of %d samples",

@@ -127,7 +127,8 @@ def test_every_field_of_a_preset_arrives(preset):
     values = yaml.safe_load((conf_folder() / "model" / f"{preset}.yaml").read_text())
     groups = {key: name for entry in values.pop("defaults") if isinstance(entry, dict) for key, name in entry.items()}
     check(values, config, preset)
-    check(yaml.safe_load((conf_folder() / "model/llm" / f"{groups['llm']}.yaml").read_text()), config.llm, "llm")
+    llm = yaml.safe_load((conf_folder() / "model/llm" / f"{groups['llm']}.yaml").read_text())
+    check(llm | values.get("llm", {}), config.llm, "llm")
     if "visual" in groups:
         check(
             yaml.safe_load((conf_folder() / "model/visual" / f"{groups['visual']}.yaml").read_text()), config, "visual"
