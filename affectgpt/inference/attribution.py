@@ -114,6 +114,7 @@ def _encode(
         candidates=question.candidates,
         modalities=tuple(states),
         with_subtitle=subtitle,
+        prompt_format=processor.prompt_format,
     )
     return processor.encode(messages, {name: state.detach() for name, state in states.items()}, text)
 

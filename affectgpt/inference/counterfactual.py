@@ -55,7 +55,13 @@ def measure(config: EvalConfig) -> tuple[dict[str, Any], Path]:
         raise UserError(
             "analyze faithfulness asks a model again: give checkpoint=, not predictions= (eval.py scores those)"
         )
-    loaded = load(config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models)
+    loaded = load(
+        config.checkpoint,
+        Path(config.paths.runs),
+        device=config.device,
+        base_models=config.base_models,
+        model=config.model,
+    )
     samples, bad = read_test_samples(config)
     samples = [sample for sample in samples if sample.modalities]
     if len(samples) < 2:
