@@ -306,7 +306,9 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
         most = min(limits.MAX_PIXELS, max(limits.MAX_GROWTH * n_pixels, limits.ALWAYS_PIXELS))
         context.options |= {"max_pixels": str(most)}
         stream.thread_type = "AUTO"
-        context.thread_count = max(1, min(os.cpu_count() or 1, 16, limits.PICTURE_BYTES // (3 * n_pixels + 1)))
+        n_threads = limits.PICTURE_BYTES // (3 * n_pixels + 1)
+        if n_threads < 17:  # FFmpeg uses one more than there are cores, at most 17
+            context.thread_count = max(1, min(n_threads, (os.cpu_count() or 1) + 1))
     checker = _checker(context) if is_video else None
     if checker:
         stream.thread_type = "SLICE"  # the checker sees a picture after this decoder has accepted its size
@@ -349,7 +351,8 @@ def decode(container: InputContainer, stream: Any, path: PathLike) -> Iterator[A
         if is_video and isinstance(error, av.ArgumentError):
             reason = f"invalid, or a picture has more than {most} pixels"
         raise DamagedMedia(f"{path}: reading its {stream.type} stream failed ({reason}); {_DAMAGE_ADVICE}") from error
-    if n_sent < 0.99 * (n_stored := _n_stored(path, stream)):
+    # A stream without packets is empty, not damaged: a clip may be cut where its sound has not begun.
+    if n_sent and n_sent < 0.99 * (n_stored := _n_stored(path, stream)):
         raise DamagedMedia(
             f"{path}: FFmpeg finds {n_sent} of {n_stored} packets of its {stream.type} stream; {_DAMAGE_ADVICE}"
         )

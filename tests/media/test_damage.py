@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from affectgpt.media import DamagedMedia, MediaError, probe, read_audio, read_frames
+from affectgpt.media import DamagedMedia, EmptyMedia, MediaError, probe, read_audio, read_frames
 from affectgpt.media.structure import _ogg_checksum
 from tests.media.media_files import cut, numbered_clip, sine, write_media
 
@@ -255,3 +255,18 @@ def test_a_wav_header_that_lies_costs_no_memory(tmp_path):
         path.write_bytes(data[:offset] + value.to_bytes(size, "little") + data[offset + size :])
         with contextlib.suppress(MediaError):
             assert len(read_audio(path).samples) < 48000
+
+
+def test_a_track_without_packets_is_empty_and_not_damaged(tmp_path):
+    path = tmp_path / "a.webm"
+    with av.open(str(write_media(tmp_path / "v.webm", textured(10), video_codec="libvpx"))) as source:
+        with av.open(str(path), "w") as target:
+            video = target.add_stream_from_template(source.streams.video[0])
+            target.add_stream("libopus", rate=48000, layout="mono")
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = video
+                    target.mux(packet)
+    assert read_frames(path, 2).n_source_frames == 10
+    with pytest.raises(EmptyMedia, match=r"a\.webm: its audio stream has no samples"):
+        read_audio(path)
