@@ -258,15 +258,14 @@ def test_a_wav_header_that_lies_costs_no_memory(tmp_path):
 
 
 def test_a_track_without_packets_is_empty_and_not_damaged(tmp_path):
-    path = tmp_path / "a.webm"
-    with av.open(str(write_media(tmp_path / "v.webm", textured(10), video_codec="libvpx"))) as source:
-        with av.open(str(path), "w") as target:
-            video = target.add_stream_from_template(source.streams.video[0])
-            target.add_stream("libopus", rate=48000, layout="mono")
-            for packet in source.demux(video=0):
-                if packet.size:
-                    packet.stream = video
-                    target.mux(packet)
+    path, pictures = tmp_path / "a.webm", write_media(tmp_path / "v.webm", textured(10), video_codec="libvpx")
+    with av.open(str(pictures)) as source, av.open(str(path), "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        target.add_stream("libopus", rate=48000, layout="mono")
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                target.mux(packet)
     assert read_frames(path, 2).n_source_frames == 10
     with pytest.raises(EmptyMedia, match=r"a\.webm: its audio stream has no samples"):
         read_audio(path)
