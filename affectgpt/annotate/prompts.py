@@ -339,6 +339,8 @@ def _object(text: str) -> dict[str, Any]:
         found = json.loads(text[start : end + 1])
     except json.JSONDecodeError as error:
         raise BadAnswer(f"not JSON ({error.msg} at character {error.pos})") from None
+    except (ValueError, RecursionError):
+        raise BadAnswer("not JSON that can be read: nested too deeply, or a number of thousands of digits") from None
     if not isinstance(found, dict):
         raise BadAnswer("no JSON object in it")
     return found

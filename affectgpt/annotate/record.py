@@ -6,14 +6,13 @@ measurements: a clue must not refer to others.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, parse_json
 from affectgpt.schema import LANGUAGES, Sample, check_id
 
 CLUE_MODALITIES = ("visual", "acoustic", "lexical")
@@ -227,9 +226,9 @@ def read_records(path: Path) -> Iterator[Annotation]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:  # not UTF-8, or not JSON
-                raise RecordError(f"{path}:{line_no}: not JSON ({error})") from None
+                row = parse_json(line)
+            except InputError as error:  # not UTF-8, or not JSON
+                raise RecordError(f"{path}:{line_no}: {error}") from None
             try:
                 yield record_from_row(row)
             except RecordError as error:

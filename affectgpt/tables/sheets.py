@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError, ParserCreate
 from zipfile import ZipFile
 
 from affectgpt.runtime import InputError, MissingLibrary, parse_json
@@ -196,31 +197,52 @@ def xlsx_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     with ZipFile(path) as archive:  # zipfile reads no more of a member than it states
         if (size := sum(member.file_size for member in archive.infolist())) > MAX_XLSX:
             raise TableError(f"{path}: unpacks to {size} bytes; expected at most {MAX_XLSX}; save it as CSV (UTF-8)")
+        if any(_n_cells(archive, name) > MAX_COLUMNS for name in archive.namelist()):
+            raise TableError(
+                f"{path}: a row has more than {MAX_COLUMNS} cells; save the columns you need as CSV (UTF-8)"
+            )
+    rows: list[tuple[int, list[Any]]] = []
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
         sheet = book.worksheets[0]
         sheet.reset_dimensions()  # what the file states may be larger than what it holds
-        rows = [list(row) for row in sheet.iter_rows(values_only=True, max_col=MAX_COLUMNS)]
+        for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+            if number == 1 or any(cell is not None for cell in row):
+                rows.append((number, list(row)))
         book.close()
-    except (
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AttributeError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
         # A damaged file fails in the library's own code, in any of these ways.
         raise TableError(f"{path}: not an xlsx table ({error}); save it as CSV (UTF-8)") from error
     if len(book.worksheets) > 1:
         log.warning("%s: read the first of %d sheets, %r", path, len(book.worksheets), sheet.title)
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         cells = [_xlsx_text(value) for value in row]
         if any(cells) or number == 1:
             while cells and not cells[-1]:
                 cells.pop()
             yield number, cells
+
+
+def _n_cells(archive: ZipFile, name: str) -> int:
+    """The largest number of cells in a row of a sheet, counted up to MAX_COLUMNS + 1; the library keeps a whole row."""
+    most = n = 0
+
+    def count(tag: str, attributes: object) -> None:
+        nonlocal most, n
+        kind = tag.rpartition(":")[2]
+        n = 0 if kind == "row" else n + (kind == "c")
+        most = max(most, n)
+        if most > MAX_COLUMNS:
+            raise StopIteration
+
+    parser = ParserCreate()
+    parser.StartElementHandler = count
+    try:
+        with archive.open(name) as file:
+            parser.ParseFile(file)
+    except (ExpatError, StopIteration):  # not XML, which the library reports; or too many cells
+        pass
+    return most
 
 
 def _xlsx_text(value: Any) -> str:

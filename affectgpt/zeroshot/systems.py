@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from affectgpt.chat.request import Chat, Reply, Request, with_media
 from affectgpt.chat.served import ChatClient
 from affectgpt.chat.transport import RequestFailed
 from affectgpt.config import ZeroShotConfig
-from affectgpt.runtime import InputError, UserError
+from affectgpt.runtime import InputError, UserError, parse_json
 from affectgpt.schema import Sample, check_id
+from affectgpt.tables import cell_id
 
 log = logging.getLogger("affectgpt")
 
@@ -115,12 +116,12 @@ def read_answers(path: Path) -> dict[str, str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            key, text = check_id(row["id"]), row["text"]
+            row = parse_json(line)
+            key, text = check_id(cell_id(row["id"])), row["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}:{line_no}: expected {{"id": ..., "text": ...}}, found {line[:80]!r}') from error
         if not isinstance(text, str):
-            raise UserError(f"{path}:{line_no}: the text of {key!r} must be a string, found {text!r}")
+            raise UserError(f"{path}:{line_no}: the text of {key!r} must be a string, found {reprlib.repr(text)}")
         if key in texts:
             raise UserError(f"{path}:{line_no}: {key!r} is answered twice; keep one answer per id")
         texts[key] = text

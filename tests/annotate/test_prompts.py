@@ -64,6 +64,8 @@ def test_a_good_answer_is_parsed_also_in_a_fence_or_between_words():
         ("acoustic", "I cannot hear it.", "no JSON object in it"),
         ("acoustic", '{"clue": "low"', "no JSON object in it"),
         ("acoustic", '{"clue": "low",}', "not JSON"),
+        ("acoustic", '{"clue":' * 100_000 + "}" * 100_000, "nested too deeply"),
+        ("acoustic", '{"clue": ' + "9" * 5000 + "}", "a number of thousands of digits"),
         ("acoustic", {"clue": "low"}, "evidence must be a list of words, found None"),
         ("acoustic", {"clue": "", "evidence": []}, "are empty"),
         ("acoustic", {"clue": 3, "evidence": []}, "clue must be a text, found 3"),

@@ -118,6 +118,37 @@ def test_a_spreadsheet_has_the_rows_of_its_first_sheet(tmp_path, caplog):
     assert "read the first of 2 sheets" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"</sheetData>", b"<row>" + b"<c/>" * 2000 + b"</row></sheetData>", "a row has more than 1000 cells"),
+        (b"</sheetData>", b"<x:row>" + b"<x:c/>" * 2000 + b"</x:row></sheetData>", "a row has more than 1000 cells"),
+        (b"</sheetData>", b"", "not an xlsx table"),
+        (b"<worksheet", b'<!DOCTYPE w [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><worksheet', None),
+        (
+            b"</sheetData>",
+            b'<row r="1048576"><c r="XFD1048576" t="inlineStr"><is><t>y</t></is></c></row></sheetData>',
+            "expected 2 cells, found 16384",
+        ),
+    ],
+)
+def test_a_spreadsheet_that_claims_more_than_it_holds_is_refused(tmp_path, old, new, words):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["id", "text"], ["a", "x"]):
+        book.active.append(row)
+    book.save(tmp_path / "plain.xlsx")
+    with zipfile.ZipFile(tmp_path / "plain.xlsx") as plain, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as changed:
+        for name in plain.namelist():
+            data = plain.read(name)
+            changed.writestr(name, data.replace(old, new, 1) if name == "xl/worksheets/sheet1.xml" else data)
+    if words is None:
+        assert [row for _, row in read_rows(tmp_path / "a.xlsx")] == [{"id": "a", "text": "x"}]
+    else:
+        with pytest.raises(TableError, match=words):
+            list(read_rows(tmp_path / "a.xlsx"))
+
+
 def test_a_spreadsheet_that_unpacks_to_more_than_the_limit_is_not_unpacked(tmp_path, monkeypatch):
     pytest.importorskip("openpyxl")
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:

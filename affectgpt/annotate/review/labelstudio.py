@@ -7,7 +7,7 @@ emotions. The JSON is written directly, in the task format of Label Studio 1.x: 
 
 from __future__ import annotations
 
-import json
+import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, Clue
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, parse_json
 
 SCREENS = ("clues", "labels")
 MEDIA = ("video", "audio")
@@ -209,11 +209,11 @@ def read_export(path: Path) -> Iterator[ReviewAnswer | str]:
         ReviewError: another format, or tasks that this program did not write.
     """
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
+        tasks = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise ReviewError(f"{path}: cannot be read ({error.strerror}); give exports of Label Studio") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ReviewError(f"{path}: not JSON ({error}); export the project as JSON") from None
+    except InputError as error:  # not UTF-8, or not JSON
+        raise ReviewError(f"{path}: {error}; export the project as JSON") from None
     if not isinstance(tasks, list):
         raise ReviewError(f"{path}: expected a list of tasks, found {type(tasks).__name__}; export the project as JSON")
     for number, item in enumerate(tasks):

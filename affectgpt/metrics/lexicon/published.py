@@ -16,7 +16,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 from affectgpt.metrics.lexicon.tables import Lexicon, Wheel, WheelRow
-from affectgpt.runtime import InputError, MissingLibrary
+from affectgpt.runtime import InputError
+from affectgpt.tables.sheets import xlsx_records
 
 FORMS_FILE = "format.csv"
 _HELP = "see docs/metrics.md, section 'The published tables'"
@@ -118,17 +119,11 @@ def _read_table(path: Path) -> list[list[Any]]:
             raise InputError(f"{path}: cannot be read ({error}); {_HELP}") from error
     else:
         try:
-            import openpyxl
-        except ImportError:
-            raise MissingLibrary(
-                f"{path} needs openpyxl: pip install 'affectgpt[evaluation]', or save the table as {path.stem}.csv"
-            ) from None
-        try:
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-            book.close()
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            rows = [list(cells) for _, cells in xlsx_records(path) if cells]
+        except (OSError, BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); {_HELP}") from error
+        except InputError as error:
+            raise InputError(f"{error}; {_HELP}") from error
     if not rows:
         raise InputError(f"{path}: the table is empty; {_HELP}")
     return [row + [""] * (len(rows[0]) - len(row)) for row in rows]

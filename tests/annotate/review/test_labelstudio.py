@@ -16,6 +16,7 @@ from tests.annotate.review.rounds import RECORDS, clue
     [
         ("{}", "expected a list of tasks, found dict"),
         ("[", "not JSON"),
+        ("[" * 100_000, "nested more than 64 levels"),
         ('[{"id": 1, "clip": "x", "emotions": "sad"}]', "not as JSON-MIN"),
         ('[{"annotations": [], "data": {"clip": "x"}}]', "was it made by `annotate review`"),
     ],
