@@ -174,7 +174,7 @@ class StageConfig:
     warmup_steps: int = 1000  # linear from warmup_learning_rate to learning_rate
     weight_decay: float = 0.05  # none on biases, norms and other vectors
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
-    max_grad_norm: float = 1.0  # gradient clipping
+    max_grad_norm: float = 1.0  # gradient clipping; 0 = none
     packing: bool = True  # pack samples into one row without padding; false = pad to the longest sample of the batch
     token_budget: int | None = 4096  # packing: tokens that go through the LLM at once; null = the whole batch
     gradient_checkpointing: bool = False  # store one state per layer of the LLM and recompute the rest

@@ -155,8 +155,29 @@ def check(written, composed, where: str) -> None:
             {"min_learning_rate": 1e-6, "tasks": {"both": 0.0, "fixed": 0.5, "description": 0.5}},
         ),
         ("emotion_llama", "fine", {"trainable": ["projectors", "lora"], "learning_rate": 1e-6, "epochs": 30}),
+        ("affectgpt_v1", "fine", {"tasks": {"both": 0.0, "description": 1.0}, "max_grad_norm": 0.0}),
+        (
+            "affectgpt_v2",
+            "coarse",
+            {"tasks": {"both": 0.0, "description": 0.5, "labels": 0.5}, "max_grad_norm": 0.0, "warmup_steps": 0},
+        ),
+        ("emotion_llama", "coarse", {"batch_size": 1, "accumulation": 2, "max_grad_norm": 0.0, "warmup_steps": 1000}),
     ],
 )
 def test_a_preset_trains_by_its_own_recipe(preset, stage, values):
     config = compose("train", [f"stage={stage}", f"model={preset}"]).stage
     assert {name: getattr(config, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n_steps", "tasks"),
+    [
+        ("affectgpt_v2_ovmerd", 60 * 500, {"both": 0.0, "description": 0.5, "labels": 0.5}),
+        ("affectgpt_v2_mer2026", 60 * 5000, {"both": 0.0, "labels": 1.0}),
+        ("affectgpt_v2_mer2026_human", 60 * 500, {"both": 0.0, "labels": 1.0}),
+    ],
+)
+def test_further_published_recipes_are_chosen_by_name(recipe, n_steps, tasks):
+    stage = compose("train", ["model=affectgpt_v2", f"recipe={recipe}"]).stage
+    assert (stage.epochs * stage.iterations_per_epoch, stage.tasks, stage.batch_size) == (n_steps, tasks, 3)
+    assert (stage.learning_rate, stage.min_learning_rate, stage.max_grad_norm) == (1e-5, 1e-5, 0.0)
