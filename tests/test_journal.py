@@ -182,6 +182,27 @@ def test_a_disk_that_can_not_even_shorten_the_file_again_reports_the_first_error
     assert [row["key"] for row in read_journal(rows.path)] == ["a", "c"]
 
 
+def test_a_file_that_was_removed_while_it_is_written_is_named(tmp_path):
+    rows = Journal(tmp_path / "a.jsonl")
+    rows.append({"key": "a"})
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl was removed while it was written"):
+        rows.append({"key": "b"})
+
+
+def test_a_full_folder_of_temporary_files_is_named_and_counts_no_row_twice(tmp_path):
+    seen = []
+    rows = Journal(tmp_path / "a.jsonl", on_row=lambda row: seen.append(row["key"]))
+    rows.append({"key": "a"})
+    rows._index.execute("PRAGMA max_page_count = 1")  # no smaller than the index is
+    with pytest.raises(UserError, match=r"temporary index cannot be written \(database or disk is full\)"):
+        rows.append(*({"key": f"{number:0200d}"} for number in range(200)))
+    rows.append({"key": "b"})
+    assert rows.get("b")
+    assert seen == ["a", *(f"{number:0200d}" for number in range(200)), "b"]
+    assert [row["key"] for row in rows.rows()] == seen
+
+
 def test_a_broken_line_in_the_middle_is_an_error_with_its_line_number(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')

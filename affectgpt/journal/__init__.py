@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Journal:
         self._lock = threading.RLock()
         self._index: sqlite3.Connection | None = None
         self._indexed_to = 0  # bytes of the file that the index covers
+        self._shown_to = 0  # bytes of the file whose rows `on_row` has got
         self._waiting: list[tuple[Row, bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         if on_row is not None:
@@ -113,6 +115,7 @@ class Journal:
 
     def _write(self, rows: list[tuple[Row, bytes]]) -> None:
         with self._lock, _locked(self._file, self.path, fcntl.LOCK_EX):
+            _check_there(self._file, self.path)
             _cut_incomplete_line(self._file, self.path)
             if self._index is not None:
                 self._index_new_rows()
@@ -195,18 +198,30 @@ class Journal:
     def _add_to_index(self, rows: Iterable[tuple[Row | None, int]]) -> None:
         """Index the next rows of the file, given with the lengths of their lines; None = a line that is left out."""
         assert self._index is not None
-        entries, start = [], self._indexed_to
+        entries, new, start = [], [], self._indexed_to
         for row, n_bytes in rows:
             if row is not None:
                 key = row[self._key]
                 entries.append((start, _indexable(key), _indexable(self._name(row) if self._name else key)))
-                if self._on_row is not None:
-                    self._on_row(row)
+                if start >= self._shown_to:
+                    new.append(row)
             start += n_bytes
-        self._index.execute("BEGIN")
-        self._index.executemany("INSERT INTO lines VALUES (?, ?, ?)", entries)
-        self._index.execute("COMMIT")
+        try:
+            self._index.execute("BEGIN")
+            self._index.executemany("INSERT INTO lines VALUES (?, ?, ?)", entries)
+            self._index.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._index.close()  # it cannot be rolled back: the next lookup builds it anew
+            self._index, self._indexed_to = None, 0
+            raise UserError(
+                f"{self.path}: its temporary index cannot be written ({error}); free space in {tempfile.gettempdir()}, "
+                "or name another folder with the environment variable SQLITE_TMPDIR"
+            ) from error
         self._indexed_to = start
+        self._shown_to = max(start, self._shown_to)
+        if self._on_row is not None:
+            for row in new:
+                self._on_row(row)
 
     def _newest(self, column: str, value: str) -> Row | None:
         with self._lock:
@@ -333,6 +348,11 @@ def _locked(file: int, path: Path, kind: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _check_there(file: int, path: Path) -> None:
+    if os.fstat(file).st_nlink == 0 and not path.exists():
+        raise UserError(f"{path} was removed while it was written; run the same command again to start it anew")
 
 
 def _is_complete(tail: bytes) -> bool:
