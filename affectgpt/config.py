@@ -116,7 +116,7 @@ class ModelConfig:
 class SourceConfig:
     """One manifest, or one data set in the format in which it is published; or a part of either."""
 
-    manifest: str | None = None  # path of a .jsonl or .csv manifest; demo:coarse and demo:fine name the embedded corpus
+    manifest: str | None = None  # a manifest (.jsonl, .csv, .xlsx); demo:coarse and demo:fine name the embedded corpus
     format: str | None = None  # instead: a published format, see `python -m affectgpt.data formats`
     folder: str | None = None  # where a data set of that format lies, below data.folder; null = there itself
     options: dict[str, Any] = field(default_factory=dict)  # of the format: names of its tables and media folders

@@ -278,28 +278,32 @@ def parse_label_list(value: object) -> tuple[str, ...] | None:
 
 
 _NO_LABEL = frozenset(word.lower() for word in NO_VALUE)
-_NOT_A_WORD = re.compile(r"[\x00-\x1f\[\]{}<>|\"“”「」【】［］`\ud800-\udfff]|'\s+'|^[\d\s.,:%()e+*/-]+$")
+_NOT_A_WORD = re.compile(r"[\x00-\x1f\[\]{}<>|\"“”«»「」【】［］`\ud800-\udfff]|'\s+'|^[\d\s.,:%()e+*/-]+$")
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|“[^“”]*”|‘[^‘’]*’(?!\w)|「[^「」]*」|『[^『』]*』)"""
 _BARE_NULL = r"(?:None|null|nan|NaN|<NA>)"
 _QUOTED_LIST = re.compile(rf"(?:(?:{_QUOTED}|{_BARE_NULL}\b)(?:[\s,，;；、|]+|$|(?=['\"“「『])))*", re.DOTALL)
 _QUOTED_ITEM = re.compile(_QUOTED, re.DOTALL)
-_NUMPY_STRING = re.compile(rf"\b(?:np|numpy)\.str_\(({_QUOTED})\)|\bu(?=['\"])", re.DOTALL)
+_NUMPY_STRING = re.compile(rf"\b(?:np|numpy)\.str_\(({_QUOTED})\)|(?:^|(?<=[\s,;\[(]))[ub](?=['\"])", re.DOTALL)
 _CONTAINER = re.compile(
-    r"(?:np\.|numpy\.)?(?:array|list|set|frozenset|tuple|Index)\((.*?)(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+    r"(?:np\.|numpy\.)?(?:array|list|set|frozenset|tuple|Index|dict_keys|dict_values)\((.*?)(?:,\s*dtype=[^()]*)?\)",
+    re.DOTALL,
 )
 _PAIRS = ("[]", "()", "{}", "【】", "［］", "（）", "〔〕")
 _SCORE = re.compile(r"\s*(?:[(（]\s*\d*\.?\d+\s*%?\s*[)）]|[:：=]\s*\d*\.?\d+\s*%?)$")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+_BULLET = re.compile(r"^(?:[-•*]|\d{1,2}[.)、])\s+(?=\S)")
+_OPENING = ("[", "(", "{", "【", "［", "（", "〔")
 _MAX_CELL = 20_000  # characters
 
 
 def _words_of_cell(cell: str) -> list[str]:
-    text = cell.strip("\ufeff\u200b \t\r\n")
+    text = _INVISIBLE.sub("", cell).strip()
     if len(text) > _MAX_CELL:
         raise InputError(f"labels must be a list of words, found a cell of {len(text)} characters")
     if match := _CONTAINER.fullmatch(text):
         text = match[1].strip()
-    text = unwrap_brackets(text)
+    text = unwrap_brackets(text if text[:1] not in _OPENING else text.rstrip(".;,。；，"))
     if re.search(r"(?:^|[\s,'\"])\.\.\.(?:$|[\s,'\"])", text):
         raise InputError(f"labels are abbreviated by '...': {reprlib.repr(cell)}; export the complete list")
     if (words := quoted_items(text)) is not None:
@@ -307,7 +311,7 @@ def _words_of_cell(cell: str) -> list[str]:
             return _words_of_cell(words[0])
         return words
     parts = re.split(r"[,;，、；|｜\r\n\t]", text)
-    return [_SCORE.sub("", part.strip()).strip("\"'“”‘’") for part in parts]
+    return [_SCORE.sub("", _BULLET.sub("", part.strip())).strip("\"'“”‘’«»‹›") for part in parts]
 
 
 def unwrap_brackets(text: str) -> str:
