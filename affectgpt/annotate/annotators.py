@@ -13,6 +13,7 @@ import asyncio
 import importlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -179,6 +180,9 @@ class Served:
                 f"a budget needs prices: set price_in and price_out of {config.model} (per million tokens), as in your "
                 "provider's price list; 0 for a server of your own"
             )
+        for name, value in (("price_in", config.price_in), ("price_out", config.price_out), ("budget", budget.limit)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value}; expected a finite number of at least 0")
         self.config, self.name = config, config.model
         self.sees = frozenset(config.sees)
         self.structured = config.structured != "none"
@@ -245,6 +249,7 @@ class Served:
             "answered_by": completion.answered_by,
             "server": self._endpoint.address,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **({"refusal": completion.refusal} if completion.refusal else {}),
             **({"adapted": completion.adapted} if completion.adapted else {}),
         }
 

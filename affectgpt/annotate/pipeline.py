@@ -9,7 +9,7 @@ from dataclasses import asdict
 from affectgpt.annotate import evidence, prompts
 from affectgpt.annotate.annotators import CODE_VERSION, annotator_class, decides
 from affectgpt.annotate.record import merge_fields
-from affectgpt.annotate.steps import StepOutput, Work, function_of, run_step
+from affectgpt.annotate.steps import Dropped, StepOutput, Work, function_of, run_step
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, PipelineConfig, StepConfig
 from affectgpt.runtime import UserError, stable_hash
 
@@ -77,13 +77,20 @@ async def annotate_clip(work: Work, steps: Sequence[StepConfig]) -> StepOutput:
     """The merged output of all steps for one clip, in pipeline order.
 
     Independent steps run concurrently. If one fails, the steps in progress are finished (their calls are paid for),
-    those that need it are not started, and its error is raised.
+    those that need it are not started, and its error is raised. If one drops the clip, no other step is started.
     """
+    dropped: list[Dropped] = []
     tasks: dict[str, asyncio.Task[StepOutput]] = {}
 
     async def one(spec: StepConfig) -> StepOutput:
         about = merge_fields([await tasks[name] for name in ancestors(steps, spec)])
-        return await run_step(work, spec, about)
+        if dropped:
+            raise dropped[0]
+        try:
+            return await run_step(work, spec, about)
+        except Dropped as reason:
+            dropped.append(reason)
+            raise
 
     for spec in steps:
         tasks[spec.name] = asyncio.create_task(one(spec))

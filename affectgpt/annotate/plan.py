@@ -17,6 +17,7 @@ from affectgpt.annotate import prompts
 from affectgpt.annotate.annotators import annotator_class, estimate_tokens
 from affectgpt.annotate.clips import Clips, files_of, media_sha256, openface_of
 from affectgpt.annotate.pipeline import annotators_of
+from affectgpt.annotate.steps import needs_openface
 from affectgpt.annotate.store import Store
 from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig
 from affectgpt.data.sources import probe_sample
@@ -65,6 +66,7 @@ def plan_calls(
     """The calls of each step that asks a model, the number of complete clips, and of unreadable ones."""
     asking = [spec for spec in config.pipeline.steps if _has_prompt(spec)]
     asking = [spec for spec in asking if annotator_class(annotators[spec.annotator].kind).asks_model]
+    needs_table = needs_openface(config.pipeline.steps)
     n_calls = {spec.name: 0 for spec in asking}
     n_answered = dict(n_calls)
     n_complete = n_unreadable = 0
@@ -85,8 +87,9 @@ def plan_calls(
         # The record's key depends on more than the plan knows: a newest record of the same files counts as complete.
         row = store.records.latest(sample.id) if store else None
         n_complete += row is not None and row["media_sha256"] == sha256
+        is_dropped = needs_table and openface_of(sample, config.openface) is None
         for spec in asking:
-            if _applies(spec, sample, config):
+            if _applies(spec, sample, config) and not is_dropped:
                 known = bool(store and store.answered(sha256, spec.name, annotators[spec.annotator].model or ""))
                 n_answered[spec.name] += known
                 n_calls[spec.name] += not known
@@ -160,6 +163,7 @@ def print_plan(config: AnnotateConfig, clips: Clips) -> int:
         print(f"{n_complete} clips have a record of these files already")
     if not planned:
         print("all steps are measured or answered by the local annotator; cost 0")
+        print("next: the same command without plan=true")
         return 0
     head = ["step", "model", "to call", "answered", "tokens in", "out", "cost"]
     print(format_table([head, *(step.cells() for step in planned)], "ll"))
@@ -173,4 +177,5 @@ def print_plan(config: AnnotateConfig, clips: Clips) -> int:
         print("~ estimated; for steps with answers in this folder, their mean is used")
     if len(priced) < len(planned):
         print("no price: set price_in and price_out (per million tokens) of the annotator from your price list")
+    print("next: the same command without plan=true")
     return 0

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from affectgpt.annotate.clips import Clips
+import logging
+
+from affectgpt.annotate.clips import Clips, openface_of
 from affectgpt.annotate.pipeline import ROLES, check_pipeline
 from affectgpt.annotate.plan import print_plan
 from affectgpt.annotate.shards import run_sharded
 from affectgpt.annotate.single import run_single
+from affectgpt.annotate.steps import needs_openface
 from affectgpt.config import AnnotateConfig
 from affectgpt.media import isolated_media
 from affectgpt.runtime import UserError
-from affectgpt.schema import LANGUAGES
+from affectgpt.schema import LANGUAGES, Sample
+
+log = logging.getLogger("affectgpt")
 
 
 def run_annotation(config: AnnotateConfig) -> int:
     """Annotate; exit code 0 (all complete), 3 (some failed or dropped), 4 (budget), 130 or 143 (interrupted)."""
     check_settings(config)
     clips = Clips(config)
+    check_tables(config, clips)
     if config.plan:
         with isolated_media():
             return print_plan(config, clips)
     return run_single(config, clips) if config.engine == "single" else run_sharded(config, clips)
+
+
+def check_tables(config: AnnotateConfig, clips: Clips) -> None:
+    """Raise UserError if a pipeline needs tables of OpenFace and no clip has one; warn if some have none."""
+    if not needs_openface(config.pipeline.steps):
+        return
+    samples = [item for item in clips if isinstance(item, Sample)]
+    without = [sample.id for sample in samples if openface_of(sample, config.openface) is None]
+    found = f"openface={config.openface}: {len(without)} of {len(samples)} clips have no table there, such as "
+    found += f"{without[0]}.csv" if without else ""
+    if len(without) == len(samples):
+        raise UserError(f"{found}; without its table a clip is dropped: give the folder with <id>.csv for each clip")
+    if without:
+        log.warning("%s; they are dropped before any call", found)
 
 
 def check_settings(config: AnnotateConfig) -> None:
@@ -35,5 +55,10 @@ def check_settings(config: AnnotateConfig) -> None:
     if config.lang not in LANGUAGES:
         raise UserError(f"lang is {config.lang!r}; expected one of {list(LANGUAGES)}")
     check_pipeline(config.pipeline)
+    if needs_openface(config.pipeline.steps) and config.openface is None:
+        raise UserError(
+            f"pipeline {config.pipeline.name!r} needs openface=, the folder with a table <id>.csv of OpenFace for each "
+            "clip: without its table a clip is dropped"
+        )
     if unknown := sorted({spec.annotator for spec in config.pipeline.steps} - set(ROLES)):
         raise UserError(f"pipeline {config.pipeline.name!r} names annotators {unknown}; expected some of {list(ROLES)}")

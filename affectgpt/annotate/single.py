@@ -164,7 +164,7 @@ class _Run:
         except Dropped as reason:
             self._failed(sample.id, "clip", str(reason), totals.dropped, key)
         except StepFailed as error:
-            self._failed(sample.id, "answer", str(error), totals.failed, key, kind="unusable answer")
+            self._failed(sample.id, "answer", str(error), totals.failed, key, kind=error.kind)
         except RequestFailed as error:
             self._failed(sample.id, "call", str(error), totals.failed, key, kind=f"call: {str(error).split(' (')[0]}")
         except RecordError as error:

@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.prompts import BadAnswer
 from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
+from affectgpt.chat.completion import REFUSED
 from affectgpt.config import StepConfig
 from affectgpt.runtime import UserError
 
@@ -33,8 +34,15 @@ NO_CLUE = "no clue: nothing was seen, heard or said that could be described"
 NO_EVIDENCE = "no evidence: nothing was measured from which a description could be made"
 
 
+NO_PEAK = "no peak frame: no OpenFace table, or no face tracked"
+
+
 class StepFailed(UserError):
-    """A step has no usable answer for one clip, after all attempts."""
+    """A step has no usable answer for one clip, after all attempts; `kind` is the reason under which it is counted."""
+
+    def __init__(self, message: str, kind: str = "unusable answer") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Dropped(UserError):
@@ -74,6 +82,11 @@ def function_of(spec: StepConfig) -> Callable[..., Any]:
     if name not in STEPS:
         raise UserError(f"step {spec.name!r}: no step {name!r}; expected one of {sorted(STEPS)}, or module:function")
     return STEPS[name]
+
+
+def needs_openface(steps: Sequence[StepConfig]) -> bool:
+    """Whether clips without a table of OpenFace are dropped, after the calls of all other steps."""
+    return any(function_of(spec) is peak for spec in steps)
 
 
 async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
@@ -176,11 +189,16 @@ async def ask(
                 row["seconds"],
             )
         )
+        is_empty = not row["text"].strip()
+        if is_empty and row.get("finish") in REFUSED:
+            words = row.get("refusal") or f"finish reason {row['finish']}"
+            raise StepFailed(f"{annotator.name} refuses an answer: {words}", kind="refusal")
         try:
             values = prompts.parse_answer(prompt, row["text"], about, lang, structured=annotator.structured)
         except BadAnswer as error:
             if attempt:
-                raise StepFailed(f"no usable answer of {annotator.name} in two attempts: {error}") from None
+                kind = "empty answer" if is_empty else "unusable answer"
+                raise StepFailed(f"no usable answer of {annotator.name} in two attempts: {error}", kind) from None
             work.repaired += 1
             question = replace(question, turns=((row["text"], prompts.repair(error, lang)),))
         else:
@@ -234,7 +252,7 @@ async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """An objective description of the frame at which the face moves most; needs action units."""
     times = [fact.value for fact in about.get("evidence", ()) if fact.name == "peak_s"]
     if not times:
-        raise Dropped("no peak frame: no OpenFace table, or no face tracked")
+        raise Dropped(NO_PEAK)
     values, model = await ask(
         work, spec, about, spec.prompt or "peak", shows={"images": {"n_frames": 1, "at_s": times[0]}}
     )

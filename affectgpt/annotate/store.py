@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,20 @@ class Store:
             file.close()
 
     def _count(self, row: dict[str, Any]) -> None:
-        n_in, n_out = row.get("tokens_in"), row.get("tokens_out")
+        n_in, n_out = _finite(row.get("tokens_in")), _finite(row.get("tokens_out"))
         self.n_answers += 1
         self.n_uncounted += n_in is None
-        self.cost += row.get("cost") or 0.0
+        self.cost += _finite(row.get("cost")) or 0.0
         self.tokens_in += n_in or 0
         self.tokens_out += n_out or 0
         totals = self.by_call.setdefault((row["step"], row["model"]), [0, 0, 0])
         for place, n in enumerate((1, n_in or 0, n_out or 0)):
             totals[place] += n
+
+
+def _finite(value: Any) -> Any:
+    """None for what is no number: with one NaN, no budget would ever be reached."""
+    return value if isinstance(value, (int, float)) and 0 <= value < math.inf else None
 
 
 def _call_of(row: dict[str, Any]) -> str:

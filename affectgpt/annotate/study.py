@@ -114,6 +114,7 @@ def run_study(config: StudyOfAnnotatorsConfig, base: AnnotateConfig, candidates:
         write_study(out, rows, config.repeats, lexicon)
     print(study_table(rows))
     print(f"calls {sum(row.calls for row in rows)}; {out}: study.md, study.csv, study.json")
+    print("next: annotate all clips with the models of the best row (annotator@audio=, annotator@vision= ...)")
     return COMPLETE
 
 
@@ -130,7 +131,10 @@ def grid(candidates: Candidates) -> list[ModelChoice]:
             raise UserError(f"{column}={NONE}: only audio and video can be left out")
     chosen = itertools.product(*(candidates[column] for column in COLUMN_ROLES))
     cells = [ModelChoice(dict(zip(COLUMN_ROLES, names, strict=True))) for names in chosen]
-    return [cell for cell in cells if (cell.chosen["audio"], cell.chosen["video"]) != (NONE, NONE)]
+    with_clues = [cell for cell in cells if (cell.chosen["audio"], cell.chosen["video"]) != (NONE, NONE)]
+    if not with_clues:
+        raise UserError(f"audio=[{NONE}] video=[{NONE}]: nothing is left to annotate with; name a model in one of them")
+    return with_clues
 
 
 def run_settings(

@@ -88,4 +88,8 @@ def format_totals(totals: Totals, report: Mapping[str, Any], config: AnnotateCon
     elif report["stopped_by"]:
         lines.append(f"stopped by {report['stopped_by']}")
     lines.append(f"{config.out}: records.jsonl, manifest.jsonl ({report['manifest_rows']} rows), failed.jsonl")
+    again = totals.n_left or totals.failed or report["stopped_by"]
+    lines.append(
+        "next: " + ("repeat the command; then " if again else "") + f"python -m affectgpt.annotate check {config.out}"
+    )
     return "\n".join(lines)

@@ -50,6 +50,7 @@ def check_records(config: RecordsConfig) -> int:
     for (name, way), n in checks.worst_first(by_check):
         print(f"  {way:<6}{n:>8}  {name}")
     print(f"{folder}: records.jsonl, manifest.jsonl ({n_rows} rows)")
+    print(f"next: python -m affectgpt.annotate report {folder}")
     return 0
 
 
@@ -98,6 +99,7 @@ def merge_records(config: RecordsConfig) -> int:
     _print_counts(left_out)
     print("\n".join(lines))
     print(f"{out}: records.jsonl, agreement.json, manifest.jsonl ({n_rows} rows)")
+    print(f"next: python -m affectgpt.annotate report {out}")
     return 0
 
 
@@ -110,6 +112,8 @@ def export_records(config: RecordsConfig) -> int:
     print(f"{counts.pop('written', 0)} records written to {out}")
     _print_counts(counts)
     _print_wrapped(f"{to} does not hold: {LOSES[to]}")
+    read = {"manifest": f"python train.py stage=coarse data={out}", "labelstudio": "import the files into Label Studio"}
+    print(f"next: {read.get(to, 'docs/data-sets.md shows how to train on this format')}")
     return 0
 
 
@@ -199,6 +203,13 @@ def import_records(config: RecordsConfig) -> int:
         _print_wrapped(f"then train: python train.py stage=fine data={folder}")
     else:
         _print_wrapped(f"{folder}: changes.jsonl; no clip has passed both rounds yet")
+    if n_finished and not unfinished:
+        print(f"next: python train.py stage=fine data={folder}")
+    else:
+        number = max(map(int, review.rounds))
+        more = "finish the open tasks and import again" if number > 1 else "finish round 1 and import again, or"
+        command = f" python -m affectgpt.annotate review {review.source} to={folder} round=2 annotators=..."
+        _print_wrapped(f"next: {more}{command if number == 1 else ''}")
     return 0
 
 
@@ -237,6 +248,10 @@ def report_records(config: RecordsConfig) -> int:
     plots = report.write_report(result, folder, config.pictures)
     names = f", {', '.join(path.name for path in plots)} (.png, .svg)" if plots else ""
     _print_wrapped(f"{folder / 'report'}: report.json{names}")
+    print(f"next: python train.py stage=coarse data={folder}")
+    _print_wrapped(
+        f"or human checks: python -m affectgpt.annotate review {folder} to={REVIEW_FOLDER} round=1 annotators=..."
+    )
     return 0
 
 

@@ -20,8 +20,6 @@ _FATAL_CODES = frozenset({"invalid_api_key", "model_not_found", "insufficient_qu
 _NO_MODEL = re.compile(
     r"model\b.{0,80}\bnot exist|(no such|unknown|invalid) model\b|model\b.{0,80}\bnot found", re.I | re.S
 )
-# A server that answers in another form nearly always does so every time, but a proxy may do it while it starts.
-_RETRIES_OF_INVALID = 2
 _MOST_TOKENS = 10**9
 
 
@@ -53,7 +51,8 @@ class Fault(Exception):
         words: the server's own; they may hold the key.
         status: HTTP status, or that of an error object in an answer of status 200.
         code, param: of the protocol's error object.
-        max_retries: how often another attempt may succeed; None = as often as the settings say.
+        is_passing: whether another attempt may succeed.
+        is_invalid: an answer of another form.
     """
 
     reason: str
@@ -61,7 +60,8 @@ class Fault(Exception):
     status: int | None = None
     code: str = ""
     param: str = ""
-    max_retries: int | None = None
+    is_passing: bool = True
+    is_invalid: bool = False
     retry_after_s: float | None = None
 
     @property
@@ -76,8 +76,8 @@ def fault_of(status: int, data: bytes, headers: Mapping[str, str]) -> Fault:
     words, code, param, _ = _error_in(data)
     if status in (301, 302, 303, 307, 308) and "location" in headers:
         words = f"redirected, which is not followed, to {headers['location']}"
-    max_retries = None if status in _RETRIED else 0
-    return Fault(f"HTTP {status}", words, status, code, param, max_retries, retry_after_s(headers.get("retry-after")))
+    wait_s = retry_after_s(headers.get("retry-after"))
+    return Fault(f"HTTP {status}", words, status, code, param, status in _RETRIED, retry_after_s=wait_s)
 
 
 def decompressed(data: bytes, encoding: str) -> bytes:
@@ -88,7 +88,7 @@ def decompressed(data: bytes, encoding: str) -> bytes:
     if encoding.strip().lower() in ("", "identity"):
         return data
     if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
-        raise Fault(f"an answer with the Content-Encoding {encoding[:40]!r}, which was not asked for", max_retries=0)
+        raise Fault(f"an answer with the Content-Encoding {encoding[:40]!r}, which was not asked for", is_passing=False)
     stream = zlib.decompressobj(wbits=47)  # gzip or zlib, by the header
     try:
         body = stream.decompress(data, LONGEST_ANSWER + 1)
@@ -102,7 +102,7 @@ def decompressed(data: bytes, encoding: str) -> bytes:
 
 
 def too_long() -> Fault:
-    return Fault(f"an answer of more than {LONGEST_ANSWER >> 20} MB", max_retries=0)
+    return Fault(f"an answer of more than {LONGEST_ANSWER >> 20} MB", is_passing=False)
 
 
 def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completion:
@@ -113,12 +113,13 @@ def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completio
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):  # not JSON, or not UTF-8
-        raise Fault("an answer that is not JSON", _text_of(data), max_retries=_RETRIES_OF_INVALID) from None
+        raise Fault("an answer that is not JSON", _text_of(data), is_invalid=True) from None
     body = body if isinstance(body, dict) else {}
     if body.get("error"):
         words, code, param, status = _error_in(data)
-        max_retries = None if status in _RETRIED else 0 if status else _RETRIES_OF_INVALID
-        raise Fault("an error instead of an answer", words, status, code, param, max_retries)
+        is_passing = status is None or status in _RETRIED
+        what = "an error instead of an answer"
+        raise Fault(what, words, status, code, param, is_passing, is_invalid=status is None)
     choices, model, usage = body.get("choices"), body.get("model"), body.get("usage")
     choice = choices[0] if isinstance(choices, list) and choices else None
     choice = choice if isinstance(choice, dict) else {}
@@ -148,7 +149,7 @@ def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completio
 
 def _no_content(data: bytes) -> Fault:
     words = _text_of(data)
-    return Fault("an answer without choices[0].message.content", words, max_retries=_RETRIES_OF_INVALID)
+    return Fault("an answer without choices[0].message.content", words, is_invalid=True)
 
 
 def _encodable(text: str) -> str:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("affectgpt")
 
 _GIVE_UP_AFTER = 20  # failed requests in a row
+# What has never answered in the protocol is most often another page at a wrong address; a proxy may do it for a moment.
+_RETRIES_OF_INVALID = 2
 _QUOTED = 300  # characters of a server's own words in an error
 
 # Parameters that some models refuse, and what they take instead; None = the parameter is left out.
@@ -108,8 +110,8 @@ class Server:
     Attributes:
         base_url: such as "http://localhost:8000/v1"; None = OpenAI's.
         api_key_env: environment variable with the key, which is in no message. A server without a key needs none.
-        max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs and broken connections; after an answer
-            of another form at most 2.
+        max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs, broken connections and invalid answers
+            (of a server that has given no valid one yet: at most 2).
             Waits double from `backoff_s` up to 60 s, with jitter; a Retry-After header of up to 300 s is obeyed.
         timeout_s: for one attempt, from connecting to the last byte.
         requests_per_min, tokens_per_min: limits of the account; None = none.
@@ -131,10 +133,12 @@ class Known:
     Attributes:
         adapted: parameters that the server refuses, as in `Completion`.
         failed_in_a_row: requests that failed since the last answer.
+        has_answered: whether there was an answer.
     """
 
     adapted: dict[str, str | None] = field(default_factory=dict)
     failed_in_a_row: int = 0
+    has_answered: bool = False
 
 
 class Endpoint:
@@ -193,8 +197,11 @@ class Endpoint:
                     adapted = {**adapted, **{name: _INSTEAD[name] for name in refused}}
                     log.debug("%s: %s", self.where, reason)
                     continue
-                is_refusal, most = fault.max_retries == 0, self._server.max_retries
-                if attempt > (most if fault.max_retries is None else min(most, fault.max_retries)):
+                is_refusal = not fault.is_passing
+                most = self._server.max_retries
+                if fault.is_invalid and not self._known.has_answered:
+                    most = min(most, _RETRIES_OF_INVALID)
+                if is_refusal or attempt > most:
                     break
                 wait_s = fault.retry_after_s
                 if wait_s is None:
@@ -205,7 +212,7 @@ class Endpoint:
                 self.retries += 1
                 await self._stop.sleep(wait_s)
             else:
-                self._known.failed_in_a_row = 0
+                self._known.failed_in_a_row, self._known.has_answered = 0, True
                 self._remember(adapted)
                 if self._tokens and completion.tokens_in is not None:
                     self._tokens.give_back(n_tokens - completion.tokens_in - (completion.tokens_out or 0))

@@ -202,6 +202,48 @@ def test_a_refused_request_fails_its_clip_and_is_repeated_by_the_next_run(clips,
         assert server.n_answered == 4 * len(STEPS)
 
 
+def refusal(body):
+    message = {"role": "assistant", "content": None, "refusal": "I can't help with that."}
+    return {"value": {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1e999}}}
+
+
+def test_a_refusal_and_an_empty_answer_are_counted_as_such_and_a_refusal_is_not_asked_again(clips, tmp_path):
+    with ChatServer(fill_in, choose=refusal) as server:
+        out = tmp_path / "refused"
+        assert annotate(clips, out, *served(server.url, "limit=1", "annotator.concurrency=1")) == 3
+        assert len(server.requests) == 1
+        (failed,) = rows_of(out / "failed.jsonl")
+        assert failed["reason"] == "toy refuses an answer: I can't help with that."
+        report = json.loads((out / "report.json").read_text())
+        assert (report["failed"], report["cost_of_folder"]) == ({"refusal": 1}, 0.0)
+    with ChatServer(lambda body: " ") as server:
+        out = tmp_path / "empty"
+        assert annotate(clips, out, *served(server.url, "limit=1", "annotator.concurrency=1")) == 3
+        assert json.loads((out / "report.json").read_text())["failed"] == {"empty answer": 1}
+
+
+def test_a_pipeline_that_would_drop_every_clip_is_refused_before_a_call(films, tmp_path, caplog):
+    tables = films.parent / "openface"  # film0 alone has one
+    with ChatServer(fill_in) as server:
+        merr = served(server.url, "pipeline=merr", "annotator.concurrency=1")
+        for plan in ("plan=true", "plan=false"):
+            with pytest.raises(UserError, match="pipeline 'merr' needs openface=, the folder with a table"):
+                annotate(films, tmp_path / "out", *merr, plan)
+            with pytest.raises(UserError, match=r"3 of 3 clips have no table there, such as film0.csv"):
+                annotate(films, tmp_path / "out", *merr, plan, f"openface='{films.parent}'")
+        assert not server.requests
+        assert annotate(films, tmp_path / "out", *merr, f"openface='{tables}'") == 3
+        assert "2 of 3 clips have no table there, such as film1.csv; they are dropped before any call" in caplog.text
+    answers = rows_of(tmp_path / "out" / "store" / "answers.jsonl")
+    assert len({row["media_sha256"] for row in answers}) == 1
+
+
+def test_a_price_that_is_no_number_is_refused(clips, tmp_path):
+    for price in ("nan", "inf", "-1"):
+        with pytest.raises(UserError, match=r"price_in is .*; expected a finite number of at least 0"):
+            annotate(clips, tmp_path / "out", *served("http://a/v1", f"annotator.price_in={price}"))
+
+
 def test_a_wrong_key_ends_the_run_at_once_and_says_what_to_check(clips, tmp_path):
     with ChatServer(fill_in, choose=lambda body: 401) as server:
         with pytest.raises(UserError, match=r"toy at .*HTTP 401.*check model, base_url and \$OPENAI_API_KEY"):

@@ -153,6 +153,9 @@ def test_the_grid_leaves_out_choices_without_clues_and_reports_missing_columns(c
     assert len({cell.folder for cell in cells}) == 3
     with pytest.raises(UserError, match="merge= is missing"):
         study.grid({"audio": one, "video": one, "merge": {}, "translate": one})
+    none = {"none": None}
+    with pytest.raises(UserError, match="nothing is left to annotate with; name a model"):
+        study.grid({"audio": none, "video": none, "merge": one, "translate": one})
     with pytest.raises(UserError, match="only audio and video can be left out"):
         study.grid({"audio": one, "video": one, "merge": {"none": None}, "translate": one})
 
