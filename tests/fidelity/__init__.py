@@ -1,0 +1,1 @@
+"""Published code, run in an environment of its own, next to ours."""
