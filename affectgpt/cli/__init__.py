@@ -14,9 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from affectgpt.cli.parser import compose, composed_settings, conf_folder, parse, register_schemas, resolved
+from affectgpt.cli.parser import (
+    compose,
+    composed_settings,
+    conf_folder,
+    explained,
+    parse,
+    register_schemas,
+    resolved,
+)
 from affectgpt.cli.table import COMMANDS, Command, load
-from affectgpt.runtime import UserError, set_up_logging
+from affectgpt.cli.words import quoted_values
+from affectgpt.runtime import InputError, UserError, set_up_logging
 
 __all__ = ["compose", "main", "run", "script", "set_environment"]
 
@@ -121,7 +130,9 @@ def _run_by_hydra(command: Command, settings: Sequence[str]) -> int:
     """Sweeps (-m) with their launchers, and Hydra's own options such as --cfg job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     register_schemas()
     codes: list[int] = []
@@ -141,12 +152,17 @@ def _run_by_hydra(command: Command, settings: Sequence[str]) -> int:
         if command.conf == "train" and config.study.name and codes[-1] == 0:
             studies[Path(config.paths.runs) / config.study.name] = None
 
-    before = sys.argv
-    sys.argv = [before[0], *settings]
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [before[0], *quoted_values(settings, command.schema)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors, which Hydra would otherwise print in its own words
     try:
         job()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explained(error, command, settings)) from error
     finally:
         sys.argv = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
     for folder in studies:
         print(f"\n{load('affectgpt.training.study:report')(folder)}")
     return max(codes, default=0)

@@ -69,7 +69,7 @@ def _composed(command: Command, settings: Sequence[str]) -> Any:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return OmegaConf.to_object(hydra_compose(command.conf, overrides=quoted_values(settings, command.schema)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explained(error, command, settings)) from error
+        raise InputError(explained(error, command, settings)) from error
     finally:
         GlobalHydra.instance().clear()
         if running is not None:
@@ -107,13 +107,13 @@ def _flat(command: Command, arguments: Sequence[str]) -> Any:
             OmegaConf.update(node, command.others, [text.replace("${", "\\${") for text in others])
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise InputError(_explained(error, command, arguments)) from error
+        raise InputError(explained(error, command, arguments)) from error
 
 
 # ---------------------------------------------------------------- errors of Hydra and OmegaConf
 
 
-def _explained(error: Exception, command: Command, settings: Sequence[str]) -> str:
+def explained(error: Exception, command: Command, settings: Sequence[str]) -> str:
     """One message in the place of Hydra's: which setting, what is wrong, the nearest names."""
     texts: list[str] = []
     cause: BaseException | None = error

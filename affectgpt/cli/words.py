@@ -209,11 +209,13 @@ def quoted_values(arguments: Sequence[str], schema: type) -> list[str]:
     >>> quoted_values(["subtitle=It's ok, a=b", "split=null", "candidates=[高兴,悲伤]"], config.InferConfig)
     ["subtitle='It\\\\'s ok, a=b'", 'split=null', "candidates=['高兴','悲伤']"]
     """
-    if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)  # in a sweep, commas separate values
+    sweep = bool({"-m", "--multirun"} & set(arguments))  # in a sweep, commas separate values
     changed = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if sweep and equals and not key.startswith("-"):
+            changed.append(f"{key}={_swept(value)}")
+            continue
         if not equals or key.startswith("-") or value in ("", "null"):
             changed.append(argument)
             continue
@@ -226,6 +228,17 @@ def quoted_values(arguments: Sequence[str], schema: type) -> list[str]:
         else:
             changed.append(f"{key}={quoted_items(value)}")
     return changed
+
+
+def _swept(value: str) -> str:
+    """The values of a sweep, separated by commas, with quotes where Hydra needs them; functions of it stay.
+
+    >>> _swept("实验一,b"), _swept("range(1,4)"), _swept("[1,2],[3]")
+    ("'实验一',b", 'range(1,4)', '[1,2],[3]')
+    """
+    if _PLAIN.fullmatch(value.replace(",", "")) or re.match(r"\w+\(", value):
+        return value
+    return quoted_items(f"[{value}]")[1:-1]
 
 
 def quoted_items(value: str) -> str:

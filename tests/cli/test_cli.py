@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -273,3 +274,21 @@ def test_hydras_own_options_still_work(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "- clip.mp4" in shown.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_takes_chinese_values_and_reports_a_misspelt_key_in_one_message(capsys):
+    from affectgpt.cli import run as run_command
+
+    assert run_command("plan", ["-m", "stage.bach_size=4,8"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown setting 'stage.bach_size'; did you mean stage.batch_size" in said
+    assert "HYDRA_FULL_ERROR" not in said
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert run_command("eval", ["--cfg", "job", "data.folder=../数据", "out=结果"]) == 0
+    assert "folder: ../数据" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted({command.conf for command in COMMANDS.values() if command.conf}))
+def test_a_sweep_writes_to_no_folder_of_hydras_own(command):
+    folder = OmegaConf.load(CONF / f"{command}.yaml").hydra.sweep
+    assert "multirun" not in folder.dir
