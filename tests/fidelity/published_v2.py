@@ -47,6 +47,47 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def complete_model(batches, faces, windows, suppressed) -> dict:
+    """Trained tensors (random), soft tokens, loss and greedy answer of the published model on one clip."""
+    from my_affectgpt.models.base_model import BaseModel
+
+    sys.modules["my_affectgpt.models"].BaseModel = BaseModel
+    from my_affectgpt.models import affectgpt
+
+    load = affectgpt.AutoModelForCausalLM.from_pretrained
+    affectgpt.AutoModelForCausalLM = types.SimpleNamespace(
+        from_pretrained=lambda path, **_: load(path, torch_dtype=torch.float32)
+    )
+    torch.manual_seed(1)
+    flags = ("video_proj", "video_Qformer", "audio_Qformer", "audio_proj", "llm", "multi_Qformer", "multi_llama_proj")
+    kinds = {f"{name}_fusion_type": "attention" for name in ("multi", "video", "audio")}
+    model = affectgpt.AffectGPT(
+        "CLIP_VIT_LARGE", "HUBERT_LARGE", "Qwen25", lora_r=16, image_fusion_type="mean", **kinds,
+        **{f"frozen_{name}": False for name in flags},
+        **{f"num_{name}_query_token": 1 for name in ("video", "audio", "multi", "image")},
+    ).eval()  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, so that adapters would have no effect
+            torch.nn.init.normal_(parameter, std=0.05)
+    seen = {}
+    model.llama_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    batch = batches["ovlabel multiface_audio_face_text"]
+    media = {"faces": faces[None], "raw_faces": faces[None], "audios": windows, "raw_audios": windows}
+    with torch.no_grad():
+        loss = model({**batch, **media})["loss"]
+        n_prompt = int((batch["labels"][0] == -100).sum())
+        prompt = seen["inputs_embeds"][:, :n_prompt]
+        answer = model.llama_model.generate(
+            inputs_embeds=prompt,
+            attention_mask=torch.ones(1, n_prompt),
+            do_sample=False,
+            max_new_tokens=12,
+            suppress_tokens=suppressed,
+        )
+    trained = {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
+    return {"trained": {"model": trained}, "loss": loss, "prompt": prompt[0], "answer": answer[0].tolist()}
+
+
 def main() -> None:
     code, folder = Path(sys.argv[1]), Path(sys.argv[2])
     sys.path.insert(0, str(code))
@@ -73,7 +114,7 @@ def main() -> None:
     for name in ("video", "audio", "multi", "image"):
         setattr(data, f"num_{name}_query_token", 1)
     sample = task["sample"]
-    result["ids"] = {}
+    result["ids"], batches = {}, {}
     for kind in ("description", "ovlabel"):
         pair = data.get_qa_pairs("MERCaptionPlus", kind, sample)
         for shown in task["shown"]:
@@ -83,7 +124,7 @@ def main() -> None:
             ids = torch.cat([prompt, target])
             labels = torch.cat([torch.full([len(prompt)], -100), target])
             instance = {"text_input": ids, "label": labels, "dataset": "d", "face_or_frame": shown}
-            batch = data.collater([instance])
+            batch = batches[f"{kind} {shown}"] = data.collater([instance])
             result["ids"][f"{kind} {shown}"] = (batch["input_ids"][0], batch["labels"][0])
     vocabulary = data.tokenizer.get_vocab()
     tokens = {"audio": "AUDIO", "frames": "FRAME", "face": "FACE", "multi": "MULTI"}
@@ -100,6 +141,9 @@ def main() -> None:
         faces, _ = load_face(task["face"], n_frms=8, height=224, width=224, return_msg=True)
         result["face"] = CLIP_VIT_LARGE()(faces[None], faces[None])[0]
 
+    large, _ = load_face(task["large_face"], n_frms=8, height=224, width=224, return_msg=True)
+    result |= complete_model(batches, large, windows, task["suppressed"])
+    torch.save(result["trained"], folder / "run.pth")
     torch.save(result, folder / "result.pt")
 
 

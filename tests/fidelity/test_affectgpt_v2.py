@@ -16,12 +16,15 @@ import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from affectgpt.cli import compose
-from affectgpt.config import SamplingConfig
+from affectgpt.config import GenerateConfig, SamplingConfig
+from affectgpt.convert.conversion import convert
 from affectgpt.data.clips import load_clip
+from affectgpt.inference.answers import answers
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTProcessor, build, model_spec
+from affectgpt.models.pretrained import start_from
 from affectgpt.prompts import render
-from affectgpt.schema import Sample
+from affectgpt.schema import SLOTS, Sample
 from tests.models import tiny
 
 ROOT, PYTHON = os.environ.get("MERTOOLS"), os.environ.get("PUBLISHED_PYTHON")
@@ -79,10 +82,16 @@ def theirs(bases, sound, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     smooth = np.kron(np.random.default_rng(0).integers(0, 256, (5, 9, 9, 3)), np.ones((1, 14, 14, 1)))
     np.save(folder / "face.npy", smooth.astype(np.uint8))  # five crops of 126 px, blue-green-red
+    large = np.random.default_rng(1).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    np.save(folder / "large.npy", large)  # of CLIP's size, so that nothing is resized
     ranges = audio_windows(len(sound), 16000, window_s=2.0, max_windows=8, mode="published")
     torch.save({"windows": torch.from_numpy(np.stack([sound[a:b] for a, b in ranges]))}, folder / "inputs.pt")
     values = {name: str(path) for name, path in bases.items()}
     values |= {"sample": SAMPLE, "shown": list(SHOWN), "face": str(folder / "face.npy")}
+    # Rows of the padded vocabulary that are our placeholders: no model with real weights writes them.
+    n_words = len(AutoTokenizer.from_pretrained(bases["llm"]))
+    values["suppressed"] = list(range(n_words, n_words + len(SLOTS)))
+    values["large_face"] = str(folder / "large.npy")
     (folder / "task.json").write_text(json.dumps(values))
     command = [PYTHON, str(Path(__file__).with_name("published_v2.py")), str(CODE), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
@@ -133,3 +142,44 @@ def test_face_states_are_the_published_ones(theirs, ours):
     scale = theirs[0]["face"].abs().max()
     print(f"largest difference {(states - theirs[0]['face']).abs().max():.2g} of {scale:.3g}")
     assert (states - theirs[0]["face"]).abs().max() / scale < 0.02  # OpenCV rounds some pixels to the next value
+
+
+@pytest.fixture(scope="module")
+def converted(theirs, ours):
+    """Our model with the weights of the published one, and its input for the clip."""
+    folder = theirs[1]
+    assert convert([folder / "run.pth"], folder / "base")["complete"]
+    model, processor = ours
+    assert start_from(model, folder / "base")["random"] == []
+    return model.eval(), processor
+
+
+def row_of(processor, theirs, sound, answer: str | None):
+    sample = Sample(
+        id="a", subtitle=SAMPLE["subtitle"], face=str(theirs[1] / "large.npy"), modalities=("audio", "face"),
+        description="", labels=tuple(SAMPLE["ovlabel"].split(", ")),
+    )  # fmt: skip
+    crops = load_clip(sample, ("face",), SamplingConfig(short_clips="last")).arrays["face"]
+    messages = render(sample, task="labels", prompt_format="affectgpt_v2")
+    return processor.encode(messages, {"audio": tiny.Sound(sound), "face": crops}, answer)
+
+
+def test_soft_tokens_and_loss_are_those_of_the_published_model(theirs, converted, sound):
+    model, processor = converted
+    answer = f"The character's emotional state is {SAMPLE['ovlabel']}."
+    batch = processor.collate([row_of(processor, theirs, sound, answer)])
+    with torch.no_grad():
+        loss = model(**batch).loss
+        batch.pop("labels")
+        embeds = model.embed(batch.pop("input_ids"), batch)[0]
+    prompt = theirs[0]["prompt"]
+    difference = (embeds[: len(prompt)] - prompt).abs().max()
+    print(f"embeddings {difference:.2g} of {prompt.abs().max():.3g}; loss {loss:.6f}, theirs {theirs[0]['loss']:.6f}")
+    torch.testing.assert_close(embeds[: len(prompt)], prompt, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(loss, theirs[0]["loss"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_written_answer_is_that_of_the_published_model(theirs, converted, sound):
+    model, processor = converted
+    (answer,) = answers(model, processor, [row_of(processor, theirs, sound, None)], GenerateConfig(max_new_tokens=12))
+    assert list(answer.tokens) == theirs[0]["answer"][: len(answer.tokens)]
