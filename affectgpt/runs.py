@@ -24,7 +24,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import InputError, UserError, sha256_of_file, sync, write_json_atomic, write_text_atomic
+from affectgpt.runtime import (
+    InputError,
+    UserError,
+    redacted,
+    sha256_of_file,
+    sync,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 log = logging.getLogger("affectgpt")
 
@@ -121,7 +129,7 @@ class RunRecord:
         self._write()
 
     def _write(self) -> None:
-        write_json_atomic(self.folder / RECORD, self.values)
+        write_json_atomic(self.folder / RECORD, redacted(self.values))
 
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -229,6 +229,36 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, text + "\n")
 
 
+_SECRET_NAME = (
+    r"(?:[a-z0-9_-]*[_-])?"
+    r"(?:(?:api|access|private|auth)[_-]?key|token|secret|password|passwd|authorization|credentials?)"
+)
+_IS_SECRET_NAME = re.compile(_SECRET_NAME, re.IGNORECASE)
+_PASSWORD_IN_URL = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
+# As in settings on the command line and in addresses: extra.api_key=..., {Authorization: Bearer ...}, ?token=...
+_NAMED_SECRET = re.compile(
+    rf"(?<![a-z0-9])({_SECRET_NAME}['\"]?\s*[=:]\s*['\"]?(?:Bearer\s+)?)[^\s,'\"}}&]+", re.IGNORECASE
+)
+
+
+def redacted(value: Any) -> Any:
+    """A JSON-like value without secrets, for files: passwords in addresses, and what is named key, token, password ...
+
+    >>> redacted({"url": "http://me:pw@a/v1", "extra": {"api_key": "sk-1", "top_p": 1}, "max_tokens": 5})
+    {'url': 'http://me:***@a/v1', 'extra': {'api_key': '***', 'top_p': 1}, 'max_tokens': 5}
+    """
+    if isinstance(value, str):
+        return _NAMED_SECRET.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", value))
+    if isinstance(value, dict):
+        return {name: "***" if _is_secret(name, item) else redacted(item) for name, item in value.items()}
+    return [redacted(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_secret(name: Any, value: Any) -> bool:
+    is_text = isinstance(value, str) and bool(value)
+    return is_text and isinstance(name, str) and _IS_SECRET_NAME.fullmatch(name) is not None
+
+
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

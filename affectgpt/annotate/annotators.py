@@ -30,7 +30,7 @@ from affectgpt.chat.served import media_parts, messages_of
 from affectgpt.chat.transport import Endpoint, Server
 from affectgpt.config import AnnotatorConfig
 from affectgpt.journal import get_or_make
-from affectgpt.runtime import UserError, stable_hash
+from affectgpt.runtime import UserError, redacted, stable_hash
 
 log = logging.getLogger("affectgpt")
 
@@ -239,7 +239,7 @@ class Served:
             "step": question.step,
             "model": self.name,
             "media_sha256": question.clip.sha256,
-            "request": request,
+            "request": {**redacted({**request, "messages": None}), "messages": request["messages"]},
             "text": completion.text,
             "finish": completion.finish,
             "tokens_in": completion.tokens_in,

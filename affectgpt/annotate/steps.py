@@ -25,7 +25,7 @@ from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.chat.completion import REFUSED
 from affectgpt.config import StepConfig
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, redacted
 
 StepOutput = dict[str, Any]
 """Fields of `Annotation`, lists in place of tuples."""
@@ -174,7 +174,7 @@ async def ask(
     for attempt in range(2):
         row, is_new = await annotator.answer(question)
         work.calls += is_new
-        parameters = {"lang": lang, **annotator.parameters(), **({"repair": True} if attempt else {})}
+        parameters = {"lang": lang, **redacted(annotator.parameters()), **({"repair": True} if attempt else {})}
         if shows:
             parameters["shows"] = {name: dict(sampling) for name, sampling in shows.items()}
         work.notes.append(

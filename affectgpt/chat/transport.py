@@ -29,7 +29,7 @@ from affectgpt.chat.completion import (
     too_long,
 )
 from affectgpt.chat.concurrency import StopSignal
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, redacted
 
 if TYPE_CHECKING:
     import ssl
@@ -298,7 +298,7 @@ class Endpoint:
 
     def _redacted(self, text: str) -> str:
         """`text` without the key, and without a password in the address."""
-        text = re.sub(r"(://[^/@\s:]*:)[^/@\s]+@", r"\1***@", text)
+        text = redacted(text)
         return text.replace(self._key, "***") if self._key else text
 
 

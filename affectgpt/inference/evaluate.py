@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.config import BenchmarkConfig, EvalConfig, LlmConfig, SourceConfig
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, redacted
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _ask_llm(
     extras: dict[str, Any] = {}
     client = _client(llm, out) if llm.model else None
     if client is not None:
-        extras["llm"] = {"model": llm.model, "server": llm.base_url or "api.openai.com"}
+        extras["llm"] = {"model": llm.model, "server": redacted(llm.base_url or "api.openai.com")}
         if llm.extract:
             rows, extras["llm_extraction"] = _extract(client, lexicon, rows)
     if llm.groups is not None:

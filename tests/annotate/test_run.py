@@ -238,6 +238,23 @@ def test_a_pipeline_that_would_drop_every_clip_is_refused_before_a_call(films, t
     assert len({row["media_sha256"] for row in answers}) == 1
 
 
+def test_no_written_file_holds_a_secret(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    with ChatServer(fill_in) as server:
+        url = server.url.replace("://", "://me:in-address@")
+        extra = "annotator.extra={api_key: in-extra, headers: {Authorization: Bearer in-header}, top_p: 0.5}"
+        more = ["limit=1", extra, "annotator.concurrency=1"]
+        monkeypatch.setattr("sys.argv", ["annotate", *served(url, *more)])
+        annotate(clips, tmp_path / "out", *served(url, *more))
+        assert server.requests[0]["api_key"] == "in-extra"
+    written = {path: path.read_text(errors="replace") for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    secrets = ("sk-environment", "in-address", "in-extra", "in-header")
+    assert not [(path, secret) for path, text in written.items() for secret in secrets if secret in text]
+    assert '"top_p": 0.5' in written[tmp_path / "out" / "run.json"]
+    os.umask(umask := os.umask(0))
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}
+
+
 def test_a_price_that_is_no_number_is_refused(clips, tmp_path):
     for price in ("nan", "inf", "-1"):
         with pytest.raises(UserError, match=r"price_in is .*; expected a finite number of at least 0"):
