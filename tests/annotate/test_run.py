@@ -421,7 +421,7 @@ def test_a_manifest_row_that_contradicts_its_media_fails_its_clip_alone(clips, t
 
 def test_training_reads_the_folder_as_data(clips, tmp_path):
     annotate(clips, tmp_path / "my clips, mine")
-    overrides = folders_as_data(["stage=coarse", f"data={tmp_path}/my clips, mine"])
+    overrides = folders_as_data(["stage=coarse", "model=affectgpt", f"data={tmp_path}/my clips, mine"])
     data = compose("train", overrides).data
     assert data.name == "my clips, mine"
     assert [source.manifest for source in data.coarse] == [str(tmp_path / "my clips, mine" / "manifest.jsonl")]
