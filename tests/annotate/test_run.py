@@ -187,7 +187,7 @@ def test_errors_are_retried_and_never_stored(clips, tmp_path):
     with ChatServer(fill_in) as server:
         server.faults = [500, "hang up", "cut", "no json", "no choices", ("retry-after", 0.05), 429, 503]
         out = tmp_path / "out"
-        assert annotate(clips, out, *served(server.url)) == 0
+        assert annotate(clips, out, *served(server.url, "annotator.max_retries=8")) == 0
         assert server.n_answered == 4 * len(STEPS)
     assert len(rows_of(out / "store" / "answers.jsonl")) == 4 * len(STEPS)
 
@@ -318,7 +318,7 @@ def test_despite_faults_every_clip_is_complete_or_failed_and_every_call_is_made_
     assert code == (3 if failed else 0)
     assert len(records) + len(failed) == 200
     assert not records & {row["id"] for row in failed}
-    assert all("no usable answer" in row["reason"] for row in failed)
+    assert not [row["reason"] for row in failed if "no usable answer" not in row["reason"]]
     assert answered == len(asked) == len(rows_of(out / "store" / "answers.jsonl"))
     for row in rows_of(out / "records.jsonl"):
         record_from_row(row)
