@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import glob
 import hashlib
 import io
 import json
@@ -220,6 +221,12 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(file)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `path` before it was renamed; only for a caller that alone writes `path`."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

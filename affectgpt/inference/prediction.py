@@ -30,7 +30,7 @@ from affectgpt.journal.locks import held
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import marked
 from affectgpt.prompts import PROMPT_VERSION, render
-from affectgpt.runtime import InputError, UserError, stable_hash, write_json_atomic
+from affectgpt.runtime import InputError, UserError, remove_unfinished, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
 from affectgpt.spread import in_threads
 
@@ -185,6 +185,7 @@ def _append_missing(
         if stable_hash(before) != stable_hash(settings):
             differing = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
             raise UserError(f"{out} was made with other settings ({', '.join(differing)}); name another out= file")
+    remove_unfinished(sidecar)
     write_json_atomic(sidecar, json.loads(json.dumps(settings, default=str)))
     todo = [sample for sample in samples if sample.id not in done]
     n_done = len(samples) - len(todo)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from affectgpt.runtime import UserError, write_json_atomic
+from affectgpt.runtime import UserError, remove_unfinished, write_json_atomic
 
 log = logging.getLogger("affectgpt")
 
@@ -123,6 +123,7 @@ def held(lock: Path, *, what: str) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
             _claim(what, owner)
+        remove_unfinished(owner)
         write_json_atomic(owner, _this_process())
         try:
             yield

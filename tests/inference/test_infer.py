@@ -85,6 +85,8 @@ def test_an_output_that_another_process_writes_is_refused_by_name_and_taken_over
         other.kill()
         other.wait()
     assert not (tmp_path / "p.jsonl").exists()
+    for name in ("..p.jsonl.owner.json.7.tmp", ".p.jsonl.settings.json.7.tmp"):  # killed before renaming
+        (tmp_path / name).write_text("{")
     run_inference(infer_config)
     assert len(rows(tmp_path / "p.jsonl")) == 1
     assert sorted(path.name for path in tmp_path.glob("*p.jsonl*")) == ["p.jsonl", "p.jsonl.settings.json"]
