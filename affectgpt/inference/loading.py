@@ -94,14 +94,31 @@ def load(
         loaded, processor = load_trained(
             folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization
         )
-    elif quantization not in (None, "none"):
-        raise UserError(f"{folder} is a full model; quantization needs a training checkpoint")
     else:
+        _refuse_for_full_model(folder, dtype, quantization, base_models)
         loaded = AffectGPTForConditionalGeneration.from_pretrained(folder)
         processor = AffectGPTProcessor.from_pretrained(folder)
     _ready(loaded, device)
     name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
     return LoadedModel(folder, name, loaded, processor, _weights_sha256(folder))
+
+
+def _refuse_for_full_model(
+    folder: Path, dtype: str | None, quantization: str | None, base_models: Mapping[str, str] | None
+) -> None:
+    """Raise UserError for settings that a full model, which holds its own base models, cannot follow."""
+    if quantization not in (None, "none"):
+        raise UserError(f"{folder} is a full model; quantization needs a training checkpoint")
+    if dtype is not None:
+        raise UserError(
+            f"{folder} is a full model, whose precision is fixed; leave dtype={dtype} out, or write it again: "
+            f"python -m affectgpt.export <training checkpoint> out=... dtype={dtype}"
+        )
+    if base_models:
+        raise UserError(
+            f"{folder} is a full model, which contains its base models; "
+            f"leave base_models= ({', '.join(base_models)}) out"
+        )
 
 
 def _ready(model: Any, device: str) -> None:
