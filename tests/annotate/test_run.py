@@ -394,6 +394,19 @@ def test_a_signal_finishes_the_calls_in_flight_and_sets_the_exit_code(tmp_path, 
         assert len(rows_of(out / "store" / "answers.jsonl")) == len(server.requests) < 30 * len(STEPS)
 
 
+def test_a_signal_ends_a_run_whose_server_sends_a_byte_now_and_then(tmp_path):
+    clips = write_clips(tmp_path / "clips", 2)
+    with ChatServer(choose=lambda body: "drip") as server:
+        process = start(clips, tmp_path / "out", *served(server.url, "annotator.timeout_s=1"))
+        while not server.requests:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        said = process.communicate(timeout=60)[0]
+        assert (process.returncode, time.monotonic() - started < 30) == (143, True), said
+
+
 @pytest.mark.parametrize("line", ["first, second = [1]", "[][0]", "{}['a']", "open('/no/such/file')"])
 def test_a_bug_in_a_step_ends_the_run_and_is_no_failed_clip(clips, tmp_path, monkeypatch, line):
     monkeypatch.syspath_prepend(tmp_path)

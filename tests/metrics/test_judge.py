@@ -19,6 +19,7 @@ from affectgpt.metrics.judge import (
     sentiment_by_llm,
 )
 from affectgpt.metrics.sets import set_score
+from affectgpt.runtime import UserError
 from tests.chat.chat_server import ChatServer
 
 SYNONYMS = [{"happy", "joyful", "glad"}, {"angry", "mad"}]
@@ -149,3 +150,17 @@ def test_the_sentiment_of_labels_is_asked_once_per_set_and_no_labels_are_neutral
     found, n_asked = sentiment_by_llm(labels, client(server, tmp_path))
     assert found == {"a": "positive", "b": "positive", "c": "neutral", "d": "negative", "e": None}
     assert n_asked == len(server.requests) == 3
+
+
+def test_a_question_that_the_server_refuses_is_unparsed_and_counted_unless_it_refuses_all(server, tmp_path):
+    def refuse(body):
+        words = body["messages"][-1]["content"]
+        return {"status": 400, "value": {"error": {"message": "content check"}}} if "hateful" in words else None
+
+    server.choose = refuse
+    server.answer = lambda body: '{"score": 7}'
+    truths = {"a": "She smiles.", "b": "hateful words"}
+    rated = judge(truths, truths, client(server, tmp_path), "clue overlap")
+    assert (rated.mean, rated.n, rated.unparsed, rated.refused) == (7, 1, 1, 1)
+    with pytest.raises(UserError, match=r"1 of 1 requests .*HTTP 400: content check"):
+        judge({"b": truths["b"]}, truths, client(server, tmp_path), "clue overlap")
