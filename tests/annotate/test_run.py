@@ -298,7 +298,7 @@ def test_a_sufficient_budget_is_sufficient_with_many_calls_in_flight(clips, tmp_
 
 def test_despite_faults_every_clip_is_complete_or_failed_and_every_call_is_made_once(tmp_path):
     clips = write_clips(tmp_path / "clips", 200)
-    faults = [429, 500, "hang up", "cut", "no json", "no choices", ("retry-after", 0.01)]
+    faults = [429, 500, "hang up", "cut", ("retry-after", 0.01)]  # retried as often as `max_retries` allows
     dice = random.Random(0)
 
     def now_and_then(body: dict) -> object:
