@@ -132,7 +132,7 @@ class RunRecord:
         write_json_atomic(self.folder / RECORD, redacted(self.values))
 
 
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_RUN_NAME = re.compile(r"[^\W_][\w.+=, -]*(?<! )")
 
 
 def runs_named(runs: Path, name: str) -> list[Path]:
@@ -148,7 +148,10 @@ def runs_named(runs: Path, name: str) -> list[Path]:
 def new_run_folder(runs: Path, name: str) -> Path:
     """Create and return `runs/name`, or `runs/name-2` ... if it exists."""
     if not _RUN_NAME.fullmatch(name):
-        raise UserError(f"run name {name!r}: use letters, digits and . _ + - only, starting with a letter or digit")
+        raise UserError(
+            f"run name {name!r}: use letters and digits of any script, spaces and . _ + - = , only, and start with a "
+            "letter or digit"
+        )
     number = 1
     while True:
         folder = runs / (name if number == 1 else f"{name}-{number}")
@@ -373,7 +376,9 @@ def chosen_checkpoint(runs: Path, checkpoint: str | None) -> tuple[Path, str]:
         if not folder.is_dir() and (runs / checkpoint).is_dir():
             folder = runs / checkpoint
         if not (folder / RECORD).is_file():
-            raise UserError(f"checkpoint {checkpoint!r} is neither a checkpoint nor a run folder")
+            problem = "is neither a checkpoint nor a run folder" if folder.exists() else "does not exist"
+            known = sorted(path.parent.name for path in runs.glob(f"*/{RECORD}"))
+            raise UserError(f"checkpoint {checkpoint!r} {problem}; the runs in {runs} are {known}")
         run = folder
     which = f"the newest complete run in {runs}" if checkpoint is None else f"run {run}"
     if (best := best_checkpoint(run)) is not None:

@@ -71,7 +71,7 @@ def test_every_room_with_functions_has_tests_and_every_folder_of_tests_belongs_t
         found = [*(tests / name).glob("test_*.py"), *tests.glob(f"test_{name}.py")]
         assert found, f"affectgpt/{name} has neither tests/{name}/test_*.py nor tests/test_{name}.py"
     folders = {path.name for path in tests.iterdir() if (path / "__init__.py").is_file()}
-    assert folders <= rooms.keys()
+    assert folders - {"fidelity"} <= rooms.keys()  # which compares several rooms with the published code
 
 
 def has_functions(path: Path) -> bool:

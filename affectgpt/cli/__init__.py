@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +117,20 @@ def _run_job(command: Command, settings: Any, given: Sequence[str]) -> int:
     if getattr(settings, "offline", False) and hasattr(settings, "device"):
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
     function = load(command.run)
-    return function(settings, given) if command.run.startswith("affectgpt.cli.composed:") else function(settings)
+    code = function(settings, given) if command.run.startswith("affectgpt.cli.composed:") else function(settings)
+    if command.next and code == 0 and (text := _next(command.next, settings)):
+        logging.getLogger("affectgpt").info("next: %s", text)
+    return code
+
+
+def _next(text: str, settings: Any) -> str:
+    """The next command with the values of settings; empty if one of them is not set."""
+    values = {name: getattr(settings, name) for name in re.findall(r"{(\w+)}", text)}
+    return (
+        ""
+        if None in values.values()
+        else text.format(**{key: shlex.quote(str(value)) for key, value in values.items()})
+    )
 
 
 def _report(error: UserError) -> int:

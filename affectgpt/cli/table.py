@@ -35,6 +35,7 @@ class Command:
         plain: the setting that takes plain arguments (those without `=`); None = there are no plain arguments.
         rewrite: "module:function" that rewrites the arguments before they are parsed.
         others: the setting that collects arguments which name no setting of `schema`; None = they are errors.
+        next: what a user does after success, with {settings} of the command; "" = the command says it itself.
     """
 
     run: str
@@ -44,6 +45,7 @@ class Command:
     plain: str | None = None
     rewrite: str | None = None
     others: str | None = None
+    next: str = ""
 
 
 COMMANDS = {
@@ -76,6 +78,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
         conf="infer",
         plain="input",
         rewrite="affectgpt.cli.words:infer",
+        next="python eval.py predictions={out} references=manifest.csv",
     ),
     "eval": Command(
         "affectgpt.cli.composed:evaluate",
@@ -88,6 +91,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
   python eval.py predictions=[a.jsonl,b.jsonl] references=test.csv compare=true       # paired test
   python eval.py benchmark=ovmerd_plus benchmark.folder=/data/mer predictions=mine.npz lexicon=/data/emotion_wheel""",
         conf="eval",
+        next="python -m affectgpt.analyze faithfulness checkpoint=...; docs/score-and-submit.md",
     ),
     "cache": Command(
         "affectgpt.cache.build:run_build",
@@ -100,6 +104,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
   python -m affectgpt.cache verify repair=true
   python -m affectgpt.cache gc max_gb=500 unused_days=30""",
         conf="cache",
+        next="python train.py stage=coarse, with the same model= and data=",
     ),
     "cache ls": Command(
         "affectgpt.cache.care:run_ls",
@@ -136,6 +141,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
 
 It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=... name files under conf/.""",
         conf="plan",
+        next="python -m affectgpt.cache, then python train.py, with the same settings",
     ),
     "export": Command(
         "affectgpt.hub.export:run_export",
@@ -145,6 +151,7 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
   python -m affectgpt.export runs/fine out=release
   python -m affectgpt.export runs/fine out=release merge_lora=true dtype=bfloat16""",
         plain="checkpoint",
+        next="python -m affectgpt.serve {out}, or python -m affectgpt.hub push {checkpoint} repo=user/name full=true",
     ),
     "hub push": Command(
         "affectgpt.hub.push:push",
@@ -245,6 +252,7 @@ Exit code 1 if there are problems: unusable rows, missing, truncated or unreadab
 texts in another language than stated, or training samples in the test set; 2 if the check could not be run.""",
         plain="manifest",
         others="overrides",
+        next="python train.py stage=coarse data=...; docs/train-on-your-own-videos.md",
     ),
     "data convert": Command(
         "affectgpt.data.command:convert_data",
@@ -253,6 +261,7 @@ texts in another language than stated, or training samples in the test set; 2 if
 
   python -m affectgpt.data convert format=merr folder=/data/merr out=manifest.jsonl""",
         plain="manifest",
+        next="python -m affectgpt.data check {out}",
     ),
     "data clauses": Command(
         "affectgpt.data.clause_report:report_clauses",
@@ -267,6 +276,7 @@ texts in another language than stated, or training samples in the test set; 2 if
 Clauses that the data set provides are kept and compared with the rules. Exit code 1 if a description makes a statement
 about a modality that its clip lacks, differs from its clauses, or a row cannot be used.""",
         plain="manifest",
+        next="python train.py stage=fine, with a data configuration that names the manifest",
     ),
     "data formats": Command(
         "affectgpt.data.command:list_formats",
@@ -298,6 +308,7 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
   faithfulness checkpoint=runs/fine data=...               answers with changed inputs; its own --help""",
         plain="files",
         rewrite="affectgpt.cli.words:analyze",
+        next="docs/score-and-submit.md explains the figures",
     ),
     "analyze faithfulness": Command(
         "affectgpt.inference.counterfactual:run_faithfulness",
@@ -322,6 +333,7 @@ The npz holds `filenames` and `fileitems` ("[happy, proud]"); a name ending in .
 `candidates`, every name of that list must have exactly one prediction. A clip without a label is an error, unless
 `empty=` gives the label for such clips; nothing is filled in silently.""",
         plain="files",
+        next="upload the file; docs/score-and-submit.md",
     ),
     "convert": Command(
         "affectgpt.convert.command:run",
@@ -339,6 +351,7 @@ Any of these files, in any order: each is recognised by its tensors, never by it
 
 Exit code 0 only if nothing is missing or unexpected, 1 if something is, 2 if a file cannot be used at all.""",
         plain="files",
+        next="python infer.py video.mp4 checkpoint={out} model=...; or train with model.init_from={out}",
     ),
     "doctor": Command(
         "affectgpt.doctor:run",
@@ -347,6 +360,7 @@ Exit code 0 only if nothing is missing or unexpected, 1 if something is, 2 if a 
 
   python -m affectgpt.doctor
   python -m affectgpt.doctor --json""",
+        next="make demo, or python infer.py video.mp4",
     ),
     "demo": Command(
         "affectgpt.cli.composed:demo",

@@ -92,8 +92,10 @@ def _predict(config: EvalConfig) -> Path:
     from affectgpt.data.sources import report_bad
     from affectgpt.inference.loading import load
     from affectgpt.inference.prediction import predict, predict_to_file, settings_of
+    from affectgpt.prompts import task_question
     from affectgpt.runtime import seed_everything
 
+    task_question(config.task, config.lang, config.candidates)  # an unknown task is no fault of a clip
     loaded = load(
         config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models,
         model=config.model,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import InferConfig
-from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR
+from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
 from affectgpt.tables import format_table, is_table
@@ -30,6 +30,7 @@ def run_inference(config: InferConfig) -> int:
         raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
     if config.attribute and config.engine == "vllm":
         raise UserError("attribute=true needs the model in this process: leave out engine=vllm")
+    task_question(config.task, config.lang, config.candidates)  # an unknown task is no fault of a clip
     samples, bad = _samples(config)
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers

@@ -140,13 +140,17 @@ def _unavailable(name: str, what: str, revision: str | None, missing: list[str],
 
 
 def release(name: str) -> Path | None:
-    """The downloaded folder of a published checkpoint `user/name` or `user/name@revision`; None if `name` is no hub id.
+    """The downloaded folder of a published checkpoint `user/name` or `user/name@revision`.
+
+    None if `name` is no hub id, or a path in a local folder.
 
     Raises:
         NotFound: neither the hub nor its cache has the checkpoint; gives the command to fetch it.
     """
     repo, _, revision = name.partition("@")
     if repo.count("/") != 1 or not _HUB_ID.fullmatch(repo) or Path(name).exists():
+        return None
+    if Path(repo).parent.is_dir():  # a path in a local folder, mistyped
         return None
     from huggingface_hub import snapshot_download
 
