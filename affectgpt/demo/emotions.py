@@ -423,7 +423,7 @@ def likely_labels(
     scenes that agree with the clues.
 
     >>> likely_labels("grief", None, None)
-    ('sad', 'hurt', 'helpless')
+    ('sad', 'heartbroken', 'disappointed')
     """
     feelings = feelings_that_fit(expression, prosody, situation) or [infer_feeling(expression, prosody, situation)]
     if len(feelings) == 1 and intensity and situation:

@@ -63,7 +63,9 @@ class CrossAttention(Blip2QFormerMultiHeadAttention):
         heads, head_dim, states = self.num_attention_heads, self.attention_head_size, encoder_hidden_states
         masked = encoder_attention_mask
         supported = masked is None or (masked.dtype == torch.bool and masked.shape[1] == 1)
-        if n_queries > head_dim or states is None or not supported:
+        # ZeRO-3 gathers a weight for the module that owns it, and for this one only after a first training step.
+        partitioned = self.key.weight.numel() == 0
+        if n_queries > head_dim or states is None or not supported or partitioned:
             return super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, **kwargs
             )

@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_fills_the_cache_with_a_warning(
     monkeypatch.setattr(fcntl, "lockf", refuse)
     assert run_build(build_config(base_models, manifest, tmp_path)) == 0
     assert records(tmp_path / "cache") == N_STATES
-    assert caplog.text.count("claims: its file system has no file locks") == 1
+    assert "claims: its file system has no file locks" in caplog.text
 
 
 def test_encoding_neither_downloads_nor_reads_the_llm(base_models, manifest, tmp_path):

@@ -125,6 +125,7 @@ def test_requests_run_concurrently_up_to_the_limit(server, tmp_path):
 
 def test_the_key_is_sent_and_never_written_or_shown(server, tmp_path, caplog):
     caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="affectgpt")
     server.faults = [500, 401]  # the server's message repeats the key
     with pytest.raises(ChatError) as error:
         ask(client(server, tmp_path), "a")
