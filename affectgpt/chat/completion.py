@@ -143,7 +143,7 @@ def read_completion(data: bytes, adapted: Mapping[str, str | None]) -> Completio
         tokens_out=_count(counts.get("completion_tokens")),
         answered_by=_encodable(model) if isinstance(model, str) else None,
         adapted=adapted,
-        refusal=_encodable(refusal) if is_refusal else None,
+        refusal=_encodable(str(refusal)) if is_refusal else None,
     )
 
 
