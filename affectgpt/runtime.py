@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -246,6 +247,28 @@ _PASSWORD_IN_URL = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 _NAMED_SECRET = re.compile(
     rf"(?<![a-z0-9])({_SECRET_NAME}['\"]?\s*[=:]\s*['\"]?(?:Bearer\s+)?)[^\s,'\"}}&]+", re.IGNORECASE
 )
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRITE_FAILED = re.compile(
+    rf"\bos error ({'|'.join(map(str, _DISK_FULL))})\b|inline_container\.cc.*unexpected pos|file write failed"
+)
+
+
+@contextmanager
+def disk_full_named(folder: Path, advice: str) -> Iterator[None]:
+    """Report a full disk, a quota or a file-size limit as one UserError; other errors pass.
+
+    Libraries report it in their own ways: safetensors with the number of the system's error in its text, torch with the
+    place in its writer. A folder with less than 1 MiB of free space counts as full.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in _DISK_FULL or _WRITE_FAILED.search(str(error)) or shutil.disk_usage(folder).free < 1 << 20:
+            raise UserError(f"{folder}: cannot be written, the disk is full or a limit is reached; {advice}") from error
+        raise
 
 
 def redacted(value: Any) -> Any:

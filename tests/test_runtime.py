@@ -1,9 +1,11 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from affectgpt.runtime import UserError, stable_hash, write_json_atomic, write_text_atomic
+from affectgpt.runtime import UserError, disk_full_named, stable_hash, write_json_atomic, write_text_atomic
 
 
 def test_stable_hash_ignores_key_order_and_sees_values():
@@ -28,3 +30,28 @@ def test_a_replaced_file_and_its_folder_are_forced_to_the_disk(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
     write_json_atomic(tmp_path / "a.json", {})
     assert forced == [str(tmp_path / f".a.json.{os.getpid()}.tmp"), str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    "save", ["safetensors.torch.save_file({'a': x}, p)", "torch.save({'a': x}, p)", "open(p, 'wb').write(bytes(x))"]
+)
+def test_a_file_that_exceeds_a_limit_is_one_message_whatever_library_writes_it(tmp_path, save):
+    code = f"""
+import pathlib, resource, torch, safetensors.torch
+from affectgpt.runtime import UserError, disk_full_named
+x, p = torch.zeros(100_000, dtype=torch.uint8), {str(tmp_path / "file")!r}
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with disk_full_named(pathlib.Path(p).parent, "free some space"):
+        {save}
+except UserError as error:
+    print("named:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "named:" in done.stdout, done.stderr
+    assert "the disk is full or a limit is reached; free some space" in done.stdout
+
+
+def test_another_error_passes_where_a_disk_could_be_full(tmp_path):
+    with pytest.raises(ZeroDivisionError), disk_full_named(tmp_path, "free some space"):
+        raise ZeroDivisionError

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
@@ -41,7 +41,7 @@ from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, Pipel
 from affectgpt.journal import Journal
 from affectgpt.journal.locks import held
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError, n_cores, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import UserError, n_cores, redacted, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import Sample, to_json
 from affectgpt.spread import Ray, Threads, Workers
 
@@ -79,10 +79,13 @@ def _run_held(config: AnnotateConfig, clips: Clips, out: Path, started: float) -
     except OSError as error:
         raise UserError(f"{out / 'shards'}: cannot be written ({error.strerror}); is the disk full?") from error
     n_at_once = min(workers.n, n_shards)
+    jobs = {}
     for folder in folders:
-        write_json_atomic(folder / _JOB, asdict(job_of(config, folder, n_shards, n_at_once)))
+        settings = asdict(job_of(config, folder, n_shards, n_at_once))
+        jobs[folder.resolve()] = json.dumps(settings)
+        write_json_atomic(folder / _JOB, redacted(settings))
         (folder / "report.json").unlink(missing_ok=True)
-    codes, stopped_by = watch(workers, folders, clips.n)
+    codes, stopped_by = watch(workers, jobs, clips.n)
     totals, row = collect(out, folders, bad)
     totals.seconds = round(time.monotonic() - started, 2)
     code = SOME_FAILED if totals.failed or totals.dropped else COMPLETE
@@ -204,21 +207,29 @@ def workers_of(config: AnnotateConfig) -> Threads | Ray:
     return Ray(config.n_processes, gpu=loads_models(config))
 
 
-def shard_runner(worker: int) -> Callable[[Path], int]:
+Job = tuple[Path, str]
+"""The folder of a shard, and its settings as JSON. They may hold secrets, so no file has all of them."""
+
+
+def shard_runner(worker: int) -> Callable[[Job], int]:
     """The function of a worker: runs a shard in a process and returns its exit code."""
-    return lambda folder: start(folder).wait()
+    return lambda job: start(*job).wait()
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, settings: str) -> subprocess.Popen[bytes]:
     """Start the process of the shard in `folder`, in its own session, so that Ctrl-C reaches only this process."""
     command = [sys.executable, "-m", "affectgpt.annotate.shards", str(folder)]
     with (folder / _LOG).open("ab") as file:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin as pipe:  # its exit code tells of a process that died
+        pipe.write(settings.encode())
+    return process
 
 
 def main(folder: Path) -> int:
-    """Run one shard in this process."""
-    config = config_of(json.loads((folder / _JOB).read_text(encoding="utf-8")))
+    """Run one shard in this process, with the settings from standard input."""
+    config = config_of(json.loads(sys.stdin.buffer.read()))
     threading.Thread(target=_follow_parent, args=(folder, os.getppid()), daemon=True).start()
     if not (folder / "input.jsonl").stat().st_size:
         return 0  # with few clips, some shards are empty
@@ -270,21 +281,22 @@ class StopFile:
         print("\nstopping: waiting for the calls in flight; press again to exit at once", file=sys.stderr)
 
 
-def watch(workers: Workers, folders: Sequence[Path], n_clips: int) -> tuple[list[int], int]:
+def watch(workers: Workers, jobs: Mapping[Path, str], n_clips: int) -> tuple[list[int], int]:
     """Run all shards with a progress bar; returns their exit codes and the signal that stopped them, or 0."""
     codes: list[int] = []
+    folders = list(jobs)
     written = {folder: _LineCounter(folder / "records.jsonl") for folder in folders}
     shown_s = 0.0
     with (
         StopFile(folders[0].parent / _STOP) as stop,
         tqdm(total=n_clips, desc=f"{len(folders)} shards", unit="clip", file=sys.stderr) as bar,
     ):
-        todo = takewhile(lambda _: not stop.signal, (folder.resolve() for folder in folders))
+        todo = takewhile(lambda _: not stop.signal, jobs.items())
         for ended in workers.run(shard_runner, todo, tick_s=0.5):
             if ended:
                 codes.append(ended[1])
                 if ended[1] not in (COMPLETE, SOME_FAILED, BUDGET, *_STOPPED):
-                    raise UserError(_error_of(*ended))
+                    raise UserError(_error_of(ended[0][0], ended[1]))
             if ended or time.monotonic() > shown_s + 1:
                 shown_s = time.monotonic()
                 bar.n = min(n_clips, sum(lines.count() for lines in written.values()))

@@ -114,7 +114,8 @@ def csv_records(path: Path, ids: Collection[str]) -> Iterator[tuple[int, list[st
     Raises:
         csv.Error: a quote that is not closed in its row, which would swallow rows; a line or cell that is too long.
     """
-    line, names, shapes = 1, [], set()
+    line, names = 1, []
+    shapes: set[str] = set()
     with path.open(encoding=encoding_of(path), newline="") as file:
         first = file.readline(MAX_LINE)
         separator = "\t" if path.suffix.lower() == ".tsv" else _separator(first, ids)

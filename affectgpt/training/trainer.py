@@ -25,7 +25,7 @@ from affectgpt.models.checkpoint import (
     trained_tensors,
 )
 from affectgpt.runs import BEST, mark_complete, replace_best
-from affectgpt.runtime import write_json_atomic
+from affectgpt.runtime import disk_full_named, write_json_atomic
 from affectgpt.training import distributed
 from affectgpt.training.loader import shielded_processes
 from affectgpt.training.objectives import Objective
@@ -75,6 +75,11 @@ def training_arguments(
     # One process trains on one GPU. With more of them the Trainer would use nn.DataParallel, which has no setting.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+_FREE_SPACE = (
+    "free some space and repeat the command with resume=true, which continues from the last complete checkpoint"
+)
 
 
 class StageTrainer(Trainer):
@@ -199,13 +204,17 @@ class StageTrainer(Trainer):
         new = run / f".{BEST}.new"
         if self.args.should_save:
             shutil.rmtree(new, ignore_errors=True)
-        self.save_model(str(new))
-        if not self.args.should_save:
-            return
-        mark_complete(new, f"step {self.state.global_step}: {dict(scores)}")
-        replace_best(run, new)
+        with disk_full_named(run, _FREE_SPACE):
+            self.save_model(str(new))
+            if self.args.should_save:
+                mark_complete(new, f"step {self.state.global_step}: {dict(scores)}")
+                replace_best(run, new)
 
     # ---------------------------------------------------------------- checkpoints
+
+    def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        with disk_full_named(Path(self.args.output_dir), _FREE_SPACE):
+            super()._save_checkpoint(*arguments, **keywords)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained tensors and their manifest; a collective call, the first process writes."""

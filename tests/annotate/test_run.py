@@ -238,12 +238,13 @@ def test_a_pipeline_that_would_drop_every_clip_is_refused_before_a_call(films, t
     assert len({row["media_sha256"] for row in answers}) == 1
 
 
-def test_no_written_file_holds_a_secret(clips, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["single", "processes"])
+def test_no_written_file_holds_a_secret(clips, tmp_path, monkeypatch, engine):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
     with ChatServer(fill_in) as server:
         url = server.url.replace("://", "://me:in-address@")
         extra = "annotator.extra={api_key: in-extra, headers: {Authorization: Bearer in-header}, top_p: 0.5}"
-        more = ["limit=1", extra, "annotator.concurrency=1"]
+        more = ["limit=1", extra, "annotator.concurrency=1", f"engine={engine}"]
         monkeypatch.setattr("sys.argv", ["annotate", *served(url, *more)])
         annotate(clips, tmp_path / "out", *served(url, *more))
         assert server.requests[0]["api_key"] == "in-extra"
