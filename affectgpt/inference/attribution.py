@@ -24,7 +24,7 @@ from affectgpt.models.projectors import CrossAttention
 from affectgpt.prompts import render
 from affectgpt.schema import Sample
 
-_INPUTS = {"visual": ("frames", "motion", "face", "face_motion"), "acoustic": ("audio",)}
+INPUTS = {"visual": ("frames", "motion", "face", "face_motion"), "acoustic": ("audio",)}
 N_BINS = 20
 """Resolution of the shares over time."""
 
@@ -65,23 +65,23 @@ def attribute(
         media: modality -> decoded media or states [T, E], as `ClipReader` returns them.
     """
     subtitle = question.use_subtitle and bool(sample.in_language(question.lang, strict=False).subtitle)
-    states = _states(model, processor, media)
-    row = _encode(processor, sample, states, text, question, subtitle)
+    states = encoder_states(model, processor, media)
+    row = encode_answer(processor, sample, states, text, question, subtitle)
     spans = _spans(processor, row, text, question.lang)
     leaves = {name: states[name].detach().clone().requires_grad_() for name in states}
     with _attention_weights(model) as weights:
-        log_probs = _log_probs(model, processor, {**row, **{f"{name}_states": leaf for name, leaf in leaves.items()}})
+        found_probs = log_probs(model, processor, {**row, **{f"{name}_states": leaf for name, leaf in leaves.items()}})
     attention = {name: _bins(weights[name]) for name in leaves if name in weights}
     shown = shown_clues(states, subtitle=subtitle)
     without = {}
     for clue in sorted(shown):
-        rest = {name: value for name, value in states.items() if name not in _INPUTS.get(clue, ())}
+        rest = {name: value for name, value in states.items() if name not in INPUTS.get(clue, ())}
         with torch.no_grad():
-            other = _encode(processor, sample, rest, text, question, subtitle and clue != "lexical")
-            without[clue] = _log_probs(model, processor, other)
+            other = encode_answer(processor, sample, rest, text, question, subtitle and clue != "lexical")
+            without[clue] = log_probs(model, processor, other)
     found = []
     for clause_text, modality, start, stop in spans:
-        part = log_probs[start:stop]
+        part = found_probs[start:stop]
         gradients = torch.autograd.grad(part.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
         over_time = {
             name: _bins((gradient * leaf).sum(dim=-1).abs().detach())
@@ -94,7 +94,8 @@ def attribute(
     return found
 
 
-def _states(model: Any, processor: Any, media: Mapping[str, Any]) -> dict[str, Tensor]:
+def encoder_states(model: Any, processor: Any, media: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Modality -> encoder states [T, E] of decoded media or cached states."""
     features: dict[str, Tensor] = {}
     for name, value in media.items():
         features |= processor.media(name, value)
@@ -104,9 +105,10 @@ def _states(model: Any, processor: Any, media: Mapping[str, Any]) -> dict[str, T
         return {name: state.float() for name, state in {**known, **model.encode(features)}.items()}
 
 
-def _encode(
+def encode_answer(
     processor: Any, sample: Sample, states: Mapping[str, Tensor], text: str, question: QuestionConfig, subtitle: bool
 ) -> dict[str, Tensor]:
+    """The encoded sample whose answer is `text`, shown these states [T, E], with or without its subtitle."""
     messages = render(
         sample,
         task=question.task,
@@ -119,7 +121,7 @@ def _encode(
     return processor.encode(messages, {name: state.detach() for name, state in states.items()}, text)
 
 
-def _log_probs(model: Any, processor: Any, row: Mapping[str, Tensor]) -> Tensor:
+def log_probs(model: Any, processor: Any, row: Mapping[str, Tensor]) -> Tensor:
     """Log-probabilities of the answer's tokens [n]."""
     batch = {key: value.to(model.device) for key, value in processor.collate([row]).items()}
     return model(**batch, log_probs=True).log_probs[0]

@@ -21,6 +21,7 @@ from affectgpt.config import EvalConfig, QuestionConfig
 from affectgpt.inference.evaluate import read_test_samples
 from affectgpt.inference.loading import load
 from affectgpt.inference.prediction import predict
+from affectgpt.inference.probes import probe_clues
 from affectgpt.metrics import evaluate, load_lexicon
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.faithfulness import explanation_of, faithfulness, phrases
@@ -75,14 +76,14 @@ def measure(config: EvalConfig) -> tuple[dict[str, Any], Path]:
         )
         return list(rows)
 
-    result = analyse(
-        samples,
-        answer,
-        loaded.model.modalities,
-        config,
-        load_lexicon(config.lexicon),
-        _descriptions(samples, config.lang),
+    lexicon, references = load_lexicon(config.lexicon), _descriptions(samples, config.lang)
+    result = analyse(samples, answer, loaded.model.modalities, config, lexicon, references)
+    others = contrasting({sample.id: true_labels(sample, config.lang) for sample in samples}, lexicon)
+    log.info("probing the clues of %d clips", len(samples))
+    probes = probe_clues(
+        loaded.model, loaded.processor, reader, samples, references, others, QuestionConfig(lang=config.lang)
     )
+    result["probes"] = {name: {case: rate.to_dict() for case, rate in row.items()} for name, row in probes.items()}
     result |= {"checkpoint": str(loaded.folder), "n_bad": len(bad), "config": asdict(config.generate)}
     out = Path(config.out) if config.out else loaded.folder.parent / f"faithfulness-{loaded.folder.name}"
     write_json_atomic(out / "faithfulness.json", result)
@@ -232,9 +233,10 @@ def _descriptions(samples: Sequence[Sample], lang: str) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """Two tables: subsets of the inputs, and interventions."""
     return (
-        f"{table_of_subsets(result)}\n\n{_table_of_interventions(result)}\n"
+        f"{table_of_subsets(result)}\n\n{_table_of_interventions(result)}\n\n{_table_of_probes(result)}\n"
         "not shown: % of explanations with a statement about that modality, where it was not shown\n"
-        "exact: % of answers in which the clues of exactly the modality of the intervention changed"
+        "exact: % of answers in which the clues of exactly the modality of the intervention changed\n"
+        "probes: % of pairs in which the clip's own clue is more likely than that of another clip; 50 = chance"
     )
 
 
@@ -256,6 +258,13 @@ def _table_of_interventions(result: Mapping[str, Any]) -> str:
         shares = [_share(row["changed"][part]) for part in _PARTS]
         changed.append((name, str(row["exact"]["n"]), _share(row["exact"]), *shares))
     return format_table(changed, "lrrrrrr")
+
+
+def _table_of_probes(result: Mapping[str, Any]) -> str:
+    lines = [("probes", "n", "modality shown", "hidden")]
+    for name, row in result.get("probes", {}).items():
+        lines.append((name, str(row["shown"]["n"]), _share(row["shown"]), _share(row["hidden"])))
+    return format_table(lines, "lrrr")
 
 
 def _share(row: Mapping[str, Any]) -> str:
