@@ -198,9 +198,9 @@ def import_records(config: RecordsConfig) -> int:
             _print_wrapped(
                 f"descriptions of {n_stale} clips were written for other clues or labels "
                 f"(marked {STALE_DESCRIPTION} in records.jsonl); "
-                f"write them again: python -m affectgpt.annotate {again}"
+                "write them again, then have the new labels reviewed: "
+                f"python -m affectgpt.annotate {again} annotator=..."
             )
-        _print_wrapped(f"then train: python train.py stage=fine data={folder}")
     else:
         _print_wrapped(f"{folder}: changes.jsonl; no clip has passed both rounds yet")
     if n_finished and not unfinished:

@@ -85,11 +85,14 @@ def screen_config(screen: str, medium: str, lang: str) -> str:
         f"  <Header value={quoteattr(words[screen])} size='5'/>",
         # Two columns, and the clip stays in view while the fields are scrolled: Label Studio gives a video 600 px of
         # height, which would leave the fields below the edge of most screens. Its player needs 540 px of width.
-        '  <View style="display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start">',
-        '    <View style="flex: 0 0 540px; position: sticky; top: 0">',
-        f"      {player}",
-        f"      <Header value={quoteattr(words['says'])} size='5'/>",
-        '      <Text name="said" value="$said"/>',
+        '  <View style="display: flex; flex-wrap: wrap; gap: 24px">',
+        # It sticks only within its column, so that where two columns do not fit, it never covers the fields below it.
+        '    <View style="flex: 0 0 540px">',
+        '      <View style="position: sticky; top: 0">',
+        f"        {player}",
+        f"        <Header value={quoteattr(words['says'])} size='5'/>",
+        '        <Text name="said" value="$said"/>',
+        "      </View>",
         "    </View>",
         '    <View style="flex: 1 1 320px; min-width: 0">',
         *(f"      {field}" for field in fields),

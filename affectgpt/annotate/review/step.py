@@ -20,7 +20,8 @@ def checked_clues(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput
     if record is None:
         raise Dropped("not among the checked records")
     work.note_local(spec.name, "human", "review-1", 0.0, key=record.key)
-    human = [dict(row) for row in record.checks if row["check"].startswith("human_")]
+    # Not human_labels_*: this pipeline's labels are the annotator's, which nobody has reviewed.
+    human = [dict(row) for row in record.checks if row["check"].startswith("human_clues_")]
     return {"clues": list(record.clues), "checks": human}
 
 

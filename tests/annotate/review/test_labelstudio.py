@@ -27,6 +27,15 @@ def test_other_files_are_errors_that_say_what_to_export(tmp_path, content, said)
         list(read_export(tmp_path / "export.json"))
 
 
+def test_the_clip_stays_in_view_only_within_its_column():
+    # Seen in a browser: a column that itself sticks lies over the fields where these are below it.
+    root = ET.fromstring(screen_config("clues", "video", "en"))
+    clip_column, fields = root.findall("View/View")
+    assert "sticky" not in clip_column.get("style") + fields.get("style")
+    assert "sticky" in clip_column.find("View[Video]").get("style")
+    assert "align-items" not in root.find("View").get("style")  # the column is as high as the fields
+
+
 def test_the_names_in_both_screens_are_those_of_answers_and_tasks():
     for screen in labelstudio.SCREENS:
         for medium, lang in (("video", "en"), ("audio", "zh")):

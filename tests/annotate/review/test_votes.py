@@ -52,7 +52,9 @@ def test_a_description_that_was_written_for_other_labels_or_clues_is_marked(tmp_
     assert mark["verdict"] == "ask"
     assert mark["reason"] == "labels added: anxious; clues changed"
     assert not [row for row in two.checks if row["check"] == votes.STALE_DESCRIPTION]  # the review changed nothing
-    assert "descriptions of 1 clips were written for other clues or labels" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "descriptions of 1 clips were written for other clues or labels" in told
+    assert "annotator=..." in told  # the local one does not read clues
 
 
 def test_after_one_round_nothing_is_confirmed(tmp_path, capsys):
@@ -75,8 +77,9 @@ def test_the_majority_version_of_a_clue_counts_and_a_correction_wins_a_tie():
 
 def test_the_pipeline_emer_checked_uses_the_reviewed_clues(clips, tmp_path):
     human = {"check": "human_clues_round_2", "verdict": "keep", "reason": "4 of 4"}
+    labels = {**human, "check": "human_labels_round_2"}
     folder = write_records(
-        tmp_path / "fine", [record("clip00000", clues=(clue("visual", "A hand waves."),), checks=(human,))]
+        tmp_path / "fine", [record("clip00000", clues=(clue("visual", "A hand waves."),), checks=(human, labels))]
     )
     out = tmp_path / "out"
     assert annotate(clips, out, "pipeline=emer_checked", f"checked='{folder / 'records.jsonl'}'") == 3
@@ -84,4 +87,5 @@ def test_the_pipeline_emer_checked_uses_the_reviewed_clues(clips, tmp_path):
     assert [item.text for item in made.clues] == ["A hand waves."]
     assert human in made.checks
     assert made.labels
+    assert labels not in made.checks  # nobody has reviewed these
     assert {row["reason"] for row in rows_of(out / "failed.jsonl")} == {"not among the checked records"}
