@@ -26,7 +26,13 @@ def test_a_second_run_of_the_same_name_gets_a_number_and_overwrites_nothing(tmp_
     assert [path.name for path in (first, second, third)] == ["fine", "fine-2", "fine-3"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["实验一", "a b", "lr=1e-3,seed=2", "été"])
+def test_a_run_name_may_be_in_any_script(tmp_path, name):
+    assert new_run_folder(tmp_path, name) == tmp_path / name
+    assert new_run_folder(tmp_path, name) == tmp_path / f"{name}-2"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a ", "a*", "-x", "a\nb"])
 def test_a_run_name_that_is_not_a_plain_folder_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="run name"):
         new_run_folder(tmp_path, name)
