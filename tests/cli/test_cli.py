@@ -291,5 +291,5 @@ def test_a_sweep_takes_chinese_values_and_reports_a_misspelt_key_in_one_message(
 @pytest.mark.parametrize("command", sorted({command.conf for command in COMMANDS.values() if command.conf}))
 def test_a_sweep_writes_to_no_folder_of_hydras_own(command):
     sweep = OmegaConf.to_container(OmegaConf.load(CONF / f"{command}.yaml"))["hydra"]["sweep"]
-    assert sweep["dir"] in (".", "${paths.runs}/${study.name}")  # Hydra's default is multirun/<date>/<time>
+    assert sweep["dir"] in ("runs/sweeps", "${paths.runs}/${study.name}")  # not in the folder of the user
     assert sweep["subdir"] == "."
