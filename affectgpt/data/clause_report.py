@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
@@ -212,8 +211,3 @@ def _table(report: ClauseReport, config: DataClausesConfig, n_samples: int, n_ba
             f"the clip lacks{shown}"
         )
     return "\n".join(lines)
-
-
-def summary(report: ClauseReport) -> dict[str, Any]:
-    """The counts as JSON values."""
-    return {**vars(report), "agreement": {" / ".join(key): n for key, n in report.agreement.items()}}
