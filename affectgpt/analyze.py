@@ -284,16 +284,19 @@ def seeds(config: AnalyzeConfig) -> dict[str, Any]:
 
 def texts(config: AnalyzeConfig) -> dict[str, Any]:
     truth, predicted = _descriptions(config)
-    result = match_texts(truth, predicted, lang=config.lang)
+    result = match_texts(truth, predicted, lang=config.lang, n_bootstrap=config.n_bootstrap, seed=config.seed)
     for name, value in result.scores.items():
-        print(f"{name:<10}{value:8.2f}")
+        interval = result.intervals.get(name)
+        print(f"{name:<10}{value:8.2f}" + (f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
     for name, reason in result.unavailable.items():
         print(f"{name:<10} not computed: {reason}")
     libraries = ", ".join(f"{name} {version}" for name, version in result.libraries.items())
     print(f"n = {result.n}, lang = {config.lang}, {libraries}")
     if result.scores:
         bars = {"score": list(result.scores.values())}
-        _draw(config, plots.draw_bars, list(result.scores), bars, title="Text matching", unit="%")
+        intervals = {"score": [result.intervals.get(name) for name in result.scores]}
+        unit = "%, with 95 % intervals" if result.intervals else "%"
+        _draw(config, plots.draw_bars, list(result.scores), bars, title="Text matching", unit=unit, intervals=intervals)
     return vars(result)
 
 

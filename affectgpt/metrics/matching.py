@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import numpy as np
+
 from affectgpt.runtime import InputError, MissingLibrary
 
 _WORDNET_HELP = (
@@ -23,15 +25,26 @@ _WORDNET_HELP = (
 
 @dataclass(frozen=True)
 class MatchingScores:
-    """Scores in percent, the versions of the libraries, and the reasons for scores that could not be computed."""
+    """Scores in percent, the versions of the libraries, and the reasons for scores that could not be computed.
+
+    `intervals` are 95 % percentile bootstrap intervals over samples, (low, high) in percent.
+    """
 
     scores: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
     n: int
     libraries: Mapping[str, str]
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
 
-def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, lang: str = "en") -> MatchingScores:
+def match_texts(
+    truths: Mapping[str, str],
+    predictions: Mapping[str, str],
+    *,
+    lang: str = "en",
+    n_bootstrap: int = 1000,
+    seed: int = 42,
+) -> MatchingScores:
     """Compare descriptions; a missing prediction counts as an empty text.
 
     BLEU is corpus BLEU (sacrebleu with tokenizers 13a and zh); ROUGE-L and METEOR are averaged over samples. ROUGE-L
@@ -47,20 +60,36 @@ def match_texts(truths: Mapping[str, str], predictions: Mapping[str, str], *, la
         raise InputError("no descriptions to compare with")
     pairs = [(truth, predictions.get(sample_id, "")) for sample_id, truth in truths.items()]
     scores: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     unavailable: dict[str, str] = {}
+    drawn = np.random.default_rng(seed).integers(len(pairs), size=(n_bootstrap, len(pairs)))
     libraries: dict[str, str] = {}
     for name, library, make in (
         ("BLEU", "sacrebleu", _bleu), ("ROUGE-L", "rouge-score", _rouge), ("METEOR", "nltk", _meteor),
     ):  # fmt: skip
         try:
-            scores |= make(pairs, lang)
+            found = make(pairs, lang, drawn)
         except MissingLibrary as error:
             unavailable[name] = str(error)
         else:
+            for title, (score, resampled) in found.items():
+                scores[title] = score
+                if n_bootstrap:
+                    low, high = np.quantile(resampled, [0.025, 0.975])
+                    intervals[title] = float(low), float(high)
             libraries[library] = importlib.metadata.version(library)
             if lang == "zh" and library != "sacrebleu":  # sacrebleu tokenizes Chinese into characters
                 libraries["jieba"] = importlib.metadata.version("jieba")
-    return MatchingScores(scores, len(pairs), libraries, unavailable)
+    return MatchingScores(scores, intervals, len(pairs), libraries, unavailable)
+
+
+_Found = dict[str, tuple[float, "np.ndarray"]]  # score, and the scores of the resamples [n_bootstrap]
+
+
+def _mean(name: str, values: Sequence[float], drawn: np.ndarray) -> _Found:
+    """A score that is a mean over samples, in percent."""
+    each = 100 * np.array(values, dtype=float)
+    return {name: (float(each.mean()), each[drawn].mean(axis=1))}
 
 
 def _import(name: str) -> ModuleType:
@@ -83,12 +112,26 @@ def words_of(text: str, lang: str) -> list[str]:
     return "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
 
 
-def _bleu(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
+def _bleu(pairs: Sequence[tuple[str, str]], lang: str, drawn: np.ndarray) -> _Found:
     metrics = _import("sacrebleu.metrics")
     tokenize = "zh" if lang == "zh" else "13a"
     truths, predictions = [truth for truth, _ in pairs], [prediction for _, prediction in pairs]
-    bleu = {order: metrics.BLEU(tokenize=tokenize, max_ngram_order=order) for order in (1, 4)}
-    return {f"BLEU-{order}": bleu[order].corpus_score(predictions, [truths]).score for order in bleu}
+    found = {}
+    for order in (1, 4):
+        bleu = metrics.BLEU(tokenize=tokenize, max_ngram_order=order)
+        # BLEU is no mean over samples: a resample adds up the n-grams of its samples.
+        each = metrics.BLEU(tokenize=tokenize, max_ngram_order=order, effective_order=True)
+        parts = [each.sentence_score(prediction, [truth]) for truth, prediction in pairs]
+        rows = np.array([[*part.counts, *part.totals, part.sys_len, part.ref_len] for part in parts])
+        resampled = [
+            bleu.compute_bleu(
+                correct=[*sums[:order]], total=[*sums[order : 2 * order]], sys_len=sums[-2], ref_len=sums[-1],
+                smooth_method=bleu.smooth_method, max_ngram_order=order,
+            ).score
+            for sums in (rows[places].sum(axis=0).tolist() for places in drawn)
+        ]  # fmt: skip
+        found[f"BLEU-{order}"] = bleu.corpus_score(predictions, [truths]).score, np.array(resampled)
+    return found
 
 
 class _ChineseWords:
@@ -98,14 +141,14 @@ class _ChineseWords:
         return words_of(text, "zh")
 
 
-def _rouge(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
+def _rouge(pairs: Sequence[tuple[str, str]], lang: str, drawn: np.ndarray) -> _Found:
     tokenizer = _ChineseWords() if lang == "zh" else None
     rouge = _import("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=tokenizer)
     values = [rouge.score(truth, prediction)["rougeL"].fmeasure for truth, prediction in pairs]
-    return {"ROUGE-L": 100 * sum(values) / len(values)}
+    return _mean("ROUGE-L", values, drawn)
 
 
-def _meteor(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
+def _meteor(pairs: Sequence[tuple[str, str]], lang: str, drawn: np.ndarray) -> _Found:
     meteor = _import("nltk.translate.meteor_score").meteor_score
     if lang == "zh":  # WordNet has no Chinese: exact matches only (docs/metrics.md)
         values = [
@@ -115,7 +158,7 @@ def _meteor(pairs: Sequence[tuple[str, str]], lang: str) -> dict[str, float]:
     else:
         wordnet = _wordnet()
         values = [meteor([words_of(truth, lang)], words_of(answer, lang), wordnet=wordnet) for truth, answer in pairs]
-    return {"METEOR": 100 * sum(values) / len(values)}
+    return _mean("METEOR", values, drawn)
 
 
 def _wordnet() -> object:

@@ -1,5 +1,6 @@
 """Text matching scores: 100 for equal texts, and missing libraries are named."""
 
+import numpy as np
 import pytest
 
 from affectgpt.metrics import matching
@@ -74,3 +75,26 @@ def test_invalid_input_is_an_error_that_names_it():
         matching.match_texts(ENGLISH, ENGLISH, lang="fr")
     with pytest.raises(ValueError, match="no descriptions"):
         matching.match_texts({}, {})
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_resample_that_draws_every_sample_once_scores_as_the_library_does(lang):
+    texts = {
+        "en": ["the brows rise", "the voice is loud and fast", "she smiles"],
+        "zh": ["眉毛上挑", "声音响亮", "她在微笑"],
+    }
+    truths = {str(n): text for n, text in enumerate(texts[lang])}
+    answers = {key: text[: max(3, len(text) - 2 * int(key) - 1)] for key, text in truths.items()}
+    pairs = [(truths[key], answers[key]) for key in truths]
+    for make in (matching._bleu, matching._rouge):
+        for score, resampled in make(pairs, lang, np.arange(len(pairs))[None]).values():
+            assert resampled[0] == pytest.approx(score)
+
+
+def test_intervals_surround_the_scores_and_can_be_left_out():
+    truths = {str(n): "the brows rise and the voice is loud" for n in range(30)}
+    answers = {key: truths[key] if int(key) % 2 else "the lips smile and the voice is low" for key in truths}
+    result = matching.match_texts(truths, answers, n_bootstrap=200)
+    assert set(result.intervals) == set(result.scores)
+    assert all(low < result.scores[name] < high for name, (low, high) in result.intervals.items())
+    assert matching.match_texts(truths, answers, n_bootstrap=0).intervals == {}
