@@ -4,7 +4,7 @@ import pytest
 
 from affectgpt.clauses import claims, fit, join, sentences, shown_clues, split, supported_labels, unsupported
 from affectgpt.runtime import InputError
-from affectgpt.schema import CLUES, Clause
+from affectgpt.schema import CLUES, Clause, sample_from_row
 
 V, A, L = CLUES
 
@@ -138,3 +138,17 @@ def test_of_alternative_conclusions_the_one_from_most_clues_stays():
 def test_a_clause_that_contradicts_itself_is_an_error(values, message):
     with pytest.raises(InputError, match=message):
         Clause(**values)
+
+
+@pytest.mark.parametrize(
+    ("clauses", "message"),
+    [
+        ("visual", "clauses must be a list of objects, found 'visual'"),
+        ([{"text": "x"}], r"a clause has the keys \['text'\]; expected text, modality and some of"),
+        ([{"text": "x", "modality": V, "modalty": V}], r"\(unknown: \['modalty'\]\)"),
+        ([{"text": "x", "modality": "mixed", "needs": [1]}], "expected lists of words, found 1"),
+    ],
+)
+def test_clauses_of_a_manifest_that_are_none_name_what_was_found(clauses, message):
+    with pytest.raises(InputError, match=message):
+        sample_from_row({"id": "a", "subtitle": "x", "clauses": clauses})

@@ -6,6 +6,7 @@ import pytest
 
 from affectgpt.config import DataClausesConfig, LlmConfig
 from affectgpt.data.clause_report import divide, parse_answer, report_clauses
+from affectgpt.runtime import InputError
 from affectgpt.schema import Clause, Sample, read_samples, write_jsonl
 from tests.chat.chat_server import ChatServer
 
@@ -79,3 +80,9 @@ def test_the_written_manifest_reads_back_with_clauses(tmp_path, capsys):
     assert "problem: 1 of 1 descriptions make a statement about a modality that the clip lacks, first 'a'" in out
     (read,), _ = read_samples(tmp_path / "out.jsonl")
     assert [clause.text for clause in read.clauses] == ["The brows rise.", "The voice trembles.", "She seems afraid."]
+
+
+def test_the_output_must_be_a_manifest(tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", [sample()])
+    with pytest.raises(InputError, match=r"expected out=manifest\.jsonl, found out='x\.csv'"):
+        report_clauses(DataClausesConfig(manifest=str(tmp_path / "in.jsonl"), out="x.csv", show=0))

@@ -56,3 +56,43 @@ run_evaluation(EvalConfig(predictions={str(tmp_path / "p.jsonl")!r}, references=
 assert not {{"torch", "transformers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def explained(tmp_path):
+    """Predictions of pictures alone, one of which tells of a voice, and their references with descriptions."""
+    texts = {
+        "a": "The brows rise. She seems afraid.\nEmotions: scared",
+        "b": "The lips smile. The voice is soft. He seems happy.\nEmotions: happy",
+    }
+    rows = [{"id": key, "text": text, "modalities": ["frames"]} for key, text in texts.items()]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    truths = [
+        {"id": "a", "video": "a.mp4", "labels": ["scared"], "description": "The brows rise and the eyes widen."},
+        {"id": "b", "video": "b.mp4", "labels": ["happy"], "description": "The lips smile. The voice is soft."},
+    ]
+    (tmp_path / "truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in truths))
+    return conf.EvalConfig(predictions=str(tmp_path / "mine.jsonl"), references=str(tmp_path / "truth.jsonl"))
+
+
+def test_the_report_scores_explanations_next_to_labels(tmp_path, capsys):
+    run_evaluation(explained(tmp_path))
+    shown = capsys.readouterr().out
+    assert "about a modality that was not shown: acoustic 50.00 %" in shown
+    assert "clues, precision / recall: visual 100.00 % / 66.67 %" in shown
+    found = json.loads((tmp_path / "report.json").read_text())["extras"]["faithfulness"]
+    assert (found["absent_modality"]["lexical"]["count"], found["absent_modality"]["lexical"]["n"]) == (0, 2)
+    assert found["clues_matched_by"] == "words"
+
+
+def test_scores_of_explanations_can_be_left_out(tmp_path):
+    config = explained(tmp_path)
+    config.faithfulness = False
+    run_evaluation(config)
+    assert "faithfulness" not in json.loads((tmp_path / "report.json").read_text())["extras"]
+
+
+def test_clues_matched_by_a_chat_model_need_one(tmp_path):
+    config = explained(tmp_path)
+    config.llm.clues = True
+    with pytest.raises(UserError, match=r"llm\.clues=true needs a chat model: llm\.model=\.\.\."):
+        run_evaluation(config)

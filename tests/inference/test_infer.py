@@ -197,3 +197,31 @@ def test_labels_are_printed_once_below_the_explanation():
     shown = format_prediction(prediction, Sample(id="a"))
     assert shown.count("angry") == 1
     assert "labels: angry, hurt" in shown
+
+
+def test_an_unknown_task_is_named_before_a_model_is_loaded(infer_config):
+    infer_config.task, infer_config.checkpoint = "foo", "/no/such/run"
+    with pytest.raises(UserError, match="unknown task 'foo'; expected one of"):
+        run_inference(infer_config)
+
+
+def test_attribution_is_printed_stored_and_refused_with_another_engine(infer_config, tmp_path, capsys):
+    infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
+    infer_config.subtitle, infer_config.attribute = "Fine.", True
+    infer_config.json = True
+    run_inference(infer_config)
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert set(row["attribution"][0]["drop"]) <= {"visual", "acoustic", "lexical"}
+    infer_config.json = False
+    run_inference(infer_config)
+    assert "rests on (nats per token)" in capsys.readouterr().out
+    infer_config.engine = "vllm"
+    with pytest.raises(UserError, match="attribute=true needs the model in this process"):
+        run_inference(infer_config)
+
+
+def test_a_statement_about_what_was_not_shown_is_printed_with_the_reason():
+    row = {"sentence": "The voice trembles.", "modality": "acoustic"}
+    prediction = Prediction("a", "The voice trembles.", modalities=("frames",), unsupported=(row,))
+    shown = format_prediction(prediction, Sample("a", video="a.mp4"))
+    assert "unsupported: The voice trembles. (the model was given no sound)" in shown
