@@ -111,7 +111,7 @@ class Server:
         base_url: such as "http://localhost:8000/v1"; None = OpenAI's.
         api_key_env: environment variable with the key, which is in no message. A server without a key needs none.
         max_retries: further attempts after 408, 409, 425, 429, 5xx, time-outs, broken connections and invalid answers
-            (of a server that has given no valid one yet: at most 2).
+            (at most 2 after invalid answers of a server that has given no valid one yet).
             Waits double from `backoff_s` up to 60 s, with jitter; a Retry-After header of up to 300 s is obeyed.
         timeout_s: for one attempt, from connecting to the last byte.
         requests_per_min, tokens_per_min: limits of the account; None = none.
@@ -178,7 +178,7 @@ class Endpoint:
             ChatError: no request to this server gets one; the stop signal is then set.
             Stopped: the stop signal was set while the request waited.
         """
-        attempt = 1
+        attempt, n_invalid = 1, 0
         adapted = {name: instead for name, instead in self._known.adapted.items() if name in body}
         while True:
             if self._requests:
@@ -198,10 +198,9 @@ class Endpoint:
                     log.debug("%s: %s", self.where, reason)
                     continue
                 is_refusal = not fault.is_passing
-                most = self._server.max_retries
-                if fault.is_invalid and not self._known.has_answered:
-                    most = min(most, _RETRIES_OF_INVALID)
-                if is_refusal or attempt > most:
+                n_invalid += fault.is_invalid
+                is_no_server = n_invalid > _RETRIES_OF_INVALID and not self._known.has_answered
+                if is_refusal or attempt > self._server.max_retries or (fault.is_invalid and is_no_server):
                     break
                 wait_s = fault.retry_after_s
                 if wait_s is None:

@@ -165,6 +165,12 @@ def test_an_answer_of_another_form_is_retried_twice_at_most(server):
         complete(server.url, BODY)
 
 
+def test_faults_of_another_kind_do_not_use_up_the_retries_of_an_invalid_answer(server):
+    server.faults = [503, "hang up", "cut", "no json", "no choices"]
+    (answer,), endpoint = complete(server.url, BODY)
+    assert (answer.text, endpoint.retries) == ("A", 5)
+
+
 @pytest.mark.parametrize(
     ("status", "value"),
     [
