@@ -17,13 +17,14 @@ from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 if TYPE_CHECKING:
     from affectgpt.chat.served import ChatClient
     from affectgpt.metrics import Lexicon, Report
+    from affectgpt.metrics.faithfulness import Matcher
     from affectgpt.metrics.judge import LlmGrouping
 
 log = logging.getLogger("affectgpt")
 
 
 def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) -> int:
-    """Score, print the table and write report.json.
+    """Score, print the table and write report.json and scores.jsonl.
 
     Args:
         members: of `config.benchmark`, if it is a mean of several benchmarks.
@@ -43,6 +44,7 @@ def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) 
 def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     """The report on one predictions file or checkpoint, and the folder that it was written to."""
     from affectgpt.metrics import evaluate, load_lexicon, read_predictions
+    from affectgpt.metrics.clip_scores import SCORES, score_clips, write_scores
     from affectgpt.metrics.evaluate import strict_extras
 
     files = _prediction_files(config)
@@ -60,11 +62,16 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     if config.llm.model or config.llm.groups:
         rows, extras = _ask_llm(config, lexicon, rows, references, out)
     extras["strict"] = strict_extras(rows, references, lexicon=lexicon)
+    descriptions = None
     if config.faithfulness and any(row.text and row.task in ("both", "description") for row in rows):
-        extras["faithfulness"] = _faithfulness(config, lexicon, rows, references, out)
+        descriptions = _descriptions(config)
+        extras["faithfulness"] = _faithfulness(config, lexicon, rows, references, descriptions, out)
     report = evaluate(
         rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
     )
+    match = None if descriptions is None else _clue_matcher(config, out)
+    clips = score_clips(rows, references, lexicon=lexicon, descriptions=descriptions, match=match)
+    write_scores(out / SCORES, clips)
     report.write(out / "report.json")
     record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
     return report, out
@@ -171,20 +178,10 @@ def _published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | N
     return split_published if lexicon.label_splitting == "published" else None
 
 
-def _faithfulness(
-    config: EvalConfig,
-    lexicon: Lexicon,
-    rows: list[Prediction],
-    references: Mapping[str, tuple[str, ...]],
-    out: Path,
-) -> dict[str, Any]:
-    """Scores of the explanations; clues are compared where the references have descriptions in `config.lang`."""
+def _descriptions(config: EvalConfig) -> dict[str, Any]:
+    """id -> description or clauses of the references in `config.lang`, where they have one."""
     from affectgpt.data.sources import read_source
-    from affectgpt.metrics.evaluate import labels_by_id
-    from affectgpt.metrics.faithfulness import faithfulness
     from affectgpt.metrics.io import read_descriptions
-    from affectgpt.metrics.judge import match_by_llm
-    from affectgpt.metrics.reasoning import score_explanations
 
     texts: dict[str, Any] = {}
     for source in _reference_sources(config):
@@ -194,9 +191,32 @@ def _faithfulness(
             for sample in read_source(source, config.data.folder, on_bad=config.data.on_bad).samples:
                 localized = sample.in_language(config.lang, strict=False)
                 texts[sample.id] = localized.clauses or localized.description or ""
+    return texts
+
+
+def _clue_matcher(config: EvalConfig, out: Path) -> Matcher | None:
+    """A language model that compares clues; its answers are stored, so that it is asked once. None = by words."""
+    from affectgpt.metrics.judge import match_by_llm
+
+    return match_by_llm(_client(config.llm, out)) if config.llm.clues else None
+
+
+def _faithfulness(
+    config: EvalConfig,
+    lexicon: Lexicon,
+    rows: list[Prediction],
+    references: Mapping[str, tuple[str, ...]],
+    texts: Mapping[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Scores of the explanations; clues are compared with those of the descriptions `texts`."""
+    from affectgpt.metrics.evaluate import labels_by_id
+    from affectgpt.metrics.faithfulness import faithfulness
+    from affectgpt.metrics.reasoning import score_explanations
+
     known = [row for row in rows if row.id in texts] or rows
     labels, _ = labels_by_id(known, lexicon)
-    match = match_by_llm(_client(config.llm, out)) if config.llm.clues else None
+    match = _clue_matcher(config, out)
     scores = faithfulness(known, labels, texts, lexicon, match=match, n_bootstrap=config.n_bootstrap, seed=config.seed)
     explained = score_explanations(known, references, labels, lexicon)
     return {

@@ -87,7 +87,7 @@ def evaluate_samples(
             f"references like {next(iter(references))!r}; are both files of the same data set?"
         )
     ids = list(references)
-    truths = [_split_labels(references[sample_id], lexicon) for sample_id in ids]
+    truths = [split_labels(references[sample_id], lexicon) for sample_id in ids]
     answers = [predicted.get(sample_id, ()) for sample_id in ids]
     scores = score_samples(truths, answers, WheelGrouping(lexicon), groupings)
     report = Report(
@@ -167,12 +167,12 @@ def labels_by_id(predictions: Predictions, lexicon: Lexicon) -> tuple[dict[str, 
         if sample_id in labels:
             raise InputError(f"two predictions for sample {sample_id!r}; expected one per sample")
         if given is not None:
-            labels[sample_id], readings[sample_id] = _split_labels(given, lexicon), _how_given(given, text)
+            labels[sample_id], readings[sample_id] = split_labels(given, lexicon), _how_given(given, text)
         elif lexicon.label_splitting == "published" and task == "labels":
             labels[sample_id], readings[sample_id] = tuple(split_published(text)), "published list"
         else:
             reading = read_labels(text)
-            labels[sample_id], readings[sample_id] = _split_labels(reading.labels, lexicon), reading.how
+            labels[sample_id], readings[sample_id] = split_labels(reading.labels, lexicon), reading.how
     return labels, readings
 
 
@@ -182,7 +182,8 @@ def _how_given(given: Sequence[str], text: str) -> str:
     return reading.how if text and reading.labels == tuple(given) else "given"
 
 
-def _split_labels(labels: Sequence[str], lexicon: Lexicon) -> tuple[str, ...]:
+def split_labels(labels: Sequence[str], lexicon: Lexicon) -> tuple[str, ...]:
+    """Labels as the lexicon's label reading splits them."""
     if lexicon.label_splitting == "published" and not isinstance(labels, CellLabels):
         return tuple(split_published(", ".join(labels)))
     return tuple(labels)

@@ -41,25 +41,33 @@ def shown_to(prediction: Prediction) -> frozenset[str]:
     return shown_clues(prediction.modalities, hears_words=True)
 
 
+def absent_claims(prediction: Prediction) -> dict[str, bool] | None:
+    """Clue modality that was not shown -> whether the explanation makes a statement about it.
+
+    None for predictions that do not record their inputs, that were shown everything, and without an explanation.
+    """
+    text, shown = explanation_of(prediction.text), shown_to(prediction)
+    absent = [name for name in CLUES if name not in shown]
+    if not shown or not absent or not text or prediction.task in ("labels", "fixed"):
+        return None
+    found = claims(text, prediction.lang)
+    return {name: name in found for name in absent}
+
+
 def absent_modality(predictions: Iterable[Prediction]) -> dict[str, Rate]:
     """Share of explanations that make a statement about a modality that was not shown.
 
     Returns:
         per clue modality: of the explanations that were made without it; "any": of those made without at least one.
-        Predictions that do not record their inputs, and those without an explanation, are not counted.
+        Predictions for which `absent_claims` is None are not counted.
     """
     counts = {name: [0, 0] for name in (*CLUES, "any")}
     for prediction in predictions:
-        text, shown = explanation_of(prediction.text), shown_to(prediction)
-        absent = [name for name in CLUES if name not in shown]
-        if not shown or not absent or not text or prediction.task in ("labels", "fixed"):
+        if (stated := absent_claims(prediction)) is None:
             continue
-        found = claims(text, prediction.lang)
-        for name in absent:
-            counts[name][0] += name in found
+        for name, found in (*stated.items(), ("any", any(stated.values()))):
+            counts[name][0] += found
             counts[name][1] += 1
-        counts["any"][0] += any(name in found for name in absent)
-        counts["any"][1] += 1
     return {name: Rate(*pair) for name, pair in counts.items()}
 
 
@@ -123,7 +131,27 @@ def clue_scores(
     Returns:
         precision None without a predicted clue, recall None without a reference clue.
     """
+    rows = {name: [row for _, row in found] for name, found in clue_counts(predictions, references, match).items()}
+    scores = {name: _clue_score(np.array(rows[name]).reshape(-1, 4), n_bootstrap, seed) for name in CLUES}
+    everything = np.array([row for name in CLUES for row in rows[name]]).reshape(-1, 4)
+    return {**scores, "all": _clue_score(everything, n_bootstrap, seed)}
+
+
+class ClueCounts(NamedTuple):
+    """Clues of one prediction: `n_right` of `n_predicted` are in the reference, `n_found` of `n_reference` in it."""
+
+    n_right: int
+    n_predicted: int
+    n_found: int
+    n_reference: int
+
+
+def clue_counts(
+    predictions: Iterable[Prediction], references: Mapping[str, str | Sequence[Clause]], match: Matcher | None = None
+) -> dict[str, list[tuple[str, ClueCounts]]]:
+    """Per clue modality, the id and the counts of each prediction that was shown it; arguments as in `clue_scores`."""
     match = match or by_words
+    ids: dict[str, list[str]] = {name: [] for name in CLUES}
     pairs: dict[str, list[CluePair]] = {name: [] for name in CLUES}
     for prediction in predictions:
         reference = references.get(prediction.id)
@@ -136,15 +164,16 @@ def clue_scores(
         for name in CLUES:
             if name not in shown:
                 continue
+            ids[name].append(prediction.id)
             pairs[name].append(CluePair(_clues_of(answered, name, lang), _clues_of(fit(true, shown), name, lang), lang))
-    rows = {name: [_counts(*found) for found in match(pairs[name])] for name in CLUES}
-    scores = {name: _clue_score(np.array(rows[name]).reshape(-1, 4), n_bootstrap, seed) for name in CLUES}
-    everything = np.array([row for name in CLUES for row in rows[name]]).reshape(-1, 4)
-    return {**scores, "all": _clue_score(everything, n_bootstrap, seed)}
+    return {
+        name: [(key, _counts(*found)) for key, found in zip(ids[name], match(pairs[name]), strict=True)]
+        for name in CLUES
+    }
 
 
-def _counts(predicted: Sequence[bool], reference: Sequence[bool]) -> tuple[int, int, int, int]:
-    return sum(predicted), len(predicted), sum(reference), len(reference)
+def _counts(predicted: Sequence[bool], reference: Sequence[bool]) -> ClueCounts:
+    return ClueCounts(sum(predicted), len(predicted), sum(reference), len(reference))
 
 
 def _clues_of(clauses: Iterable[Clause], modality: str, lang: str) -> list[str]:
@@ -348,26 +377,49 @@ def consistency(
     """
     grouping = WheelGrouping(lexicon)
     n_unsupported, n_labels, contradicting, silent, n = 0, 0, 0, 0, 0
+    for prediction in predictions:
+        found = label_support(prediction, labels.get(prediction.id, ()), grouping)
+        if found is None:
+            continue
+        n += 1
+        if found.unsupported is None:
+            silent += 1
+            continue
+        n_unsupported += len(found.unsupported)
+        n_labels += found.n_labels
+        contradicting += bool(found.contradicting)
+    return Consistency(Rate(n_unsupported, n_labels), Rate(contradicting, n - silent), Rate(silent, n))
+
+
+class LabelSupport(NamedTuple):
+    """Predicted labels that the explanation does not support, of `n_labels` on the wheels; emotions in it that share no
+    category with any label. None if the explanation names no known emotion."""
+
+    unsupported: tuple[str, ...] | None
+    contradicting: tuple[str, ...] | None
+    n_labels: int
+
+
+def label_support(prediction: Prediction, labels: Sequence[str], grouping: WheelGrouping) -> LabelSupport | None:
+    """The labels of one prediction against its explanation; None without an explanation or a label on the wheels."""
 
     def categories(word: str) -> set[tuple[str, str]]:
         return {(name, group) for name, group in grouping.groups(word).items() if name in LEVEL1}
 
-    for prediction in predictions:
-        given = [label for label in labels.get(prediction.id, ()) if categories(label)]
-        text = explanation_of(prediction.text)
-        if not given or not text or prediction.task in ("labels", "fixed"):
-            continue
-        n += 1
-        mentioned = emotion_words(text, prediction.lang, lexicon)
-        if not mentioned:
-            silent += 1
-            continue
-        stated = set().union(*map(categories, mentioned))
-        labelled = set().union(*map(categories, given))
-        n_unsupported += sum(not categories(label) & stated for label in given)
-        n_labels += len(given)
-        contradicting += any(not categories(word) & labelled for word in mentioned)
-    return Consistency(Rate(n_unsupported, n_labels), Rate(contradicting, n - silent), Rate(silent, n))
+    given = [label for label in labels if categories(label)]
+    text = explanation_of(prediction.text)
+    if not given or not text or prediction.task in ("labels", "fixed"):
+        return None
+    mentioned = emotion_words(text, prediction.lang, grouping.lexicon)
+    if not mentioned:
+        return LabelSupport(None, None, len(given))
+    stated = set().union(*map(categories, mentioned))
+    labelled = set().union(*map(categories, given))
+    return LabelSupport(
+        tuple(label for label in given if not categories(label) & stated),
+        tuple(word for word in mentioned if not categories(word) & labelled),
+        len(given),
+    )
 
 
 def emotion_words(text: str, lang: str, lexicon: Lexicon) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import pytest
 
 from affectgpt import config as conf
 from affectgpt.inference.evaluate import run_evaluation
+from affectgpt.metrics.clip_scores import read_scores
 from affectgpt.runtime import UserError
 
 
@@ -72,6 +73,14 @@ def explained(tmp_path):
     ]
     (tmp_path / "truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in truths))
     return conf.EvalConfig(predictions=str(tmp_path / "mine.jsonl"), references=str(tmp_path / "truth.jsonl"))
+
+
+def test_every_clip_has_its_scores_next_to_the_report(tmp_path):
+    run_evaluation(explained(tmp_path))
+    rows = read_scores(tmp_path / "scores.jsonl")
+    assert [(row.id, row.f, row.modalities) for row in rows] == [("a", 1, ("frames",)), ("b", 1, ("frames",))]
+    assert [row.faithfulness.absent for row in rows] == [(), ("acoustic",)]
+    assert rows[0].faithfulness.clue_recall == 1 / 2
 
 
 def test_the_report_scores_explanations_next_to_labels(tmp_path, capsys):
