@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-
 WIDTH, SIDE = 32, 448  # of the small EVA; its 1024 patches are what the prompt counts on
 
 

@@ -1,8 +1,8 @@
 """Runs in the environment of PUBLISHED_PYTHON: the published AffectGPT (2024) code on small inputs.
 
-python published_v1.py CODE FOLDER reads FOLDER/task.json and inputs.pt and writes FOLDER/result.pt and the weights in the
-published files. CODE is the folder with `video_llama`. ImageBind is replaced by its output, because the preset has HuBERT
-in its place; sizes are small, and libraries that are only needed for reading media are empty modules.
+python published_v1.py CODE FOLDER reads FOLDER/task.json and inputs.pt and writes FOLDER/result.pt, and the weights as
+the published files have them. CODE is the folder with `video_llama`. ImageBind is replaced by its output, because the
+preset has HuBERT in its place; sizes are small; libraries that are only needed for reading media are empty modules.
 """
 
 import json
