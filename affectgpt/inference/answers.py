@@ -6,15 +6,35 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.config import GenerateConfig
 from affectgpt.models import backend
 from affectgpt.runtime import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: logits / temperature, then the `top_k` most likely tokens (0 = all), then the fewest of
+    them whose probabilities reach `top_p`."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
 
 
 class Answer(NamedTuple):
@@ -197,3 +217,70 @@ def _batch_by_transformers(
         options["streamer"] = streamer
     output = model.generate(**batch, **options)
     return [answer_of(processor, tokens) for tokens in output[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+@torch.no_grad()
+def sample_groups(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    seeds: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 32,
+) -> list[list[Answer]]:
+    """Draw several answers to each prompt.
+
+    An answer is a function of the model, its prompt, `sampling` and its seed; up to rounding it does not depend on the
+    other answers of its batch.
+
+    Args:
+        prompts: encoded samples (`processor.encode` without an answer).
+        seeds: for each prompt one seed from 0 to 2**63 - 1 per answer.
+        batch_size: answers that are drawn together.
+    """
+    embeds = prompt_embeds(model, processor, prompts)
+    jobs = [(embed, seed) for embed, group in zip(embeds, seeds, strict=True) for seed in group]
+    tokens: list[list[int]] = []
+    for start in range(0, len(jobs), batch_size):
+        tokens += _sampled_by_transformers(model, jobs[start : start + batch_size], sampling)
+    drawn = iter([answer_of(processor, each) for each in tokens])
+    return [[next(drawn) for _ in group] for group in seeds]
+
+
+def _sampled_by_transformers(
+    model: Any, jobs: Sequence[tuple[torch.Tensor, int]], sampling: Sampling
+) -> list[list[int]]:
+    """New tokens for (prompt embeddings [L, D], seed)."""
+    longest = max(len(embeds) for embeds, _ in jobs)
+    padded = torch.stack([functional.pad(embeds, (0, 0, longest - len(embeds), 0)) for embeds, _ in jobs])  # [B, L, D]
+    lengths = torch.tensor([len(embeds) for embeds, _ in jobs], device=padded.device)
+    mask = torch.arange(longest, device=padded.device)[None] >= longest - lengths[:, None]  # [B, L]
+    processors = LogitsProcessorList()
+    if sampling.temperature != 1.0:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    processors.append(_Noise([seed for _, seed in jobs]))
+    output = model.generate(
+        inputs_embeds=padded,
+        attention_mask=mask.long(),
+        max_new_tokens=sampling.max_new_tokens,
+        logits_processor=processors,
+        # The draw is made by the noise; settings of a chat model's generation config would change the distribution.
+        **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0},
+    )
+    return output.tolist()
+
+
+class _Noise(LogitsProcessor):
+    """Gumbel noise from a generator per row: the most likely token is then a draw from the softmax of the logits."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        draws = [torch.empty(scores.shape[1]).exponential_(generator=each) for each in self._generators]
+        return scores.float() - torch.stack(draws).clamp(min=1e-30).log().to(scores.device)  # [B, V]

@@ -119,3 +119,32 @@ def test_callbacks_get_the_first_words_after_a_few_of_many_steps(built, monkeypa
     assert len(steps) >= 39
     assert received_at[0] < 10
     assert len(set(received_at)) > 10
+
+
+SAMPLED = answering.Sampling(temperature=0.8, top_p=0.95, top_k=20, max_new_tokens=6)
+
+
+def test_a_sampled_answer_depends_on_its_seed_and_not_on_the_batch(built):
+    rows, seeds = encoded(built[1], 3), [[1, 2, 3], [4, 5, 6], [1, 8, 9]]
+    found = answering.sample_groups(*built, rows, seeds, SAMPLED, batch_size=2)
+    assert [len(group) for group in found] == [3, 3, 3]
+    assert len({answer.tokens for answer in found[0]}) > 1
+    assert answering.sample_groups(*built, rows, seeds, SAMPLED, batch_size=9) == found
+    assert answering.sample_groups(*built, rows[2:], [[8]], SAMPLED) == [[found[2][1]]]
+
+
+def test_answers_are_drawn_from_the_probabilities_of_the_model(built):
+    model, processor = built
+    rows, n = encoded(processor, 1), 400
+    sampling = answering.Sampling(temperature=0.3, top_k=3, max_new_tokens=1)
+    drawn = answering.sample_groups(*built, rows, [range(n)], sampling, batch_size=n)[0]
+    batch = processor.collate(rows, for_generation=True)
+    with torch.no_grad():
+        logits = model(**batch).logits[0, -1] / 0.3
+    logits[model.generation_config.suppress_tokens or []] = float("-inf")
+    top = logits.topk(3)
+    expected = dict(zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True))
+    counts = {token: sum(answer.tokens[0] == token for answer in drawn) / n for token in expected}
+    assert sum(counts.values()) == 1
+    for token, share in expected.items():
+        assert counts[token] == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5 + 1e-3)
