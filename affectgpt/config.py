@@ -747,6 +747,15 @@ class DemoConfig:
 
 
 @dataclass
+class RunsConfig:
+    """python -m affectgpt.runs"""
+
+    folder: str = "runs"  # folder of the runs, also as positional argument
+    status: str | None = None  # only runs of this status: running, finished, stopped, failed, unfinished, unreadable
+    json: bool = False  # print the list as JSON; also --json
+
+
+@dataclass
 class StudyReportConfig:
     """python -m affectgpt.study"""
 

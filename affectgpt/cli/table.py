@@ -372,6 +372,16 @@ Exit code 0 only if nothing is missing or unexpected, 1 if something is, 2 if a 
 Builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each on the test
 split next to two baselines, and explains one clip. It runs exactly what train.py, eval.py and infer.py run.""",
     ),
+    "runs": Command(
+        "affectgpt.runs.overview:run",
+        config.RunsConfig,
+        """List all runs: stage, data, model, status, best score, steps and date. Evaluations follow their run.
+
+  python -m affectgpt.runs
+  python -m affectgpt.runs runs/table4 status=running
+  python -m affectgpt.runs --json""",
+        plain="folder",
+    ),
     "study": Command(
         "affectgpt.training.study:run_report",
         config.StudyReportConfig,

@@ -134,6 +134,15 @@ def held(lock: Path, *, what: str) -> Iterator[None]:
         os.close(file)  # POSIX: this releases the lock
 
 
+def is_owned(lock: Path) -> bool:
+    """Whether a living process holds an output, as far as its owner's file tells; takes no lock.
+
+    An owner on another host counts as living, because nobody can tell.
+    """
+    owner = owner_of(lock)
+    return owner.is_file() and _lives(_read(owner))
+
+
 def owner_of(lock: Path) -> Path:
     """The file that names the process that holds `lock`."""
     return lock.with_name(f"{lock.name.removesuffix('.lock')}.owner.json")

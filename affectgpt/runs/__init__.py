@@ -46,7 +46,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def _git_commit() -> str | None:
     """Commit of the running source tree, with '-dirty' if it has changes; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
         status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10)
