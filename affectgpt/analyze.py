@@ -1,4 +1,4 @@
-"""The analyses of the papers; each prints a table and writes JSON, PNG and SVG files."""
+"""The analyses of the papers; each prints a table and writes JSON, PNG, SVG and PDF files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from affectgpt.metrics import GROUPINGS, empty, evaluate, load_lexicon, random_l
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
 from affectgpt.metrics.benchmarks import read_true_values
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
+from affectgpt.metrics.clip_scores import score_clips, sector_confusion, wheel_order
 from affectgpt.metrics.compare import compare, named_after_files, over_seeds
 from affectgpt.metrics.evaluate import evaluate_samples, labels_by_id
 from affectgpt.metrics.io import ScoreFileError
@@ -223,7 +224,8 @@ def wheel(config: AnalyzeConfig) -> dict[str, Any]:
             for side in (0, 1)
         )
     title = f"Wheel {config.k}, level 1" + (", with 95 % intervals" if ranges else "")
-    _draw(config, plots.draw_wheel, true, answered, title=title, intervals=ranges)
+    order = wheel_order(grouping.lexicon, config.k)
+    _draw(config, plots.draw_wheel, true, answered, title=title, intervals=ranges, order=order)
     return {"wheel": config.k, "true": true, "predicted": answered}
 
 
@@ -261,9 +263,28 @@ def confusion(config: AnalyzeConfig) -> dict[str, Any]:
     print(f"weighted F1 {percent(result.weighted_f1)}  UAR {percent(result.uar)}  WAR {percent(result.war)}")
     n_true = result.confusion.sum(axis=1, keepdims=True)
     shares = np.where(n_true > 0, result.confusion / np.maximum(n_true, 1), np.nan)  # no row without a true clip
-    title = "True (rows) and predicted, shares of rows"
-    _draw(config, plots.draw_heat_map, shares, result.classes, columns, title=title, low=0, high=1)
+    title = "Shares of the true class"
+    sides = ("true", "predicted")
+    _draw(config, plots.draw_heat_map, shares, result.classes, columns, title=title, low=0, high=1, labels=sides)
     return vars(result) | {"confusion": result.confusion.tolist()}
+
+
+def sectors(config: AnalyzeConfig) -> dict[str, Any]:
+    truth, lexicon = _truth(config), load_lexicon(config.lexicon)
+    rows = score_clips(read_predictions(_prediction_file(config)), truth, lexicon=lexicon)
+    result = sector_confusion(rows, config.k, wheel_order(lexicon, config.k))
+    _print_matrix(result.sectors, result.sectors, result.counts, "{:d}")
+    agreement = result.agreement
+    if agreement.interval is not None:
+        low, high = agreement.interval
+        share = f"{percent(agreement.value or 0)} % [{percent(low)}, {percent(high)}]"
+        print(f"clips in their true sector: {share} ({agreement.count} of {agreement.n})")
+    n_true = result.counts.sum(axis=1, keepdims=True)
+    shares = np.where(n_true > 0, result.counts / np.maximum(n_true, 1), np.nan)
+    names = [f"{name} ({n})" for name, n in zip(result.sectors, n_true[:, 0], strict=True)]
+    title, sides = f"Wheel {config.k}: shares of the true sector", ("true sector (clips)", "predicted sector")
+    _draw(config, plots.draw_heat_map, shares, names, result.sectors, title=title, low=0, high=1, labels=sides)
+    return result.to_dict()
 
 
 def seeds(config: AnalyzeConfig) -> dict[str, Any]:
@@ -325,7 +346,7 @@ def _interval_of_mean(values: Sequence[float], config: AnalyzeConfig) -> plots.R
 
 ANALYSES: dict[str, Callable[[AnalyzeConfig], dict[str, Any]]] = {
     "baselines": baselines, "correlation": correlation, "language": language, "onehot": onehot, "labels": labels,
-    "subtitles": side_by_side, "modalities": side_by_side, "wheel": wheel, "confusion": confusion,
+    "subtitles": side_by_side, "modalities": side_by_side, "wheel": wheel, "sectors": sectors, "confusion": confusion,
     "seeds": seeds, "texts": texts, "judge": by_judge,
 }  # fmt: skip
 
@@ -389,7 +410,7 @@ def _draw(config: AnalyzeConfig, draw: Callable[..., None], *values: Any, suffix
     if config.pictures:
         path = Path(config.out) / f"{config.files[0]}{suffix}"
         draw(path, *values, **options)
-        log.info("picture: %s.png, .svg", path)
+        log.info("picture: %s.png, .svg, .pdf", path)
 
 
 def run_analysis(config: AnalyzeConfig) -> int:

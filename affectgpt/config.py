@@ -702,10 +702,10 @@ class AnalyzeConfig:
     grouping: str = "M1"  # onehot: the grouping under which labels are equal
     lang: str = "en"  # texts: their language, en or zh
     classes: list[str] = field(default_factory=list)  # confusion: the labels
-    k: int = 1  # wheel: number of the wheel, 1 to 5
+    k: int = 1  # wheel, sectors: number of the wheel, 1 to 5
     seed: int = 42  # of the bootstrap and the random baseline
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
-    pictures: bool = True  # draw plots as PNG and SVG (needs matplotlib)
+    pictures: bool = True  # draw plots as PNG, SVG and PDF (needs matplotlib)
     model: str | None = None  # judge: name of the model, with version
     base_url: str | None = None  # judge: OpenAI-compatible server; null = OpenAI
     out: str = "analysis"  # output folder

@@ -1,8 +1,11 @@
-"""Plots as PNG and SVG, in colours that colour-blind readers can tell apart, with values printed on bars and cells.
+"""Plots as PNG, SVG and PDF, in one style: colours that colour-blind readers can tell apart, values on bars and cells.
 
 The colours are those of Okabe and Ito (2008), "Color Universal Design", in an order in which neighbours also differ in
 lightness; matrices use matplotlib's cividis. A value of None or NaN was not measured: it is marked as such and nothing
 is drawn for it. Counts are printed as integers, everything else with one decimal, fractions in matrices with two.
+
+Text stays text in the vector files: PDF files have their fonts embedded (as TrueType, which journals ask for), and SVG
+files name their fonts, so that a browser without them takes its own.
 
 Needs matplotlib (the `evaluation` extra), which is imported only when something is drawn.
 """
@@ -30,6 +33,34 @@ log = logging.getLogger("affectgpt")
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Blue, orange, green, purple, sky blue, vermilion."""
+INK, GRID = "#1f2933", "#d9dee3"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.titlesize": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "affectgpt",
+    "pdf.fonttype": 42,
+}
+"""matplotlib's settings for every plot."""
 NOT_MEASURED = "n/a"
 SMOOTH_FROM = 20
 """A curve with more points is smoothed, as loss curves are; one with fewer joins its points."""
@@ -52,7 +83,7 @@ _CHINESE_FONTS = (
 
 @contextmanager
 def figure_file(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
-    """An empty matplotlib figure, saved as `path`.png and `path`.svg when the block ends.
+    """An empty matplotlib figure, saved as `path`.png, .svg and .pdf when the block ends.
 
     Raises:
         MissingLibrary: matplotlib is not installed.
@@ -63,14 +94,15 @@ def figure_file(path: Path, width_in: float, height_in: float) -> Iterator[Any]:
     except ImportError:
         raise MissingLibrary("drawing needs matplotlib: pip install 'affectgpt[evaluation]'") from None
     # matplotlib looks for missing glyphs along `font.family` only, never along `font.sans-serif`.
-    fonts = {"font.family": ["DejaVu Sans", *_chinese_fonts()], "axes.unicode_minus": False}
-    with warnings.catch_warnings(record=True) as caught, rc_context({"svg.hashsalt": "affectgpt", **fonts}):
+    fonts = {"font.family": ["DejaVu Sans", *_chinese_fonts(), "sans-serif"]}
+    with warnings.catch_warnings(record=True) as caught, rc_context({**STYLE, **fonts}):
         warnings.simplefilter("always")
         figure = Figure(figsize=(width_in, height_in), layout="constrained")  # no pyplot: no window, no global state
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     boxes = [warning for warning in caught if "missing from" in str(warning.message)]
     if boxes:
         log.warning(
@@ -139,7 +171,8 @@ def draw_bars(
         positions = np.arange(len(names))
         width = 0.8 / len(series)
         for i, (label, values) in enumerate(series.items()):
-            style = {"facecolor": COLOURS[i % len(COLOURS)], "edgecolor": "black", "linewidth": 0.6, "label": label}
+            style = {"facecolor": COLOURS[i % len(COLOURS)], "edgecolor": INK, "linewidth": 0.5, "label": label}
+            style["error_kw"] = {"ecolor": INK, "elinewidth": 1.0}
             offset = positions + (i - (len(series) - 1) / 2) * width
             heights = np.array([math.nan if value is None else value for value in values], dtype=float)
             error = None if intervals is None else _error_bars(heights, intervals[label])
@@ -151,6 +184,7 @@ def draw_bars(
             if len(names) * len(series) > 40:  # no room; what is missing is marked all the same
                 shown = [text if text == NOT_MEASURED else "" for text in shown]
             axes.bar_label(bars, shown, fontsize=7, padding=2)
+        axes.grid(axis="x" if horizontal else "y")
         if horizontal:
             axes.set_yticks(positions, names)
             axes.invert_yaxis()
@@ -161,8 +195,7 @@ def draw_bars(
             axes.set_ylabel(unit)
         axes.set_title(title)
         if len(series) > 1:
-            figure.legend(loc="outside right upper")  # beside the axes, where it covers no bar
-        axes.spines[["top", "right"]].set_visible(False)
+            figure.legend(loc="outside right upper")  # next to the axes, where it covers no bar
 
 
 def _error_bars(values: np.ndarray, intervals: Sequence[Range | None]) -> np.ndarray:
@@ -174,54 +207,85 @@ def _error_bars(values: np.ndarray, intervals: Sequence[Range | None]) -> np.nda
 
 def draw_heat_map(
     path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, fmt: str = "{:.2f}",
-    low: float | None = None, high: float | None = None,
+    low: float | None = None, high: float | None = None, labels: tuple[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """A matrix [n_rows, n_columns] in colour with its values; NaN cells stay white, with a dash."""
+    """A matrix [n_rows, n_columns] in colour with its values; NaN cells stay white, with a dash.
+
+    Args:
+        low, high: values of the ends of the colour scale; None = those of `values`.
+        labels: what the rows and what the columns are, such as ("true", "predicted").
+    """
     size = 0.55 * len(columns) + 2.2
     with figure_file(path, size, 0.45 * len(rows) + 1.6) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high, aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
         axes.set_yticks(range(len(rows)), rows)
-        middle = (image.norm.vmin + image.norm.vmax) / 2
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
         for i, j in np.ndindex(values.shape):
             missing = math.isnan(values[i, j])
-            colour = "black" if missing or values[i, j] > middle else "white"
+            dark = not missing and _luminance(image.cmap(image.norm(values[i, j]))) < 0.18  # equal contrast to both
+            colour = "white" if dark else "black"
             text = "–" if missing else fmt.format(values[i, j])
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7)
+        if labels is not None:
+            axes.set_ylabel(labels[0])
+            axes.set_xlabel(labels[1])
         axes.set_title(title)
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of WCAG 2 of an sRGB colour with components of 0 to 1.
+
+    >>> round(_luminance((1, 1, 1)), 6), round(_luminance((0, 0.4470588, 0.6980392)), 3)
+    (1.0, 0.152)
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def draw_wheel(
     path: Path, true: Mapping[str, float], predicted: Mapping[str, float], *, title: str,
-    intervals: tuple[Mapping[str, Range], Mapping[str, Range]] | None = None,
+    intervals: tuple[Mapping[str, Range], Mapping[str, Range]] | None = None, order: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """The level-1 sectors of a wheel: shares of all true labels (outlined) and of all predicted labels (filled).
+    """The level-1 sectors of a wheel, clockwise from the top: their shares of all true and of all predicted labels.
 
     Args:
         intervals: of the true and of the predicted shares, by sector.
+        order: of the sectors, such as that of the wheel; those that it does not name follow by name.
     """
-    sectors = sorted(set(true) | set(predicted))
-    with figure_file(path, 6, 6) as figure:
-        axes = figure.add_subplot(projection="polar")
+    sectors = list(dict.fromkeys([*order, *sorted(set(true) | set(predicted))]))
+    with figure_file(path, 5.2, 5.6) as figure:
+        axes = figure.add_subplot(projection="polar", theta_offset=math.pi / 2, theta_direction=-1)
         width = 2 * math.pi / max(len(sectors), 1)
         angles = np.arange(len(sectors)) * width
-        of_true, of_predicted = intervals or ({}, {})
-        for values, ranges, shift, style in (
-            (predicted, of_predicted, 0.12, {"facecolor": COLOURS[4], "linewidth": 0.5, "label": "predicted"}),
-            (true, of_true, -0.12, {"fill": False, "linewidth": 2.2, "label": "true"}),
-        ):
+        highest = 0.0
+        for side, (label, values) in enumerate({"true": true, "predicted": predicted}.items()):
+            places = angles + (side - 0.5) * 0.42 * width
             heights = np.array([100 * values.get(name, 0.0) for name in sectors])
-            axes.bar(angles, heights, width * 0.94, edgecolor="black", **style)
-            if ranges:
-                ends = [(100 * low, 100 * high) for low, high in (ranges[name] for name in sectors)]
-                error = {"ecolor": COLOURS[0] if style.get("facecolor") else "black", "elinewidth": 1.2, "capsize": 2}
-                axes.errorbar(angles + shift * width, heights, _error_bars(heights, ends), fmt="none", **error)
-        axes.tick_params(axis="x", pad=14)
-        axes.set_xticks(angles, sectors)
+            style = {"facecolor": COLOURS[side], "edgecolor": INK, "linewidth": 0.5, "label": label}
+            axes.bar(places, heights, 0.42 * width, **style)
+            highest = max(highest, *heights, 0.0)
+            if intervals is not None:
+                ends = [tuple(100 * end for end in intervals[side].get(name, (math.nan,) * 2)) for name in sectors]
+                error = {"ecolor": INK, "elinewidth": 1.0, "capsize": 2}
+                axes.errorbar(places, heights, _error_bars(heights, ends), fmt="none", **error)
+                highest = max([highest, *(end for _, end in ends if not math.isnan(end))])
+        axes.set_ylim(0, 1.05 * highest or 1)
+        axes.set_xticks(angles, [""] * len(sectors))
+        axes.set_thetagrids(np.degrees(angles + width / 2), [""] * len(sectors))  # lines between the sectors
+        for angle, name in zip(angles, sectors, strict=True):  # text that grows away from the circle
+            sine, cosine = math.sin(angle), math.cos(angle)
+            across = "center" if abs(sine) < 0.2 else "left" if sine > 0 else "right"
+            along = "center" if abs(cosine) < 0.2 else "bottom" if cosine > 0 else "top"
+            axes.text(angle, 1.1 * highest or 1, name, ha=across, va=along, fontsize=9)
         axes.set_rlabel_position(math.degrees(width / 2))
-        axes.set_title(f"{title}\n(% of labels)")
-        axes.legend(loc="upper right", bbox_to_anchor=(1.12, 1.1))
+        axes.yaxis.set_major_formatter("{x:g} %")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.spines["polar"].set_color(GRID)
+        figure.suptitle(f"{title} (share of labels)", x=0.02, ha="left")
+        figure.legend(loc="outside lower center", ncols=2)
 
 
 @dataclass(frozen=True)
@@ -256,12 +320,12 @@ def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
                     axes.plot(x, local_fit(x, values), color=colour, linestyle=line, linewidth=1.6, label=label)
                 else:
                     axes.plot(x, values, color=colour, linestyle=line, marker=marker, markersize=3.5, label=label)
-            axes.set_title(panel.title, fontsize=10)
+            axes.grid(axis="y")
+            axes.set_title(panel.title)
             axes.set_xlabel(panel.x_label)
             axes.set_ylabel(panel.y_label)
-            axes.spines[["top", "right"]].set_visible(False)
             if len(panel.curves) > 1:
-                axes.legend(fontsize=8)
+                axes.legend()
 
 
 def local_fit(x: Sequence[float], values: Sequence[float], n_neighbours: int = _NEIGHBOURS) -> np.ndarray:

@@ -82,6 +82,7 @@ COMMANDS = {
     "subtitles": ["references={}/gt.csv", "S0={}/poor.csv", "S1={}/good.csv"],
     "modalities": ["references={}/gt.csv", "audio={}/poor.csv", "multi={}/good.csv"],
     "wheel": ["references={}/gt.csv", "{}/fair.csv", "k=2"],
+    "sectors": ["references={}/gt.csv", "{}/fair.csv"],
     "confusion": ["references={}/gt.csv", "{}/fair.csv", "classes=happy,angry,sad,neutral"],
     "seeds": ["references={}/gt.csv", "{}/good.csv", "{}/fair.csv", "{}/poor.csv"],
     "texts": ["references={}/gt.csv", "{}/good.csv"],

@@ -1,3 +1,4 @@
+import html
 import io
 import re
 
@@ -9,23 +10,65 @@ from affectgpt import plots
 pytest.importorskip("matplotlib")
 
 
-def test_bars_and_heat_maps_are_written_as_png_and_svg(tmp_path):
+def test_bars_and_heat_maps_are_written_as_png_svg_and_pdf(tmp_path):
     plots.draw_bars(tmp_path / "bars", ["sad", "难过"], {"a": [1, 2], "b": [3, 4]}, title="t", unit="clips")
     plots.draw_heat_map(tmp_path / "map", np.array([[0.5, np.nan]]), ["r"], ["c", "d"], title="t")
-    names = ["bars.png", "bars.svg", "map.png", "map.svg"]
+    names = [f"{name}.{suffix}" for name in ("bars", "map") for suffix in ("pdf", "png", "svg")]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all((tmp_path / name).stat().st_size > 1000 for name in names)
 
 
-def test_the_same_values_give_the_same_svg(tmp_path):
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+def test_the_same_values_give_the_same_vector_file(tmp_path, suffix):
     for name in ("first", "second"):
         plots.draw_bars(tmp_path / name, ["sad"], {"a": [1.0]}, title="t", unit="clips")
-    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    assert (tmp_path / f"first.{suffix}").read_bytes() == (tmp_path / f"second.{suffix}").read_bytes()
+
+
+def test_vector_files_hold_text_and_pdf_files_embed_truetype_fonts(tmp_path):
+    plots.draw_bars(tmp_path / "bars", ["<script>", "b"], {"a": [1, 2]}, title="Emotions & labels", unit="clips")
+    assert {"<script>", "Emotions & labels"} <= set(texts_of(tmp_path / "bars.svg"))
+    assert "<script>" not in (tmp_path / "bars.svg").read_text()
+    pdf = (tmp_path / "bars.pdf").read_bytes()
+    assert b"/FontFile2" in pdf
+    assert b"/Subtype /Type3" not in pdf
+
+
+def test_names_of_sectors_and_the_legend_of_a_wheel_do_not_touch(tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def boxes(figure, *args, **kwargs):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        items = [*figure.axes[0].texts, *figure.legends, figure._suptitle]
+        found.extend(item.get_window_extent(renderer) for item in items)
+
+    found = []
+    sectors = ["mad", "disgusted", "sad", "happy", "surprised", "scared", "contemptuous", "bored"]
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **kwargs: (save(*args, **kwargs), boxes(*args))[0])
+    share = dict.fromkeys(sectors, 1 / 8)
+    plots.draw_wheel(tmp_path / "wheel", share, {"odd": 0.5, **share}, title="t", order=sectors)
+    n = len(found) // 3  # of each of the three files
+    assert n == 9 + 2
+    for i in range(n):
+        assert not any(found[i].overlaps(found[j]) for j in range(i))
+    assert {"mad", "odd", "true", "predicted"} <= set(texts_of(tmp_path / "wheel.svg"))
+
+
+def test_values_in_a_matrix_contrast_with_their_cells():
+    from matplotlib import colormaps
+
+    for share in np.linspace(0, 1, 50):
+        cell = plots._luminance(colormaps["cividis"](share))
+        text = 1.0 if cell < 0.18 else 0.0
+        light, dark = max(cell, text), min(cell, text)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, level AA
 
 
 def texts_of(path):
-    """The texts that a figure shows, in the order of the SVG file, which keeps them as comments."""
-    return re.findall(r"<!-- (.+?) -->", path.read_text(encoding="utf-8"))
+    """The texts that a figure shows, in the order of the SVG file."""
+    return [html.unescape(text) for text in re.findall(r"<text[^>]*>(.+?)</text>", path.read_text(encoding="utf-8"))]
 
 
 def test_chinese_is_drawn_with_a_font_that_has_it_even_one_that_matplotlib_has_not_listed(tmp_path, monkeypatch):

@@ -203,7 +203,7 @@ def _wrapped(words: list[str]) -> list[str]:
 
 
 def draw_report(report: RecordsReport, folder: Path) -> list[Path]:
-    """Plots as PNG and SVG: checks, labels, sectors of the wheel, labels per clip, valence, lengths of clues."""
+    """Plots as PNG, SVG and PDF: checks, labels, sectors of the wheel, labels per clip, valence, lengths of clues."""
     made = []
 
     def bars(name: str, counts: Mapping[str, float], title: str, unit: str, horizontal: bool) -> None:

@@ -246,7 +246,7 @@ def report_records(config: RecordsConfig) -> int:
         raise UserError(f"{folder}: no records; failed.jsonl lists the reasons")
     print(report.format_report(result, folder))
     plots = report.write_report(result, folder, config.pictures)
-    names = f", {', '.join(path.name for path in plots)} (.png, .svg)" if plots else ""
+    names = f", {', '.join(path.name for path in plots)} (.png, .svg, .pdf)" if plots else ""
     _print_wrapped(f"{folder / 'report'}: report.json{names}")
     print(f"next: python train.py stage=coarse data={folder}")
     _print_wrapped(

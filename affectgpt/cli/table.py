@@ -288,7 +288,7 @@ about a modality that its clip lacks, differs from its clauses, or a row cannot 
     "analyze": Command(
         "affectgpt.analyze:run_analysis",
         config.AnalyzeConfig,
-        """The analyses of the papers; each prints a table and writes JSON, PNG and SVG files.
+        """The analyses of the papers; each prints a table and writes JSON, PNG, SVG and PDF files.
 
 python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
 
@@ -301,6 +301,7 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
   subtitles    references=gt.csv S0=a S1=b S2=c            subtitle strategies side by side, with paired tests
   modalities   references=gt.csv audio=a text=b multi=c    modalities side by side, with paired tests
   wheel        references=gt.csv predictions.jsonl [k=1]   predicted and true level-1 sectors of wheel k
+  sectors      references=gt.csv predictions.jsonl [k=1]   confusion between the level-1 sectors of wheel k
   confusion    references=gt.csv predictions.jsonl classes=happy,sad,...    confusion matrix of one-hot labels
   seeds        references=gt.csv run1.jsonl run2.jsonl ... runs of one system: mean ± standard deviation
   texts        references=gt.csv predictions.jsonl [lang=zh]    BLEU-1, BLEU-4, ROUGE-L, METEOR of descriptions

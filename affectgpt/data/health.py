@@ -239,7 +239,7 @@ def _is_wrong_language(sample: Sample) -> bool:
 
 
 def write_reports(folder: Path, reports: Sequence[DataReport], leaks: Sequence[str] = ()) -> list[Path]:
-    """Write health.json, bad_samples.jsonl, and plots of each report as PNG and SVG; returns the files."""
+    """Write health.json, bad_samples.jsonl, and plots of each report as PNG, SVG and PDF; returns the files."""
     content = {"reports": [report.to_dict() for report in reports], "leaks": list(leaks)}
     files = [folder / "health.json"]
     write_json_atomic(files[0], content)
@@ -256,5 +256,5 @@ def write_reports(folder: Path, reports: Sequence[DataReport], leaks: Sequence[s
             labels_per_clip=report.labels_per_clip(),
             contents={**report.modalities(), **report.texts()},
         )
-        files += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+        files += [stem.with_suffix(suffix) for suffix in (".png", ".svg", ".pdf")]
     return files

@@ -21,9 +21,9 @@ def draw_data(
     labels_per_clip: Counter[int],
     contents: Mapping[str, int],
 ) -> None:
-    """Write `path`.png and `path`.svg; `contents` counts the clips that have each medium and each text."""
+    """Write `path`.png, .svg and .pdf; `contents` counts the clips that have each medium and each text."""
     with figure_file(path, 9.6, 6.8) as figure:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, x=0.02, ha="left")
         durations, frequencies, per_clip, has = figure.subplots(2, 2).flat
         if durations_s:
             durations.hist(durations_s, bins=min(30, max(5, round(2 * len(durations_s) ** 0.5))), color=_COLOUR)
@@ -35,9 +35,8 @@ def draw_data(
         per_clip.set(title="open-vocabulary labels per clip", xlabel="labels", ylabel="clips")
         _bars(has, contents, "what the clips have")
         for axes in (durations, frequencies, per_clip, has):
-            axes.title.set_fontsize(9)
             axes.tick_params(labelsize=7)
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y" if axes in (durations, per_clip) else "x")
 
 
 def _bars(axes: Any, counts: Mapping[str, int], title: str) -> None:

@@ -46,7 +46,7 @@ def run_faithfulness(config: EvalConfig) -> int:
     result, out = measure(config)
     print(table(result))
     draw(out / "faithfulness", result)
-    log.info("figures: %s, picture: faithfulness.png, .svg", out / "faithfulness.json")
+    log.info("figures: %s, picture: faithfulness.png, .svg, .pdf", out / "faithfulness.json")
     return 0
 
 
@@ -274,7 +274,8 @@ def _share(row: Mapping[str, Any]) -> str:
 def draw(path: Path, result: Mapping[str, Any]) -> None:
     """A heat map: interventions against the share of answers in which the clauses of a modality changed."""
     rows = result["interventions"]
-    values = np.array([[rows[name]["changed"][part]["value"] or 0.0 for part in _PARTS] for name in rows])
+    shares = [[rows[name]["changed"][part]["value"] for part in _PARTS] for name in rows]
+    values = np.array([[np.nan if share is None else share for share in row] for row in shares])
     if len(values):
         title = "Answers whose clauses change, %"
         draw_heat_map(path, 100 * values, list(rows), list(_PARTS), title=title, fmt="{:.0f}", low=0, high=100)
