@@ -1,6 +1,6 @@
 """Draw the pictures of docs/plots.md: python docs/make_plots.py runs (the folder that `make demo` filled).
 
-The figures are those of the demo run. Pictures are reduced to 64 colours; the commands themselves also write SVG and PDF.
+The figures are those of the demo run. Pictures are reduced to 64 colours; the commands also write SVG and PDF.
 """
 
 from __future__ import annotations
