@@ -75,6 +75,18 @@ class LLMConfig:
 
 
 @dataclass
+class FacesConfig:
+    """How faces are found in a video, followed, and cut out."""
+
+    detector: str = "blazeface"  # blazeface, dlib, or the hub id or folder of a detector of transformers
+    revision: str | None = None  # hub revision of the detector
+    min_score: float | None = None  # of a detection; null = the detector's own
+    rate_hz: float = 15.0  # frames per second that are looked at
+    person: str = "main"  # main, largest, central, speaker, listener, or a number in the order of appearance, from 0
+    size_px: int = 224  # height and width of the aligned crops
+
+
+@dataclass
 class SamplingConfig:
     """What the encoders see of a clip."""
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,6 +51,22 @@ class _Decoded:
     times_s: dict[int, float] = field(default_factory=dict)
 
 
+class Watcher(Protocol):
+    """Looks at frames while they are decoded, in order."""
+
+    def restart(self) -> None:
+        """The next frame is the first one of the video; what was seen before does not count."""
+
+    def wants(self, time_s: float) -> bool:
+        """Whether to see the frame at this time, in seconds since the first frame."""
+
+    def see(self, index: int, time_s: float, image: np.ndarray) -> None:
+        """A frame: its position in the source, its time, uint8 [H,W,3] RGB, upright, with square pixels."""
+
+    def end(self, time_s: float) -> None:
+        """The time of the last frame."""
+
+
 _Select = Callable[[int], "set[int]"]
 """Number of frames in a video -> the indices to keep."""
 
@@ -73,7 +89,12 @@ def read_frames(path: PathLike, n_frames: int, *, backend: str = "pyav", size_px
 
 @isolatable
 def read_frame_sets(
-    path: PathLike, counts: Mapping[str, int], *, backend: str = "pyav", size_px: int | None = None
+    path: PathLike,
+    counts: Mapping[str, int],
+    *,
+    backend: str = "pyav",
+    size_px: int | None = None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Frames]:
     """Several sets of evenly spaced frames, e.g. `{"frames": 8, "motion": 16}`, from one pass over the video.
 
@@ -85,6 +106,8 @@ def read_frame_sets(
         size_px: resize to this height and width (bicubic, antialiased, aspect ratio not kept); None = as stored,
             stretched to square pixels. If the frame size changes mid-stream, all frames are resized to the size of the
             first one.
+        watcher: is shown the frames that it wants, of the size of the first one; only with the backend pyav. It shall
+            not be in another process, so call this function within an isolatable one.
 
     Raises:
         NoVideoStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: all are MediaError.
@@ -98,7 +121,13 @@ def read_frame_sets(
         return {int(index) for n in counts.values() for index in uniform_indices(n_source, n)}
 
     select(1)  # raises an error for a count below 1 before anything is decoded
-    decoded = _BACKENDS[backend](path, select)
+    if watcher is None:
+        decoded = _BACKENDS[backend](path, select)
+    else:
+        assert backend == "pyav", backend
+        decoded = _decode_pyav(path, select, watcher)
+    if not counts:
+        return {}
     shape = (size_px, size_px) if size_px else decoded.images[0].shape[:2]
     images = {index: _resize(image, *shape) for index, image in decoded.images.items()}
     sets = {}
@@ -134,7 +163,7 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _decode_pyav(path: PathLike, select: _Select) -> _Decoded:
+def _decode_pyav(path: PathLike, select: _Select, watcher: Watcher | None = None) -> _Decoded:
     """Decode every frame in order and keep the selected ones.
 
     The selection depends on the number of frames, which headers often misstate (webm has no count, many avi files a
@@ -142,12 +171,16 @@ def _decode_pyav(path: PathLike, select: _Select) -> _Decoded:
     """
     n_expected = _count_packets(path)
     for _ in range(2):
-        decoded = _decode_selected(path, select(max(n_expected, 1)))
+        if watcher is not None:
+            watcher.restart()
+        decoded = _decode_selected(path, select(max(n_expected, 1)), watcher)
         if decoded.n_source == n_expected > 0:
             return decoded
         n_expected = decoded.n_source
         if n_expected == 0:
             raise _empty(path)
+        if not select(n_expected):
+            return decoded  # nothing depends on the number of frames
     raise DamagedMedia(f"{path}: decodes to a different number of frames each time; convert it (ffmpeg -i IN OUT.mp4)")
 
 
@@ -172,9 +205,10 @@ def _video_stream(container: Any, path: PathLike) -> Any:
     return stream
 
 
-def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
+def _decode_selected(path: PathLike, selected: set[int], watcher: Watcher | None = None) -> _Decoded:
     decoded = _Decoded(n_source=0)
     first_s = last_s = end_s = 0.0
+    shape: tuple[int, ...] = ()
     with open_media(path) as container:
         stream = _video_stream(container, path)
         rate_hz = float(stream.average_rate or stream.guessed_rate or 25)
@@ -185,14 +219,21 @@ def _decode_selected(path: PathLike, selected: set[int]) -> _Decoded:
                 first_s = last_s = time_s
             last_s = max(last_s, time_s)
             end_s = last_s + float((frame.duration or 0) * stream.time_base)
-            if index in selected:
+            watched = watcher is not None and watcher.wants(last_s - first_s)
+            if index in selected or watched:
                 image = upright_frame(frame, stream)
                 # A size that grows mid-stream costs no memory: every frame is kept in the size of the first.
-                first = decoded.images.get(0, image)
-                decoded.images[index] = _resize(image, *first.shape[:2])
-                decoded.times_s[index] = last_s - first_s
+                shape = shape or image.shape[:2]
+                image = _resize(image, *shape)
+                if index in selected:
+                    decoded.images[index] = image
+                    decoded.times_s[index] = last_s - first_s
+                if watched and watcher is not None:
+                    watcher.see(index, last_s - first_s, image)
             decoded.n_source = index + 1
         if decoded.n_source:
+            if watcher is not None:
+                watcher.end(last_s - first_s)
             check_end(path, stream, first_s, end_s)
     return decoded
 
