@@ -24,7 +24,7 @@ LEVELS = (
     ("inference",),
     ("training", "zeroshot", "serve"),
     ("annotate", "plan", "convert", "hub", "doctor", "analyze", "submit", "export", "study", "loading"),
-    ("demo",),
+    ("demo", "studio"),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -186,6 +186,19 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
 On SIGTERM or Ctrl-C the server finishes running requests, then exits.""",
         plain="checkpoint",
     ),
+    "studio": Command(
+        "affectgpt.studio.command:run_studio",
+        config.StudioConfig,
+        """Look at clips, evidence and answers in a browser, and at where a model is wrong (docs/studio.md).
+
+  python -m affectgpt.studio runs/fine                        # http://127.0.0.1:7860: try clips, see its predictions
+  python -m affectgpt.studio runs/coarse runs/fine            # two checkpoints side by side
+  python -m affectgpt.studio predictions=[a.jsonl,b.jsonl] references=test.csv        # no model, no torch
+  AFFECTGPT_API_KEY=... python -m affectgpt.studio runs/fine host=0.0.0.0
+
+Ctrl-C stops it; uploaded clips are then removed.""",
+        plain="checkpoints",
+    ),
     "zeroshot": Command(
         "affectgpt.zeroshot.run:run",
         config.ZeroShotConfig,

@@ -13,6 +13,7 @@ import numpy as np
 
 from affectgpt.media.audio import read_audio
 from affectgpt.media.container import EmptyMedia, PathLike, audio_stream, decode, open_media, video_stream
+from affectgpt.media.isolated import isolatable
 from affectgpt.media.video import upright_frame
 
 # Containers and codecs that both Chromium and Firefox play; by suffix, because a server names the type by it.
@@ -38,6 +39,7 @@ _RATE_HZ, _AAC_BIT_RATE = 48_000, 128_000
 _CLOCK_HZ = 90_000
 
 
+@isolatable
 def why_not_played(path: PathLike) -> str | None:
     """Why browsers do not play a file, such as "avi" or "mpeg4 in mp4"; None if they do.
 
@@ -59,6 +61,7 @@ def why_not_played(path: PathLike) -> str | None:
     return None
 
 
+@isolatable
 def write_playable(source: PathLike, target: Path) -> None:
     """Write a copy of a clip that browsers play, atomically: mp4 with h264 and aac, upright and with square pixels.
 

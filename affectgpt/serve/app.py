@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import json
 import math
 import time
 import uuid
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.chat.batches import Batcher
 from affectgpt.config import ServeConfig
+from affectgpt.serve.bodies import KEY_VARIABLE, is_bearer, read_json
 from affectgpt.serve.errors import APIError
 from affectgpt.serve.models import Served, may_share_batch, prepare
 from affectgpt.serve.replies import PartialText, completion, events, reply_of
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
-
-KEY_VARIABLE = "AFFECTGPT_API_KEY"
-BODY_TIMEOUT_S = 60.0
 
 
 class Admission:
@@ -50,7 +46,7 @@ class Admission:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
-        if self._key is not None and not self._is_valid(dict(scope["headers"]).get(b"authorization", b"")):
+        if self._key is not None and not is_bearer(dict(scope["headers"]).get(b"authorization", b""), self._key):
             text = f"no valid key: expected the header 'Authorization: Bearer <the server's {KEY_VARIABLE}>'"
             await APIError(401, text, code="invalid_api_key").response()(scope, receive, send)
             return
@@ -67,11 +63,6 @@ class Admission:
             await self._app(scope, receive, send)
         finally:
             self._counts["open"] -= 1
-
-    def _is_valid(self, header: bytes) -> bool:
-        scheme, _, given = header.partition(b" ")
-        assert self._key is not None
-        return hmac.compare_digest(given.strip(), self._key.encode()) and scheme.lower() == b"bearer"
 
 
 def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None) -> Starlette:
@@ -93,7 +84,7 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         return min(60, max(1, math.ceil(n_batches * batcher.last_s)))
 
     async def chat(request: HttpRequest) -> Response:
-        asked = read_request(await _read_body(request, config), served.name, config)
+        asked = read_request(await read_json(request, config.max_request_mb), served.name, config)
         prepared = await asyncio.get_running_loop().run_in_executor(decoders, partial(prepare, served, asked, config))
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
         if asked.stream:
@@ -171,38 +162,6 @@ def build_app(served: Served, config: ServeConfig, *, api_key: str | None = None
         exception_handlers={APIError: api_error, HTTPException: http_error, Exception: failure},
         lifespan=lifespan,
     )
-
-
-async def _read_body(request: HttpRequest, config: ServeConfig) -> Any:
-    """The JSON of a request, read up to the limit."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # browsers send other types across origins without a preflight request
-        raise APIError(415, f"Content-Type is {kind!r}; expected application/json")
-    max_bytes = int(config.max_request_mb * 1e6)
-    too_long = APIError(413, f"the body is longer than {config.max_request_mb:g} MB (max_request_mb); send less media")
-    if int(request.headers.get("content-length") or 0) > max_bytes:
-        raise too_long
-
-    async def read() -> bytes:
-        data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > max_bytes:
-                raise too_long
-        return bytes(data)
-
-    try:
-        data = await asyncio.wait_for(read(), BODY_TIMEOUT_S)
-    except asyncio.TimeoutError:
-        raise APIError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-    try:
-        return json.loads(data, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise APIError(400, f"the body is not JSON ({error})") from None
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")
 
 
 async def _disconnected(request: HttpRequest) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from affectgpt.config import ServeConfig
 from affectgpt.media import isolated_media
 from affectgpt.runtime import UserError
-from affectgpt.serve.app import KEY_VARIABLE, build_app
+from affectgpt.serve.app import build_app
+from affectgpt.serve.bodies import KEY_VARIABLE
 from affectgpt.serve.connections import http_server
 from affectgpt.serve.models import load_served
 

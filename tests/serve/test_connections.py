@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from affectgpt.serve import app, connections
+from affectgpt.serve import bodies, connections
 from tests.serve.conftest import Slow, ask, asking, running, text
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def test_a_second_request_on_a_connection_has_the_same_limit(monkeypatch):
 
 
 def test_a_body_that_does_not_end_is_answered_with_408_and_the_connection_is_closed(monkeypatch):
-    monkeypatch.setattr(app, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.4)
     head = b"Host: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
     with running(Slow()) as (_, url):

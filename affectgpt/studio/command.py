@@ -1,0 +1,104 @@
+"""python -m affectgpt.studio: check the settings, read the predictions, show the pages until a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.config import StudioConfig
+from affectgpt.media import isolated_media
+from affectgpt.runs import checkpoint_to_use
+from affectgpt.runtime import MissingLibrary, UserError
+from affectgpt.schema import LANGUAGES
+from affectgpt.studio.door import LOOPBACK
+
+if TYPE_CHECKING:
+    from affectgpt.studio.app import Studio
+
+log = logging.getLogger("affectgpt")
+
+
+def run_studio(config: StudioConfig) -> int:
+    """Show predictions and models until SIGTERM or Ctrl-C."""
+    key = check(config)
+    from affectgpt.serve.command import bind
+
+    with contextlib.closing(bind(config.host, config.port)) as listener:
+        serve_pages(make_studio(config), listener, key)
+    return 0
+
+
+def make_studio(config: StudioConfig) -> Studio:
+    """Read the predictions, and start loading the models."""
+    from affectgpt.studio.app import Studio
+    from affectgpt.studio.asking import Models
+    from affectgpt.studio.gallery import read_gallery
+
+    checkpoints: list[str | None] = list(config.checkpoints)
+    if not checkpoints and config.predictions is None:
+        checkpoints = [None]
+    runs = [checkpoint_to_use(Path(config.paths.runs), name).parent for name in checkpoints if not _is_hub_id(name)]
+    gallery = read_gallery(config, list(dict.fromkeys(runs)))
+    return Studio(config, gallery, Models(config, checkpoints) if checkpoints else None)
+
+
+def _is_hub_id(name: str | None) -> bool:
+    return name is not None and name.count("/") == 1 and not Path(name).exists()
+
+
+def check(config: StudioConfig) -> str | None:
+    """The key that requests need; UserError for settings out of range, a missing library, or an open door."""
+    from affectgpt.serve.bodies import KEY_VARIABLE
+
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingLibrary(f"the studio needs {error.name}; pip install 'affectgpt[studio]'") from None
+    for name in ("max_requests", "max_request_mb", "max_media_s", "max_megapixels", "keep_minutes"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
+    for name in ("max_connections", "max_uploads", "max_new_tokens", "n_decoders"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} is {getattr(config, name)}; expected at least 1")
+    if config.lang not in LANGUAGES:
+        raise UserError(f"lang is {config.lang!r}; expected one of {list(LANGUAGES)}")
+    key = os.environ.get(KEY_VARIABLE)
+    if key is not None and not key.strip():
+        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; set it to a key, or unset it")
+    if key is None and config.host not in LOOPBACK and not config.public:
+        raise UserError(
+            f"host={config.host} is reachable from other machines, whose users would see the clips: set {KEY_VARIABLE} "
+            "to a key that they must enter, or public=true if anybody may"
+        )
+    return None if config.public else key
+
+
+def serve_pages(studio: Studio, listener: object, key: str | None) -> None:
+    """Answer requests at a listening socket until a signal."""
+    from affectgpt.serve.command import exit_with
+    from affectgpt.serve.connections import http_server
+    from affectgpt.studio.app import build_app
+
+    config = studio.config
+    server = http_server(build_app(studio, api_key=key), config)
+    server.config.timeout_graceful_shutdown = 5  # streams of answers and media
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{listener.getsockname()[1]}"  # type: ignore[attr-defined]
+    log.info("studio at %s%s; Ctrl-C stops it", address, " (asks for the key)" if key else "")
+    if config.browser and _has_screen():
+        threading.Timer(0.5, webbrowser.open, (address,)).start()
+    signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn raises it again after the last answer
+    with isolated_media(config.n_decoders, max_pixels=round(config.max_megapixels * 1e6)):
+        server.run(sockets=[listener])  # type: ignore[list-item]
+
+
+def _has_screen() -> bool:
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

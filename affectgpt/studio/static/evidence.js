@@ -1,0 +1,125 @@
+// A clip with what is in it: player, frames with times, waveform with speech, pauses and pitch, and marks over time.
+
+import { get, h, replace, s, seconds } from "./dom.js";
+import { t } from "./words.js";
+
+const WIDTH = 800, WAVE = 90, PITCH = 70, HEAT = 10;
+const HEATED = { frames: "pictures", motion: "pictures", face: "pictures", face_motion: "pictures", audio: "sound" };
+
+// Returns {element, mark(over_time, drop), clear(), seek(s), done}; `done` resolves with the values of the evidence.
+export function clipView(group, id, { isSound = false } = {}) {
+  const base = `/media/${group}/${encodeURIComponent(id)}`;
+  const player = h(isSound ? "audio" : "video", { controls: true, preload: "metadata", src: `${base}/file`, playsinline: true, class: "player" });
+  const strip = h("div", { class: "strip" });
+  const chart = h("div", { class: "chart" });
+  const told = h("p", { class: "hint" });
+  const element = h("section", { class: "clip" }, player, strip, chart, told);
+  let values = null, head = null, heat = null, frames = [];
+
+  const duration = () => Math.max(values.duration_s, 0.01);
+  const seek = (time) => { player.currentTime = time; };
+  const place = (time) => WIDTH * time / duration();
+
+  function drawFrames() {
+    frames = values.frames.map((time, number) => h("button", { class: "frame", title: seconds(time), onclick: () => seek(time) },
+      h("img", { src: `${base}/frame/${number}`, alt: `${t("Frames")} ${seconds(time)}` }),
+      boxes(number), h("span", { class: "time" }, seconds(time)), h("span", { class: "glow" })));
+    replace(strip, frames);
+  }
+
+  function boxes(number) {
+    return (values.faces?.[number] || []).map((face) => h("span", { class: "face", title: t("faces"), style: {
+      left: `${100 * face.box[0]}%`, top: `${100 * face.box[1]}%`, width: `${100 * face.box[2]}%`, height: `${100 * face.box[3]}%` } }));
+  }
+
+  function drawSound() {
+    const wave = values.wave || [], parts = [], mid = WAVE / 2;
+    const span = values.sound_s || duration();
+    const most = Math.max(0.05, ...wave);
+    for (const [from, to] of values.speech || []) parts.push(s("rect", { x: place(from), y: 0, width: place(to) - place(from), height: WAVE, class: "speech" }, s("title", {}, `${t("speech")} ${seconds(from)} – ${seconds(to)}`)));
+    for (const [from, to] of values.pauses || []) parts.push(s("rect", { x: place(from), y: 0, width: place(to) - place(from), height: WAVE, class: "pause" }, s("title", {}, `${t("pause")} ${seconds(to - from)}`)));
+    const points = wave.map((peak, n) => [place(span * (n + 0.5) / wave.length), peak / most]);
+    if (points.length) {
+      const upper = points.map(([x, peak]) => `${x.toFixed(1)},${(mid - peak * (mid - 3)).toFixed(1)}`);
+      const lower = points.map(([x, peak]) => `${x.toFixed(1)},${(mid + peak * (mid - 3)).toFixed(1)}`).reverse();
+      parts.push(s("polygon", { points: [...upper, ...lower].join(" "), class: "wave" }));
+    }
+    const pitch = values.pitch || [], known = pitch.map(([, hz]) => hz).filter((hz) => hz !== null);
+    if (known.length) {
+      const low = Math.log(Math.min(...known) * 0.95), high = Math.log(Math.max(...known) * 1.05);
+      const y = (hz) => WAVE + PITCH - 4 - (PITCH - 8) * (Math.log(hz) - low) / (high - low);
+      let line = [];
+      for (const [time, hz] of [...pitch, [0, null]]) {
+        if (hz !== null) { line.push(`${place(time).toFixed(1)},${y(hz).toFixed(1)}`); continue; }
+        if (line.length > 1) parts.push(s("polyline", { points: line.join(" "), class: "pitch" }));
+        else if (line.length) { const [x, top] = line[0].split(","); parts.push(s("circle", { cx: x, cy: top, r: 1.5, class: "pitch-dot" })); }
+        line = [];
+      }
+      for (const hz of [Math.min(...known), Math.max(...known)]) parts.push(s("text", { x: 3, y: y(hz) + (hz === known[0] ? 0 : 4), class: "axis" }, `${Math.round(hz)} Hz`));
+    }
+    heat = s("g", { class: "heat" });
+    head = s("line", { x1: 0, x2: 0, y1: 0, y2: WAVE + PITCH, class: "head" });
+    const height = WAVE + (known.length ? PITCH : 0);
+    const picture = s("svg", { viewBox: `0 0 ${WIDTH} ${height + HEAT}`, preserveAspectRatio: "none", role: "img", "aria-label":
+      `${t("Sound")}: ${(values.speech || []).length} × ${t("speech")}, ${(values.pauses || []).length} × ${t("pause")}` }, parts, heat, head);
+    heat.setAttribute("transform", `translate(0 ${height})`);
+    picture.addEventListener("click", (event) => { const box = picture.getBoundingClientRect(); seek(duration() * (event.clientX - box.left) / box.width); });
+    const legend = [values.speech && h("span", { class: "key speech" }, t("speech")), values.pauses?.length ? h("span", { class: "key pause" }, t("pause")) : null, known.length ? h("span", { class: "key pitch" }, t("pitch")) : null];
+    replace(chart, picture, h("p", { class: "legend" }, legend));
+  }
+
+  function follow() {
+    if (head && values) { const x = place(player.currentTime || 0); head.setAttribute("x1", x); head.setAttribute("x2", x); }
+  }
+  let running = null;
+  const tick = () => { follow(); running = requestAnimationFrame(tick); };
+  player.addEventListener("play", tick);
+  player.addEventListener("pause", () => { cancelAnimationFrame(running); follow(); });
+  player.addEventListener("seeked", follow);
+
+  const done = get(`${base}/evidence`).then((found) => {
+    values = found;
+    if (values.frames.length) drawFrames(); else strip.remove();
+    if (values.wave) drawSound(); else chart.remove();
+    replace(told, values.notes);
+    if (!values.notes.length) told.remove();
+    return values;
+  });
+
+  function shares(bins, n) { // shares over time -> shares of n equal parts
+    return Array.from({ length: n }, (_, place) => bins.reduce((sum, share, bin) => {
+      const overlap = Math.min((bin + 1) / bins.length, (place + 1) / n) - Math.max(bin / bins.length, place / n);
+      return sum + share * Math.max(0, overlap) * bins.length;
+    }, 0));
+  }
+
+  // Lights what a sentence rests on: frames and seconds, in proportion to their shares.
+  function mark(over_time, drop) {
+    clear();
+    if (!values || !over_time) return;
+    const seen = ["frames", "motion", "face", "face_motion"].filter((name) => over_time[name]);
+    if (seen.length && frames.length && (drop?.visual ?? 1) > 0) {
+      const found = shares(over_time[seen[0]], frames.length), most = Math.max(...found);
+      frames.forEach((frame, number) => {
+        frame.style.setProperty("--glow", (found[number] / most).toFixed(3));
+        frame.classList.toggle("lit", found[number] > 0.6 * most);
+      });
+      strip.classList.add("marked");
+    }
+    const rows = Object.entries(over_time).filter(([name]) => HEATED[name] === "sound");
+    if (heat && rows.length && (drop?.acoustic ?? 1) > 0) {
+      const [, bins] = rows[0], most = Math.max(...bins), span = values.sound_s || duration();
+      bins.forEach((share, bin) => heat.append(s("rect", { x: place(span * bin / bins.length), width: place(span / bins.length), y: 0, height: HEAT, class: "heat-cell", "fill-opacity": (share / most).toFixed(3) })));
+      chart.classList.add("marked");
+    }
+  }
+
+  function clear() {
+    strip.classList.remove("marked");
+    chart.classList.remove("marked");
+    for (const frame of frames) { frame.style.removeProperty("--glow"); frame.classList.remove("lit"); }
+    heat?.replaceChildren();
+  }
+
+  return { element, mark, clear, seek, done, player, stop: () => { cancelAnimationFrame(running); player.pause(); player.removeAttribute("src"); player.load(); } };
+}
