@@ -149,7 +149,9 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
 
     def evidence(path: Path) -> ClipEvidence:
         n_frames = (studio.models.n_frames() if studio.models else None) or N_FRAMES
-        return kept.get((version_of(path), n_frames), lambda: evidence_of(path, config.backend, n_frames))
+        return kept.get(
+            (version_of(path), n_frames), lambda: evidence_of(path, backend=config.backend, n_frames=n_frames)
+        )
 
     async def media(request: HttpRequest) -> Response:
         path = file_of(request)

@@ -6,7 +6,7 @@ import { t } from "./words.js";
 const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F"];
 export const colourOf = (wheel, sector) => COLOURS[Math.max(0, wheel.findIndex((one) => one.name === sector)) % COLOURS.length];
 
-const SIZE = 440, HEIGHT = 330, CX = SIZE / 2, CY = HEIGHT / 2, INNER = 30, MIDDLE = 86, OUTER = 112, TEXT = 128;
+const SIZE = 540, HEIGHT = 290, CX = SIZE / 2, CY = HEIGHT / 2, INNER = 30, MIDDLE = 86, OUTER = 112, TEXT = 128;
 
 const at = (angle, radius) => [CX + radius * Math.sin(angle), CY - radius * Math.cos(angle)];
 

@@ -1,0 +1,104 @@
+"""A studio in a thread, over twelve small clips and the predictions of two made-up systems."""
+
+import contextlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from affectgpt.config import StudioConfig
+from affectgpt.schema import Prediction, read_samples, write_jsonl
+from affectgpt.serve.command import bind
+from affectgpt.serve.connections import http_server
+from affectgpt.studio.app import build_app
+from affectgpt.studio.command import make_studio
+
+CHROMIUM = next(
+    (
+        path
+        for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+        if Path(path).exists()
+    ),
+    None,
+)
+ATTACK = "<img src=x onerror=\"document.title='attacked'\"><script>document.title='attacked'</script>"
+
+
+@contextlib.contextmanager
+def running(studio, *, key=None):
+    """The address of a studio that answers in a thread."""
+    listener = bind("127.0.0.1", 0)
+    server = http_server(build_app(studio, api_key=key), studio.config, log_level="error")
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def predictions(manifest, tmp_path_factory) -> list[Path]:
+    """System "a" repeats the true labels, except for one clip; "b" says happy everywhere. Texts try to be markup."""
+    folder = tmp_path_factory.mktemp("predictions")
+    samples, _ = read_samples(manifest)
+    for name in ("a", "b"):
+        rows = []
+        for number, sample in enumerate(samples):
+            labels = sample.labels if name == "a" and number != 3 else ("happy",)
+            text = f"The brows rise. The voice trembles. {ATTACK if number == 0 else '他看起来很高兴。'}"
+            rows.append(Prediction(sample.id, text, labels=labels, task="both", modalities=("frames",)))
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    return [folder / "a.jsonl", folder / "b.jsonl"]
+
+
+@pytest.fixture(scope="session")
+def studio_config(manifest, predictions):
+    return StudioConfig(predictions=list(map(str, predictions)), references=str(manifest), browser=False)
+
+
+@pytest.fixture(scope="session")
+def address(studio_config):
+    with running(make_studio(studio_config)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One Chromium for a module."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium in /usr/bin")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
+        )
+        yield started
+        started.close()
+
+
+class Requests:
+    """The addresses that a page asks for, and its errors."""
+
+    def __init__(self, page, url):
+        self.others, self.errors = [], []
+        page.on(
+            "request",
+            lambda request: request.url.startswith((url, "data:", "blob:")) or self.others.append(request.url),
+        )
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+
+@contextlib.contextmanager
+def opened(browser, url, path="/", **context):
+    """A page at `path` that has started."""
+    with contextlib.closing(browser.new_context(**context)) as own:
+        page = own.new_page()
+        page.set_default_timeout(10_000)
+        page.requests = Requests(page, url)
+        page.goto(url + path)
+        page.wait_for_selector("html[data-ready=yes]")
+        yield page

@@ -1,0 +1,133 @@
+"""What the server answers to programs: lists, clips, uploads, and what it refuses."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from affectgpt.runtime import UserError
+from affectgpt.studio.command import check, make_studio
+from affectgpt.studio.uploads import PREFIX
+from tests.studio.conftest import running
+
+
+def test_the_list_is_sorted_filtered_and_given_in_parts(address):
+    query = {"system": "a", "sort": "f", "limit": 2, "offset": 0}
+    found = httpx.get(f"{address}/api/gallery", params=query).json()
+    assert found["total"] == 12
+    assert found["rows"][0]["id"] == "clip3"  # the only wrong one
+    assert len(found["rows"]) == 2
+    wrong = httpx.get(f"{address}/api/gallery", params={**query, "state": "wrong"}).json()
+    assert [row["id"] for row in wrong["rows"]] == ["clip3"]
+    with_other = httpx.get(f"{address}/api/gallery", params={**query, "other": "b", "sort": "difference"}).json()
+    assert abs(with_other["rows"][0]["f"] - with_other["rows"][0]["other_f"]) == 1
+
+
+def test_the_matrix_counts_the_clips_and_the_difference_is_the_paired_test_of_eval(address, manifest, predictions):
+    from affectgpt.metrics import load_lexicon, read_predictions, read_references
+    from affectgpt.metrics.compare import compare
+
+    matrix = httpx.get(f"{address}/api/confusion", params={"system": "a", "wheel": 1}).json()
+    assert sum(map(sum, matrix["counts"])) == 12
+    found = httpx.get(f"{address}/api/difference", params={"system": "a", "other": "b"}).json()
+    systems = {path.stem: read_predictions(path) for path in predictions}
+    result = compare(systems, read_references(manifest, lang="en"), lexicon=load_lexicon("builtin"))
+    test = result.tests["a", "b"]
+    assert (found["difference"], found["p_value"]) == (test.difference, test.p_value)
+
+
+def test_a_statement_about_what_was_not_shown_is_marked(address):
+    answers = httpx.get(f"{address}/api/clip/clip1").json()["answers"]
+    assert {row["text"]: row["unsupported"] for row in answers[0]["sentences"]} == {
+        "The brows rise.": [],
+        "The voice trembles.": ["acoustic"],
+        "他看起来很高兴。": [],
+    }
+
+
+def test_a_clip_has_frames_with_times_and_a_waveform(address):
+    values = httpx.get(f"{address}/media/gallery/clip0/evidence").json()
+    assert len(values["frames"]) == 8
+    assert len(values["wave"]) > 100
+    assert httpx.get(f"{address}/media/gallery/clip0/frame/7").headers["content-type"] == "image/jpeg"
+    assert httpx.get(f"{address}/media/gallery/clip0/frame/8").status_code == 404
+    part = httpx.get(f"{address}/media/gallery/clip0/file", headers={"Range": "bytes=0-9"})
+    assert (part.status_code, len(part.content)) == (206, 10)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/media/gallery/..%2f..%2fetc%2fpasswd/file",
+        "/media/gallery/%2fetc%2fpasswd/file",
+        "/media/upload/..%2fclip/file",
+        "/media/nothing/clip0/file",
+    ],
+)
+def test_no_path_reaches_a_file_that_is_not_shown(address, path):
+    assert httpx.get(address + path).status_code in (400, 404)
+
+
+def test_an_upload_is_kept_for_a_while_and_its_file_removed_with_it(studio_config, manifest):
+    data = (manifest.parent / "clip1.mp4").read_bytes()
+    with running(make_studio(replace(studio_config, max_uploads=1, max_request_mb=0.2))) as url:
+        send = {"headers": {"Content-Type": "video/mp4"}}
+        first = httpx.post(f"{url}/api/upload", params={"name": "<b>.mp4"}, content=data, **send).json()
+        assert httpx.get(f"{url}/media/upload/{first['id']}/evidence").status_code == 200
+        second = httpx.post(f"{url}/api/upload", content=data, **send).json()  # replaces the oldest: only one is kept
+        assert httpx.get(f"{url}/media/upload/{first['id']}/evidence").status_code == 404
+        (folder,) = Path(tempfile.gettempdir()).glob(f"{PREFIX}{os.getpid()}-*/{second['id']}")
+        assert httpx.delete(f"{url}/api/upload/{second['id']}").status_code == 200
+        assert not folder.exists()
+        assert httpx.post(f"{url}/api/upload", content=b"0" * 300_000, **send).status_code == 413
+        assert httpx.post(f"{url}/api/upload", content=b"no media", **send).status_code == 400
+        assert httpx.post(f"{url}/api/upload", content=data, headers={"Content-Type": "text/html"}).status_code == 415
+    assert not folder.parent.exists()
+
+
+def test_without_a_key_only_this_machine_under_its_own_name_and_its_own_pages_are_answered(address):
+    assert httpx.get(f"{address}/api/about", headers={"Host": "evil.example"}).status_code == 403
+    other = {"Origin": "http://evil.example", "Content-Type": "application/json"}
+    assert httpx.post(f"{address}/api/ask", content=b"{}", headers=other).status_code == 403
+    policy = httpx.get(f"{address}/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+
+
+def test_with_a_key_nothing_is_shown_without_it(studio_config):
+    with running(make_studio(studio_config), key="secret key") as url:
+        for path in ("/api/about", "/api/clip/clip0", "/media/gallery/clip0/frame/0"):
+            assert httpx.get(url + path).status_code == 401
+        assert httpx.get(f"{url}/api/about", headers={"Authorization": "Bearer secret key"}).status_code == 200
+        with httpx.Client(base_url=url) as client:
+            assert client.post("/api/login", json={"key": "wrong"}).status_code == 401
+            assert client.post("/api/login", json={"key": "secret key"}).status_code == 200
+            assert "secret" not in str(dict(client.cookies))
+            assert client.get("/api/about").status_code == 200
+
+
+def test_other_machines_need_a_key_or_an_explicit_permission(studio_config, monkeypatch):
+    monkeypatch.delenv("AFFECTGPT_API_KEY", raising=False)
+    with pytest.raises(UserError, match="reachable from other machines.*AFFECTGPT_API_KEY"):
+        check(replace(studio_config, host="0.0.0.0"))
+    assert check(replace(studio_config, host="0.0.0.0", public=True)) is None
+    monkeypatch.setenv("AFFECTGPT_API_KEY", "k")
+    assert check(replace(studio_config, host="0.0.0.0")) == "k"
+
+
+def test_predictions_are_shown_without_torch(studio_config):
+    code = (
+        "import sys; from affectgpt.config import StudioConfig; from affectgpt.studio.command import make_studio\n"
+        "from affectgpt.studio.app import build_app\n"
+        f"build_app(make_studio(StudioConfig(predictions={studio_config.predictions!r}, "
+        f"references={studio_config.references!r})))\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,66 @@
+"""The pages in headless Chromium."""
+
+import re
+
+import pytest
+
+from tests.studio.conftest import opened
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+
+def test_a_filter_leaves_the_clips_that_it_names_and_nothing_is_requested_elsewhere(browser, address):
+    with opened(browser, address) as page:
+        page.wait_for_selector(".row")
+        expect(page.locator(".count")).to_have_text("12 clips")
+        page.get_by_label("State").select_option("wrong")
+        expect(page.locator(".count")).to_have_text("1 clips")
+        assert page.locator(".row .id").inner_text().startswith("clip3")
+        page.get_by_role("button", name="Clear").click()
+        expect(page.locator(".count")).to_have_text("12 clips")
+        page.locator(".cell:not([disabled])").first.click()  # a cell of the matrix filters
+        expect(page.locator(".count")).not_to_have_text("12 clips")
+        assert page.requests.others == []
+        assert page.requests.errors == []
+
+
+def test_texts_are_shown_as_text_and_chinese_too(browser, address):
+    with opened(browser, address, "/#/clip/clip0?system=a", locale="zh-CN") as page:
+        page.wait_for_selector(".frame img")
+        page.wait_for_selector(".chart polygon")
+        assert "onerror" in page.locator(".answer").first.inner_text()
+        assert page.locator("main script, main img[src=x]").count() == 0
+        assert "attacked" not in page.title()
+        assert page.locator("nav a").first.inner_text() == "结果浏览"
+        assert page.locator(".sentence.unsupported").count() == 2  # of both systems
+    with opened(browser, address, "/#/clip/clip1?system=a") as page:
+        page.wait_for_selector(".answer")
+        assert "他看起来很高兴。" in page.locator(".answer").first.inner_text()
+
+
+def test_the_gallery_works_by_keyboard_alone(browser, address):
+    with opened(browser, address) as page:
+        page.wait_for_selector(".row")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".clip-page")
+        first = page.locator("h1").inner_text()
+        page.keyboard.press("j")
+        expect(page.locator("h1")).not_to_have_text(first)
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".gallery")
+
+
+def test_nothing_is_wider_than_a_phone(browser, address):
+    for path in ("/#/gallery", "/#/clip/clip1?system=a"):
+        with opened(browser, address, path, viewport={"width": 375, "height": 740}) as page:
+            page.wait_for_selector(".row, .answer")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 375, path
+
+
+def test_a_list_of_many_clips_loads_only_what_is_in_view(browser, address):
+    with opened(browser, address) as page:
+        page.wait_for_selector(".row")
+        loaded = [url for url in page.evaluate("performance.getEntriesByType('resource').map((one) => one.name)")]
+        assert sum(bool(re.search("/api/gallery", url)) for url in loaded) == 1
