@@ -77,7 +77,7 @@ class Models:
     async def answer(
         self, place: int, sample: Sample, question: QuestionConfig, lexicon: Lexicon, hide: Mapping[str, str]
     ) -> AsyncIterator[str]:
-        """Server-sent events: {"text"} while the answer is written, then {"answer"} with what it rests on, or {"error"}.
+        """Server-sent events: {"text"} while an answer is written, then {"answer"} with what it rests on; or {"error"}.
 
         Args:
             hide: paths of this machine -> what to call them in messages.

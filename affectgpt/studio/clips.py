@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -92,9 +93,7 @@ def _sound(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(str(error))
         return found
     found["speech"] = segments
-    found["pauses"] = [
-        (end, start) for (_, end), (start, _) in zip(segments, segments[1:], strict=False) if start - end >= PAUSE_S
-    ]
+    found["pauses"] = [(end, start) for (_, end), (start, _) in itertools.pairwise(segments) if start - end >= PAUSE_S]
     return found
 
 

@@ -115,7 +115,7 @@ def test_with_a_key_nothing_is_shown_without_it(studio_config):
 
 def test_other_machines_need_a_key_or_an_explicit_permission(studio_config, monkeypatch):
     monkeypatch.delenv("AFFECTGPT_API_KEY", raising=False)
-    with pytest.raises(UserError, match="reachable from other machines.*AFFECTGPT_API_KEY"):
+    with pytest.raises(UserError, match=r"reachable from other machines.*AFFECTGPT_API_KEY"):
         check(replace(studio_config, host="0.0.0.0"))
     assert check(replace(studio_config, host="0.0.0.0", public=True)) is None
     monkeypatch.setenv("AFFECTGPT_API_KEY", "k")

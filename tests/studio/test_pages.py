@@ -62,5 +62,5 @@ def test_nothing_is_wider_than_a_phone(browser, address):
 def test_a_list_of_many_clips_loads_only_what_is_in_view(browser, address):
     with opened(browser, address) as page:
         page.wait_for_selector(".row")
-        loaded = [url for url in page.evaluate("performance.getEntriesByType('resource').map((one) => one.name)")]
+        loaded = page.evaluate("performance.getEntriesByType('resource').map((one) => one.name)")
         assert sum(bool(re.search("/api/gallery", url)) for url in loaded) == 1
