@@ -511,7 +511,7 @@ class ServeConfig:
 class StudioConfig:
     """python -m affectgpt.studio; off the loopback address it needs the environment variable AFFECTGPT_API_KEY"""
 
-    checkpoints: list[str] = field(default_factory=list)  # runs or checkpoint folders to try clips with, also positional
+    checkpoints: list[str] = field(default_factory=list)  # runs or checkpoints to try clips with, also positional
     predictions: Any = None  # predictions file, or a list of them, to look at without a model
     references: str | None = None  # manifest with the clips and their true labels; null = as the runs were scored
     columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
