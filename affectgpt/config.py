@@ -172,8 +172,10 @@ class StageConfig:
 
     name: str = "???"  # the stage's name, also the name of its runs
     data: list[str] = field(default_factory=list)  # training data: coarse, fine, names in data.train; empty = by name
-    objective: str = "supervised"  # the loss, a file of affectgpt/training/objectives: supervised
+    objective: str = "supervised"  # the loss, a file of affectgpt/training/objectives: supervised, reward
     objective_options: dict[str, Any] = field(default_factory=dict)  # settings of the objective
+    rewards: dict[str, float] = field(default_factory=dict)  # objective reward: weights; empty = its own
+    group_size: int | None = None  # objective reward: answers sampled for each prompt; null = 8
     init_from: str | None = None  # a run name (its last complete run), a checkpoint folder, or null = new projectors
     trainable: list[str] = field(default_factory=lambda: ["projectors"])  # projectors, projectors.audio ..., lora
     epochs: int = 100  # number of epochs, of `iterations_per_epoch` steps each
@@ -191,7 +193,7 @@ class StageConfig:
     token_budget: int | None = 4096  # packing: tokens that go through the LLM at once; null = the whole batch
     gradient_checkpointing: bool = False  # store one state per layer of the LLM and recompute the rest
     activation_gb: Any = None  # instead: checkpoint as few layers as keep activations below this; auto = free memory
-    tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights: description, labels, both, fixed
+    tasks: dict[str, float] = field(default_factory=lambda: {"both": 1.0})  # weights: description, labels, both ...
     candidates: list[str] = field(default_factory=list)  # task fixed: the labels to choose from
     langs: dict[str, float] = field(default_factory=lambda: {"en": 1.0})  # weights of the answer languages
     modality_dropout: float = 0.0  # probability that a modality is hidden from an example; one always stays
@@ -222,7 +224,7 @@ class GenerateConfig:
 class QuestionConfig:
     """What a model is asked about a clip."""
 
-    task: str = "both"  # description, labels, both or fixed
+    task: str = "both"  # description, labels, both, think or fixed
     lang: str = "en"  # en or zh
     candidates: list[str] = field(default_factory=list)  # task=fixed: the labels to choose from
     modalities: list[str] | None = None  # modalities to use; null = all that both the clip and the model have

@@ -9,6 +9,7 @@ Tasks:
 - ``description``: an explanation in prose, with the visual, acoustic and lexical clues;
 - ``labels``: open-vocabulary emotion words only, comma-separated;
 - ``both``: the explanation, then a last line with the labels (the default);
+- ``think``: the explanation in `<think>`, then the labels in `<answer>`, the form of AffectGPT-R1;
 - ``fixed``: one label out of given candidates.
 
 Weights that were published with other code were trained on its prompts. `PUBLISHED` has these formats: the order of
@@ -28,7 +29,7 @@ from typing import NamedTuple
 
 from affectgpt.clauses import fit, join, split, supported_labels
 from affectgpt.runtime import InputError
-from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Clause, Sample
+from affectgpt.schema import CLUES, LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Clause, Sample
 
 PROMPT_VERSION = "1"
 """To be raised with every change of a prompt below; stored in predictions and checkpoints."""
@@ -52,18 +53,24 @@ _QUESTION = {
         "labels": "Which emotions does the person feel? Answer with emotion words only, separated by commas.",
         "both": "Watch and listen, then explain what the person feels and which clues show it. "
         "End with a line that lists the emotions.",
+        "think": "Watch and listen, then explain within <think> and </think> what the person feels and which clues "
+        "show it. List the emotions within <answer> and </answer>.",
         "fixed": "Which one of these emotions fits the person best: {candidates}? Answer with that word only.",
     },
     "zh": {
         "description": "请观看并聆听，说明这个人的感受以及有哪些线索。",
         "labels": "这个人有哪些情绪？只回答情绪词，用逗号分隔。",
         "both": "请观看并聆听，说明这个人的感受以及有哪些线索。最后一行列出情绪词。",
+        "think": "请观看并聆听，在 <think> 与 </think> 之间说明这个人的感受以及有哪些线索，"
+        "在 <answer> 与 </answer> 之间列出情绪词。",
         "fixed": "下列情绪中哪一个最符合这个人：{candidates}？只回答这个词。",
     },
 }
 _SUBTITLE = {"en": 'The person says: "{subtitle}"', "zh": "这个人说：“{subtitle}”"}
 LABEL_LINE = {"en": "Emotions: ", "zh": "情绪："}
 """The start of the last line of a ``both`` answer; parsed by `affectgpt.metrics.extract`."""
+THOUGHT = "<think>{thought}</think>\n<answer>{words}</answer>"
+"""The form of a ``think`` answer."""
 LABEL_SEPARATOR = {"en": ", ", "zh": "，"}
 
 
@@ -225,7 +232,7 @@ def target_text(
         InputError: the sample lacks what the task needs, or its description says nothing about what is shown.
     """
     text = _target_text(sample, task, lang, shown)
-    if lang != "en" or prompt_format not in PUBLISHED or task == "both":
+    if lang != "en" or prompt_format not in PUBLISHED or task in ("both", "think"):
         return text
     if prompt_format == "emotion_llama":
         return _caption(text) if task in ("description", "fixed") else text
@@ -234,9 +241,9 @@ def target_text(
 
 def _target_text(sample: Sample, task: str, lang: str, shown: Collection[str] | None) -> str:
     localized = sample.in_language(lang)
-    if task in ("description", "both") and not localized.description:
+    if task in ("description", "both", "think") and not localized.description:
         raise InputError(f"sample {sample.id!r} has no description in {lang!r}, which task {task!r} needs")
-    if task in ("labels", "both") and not localized.labels:
+    if task in ("labels", "both", "think") and not localized.labels:
         raise InputError(f"sample {sample.id!r} has no labels in {lang!r}, which task {task!r} needs")
     if task == "fixed":
         if not localized.label:
@@ -253,7 +260,21 @@ def _target_text(sample: Sample, task: str, lang: str, shown: Collection[str] | 
     words = LABEL_SEPARATOR[lang].join(labels)
     if task == "labels":
         return words
+    if task == "think":
+        return THOUGHT.format(thought=description, words=words)
     return description if task == "description" else f"{description}\n{LABEL_LINE[lang]}{words}".lstrip("\n")
+
+
+def target_labels(sample: Sample, lang: str = "en", shown: Collection[str] | None = None) -> tuple[str, ...]:
+    """The labels of `target_text`; none for a sample without labels."""
+    localized = sample.in_language(lang)
+    labels = localized.labels or ()
+    return labels if shown is None else supported_labels(_clauses_about(localized, lang, shown), labels)
+
+
+def target_clauses(sample: Sample, lang: str = "en", shown: Collection[str] | None = None) -> tuple[Clause, ...]:
+    """The clauses of the description of `target_text`."""
+    return _clauses_about(sample.in_language(lang), lang, CLUES if shown is None else shown)
 
 
 def says_something(sample: Sample, lang: str, shown: Collection[str]) -> bool:

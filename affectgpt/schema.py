@@ -36,7 +36,7 @@ PLACEHOLDERS = {name: f"<{name}>" for name in SLOTS}
 CLUES = ("visual", "acoustic", "lexical")
 """What a statement about a clip can rest on: pictures, sound, words."""
 
-TASKS = ("description", "labels", "both", "fixed")
+TASKS = ("description", "labels", "both", "think", "fixed")
 LANGUAGES = ("en", "zh")
 MANIFEST_HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # channel orders of face crop files

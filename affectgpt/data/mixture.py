@@ -94,7 +94,7 @@ def _check_not_empty(name: str, samples: Sequence[Sample], bad: Sequence[BadSamp
 # ---------------------------------------------------------------- texts
 
 _BOTH = ("description", "labels")
-_NEEDS = {"description": _BOTH[:1], "labels": _BOTH[1:], "both": _BOTH, "fixed": ("label",)}
+_NEEDS = {"description": _BOTH[:1], "labels": _BOTH[1:], "both": _BOTH, "think": _BOTH, "fixed": ("label",)}
 
 
 def with_texts(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from affectgpt.clauses import shown_clues
 from affectgpt.data.mixture import TARGETS, Source
-from affectgpt.prompts import says_something, target_text
+from affectgpt.prompts import says_something, target_labels, target_text
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, Sample
 
@@ -39,6 +40,11 @@ class Draw:
     def target(self) -> str:
         """The text that the model learns to answer."""
         return target_text(self.sample, self.task, self.lang, self.clues, self.prompt_format)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that a right answer has: those that the target states."""
+        return target_labels(self.sample, self.lang, self.clues)
 
 
 class TrainingStream:
@@ -138,6 +144,25 @@ class TrainingStream:
             return None
         subtitle = with_subtitle and bool(sample.in_language(lang, strict=False).subtitle)
         return shown_clues(shown, subtitle=subtitle)
+
+
+class RepeatedSteps:
+    """The draws of `stream` with each optimizer step `passes` times in a row; of the same length.
+
+    >>> steps = RepeatedSteps(range(6), samples_per_step=2, passes=2)
+    >>> [steps[n] for n in range(len(steps))]
+    [0, 1, 0, 1, 2, 3]
+    """
+
+    def __init__(self, stream: Sequence[Any], samples_per_step: int, passes: int) -> None:
+        self._stream, self._samples_per_step, self._passes = stream, samples_per_step, passes
+
+    def __len__(self) -> int:
+        return len(self._stream)
+
+    def __getitem__(self, n: int) -> Any:
+        step, place = divmod(n, self._samples_per_step)
+        return self._stream[step // self._passes * self._samples_per_step + place]
 
 
 def _text_bytes(draw: Draw) -> int:

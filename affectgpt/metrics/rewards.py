@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from affectgpt.clauses import claims, fit
+from affectgpt.clauses import claims
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import clue_scores, emotion_words, explanation_of
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
-_THINK = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+# A processor writes control tokens of its tokenizer, such as Qwen3's <think>, with a space: "< think>".
+_THINK = re.compile(r"\s*< ?think>(.*?)< ?/think>\s*< ?answer>(.*?)< ?/answer>\s*", re.DOTALL)
+_THOUGHT = re.compile(r"< ?think>(.*?)(?:< ?/think>|< ?answer>|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Attempt:
     Attributes:
         id: of the sample.
         truth: true labels, those that the shown modalities support.
-        reference: clauses of the true description.
+        reference: clauses of the true description, those that rest on what was shown.
         shown: clue modalities that the model was shown; the subtitle is "lexical".
         video: path, for rewards of users.
     """
@@ -73,7 +75,7 @@ class Attempt:
         if self.task in ("labels", "fixed"):
             return ""
         if self.task == "think":
-            match = re.search(r"<think>(.*?)(?:</think>|<answer>|$)", self.text, re.DOTALL)
+            match = _THOUGHT.search(self.text)
             return match[1].strip() if match else ""
         return explanation_of(self.text)
 
@@ -93,7 +95,7 @@ def in_format(attempt: Attempt) -> bool:
         return False
     if attempt.task == "think":
         match = _THINK.fullmatch(text)
-        return match is not None and all(part.strip() and not re.search(r"</?\w+>", part) for part in match.groups())
+        return match is not None and all(part.strip() and not re.search(r"< ?/?\w+>", part) for part in match.groups())
     if attempt.task == "both":
         head, lines = LABEL_LINE[attempt.lang].strip(), text.splitlines()
         marked = [number for number, line in enumerate(lines) if line.strip().startswith(head)]
@@ -246,10 +248,9 @@ class Scorer:
         return -sum(name in found for name in absent) / len(absent) if absent else 0.0
 
     def _clues(self, attempt: Attempt) -> float:
-        """F of the clues of the explanation against those of the description that rest on what was shown."""
+        """F of the clues of the explanation against those of the reference."""
         prediction = Prediction(attempt.id, attempt.explanation, lang=attempt.lang, task="description")
-        reference = fit(attempt.reference, attempt.shown)
-        score = clue_scores([prediction], {attempt.id: reference}, n_bootstrap=0)["all"]
+        score = clue_scores([prediction], {attempt.id: attempt.reference}, n_bootstrap=0)["all"]
         return harmonic_mean(score.precision or 0.0, score.recall or 0.0)
 
     def _judged(self, attempts: Sequence[Attempt]) -> list[float]:

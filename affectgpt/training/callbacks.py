@@ -18,7 +18,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from affectgpt.config import TrainConfig
 from affectgpt.journal import append_rows
+from affectgpt.media import read_frames
 from affectgpt.runs import COMPLETE, complete_checkpoints, mark_complete, remove_leftovers
 from affectgpt.runtime import MissingLibrary, write_text_atomic
 from affectgpt.schema import Prediction, Sample
@@ -98,6 +100,18 @@ class TensorBoardLog(TrainerCallback):
         if state.is_world_process_zero:
             for key, value in (logs or {}).items():
                 self._writer.add_scalar(_grouped(key), value, state.global_step)
+
+    def show_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]) -> None:
+        """A table of answers and rewards, and the middle frame uint8 [H,W,3] of each clip."""
+        columns = ["id", "text", "truth", *rows[0]["rewards"], "reward", "advantage"]
+        lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        for row in rows:
+            figures = [*row["rewards"].values(), row["reward"], row["advantage"]]
+            cells = [row["id"], row["text"], ", ".join(row["truth"]), *(f"{figure:.3f}" for figure in figures)]
+            lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", "<br>") for cell in cells) + " |")
+        self._writer.add_text("rollouts", "\n".join(lines), step)
+        for name, frame in frames.items():
+            self._writer.add_image(f"rollouts/{name}", frame, step, dataformats="HWC")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -179,9 +193,53 @@ class WandbLog(TrainerCallback):
             )
         self._run.log({"generations": table}, step=step)
 
+    def show_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]) -> None:
+        """Log a table: id, video, frame uint8 [H,W,3], answer, true labels, its rewards and its advantage."""
+        if self._run is None:
+            return
+        import wandb
+
+        names = list(rows[0]["rewards"])
+        table = wandb.Table(columns=["id", "media", "frame", "text", "truth", *names, "reward", "advantage"])
+        for row in rows:
+            video = row["video"] or ""
+            table.add_data(
+                row["id"],
+                wandb.Video(video) if video.endswith((".mp4", ".webm")) else None,
+                wandb.Image(frames[row["id"]]) if row["id"] in frames else None,
+                row["text"],
+                ", ".join(row["truth"]),
+                *(row["rewards"][name] for name in names),
+                row["reward"],
+                row["advantage"],
+            )
+        # Without a commit: wandb refuses later figures of a step that it has closed.
+        self._run.log({"rollouts": table}, step=step, commit=False)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._run is not None:
             self._run.finish()
+
+
+def shown_rollouts(
+    config: TrainConfig, callbacks: Sequence[Any]
+) -> Callable[[int, Sequence[Mapping[str, Any]]], None] | None:
+    """Shows rows of rollouts.jsonl on the dashboards, at the first step and at steps with a validation; None = none."""
+    boards = [board for board in callbacks if hasattr(board, "show_rollouts")]
+    every, n_prompts = config.stage.validate_every, config.logging.n_sample_generations
+    if not boards or not n_prompts:
+        return None
+
+    def show(step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        if step != 1 and step % every:
+            return
+        ids = list(dict.fromkeys(row["id"] for row in rows))[:n_prompts]
+        videos = {row["id"]: row["video"] for row in rows if row["id"] in ids and row["video"]}
+        frames = {name: read_frames(video, 3).images[1] for name, video in videos.items()}
+        for board in boards:
+            board.show_rollouts(step, [row for row in rows if row["id"] in ids], frames)
+
+    return show
 
 
 def _grouped(key: str) -> str:

@@ -35,6 +35,7 @@ _FREE_ON_RESUME = (
     "stage.gradient_checkpointing",
     "stage.n_workers",
     "stage.keep_last",
+    "stage.objective_options.limits",
     "strategy.num_processes",
     "strategy.timeout_s",
 )
@@ -122,6 +123,8 @@ def _differing(before: Any, now: Any, default: Any, prefix: str = "") -> Iterato
     if prefix in _FREE_ON_RESUME:
         return
     if isinstance(before, dict) and isinstance(now, dict):
+        if prefix == "stage.tasks":  # a task of weight 0 is one that is not named, as in runs of older versions
+            before, now = ({task: weight for task, weight in tasks.items() if weight} for tasks in (before, now))
         default = default if isinstance(default, dict) else {}
         for key in sorted({*before, *now}):
             name = f"{prefix}.{key}" if prefix else key

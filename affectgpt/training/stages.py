@@ -22,7 +22,7 @@ from affectgpt.cache.reader import cache_mode, clip_reader
 from affectgpt.config import TrainConfig
 from affectgpt.data.mixture import Source
 from affectgpt.data.sources import report_bad
-from affectgpt.data.stream import TrainingStream
+from affectgpt.data.stream import RepeatedSteps, TrainingStream
 from affectgpt.runs import BEST, RunRecord, complete_checkpoints
 from affectgpt.runtime import UserError, gc_paused, seed_everything, torch_device
 from affectgpt.schema import BadSample
@@ -34,11 +34,12 @@ from affectgpt.training.callbacks import (
     StopOnSignal,
     TensorBoardLog,
     WandbLog,
+    shown_rollouts,
 )
 from affectgpt.training.distributed import Processes
 from affectgpt.training.loader import Batches
 from affectgpt.training.memory import check_activation_gb
-from affectgpt.training.objectives import Objective
+from affectgpt.training.objectives import Hooks, Objective, Started
 from affectgpt.training.run_folder import open_run
 from affectgpt.training.samples import hold_out_validation, prepare_clips, training_sources
 from affectgpt.training.schedule import Schedule
@@ -68,7 +69,7 @@ def run_stage(config: TrainConfig) -> StageResult:
             " use strategy=ddp or zero2, or no quantization"
         )
     check_activation_gb(config.stage, config.strategy.name)
-    objective = objectives.load(config.stage.objective, config.stage.objective_options)
+    objective = objectives.of_stage(config.stage)
     with Processes(config.strategy, torch_device(config.device)) as processes:
         if not processes.is_main:
             log.setLevel(logging.WARNING)
@@ -79,6 +80,8 @@ def _run_stage(config: TrainConfig, objective: Objective, processes: Processes) 
     # Errors in a manifest, missing files and a missing earlier stage are found before there is a run folder.
     with gc_paused():
         sources, bad = processes.by_main(lambda: training_sources(config))
+        if isinstance(objective, Hooks):
+            processes.by_main(lambda: objective.check(config, sources))
     files = [file for source in sources for file in source.files]
     with ExitStack() as stack:
         record, resume_from = processes.by_main(lambda: open_run(config, files, processes.world_size, stack))
@@ -155,7 +158,7 @@ def _train(
     training, validation = hold_out_validation(sources, stage.n_validation, config.seed)
     n_steps = stage.epochs * stage.iterations_per_epoch
     samples_per_step = stage.batch_size * stage.accumulation * processes.world_size
-    stream = TrainingStream(
+    stream: Any = TrainingStream(
         training,
         modalities=model.modalities,
         length=n_steps * samples_per_step,
@@ -190,6 +193,10 @@ def _train(
         show = wandb.show_generations
     if config.logging.tensorboard:
         callbacks.append(TensorBoardLog(run / "tensorboard"))
+    if isinstance(objective, Hooks):
+        objective.start(Started(config, model, processor, processes, run, shown_rollouts(config, callbacks)))
+        if objective.passes > 1:
+            stream = RepeatedSteps(stream, samples_per_step, objective.passes)
     validate = None
     if validation:
         validate = Validation(config, validation, processor, reader, processes, run / "generations", show)

@@ -28,7 +28,7 @@ from affectgpt.runs import BEST, mark_complete, replace_best
 from affectgpt.runtime import disk_full_named, write_json_atomic
 from affectgpt.training import distributed
 from affectgpt.training.loader import shielded_processes
-from affectgpt.training.objectives import Objective
+from affectgpt.training.objectives import Hooks, Objective
 from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
@@ -107,6 +107,7 @@ class StageTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._objective = objective
+        self._hooks = objective if isinstance(objective, Hooks) else Hooks()
         self._processor = processor
         self._schedule = schedule
         self._validate = validate
@@ -140,9 +141,9 @@ class StageTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        found = super().get_batch_samples(self.data_collator.complete(epoch_iterator), *args, **kwargs)
+        batches, n_labels = super().get_batch_samples(self.data_collator.complete(epoch_iterator), *args, **kwargs)
         self._throughput.waited_s += time.perf_counter() - start
-        return found
+        return self._hooks.prepare(batches, self.state.global_step, n_labels) if batches else (batches, n_labels)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self._throughput.add(inputs)
@@ -167,7 +168,7 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._throughput.rates(self.args.world_size)
+            logs |= self._throughput.rates(self.args.world_size) | self._hooks.metrics()
         if "train_loss" in logs:
             logs["train_loss"] = self.mean_loss
         super().log(logs, start_time)
@@ -231,6 +232,7 @@ class StageTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self._save_sums(Path(output_dir))
+        self._hooks.save(Path(output_dir))
         if not self.is_deepspeed_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
         self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
@@ -252,6 +254,7 @@ class StageTrainer(Trainer):
 
     def load_sums(self) -> None:
         """The inverse, once the Trainer has reset its own sums; a checkpoint of an older version has none."""
+        self._hooks.load(self._resumed_from, self.state.global_step)
         self._unknown_steps = self.state.global_step
         if self._resumed_from is None or not (path := self._resumed_from / SUMS).is_file():
             return

@@ -37,7 +37,7 @@ class Validation:
         show: Callable[[int, Sequence[Shown]], None] | None = None,
     ) -> None:
         stage, generate = config.stage, config.generate
-        task = "both" if stage.tasks.get("both") else "labels"
+        task = next((task for task in ("both", "think") if stage.tasks.get(task)), "labels")
         self._question = QuestionConfig(task=task, lang=max(stage.langs, key=stage.langs.get))
         self._greedy = GenerateConfig(generate.batch_size, generate.max_new_tokens, compile=generate.compile)
         self._samples = samples

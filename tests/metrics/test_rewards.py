@@ -57,6 +57,7 @@ def test_penalties_are_the_published_formulas():
     ("task", "text", "good"),
     [
         ("think", "<think>Tears.</think>\n<answer>sad</answer>", True),
+        ("think", "< think>Tears.< /think>\n<answer>sad</answer>", True),
         ("think", "<think></think><answer>sad</answer>", False),
         ("think", "Tears. <answer>sad</answer>", False),
         ("think", "<think>a</think><answer>sad</answer> and more", False),
@@ -87,15 +88,11 @@ def test_a_claim_about_what_was_not_shown_costs(scorer):
     assert scorer.reward("faithfulness", [Attempt("a", text, shown=each) for each in shown]) == [-0.5, 0.0, 0.0]
 
 
-def test_clues_count_only_those_that_rest_on_what_was_shown(scorer):
+def test_clues_count_those_that_answer_and_reference_share(scorer):
     reference = (Clause("The brows rise.", "visual"), Clause("The voice trembles.", "acoustic"))
     texts = ["The brows rise. The voice trembles.", "The brows rise.", "The lips are pressed."]
-    rewards = scorer.reward(
-        "clues", [Attempt("a", both("sad", explanation=text), reference=reference) for text in texts]
-    )
-    assert rewards == pytest.approx([1.0, 2 / 3, 0.0])
-    alone = Attempt("a", both("sad", explanation=texts[1]), reference=reference, shown=frozenset({"visual"}))
-    assert scorer.reward("clues", [alone]) == [1.0]
+    attempts = [Attempt("a", both("sad", explanation=text), reference=reference) for text in texts]
+    assert scorer.reward("clues", attempts) == pytest.approx([1.0, 2 / 3, 0.0])
 
 
 def short(attempts):

@@ -77,8 +77,8 @@ def test_the_newest_run_is_one_of_the_stage_trained_last_and_of_coarse_only_with
 
 
 def test_an_unknown_objective_or_option_is_refused_with_the_list_of_known_ones():
-    with pytest.raises(InputError, match=r"stage\.objective is 'reward'; expected one of \['supervised'\]"):
-        objectives.load("reward", {})
+    with pytest.raises(InputError, match=r"stage\.objective is 'rewards'; expected one of \[.*'supervised'\]"):
+        objectives.load("rewards", {})
     with pytest.raises(InputError, match=r"objective_options has \['beta'\]; objective 'supervised' has the settings"):
         objectives.load("supervised", {"beta": 0.1})
 

@@ -1,7 +1,8 @@
 """What a stage minimizes: one file per objective; `stage.objective` is the file's name.
 
 A file defines a dataclass `Objective` with the methods below. Its fields are settings, which a stage gives as
-`objective_options`.
+`objective_options`. One that needs more than a batch, such as the model before training or answers of the model, also
+inherits from `Hooks`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from affectgpt.config import StageConfig, TrainConfig
+from affectgpt.data.mixture import Source
 from affectgpt.data.stream import Draw
 from affectgpt.runtime import InputError
+from affectgpt.training.distributed import Processes
 
 Row = dict[str, Any]
 """Tensors of one prompt with or without an answer, unbatched: what `processor.encode` returns."""
@@ -43,6 +49,61 @@ class Objective(Protocol):
                 the gradient of one large batch. None = the batch has no labels; return a mean over the batch.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stage whose first step comes next.
+
+    Attributes:
+        model: with its starting weights, not wrapped by a strategy.
+        show: called in the first process with the step and rows of rollouts, for dashboards.
+    """
+
+    config: TrainConfig
+    model: Any
+    processor: Any
+    processes: Processes
+    run: Path
+    show: Callable[[int, Sequence[Mapping[str, Any]]], None] | None = None
+
+
+class Hooks:
+    """What an objective may do in addition; by default nothing.
+
+    Attributes:
+        passes: optimizer steps in a row that get the same draws.
+    """
+
+    passes: int = 1
+
+    def check(self, config: TrainConfig, sources: Sequence[Source]) -> None:
+        """Refuse settings that do not fit, before there is a run folder; raises UserError."""
+
+    def start(self, started: Started) -> None:
+        """Before the first step, also of a resumed run."""
+
+    def prepare(self, batches: list[Any], step: int, n_labels: Tensor | None) -> tuple[list[Any], Tensor | None]:
+        """The batches of this process for the optimizer step after `step` steps, and their number of labels."""
+        return batches, n_labels
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for the log since they were last asked for."""
+        return {}
+
+    def save(self, checkpoint: Path) -> None:
+        """Write what a resumed run needs; called in every process."""
+
+    def load(self, checkpoint: Path | None, step: int) -> None:
+        """The inverse; None = the run starts from step 0."""
+
+
+def of_stage(stage: StageConfig) -> Objective:
+    """The objective of a stage with its settings."""
+    given = {name: value for name in ("rewards", "group_size") if (value := getattr(stage, name))}
+    if given and stage.objective != "reward":
+        raise InputError(f"stage.{next(iter(given))} is for stage.objective=reward, not for {stage.objective!r}")
+    return load(stage.objective, {**stage.objective_options, **given})
 
 
 def load(name: str, options: Mapping[str, Any]) -> Objective:

@@ -1,0 +1,49 @@
+"""The model as it was when its stage began, without a second model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Reference:
+    """The trained tensors at the time of construction; everything else is frozen and therefore shared.
+
+    Where only new LoRA adapters train, they are 0 at the start: the reference is the model with LoRA off, and nothing
+    is copied. Otherwise a copy of the trained tensors is kept, a few percent of a model.
+
+    Attributes:
+        is_copy: whether tensors were copied.
+    """
+
+    def __init__(self, model: Any) -> None:
+        trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+        outputs = {name: tensor for name, tensor in trained.items() if ".lora_B." in name}
+        is_lora = all(".lora_" in name for name in trained)
+        self.is_copy = not (is_lora and outputs and all(not tensor.any() for tensor in outputs.values()))
+        self._values: dict[str, Tensor] = (
+            {name: tensor.detach().clone() for name, tensor in trained.items()}
+            if self.is_copy
+            else {name: tensor.new_zeros(()).expand_as(tensor) for name, tensor in outputs.items()}
+        )
+
+    @contextmanager
+    def inside(self, model: Any) -> Iterator[None]:
+        """While it is open, `model` (not wrapped) is the reference; without gradients and dropout."""
+        parameters = {name: model.get_parameter(name) for name in self._values}
+        now = {name: tensor.data for name, tensor in parameters.items()}
+        was_training = model.training
+        model.eval()
+        try:
+            for name, tensor in parameters.items():
+                tensor.data = self._values[name]
+            with torch.no_grad():
+                yield
+        finally:
+            for name, tensor in parameters.items():
+                tensor.data = now[name]
+            model.train(was_training)
