@@ -553,7 +553,7 @@ class AnnotatorConfig:
     base_url: str | None = None  # server, such as http://localhost:8000/v1; null = OpenAI's
     api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key, which is never written to a file
     sees: list[str] = field(default_factory=lambda: ["images"])  # inputs that the model takes: images, sound
-    structured: str = "json_schema"  # output format: json_schema, json_object, prompt (asked for in words), none
+    structured: str = "json_schema"  # output format: json_schema, json_object (both enforced), prompt (in words), none
     temperature: float | None = 0.0  # null = not sent; a model that refuses it is noticed
     max_tokens: int = 1024  # maximum length of an answer
     max_tokens_name: str = "max_tokens"  # request field of max_tokens; a model that refuses it is noticed

@@ -59,6 +59,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("sacrebleu", "rouge-score", "jieba", "nltk", "openpyxl", "matplotlib"),
     ),
     "speech": ("speech segments of audio", ("silero-vad",)),
+    "structured": ("JSON schemas enforced for models in this process", ("llguidance",)),
 }
 # Optional packages that belong to no extra: used if they are installed, or known to break imports (torchaudio).
 OTHERS = ("torchaudio", "torchcodec", "flash-attn", "vllm")

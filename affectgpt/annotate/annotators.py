@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
@@ -25,6 +25,7 @@ from affectgpt.annotate.local import RULES_VERSION
 from affectgpt.annotate.store import Store
 from affectgpt.chat.batches import Batcher
 from affectgpt.chat.concurrency import StopSignal
+from affectgpt.chat.constrained import require_llguidance
 from affectgpt.chat.request import Chat, Request, first_seconds
 from affectgpt.chat.served import media_parts, messages_of
 from affectgpt.chat.transport import Endpoint, Server
@@ -173,8 +174,7 @@ class Served:
     def __init__(self, config: AnnotatorConfig, store: Store, stop: StopSignal, budget: Budget) -> None:
         if not config.model:
             raise UserError("annotator.model= is missing: the name of the model that the server has")
-        if config.structured not in STRUCTURED:
-            raise UserError(f"annotator.structured is {config.structured!r}; expected one of {list(STRUCTURED)}")
+        _check_structured(config)
         if budget.limit is not None and (config.price_in is None or config.price_out is None):
             raise UserError(
                 f"a budget needs prices: set price_in and price_out of {config.model} (per million tokens), as in your "
@@ -274,8 +274,17 @@ class Served:
         await self._endpoint.close()
 
 
+def _check_structured(config: AnnotatorConfig) -> None:
+    if config.structured not in STRUCTURED:
+        raise UserError(f"annotator.structured is {config.structured!r}; expected one of {list(STRUCTURED)}")
+
+
 class InProcess:
-    """A transformers model in this process, loaded on the first question; waiting questions are answered together."""
+    """A transformers model in this process, loaded on the first question; waiting questions are answered together.
+
+    With structured=json_schema the model can write nothing but what the question's schema allows, with json_object
+    nothing but a JSON object.
+    """
 
     asks_model, in_process = True, True
     retries = 0
@@ -283,6 +292,9 @@ class InProcess:
     def __init__(self, config: AnnotatorConfig, store: Store, stop: StopSignal, budget: Budget) -> None:
         if not config.model:
             raise UserError("annotator.model= is missing: a hub id or a folder with a model")
+        _check_structured(config)
+        if config.structured in ("json_schema", "json_object"):
+            require_llguidance(f"annotator.structured={config.structured}")
         self.config, self.name = config, config.model
         self.sees = frozenset(config.sees)
         self.structured = config.structured != "none"
@@ -301,6 +313,7 @@ class InProcess:
             "text": question.text,
             "media": question.media(),
             "turns": question.turns,
+            **({"schema": schema} if (schema := self._schema(question)) is not None else {}),
             **self.parameters(),
         }
 
@@ -312,6 +325,11 @@ class InProcess:
             return {**about, "request": request, **await self._batcher.put(question)}
 
         return await get_or_make(self._store.answers, self._store.claims, question.key(self.name, request), ask)
+
+    def _schema(self, question: Question) -> Mapping[str, Any] | None:
+        if self.config.structured == "json_object":
+            return {"type": "object"}
+        return question.schema if self.config.structured == "json_schema" else None
 
     def _generate(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         if self._chat is None:
@@ -328,7 +346,7 @@ class InProcess:
                     "annotator@text=)"
                 )
         started = time.monotonic()
-        requests = [question.request(self._chat) for question in questions]
+        requests = [replace(question.request(self._chat), schema=self._schema(question)) for question in questions]
         replies = self._chat.answer(requests, self.config.max_tokens)
         seconds = (time.monotonic() - started) / len(questions)
         return [

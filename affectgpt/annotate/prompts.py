@@ -284,20 +284,44 @@ def _meant(kind: Any, heads: Mapping[str, str]) -> str:
     return heads["names" if kind == "evidence" else kind]
 
 
-def answer_schema(name: str, about: Mapping[str, Any], lang: str = "en") -> dict[str, Any]:
-    """The JSON schema of an answer, in the strict form that OpenAI-compatible servers accept."""
+_MOST_WORDS, _LONGEST_WORD = 16, 40
+
+
+def answer_schema(
+    name: str, about: Mapping[str, Any], lang: str = "en", *, within_limits: bool = False
+) -> dict[str, Any]:
+    """The JSON schema of an answer, in the strict form that OpenAI-compatible servers accept.
+
+    Args:
+        within_limits: also everything that `parse_answer` checks, and limits of lists and numbers, which a small model
+            would continue forever; servers do not accept all of these keywords.
+    """
     prompt = PROMPTS[name]
     properties: dict[str, Any] = {}
-    for key, kind in _fields(prompt, about).items():
+    fields = _fields(prompt, about)
+    n_texts = sum(kind == "text" for kind in fields.values())
+    for key, kind in fields.items():
         if kind == "text":
             properties[key] = {"type": "string"}
+            if within_limits and n_texts == 1:  # an answer without any text is refused
+                properties[key]["pattern"] = r"^\S"
         elif kind == "words":
-            item = {"type": "string", "enum": list(RANKED[lang])} if key == "ranking" else {"type": "string"}
+            item: dict[str, Any] = {"type": "string"}
+            if key == "ranking":
+                item["enum"] = list(RANKED[lang])
+            elif within_limits:
+                item |= {"minLength": 1, "maxLength": _LONGEST_WORD}
             properties[key] = {"type": "array", "items": item}
+            if within_limits:
+                properties[key]["maxItems"] = _MOST_WORDS
         elif kind == "evidence":
             properties[key] = {"type": "array", "items": {"type": "string", "enum": _names(prompt, about)}}
+            if within_limits:
+                properties[key]["maxItems"] = _MOST_WORDS
         else:
             properties[key] = {"type": "number"}
+            if within_limits:
+                properties[key] |= {"minimum": kind[0], "maximum": kind[1], "multipleOf": 0.01}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 

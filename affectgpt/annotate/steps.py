@@ -170,7 +170,8 @@ async def ask(
             "model takes them, set annotator.sees=[images,sound]"
         )
     text = prompts.render_question(prompt, lang, about, structured=annotator.structured)
-    question = Question(spec.name, text, prompts.answer_schema(prompt, about, lang), work.clip, shows)
+    schema = prompts.answer_schema(prompt, about, lang, within_limits=annotator.in_process)
+    question = Question(spec.name, text, schema, work.clip, shows)
     for attempt in range(2):
         row, is_new = await annotator.answer(question)
         work.calls += is_new

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from affectgpt.chat.constrained import Grammars, SchemaLogits
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.runtime import UserError
@@ -100,7 +101,9 @@ class TransformersChat:
             callbacks: by the index of a request: get the final part of its answer while it is generated.
 
         Raises:
-            UserError: a request holds media that the model does not take, or sound of another rate or too long.
+            UserError: a request holds media that the model does not take, sound of another rate or too long, or a
+                schema that cannot be followed.
+            MissingLibrary: a request has a schema, and llguidance is not installed.
         """
         groups: dict[tuple, list[int]] = {}
         for place, request in enumerate(requests):
@@ -112,7 +115,7 @@ class TransformersChat:
         for places in groups.values():
             together = [requests[place] for place in places]
             streamer = GenerateStreamer(decoder, places) if decoder else None
-            replies |= zip(places, self._generate(self.encode(together), max_new_tokens, streamer), strict=True)
+            replies |= zip(places, self._generate(together, max_new_tokens, streamer), strict=True)
         return [replies[place] for place in range(len(requests))]
 
     def render(self, request: Request) -> str:
@@ -175,8 +178,15 @@ class TransformersChat:
         return moved
 
     @torch.no_grad()
-    def _generate(self, inputs: dict[str, Any], max_new_tokens: int, streamer: GenerateStreamer | None) -> list[Reply]:
-        ends = self._ends
+    def _generate(
+        self, requests: Sequence[Request], max_new_tokens: int, streamer: GenerateStreamer | None
+    ) -> list[Reply]:
+        inputs, ends = self.encode(requests), self._ends
+        by_schema = {
+            row: self._grammars.answer(request.schema, max_new_tokens)
+            for row, request in enumerate(requests)
+            if request.schema is not None
+        }
         output = self.model.generate(
             **self.move(inputs),
             max_new_tokens=max_new_tokens,
@@ -187,21 +197,28 @@ class TransformersChat:
             top_k=None,
             pad_token_id=self._tokenizer.pad_token_id,
             streamer=streamer,
+            logits_processor=[SchemaLogits(by_schema)] if by_schema else None,
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         replies = []
-        for row, mask in zip(new.tolist(), inputs["attention_mask"], strict=True):
-            stop = next((place for place, token in enumerate(row) if token in ends), None)
+        for place, (row, mask) in enumerate(zip(new.tolist(), inputs["attention_mask"], strict=True)):
+            stop = next((at for at, token in enumerate(row) if token in ends), None)
             text = self._tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
             n_new = len(row) if stop is None else stop + 1
-            replies.append(Reply(text, int(mask.sum()), n_new, "length" if stop is None else "eos"))
+            is_cut = stop is None or (place in by_schema and by_schema[place].was_closed)
+            replies.append(Reply(text, int(mask.sum()), n_new, "length" if is_cut else "eos"))
         return replies
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        n_tokens = self.model.get_output_embeddings().weight.shape[0]
+        return Grammars(self._tokenizer, n_tokens, sorted(self._ends), self.name)
 
     @property
     def _ends(self) -> set[int]:
         """The tokens that end an answer."""
         ends = self.model.generation_config.eos_token_id
-        return set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
+        return {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
 
     def _check(self, request: Request) -> None:
         shows = {"images": request.images is not None, "sound": request.sound is not None}

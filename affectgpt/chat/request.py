@@ -23,6 +23,7 @@ class Request:
         sound: mono, at the sampling rate of the model (`Chat.rate_hz`).
         system: a system message.
         turns: what followed the prompt, alternately the model's answer and the user's reply.
+        schema: JSON schema of the answer, for models in this process (`constrained.py`); None = free text.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class Request:
     sound: Waveform | None = None
     system: str | None = None
     turns: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

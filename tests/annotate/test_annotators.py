@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -14,7 +15,7 @@ from affectgpt.annotate.store import Store
 from affectgpt.chat.concurrency import StopSignal
 from affectgpt.chat.request import Reply
 from affectgpt.config import AnnotatorConfig
-from affectgpt.runtime import InputError, UserError
+from affectgpt.runtime import InputError, MissingLibrary, UserError
 from affectgpt.schema import Sample
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.chat.chat_server import ChatServer, fill_in
@@ -34,7 +35,8 @@ PLAIN = Question("merge", "What?", {"type": "object"}, CLIP)
         (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}, "structured": "json_object"}, "d4122295"),
         (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}, "structured": "prompt"}, "4750697e"),
         (SHOWN, {"kind": "openai"}, "f71220b6"),
-        (SHOWN, {"kind": "transformers"}, "7f4be593"),
+        (SHOWN, {"kind": "transformers", "structured": "prompt"}, "7f4be593"),
+        (SHOWN, {"kind": "transformers"}, "f2264f49"),
     ],
 )
 def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp_path, monkeypatch):
@@ -80,7 +82,7 @@ def in_process(tmp_path, *questions, answer):
 
     async def main():
         store, stop = Store(tmp_path), StopSignal()
-        config = AnnotatorConfig(kind="transformers", model="m")
+        config = AnnotatorConfig(kind="transformers", model="m", structured="prompt")
         annotator = make_annotator(config, store, stop, Budget(None, store, stop))
         annotator._chat = Fake()
         rows = await asyncio.gather(*map(annotator.answer, questions), return_exceptions=True)
@@ -102,6 +104,15 @@ def test_one_bad_question_of_a_batch_fails_alone_and_a_bug_stays_a_bug(tmp_path)
     assert isinstance(bad, InputError)
     assert isinstance(bug, KeyError)
     assert len(rows_of(tmp_path / "store" / "answers.jsonl")) == 1
+
+
+def test_a_model_in_this_process_needs_the_library_of_its_form_before_anything_is_asked(clips, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    asked = ("annotator=transformers", "annotator.model=m")
+    with pytest.raises(MissingLibrary, match=r"annotator.structured=json_schema needs llguidance .*affectgpt\[structured"):
+        annotate(clips, tmp_path / "out", *asked)
+    with pytest.raises(UserError, match="annotator.structured is 'yaml'; expected one of"):
+        annotate(clips, tmp_path / "out", *asked, "annotator.structured=yaml")
 
 
 def test_a_user_annotator_is_named_by_module_and_class(clips, tmp_path, monkeypatch):

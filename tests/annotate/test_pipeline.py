@@ -235,6 +235,28 @@ def test_models_in_process_answer_in_batches_and_their_answers_are_stored(films,
     assert {record.id for record in records_in(out)} | failed == {"film0", "film1", "film2"}
 
 
+def test_a_model_of_random_weights_gives_every_clip_a_record_by_the_schema(films, tmp_path):
+    pytest.importorskip("llguidance")
+    out = tmp_path / "out"
+    status = annotate(
+        films,
+        out,
+        "annotator=transformers",
+        f"annotator.model='{tiny_chat.write_llava_onevision(tmp_path / 'onevision')}'",
+        "annotator.max_tokens=96",
+        "annotator.device=cpu",
+        "pipeline.steps=[{name: visual, annotator: vision}, {name: merge, needs: [visual]}, "
+        "{name: labels, needs: [merge]}, {name: valence, needs: [merge]}]",
+    )
+    assert status == 0
+    records = list(records_in(out))
+    assert {record.id for record in records} == {"film0", "film1", "film2"}
+    assert all(record.description["en"] and -5 <= record.valence <= 5 for record in records)
+    answers = rows_of(out / "store" / "answers.jsonl")
+    assert len(answers) == 4 * 3  # none had to be asked again
+    assert all(isinstance(json.loads(row["text"]), dict) for row in answers)
+
+
 def test_a_speech_recogniser_transcribes_clips_without_a_subtitle(tmp_path):
     whisper = tiny.write_whisper(tmp_path / "whisper")
     tiny.write_bpe_tokenizer(whisper, ["<|endoftext|>"], eos_token="<|endoftext|>")
