@@ -117,7 +117,9 @@ def main() -> None:
             row.schema_s += spent
     where = cpu_name() if chat.model.device.type == "cpu" else str(chat.model.device)
     print(f"{chat.name}, {chat.model.dtype}, {where}; {len(asked)} questions, {options.rounds} rounds")
-    print(f"{'structured':<12} {'batch':>5} {'JSON':>8} {'usable':>8} {'s':>7} {'tokens':>7} {'tokens/s':>8} {'ms/step':>8}")
+    print(
+        f"{'structured':<12} {'batch':>5} {'JSON':>8} {'usable':>8} {'s':>7} {'tokens':>7} {'tokens/s':>8} {'ms/step':>8}"
+    )
     for row in rows:
         shares = (f"{100 * n / row.n_answers:.0f} %" for n in (row.n_json, row.n_usable))
         print(

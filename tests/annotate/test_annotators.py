@@ -109,7 +109,9 @@ def test_one_bad_question_of_a_batch_fails_alone_and_a_bug_stays_a_bug(tmp_path)
 def test_a_model_in_this_process_needs_the_library_of_its_form_before_anything_is_asked(clips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     asked = ("annotator=transformers", "annotator.model=m")
-    with pytest.raises(MissingLibrary, match=r"annotator.structured=json_schema needs llguidance .*affectgpt\[structured"):
+    with pytest.raises(
+        MissingLibrary, match=r"annotator.structured=json_schema needs llguidance .*affectgpt\[structured"
+    ):
         annotate(clips, tmp_path / "out", *asked)
     with pytest.raises(UserError, match="annotator.structured is 'yaml'; expected one of"):
         annotate(clips, tmp_path / "out", *asked, "annotator.structured=yaml")

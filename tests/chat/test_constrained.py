@@ -123,7 +123,7 @@ def test_a_number_is_chosen_by_the_model_not_by_the_end_of_the_limit(grammars):
 
 
 def test_a_schema_that_cannot_be_followed_and_a_missing_library_are_named(grammars, monkeypatch):
-    with pytest.raises(InputError, match="JSON schema of an answer cannot be used: .*nonsense"):
+    with pytest.raises(InputError, match=r"JSON schema of an answer cannot be used: .*nonsense"):
         grammars[0].answer({"type": "nonsense"}, 10)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingLibrary, match=r"pip install 'affectgpt\[structured\]'"):
