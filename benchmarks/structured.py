@@ -10,6 +10,7 @@ tokens, tokens per second, and the time of the schema's own work per step of the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import time
@@ -73,10 +74,8 @@ def ask(chat: TransformersChat, asked: list[tuple[str, dict[str, Any]]], row: Ro
     for (step, about), reply in zip(asked, replies, strict=True):
         row.n_answers += 1
         row.n_tokens += reply.n_new_tokens
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             row.n_json += isinstance(json.loads(reply.text), dict)
-        except json.JSONDecodeError:
-            pass
         try:
             prompts.parse_answer(step, reply.text, about)
             row.n_usable += 1
@@ -118,7 +117,8 @@ def main() -> None:
     where = cpu_name() if chat.model.device.type == "cpu" else str(chat.model.device)
     print(f"{chat.name}, {chat.model.dtype}, {where}; {len(asked)} questions, {options.rounds} rounds")
     print(
-        f"{'structured':<12} {'batch':>5} {'JSON':>8} {'usable':>8} {'s':>7} {'tokens':>7} {'tokens/s':>8} {'ms/step':>8}"
+        f"{'structured':<12} {'batch':>5} {'JSON':>8} {'usable':>8} {'s':>7} {'tokens':>7} {'tokens/s':>8} "
+        f"{'ms/step':>8}"
     )
     for row in rows:
         shares = (f"{100 * n / row.n_answers:.0f} %" for n in (row.n_json, row.n_usable))

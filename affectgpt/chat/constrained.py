@@ -110,7 +110,7 @@ class SchemaAnswer:
         if matcher.is_error():  # a limit of the parser
             raise InputError(f"the JSON schema of an answer cannot be followed: {matcher.get_error().splitlines()[0]}")
         n_left = self._limit - len(self._written)
-        # Closing takes at most what it takes from the start and the rest of an open word; it is computed near that only.
+        # From here closing takes at most what it takes from the start and the rest of an open word.
         if matcher.is_stopped() or n_left > self._n_closing + 2 * _RESERVE:
             return bits
         closing = self._closing(matcher)

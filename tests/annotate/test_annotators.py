@@ -113,7 +113,7 @@ def test_a_model_in_this_process_needs_the_library_of_its_form_before_anything_i
         MissingLibrary, match=r"annotator.structured=json_schema needs llguidance .*affectgpt\[structured"
     ):
         annotate(clips, tmp_path / "out", *asked)
-    with pytest.raises(UserError, match="annotator.structured is 'yaml'; expected one of"):
+    with pytest.raises(UserError, match=r"annotator.structured is 'yaml'; expected one of"):
         annotate(clips, tmp_path / "out", *asked, "annotator.structured=yaml")
 
 
