@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from affectgpt.engine import cpu, kernels, layers
+from affectgpt.engine.buffers import KeyValueBuffer
 from affectgpt.engine.layout import Pack
 
 # Buffers grow by this many tokens: seldom, and without much memory for short answers.
@@ -171,7 +172,7 @@ class _Rows:
         self._device = self._embedding.weight.device
         growth = _COMPILED_GROWTH if compiled else _GROWTH
         self._buffers = [
-            _KeyValueBuffer(n_slots, llm.config.num_key_value_heads, layer.self_attn.head_dim, growth)
+            KeyValueBuffer(n_slots, llm.config.num_key_value_heads, layer.self_attn.head_dim, growth)
             for layer in llm.model.layers
         ]
         self.active: list[_Row] = []
@@ -288,63 +289,6 @@ def _compiled_step(n_slots: int, n_tokens: int) -> Callable[..., Tensor]:
     # slower: the compiler then leaves attention to general matrix products.
     copy = FunctionType(_layer_step.__code__.replace(), _layer_step.__globals__, _layer_step.__name__)
     return torch.compile(copy, dynamic=False)
-
-
-class _KeyValueBuffer:
-    """Keys and values of one layer for all slots: [P, Hk, C, d] each, in the memory order that is fastest to read."""
-
-    def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, growth: int) -> None:
-        self._n_slots, self._n_kv_heads, self._head_dim, self._growth = n_slots, n_kv_heads, head_dim, growth
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def _reserve(self, n_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values with space for `n_tokens` per row; dtype and device are those of `like`."""
-        if self._keys is None or self._values is None or self._keys.shape[2] < n_tokens:
-            n_tokens = self._growth * (n_tokens // self._growth + 1)
-            shape = (self._n_slots, self._n_kv_heads, n_tokens, self._head_dim)
-            transposed = cpu.transposed_buffers(like.dtype) if like.device.type == "cpu" else (False, False)
-            self._keys = _grown(self._keys, shape, like, transposed=transposed[0])
-            self._values = _grown(self._values, shape, like, transposed=transposed[1])
-        return self._keys, self._values
-
-    def attend_and_store(
-        self, slot: int, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None,
-        pack: Pack, head_dim: int, scale: float,
-    ) -> Tensor:  # fmt: skip
-        """`layers.attend`; also stores keys and values of the pack's prompts in `slot` and the slots after it."""
-        rotated = kernels.rotate(key.unflatten(1, (-1, head_dim)), cos, sin)  # [T, Hk, d]
-        keys, values = self._reserve(max(pack.lengths) + 1, rotated)
-        plain = value.unflatten(1, (-1, head_dim))
-        parts = zip(rotated.split(pack.lengths), plain.split(pack.lengths), strict=True)
-        for at, (prompt_keys, prompt_values) in enumerate(parts, slot):
-            keys[at, :, : len(prompt_keys)] = prompt_keys.transpose(0, 1)
-            values[at, :, : len(prompt_values)] = prompt_values.transpose(0, 1)
-        return layers.attend(query, key, value, cos, sin, rows, pack, head_dim, scale)
-
-    def view(self, n: int, n_tokens: int, *, complete: bool) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first n slots, `n_tokens` of each, or (`complete`) as many as the buffer holds."""
-        assert self._keys is not None, "no prompt was stored"
-        keys, values = self._reserve(n_tokens, self._keys)
-        return (keys[:n], values[:n]) if complete else (keys[:n, :, :n_tokens], values[:n, :, :n_tokens])
-
-    def move(self, order: Sequence[int]) -> None:
-        """Move the row in slot `order[i]` to slot i."""
-        for buffer in (self._keys, self._values):
-            for slot, source in enumerate(order):
-                if buffer is not None and slot != source:
-                    buffer[slot] = buffer[source]
-
-
-def _grown(old: Tensor | None, shape: tuple[int, ...], like: Tensor, *, transposed: bool) -> Tensor:
-    """Zeros of `shape` [P, Hk, C, d] with the content of `old`; `transposed`: [P, Hk, d, C] in memory."""
-    if transposed:
-        new = like.new_zeros(*shape[:2], shape[3], shape[2]).transpose(2, 3)
-    else:
-        new = like.new_zeros(shape)
-    if old is not None:
-        new[:, :, : old.shape[2]] = old
-    return new
 
 
 def _attend_newest(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:

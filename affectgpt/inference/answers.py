@@ -12,13 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.config import GenerateConfig
@@ -29,7 +23,7 @@ from affectgpt.runtime import UserError
 @dataclass(frozen=True)
 class Sampling:
     """How answers are drawn: logits / temperature, then the `top_k` most likely tokens (0 = all), then the fewest of
-    them whose probabilities reach `top_p`."""
+    them whose probabilities reach `top_p`. Tokens as likely as the last one that is kept are kept, too."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -227,60 +221,129 @@ def sample_groups(
     seeds: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> list[list[Answer]]:
     """Draw several answers to each prompt.
 
     An answer is a function of the model, its prompt, `sampling` and its seed; up to rounding it does not depend on the
-    other answers of its batch.
+    other answers of its batch. The engine runs each prompt once for all of its answers.
 
     Args:
         prompts: encoded samples (`processor.encode` without an answer).
         seeds: for each prompt one seed from 0 to 2**63 - 1 per answer.
         batch_size: answers that are drawn together.
     """
-    embeds = prompt_embeds(model, processor, prompts)
-    jobs = [(embed, seed) for embed, group in zip(embeds, seeds, strict=True) for seed in group]
-    tokens: list[list[int]] = []
-    for start in range(0, len(jobs), batch_size):
-        tokens += _sampled_by_transformers(model, jobs[start : start + batch_size], sampling)
-    drawn = iter([answer_of(processor, each) for each in tokens])
-    return [[next(drawn) for _ in group] for group in seeds]
+    embeds = prompt_embeds(model, processor, prompts) if prompts else []
+    keys = [[(number, place) for place in range(len(group))] for number, group in enumerate(seeds)]
+    dice = {
+        key: _dice(seed, sampling)
+        for of, group in zip(keys, seeds, strict=True)
+        for key, seed in zip(of, group, strict=True)
+    }
+    drawn: dict[Any, Sequence[int]] = {}
+    engine = backend.engine
+    if engine is not None and engine.can_generate(model):
+        groups = (engine.Group(some, each, sampling.max_new_tokens) for some, each in zip(keys, embeds, strict=True))
+        for key, tokens in engine.continue_groups(
+            model.language_model,
+            lambda: next(groups, None),
+            lambda logits, rows: draw(logits, torch.stack([dice[row.key][len(row.tokens)] for row in rows]), sampling),
+            batch_size=batch_size,
+            stop_ids=stop_ids(model),
+            suppressed_ids=model.generation_config.suppress_tokens or (),
+        ):
+            drawn[key] = tokens
+    else:
+        jobs = [(key, each) for some, each in zip(keys, embeds, strict=True) for key in some]
+        for start in range(0, len(jobs), batch_size):
+            some = jobs[start : start + batch_size]
+            drawn |= _sampled_by_transformers(model, some, dice, sampling)
+    return [[answer_of(processor, drawn[key]) for key in group] for group in keys]
+
+
+def _dice(seed: int, sampling: Sampling) -> torch.Tensor:
+    """A number from 0 to 1 for each token of an answer."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+_BLOCK = 256  # tokens of the vocabulary whose probabilities are added first
+_LIKELY = 64  # tokens among which the most likely ones are looked for first
+
+
+def draw(logits: torch.Tensor, dice: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The token of each row at which its cumulative probability passes its number.
+
+    Args:
+        logits: [n, V].
+        dice: [n] from 0 to 1, in fp64 on the CPU.
+
+    Returns:
+        [n] on the device of the logits.
+    """
+    probabilities = _kept_probabilities(logits, sampling)
+    n, size = probabilities.shape
+    blocks = functional.pad(probabilities, (0, -size % _BLOCK)).view(n, -1, _BLOCK)
+    # A sum over the complete vocabulary would not be repeatable on a GPU.
+    bounds = blocks.sum(dim=2).cpu().double().cumsum(dim=1)  # [n, V / 256]
+    block, rest = _passed(bounds, dice * bounds[:, -1])
+    rows = torch.arange(n)
+    inner = blocks[rows.to(blocks.device), block.to(blocks.device)].cpu().double().cumsum(dim=1)  # [n, 256]
+    token, _ = _passed(inner, rest)
+    return (block * _BLOCK + token).to(logits.device)
+
+
+def _passed(bounds: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first of each row's increasing `bounds` [n, k] above its target [n], and what the target is above the one
+    before it; never a step of width 0."""
+    targets = torch.minimum(targets, torch.nextafter(bounds[:, -1], torch.zeros_like(targets)))
+    places = torch.searchsorted(bounds, targets[:, None], right=True)  # [n, 1]
+    before = functional.pad(bounds, (1, 0)).gather(1, places)
+    return places[:, 0], targets - before[:, 0]
+
+
+def _kept_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities [n, V], not normalized, 0 where `top_k` and `top_p` leave a token out."""
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    probabilities = logits.softmax(dim=1)
+    if sampling.top_p < 1:
+        likely = probabilities.topk(min(_LIKELY, logits.shape[1])).values
+        if (likely.sum(dim=1) < sampling.top_p).any():
+            likely = probabilities.sort(dim=1, descending=True).values
+        n_before = (likely.cumsum(dim=1) < sampling.top_p).sum(dim=1, keepdim=True).clamp(max=likely.shape[1] - 1)
+        probabilities = probabilities.masked_fill(probabilities < likely.gather(1, n_before), 0)
+    return probabilities
 
 
 def _sampled_by_transformers(
-    model: Any, jobs: Sequence[tuple[torch.Tensor, int]], sampling: Sampling
-) -> list[list[int]]:
-    """New tokens for (prompt embeddings [L, D], seed)."""
-    longest = max(len(embeds) for embeds, _ in jobs)
-    padded = torch.stack([functional.pad(embeds, (0, 0, longest - len(embeds), 0)) for embeds, _ in jobs])  # [B, L, D]
-    lengths = torch.tensor([len(embeds) for embeds, _ in jobs], device=padded.device)
+    model: Any, jobs: Sequence[tuple[Any, torch.Tensor]], dice: Mapping[Any, torch.Tensor], sampling: Sampling
+) -> dict[Any, list[int]]:
+    """New tokens for (key, prompt embeddings [L, D])."""
+    longest = max(len(embeds) for _, embeds in jobs)
+    padded = torch.stack([functional.pad(embeds, (0, 0, longest - len(embeds), 0)) for _, embeds in jobs])  # [B, L, D]
+    lengths = torch.tensor([len(embeds) for _, embeds in jobs], device=padded.device)
     mask = torch.arange(longest, device=padded.device)[None] >= longest - lengths[:, None]  # [B, L]
-    processors = LogitsProcessorList()
-    if sampling.temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    processors.append(_Noise([seed for _, seed in jobs]))
     output = model.generate(
         inputs_embeds=padded,
         attention_mask=mask.long(),
         max_new_tokens=sampling.max_new_tokens,
-        logits_processor=processors,
-        # The draw is made by the noise; settings of a chat model's generation config would change the distribution.
+        logits_processor=LogitsProcessorList([_Draw([dice[key] for key, _ in jobs], sampling)]),
+        # `_Draw` leaves one token; settings of a chat model's generation config would change the distribution.
         **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0},
     )
-    return output.tolist()
+    return dict(zip((key for key, _ in jobs), output.tolist(), strict=True))
 
 
-class _Noise(LogitsProcessor):
-    """Gumbel noise from a generator per row: the most likely token is then a draw from the softmax of the logits."""
+class _Draw(LogitsProcessor):
+    """Leaves the drawn token of each row."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, dice: Sequence[torch.Tensor], sampling: Sampling) -> None:
+        self._dice = iter(torch.stack(list(dice)).unbind(dim=1))
+        self._sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        draws = [torch.empty(scores.shape[1]).exponential_(generator=each) for each in self._generators]
-        return scores.float() - torch.stack(draws).clamp(min=1e-30).log().to(scores.device)  # [B, V]
+        tokens = draw(scores, next(self._dice), self._sampling)
+        return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from affectgpt.config import GenerateConfig
 from affectgpt.engine import generation
@@ -148,3 +149,32 @@ def test_answers_are_drawn_from_the_probabilities_of_the_model(built):
     assert sum(counts.values()) == 1
     for token, share in expected.items():
         assert counts[token] == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5 + 1e-3)
+
+
+def test_sampled_answers_of_the_engine_are_those_of_transformers(built, monkeypatch):
+    rows, seeds = encoded(built[1], 3), [[1, 2], [3, 4, 5], [6]]
+    found = answering.sample_groups(*built, rows, seeds, SAMPLED, batch_size=4)
+    monkeypatch.setattr(backend, "engine", None)
+    assert answering.sample_groups(*built, rows, seeds, SAMPLED, batch_size=4) == found
+
+
+@pytest.mark.parametrize("sampling", [answering.Sampling(0.7, 0.6), answering.Sampling(1.3, 0.9, 5), SAMPLED], ids=str)
+def test_the_tokens_that_may_be_drawn_are_those_of_transformers(sampling):
+    logits = 4 * torch.randn(6, 700, generator=torch.Generator().manual_seed(0))
+    logits[3] = 0.01 * logits[3]  # the likely tokens alone do not reach top_p
+    warped = TemperatureLogitsWarper(sampling.temperature)(None, logits)
+    if sampling.top_k:
+        warped = TopKLogitsWarper(sampling.top_k)(None, warped)
+    warped = TopPLogitsWarper(sampling.top_p)(None, warped).softmax(dim=1)
+    found = answering._kept_probabilities(logits, sampling)
+    torch.testing.assert_close(found / found.sum(dim=1, keepdim=True), warped, rtol=1e-4, atol=1e-7)
+
+
+def test_a_number_selects_the_token_where_the_cumulative_probability_passes_it_and_never_an_impossible_one():
+    probabilities = torch.zeros(1, 600)
+    probabilities[0, [3, 255, 256, 599]] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    dice = {0.0: 3, 0.0999: 3, 0.1001: 255, 0.3001: 256, 0.5999: 256, 0.6001: 599, 1 - 2**-53: 599}
+    found = answering.draw(
+        probabilities.log().expand(len(dice), -1), torch.tensor(list(dice), dtype=torch.float64), answering.Sampling()
+    )
+    assert found.tolist() == list(dice.values())
