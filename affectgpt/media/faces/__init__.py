@@ -1,7 +1,18 @@
 """Faces in a video: found, followed, cut out and measured; and face crops that other tools have saved."""
 
 from affectgpt.media.faces.files import probe_faces, read_faces
+from affectgpt.media.faces.measures import FaceMeasures, Movement, measure_face
 from affectgpt.media.faces.reading import read_with_faces, track
 from affectgpt.media.faces.tracks import FaceTracks, Person
 
-__all__ = ["FaceTracks", "Person", "probe_faces", "read_faces", "read_with_faces", "track"]
+__all__ = [
+    "FaceMeasures",
+    "FaceTracks",
+    "Movement",
+    "Person",
+    "measure_face",
+    "probe_faces",
+    "read_faces",
+    "read_with_faces",
+    "track",
+]
