@@ -28,26 +28,28 @@ class EncoderConfig:
     pool: str = "tokens"  # tokens, frame or window (mean of each), cls, pooled (model's own), mean, queries (BLIP-2's)
     dtype: str = "float32"  # float32 or bfloat16
     stride: int = 1  # audio, pool tokens: number of consecutive states averaged to one
-    grid: int = 0  # images and video, pool tokens: patches are averaged to grid x grid per frame; 0 = all patches
+    grid: int = 0  # pool tokens: patches are averaged to grid x grid per frame, audio to grid states; 0 = all
     image_size: int | None = None  # images are resized to this square; null = the size the encoder was made for
     channels: str = "rgb"  # images: rgb, or bgr = in this order, as for weights that were trained on swapped channels
     resize: str = "bicubic"  # images: bicubic, or bilinear = without antialiasing, as OpenCV resizes by default
+    per_frame: bool = False  # motion: an image encoder sees the frames one by one; false = a video encoder, the clip
 
 
 @dataclass
 class ProjectorConfig:
     """One trained projector from encoder states to soft tokens of the LLM."""
 
-    kind: str = "qformer"  # qformer, linear, attention (learned weighted sum), grouped (concatenated states) or none
+    kind: str = "qformer"  # qformer, linear, attention (learned weighted sum), grouped (concatenated), conv or none
     n_queries: int = 32  # number of soft tokens
-    hidden_size: int = 768  # Q-Former width
-    n_layers: int = 2  # Q-Former blocks, each with cross-attention
+    hidden_size: int = 768  # Q-Former width; conv: width of each source
+    n_layers: int = 2  # Q-Former blocks, each with cross-attention; conv: convolutions
     n_heads: int = 12  # Q-Former attention heads
-    dropout: float = 0.1  # Q-Former dropout during training
+    dropout: float = 0.1  # Q-Former and conv: dropout during training
     max_positions: int | None = None  # temporal position embeddings; null = as many as the sampling needs, 0 = none
     softmax: bool = True  # attention: weights sum to 1; false = the raw scores are the weights
     group_size: int = 4  # grouped: consecutive states concatenated before the linear map
     class_last: bool = False  # grouped: the soft tokens of class tokens come after the others
+    class_token: bool = True  # grouped: class tokens become soft tokens, too; false = only a pre-fusion sees them
     sources: list[str] = field(default_factory=list)  # multi only: the modalities to fuse; empty = all
     unless: str | None = None  # hide this branch from samples that have the modality named here
 
@@ -70,7 +72,7 @@ class LLMConfig:
     revision: str | None = None  # hub revision; checkpoints store the commit
     dtype: str = "float32"  # float32 or bfloat16
     quantization: str | None = None  # nf4 or int8: quantize the frozen weights; needs the quantization extra
-    prompt_format: str = "auto"  # auto, chat (the tokenizer's), vicuna, affectgpt_v1, affectgpt_v2 or emotion_llama
+    prompt_format: str = "auto"  # auto, chat (the tokenizer's), vicuna, or published: affectgpt_v1, emotion_llama ...
     lora: LoraConfig = field(default_factory=LoraConfig)  # low-rank adapters
 
 

@@ -83,12 +83,14 @@ class PublishedFormat:
         answers: task -> the answer with `{words}`; tasks that are not listed have the text alone.
         end: text that ends an answer, before the end-of-sequence token.
         fuses_all: whether the pre-fusion is shown only with all of its sources.
+        masks_absent: whether the soft tokens of absent branches keep their positions, as if they were masked.
     """
 
     questions: Mapping[str, Sequence[str]]
     answers: Mapping[str, str] = field(default_factory=dict)
     end: str = ""
     fuses_all: bool = False
+    masks_absent: bool = False
 
 
 _ASK_ALL = "Now, please answer my question based on all the provided information."
@@ -126,9 +128,23 @@ PUBLISHED = {
             "fixed": ("Please determine which emotion label in the video represents: {candidates}.",),
         },
     ),
+    "emotion_llama_v2": PublishedFormat(
+        {
+            # The published questions are 10 to 30 wordings each, drawn at random; tags and places are what is fixed.
+            "description": (
+                "What does the person in the video feel, and which cues in face, voice and words show it?",
+            ),
+            "labels": ("Please name all emotions that the person in the video shows.",),
+            "fixed": ("Please determine which emotion label in the video represents: {candidates}.",),
+            "audio": ("What does the voice alone say about the emotion of the person, and which cues show it?",),
+            "image": ("What does the picture alone say about the emotion of the person, and which cues show it?",),
+        },
+        masks_absent=True,
+    ),
 }
 """Name of a prompt format -> what is published about it."""
 _TAGS = {"description": "[reason] ", "both": "[reason] ", "fixed": "[emotion] "}  # of emotion_llama
+_TAGS_V2 = _TAGS | {"labels": "[multi-label] ", "audio": "[audio] ", "image": "[image] "}  # of emotion_llama_v2
 _BOTH = " End with a line that lists the emotions."
 _CAPTION_WORDS = 200
 
@@ -156,6 +172,10 @@ def published_parts(prompt_format: str, slots: Sequence[str], subtitle: str | No
         parts += ["<feature>", *vectors, "</feature> "] if vectors else []
         said = "" if subtitle is None else f"The person in video says: {subtitle}.  "
         return [*parts, f"{said}{question} "]
+    if prompt_format == "emotion_llama_v2":
+        media = [Slot(name) for name in ("multi", "frames", "motion", "audio", "face", "face_motion") if name in slots]
+        said = "" if subtitle is None else f"The person in video says: {subtitle}.  "
+        return ["<Vid>", *media, f"</Vid> {said}{question} "]
     if prompt_format == "affectgpt_v1":
         parts = []
         if "audio" in slots:
@@ -187,15 +207,20 @@ def published_parts(prompt_format: str, slots: Sequence[str], subtitle: str | No
     return [*parts, f"{said}{_ASK_ALL} {question}"]
 
 
-def _published_question(prompt_format: str, task: str, lang: str, candidates: Sequence[str], sample_id: str) -> str:
-    known = PUBLISHED[prompt_format].questions
-    asked = known.get("description" if task == "both" else task)
+def _published_question(
+    prompt_format: str, task: str, lang: str, candidates: Sequence[str], sample_id: str, shown: Sequence[str]
+) -> str:
+    known, kind = PUBLISHED[prompt_format].questions, task
+    if task == "description" and len(shown) == 1:  # the perception tasks of Emotion-LLaMA v2 show one stream
+        clue = {"audio": "audio", "frames": "image"}.get(shown[0], task)
+        kind = clue if clue in known else task
+    asked = known.get("description" if task == "both" else kind)
     if lang != "en" or asked is None:
         return task_question(task, lang, candidates)
     task_question(task, lang, candidates)  # checks the candidates
     question = asked[zlib.crc32(sample_id.encode()) % len(asked)].format(candidates=", ".join(candidates))
-    tag = _TAGS.get(task, "") if prompt_format == "emotion_llama" else ""
-    return tag + question + (_BOTH if task == "both" else "")
+    tags = {"emotion_llama": _TAGS, "emotion_llama_v2": _TAGS_V2}.get(prompt_format, {})
+    return tags.get(kind, "") + question + (_BOTH if task == "both" else "")
 
 
 def _caption(text: str) -> str:
@@ -234,7 +259,7 @@ def target_text(
     text = _target_text(sample, task, lang, shown)
     if lang != "en" or prompt_format not in PUBLISHED or task in ("both", "think"):
         return text
-    if prompt_format == "emotion_llama":
+    if prompt_format.startswith("emotion_llama"):
         return _caption(text) if task in ("description", "fixed") else text
     return PUBLISHED[prompt_format].answers.get(task, "{words}").replace("{words}", text)
 
@@ -313,12 +338,12 @@ def render(
     '<audio>\\nThe person says: "Fine."\\nWatch and listen, then explain what the person feels and which clues show it.'
     """
     published = prompt_format in PUBLISHED
-    if question is None and published:
-        question = _published_question(prompt_format, task, lang, candidates, sample.id)
-    elif question is None:
-        question = task_question(task, lang, candidates)
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
+    if question is None and published:
+        question = _published_question(prompt_format, task, lang, candidates, sample.id, wanted)
+    elif question is None:
+        question = task_question(task, lang, candidates)
     if unknown := [name for name in wanted if name not in MODALITIES]:
         raise InputError(f"sample {sample.id!r}: unknown modalities {unknown}; expected some of {list(MODALITIES)}")
     if lacking := [name for name in wanted if name not in has]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.convert.files import ConvertError, open_weights, write_safetensors
-from affectgpt.convert.images import eva, eva_qformer
+from affectgpt.convert.images import eva, eva_qformer, eva_video
 from affectgpt.convert.outputs import Output, Source
 from affectgpt.convert.parts import Recognised, recognise
 from affectgpt.convert.trained import MINIGPT_IMAGE_SIZE, lora, projectors
@@ -116,6 +116,8 @@ def outputs_of(files: Sequence[Recognised], *, image_size: int | None = None) ->
         results.append(eva_qformer(sources, by_part, image_size))
     if "eva" in by_part and "views" in by_part:
         results.append(eva(sources, by_part, image_size or MINIGPT_IMAGE_SIZE))
+        if "fusion" in by_part:
+            results.append(eva_video(by_part))
     if any(name.startswith("projectors.") for name in sources):
         results.append(projectors(sources, by_part))
     if "lora" in by_part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2QFormerModel, Bli
 
 from affectgpt.convert.files import ConvertError, Entry
 from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
-from affectgpt.convert.parts import N_EVA_BLOCKS, PARTS, Recognised
+from affectgpt.convert.parts import BY_NAME, N_EVA_BLOCKS, PARTS, Recognised
 
 # Settings that tensor shapes do not show, from the configurations of EVA-CLIP ViT-g and BERT-base.
 N_EVA_HEADS = 16
@@ -24,6 +25,7 @@ CLIP_PIXELS = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
+IMAGENET_PIXELS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _FIRST = "qformer.encoder.layer.0"
 
 
@@ -94,7 +96,42 @@ def eva(sources: Mapping[str, Source], by_part: Mapping[str, Recognised], image_
     return output
 
 
-def _vision_config(shapes: Mapping[str, tuple[int, ...]], output: Output) -> Blip2VisionConfig | None:
+def eva_video(by_part: Mapping[str, Recognised]) -> Output:
+    """EVA as Emotion-LLaMA v2 encodes video with it: all 40 blocks and EVA's own final norm, at the size of the file.
+
+    The published code builds timm's model of 40 blocks and loads what the file has of it: without a norm in the file,
+    the weight stays 1 and the bias 0.
+    """
+    output = Output("eva_video", "eva_video/model.safetensors")
+    file, part = by_part["eva"], BY_NAME["eva"]
+    sources: dict[str, Source] = {}
+    for name in file.weights.shapes:
+        rules = (*part.takes, (r"(?:visual_encoder\.)?norm\.(weight|bias)", r"vision_model.post_layernorm.\1"))
+        if rule := next((rule for rule in rules if re.fullmatch(rule[0], name)), None):
+            sources[re.sub(rule[0], rule[1], name)] = (file.weights, name)
+    config = _vision_config(shapes_of(sources, "vision_model."), output, n_blocks=N_EVA_BLOCKS + 1)
+    if config is None:
+        return output
+    entries = _vision_entries(sources)
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        key, shape = f"vision_model.post_layernorm.{name}", (config.hidden_size,)
+        entries.setdefault(key, Entry(key, shape, torch.float32, partial(torch.full, shape, value)))
+    output.fill(state_shapes(lambda: Blip2VisionModel(config), "vision_model."), entries)
+    output.entries = [replace(entry, name=entry.name.removeprefix("vision_model.")) for entry in output.entries]
+    output.settings = _image_settings(config, config.image_size, IMAGENET_PIXELS)
+    used = {theirs for _, theirs in sources.values()}
+    for reason, names in list(file.dropped.items()):  # of these, some are taken after all
+        file.taken.update({f"eva_video: {name}": name for name in names if name in used})
+        if not (kept := [name for name in names if name not in used]):
+            del file.dropped[reason]
+        else:
+            file.dropped[reason] = kept
+    return output
+
+
+def _vision_config(
+    shapes: Mapping[str, tuple[int, ...]], output: Output, n_blocks: int = N_EVA_BLOCKS
+) -> Blip2VisionConfig | None:
     """EVA's sizes, from its tensor shapes; None if they cannot be determined (the reason is added to `output`)."""
     names = ("embeddings.position_embedding", "embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
     output.missing += [f"vision_model.{name}" for name in names if name not in shapes]
@@ -106,7 +143,7 @@ def _vision_config(shapes: Mapping[str, tuple[int, ...]], output: Output) -> Bli
         output.misshapen.append(f"pos_embed is {list(positions)}: {positions[1] - 1} is not a square number of patches")
         return None
     return Blip2VisionConfig(
-        hidden_size=positions[2], num_hidden_layers=N_EVA_BLOCKS, num_attention_heads=N_EVA_HEADS,
+        hidden_size=positions[2], num_hidden_layers=n_blocks, num_attention_heads=N_EVA_HEADS,
         intermediate_size=wide[0], patch_size=patches[-1], image_size=side * patches[-1], qkv_bias=True,
     )  # fmt: skip
 
@@ -156,7 +193,7 @@ def _interpolated(entry: Entry, side: int) -> Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)  # [1, 1 + side*side, E]
 
 
-def _image_settings(config: Any, image_size: int) -> dict[str, Any]:
+def _image_settings(config: Any, image_size: int, normalisation: Mapping[str, Any] = CLIP_PIXELS) -> dict[str, Any]:
     size = {"height": image_size, "width": image_size}
-    pixels = {"image_processor_type": "BlipImageProcessor", "size": size, **CLIP_PIXELS}
+    pixels = {"image_processor_type": "BlipImageProcessor", "size": size, **normalisation}
     return {"config.json": json.loads(config.to_json_string()), "preprocessor_config.json": pixels}

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from affectgpt.convert.files import ConvertError, Weights
 
 N_EVA_BLOCKS = 39
+FUSED_V2 = ("audio", "frames", "motion")
+"""The sources of Emotion-LLaMA v2's pre-fusion in the order of its tensors."""
 VISUAL = "<visual>"  # placeholder for the branch that the visual projection of AffectGPT (2025) was trained on
 
 
@@ -101,6 +103,7 @@ STRAY: tuple[Rule, ...] = (
 _LORA = r"llama_model\.base_model\.model\.(.+)"
 _BLOCK = r"(?:visual_encoder\.)?blocks\.(\d+)"
 _LAYER = r"vision_model.encoder.layers.\1"
+_FUSION = "conv_pro_module"
 _LAST_BLOCK = "block after the 39th, whose output is what BLIP-2 and its successors use"
 
 PARTS: tuple[Part, ...] = (
@@ -224,6 +227,40 @@ PARTS: tuple[Part, ...] = (
             _linear("feats_llama_proj1", "projectors.face.project.output"),
             _linear("feats_llama_proj2", "projectors.face_motion.project.output"),
             _linear("feats_llama_proj3", "projectors.audio.project.output"),
+        ),
+    ),
+    Part(
+        "streams",
+        "projections of sound and video (Emotion-LLaMA v2)",
+        "a checkpoint of Emotion-LLaMA v2",
+        marks=(rf"{_FUSION}\.fc_final\.weight", r"llama_proj_fusion\.weight"),
+        takes=(
+            _linear("llama_proj_video", "projectors.motion.project.output"),
+            _linear("llama_proj_audio", "projectors.audio.project.output"),
+        ),
+    ),
+    Part(
+        "fusion",
+        "pre-fusion by convolution (Emotion-LLaMA v2)",
+        "a checkpoint of Emotion-LLaMA v2",
+        marks=(rf"{_FUSION}\.fc_final\.weight", r"llama_proj_fusion\.weight"),
+        takes=(
+            *(
+                (
+                    rf"{_FUSION}\.feats_prep\.{place}\.(\d+)\.(weight|bias)",
+                    rf"projectors.multi.embed.{name}.\1.\2",
+                )
+                for place, name in enumerate(FUSED_V2)
+            ),
+            (rf"{_FUSION}\.attention_mlp\.(\d+)\.(weight|bias)", r"projectors.multi.mix.\1.\2"),
+            _linear(rf"{_FUSION}\.fc_att", "projectors.multi.score"),
+            _linear(rf"{_FUSION}\.conv_entry", "projectors.multi.entry"),
+            (
+                rf"{_FUSION}\.conv_module\.conv_blocks\.(\d+)\.conv_block\.0\.(weight|bias)",
+                r"projectors.multi.blocks.\1.\2",
+            ),
+            _linear(rf"{_FUSION}\.fc_final", "projectors.multi.final"),
+            _linear("llama_proj_fusion", "projectors.multi.output"),
         ),
     ),
     Part(

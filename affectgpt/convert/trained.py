@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
-from affectgpt.convert.parts import BY_NAME, Recognised
+from affectgpt.convert.parts import BY_NAME, FUSED_V2, Recognised
 from affectgpt.models.configuration_affectgpt import ProjectorArchitecture
 from affectgpt.models.pretrained import PROJECTORS, PROJECTORS_JSON
-from affectgpt.models.projectors import PreFusion, Projector
+from affectgpt.models.projectors import projector_of
 
 # Settings that tensor shapes do not show.
 N_BRANCH_LAYERS, N_BRANCH_HEADS = 2, 12  # Video-LLaMA's video and audio Q-Former
 LORA_ALPHA = {"visual": 32, "views": 16}  # part -> alpha of the LoRA in the same file
 GROUP_SIZE = 4  # patches that MiniGPT-v2 concatenates
 MINIGPT_IMAGE_SIZE = 448
+N_STREAM_STATES = 64  # of sound and of video in Emotion-LLaMA v2
 
 
 def _architecture(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]]) -> ProjectorArchitecture:
@@ -41,6 +42,16 @@ def _architecture(part: str, branch: str, shapes: Mapping[str, tuple[int, ...]])
             "attention", shapes["mix.weight"][0], 1, softmax=False, sources=sources,
             source_sizes=tuple(sizes[name] for name in sources), source_states=(8,) * len(sources),
         )  # fmt: skip
+    if part == "fusion":
+        width, n_queries = shapes["score.weight"][1], N_STREAM_STATES
+        n_blocks = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+        sizes = [shapes[f"embed.{name}.0.weight"][1] for name in FUSED_V2]
+        return ProjectorArchitecture(
+            "conv", max(sizes), n_queries, hidden_size=width, n_layers=n_blocks, sources=FUSED_V2, source_sizes=sizes,
+            source_states=(n_queries, 1 + (MINIGPT_IMAGE_SIZE // 14) ** 2, n_queries),
+        )  # fmt: skip
+    if part == "streams":
+        return ProjectorArchitecture("linear", shapes["project.output.weight"][1], N_STREAM_STATES)
     if part in ("visual", "sound"):
         n_queries, size = shapes["project.score.weight"]
         return ProjectorArchitecture("attention", size, n_queries, softmax=False)
@@ -74,8 +85,7 @@ def projectors(sources: Mapping[str, Source], by_part: Mapping[str, Recognised])
                 for name, source in sources.items()
                 if name.startswith(prefix)
             }
-            make = PreFusion if config.sources else Projector
-            output.fill(state_shapes(partial(make, config, width), prefix), entries)
+            output.fill(state_shapes(partial(projector_of, config, width), prefix), entries)
             widths.add(width)
             branches[branch] = {
                 "projector": asdict(config),

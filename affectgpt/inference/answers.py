@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.config import GenerateConfig
 from affectgpt.models import backend
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def answers(
     """
     engine = backend.engine
     is_greedy = not generate.do_sample and generate.num_beams == 1
-    by = _by_engine if engine is not None and is_greedy and engine.can_generate(model) else _by_transformers
+    has_gaps = processor.masks_absent  # the engine counts positions without gaps
+    by_engine = engine is not None and is_greedy and not has_gaps and engine.can_generate(model)
+    by = _by_engine if by_engine else _by_transformers
     if generate.compile:
         _check_compile(model, by is _by_engine)
     decoder = (
@@ -100,6 +102,11 @@ def _check_compile(model: Any, by_engine: bool) -> None:
 
 def prompt_embeds(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     """Word embeddings and soft tokens of encoded samples, [L, D] each; encoders run once per sample."""
+    if any("position_ids" in row for row in rows):
+        raise InputError(
+            f"prompt_format {processor.prompt_format!r} masks absent modalities, but this generation takes embeddings; "
+            "give it samples with all modalities of the model, or leave engine=vllm out"
+        )
     batch = processor.collate(rows, for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     with torch.no_grad():

@@ -76,8 +76,8 @@ def load(
     converted = checkpoint is not None and (Path(checkpoint) / PROJECTORS_JSON).is_file()
     if converted and model is None:
         raise UserError(
-            f"{checkpoint} holds converted weights, which need a model: add model=affectgpt_v1, affectgpt_v2 or "
-            "emotion_llama, or another file of conf/model"
+            f"{checkpoint} holds converted weights, which need a model: add model=affectgpt_v1, affectgpt_v2, "
+            "emotion_llama or emotion_llama_v2, or another file of conf/model"
         )
     if model is not None:
         if not converted:

@@ -216,9 +216,19 @@ def _branches(spec: ModelSpec, base_of: Callable[[EncoderConfig], tuple[dict[str
             source_sizes=sizes,
             source_states=[n_states[name] for name in spec.fused],
         )
+        for name, n in zip(spec.fused, architecture.source_states, strict=True):
+            if projector.kind == "conv" and n != projector.n_queries and not _n_class(branches, name):
+                raise InputError(
+                    f"multi: a pre-fusion by convolution takes {projector.n_queries} states of each source "
+                    f"(n_queries), or the class token of a grouped one; {name} has {n} states"
+                )
         branches.architectures["multi"] = {"projector": architecture}
         branches.settings["multi"] = {"n_tokens": projector.n_queries, "sources": list(spec.fused)}
     return branches
+
+
+def _n_class(branches: Branches, name: str) -> int:
+    return branches.architectures[name]["projector"].n_class
 
 
 def _projector(projector: ProjectorConfig, **resolved: Any) -> ProjectorArchitecture:
@@ -237,7 +247,9 @@ def _branch(
     """
     encoder, projector, sampling = spec.encoders[name], spec.projectors[name], spec.sampling
     check_pool(name, encoder.pool)
-    same = ("layers", "pool", "dtype", "stride", "grid")
+    if encoder.per_frame and name not in VIDEOS:
+        raise InputError(f"encoders.{name}.per_frame is for {list(VIDEOS)}; leave it out")
+    same = ("layers", "pool", "dtype", "stride", "grid", "per_frame")
     architecture = EncoderArchitecture(base=base, **{key: getattr(encoder, key) for key in same})
     # A copy on the meta device shows how many states of what width one window, frame or clip gives.
     with torch.device("meta"):
@@ -284,12 +296,13 @@ def _branch(
         usual = {"channels": EncoderConfig.channels, "resize": EncoderConfig.resize}
         usual["short_clips"] = SamplingConfig.short_clips
         settings |= {key: value for key, value in later.items() if value != usual[key]}
-        n_steps, n_runs = (n_frames, n_frames) if name in IMAGES else (hollow.n_tubelets(n_frames), 1)
+        by_frame = name in IMAGES or encoder.per_frame
+        n_steps, n_runs = (n_frames, n_frames) if by_frame else (hollow.n_tubelets(n_frames), 1)
         probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")
     n_states, width_of_states = hollow(probe).shape  # of one run of the encoder
-    if encoder.pool in ("mean", "pooled_mean"):
+    if encoder.pool in ("mean", "pooled_mean") or (name == "audio" and encoder.grid):
         n_runs = n_steps = 1
-    if name in VIDEOS and encoder.pool == "pooled":
+    if name in VIDEOS and encoder.pool == "pooled" and not encoder.per_frame:
         n_steps = 1
     if projector.kind == "grouped":
         if name in IMAGES and encoder.pool == "tokens" and not encoder.grid:
@@ -316,6 +329,7 @@ def _branch(
         group_size=projector.group_size if projector.kind == "grouped" else 1,
         n_class=n_class,
         class_last=projector.class_last and n_class > 0,
+        class_token=projector.class_token,
     )
     if projector_architecture.class_last:
         settings["n_class"] = n_class
@@ -331,10 +345,11 @@ def _check_groups(name: str, spec: ModelSpec, n_states: int, n_class: int, n_run
             "sample one frame, set the encoder's grid, or set sampling.window_mode to 'fixed'"
         )
     groups, rest = divmod(n_states - n_class, projector.group_size)
-    if rest or projector.n_queries != n_class + groups:
+    n_mapped = n_class if projector.class_token else 0
+    if rest or projector.n_queries != n_mapped + groups:
         raise InputError(
             f"{name}: {n_class} class tokens and {n_states - n_class} other states in groups of {projector.group_size} "
-            f"give {n_class + groups} soft tokens with {rest} states left over; n_queries is {projector.n_queries}"
+            f"give {n_mapped + groups} soft tokens with {rest} states left over; n_queries is {projector.n_queries}"
         )
 
 

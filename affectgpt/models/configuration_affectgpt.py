@@ -32,7 +32,7 @@ token of each step; pooled: the model's own pooled vector of each step (CLIP's p
 all tokens; pooled_mean: the mean of the pooled vectors; queries: the outputs of BLIP-2's image Q-Former for each frame.
 """
 PROJECTORS = ("qformer", "linear", "attention", "grouped")
-FUSIONS = ("attention", "qformer")
+FUSIONS = ("attention", "qformer", "conv")
 _LAYERS = re.compile(r"last([1-9]\d*)_mean")
 
 
@@ -63,8 +63,9 @@ class EncoderArchitecture:
         pool: see `POOLS`.
         dtype: precision of the encoder's weights and states.
         stride: audio with pool "tokens": number of consecutive tokens averaged to one state.
-        grid: images and video with pool "tokens": the patches of a step are averaged to grid x grid states, without
-            the class token; 0 = all tokens.
+        grid: with pool "tokens": the patches of a step are averaged to grid x grid states, without the class token, or
+            the states of all audio windows together to `grid` states; 0 = all tokens.
+        per_frame: video with an image encoder: each frame is a step of its own.
     """
 
     base: Mapping[str, Any]
@@ -73,6 +74,7 @@ class EncoderArchitecture:
     dtype: str = EncoderConfig.dtype
     stride: int = EncoderConfig.stride
     grid: int = EncoderConfig.grid
+    per_frame: bool = EncoderConfig.per_frame
 
     @property
     def takes_final_norm(self) -> bool:
@@ -85,6 +87,10 @@ class EncoderArchitecture:
         layers_to_average(self.layers)
         if (self.stride != 1 or self.grid) and self.pool != "tokens":
             raise InputError(f"stride and grid thin out pool 'tokens', found pool {self.pool!r}; leave them out")
+        if self.stride > 1 and self.grid:
+            raise InputError(
+                f"stride is {self.stride} and grid {self.grid}; stride thins out by a factor, grid to a number: set one"
+            )
         if self.stride < 1 or self.grid < 0:
             raise InputError(f"stride is {self.stride}, grid {self.grid}; expected at least 1 and at least 0")
 
@@ -100,13 +106,15 @@ class ProjectorArchitecture:
             (learned weighted sums of the states) or "grouped" (consecutive states concatenated to one soft token).
         input_size: E, width of the encoder's states; of a pre-fusion, the common width of its sources.
         n_queries: Q, soft tokens per sample. For "linear" also the number of states that a sample must have.
-        hidden_size, n_layers, n_heads, dropout: shape of the Q-Former; its feed-forward width is 4 * hidden_size.
+        hidden_size, n_layers, n_heads, dropout: shape of the Q-Former; its feed-forward width is 4 * hidden_size. Of a
+            pre-fusion by convolution, width of each source, and number of convolutions.
         max_positions: size of the table of temporal positions; 0 = no position embedding.
         tokens_per_position: consecutive states that share a position (the patches of one frame).
         softmax: "attention" only; true = weights sum to 1, false = the raw scores are the weights.
         group_size, n_class: "grouped" only; states per group, and number of class tokens before them, which have a
             linear map of their own.
         class_last: "grouped" only; whether the soft tokens of class tokens come after the others.
+        class_token: "grouped" only; whether class tokens become soft tokens at all.
         sources, source_sizes, source_states: pre-fusion only; the fused modalities, the width of their states, and
             the maximum number of states per sample.
     """
@@ -124,6 +132,7 @@ class ProjectorArchitecture:
     group_size: int = 1
     n_class: int = 0
     class_last: bool = ProjectorConfig.class_last
+    class_token: bool = ProjectorConfig.class_token
     sources: Sequence[str] = ()
     source_sizes: Sequence[int] = ()
     source_states: Sequence[int] = ()
@@ -138,7 +147,7 @@ class ProjectorArchitecture:
     def n_states(self) -> int | None:
         """The number of states that a sample must have; None = any number."""
         if self.kind == "grouped":
-            return self.n_class + (self.n_queries - self.n_class) * self.group_size
+            return self.n_class + (self.n_queries - self.n_class * self.class_token) * self.group_size
         return self.n_queries if self.kind == "linear" else None
 
 

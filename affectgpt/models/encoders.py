@@ -183,7 +183,7 @@ class FrozenEncoder(nn.Module):
         with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             if self.modality == "audio":
                 steps = self._audio(inputs, lengths)
-            elif self.modality in IMAGES:
+            elif self.modality in IMAGES or self.config.per_frame:
                 steps = self._run(inputs)  # [T, P, E]
             else:
                 steps = self._run(inputs[None])  # [1, T'*P, E]
@@ -197,7 +197,7 @@ class FrozenEncoder(nn.Module):
         if not isinstance(tubelet, int):
             raise InputError(
                 f"{self.modality}: {type(self.model).__name__} is not a video encoder; use one such as VideoMAE, "
-                f"or configure it as {'face' if self.modality == 'face_motion' else 'frames'}"
+                f"configure it as {'face' if self.modality == 'face_motion' else 'frames'}, or set per_frame=true"
             )
         if takes != n_frames:
             raise InputError(f"{self.modality}: {type(self.model).__name__} takes {takes} frames, found {n_frames}")
@@ -259,6 +259,9 @@ class FrozenEncoder(nn.Module):
     def _pool(self, steps: Tensor | list[Tensor], frame_size: tuple[int, int]) -> Tensor:
         """Steps [n, P, E] (a list where P varies) -> states [T, E]."""
         pool = self.config.pool
+        if self.modality == "audio" and self.config.grid:
+            together = torch.cat(list(steps)).transpose(0, 1)[None]  # [1, E, T]
+            return nn.functional.adaptive_avg_pool1d(together, self.config.grid)[0].transpose(0, 1)  # [grid, E]
         if self.config.stride > 1:
             if self.modality != "audio":
                 raise InputError(f"{self.modality}: stride is for audio; use grid for images and video")
@@ -269,8 +272,6 @@ class FrozenEncoder(nn.Module):
         if self.modality != "audio" and not pool.startswith("pooled"):
             rows, columns = self.patches(frame_size)
             n_class = max(0, len(steps[0]) - rows * columns)
-        elif pool == "tokens":
-            raise InputError("audio: grid is for images and video; use stride for audio")
         if pool == "tokens":
             maps = torch.stack([step[n_class:] for step in steps]).transpose(1, 2).unflatten(2, (rows, columns))
             coarse = nn.functional.adaptive_avg_pool2d(maps, self.config.grid)  # [n, E, grid, grid]

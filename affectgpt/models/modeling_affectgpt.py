@@ -29,7 +29,7 @@ from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.integrity import check_finite, check_sums, follow_umask, write_sums
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
-from affectgpt.models.projectors import PreFusion, Projector
+from affectgpt.models.projectors import projector_of
 from affectgpt.models.quantize import n_weights
 from affectgpt.runs import TRAINED_MANIFEST
 from affectgpt.runtime import InputError
@@ -104,8 +104,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # Each projector has its own seed, so that leaving a branch out changes no other branch's weights.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + _DRAWN.index(name))
-                kind = PreFusion if name == "multi" else Projector
-                self.projectors[name] = kind(config.projector(name), width).float()
+                self.projectors[name] = projector_of(config.projector(name), width).float()
         if config.lora:
             _inject_lora(self.language_model, config.lora, config.seed + _DRAWN.index("lora"))
         self.set_trainable(["projectors", "lora"] if config.lora else ["projectors"])
@@ -192,6 +191,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         later = {
             "stride": encoder.stride if encoder.stride > 1 else None,
             "grid": encoder.grid or None,
+            "per_frame": encoder.per_frame or None,
             "image_size": spec["encoders"][modality].get("image_size"),
             "last": "normed" if encoder.takes_final_norm else None,
         }
@@ -392,7 +392,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         projector = self.projectors[slot]
         config = projector.config
         sizes = config.source_sizes if slot == "multi" else [config.input_size]
-        states = [torch.zeros(1, config.n_states or 1, size, device=device) for size in sizes]
+        n_states = config.n_queries if config.kind == "conv" else config.n_states or 1
+        states = [torch.zeros(1, n_states, size, device=device) for size in sizes]
         some = [(each, torch.ones(each.shape[:2], dtype=torch.bool, device=device)) for each in states]
         tokens = (
             projector(some, torch.zeros(1, len(some), dtype=torch.int64, device=device))

@@ -94,8 +94,9 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
         theirs = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
         mine = {name: tensor for name, tensor in own.items() if name.startswith(prefix)}
         if starts_without_class:
-            mine = {name: tensor for name, tensor in mine.items() if not name.startswith(f"{prefix}{_CLASS_OUTPUT}.")}
-            stay_random.append(f"{prefix}{_CLASS_OUTPUT}")
+            of_class = {name for name in mine if name.startswith(f"{prefix}{_CLASS_OUTPUT}.")}
+            mine = {name: tensor for name, tensor in mine.items() if name not in of_class}
+            stay_random += [f"{prefix}{_CLASS_OUTPUT}"] * bool(of_class)  # a model may only fuse the class token
         wrong += _differences(theirs, mine)
         new |= _with_sources_in_order(theirs, there["sources"], here["sources"]) if reordered else theirs
         sources[f"projectors.{branch}"] = {key: facts[key] for key in ("file", "sha256")}

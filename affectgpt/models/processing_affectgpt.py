@@ -19,7 +19,11 @@ modality has no row. W audio windows of S samples, T frames, L text tokens:
     multi_rows                [N_multi, S] int64    models with a pre-fusion: for each sample with any of the S fused
                                                     modalities, its row in each of them; -1 = it lacks this one
 
-A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each sample, and no attention_mask.
+    position_ids              [B, L]  int64    only if the format masks absent branches and one is absent (see below)
+
+In a format that masks absent branches, their soft tokens are left out and the positions of all others stay the same,
+which is what masking them does. A packed batch has B = 1, `position_ids` [1, L] that restart at 0 with each sample,
+and no attention_mask.
 """
 
 from __future__ import annotations
@@ -114,8 +118,12 @@ class AffectGPTProcessor(ProcessorMixin):
         """`text` with control tokens and placeholders made harmless: `<audio>` becomes `< audio>`."""
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text up to the answer, each placeholder repeated once per soft token."""
+    def prompt_text(self, messages: Sequence[Message], complete: bool = False) -> str:
+        """The text up to the answer, each placeholder repeated once per soft token.
+
+        Args:
+            complete: published formats: with the places of all branches of the model, also of absent ones.
+        """
         messages, turns = list(messages), []
         if messages[-1].role == "assistant":
             messages.pop()
@@ -123,6 +131,7 @@ class AffectGPTProcessor(ProcessorMixin):
             shown, rest = split_placeholders(message.content) if message.role == "user" else ((), message.content)
             slots = self.slots_of(shown)
             if self.prompt_format in PUBLISHED and message.role == "user" and (shown or not turns):
+                slots = tuple(self.branches) if complete else slots
                 told = None if message.subtitle is None else self.plain(message.subtitle)
                 parts = published_parts(self.prompt_format, slots, told, self.plain(rest).strip())
                 text = "".join(part if isinstance(part, str) else self._soft(part) for part in parts)
@@ -157,7 +166,22 @@ class AffectGPTProcessor(ProcessorMixin):
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids, the same in training and inference."""
-        return self._ids(self.prompt_text(messages))
+        return self._prompt(messages)[1]
+
+    @property
+    def masks_absent(self) -> bool:
+        """Whether absent branches keep the positions of their soft tokens."""
+        return self.prompt_format in PUBLISHED and PUBLISHED[self.prompt_format].masks_absent
+
+    def _prompt(self, messages: Sequence[Message]) -> tuple[str, list[int], list[int] | None]:
+        """(text, token ids, their positions if some are left out) of the prompt."""
+        text = self.prompt_text(messages)
+        if not self.masks_absent:
+            return text, self._ids(text), None
+        complete = self._ids(self.prompt_text(messages, complete=True))
+        absent = {token for name, token in self.placeholder_token_ids.items() if PLACEHOLDERS[name] not in text}
+        places = [place for place, token in enumerate(complete) if token not in absent]
+        return text, [complete[place] for place in places], places if len(places) < len(complete) else None
 
     def _format(self, turns: Sequence[tuple[str, str]], answered: bool = False) -> str:
         """The chat text; `answered` = the last turn is a complete answer of the assistant."""
@@ -178,7 +202,7 @@ class AffectGPTProcessor(ProcessorMixin):
     def _published(self, turns: Sequence[tuple[str, str]], answered: bool) -> str:
         """The chat text of a published format. Its code has one question and one answer; later turns continue it."""
         eos, end = self.tokenizer.eos_token, PUBLISHED[self.prompt_format].end
-        if self.prompt_format == "emotion_llama":
+        if self.prompt_format.startswith("emotion_llama"):
             speaker = {"user": "[INST] {} [/INST]", "assistant": f"{{}}{eos}", "system": "{} "}
             return "".join(speaker[role].format(content) for role, content in turns)
         speaker = {"user": f"{end}Human: {{}} ", "assistant": f"{end}Assistant: {{}}", "system": "{} "}
@@ -362,8 +386,7 @@ class AffectGPTProcessor(ProcessorMixin):
 
     def _text(self, messages: Sequence[Message], answer: str | None) -> dict[str, Tensor]:
         """`input_ids` [L] of the prompt, or of prompt and answer with their `labels` [L]."""
-        prompt = self.prompt_text(messages)
-        ids = self._ids(prompt)
+        prompt, ids, places = self._prompt(messages)
         features: dict[str, Tensor] = {}
         if answer is not None:
             answer_ids = self._answer_ids(prompt, ids, answer)
@@ -374,6 +397,9 @@ class AffectGPTProcessor(ProcessorMixin):
                 f"the text has {len(ids)} tokens, the LLM takes {self.max_tokens}; shorten the subtitle or the answer"
             )
         features["input_ids"] = torch.tensor(ids)
+        if places is not None:
+            places += range(places[-1] + 1, places[-1] + 1 + len(ids) - len(places))
+            features["position_ids"] = torch.tensor(places)
         return features
 
     def __call__(
@@ -402,8 +428,8 @@ class AffectGPTProcessor(ProcessorMixin):
         text = {"input_ids": self.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0, "position_ids": 0}
         batch: dict[str, Tensor] = {}
         for key, padding in text.items():
-            if key == "position_ids" and packed:
-                values = [torch.arange(len(row["input_ids"])) for row in rows]
+            if key == "position_ids" and (packed or any(key in row for row in rows)):
+                values = [row.get(key, torch.arange(len(row["input_ids"]))) for row in rows]
             elif key == "attention_mask" and not packed:
                 values = [torch.ones_like(row["input_ids"]) for row in rows]
             elif key in rows[0]:

@@ -152,7 +152,8 @@ class GroupedLinear(nn.Module):
         super().__init__()
         self.group_size, self.n_class, self.n_states = config.group_size, config.n_class, config.n_states
         self.class_last = config.class_last
-        self.class_output = nn.Linear(config.input_size, output_size) if config.n_class else None
+        maps_class = config.n_class and config.class_token
+        self.class_output = nn.Linear(config.input_size, output_size) if maps_class else None
         self.output = nn.Linear(config.group_size * config.input_size, output_size)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
@@ -270,6 +271,69 @@ class PreFusion(nn.Module):
         scores = self.score(self.mix(means.flatten(1)))  # [B, S]
         weights = masked_weights(scores, present, self.config.softmax)
         return self.output(weights[:, None] @ means)  # [B, 1, D]
+
+
+class ConvFusion(nn.Module):
+    """Q soft tokens from the states of several modalities together (Emotion-LLaMA v2, conv-attention pre-fusion).
+
+    Each source has Q states; of one with another number, such as all tokens of one picture, the first state (its class
+    token) stands at all Q positions. An absent source is zero. At each position: an MLP per source to H; the weighted
+    sum of the sources, with weights from an MLP of all of them and without softmax; plus a convolution over the
+    positions (kernel 1 to H, then blocks x + SiLU(convolution of kernel 3)). Then linear maps to 2H and to the LLM.
+    """
+
+    def __init__(self, config: ProjectorArchitecture, output_size: int) -> None:
+        super().__init__()
+        self.config = config
+        width, n_sources = config.hidden_size, len(config.sources)
+        self.embed = nn.ModuleDict(
+            {
+                name: _mlp(size, width, config.dropout)
+                for name, size in zip(config.sources, config.source_sizes, strict=True)
+            }
+        )
+        self.mix = _mlp(n_sources * width, width, config.dropout)
+        self.score = nn.Linear(width, n_sources)
+        self.entry = nn.Conv1d(n_sources * width, width, kernel_size=1)
+        self.blocks = nn.ModuleList(nn.Conv1d(width, width, kernel_size=3, padding=1) for _ in range(config.n_layers))
+        self.final = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(2 * width, output_size)
+
+    def forward(self, sources: Sequence[tuple[Tensor, Tensor] | None], rows: Tensor) -> Tensor:
+        """Fuse one batch; arguments and result as of `PreFusion`."""
+        n_queries, embedded = self.config.n_queries, []
+        for mlp, source, rows_of_it, size, n_states in zip(
+            self.embed.values(), sources, rows.T, self.config.source_sizes, self.config.source_states, strict=True
+        ):
+            states = rows.new_zeros(1, n_queries, size, dtype=torch.float32)
+            if source is not None:
+                states = source[0].float()
+                if n_states != n_queries:
+                    states = states[:, :1].expand(-1, n_queries, -1)
+                elif states.shape[1] != n_queries:
+                    raise ValueError(f"a pre-fusion by convolution takes {n_queries} states, found {states.shape[1]}")
+            here = (rows_of_it >= 0)[:, None, None]  # [B, 1, 1]
+            embedded.append(mlp(states[rows_of_it.clamp(min=0)] * here))  # [B, Q, H]
+        together = torch.cat(embedded, dim=2)  # [B, Q, S*H]
+        weights = self.score(self.mix(together))  # [B, Q, S]
+        fused = (torch.stack(embedded, dim=3) @ weights[..., None])[..., 0]  # [B, Q, H]
+        convolved = self.entry(together.transpose(1, 2))  # [B, H, Q]
+        for block in self.blocks:
+            convolved = convolved + functional.silu(block(convolved))
+        return self.output(self.final(fused + convolved.transpose(1, 2)))  # [B, Q, D]
+
+
+def _mlp(size: int, width: int, dropout: float) -> nn.Sequential:
+    """Two linear maps, to 4H and to H, each with ReLU and dropout."""
+    layers = [nn.Linear(size, 4 * width), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(4 * width, width), nn.ReLU(), nn.Dropout(dropout))
+
+
+def projector_of(config: ProjectorArchitecture, output_size: int) -> nn.Module:
+    """The projector of a branch, or the pre-fusion, with new weights."""
+    if not config.sources:
+        return Projector(config, output_size)
+    return ConvFusion(config, output_size) if config.kind == "conv" else PreFusion(config, output_size)
 
 
 class Projector(nn.Module):

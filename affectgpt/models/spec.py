@@ -96,7 +96,9 @@ def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig) -> dict[
     later = {
         "channels": EncoderConfig.channels,
         "resize": EncoderConfig.resize,
+        "per_frame": EncoderConfig.per_frame,
         "class_last": ProjectorConfig.class_last,
+        "class_token": ProjectorConfig.class_token,
         "short_clips": SamplingConfig.short_clips,
     }
     return {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}

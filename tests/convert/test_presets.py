@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from affectgpt.cli import compose
 from affectgpt.convert.conversion import convert
-from affectgpt.models import CheckpointError, build, model_spec
+from affectgpt.models import CheckpointError, build, encoders, model_spec
 from affectgpt.models.integrity import SUMS
 from affectgpt.models.pretrained import start_from
 from tests.models import foreign, reference, tiny
@@ -32,6 +32,7 @@ def tiny_bases(tmp_path_factory):
         "clip": tiny.write_clip(folder / "clip"),
         "mae": tiny.write_vit_mae(folder / "mae"),
         "videomae": tiny.write_videomae(folder / "videomae"),
+        "whisper": tiny.write_whisper(folder / "whisper"),
     }
 
 
@@ -181,6 +182,66 @@ def test_minigpt_v2_starts_emotion_llama_and_leaves_random_what_it_does_not_have
     project = model.projectors["frames"].project
     torch.testing.assert_close(project.output.weight.detach(), state["llama_proj.weight"])
     torch.testing.assert_close(project.class_output.weight.detach(), before, rtol=0, atol=0)
+
+
+def emotion_llama_v2(bases, base, *more: str):
+    return model_of(
+        "emotion_llama_v2",
+        f"model.llm.path={bases['llama']}",
+        f"model.encoders.audio.path={bases['whisper']}",
+        f"model.encoders.frames.path={base / 'eva'}",
+        f"model.encoders.motion.path={base / 'eva_video'}",
+        "model.encoders.motion.image_size=null",
+        f"model.projectors.multi.hidden_size={foreign.HIDDEN_V2}",
+        *more,
+    )
+
+
+def test_emotion_llama_v2_takes_its_own_checkpoint_completely(tiny_bases, rank, tmp_path):
+    rank(64)
+    eva, state = foreign.save(foreign.eva(n_blocks=40), tmp_path / "eva.pth", key=None), foreign.emotion_llama_v2()
+    base = published(tmp_path, state, eva)
+    model = emotion_llama_v2(tiny_bases, base)
+    started = start_from(model, base)
+    assert (started["random"], started["pretrained"][0]) == ([], "projectors.multi")
+    heard, (seen, video) = torch.randn(2, 64, HUBERT), (torch.randn(2, n, foreign.EVA_WIDTH) for n in (1025, 64))
+    sources = [(states, torch.ones(states.shape[:2])) for states in (heard, seen, video)]
+    with torch.no_grad():
+        found = model.eval().projectors["multi"](sources, torch.tensor([[0, 0, 0], [1, 1, -1], [-1, 0, 1]]))
+    nothing = torch.zeros(64, foreign.EVA_WIDTH)
+    expected = reference.conv_prefusion(
+        torch.stack([heard[0], heard[1], torch.zeros(64, HUBERT)]),
+        torch.stack([seen[0, 0], seen[1, 0], seen[0, 0]]),
+        torch.stack([video[0], nothing, video[1]]),
+        state,
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_minigpt_v2_starts_emotion_llama_v2(tiny_bases, rank, tmp_path):
+    """The published first stage: its patches and adapters; the class token has no map of its own."""
+    rank(64)
+    eva = foreign.save(foreign.eva(), tmp_path / "eva.pth", key=None)
+    base = published(tmp_path, foreign.minigpt_v2(), eva)
+    model = emotion_llama_v2(tiny_bases, base, f"model.encoders.motion.path={base / 'eva'}")
+    started = start_from(model, base)
+    assert started["pretrained"] == ["projectors.frames", "lora"]
+    assert started["random"] == ["projectors.multi", "projectors.audio", "projectors.motion"]
+
+
+def test_the_video_encoder_of_emotion_llama_v2_has_all_blocks_and_its_own_norm(tmp_path):
+    state = foreign.eva(n_blocks=40) | foreign.Draw(9).norm("norm", foreign.EVA_WIDTH)
+    base = published(tmp_path, foreign.emotion_llama_v2(), foreign.save(state, tmp_path / "eva.pth", key=None))
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        found = encoders.load(str(base / "eva_video"))(pixels).last_hidden_state
+    expected = reference.norm(reference.eva(pixels, state, n_blocks=40), state, "norm", 1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    settings = json.loads((base / "eva_video" / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [0.485, 0.456, 0.406]
+    assert not [
+        reason for reason in json.loads((base / "report.json").read_text())["files"][1]["dropped"] if "39th" in reason
+    ]
 
 
 def test_this_projects_own_preset_takes_video_llamas_visual_branch_with_its_32_positions(tiny_bases, tmp_path):

@@ -103,9 +103,67 @@ def complete_model(task: dict, inputs: dict) -> dict:
     return run(model, samples)
 
 
+def complete_model_v2(task: dict, inputs: dict) -> dict:
+    """The same of Emotion-LLaMA v2, and the loss without the video: as its code computes it, and with its mask.
+
+    Its `encode_img` makes a mask of the absent streams, and `prompt_wrap` puts ones in its place.
+    """
+    from minigpt4.models import emotion_llama_v2
+
+    make, sizes = emotion_llama_v2.ConvProAttention, {1408: WIDTH, 1280: inputs["audio"].shape[-1]}
+    emotion_llama_v2.ConvProAttention = lambda dims, **other: make([sizes[size] for size in dims], **other)
+    model = small_model(emotion_llama_v2.EmotionLLaMAv2, task["llm"])
+    width = model.llama_model.config.hidden_size
+    model.llama_proj_video = torch.nn.Linear(WIDTH, width)  # the code has the published sizes as numbers
+    model.llama_proj_audio = torch.nn.Linear(inputs["audio"].shape[-1], width)
+    encode = model.encode_img
+
+    def encode_small(image, video, audio):  # it views the features with the published widths
+        for name, value in (("1408", video), ("1280", audio)):
+            assert value.shape[1:3] == (1, 64), name
+        return encode(image, Narrow(video), Narrow(audio))
+
+    model.encode_img = encode_small
+    samples = {"image": inputs["image"], "audio_features": inputs["audio"], "video_features": inputs["video"]}
+    samples |= {"instruction_input": [task["instruction"]], "answer": [task["answer"]]}
+    found = run(model, dict(samples))
+    seen = {}
+    model.llama_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        absent = {**samples, "video_features": torch.zeros_like(inputs["video"])}
+        found["loss with a projected zero"] = model(absent)["loss"]
+        media = model.encode_img(absent["image"], absent["video_features"], absent["audio_features"])[1]
+        before = len(model.llama_tokenizer("[INST] <Vid>").input_ids)  # the beginning-of-sequence token is one of them
+        mask = seen["attention_mask"].clone()
+        mask[:, before : before + media.shape[1]] = media
+        found["loss without video"] = model.llama_model(**{**seen, "attention_mask": mask})["loss"]
+    return found
+
+
+class Narrow(torch.Tensor):
+    """Features whose `view` takes the published widths for their own."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_subclass(cls, values)
+
+    def view(self, *shape):
+        return torch.Tensor(self).view(*shape[:2], -1)
+
+
+def run_v2(folder: Path) -> None:
+    task = json.loads((folder / "task.json").read_text())
+    found = complete_model_v2(task, torch.load(folder / "inputs.pt"))
+    torch.save(found.pop("run"), folder / "run.pth")
+    torch.save(found.pop("eva"), folder / "eva.pth")
+    torch.save(found, folder / "result.pt")
+
+
 def main() -> None:
     code, folder = Path(sys.argv[1]), Path(sys.argv[2])
     prepare(code)
+    if (code / "minigpt4" / "models" / "emotion_llama_v2.py").is_file():
+        return run_v2(folder)
     from minigpt4.datasets.datasets.first_face import FeatureFaceDataset
     from minigpt4.models.minigpt_base import MiniGPTBase
     from minigpt4.processors.blip_processors import BlipCaptionProcessor

@@ -154,6 +154,25 @@ def emotion_llama(seed: int = 7, width: int = LLM_WIDTH) -> State:
     return state | draw.linear("attention.fc_att", 8, 7) | draw.linear("attention.feats_prep.0.0", HEARD_WIDTH, 8)
 
 
+HIDDEN_V2 = 8  # of the pre-fusion of Emotion-LLaMA v2
+
+
+def emotion_llama_v2(seed: int = 8, width: int = LLM_WIDTH) -> State:
+    """The trained tensors of Emotion-LLaMA v2, below "model": sound HEARD_WIDTH, picture and video EVA_WIDTH wide."""
+    draw, hidden, at = Draw(seed), HIDDEN_V2, "conv_pro_module"
+    state = minigpt_v2(seed, width) | draw.linear("llama_proj_video", EVA_WIDTH, width)
+    state |= draw.linear("llama_proj_audio", HEARD_WIDTH, width)
+    mlps = {f"feats_prep.{place}": size for place, size in enumerate((HEARD_WIDTH, EVA_WIDTH, EVA_WIDTH))}
+    for name, size in (mlps | {"attention_mlp": 3 * hidden}).items():
+        state |= draw.linear(f"{at}.{name}.0", size, 4 * hidden) | draw.linear(f"{at}.{name}.3", 4 * hidden, hidden)
+    state |= draw.linear(f"{at}.fc_att", hidden, 3) | draw.linear(f"{at}.fc_final", hidden, 2 * hidden)
+    state |= {f"{at}.conv_entry.weight": draw(hidden, 3 * hidden, 1), f"{at}.conv_entry.bias": draw(hidden)}
+    for number in range(4):
+        block = f"{at}.conv_module.conv_blocks.{number}.conv_block.0"
+        state |= {f"{block}.weight": draw(hidden, hidden, 3), f"{block}.bias": draw(hidden)}
+    return state | draw.linear("llama_proj_fusion", 2 * hidden, width)
+
+
 def save(state: State, path: Path, key: str | None = "model", **others: object) -> Path:
     """A file of `torch.save`: the state below `key`, beside `others`, or the bare state."""
     torch.save({key: state, **others} if key else state, path)

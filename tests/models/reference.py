@@ -124,6 +124,34 @@ def prefusion(video: Tensor, audio: Tensor, state: State) -> Tensor:
     return linear(weights[:, :1] * seen + weights[:, 1:] * heard, state, "multi_llama_proj")[:, None]
 
 
+def conv_prefusion(audio: Tensor, image_class: Tensor, video: Tensor, state: State) -> Tensor:
+    """Emotion-LLaMA v2: sound [N, Q, E], class token [N, F] and video [N, Q, F] -> [N, Q, D]."""
+    at, n_queries = "conv_pro_module", audio.shape[1]
+    hidden = []
+    for place, x in enumerate((audio, image_class[:, None].repeat(1, n_queries, 1), video)):
+        for layer in (0, 3):
+            x = linear(x, state, f"{at}.feats_prep.{place}.{layer}").clamp(min=0)
+        hidden.append(x)
+    together = torch.cat(hidden, dim=-1)
+    weights = together
+    for layer in (0, 3):
+        weights = linear(weights, state, f"{at}.attention_mlp.{layer}").clamp(min=0)
+    weights = linear(weights, state, f"{at}.fc_att")
+    fused = sum(weights[..., place, None] * x for place, x in enumerate(hidden))
+    y = together @ state[f"{at}.conv_entry.weight"][..., 0].T + state[f"{at}.conv_entry.bias"]
+    for number in range(4):
+        kernel = state[f"{at}.conv_module.conv_blocks.{number}.conv_block.0.weight"]  # [H, H, 3]
+        zero = torch.zeros_like(y[:, :1])
+        z = (
+            torch.cat([zero, y[:, :-1]], dim=1) @ kernel[..., 0].T
+            + y @ kernel[..., 1].T
+            + torch.cat([y[:, 1:], zero], dim=1) @ kernel[..., 2].T
+            + state[f"{at}.conv_module.conv_blocks.{number}.conv_block.0.bias"]
+        )
+        y = y + z * torch.sigmoid(z)
+    return linear(linear(fused + y, state, f"{at}.fc_final"), state, "llama_proj_fusion")
+
+
 def grouped(pixels: Tensor, eva_state: State, state: State) -> tuple[Tensor, Tensor]:
     """MiniGPT-v2 / Emotion-LLaMA: pictures -> (class token [N, 1, D], groups of four patches [N, P/4, D])."""
     width = eva_state["cls_token"].shape[-1]

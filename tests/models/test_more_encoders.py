@@ -190,8 +190,24 @@ def test_thinning_out_goes_with_all_tokens_only(bases):
         EncoderArchitecture(base={}, pool="mean", stride=2)
     with pytest.raises(ValueError, match="frames: stride is for audio; use grid for images and video"):
         encoder("frames", bases["frames"], stride=2)(FRAMES)
-    with pytest.raises(ValueError, match="audio: grid is for images and video; use stride for audio"):
-        encoder("audio", bases["audio"], grid=2)(SOUND)
+    with pytest.raises(ValueError, match="stride is 2 and grid 4; stride thins out by a factor, grid to a number"):
+        EncoderArchitecture(base={}, stride=2, grid=4)
+
+
+def test_a_grid_brings_the_states_of_a_sound_to_a_number(bases):
+    """As torch's adaptive average pooling: state i is the mean of those from floor(i*T/n) to ceil((i+1)*T/n)."""
+    all_states = encoder("audio", bases["audio"])(SOUND)
+    few = encoder("audio", bases["audio"], grid=2)(SOUND)
+    n = len(all_states)
+    expected = torch.stack([all_states[: -(-n // 2)].mean(dim=0), all_states[n // 2 :].mean(dim=0)])
+    torch.testing.assert_close(few, expected)
+
+
+def test_an_image_encoder_sees_a_video_frame_by_frame_if_asked_to(bases):
+    frames = torch.randn(4, 3, 28, 28, generator=torch.manual_seed(0))
+    states = encoder("motion", bases["frames"], grid=1, per_frame=True)(frames)
+    each = [encoder("frames", bases["frames"], grid=1)(frame[None]) for frame in frames]
+    torch.testing.assert_close(states, torch.cat(each), rtol=0, atol=1e-6)
 
 
 def test_the_mean_of_pooled_vectors_is_one_vector(tmp_path):
@@ -248,7 +264,8 @@ def test_a_film_of_faces_goes_through_a_video_encoder(bases):
     assert model.encode(row)["face_motion"].shape == (2 * 4, 32)
     spec = tiny.tiny_spec(bases | {"face_motion": bases["frames"]}, ("face_motion",))
     with pytest.raises(
-        ValueError, match=r"face_motion: Blip2VisionModel is not a video encoder.*or configure it as face"
+        ValueError,
+        match=r"face_motion: Blip2VisionModel is not a video encoder.*configure it as face, or set per_frame",
     ):
         build(spec)
 

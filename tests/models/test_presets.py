@@ -17,12 +17,14 @@ PUBLISHED = {
     "affectgpt_v1": ({"audio": 8, "frames": 32}, 44_959_744, 0),
     "affectgpt_v2": ({"multi": 1, "audio": 1, "face": 1}, 57_168_644, 40_370_176),
     "emotion_llama": ({"audio": 1, "frames": 257, "face": 1, "face_motion": 1}, 74_993_664, 33_554_432),
+    "emotion_llama_v2": ({"multi": 64, "audio": 64, "frames": 256, "motion": 64}, 71_536_387, 33_554_432),
 }
 STATES = {
     "affectgpt": {"audio": (3 * 63, 1024), "frames": (8 * 32, 768), "motion": (8 * 16, 1024)},
     "affectgpt_v1": {"audio": (8, 1024), "frames": (8 * 32, 768)},
     "affectgpt_v2": {"audio": (8, 1024), "frames": (1, 768), "face": (8, 768)},
     "emotion_llama": {"audio": (1, 1024), "frames": (1025, 1408), "face": (1, 1024), "face_motion": (1, 1024)},
+    "emotion_llama_v2": {"audio": (64, 1280), "frames": (1025, 1408), "motion": (64, 1408)},
 }
 COUNTS = {"frames": "n_frames", "motion": "n_motion_frames", "face": "n_faces", "face_motion": "n_motion_faces"}
 
@@ -76,10 +78,10 @@ def test_encoders_hand_over_states_of_the_published_shapes(preset):
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_the_states_of_a_clip_are_at_most_about_a_megabyte(preset):
-    """Emotion-LLaMA puts 1025 x 1408 values side by side without losing one; its file says so."""
+    """Emotion-LLaMA puts 1025 x 1408 values side by side without losing one; its files say so."""
     model = hollow(preset)
     n_bytes = sum(states.numel() * states.element_size() for states in (states_of(model, m) for m in model.modalities))
-    assert n_bytes < (3e6 if preset == "emotion_llama" else 1.05e6)
+    assert n_bytes < {"emotion_llama": 3e6, "emotion_llama_v2": 3.3e6}.get(preset, 1.05e6)
 
 
 def test_the_parts_of_the_first_affectgpt_are_those_of_its_paper():
@@ -89,6 +91,17 @@ def test_the_parts_of_the_first_affectgpt_are_those_of_its_paper():
     assert count(model.projectors["audio"].project.qformer) == 19_691_520
     assert {count(projector.project.output) for projector in model.projectors.values()} == {3_149_824}
     assert count(model.encoders["frames"].model.qformer) == 105_137_664
+
+
+def test_the_parts_of_emotion_llama_v2_are_those_of_its_paper():
+    model = hollow("emotion_llama_v2")
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    fusion = model.projectors["multi"]
+    assert {name: count(model.projectors[name]) for name in ("audio", "frames", "motion")} == {
+        "audio": 5_246_976, "frames": 23_072_768, "motion": 5_771_264,
+    }  # fmt: skip
+    assert (count(fusion) - count(fusion.output), count(fusion.output)) == (2_838_275, 1_052_672)
+    assert (count(fusion.embed), count(fusion.blocks), count(fusion.entry)) == (2_295_680, 197_120, 49_280)
 
 
 @pytest.mark.parametrize(("llm", "width"), LLMS.items())
