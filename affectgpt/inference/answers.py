@@ -72,9 +72,9 @@ def answers(
     """
     engine = backend.engine
     is_greedy = not generate.do_sample and generate.num_beams == 1
-    has_gaps = processor.masks_absent  # the engine counts positions without gaps
-    by_engine = engine is not None and is_greedy and not has_gaps and engine.can_generate(model)
-    by = _by_engine if by_engine else _by_transformers
+    by_engine = engine is not None and is_greedy and engine.can_generate(model)
+    # The engine counts positions without gaps.
+    by = _by_engine if by_engine and not processor.masks_absent else _by_transformers
     if generate.compile:
         _check_compile(model, by is _by_engine)
     decoder = (

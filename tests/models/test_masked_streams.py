@@ -86,4 +86,5 @@ def test_one_stream_asks_for_its_clues(built):
         sample = Sample(id="a", subtitle="Fine.", modalities=shown)
         text = built[1].prompt_text(render(sample, task="description", prompt_format="emotion_llama_v2"))
         assert tag in text
-        assert text.startswith("[INST] <Vid><") and "</Vid> The person in video says: Fine..  [" in text
+        assert text.startswith("[INST] <Vid><")
+        assert "</Vid> The person in video says: Fine..  [" in text
