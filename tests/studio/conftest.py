@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from affectgpt.serve.command import bind
 from affectgpt.serve.connections import http_server
 from affectgpt.studio.app import build_app
 from affectgpt.studio.command import make_studio
+from tests.serve.conftest import trained  # noqa: F401
 
 CHROMIUM = next(
     (
@@ -66,6 +68,14 @@ def address(studio_config):
 
 
 @pytest.fixture(scope="module")
+def trying(trained, studio_config):  # noqa: F811
+    """The address of a studio with a tiny trained model, twice, and the predictions."""
+    config = replace(studio_config, checkpoints=[str(trained), str(trained)], max_new_tokens=6, device="cpu")
+    with running(make_studio(config)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def browser():
     """One Chromium for a module."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -74,7 +84,13 @@ def browser():
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM,
-            args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--mute-audio",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+            ],
         )
         yield started
         started.close()
@@ -97,7 +113,7 @@ def opened(browser, url, path="/", **context):
     """A page at `path` that has started."""
     with contextlib.closing(browser.new_context(**context)) as own:
         page = own.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # as long as a machine with other work needs
         page.requests = Requests(page, url)
         page.goto(url + path)
         page.wait_for_selector("html[data-ready=yes]")

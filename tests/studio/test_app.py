@@ -1,5 +1,6 @@
 """What the server answers to programs: lists, clips, uploads, and what it refuses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from affectgpt.config import GenerateConfig, InferConfig
+from affectgpt.inference.infer import run_inference
 from affectgpt.runtime import UserError
 from affectgpt.studio.command import check, make_studio
 from affectgpt.studio.uploads import PREFIX
@@ -120,6 +123,25 @@ def test_other_machines_need_a_key_or_an_explicit_permission(studio_config, monk
     assert check(replace(studio_config, host="0.0.0.0", public=True)) is None
     monkeypatch.setenv("AFFECTGPT_API_KEY", "k")
     assert check(replace(studio_config, host="0.0.0.0")) == "k"
+
+
+def test_an_answer_streams_and_is_that_of_infer(trying, trained, manifest, tmp_path):
+    out = tmp_path / "p.jsonl"
+    generate = GenerateConfig(max_new_tokens=6)
+    run_inference(
+        InferConfig(input=[str(manifest)], checkpoint=str(trained), device="cpu", out=str(out), generate=generate)
+    )
+    expected = {row["id"]: row["text"] for row in map(json.loads, out.read_text().splitlines())}
+    body = {"group": "gallery", "id": "clip1", "subtitle": "I see.", "model": 1}
+    reply = httpx.post(f"{trying}/api/ask", json=body, timeout=60)
+    events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]
+    assert events[-1]["answer"]["text"] == expected["clip1"]
+    assert len(events) > 1
+    assert all(expected["clip1"].startswith(event["text"]) for event in events[:-1])
+    wrong = httpx.post(f"{trying}/api/ask", json={**body, "modalities": ["face"]}, timeout=60).text
+    assert "modalities ['face'] asked for, but this model has" in wrong
+    assert str(manifest.parent) not in wrong
+    assert httpx.post(f"{trying}/api/ask", json={**body, "task": "x"}).status_code == 400
 
 
 def test_predictions_are_shown_without_torch(studio_config):

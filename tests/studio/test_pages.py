@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from tests.studio.conftest import opened
+from tests.studio.conftest import ATTACK, opened
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+expect.set_options(timeout=60_000)
 
 
 def test_a_filter_leaves_the_clips_that_it_names_and_nothing_is_requested_elsewhere(browser, address):
@@ -64,3 +65,27 @@ def test_a_list_of_many_clips_loads_only_what_is_in_view(browser, address):
         page.wait_for_selector(".row")
         loaded = page.evaluate("performance.getEntriesByType('resource').map((one) => one.name)")
         assert sum(bool(re.search("/api/gallery", url)) for url in loaded) == 1
+
+
+def test_a_clip_is_uploaded_and_answered_by_two_models_with_what_each_sentence_rests_on(browser, trying, manifest):
+    with opened(browser, trying, "/#/try") as page:
+        page.set_input_files("input[type=file]", manifest.parent / "clip2.mp4")
+        page.wait_for_selector(".frame img")
+        page.wait_for_selector("fieldset input")  # the model is loaded
+        page.get_by_label("Subtitle").fill(ATTACK)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator(".answer .rests")).to_have_count(2)
+        page.locator(".answer [tabindex]").first.focus()
+        expect(page.locator(".answer .rests").first).to_contain_text("nats per token")
+        assert "attacked" not in page.title()
+        assert page.requests.others == []
+        assert page.requests.errors == []
+
+
+def test_a_clip_can_be_recorded(browser, trying):
+    with opened(browser, trying, "/#/try", permissions=["camera", "microphone"]) as page:
+        page.get_by_role("button", name="Record").click()
+        page.wait_for_selector("video[autoplay]")
+        page.wait_for_timeout(700)
+        page.get_by_role("button", name="Stop recording").click()
+        page.wait_for_selector(".frame img")  # of the clip that was sent

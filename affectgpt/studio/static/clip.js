@@ -22,7 +22,7 @@ export async function clipPage(page, about, id, query) {
   const order = [...found.answers].sort((a, b) => (b.system === query.system) - (a.system === query.system));
   replace(page, h("section", { class: "clip-page" },
     h("nav", { class: "steps" }, h("a", { href: back }, `← ${t("Back")}`), place === undefined ? null : [
-      h("button", { onclick: () => step(-1) }, `${t("Previous")} (k)`), h("button", { onclick: () => step(1) }, `${t("Next")} (j)`)], h("h1", {}, id)),
+      h("button", { onclick: () => step(-1) }, `${t("Previous")} (k)`), h("button", { onclick: () => step(1) }, `${t("Next")} (j)`)], h("h1", {}, id), about.tries && found.has_media ? h("a", { href: `#/try?${new URLSearchParams({ id })}` }, t("Ask a model about it")) : null),
     h("div", { class: "columns" },
       h("div", { class: "left" }, view?.element || h("p", { class: "empty" }, t("no media file")),
         found.subtitle ? h("p", { class: "subtitle" }, h("i", {}, t("Subtitle")), found.subtitle) : null,

@@ -20,7 +20,7 @@ const ZH = {
   "Key": "密钥", "Log in": "登录", "This studio needs a key.": "此页面需要密钥。", "p": "p",
   "cut: the answer reached its longest length": "回答达到最大长度，已截断", "Clip": "视频", "not scored": "未评分",
   "Inputs to use": "使用的输入", "recording": "正在录制", "Show the matrix": "显示矩阵", "Light and dark": "明暗",
-  "Save": "保存", "Saved": "已保存", "Done": "已完成", "Skip": "跳过", "Keyboard": "快捷键", "Agreement": "一致性",
+  "Ask a model about it": "向模型提问此视频", "not on this wheel": "不在此情绪轮上", "Save": "保存", "Saved": "已保存", "Done": "已完成", "Skip": "跳过", "Keyboard": "快捷键", "Agreement": "一致性",
 };
 
 const stored = (() => { try { return localStorage.getItem("studio.lang"); } catch { return null; } })();
