@@ -30,11 +30,9 @@ from affectgpt.metrics.stats import (
     mean_f_statistic,
     mean_precision_statistic,
     mean_recall_statistic,
-    percentile_interval,
-    resampled_means,
     weighted_means,
 )
-from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
+from affectgpt.metrics.wheel import LEVEL1, WheelGrouping, label_shares
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.runtime import InputError, write_json_atomic
 from affectgpt.tables import format_table, read_rows
@@ -202,52 +200,19 @@ def wheel(config: AnalyzeConfig) -> dict[str, Any]:
     truth, predicted = _truth(config), _predicted_labels(config)
     if not 1 <= config.k <= len(LEVEL1):
         raise InputError(f"k={config.k}: expected the number of a wheel, 1 to {len(LEVEL1)}")
-    grouping, name = WheelGrouping(load_lexicon(config.lexicon)), LEVEL1[config.k - 1]
-    sides = []  # of the true and of the predicted labels: for each clip sector -> number of its labels
-    for found in (truth, {key: predicted.get(key, ()) for key in truth}):
-        groups = ([grouping.groups(word).get(name) for word in words] for words in found.values())
-        sides.append([Counter(group for group in clip if group) for clip in groups])
-    sectors = sorted({sector for side in sides for clip in side for sector in clip})
-    counts = np.array([[[clip[sector] for sector in sectors] for clip in side] for side in sides], dtype=float)
-    shares, intervals = _shares(np.moveaxis(counts, 0, -1), config)
-    print(f"{'sector':<14}{'true %':>8}{'predicted %':>13}")
-    for place, sector in enumerate(sectors):
-        print(f"{sector:<14}{100 * shares[place, 0]:>8.1f}{100 * shares[place, 1]:>13.1f}")
-    true, answered = (
-        {sector: float(share) for sector, share in zip(sectors, shares[:, side], strict=True) if share > 0}
-        for side in (0, 1)
+    grouping = WheelGrouping(load_lexicon(config.lexicon))
+    answers = [predicted.get(key, ()) for key in truth]
+    found = label_shares(
+        list(truth.values()), answers, grouping, config.k, n_bootstrap=config.n_bootstrap, seed=config.seed
     )
-    ranges = None
-    if intervals is not None:
-        ranges = tuple(
-            {sector: (low, high) for sector, (low, high) in zip(sectors, intervals[:, side], strict=True)}
-            for side in (0, 1)
-        )
+    print(f"{'sector':<14}{'true %':>8}{'predicted %':>13}")
+    for sector, (share, of_predicted) in zip(found.sectors, found.shares, strict=True):
+        print(f"{sector:<14}{100 * share:>8.1f}{100 * of_predicted:>13.1f}")
+    true, answered, ranges = found.side(0), found.side(1), found.ranges()
     title = f"Wheel {config.k}, level 1" + (", with 95 % intervals" if ranges else "")
     order = wheel_order(grouping.lexicon, config.k)
     _draw(config, plots.draw_wheel, true, answered, title=title, intervals=ranges, order=order)
     return {"wheel": config.k, "true": true, "predicted": answered}
-
-
-def _shares(counts: np.ndarray, config: AnalyzeConfig) -> tuple[np.ndarray, np.ndarray | None]:
-    """Shares of sectors among all labels, and their 95 % intervals over clips (None without resamples).
-
-    [n_clips, n_sectors, 2] -> [n_sectors, 2], [n_sectors, 2, (low, high)]
-    """
-
-    def of(means: np.ndarray) -> np.ndarray:
-        total = means.sum(axis=-2, keepdims=True)
-        return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
-
-    shares = of(counts.sum(axis=0))
-    if config.n_bootstrap < 1 or not counts.size:
-        return shares, None
-    resampled = of(resampled_means(counts, n_bootstrap=config.n_bootstrap, seed=config.seed))  # [K, n_sectors, 2]
-    found = [
-        [percentile_interval(resampled[:, sector, side], config.seed) for side in (0, 1)]
-        for sector in range(counts.shape[1])
-    ]
-    return shares, np.array([[(interval.low, interval.high) for interval in row] for row in found])
 
 
 def confusion(config: AnalyzeConfig) -> dict[str, Any]:

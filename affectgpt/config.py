@@ -798,6 +798,28 @@ class DemoConfig:
 
 
 @dataclass
+class ReportConfig:
+    """python -m affectgpt.report"""
+
+    runs: list[str] = field(default_factory=list)  # run folders, or folders of evaluations, as positional arguments
+    predictions: Any = None  # instead: a predictions file, or a list of files to compare
+    references: str | None = None  # file with the true labels of `predictions`
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
+    split: str | None = None  # only rows of `references` with this split
+    lang: str = "en"  # language of the labels and descriptions of `references`
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
+    label_reading: str = "auto"  # of label cells: published, exact, or auto; as in eval.py
+    n_bootstrap: int = 1000  # bootstrap resamples for 95 % intervals and paired tests
+    seed: int = 42  # of the bootstrap
+    k: int = 1  # number of the wheel that is shown, 1 to 5
+    n_clips: int = 6  # clips with the lowest, and as many with the highest F
+    n_frames: int = 4  # frames of each clip; 0 = none
+    pictures: bool = True  # plots (needs matplotlib)
+    title: str | None = None  # null = the names of the runs
+    out: str = "report.html"  # the file
+
+
+@dataclass
 class RunsConfig:
     """python -m affectgpt.runs"""
 

@@ -396,6 +396,19 @@ split next to two baselines, and explains one clip. It runs exactly what train.p
   python -m affectgpt.runs --json""",
         plain="folder",
     ),
+    "report": Command(
+        "affectgpt.report.command:run",
+        config.ReportConfig,
+        """Write one HTML file about a run or about predictions: scores, wheel, curves, clips with frames, run record.
+
+  python -m affectgpt.report runs/fine out=report.html                     # the run and its evaluations
+  python -m affectgpt.report runs/fine/eval-best runs/coarse/eval-best     # compare evaluations
+  python -m affectgpt.report predictions=mine.jsonl references=test.csv    # anybody's predictions; no torch
+  python -m affectgpt.report predictions=[a.jsonl,b.jsonl] references=test.csv out=comparison.html
+
+The file needs nothing else: pictures are inside, it has no scripts, and it loads nothing from the network.""",
+        plain="runs",
+    ),
     "study": Command(
         "affectgpt.training.study:run_report",
         config.StudyReportConfig,

@@ -17,6 +17,7 @@ from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 if TYPE_CHECKING:
     from affectgpt.chat.served import ChatClient
     from affectgpt.metrics import Lexicon, Report
+    from affectgpt.metrics.clip_scores import ClipScore
     from affectgpt.metrics.faithfulness import Matcher
     from affectgpt.metrics.judge import LlmGrouping
 
@@ -43,15 +44,14 @@ def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) 
 
 def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     """The report on one predictions file or checkpoint, and the folder that it was written to."""
-    from affectgpt.metrics import evaluate, load_lexicon, read_predictions
-    from affectgpt.metrics.clip_scores import SCORES, score_clips, write_scores
-    from affectgpt.metrics.evaluate import strict_extras
+    from affectgpt.metrics import load_lexicon, read_predictions
+    from affectgpt.metrics.clip_scores import SCORES, write_scores
 
     files = _prediction_files(config)
     if files and config.checkpoint is not None:
         raise UserError("give checkpoint= or predictions=, not both")
     lexicon = load_lexicon(config.lexicon, config.label_reading)
-    references, tables = _references(config, _published_splitting(lexicon))  # before hours of prediction
+    references, tables = references_of(config, published_splitting(lexicon))  # before hours of prediction
     file = files[0] if files else _predict(config)
     out = Path(config.out) if config.out else file.parent
     rows = read_predictions(file)
@@ -61,20 +61,38 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
         raise UserError("llm.clues=true needs a chat model: llm.model=...")
     if config.llm.model or config.llm.groups:
         rows, extras = _ask_llm(config, lexicon, rows, references, out)
-    extras["strict"] = strict_extras(rows, references, lexicon=lexicon)
-    descriptions = None
-    if config.faithfulness and any(row.text and row.task in ("both", "description") for row in rows):
-        descriptions = _descriptions(config)
-        extras["faithfulness"] = _faithfulness(config, lexicon, rows, references, descriptions, out)
-    report = evaluate(
-        rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=extras
-    )
-    match = None if descriptions is None else _clue_matcher(config, out)
-    clips = score_clips(rows, references, lexicon=lexicon, descriptions=descriptions, match=match)
+    report, clips = score_rows(config, lexicon, rows, references, out, extras)
     write_scores(out / SCORES, clips)
     report.write(out / "report.json")
     record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
     return report, out
+
+
+def score_rows(
+    config: EvalConfig,
+    lexicon: Lexicon,
+    rows: list[Prediction],
+    references: Mapping[str, tuple[str, ...]],
+    out: Path,
+    extras: Mapping[str, Any] | None = None,
+) -> tuple[Report, list[ClipScore]]:
+    """The report on predictions, with strict scores and faithfulness, and the scores of the clips.
+
+    Args:
+        out: folder for the answers of a language model, if one compares clues.
+        extras: further results for the report.
+    """
+    from affectgpt.metrics import evaluate
+    from affectgpt.metrics.clip_scores import score_clips
+    from affectgpt.metrics.evaluate import strict_extras
+
+    found = {**(extras or {}), "strict": strict_extras(rows, references, lexicon=lexicon)}
+    descriptions, match = None, None
+    if config.faithfulness and any(row.text and row.task in ("both", "description") for row in rows):
+        descriptions, match = descriptions_of(config), _clue_matcher(config, out)
+        found["faithfulness"] = _faithfulness(config, lexicon, rows, references, descriptions, match)
+    report = evaluate(rows, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, extras=found)
+    return report, score_clips(rows, references, lexicon=lexicon, descriptions=descriptions, match=match)
 
 
 def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]]:
@@ -84,7 +102,7 @@ def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]
 
     samples: list[Sample] = []
     bad: list[BadSample] = []
-    for source in _reference_sources(config):
+    for source in reference_sources(config):
         rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
         facts = facts_in(Path(config.paths.cache))
         usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts)
@@ -136,7 +154,7 @@ def _prediction_files(config: EvalConfig) -> list[Path]:
     return [Path(item) for item in ([given] if isinstance(given, str) else given or [])]
 
 
-def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
+def reference_sources(config: EvalConfig) -> list[SourceConfig]:
     """Where the true labels are: the file `references`, else the test sources of `data`."""
     if config.references is not None:
         return [SourceConfig(manifest=config.references, columns=config.columns, split=config.split)]
@@ -145,7 +163,7 @@ def _reference_sources(config: EvalConfig) -> list[SourceConfig]:
     return config.data.test
 
 
-def _references(
+def references_of(
     config: EvalConfig, split_text: Callable[[str], Iterable[str]] | None
 ) -> tuple[dict[str, tuple[str, ...]], list[Path]]:
     """True labels by id, and the files that they were read from.
@@ -158,7 +176,7 @@ def _references(
 
     references: dict[str, tuple[str, ...]] = {}
     files: list[Path] = []
-    for source in _reference_sources(config):
+    for source in reference_sources(config):
         if source.manifest is not None and source.split_file is None and source.limit is None:
             references |= read_references(
                 source.manifest, split=source.split, lang=config.lang, split_text=split_text, columns=source.columns
@@ -171,20 +189,20 @@ def _references(
     return references, files
 
 
-def _published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | None:
+def published_splitting(lexicon: Lexicon) -> Callable[[str], Iterable[str]] | None:
     """Split references as the published code does, where the lexicon is the published one."""
     from affectgpt.metrics.lexicon import split_published
 
     return split_published if lexicon.label_splitting == "published" else None
 
 
-def _descriptions(config: EvalConfig) -> dict[str, Any]:
+def descriptions_of(config: EvalConfig) -> dict[str, Any]:
     """id -> description or clauses of the references in `config.lang`, where they have one."""
     from affectgpt.data.sources import read_source
     from affectgpt.metrics.io import read_descriptions
 
     texts: dict[str, Any] = {}
-    for source in _reference_sources(config):
+    for source in reference_sources(config):
         if source.manifest is not None and source.split_file is None and source.limit is None:
             texts |= read_descriptions(source.manifest, split=source.split, lang=config.lang)
         else:
@@ -207,7 +225,7 @@ def _faithfulness(
     rows: list[Prediction],
     references: Mapping[str, tuple[str, ...]],
     texts: Mapping[str, Any],
-    out: Path,
+    match: Matcher | None,
 ) -> dict[str, Any]:
     """Scores of the explanations; clues are compared with those of the descriptions `texts`."""
     from affectgpt.metrics.evaluate import labels_by_id
@@ -216,7 +234,6 @@ def _faithfulness(
 
     known = [row for row in rows if row.id in texts] or rows
     labels, _ = labels_by_id(known, lexicon)
-    match = _clue_matcher(config, out)
     scores = faithfulness(known, labels, texts, lexicon, match=match, n_bootstrap=config.n_bootstrap, seed=config.seed)
     explained = score_explanations(known, references, labels, lexicon)
     return {
@@ -235,7 +252,7 @@ def _compare(config: EvalConfig, files: list[Path]) -> None:
         raise UserError("compare=true needs two or more predictions files: predictions=[a.jsonl,b.jsonl]")
     out = Path(config.out) if config.out else files[0].parent
     lexicon = load_lexicon(config.lexicon, config.label_reading)
-    references, _ = _references(config, _published_splitting(lexicon))
+    references, _ = references_of(config, published_splitting(lexicon))
     systems = {name: read_predictions(file) for name, file in named_after_files(files).items()}
     result = compare(systems, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
     print(result.table())
@@ -368,6 +385,6 @@ def _score_published_groups(config: EvalConfig, rows: list[Prediction], lexicon:
     from affectgpt.metrics.lexicon import split_published_2024
 
     answers = read_stored_answers(path)
-    references, _ = _references(config, split_published_2024)
+    references, _ = references_of(config, split_published_2024)
     labels = labels_as_published(rows, labels_by_id(rows, lexicon)[0])
     return published_grouping_score(references, labels, answers, source=path.name)

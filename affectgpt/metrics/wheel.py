@@ -11,12 +11,15 @@ Words without a group are left out of truth and prediction alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from affectgpt.metrics.lexicon import Lexicon
 from affectgpt.metrics.sets import harmonic_mean, sample_score
+from affectgpt.metrics.stats import percentile_interval, resampled_means
 from affectgpt.runtime import InputError
 
 LEVEL1 = tuple(f"M3-W{wheel}-L1" for wheel in range(1, 6))
@@ -97,3 +100,74 @@ def mean_f(scores: Iterable[tuple[float, float]]) -> float:
     """Mean of the F_S of several groupings, each given as its averaged (precision, recall)."""
     values = [harmonic_mean(float(precision), float(recall)) for precision, recall in scores]
     return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class LabelShares:
+    """Shares of the sectors of a wheel among all labels that are on it.
+
+    Attributes:
+        sectors: those with a label, by name.
+        shares: [n_sectors, 2]: of the true and of the predicted labels.
+        intervals: [n_sectors, 2, 2]: low and high of the 95 % intervals over clips; None without resamples.
+    """
+
+    sectors: tuple[str, ...]
+    shares: np.ndarray
+    intervals: np.ndarray | None
+
+    def side(self, side: int) -> dict[str, float]:
+        """Sector -> share of the true (0) or the predicted (1) labels, where there are some."""
+        return {
+            sector: float(share) for sector, share in zip(self.sectors, self.shares[:, side], strict=True) if share > 0
+        }
+
+    def ranges(self) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]] | None:
+        """The intervals of both sides by sector, as `plots.draw_wheel` takes them."""
+        if self.intervals is None:
+            return None
+        true, predicted = (
+            {sector: (low, high) for sector, (low, high) in zip(self.sectors, self.intervals[:, side], strict=True)}
+            for side in (0, 1)
+        )
+        return true, predicted
+
+
+def label_shares(
+    truths: Sequence[Iterable[str]],
+    answers: Sequence[Iterable[str]],
+    grouping: WheelGrouping,
+    wheel: int = 1,
+    *,
+    n_bootstrap: int = 1000,
+    seed: int = 42,
+) -> LabelShares:
+    """Count the labels of each clip by level-1 sector of a wheel; every label counts, not only the clip's own sector.
+
+    Args:
+        truths, answers: labels of the clips, in the same order.
+    """
+    if not 1 <= wheel <= len(LEVEL1):
+        raise InputError(f"wheel {wheel!r}: expected the number of a wheel, 1 to {len(LEVEL1)}")
+    name = LEVEL1[wheel - 1]
+    sides = []  # of the true and of the predicted labels: for each clip sector -> number of its labels
+    for side in (truths, answers):
+        groups = ([grouping.groups(word).get(name) for word in words] for words in side)
+        sides.append([Counter(group for group in clip if group) for clip in groups])
+    sectors = tuple(sorted({sector for side in sides for clip in side for sector in clip}))
+    counts = np.array([[[clip[sector] for sector in sectors] for clip in side] for side in sides], dtype=float)
+    per_clip = np.moveaxis(counts, 0, -1)  # [n_clips, n_sectors, 2]
+
+    def of(means: np.ndarray) -> np.ndarray:
+        total = means.sum(axis=-2, keepdims=True)
+        return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
+
+    shares = of(per_clip.sum(axis=0))
+    if n_bootstrap < 1 or not per_clip.size:
+        return LabelShares(sectors, shares, None)
+    resampled = of(resampled_means(per_clip, n_bootstrap=n_bootstrap, seed=seed))  # [K, n_sectors, 2]
+    found = [
+        [percentile_interval(resampled[:, sector, side], seed) for side in (0, 1)] for sector in range(len(sectors))
+    ]
+    ends = np.array([[(interval.low, interval.high) for interval in row] for row in found])
+    return LabelShares(sectors, shares, ends)
