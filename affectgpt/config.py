@@ -219,6 +219,7 @@ class GenerateConfig:
     temperature: float = 1.0  # only with do_sample
     top_p: float = 1.0  # only with do_sample
     num_beams: int = 1  # 1 = no beam search
+    constrain: bool = False  # task=fixed: true = only the candidates can be written; false = free answers, as published
     compile: bool = False  # greedy: layers compiled by torch, some seconds at first, then faster; needs a C++ compiler
 
 

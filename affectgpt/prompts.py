@@ -264,6 +264,16 @@ def target_text(
     return PUBLISHED[prompt_format].answers.get(task, "{words}").replace("{words}", text)
 
 
+def candidate_texts(candidates: Sequence[str], lang: str = "en", prompt_format: str = "chat") -> list[str]:
+    """The target text of task ``fixed`` for each candidate.
+
+    >>> candidate_texts(["sad"], prompt_format="affectgpt_v2")
+    ['The most likely label is sad.']
+    """
+    samples = [Sample(id=str(place), label=label, lang=lang) for place, label in enumerate(candidates)]
+    return [target_text(sample, "fixed", lang, prompt_format=prompt_format) for sample in samples]
+
+
 def _target_text(sample: Sample, task: str, lang: str, shown: Collection[str] | None) -> str:
     localized = sample.in_language(lang)
     if task in ("description", "both", "think") and not localized.description:

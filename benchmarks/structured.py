@@ -3,8 +3,8 @@
 Asks a chat model (a folder or hub id) the text questions of an annotation pipeline (interpretation of the words, one
 description, labels, ranking, valence) about clips that are described in words, once with JSON asked for in words
 (annotator.structured=prompt) and once with decoding by the schema (json_schema). Both take turns, so that other work on
-the machine affects them alike. Printed are the answers that are JSON, those that the pipeline accepts, seconds, new
-tokens, tokens per second, and the time of the schema's own work per step of the batch.
+the machine affects them alike. Printed are the answers that are JSON, those that the pipeline accepts, seconds,
+processor time (which other work affects least), new tokens, tokens per second, and the schema's own work per step.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Row:
     n_tokens: int = 0
     n_steps: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     schema_s: float = 0.0
     refused: list[str] = field(default_factory=list)
 
@@ -64,13 +65,14 @@ def ask(chat: TransformersChat, asked: list[tuple[str, dict[str, Any]]], row: Ro
         if row.name == "json_schema":
             request = replace(request, schema=prompts.answer_schema(step, about, within_limits=True))
         requests.append(request)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     replies = []
     for start in range(0, len(requests), row.batch_size):
         batch = chat.answer(requests[start : start + row.batch_size], max_new_tokens)
         row.n_steps += max(reply.n_new_tokens for reply in batch)
         replies += batch
     row.seconds += time.perf_counter() - started
+    row.cpu_s += time.process_time() - cpu_started
     for (step, about), reply in zip(asked, replies, strict=True):
         row.n_answers += 1
         row.n_tokens += reply.n_new_tokens
@@ -117,14 +119,15 @@ def main() -> None:
     where = cpu_name() if chat.model.device.type == "cpu" else str(chat.model.device)
     print(f"{chat.name}, {chat.model.dtype}, {where}; {len(asked)} questions, {options.rounds} rounds")
     print(
-        f"{'structured':<12} {'batch':>5} {'JSON':>8} {'usable':>8} {'s':>7} {'tokens':>7} {'tokens/s':>8} "
-        f"{'ms/step':>8}"
+        f"{'structured':<12} {'batch':>5} {'JSON':>8} {'usable':>8} {'s':>7} {'CPU s':>7} "
+        f"{'tokens':>7} {'tokens/s':>8} {'ms/step':>8}"
     )
     for row in rows:
-        shares = (f"{100 * n / row.n_answers:.0f} %" for n in (row.n_json, row.n_usable))
+        valid, usable = (f"{100 * n / row.n_answers:.0f} %" for n in (row.n_json, row.n_usable))
+        per_s, ms = row.n_tokens / row.seconds, 1000 * row.schema_s / row.n_steps
         print(
-            f"{row.name:<12} {row.batch_size:>5} {next(shares):>8} {next(shares):>8} {row.seconds:>7.1f} "
-            f"{row.n_tokens:>7} {row.n_tokens / row.seconds:>8.1f} {1000 * row.schema_s / row.n_steps:>8.2f}"
+            f"{row.name:<12} {row.batch_size:>5} {valid:>8} {usable:>8} {row.seconds:>7.1f} {row.cpu_s:>7.1f} "
+            f"{row.n_tokens:>7} {per_s:>8.1f} {ms:>8.2f}"
         )
         if options.show:
             print("\n".join(f"  {reason[:150]}" for reason in row.refused))

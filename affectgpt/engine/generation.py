@@ -84,6 +84,7 @@ def greedy(
     batch_size: int,
     stop_ids: Sequence[int],
     suppressed_ids: Sequence[int] = (),
+    allowed_ids: Callable[[Any, Sequence[int]], Sequence[int]] | None = None,
     on_tokens: Callable[[Any, Sequence[int]], None] | None = None,
     compiled: bool = False,
 ) -> Iterator[tuple[Any, list[int]]]:
@@ -93,6 +94,7 @@ def greedy(
         take: returns at most the given number of prompts; fewer = there are no more.
         batch_size: rows that are continued together.
         suppressed_ids: tokens that are never generated.
+        allowed_ids: (key, new tokens so far) -> the tokens that may follow, at least one; None = all.
         on_tokens: called after each step with the key and all new tokens so far of every active prompt.
         compiled: layers are compiled by torch while more than half of the rows are active. Each size of the buffers,
             128 tokens apart, takes some seconds to compile.
@@ -107,11 +109,16 @@ def greedy(
     few = max(1, batch_size // 8)
     has_more = True
 
-    def most_likely(states: Tensor) -> Tensor:
-        """[n, D] -> [n]"""
+    def most_likely(states: Tensor, written: Sequence[tuple[Any, Sequence[int]]]) -> Tensor:
+        """[n, D] and (key, new tokens so far) of each row -> [n]"""
         logits = layers.linear_layer(head, states)
         if len(suppressed):
             logits[:, suppressed] = float("-inf")
+        if allowed_ids is not None:
+            for row, (key, tokens) in zip(logits, written, strict=True):
+                allowed = torch.tensor(list(allowed_ids(key, tokens)), device=row.device)
+                kept = row[allowed]
+                row.fill_(float("-inf"))[allowed] = kept
         return logits.argmax(dim=-1)
 
     def finished() -> list[tuple[Any, list[int]]]:
@@ -126,13 +133,13 @@ def greedy(
             prompts = list(take(n_free))
             has_more = len(prompts) == n_free
             for group in _groups(prompts):
-                rows.add(group, most_likely(rows.prefill(group)))
+                rows.add(group, most_likely(rows.prefill(group), [(prompt.key, ()) for prompt in group]))
             yield from finished()
             if not len(rows) and has_more:
                 continue
         if not len(rows):
             return
-        rows.append(most_likely(rows.step()))
+        rows.append(most_likely(rows.step(), [(row.key, row.tokens) for row in rows.active]))
         yield from finished()
 
 

@@ -48,6 +48,9 @@ class Answer(NamedTuple):
         return len(self.tokens)
 
 
+CHOICES = "choices"
+"""Key of an encoded sample: the ids of all answers that may be given to it (`processor.answer_ids`)."""
+
 AnswerFunction = Callable[[Any, Any, Iterable[Mapping[str, Any]], GenerateConfig], Iterator[Answer]]
 """(model, processor, encoded samples, generation settings) -> their answers, in order."""
 
@@ -64,6 +67,8 @@ def answers(
     The batch changes no answer: each is the one that its sample gets alone.
 
     Args:
+        inputs: those with `CHOICES` are answered by one of them: at each step the most likely token among those that
+            continue a choice.
         callbacks: position of an input -> function that gets the text of its answer while it is generated, see
             `StreamDecoder`. With beam search no text is final before the end.
 
@@ -107,11 +112,15 @@ def prompt_embeds(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]])
             f"prompt_format {processor.prompt_format!r} masks absent modalities, but this generation takes embeddings; "
             "give it samples with all modalities of the model, or leave engine=vllm out"
         )
-    batch = processor.collate(rows, for_generation=True)
+    batch = processor.collate(list(map(_without_choices, rows)), for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     with torch.no_grad():
         embeds = model.embed(batch.pop("input_ids"), batch)  # [B, L, D], padded on the left
     return [padded[-len(row["input_ids"]) :] for padded, row in zip(embeds, rows, strict=True)]
+
+
+def _without_choices(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != CHOICES}
 
 
 def stop_ids(model: Any) -> list[int]:
@@ -131,6 +140,17 @@ def answer_of(processor: Any, tokens: Sequence[int]) -> Answer:
     )
 
 
+def _continues(choices: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[int]:
+    """The tokens that continue one of `choices` after `tokens`; after a complete choice, its last token.
+
+    >>> _continues([[5, 6, 0], [5, 7, 0], [8, 0]], [5])
+    [6, 7]
+    """
+    n = len(tokens)
+    found = {ids[n] for ids in choices if len(ids) > n and list(ids[:n]) == list(tokens)}
+    return sorted(found) or [choices[0][-1]]
+
+
 def _by_engine(
     model: Any,
     processor: Any,
@@ -139,10 +159,16 @@ def _by_engine(
     decoder: StreamDecoder | None = None,
 ) -> Iterator[Answer]:
     engine, source = backend.engine, enumerate(inputs)
+    choices: dict[int, Sequence[Sequence[int]]] = {}
+    n_vocabulary = model.get_output_embeddings().weight.shape[0]
+
+    def allowed(number: int, tokens: Sequence[int]) -> Sequence[int]:
+        return _continues(choices[number], tokens) if number in choices else range(n_vocabulary)
 
     def take(n: int) -> list[Any]:
         if not (taken := list(islice(source, n))):
             return []
+        choices.update((number, row[CHOICES]) for number, row in taken if CHOICES in row)
         embeds = prompt_embeds(model, processor, [row for _, row in taken])
         return [
             engine.Prompt(number, each, generate.max_new_tokens)
@@ -157,6 +183,7 @@ def _by_engine(
         batch_size=generate.batch_size,
         stop_ids=stop_ids(model),
         suppressed_ids=model.generation_config.suppress_tokens or (),
+        allowed_ids=allowed if generate.constrain else None,
         on_tokens=None if decoder is None else decoder.update,
         compiled=generate.compile,
     ):
@@ -206,8 +233,9 @@ def _batch_by_transformers(
     generate: GenerateConfig,
     streamer: GenerateStreamer | None,
 ) -> list[Answer]:
-    batch = processor.collate(rows, for_generation=True)
+    batch = processor.collate(list(map(_without_choices, rows)), for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
+    n_prompt = batch["input_ids"].shape[1]
     options: dict[str, Any] = {"max_new_tokens": generate.max_new_tokens, "num_beams": generate.num_beams}
     if generate.do_sample:
         options |= {"do_sample": True, "temperature": generate.temperature, "top_p": generate.top_p}
@@ -216,8 +244,16 @@ def _batch_by_transformers(
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if streamer is not None:
         options["streamer"] = streamer
+    if generate.constrain:
+        free = range(model.get_output_embeddings().weight.shape[0])
+
+        def allowed(number: int, ids: torch.Tensor) -> Sequence[int]:
+            choices = rows[number].get(CHOICES)
+            return free if choices is None else _continues(choices, ids[n_prompt:].tolist())
+
+        options["prefix_allowed_tokens_fn"] = allowed
     output = model.generate(**batch, **options)
-    return [answer_of(processor, tokens) for tokens in output[:, batch["input_ids"].shape[1] :].tolist()]
+    return [answer_of(processor, tokens) for tokens in output[:, n_prompt:].tolist()]
 
 
 @torch.no_grad()

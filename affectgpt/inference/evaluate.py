@@ -115,12 +115,12 @@ def _predict(config: EvalConfig) -> Path:
     """Let the checkpoint predict all test samples; returns the predictions file."""
     from affectgpt.cache.reader import cache_mode
     from affectgpt.data.sources import report_bad
+    from affectgpt.inference.infer import check_question
     from affectgpt.inference.loading import load
     from affectgpt.inference.prediction import predict, predict_to_file, settings_of
-    from affectgpt.prompts import task_question
     from affectgpt.runtime import seed_everything
 
-    task_question(config.task, config.lang, config.candidates)  # an unknown task is no fault of a clip
+    check_question(config, config.generate)
     loaded = load(
         config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models,
         model=config.model,

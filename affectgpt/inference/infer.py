@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from affectgpt.config import InferConfig
+from affectgpt.config import GenerateConfig, InferConfig, QuestionConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
@@ -30,7 +30,7 @@ def run_inference(config: InferConfig) -> int:
         raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
     if config.attribute and config.engine == "vllm":
         raise UserError("attribute=true needs the model in this process: leave out engine=vllm")
-    task_question(config.task, config.lang, config.candidates)  # an unknown task is no fault of a clip
+    check_question(config, config.generate)
     samples, bad = _samples(config)
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers
@@ -73,6 +73,16 @@ def run_inference(config: InferConfig) -> int:
         log.info("%d predictions in %s", len(done), config.out)
     _report(bad, config.out)
     return 3 if bad else 0
+
+
+def check_question(question: QuestionConfig, generate: GenerateConfig) -> None:
+    """Raise UserError for an unknown task, missing candidates, and settings of another task: no clip is at fault."""
+    task_question(question.task, question.lang, question.candidates)
+    if generate.constrain and question.task != "fixed":
+        raise UserError(
+            f"generate.constrain=true lets the model write one of candidates= only, but task is {question.task!r}; set "
+            "task=fixed and candidates=[happy,sad,...], or leave it out"
+        )
 
 
 def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:

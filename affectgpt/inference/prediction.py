@@ -23,13 +23,13 @@ from tqdm import tqdm
 from affectgpt.cache.reader import ClipReader
 from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.data.sources import attempt
-from affectgpt.inference.answers import AnswerFunction, answers
+from affectgpt.inference.answers import CHOICES, AnswerFunction, answers
 from affectgpt.inference.attribution import attribute
 from affectgpt.journal import Journal, read_journal
 from affectgpt.journal.locks import held
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import marked
-from affectgpt.prompts import PROMPT_VERSION, render
+from affectgpt.prompts import PROMPT_VERSION, candidate_texts, render
 from affectgpt.runtime import InputError, UserError, remove_unfinished, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
 from affectgpt.spread import in_threads
@@ -114,7 +114,11 @@ def predict(
             model=name,
             prompt_version=PROMPT_VERSION,
         )
-        return unanswered, processor.encode(messages, features.media), (sample, features.media) if attribution else None
+        encoded = processor.encode(messages, features.media)
+        if generate.constrain and question.task == "fixed":
+            texts = candidate_texts(question.candidates, question.lang, processor.prompt_format)
+            encoded[CHOICES] = processor.answer_ids(messages, texts)
+        return unanswered, encoded, (sample, features.media) if attribution else None
 
     def results() -> Iterator[tuple[Prediction, dict[str, Any], Any] | BadSample]:
         read_or_skip = partial(attempt, read, on_bad=on_bad)
@@ -206,6 +210,8 @@ def settings_of(loaded: LoadedModel, question: QuestionConfig, generate: Generat
     values = {field.name: getattr(question, field.name) for field in fields(QuestionConfig)}
     values |= {key: value for key, value in asdict(generate).items() if key not in ("batch_size", "compile")}
     values |= {"prompt_version": PROMPT_VERSION, "model": loaded.name, "weights": loaded.weights_sha256, "seed": seed}
+    if not generate.constrain:  # older files do not name it
+        del values["constrain"]
     if quantization := (loaded.model.config.spec or {}).get("llm_quantization"):
         values["quantization"] = quantization
     return values

@@ -56,6 +56,10 @@ class VllmEngine:
             raise UserError("engine=vllm has no beam search; set generate.num_beams=1, or engine=auto")
         if generate.compile:
             raise UserError("engine=vllm compiles on its own; leave generate.compile out")
+        if generate.constrain:
+            raise UserError(
+                "engine=vllm cannot constrain answers to candidates; leave out generate.constrain, or engine"
+            )
         parameters = self._vllm.SamplingParams(**sampling_values(model, generate))
         source = iter(inputs)
         while rows := list(islice(source, _BATCHES_AT_ONCE * generate.batch_size)):

@@ -267,6 +267,12 @@ class AffectGPTProcessor(ProcessorMixin):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids + self.end_ids
 
+    def answer_ids(self, messages: Sequence[Message], answers: Sequence[str]) -> list[list[int]]:
+        """Ids of possible answers to a prompt, each with its end-of-turn token, as `encode` writes them in training."""
+        prompt = self.prompt_text(messages)
+        ids = self._ids(prompt)
+        return [self._answer_ids(prompt, ids, answer) for answer in answers]
+
     def answer_text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without stop tokens and without the text that ends an answer."""
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)

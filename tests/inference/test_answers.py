@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -9,7 +11,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from affectgpt.config import GenerateConfig
 from affectgpt.engine import generation
 from affectgpt.inference import answers as answering
-from affectgpt.inference.answers import answers, prompt_embeds
+from affectgpt.inference.answers import CHOICES, answers, prompt_embeds
 from affectgpt.models import backend
 from affectgpt.runtime import UserError
 from tests.models import tiny
@@ -41,6 +43,36 @@ def test_answers_are_those_of_transformers_one_by_one_at_every_batch_size(built,
     for batch_size in (1, 3, 16):
         for by in (answering._by_engine, answering._by_transformers):
             assert list(by(*built, rows, GenerateConfig(batch_size, 12))) == alone, f"batch size {batch_size}"
+
+
+def test_constrained_answers_are_choices_by_every_path_and_the_rest_of_the_batch_is_free(built):
+    processor = built[1]
+    texts = ["sad", "sadness", "glad and calm"]
+    rows, free = (encoded(processor, 4) for _ in range(2))
+    for row, shown in zip(rows[:3], SHOWN, strict=False):
+        row[CHOICES] = processor.answer_ids(tiny.question(*shown), texts)
+    found = list(answers(*built, rows, GenerateConfig(3, 12, constrain=True)))
+    assert {answer.text for answer in found[:3]} <= set(texts)
+    assert {answer.finish for answer in found[:3]} == {"eos"}
+    assert found[3] == list(answers(*built, free, GenerateConfig(3, 12)))[3]
+    for batch_size in (1, 3):
+        for by in (answering._by_engine, answering._by_transformers):
+            assert list(by(*built, rows, GenerateConfig(batch_size, 12, constrain=True))) == found
+    for more in ({"num_beams": 2}, {"do_sample": True}):
+        others = list(answers(*built, rows[:3], GenerateConfig(3, 12, constrain=True, **more)))
+        assert {answer.text for answer in others} <= set(texts)
+
+
+def test_of_two_choices_the_one_with_the_more_likely_first_token_is_written(built):
+    model, processor = built
+    (row,) = encoded(processor, 1)
+    batch = processor.collate([row], for_generation=True)
+    best = model.generate(**batch, max_new_tokens=1, output_logits=True, return_dict_in_generate=True).logits[0][0]
+    stop = processor.stop_token_ids[0]
+    words = [token for token in best.argsort(descending=True).tolist()[3:60:8] if token != stop]
+    for more, less in itertools.pairwise(words):
+        row[CHOICES] = [[less, stop], [more, stop]]
+        assert next(answers(*built, [row], GenerateConfig(1, 4, constrain=True))).tokens == (more, stop)
 
 
 def test_greedy_answers_come_from_the_engine_and_sampled_ones_from_transformers(built, monkeypatch):

@@ -205,6 +205,12 @@ def test_an_unknown_task_is_named_before_a_model_is_loaded(infer_config):
         run_inference(infer_config)
 
 
+def test_candidates_can_only_constrain_a_fixed_task(infer_config):
+    infer_config.generate.constrain = True
+    with pytest.raises(UserError, match="candidates= only, but task is 'both'; set task=fixed"):
+        run_inference(infer_config)
+
+
 def test_attribution_is_printed_stored_and_refused_with_another_engine(infer_config, tmp_path, capsys):
     infer_config.input = [str(write_clip(tmp_path / "a.mp4"))]
     infer_config.subtitle, infer_config.attribute = "Fine.", True

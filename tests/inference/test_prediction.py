@@ -61,6 +61,16 @@ def test_predictions_are_those_of_transformers_one_by_one_at_every_batch_size(bu
         assert list(predicted(built, GenerateConfig(4, 12), [sample])) == [row]
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_constrained_predictions_of_a_fixed_task_are_candidates(built, lang):
+    words = {"en": ["very sad", "sad"], "zh": ["难过", "高兴"]}[lang]
+    question = QuestionConfig(task="fixed", lang=lang, candidates=words)
+    options = {"question": question, "generate": GenerateConfig(4, 40, constrain=True)}
+    found = list(predict(*built, SAMPLES[:3], Reader(), **options))
+    assert {row.text for row in found} <= set(words)
+    assert all(list(row.labels) == [row.text] and row.finish == "eos" for row in found)
+
+
 def test_sampled_answers_repeat_with_the_seed(built):
     made = []
     for _ in range(2):
