@@ -136,6 +136,9 @@ PUBLISHED = {
             ),
             "labels": ("Please name all emotions that the person in the video shows.",),
             "fixed": ("Please determine which emotion label in the video represents: {candidates}.",),
+            "think": (
+                "First explain within <think> and </think>, then name the emotion within <answer> and </answer>.",
+            ),
             "audio": ("What does the voice alone say about the emotion of the person, and which cues show it?",),
             "image": ("What does the picture alone say about the emotion of the person, and which cues show it?",),
         },
@@ -144,7 +147,12 @@ PUBLISHED = {
 }
 """Name of a prompt format -> what is published about it."""
 _TAGS = {"description": "[reason] ", "both": "[reason] ", "fixed": "[emotion] "}  # of emotion_llama
-_TAGS_V2 = _TAGS | {"labels": "[multi-label] ", "audio": "[audio] ", "image": "[image] "}  # of emotion_llama_v2
+_TAGS_V2 = _TAGS | {
+    "think": "[think] ",
+    "labels": "[multi-label] ",
+    "audio": "[audio] ",
+    "image": "[image] ",
+}  # of emotion_llama_v2
 _BOTH = " End with a line that lists the emotions."
 _CAPTION_WORDS = 200
 
@@ -257,6 +265,8 @@ def target_text(
         InputError: the sample lacks what the task needs, or its description says nothing about what is shown.
     """
     text = _target_text(sample, task, lang, shown)
+    if lang == "en" and task == "think" and prompt_format == "emotion_llama_v2":
+        return _caption(text.replace("</think>\n", "</think>"))
     if lang != "en" or prompt_format not in PUBLISHED or task in ("both", "think"):
         return text
     if prompt_format.startswith("emotion_llama"):
@@ -340,7 +350,8 @@ def render(
         task, lang, candidates: see the module docstring.
         modalities: media to use, None = all that the sample has; one that it lacks is an error.
         with_subtitle: False leaves the subtitle out (strategy S0 of the papers); True is S1.
-        question: a question that replaces the task's own, on which the model was trained.
+        question: a question that replaces the task's own, on which the model was trained. Without it, a sample's own
+            question does so for task `description`.
         prompt_format: of the processor that the messages are for (`processor.prompt_format`).
 
     >>> from affectgpt.schema import Sample
@@ -350,6 +361,8 @@ def render(
     published = prompt_format in PUBLISHED
     has = sample.modalities or ()
     wanted = has if modalities is None else modalities
+    if question is None and task == "description" and lang == sample.lang:
+        question = sample.question
     if question is None and published:
         question = _published_question(prompt_format, task, lang, candidates, sample.id, wanted)
     elif question is None:

@@ -15,6 +15,7 @@ import functools
 import inspect
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -452,10 +453,53 @@ def merbench_npz(
         yield _sample(folder, str(path), name, spoken, label=emotion, valence=valence)
 
 
-def llava(folder: Folder, *, file: str, answer: str = "description") -> Rows:
+def mmeverse(
+    folder: Folder,
+    *,
+    file: str,
+    label: str = "emotion_label",
+    text: str = "english",
+    mode: str = "mode",
+    train: Sequence[str] = ("train",),
+    explanation: str = "",
+    clue: str = "",
+    multiple: bool = False,
+    max_words: int = 200,
+) -> Rows:
+    """a table of MMEVerse (Emotion-LLaMA v2): video_id, and the columns of label, text, mode (split) and explanation
+
+    Rows whose mode is one of `train` have the split train. With an explanation, rows without one and with one of more
+    than `max_words` words are left out and counted: the published code asks them for the label instead. `clue` names
+    the one stream that an explanation is about. With `multiple`, the cell of the label is a list.
+    """
+    streams: Mapping[str, tuple[str, ...] | None] = {"": None, "audio": ("audio",), "image": ("frames",)}
+    if clue not in streams:
+        raise FormatError(f"clue is {clue!r}; expected audio, image or nothing")
+    n_left_out = 0
+    for where, row in folder.rows(file, *filter(None, ("video_id", label, text, mode, explanation))):
+        name, told = str(row["video_id"]).strip(), cell_text(row[explanation]) if explanation else None
+        if explanation and (told is None or len(told.split()) > max_words):
+            n_left_out += 1
+            continue
+        texts = {"labels" if multiple else "label": row[label], "subtitle": row[text], "description": told}
+        if not multiple and explanation and not clue:
+            texts["labels"] = [cell] if (cell := cell_text(row[label])) else None  # for the task think
+        made = _sample(folder, where, name, **texts)
+        if isinstance(made, Sample):
+            split = cell_text(row[mode])
+            made = replace(made, split="train" if split in train else split, modalities=streams[clue])
+        yield made
+    if n_left_out:
+        log.warning(
+            "%s: left out %d rows: no %s of 1 to %d words", folder.path / file, n_left_out, explanation, max_words
+        )
+
+
+def llava(folder: Folder, *, file: str, answer: str = "description", questions: bool = False) -> Rows:
     """a LLaVA or ShareGPT list of image / video and conversations; the first answer becomes description, labels, label
 
-    The questions are dropped, because our prompts replace them; later turns are left out and counted.
+    The questions are dropped, because our prompts replace them, unless `questions` is set; later turns are left out and
+    counted.
     """
     if answer not in ("description", "labels", "label"):
         raise FormatError(f"answer must be description, labels or label, found {answer!r}")
@@ -477,7 +521,8 @@ def llava(folder: Folder, *, file: str, answer: str = "description") -> Rows:
             value = parse_label_list(answers[0]) if answer == "labels" else answers[0].strip()
             if medium is None:
                 raise InputError(f"no image or video, found {sorted(entry)}")
-            yield Sample(id=name, **_medium_field(folder.path, medium), **{answer: value})
+            asked = _first_question(entry) if questions else None
+            yield Sample(id=name, **_medium_field(folder.path, medium), **{answer: value}, question=asked)
         except InputError as error:
             yield BadSample(name, where, str(error))
     if n_left_out:
@@ -492,6 +537,15 @@ def _first_medium(entry: Mapping[str, Any]) -> str | None:
         if isinstance(value, str) and value:
             return value
     return None
+
+
+def _first_question(entry: Mapping[str, Any]) -> str:
+    """The first question of a conversation, without the placeholders of its media."""
+    for turn in entry.get("conversations") or entry.get("messages") or ():
+        if turn.get("from", turn.get("role")) in ("human", "user"):
+            text = str(turn.get("value", turn.get("content")))
+            return re.sub(r"<(image|video|audio|ImageHere|Img|/Img)>", "", text).strip()
+    raise InputError("conversations have no question (from: human, value: text)")
 
 
 def _shared_stems(entries: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -592,6 +646,7 @@ FORMATS: dict[str, Callable[..., Rows]] = {
     "merr": merr,
     "merr_index": merr_index,
     "merbench_npz": merbench_npz,
+    "mmeverse": mmeverse,
     "llava": llava,
     "sharegpt": llava,
     "predictions": predictions,

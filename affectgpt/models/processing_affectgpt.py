@@ -51,6 +51,8 @@ MEDIA_KEYS = {
     "face": "pixel_values_faces",
     "face_motion": "pixel_values_face_videos",
 }
+TEXT_KEYS = ("input_ids", "labels", "position_ids")
+"""What `encode` makes of the text alone."""
 BATCH_MEDIA_KEYS = (
     "input_lengths",
     "multi_rows",
@@ -372,7 +374,7 @@ class AffectGPTProcessor(ProcessorMixin):
             media: modality -> waveform (with `samples` and `rate_hz`), frames uint8 [T, H, W, 3], or cached encoder
                 states [T, E]; exactly the modalities whose placeholders the messages show.
             answer: the target text; None and no assistant message = a prompt for generation, without labels.
-            text: `input_ids` and `labels` of the messages and the answer, if already tokenised.
+            text: the `TEXT_KEYS` of the messages and the answer, if already tokenised.
         """
         messages, media = list(messages), dict(media or {})
         if answer is None and messages[-1].role == "assistant":

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from affectgpt.cache.reader import CacheKey, ClipReader
 from affectgpt.data.stream import Draw
-from affectgpt.models.processing_affectgpt import MEDIA_KEYS
+from affectgpt.models.processing_affectgpt import MEDIA_KEYS, TEXT_KEYS
 from affectgpt.prompts import Message, render
 from affectgpt.training.objectives import Objective, Row
 
@@ -146,7 +146,7 @@ class Batches:
         row = self._processor.encode(prompt, media, answer=answer, text=text)
         # The first texts stay until the end: a pass meets each text once, so a later one would not come back sooner.
         if known is None and self._n_tokens < _MAX_TOKENS:
-            self._texts[key] = {name: row[name].to(torch.int32) for name in ("input_ids", "labels") if name in row}
+            self._texts[key] = {name: row[name].to(torch.int32) for name in TEXT_KEYS if name in row}
             self._n_tokens += len(row["input_ids"])
         return row
 

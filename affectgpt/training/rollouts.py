@@ -70,6 +70,9 @@ class Rollout:
             ids, new = row["input_ids"], torch.tensor(tokens, dtype=row["input_ids"].dtype)
             labels = torch.cat([torch.full_like(ids, -100), new])
             made.append({**row, "input_ids": torch.cat([ids, new]), "labels": labels})
+            if (places := row.get("position_ids")) is not None:
+                after = places[-1] + 1 + torch.arange(len(new))
+                made[-1]["position_ids"] = torch.cat([places, after])
         return made
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from affectgpt.config import GenerateConfig
+from affectgpt.data.mixture import Source
+from affectgpt.data.stream import TrainingStream
 from affectgpt.inference.answers import answers, prompt_embeds
 from affectgpt.models import build
 from affectgpt.prompts import render
 from affectgpt.runtime import InputError
 from affectgpt.schema import Sample
+from affectgpt.training.loader import Batches
+from affectgpt.training.objectives.supervised import Objective
+from affectgpt.training.rollouts import Rollout
 from tests.models import tiny
 
 MEDIA = tiny.media("audio", "frames")
@@ -72,6 +78,26 @@ def test_answers_are_those_of_the_masked_prompt(built):
     rows = [row_of(processor, *shown, answer=None) for shown in (("audio", "frames"), ("audio",))]
     found = list(answers(model, processor, rows, GenerateConfig(max_new_tokens=5, batch_size=2)))[1]
     assert list(found.tokens) == greedy[: len(found.tokens)]
+
+
+def test_a_text_that_is_kept_between_draws_keeps_its_positions(built):
+    model, processor = built
+    sample = Sample(id="a", subtitle="Fine.", labels=("sad",), modalities=("audio", "frames"))
+    reader = SimpleNamespace(load=lambda sample, shown: SimpleNamespace(media={n: MEDIA[n] for n in shown}, missing={}))
+    batches = Batches(Objective(), processor, reader, model=model, packed=False)
+    stream = TrainingStream([Source([sample], tasks={"labels": 1.0})], modalities=("audio",), length=2, seed=0)
+    draws = [replace(stream[n], prompt_format="emotion_llama_v2") for n in range(2)]
+    first, second = (batches([draw])["position_ids"] for draw in draws)
+    assert first[0].diff().max() > 1
+    assert torch.equal(first, second)
+
+
+def test_written_answers_continue_the_positions(built):
+    prompt = row_of(built[1], "audio", answer=None)
+    tokens = (5, 6, 7)
+    (row,) = Rollout([tokens], [1.0]).rows(SimpleNamespace(rows=[prompt]))
+    assert len(row["position_ids"]) == len(row["input_ids"])
+    assert row["position_ids"][-4:].diff().tolist() == [1, 1, 1]
 
 
 def test_generation_from_embeddings_refuses_them(built):
