@@ -101,6 +101,7 @@ class SamplingConfig:
     max_windows: int = 3  # maximum number of windows of longer audio
     window_mode: str = "cover"  # cover = spread from start to end; fixed = always max_windows; published = as AffectGPT
     short_clips: str = "even"  # fewer frames than asked for: even = all are repeated, last = the last one is
+    faces: FacesConfig = field(default_factory=FacesConfig)  # face crops of videos without crops saved as .npy
 
 
 SAMPLED = {

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from affectgpt.cache.reader import clip_reader
 from affectgpt.cache.store import folder_bytes
 from affectgpt.config import CacheConfig
+from affectgpt.data.faces import face_needs
 from affectgpt.data.facts import facts_in
 from affectgpt.data.mixture import read_samples
 from affectgpt.data.sources import report_bad
@@ -52,7 +53,8 @@ def run_build(config: CacheConfig) -> int:
     if not sources:
         raise InputError(f"data {config.data.name!r} names no manifest; see conf/data")
     folder = Path(config.paths.cache)
-    found, bad = read_samples(sources, config.data, facts_in(folder))
+    faces = face_needs(config.model.encoders, config.model.sampling, backend=config.data.backend)
+    found, bad = read_samples(sources, config.data, facts_in(folder), faces)
     samples = list({_media(sample): sample for sample in found}.values())
     device = torch_device(config.device).type
     size = _CLIPS_PER_TASK[device]

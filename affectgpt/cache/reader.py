@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from affectgpt.cache.store import Quota, StateStore
-from affectgpt.config import SAMPLED, SamplingConfig
+from affectgpt.config import SAMPLED, FacesConfig, SamplingConfig
 from affectgpt.data.clips import load_clip
+from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds, face_needs
 from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
 from affectgpt.journal.locks import NamedLocks
@@ -184,6 +185,7 @@ class ClipReader:
         self._encode = encode
         self._facts = facts or MediaFacts()
         self._n_threads = n_threads
+        self._faces_key = FaceNeeds(sampling.faces).key
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}  # a model; loader processes do not encode
@@ -213,7 +215,7 @@ class ClipReader:
                 if (known := self._cache.read(name, hashes[name])) is not None:
                     media[name], facts[name] = known
         if lacking := [name for name in modalities if name not in media]:
-            clip = load_clip(sample, lacking, self._sampling, backend=self._backend)
+            clip = load_clip(sample, lacking, self._sampling, backend=self._backend, facts=self._facts)
             media, facts = {**media, **clip.arrays}, {**facts, **clip.facts}
         self._facts.save()
         return Features(
@@ -274,7 +276,7 @@ class ClipReader:
                 finally:
                     claims.release(claim)
             elif on_bad == "skip":
-                load_clip(sample, wanted, self._sampling, backend=self._backend)
+                load_clip(sample, wanted, self._sampling, backend=self._backend, facts=self._facts)
             return sample
 
         check_all = partial(check_each, on_bad=on_bad, n_threads=self._n_threads, progress=progress)
@@ -295,9 +297,9 @@ class ClipReader:
             return True
         wanted = [name for name in sample.modalities or () if name in modalities]
         try:
-            hashes: dict[str | None, str] = {}  # by file, since several modalities come from one
+            hashes: dict[Any, str] = {}  # by file and use, since several modalities come from one
             for name in wanted:
-                file = self._file(sample, name)
+                file = self._file(sample, name), self._is_cut(sample, name)
                 if file not in hashes:
                     hashes[file] = self._sha256(sample, name)
                 if not self._cache.has(name, hashes[file]):
@@ -307,10 +309,14 @@ class ClipReader:
             return True
 
     def _sha256(self, sample: Sample, modality: str) -> str:
-        """Hash of the media file; for face crops in RGB order, combined with the order."""
+        """Hash of the media file; for faces of a video combined with what decides its crops, for saved crops in RGB
+        order with the order.
+        """
         path = self._file(sample, modality)
         assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
         digest = self._facts.sha256(path)
+        if self._is_cut(sample, modality):
+            return stable_hash([digest, self._faces_key])
         is_bgr = path != sample.face or sample.face_order == "bgr"
         return digest if is_bgr else stable_hash([digest, sample.face_order])
 
@@ -318,7 +324,12 @@ class ClipReader:
     def _file(sample: Sample, modality: str) -> str | None:
         if modality == "audio" and sample.audio is not None:
             return sample.audio
-        return sample.face if modality in ("face", "face_motion") else sample.video
+        return sample.face if modality in FACE_MODALITIES and sample.face is not None else sample.video
+
+    @staticmethod
+    def _is_cut(sample: Sample, modality: str) -> bool:
+        """Whether the crops of this modality are cut out of the video."""
+        return modality in FACE_MODALITIES and sample.face is None
 
 
 def clip_reader(
@@ -328,11 +339,13 @@ def clip_reader(
     backend: str = "pyav",
     cache_folder: Path | None = None,
     limit_gb: float | None = None,
+    facts: MediaFacts | None = None,
 ) -> ClipReader:
     """The reader that gives `processor.encode` its media; with a cache folder, as encoder states.
 
     Args:
         limit_gb: maximum size of the encoder states in the folder; None = no limit.
+        facts: known facts about files; None = those in the cache folder, if there is one.
     """
     sampled = {  # branch settings have the sampling's names, but `n_frames` for each kind of image
         field: settings["n_frames"] if field.startswith("n_") else settings[field]
@@ -341,9 +354,9 @@ def clip_reader(
     }
     if short := {settings["short_clips"] for settings in processor.branches.values() if "short_clips" in settings}:
         (sampled["short_clips"],) = short
-    sampling = SamplingConfig(**sampled)
+    sampling = SamplingConfig(**sampled, faces=faces_of(processor))
     if cache_folder is None:
-        return ClipReader(sampling, backend=backend)
+        return ClipReader(sampling, backend=backend, facts=facts)
 
     def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -353,7 +366,8 @@ def clip_reader(
 
     # The processor's settings (sizes, normalisation, audio windows) decide what the encoder's input is.
     inputs = {
-        name: {key: value for key, value in settings.items() if key not in ("unless", "n_class")} | {"n_tokens": None}
+        name: {key: value for key, value in settings.items() if key not in ("unless", "n_class", "faces")}
+        | {"n_tokens": None}
         for name, settings in processor.branches.items()
     }
     fingerprints = {name: [model.encoder_fingerprint(name), inputs[name], backend] for name in model.modalities}
@@ -367,5 +381,28 @@ def clip_reader(
     # A GPU encodes faster than one thread decodes; on the CPU both share the cores.
     n_threads = min(16, max(2, n_cores() // torch.cuda.device_count())) if on_gpu else 2
     return ClipReader(
-        sampling, backend=backend, cache=cache, encode=encode, facts=facts_in(cache_folder), n_threads=n_threads
+        sampling,
+        backend=backend,
+        cache=cache,
+        encode=encode,
+        facts=facts or facts_in(cache_folder),
+        n_threads=n_threads,
     )
+
+
+def faces_of(processor: Any) -> FacesConfig:
+    """How a model's face crops are cut out of videos."""
+    for name in FACE_MODALITIES:
+        if settings := processor.branches.get(name, {}).get("faces"):
+            return FacesConfig(**settings)
+    return FacesConfig()
+
+
+def face_needs_of(model: Any, processor: Any, *, backend: str = "pyav") -> FaceNeeds | None:
+    """What probing needs to know to find faces for a model; None if it takes none."""
+    counts = {
+        SAMPLED[name][0]: settings["n_frames"]
+        for name, settings in processor.branches.items()
+        if name in ("frames", "motion")
+    }
+    return face_needs(model.modalities, SamplingConfig(**counts, faces=faces_of(processor)), backend=backend)

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from affectgpt.config import SAMPLED, SamplingConfig
-from affectgpt.media import audio_windows, probe_faces, read_audio, read_faces, read_frame_sets, uniform_indices
+from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds
+from affectgpt.data.facts import MediaFacts
+from affectgpt.media import (
+    Frames,
+    audio_windows,
+    probe_faces,
+    read_audio,
+    read_faces,
+    read_frame_sets,
+    uniform_indices,
+)
+from affectgpt.runtime import InputError
 from affectgpt.schema import Sample
 
 
@@ -26,29 +37,56 @@ class Clip:
     facts: dict[str, Any]
 
 
-def load_clip(sample: Sample, modalities: Sequence[str], sampling: SamplingConfig, *, backend: str = "pyav") -> Clip:
-    """Decode `modalities` of `sample`; raises MediaError with the file's name if one cannot be decoded completely."""
+def load_clip(
+    sample: Sample,
+    modalities: Sequence[str],
+    sampling: SamplingConfig,
+    *,
+    backend: str = "pyav",
+    facts: MediaFacts | None = None,
+) -> Clip:
+    """Decode `modalities` of `sample`; raises MediaError with the file's name if one cannot be decoded completely.
+
+    Face crops come from the sample's file of crops, or without one from its video.
+
+    Args:
+        facts: knows where the faces of videos are; None = they are looked for.
+    """
     arrays: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
+    infos: dict[str, Any] = {}
     counts = {name: getattr(sampling, SAMPLED[name][0]) for name in modalities if name != "audio"}
-    if wanted := {name: counts[name] for name in ("frames", "motion") if name in counts}:
+    wanted = {name: counts[name] for name in ("frames", "motion") if name in counts}
+    faces = {name: counts[name] for name in FACE_MODALITIES if name in counts}
+    sets: dict[str, Frames] = {}
+    if sample.face is None and sample.video is not None and (wanted or faces):
+        facts = facts or MediaFacts()
+        needs = FaceNeeds(sampling.faces, wanted if backend == "pyav" else {})
+        reading = facts.faces_in(sample.video, needs) if faces else facts.read_ahead(sample.video, needs)
+        if reading is not None and (faces or not set(wanted) - set(reading.sets or ())):
+            if faces and not reading.crops.n:
+                raise InputError(f"{sample.video}: no face was found (faces.person={sampling.faces.person})")
+            sets, crops = reading.read(sample.video, needs.counts, faces, sampling.faces.size_px)
+            for name, images in crops.items():
+                arrays[name] = images[_order(len(reading.crops.indices), len(images), sampling)]
+                infos[name] = {"n_frames_with_face": reading.crops.n, "detector": sampling.faces.detector}
+    if wanted:
         assert sample.video is not None, f"sample {sample.id!r} lists frames without a video"
-        for name, frames in read_frame_sets(sample.video, wanted, backend=backend).items():
-            order = _order(frames.n_source_frames, len(frames.indices), sampling)
-            arrays[name] = frames.images[order]
-            facts[name] = {"times_s": [round(float(time), 3) for time in frames.times_s[order]]}
-    for name in ("face", "face_motion"):
-        if name in counts:
-            assert sample.face is not None, f"sample {sample.id!r} lists face crops without a file"
-            crops = read_faces(sample.face, counts[name], order=sample.face_order)
+        sets = sets or read_frame_sets(sample.video, wanted, backend=backend)
+        for name in wanted:
+            order = _order(sets[name].n_source_frames, len(sets[name].indices), sampling)
+            arrays[name] = sets[name].images[order]
+            infos[name] = {"times_s": [round(float(time), 3) for time in sets[name].times_s[order]]}
+    if sample.face is not None:
+        for name, n in faces.items():
+            saved = read_faces(sample.face, n, order=sample.face_order)
             n_crops = probe_faces(sample.face)[0]
-            arrays[name] = crops[_order(n_crops, len(crops), sampling)]
-            facts[name] = {"n_crops": n_crops}
+            arrays[name] = saved[_order(n_crops, len(saved), sampling)]
+            infos[name] = {"n_crops": n_crops}
     if "audio" in modalities:
         arrays["audio"] = waveform = read_audio(sample.audio or sample.video, sampling.rate_hz)
         heard_s, duration_s = _heard_s(len(waveform.samples), sampling), len(waveform.samples) / sampling.rate_hz
-        facts["audio"] = {"heard_s": round(heard_s, 3), "duration_s": round(duration_s, 3)}
-    return Clip(arrays, facts)
+        infos["audio"] = {"heard_s": round(heard_s, 3), "duration_s": round(duration_s, 3)}
+    return Clip(arrays, infos)
 
 
 def _order(n_source: int, n: int, sampling: SamplingConfig) -> Any:

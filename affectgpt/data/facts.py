@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from affectgpt.data.faces import FaceNeeds, FaceReading, ReadAhead, read_faces_of
 from affectgpt.journal import append_rows
 from affectgpt.media import MediaError, MediaInfo, MissingMedia, probe, probe_faces
 from affectgpt.runtime import sha256_of_file
@@ -38,6 +39,10 @@ class MediaFacts:
         self._file = file
         self._known: dict[str, tuple[int, int, dict[str, Any]]] | None = None
         self._changed: dict[str, None] = {}
+        self._ahead = ReadAhead()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": ReadAhead()}  # pictures; loader processes decode their own
 
     def info(self, path: str) -> MediaInfo:
         """`media.probe`, stored; its errors are not."""
@@ -55,6 +60,41 @@ class MediaFacts:
         n, height, width = facts["faces"]
         return n, height, width
 
+    def faces_in(self, path: str, needs: FaceNeeds, *, read_ahead: bool = False) -> FaceReading:
+        """Where the face crops of a video are, stored; and its pictures, if they are in memory.
+
+        Args:
+            read_ahead: keep the pictures in memory, within limits, until `faces_in` asks for them, which is soon.
+
+        Raises:
+            MediaError: the video cannot be decoded completely.
+        """
+        facts = self._facts(path)
+        if not read_ahead and (reading := self.read_ahead(path, needs)) is not None:
+            return reading
+        if needs.fact in facts:
+            return FaceReading.from_fact(facts[needs.fact])
+        reading = read_faces_of(path, needs)
+        self._remember(path, facts, needs.fact, reading.to_fact())
+        if read_ahead:
+            self._ahead.put(self._address(path, needs), reading)
+        return reading
+
+    def read_ahead(self, path: str, needs: FaceNeeds) -> FaceReading | None:
+        """The pictures of a video that `faces_in` has read ahead, once; None if there are none."""
+        return self._ahead.pop(self._address(path, needs))
+
+    def _address(self, path: str, needs: FaceNeeds) -> tuple[Any, ...]:
+        self._facts(path)
+        assert self._known is not None
+        return (path, *self._known[path][:2], needs.fact)
+
+    def forget(self, path: str) -> None:
+        """Drop what is known about a file, for files that exist for a moment."""
+        if self._known is not None:
+            self._known.pop(path, None)
+        self._changed.pop(path, None)
+
     def sha256(self, path: str) -> str:
         """Content hash of the file, hex.
 
@@ -71,7 +111,10 @@ class MediaFacts:
         return facts["sha256"]
 
     def lists(self, path: str, fact: str) -> bool:
-        """Whether `fact` ("info", "faces", "sha256") is stored for this path; the file may have changed since."""
+        """Whether `fact` ("info", "faces", "sha256", `FaceNeeds.fact`) is stored for this path.
+
+        The file may have changed since.
+        """
         self._load()
         assert self._known is not None
         known = self._known.get(path)

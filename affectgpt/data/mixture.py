@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from affectgpt.clauses import shown_clues
 from affectgpt.config import DataConfig, SourceConfig, StageConfig
+from affectgpt.data.faces import FaceNeeds
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import SourceRows, probe_samples, read_source
 from affectgpt.prompts import says_something, target_text
@@ -38,19 +39,26 @@ class Source:
 
 
 def read_samples(
-    sources: Sequence[SourceConfig], data: DataConfig, facts: MediaFacts | None = None
+    sources: Sequence[SourceConfig],
+    data: DataConfig,
+    facts: MediaFacts | None = None,
+    faces: FaceNeeds | None = None,
 ) -> tuple[list[Sample], list[BadSample]]:
     """All samples of the sources with probed modalities, and the bad ones.
 
     Raises:
         UserError: a source cannot be read, or nothing of it is usable; with data.on_bad "raise" also any bad sample.
     """
-    rows = [_read(source, data, facts) for source in sources]
+    rows = [_read(source, data, facts, faces) for source in sources]
     return [sample for each in rows for sample in each.samples], [row for each in rows for row in each.bad]
 
 
 def read_mixture(
-    sources: Sequence[SourceConfig], data: DataConfig, stage: StageConfig, facts: MediaFacts | None = None
+    sources: Sequence[SourceConfig],
+    data: DataConfig,
+    stage: StageConfig,
+    facts: MediaFacts | None = None,
+    faces: FaceNeeds | None = None,
 ) -> tuple[list[Source], list[BadSample]]:
     """The sources of a stage; tasks, languages and candidates are the source's own, else those of the stage.
 
@@ -62,7 +70,7 @@ def read_mixture(
     mixture: list[Source] = []
     bad: list[BadSample] = []
     for source in sources:
-        rows = _read(source, data, facts)
+        rows = _read(source, data, facts, faces)
         tasks = {task: weight for task, weight in (source.tasks or stage.tasks).items() if weight != 0}
         langs = {lang: weight for lang, weight in (source.langs or stage.langs).items() if weight != 0}
         candidates: Sequence[str] = ()
@@ -78,9 +86,11 @@ def read_mixture(
     return mixture, bad
 
 
-def _read(source: SourceConfig, data: DataConfig, facts: MediaFacts | None) -> SourceRows:
+def _read(
+    source: SourceConfig, data: DataConfig, facts: MediaFacts | None, faces: FaceNeeds | None = None
+) -> SourceRows:
     rows = read_source(source, data.folder, on_bad=data.on_bad)
-    samples, bad = probe_samples(rows.samples, on_bad=data.on_bad, facts=facts)
+    samples, bad = probe_samples(rows.samples, on_bad=data.on_bad, facts=facts, faces=faces)
     _check_not_empty(rows.name, samples, [*rows.bad, *bad])
     return SourceRows(rows.name, samples, [*rows.bad, *bad], rows.files)
 

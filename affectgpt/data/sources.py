@@ -15,6 +15,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from affectgpt.config import SourceConfig
+from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
@@ -170,11 +171,12 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
     return SourceRows(name, samples, bad, files)
 
 
-def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
+def probe_sample(sample: Sample, facts: MediaFacts | None = None, faces: FaceNeeds | None = None) -> Sample:
     """Set `modalities` to what the media contain (by their headers); a subset listed in the manifest is respected.
 
     Args:
         facts: known facts about files; None = open each file.
+        faces: look for faces in videos without a file of face crops; None = such samples have no faces.
 
     Raises:
         MediaError: a file is missing or unreadable.
@@ -194,12 +196,20 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None) -> Sample:
         found.add("audio")
     if sample.face is not None:
         facts.faces(sample.face)
-        found |= {"face", "face_motion"}
+        found |= set(FACE_MODALITIES)
+    elif faces is not None and "frames" in found and _may_show_faces(sample):
+        assert sample.video is not None
+        if facts.faces_in(sample.video, faces, read_ahead=True).crops.n:
+            found |= set(FACE_MODALITIES)
     if sample.modalities is not None:
         if lacking := [name for name in sample.modalities if name not in found]:
             raise InputError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}")
         found &= set(sample.modalities)
     return sample.with_modalities(tuple(name for name in MODALITIES if name in found))
+
+
+def _may_show_faces(sample: Sample) -> bool:
+    return sample.modalities is None or bool({*FACE_MODALITIES} & {*sample.modalities})
 
 
 def attempt(work: Callable[[Sample], Result], sample: Sample, *, on_bad: str) -> Result | BadSample:
@@ -243,21 +253,38 @@ def check_each(
 
 
 def probe_samples(
-    samples: Sequence[Sample], *, on_bad: str = "raise", facts: MediaFacts | None = None
+    samples: Sequence[Sample],
+    *,
+    on_bad: str = "raise",
+    facts: MediaFacts | None = None,
+    faces: FaceNeeds | None = None,
 ) -> tuple[list[Sample], list[BadSample]]:
-    """`probe_sample` for many, in order, with the policy of `attempt`. New facts are saved."""
+    """`probe_sample` for many, in order, with the policy of `attempt`. New facts are saved.
+
+    With `faces`, it is logged in how many videos no face was found.
+    """
     facts = facts or MediaFacts()
-    check = partial(probe_sample, facts=facts)
-    unknown = [sample for sample in samples if not all(facts.lists(path, fact) for path, fact in _files(sample))]
+    check = partial(probe_sample, facts=facts, faces=faces)
+    unknown = [sample for sample in samples if not all(facts.lists(path, fact) for path, fact in _files(sample, faces))]
     if unknown:  # files are opened in threads; then all facts are known, and threads would only slow the rest down
-        check_each(unknown, check, on_bad="skip", what="probing media")
+        check_each(unknown, check, on_bad="skip", what="probing media" if faces is None else "looking for faces")
     facts.save()
-    return check_each(samples, check, on_bad=on_bad, what="probing media", n_threads=0)
+    good, bad = check_each(samples, check, on_bad=on_bad, what="probing media", n_threads=0)
+    if faces is not None:
+        asked = [
+            sample for sample in good if sample.video and not sample.face and "frames" in (sample.modalities or ())
+        ]
+        without = [sample.id for sample in asked if not {*FACE_MODALITIES} & {*(sample.modalities or ())}]
+        if without:
+            log.info("no face in %d of %d videos, for example %s", len(without), len(asked), without[:3])
+    return good, bad
 
 
-def _files(sample: Sample) -> list[tuple[str, str]]:
+def _files(sample: Sample, faces: FaceNeeds | None) -> list[tuple[str, str]]:
     """(path, fact) of everything that probing reads."""
-    found = ((sample.video, "info"), (sample.audio, "info"), (sample.face, "faces"))
+    found = [(sample.video, "info"), (sample.audio, "info"), (sample.face, "faces")]
+    if faces is not None and sample.face is None and _may_show_faces(sample):
+        found.append((sample.video, faces.fact))
     return [(path, fact) for path, fact in found if path is not None]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from affectgpt.clauses import split
 from affectgpt.config import EvalConfig, QuestionConfig
+from affectgpt.data.facts import facts_in
 from affectgpt.inference.evaluate import read_test_samples
 from affectgpt.inference.loading import load
 from affectgpt.inference.prediction import predict
@@ -63,11 +64,12 @@ def measure(config: EvalConfig) -> tuple[dict[str, Any], Path]:
         base_models=config.base_models,
         model=config.model,
     )
-    samples, bad = read_test_samples(config)
+    samples, bad = read_test_samples(config, loaded.face_needs(config.data.backend))
     samples = [sample for sample in samples if sample.modalities]
     if len(samples) < 2:
         raise UserError(f"found {len(samples)} usable clips with media; interventions need two or more")
-    reader = loaded.reader(backend=config.data.backend, cache_folder=None)
+    facts = facts_in(Path(config.paths.cache))
+    reader = loaded.reader(backend=config.data.backend, cache_folder=None, facts=facts)
 
     def answer(question: QuestionConfig, asked: Sequence[Sample]) -> list[Prediction]:
         seed_everything(config.seed)

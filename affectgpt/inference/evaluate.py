@@ -16,6 +16,7 @@ from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 
 if TYPE_CHECKING:
     from affectgpt.chat.served import ChatClient
+    from affectgpt.data.faces import FaceNeeds
     from affectgpt.metrics import Lexicon, Report
     from affectgpt.metrics.clip_scores import ClipScore
     from affectgpt.metrics.faithfulness import Matcher
@@ -68,6 +69,7 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     return report, out
 
 
+<<<<<<< HEAD
 def score_rows(
     config: EvalConfig,
     lexicon: Lexicon,
@@ -96,6 +98,9 @@ def score_rows(
 
 
 def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]]:
+=======
+def read_test_samples(config: EvalConfig, faces: FaceNeeds | None = None) -> tuple[list[Sample], list[BadSample]]:
+>>>>>>> e00cdb3 (Face branches take raw videos: crops are cut out in the pass that finds the faces)
     """The samples of `references` or of the test sources, with probed modalities, and those that cannot be used."""
     from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import probe_samples, read_source
@@ -105,7 +110,7 @@ def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]
     for source in reference_sources(config):
         rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
         facts = facts_in(Path(config.paths.cache))
-        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts)
+        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts, faces=faces)
         samples += usable
         bad += rows.bad + bad_media
     return samples, bad
@@ -114,6 +119,7 @@ def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]
 def _predict(config: EvalConfig) -> Path:
     """Let the checkpoint predict all test samples; returns the predictions file."""
     from affectgpt.cache.reader import cache_mode
+    from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import report_bad
     from affectgpt.inference.infer import check_question
     from affectgpt.inference.loading import load
@@ -125,13 +131,18 @@ def _predict(config: EvalConfig) -> Path:
         config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models,
         model=config.model,
     )  # fmt: skip
-    samples, bad = read_test_samples(config)
+    samples, bad = read_test_samples(config, loaded.face_needs(config.data.backend))
     cache = None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache)
     predictions = partial(
         predict,
         loaded.model,
         loaded.processor,
-        reader=loaded.reader(backend=config.data.backend, cache_folder=cache, limit_gb=config.paths.cache_limit_gb),
+        reader=loaded.reader(
+            backend=config.data.backend,
+            cache_folder=cache,
+            limit_gb=config.paths.cache_limit_gb,
+            facts=facts_in(Path(config.paths.cache)),
+        ),
         question=config,
         generate=config.generate,
         name=loaded.name,

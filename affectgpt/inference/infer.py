@@ -7,13 +7,17 @@ import textwrap
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.config import GenerateConfig, InferConfig, QuestionConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
 from affectgpt.tables import format_table, is_table
+
+if TYPE_CHECKING:
+    from affectgpt.data.faces import FaceNeeds
+    from affectgpt.data.facts import MediaFacts
 
 log = logging.getLogger("affectgpt")
 
@@ -30,8 +34,16 @@ def run_inference(config: InferConfig) -> int:
         raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
     if config.attribute and config.engine == "vllm":
         raise UserError("attribute=true needs the model in this process: leave out engine=vllm")
+<<<<<<< HEAD
     check_question(config, config.generate)
     samples, bad = _samples(config)
+=======
+    task_question(config.task, config.lang, config.candidates)  # an unknown task is no fault of a clip
+    from affectgpt.data.facts import MediaFacts, facts_in
+
+    facts = MediaFacts()
+    samples, bad = _samples(config, facts)  # unreadable files are named before the model is loaded
+>>>>>>> e00cdb3 (Face branches take raw videos: crops are cut out in the pass that finds the faces)
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers
         from affectgpt.inference.loading import load
@@ -47,11 +59,17 @@ def run_inference(config: InferConfig) -> int:
         model=config.model,
     )
     cache = Path(config.paths.cache) if config.cache_features else None
+    if cache is not None:
+        facts = facts_in(cache)
+    if (faces := loaded.face_needs(config.backend)) is not None:
+        samples, bad = _samples(config, facts, faces)
     predictions = partial(
         predict,
         loaded.model,
         loaded.processor,
-        reader=loaded.reader(backend=config.backend, cache_folder=cache, limit_gb=config.paths.cache_limit_gb),
+        reader=loaded.reader(
+            backend=config.backend, cache_folder=cache, limit_gb=config.paths.cache_limit_gb, facts=facts
+        ),
         question=config,
         generate=config.generate,
         name=loaded.name,
@@ -75,6 +93,7 @@ def run_inference(config: InferConfig) -> int:
     return 3 if bad else 0
 
 
+<<<<<<< HEAD
 def check_question(question: QuestionConfig, generate: GenerateConfig) -> None:
     """Raise UserError for an unknown task, missing candidates, and settings of another task: no clip is at fault."""
     task_question(question.task, question.lang, question.candidates)
@@ -86,6 +105,11 @@ def check_question(question: QuestionConfig, generate: GenerateConfig) -> None:
 
 
 def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:
+=======
+def _samples(
+    config: InferConfig, facts: MediaFacts, faces: FaceNeeds | None = None
+) -> tuple[list[Sample], list[BadSample]]:
+>>>>>>> e00cdb3 (Face branches take raw videos: crops are cut out in the pass that finds the faces)
     """The inputs with probed media, and those that cannot be used."""
     from affectgpt.data.sources import probe_samples, read_manifest, samples_from_paths
 
@@ -101,7 +125,7 @@ def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:
         raise UserError("subtitle= is for media files; a manifest has its own subtitle column")
     else:
         samples, bad = read_manifest(manifests[0], split=config.split, on_bad=config.on_bad, columns=config.columns)
-    usable, bad_media = probe_samples(samples, on_bad=config.on_bad)
+    usable, bad_media = probe_samples(samples, on_bad=config.on_bad, facts=facts, faces=faces)
     return usable, bad + bad_media
 
 
@@ -126,6 +150,9 @@ def format_prediction(prediction: Prediction, sample: Sample) -> str:
         lines.append(f"  saw    {len(times)} frames from {times[0]:.2f} to {times[-1]:.2f} s")
     if motion := media.get("motion"):
         lines.append(f"  saw    the motion of {len(motion['times_s'])} frames")
+    if faces := media.get("face", media.get("face_motion")):
+        shown = faces.get("n_frames_with_face") or faces["n_crops"]
+        lines.append(f"  saw    a face, in {shown} {'frames' if 'detector' in faces else 'saved crops'}")
     if sound := media.get("audio"):
         lines.append(f"  heard  {sound['heard_s']:.1f} of {sound['duration_s']:.1f} s of sound")
     if prediction.subtitle and "text" in prediction.modalities:

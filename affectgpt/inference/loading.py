@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affectgpt.cache.reader import ClipReader, clip_reader
+from affectgpt.cache.reader import ClipReader, clip_reader, face_needs_of
 from affectgpt.config import ModelConfig
+from affectgpt.data.faces import FaceNeeds
+from affectgpt.data.facts import MediaFacts
 from affectgpt.models import (
     AffectGPTForConditionalGeneration,
     AffectGPTProcessor,
@@ -46,8 +48,21 @@ class LoadedModel:
     processor: Any
     weights_sha256: str
 
-    def reader(self, *, backend: str, cache_folder: Path | None, limit_gb: float | None = None) -> ClipReader:
-        return clip_reader(self.model, self.processor, backend=backend, cache_folder=cache_folder, limit_gb=limit_gb)
+    def reader(
+        self,
+        *,
+        backend: str,
+        cache_folder: Path | None,
+        limit_gb: float | None = None,
+        facts: MediaFacts | None = None,
+    ) -> ClipReader:
+        return clip_reader(
+            self.model, self.processor, backend=backend, cache_folder=cache_folder, limit_gb=limit_gb, facts=facts
+        )
+
+    def face_needs(self, backend: str = "pyav") -> FaceNeeds | None:
+        """What probing needs to know to find faces in videos; None if the model takes none."""
+        return face_needs_of(self.model, self.processor, backend=backend)
 
 
 def load(

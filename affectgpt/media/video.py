@@ -57,8 +57,8 @@ class Watcher(Protocol):
     def restart(self) -> None:
         """The next frame is the first one of the video; what was seen before does not count."""
 
-    def wants(self, time_s: float) -> bool:
-        """Whether to see the frame at this time, in seconds since the first frame."""
+    def wants(self, index: int, time_s: float) -> bool:
+        """Whether to see the frame at this position and time, in seconds since the first frame."""
 
     def see(self, index: int, time_s: float, image: np.ndarray) -> None:
         """A frame: its position in the source, its time, uint8 [H,W,3] RGB, upright, with square pixels."""
@@ -219,7 +219,7 @@ def _decode_selected(path: PathLike, selected: set[int], watcher: Watcher | None
                 first_s = last_s = time_s
             last_s = max(last_s, time_s)
             end_s = last_s + float((frame.duration or 0) * stream.time_base)
-            watched = watcher is not None and watcher.wants(last_s - first_s)
+            watched = watcher is not None and watcher.wants(index, last_s - first_s)
             if index in selected or watched:
                 image = upright_frame(frame, stream)
                 # A size that grows mid-stream costs no memory: every frame is kept in the size of the first.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from affectgpt.config import SAMPLED, EncoderConfig, ProjectorConfig, SamplingConfig
+from affectgpt.config import SAMPLED, EncoderConfig, FacesConfig, ProjectorConfig, SamplingConfig
 from affectgpt.models import bases, encoders, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
@@ -296,6 +296,8 @@ def _branch(
         usual = {"channels": EncoderConfig.channels, "resize": EncoderConfig.resize}
         usual["short_clips"] = SamplingConfig.short_clips
         settings |= {key: value for key, value in later.items() if value != usual[key]}
+        if name in ("face", "face_motion") and sampling.faces != FacesConfig():
+            settings["faces"] = asdict(sampling.faces)
         by_frame = name in IMAGES or encoder.per_frame
         n_steps, n_runs = (n_frames, n_frames) if by_frame else (hollow.n_tubelets(n_frames), 1)
         probe = torch.zeros(n_frames // n_runs, 3, height, width, device="meta")

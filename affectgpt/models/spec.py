@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from affectgpt.config import EncoderConfig, LLMConfig, LoraConfig, ModelConfig, ProjectorConfig, SamplingConfig
+from affectgpt.config import (
+    EncoderConfig,
+    FacesConfig,
+    LLMConfig,
+    LoraConfig,
+    ModelConfig,
+    ProjectorConfig,
+    SamplingConfig,
+)
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES
 
@@ -86,7 +94,7 @@ class ModelSpec:
             llm=LLMConfig(**llm, lora=LoraConfig(**values.get("lora") or {})),
             encoders={name: EncoderConfig(path=fields.pop("name"), **fields) for name, fields in encoders.items()},
             projectors={name: ProjectorConfig(**fields) for name, fields in values["projectors"].items()},
-            sampling=SamplingConfig(**values.get("sampling", {})),
+            sampling=_sampling(values.get("sampling", {})),
             seed=values["seed"],
         )
 
@@ -100,8 +108,13 @@ def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig) -> dict[
         "class_last": ProjectorConfig.class_last,
         "class_token": ProjectorConfig.class_token,
         "short_clips": SamplingConfig.short_clips,
+        "faces": asdict(FacesConfig()),
     }
     return {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}
+
+
+def _sampling(values: Mapping[str, Any]) -> SamplingConfig:
+    return SamplingConfig(**{**values, "faces": FacesConfig(**values.get("faces", {}))})
 
 
 def model_spec(config: ModelConfig, seed: int) -> ModelSpec:

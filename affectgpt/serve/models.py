@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.chat.request import Reply, Request, with_media
 from affectgpt.chat.streaming import TextCallback
 from affectgpt.config import GenerateConfig, QuestionConfig, ServeConfig
+from affectgpt.data.faces import FACE_MODALITIES
+from affectgpt.data.facts import MediaFacts
 from affectgpt.prompts import Message
 from affectgpt.runtime import UserError, quiet_libraries, seed_everything
 from affectgpt.schema import MODALITIES
@@ -50,7 +52,9 @@ class AffectGPT:
         self._config = config
         self._model = loaded.model.eval()
         self._processor = loaded.processor
-        self._reader = loaded.reader(backend=config.backend, cache_folder=None)
+        self._facts = MediaFacts()
+        self._faces = loaded.face_needs(config.backend)
+        self._reader = loaded.reader(backend=config.backend, cache_folder=None, facts=self._facts)
 
     def prepare(self, request: ChatRequest, files: MediaFiles) -> Prepared:
         """Decode the media that the model takes and write the prompt; UserError or APIError if that fails."""
@@ -79,7 +83,9 @@ class AffectGPT:
                 audio=files.path(request.sound),
                 subtitle=options.subtitle,
                 lang=options.lang,
-            )
+            ),
+            self._facts,
+            self._faces,
         )
         if request.images:
             has = {"frames", *(sample.modalities or ())}
@@ -90,6 +96,8 @@ class AffectGPT:
         has_images = bool(request.images) and "frames" in shown
         features = self._reader(sample, [name for name in shown if not (has_images and name == "frames")])
         media, media_facts = dict(features.media), dict(features.facts)
+        for path in filter(None, (sample.video, sample.audio)):
+            self._facts.forget(path)
         if has_images:
             n_frames = processor.branches["frames"]["n_frames"]
             media["frames"], indices = read_images(request.images, n_frames, self._config)
@@ -126,6 +134,8 @@ class AffectGPT:
             return "replaced by another modality"
         if request.images and name == "motion":
             return "the clip was sent as images, not as a video"
+        if name in FACE_MODALITIES and "frames" in has and not request.images:
+            return "no face was found"
         return "not in the request"
 
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:

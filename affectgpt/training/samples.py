@@ -10,6 +10,7 @@ from pathlib import Path
 from affectgpt.cache.reader import ClipReader, cache_mode
 from affectgpt.config import DataConfig, SourceConfig, TrainConfig
 from affectgpt.data import leaks
+from affectgpt.data.faces import face_needs
 from affectgpt.data.facts import facts_in
 from affectgpt.data.mixture import Source, read_mixture
 from affectgpt.data.splits import hold_out
@@ -38,7 +39,8 @@ def sources_of_stage(config: TrainConfig) -> list[SourceConfig]:
 def training_sources(config: TrainConfig) -> tuple[list[Source], list[BadSample]]:
     """The training data of the stage without samples of the test set, and what was left out."""
     facts = facts_in(Path(config.paths.cache))
-    sources, bad = read_mixture(sources_of_stage(config), config.data, config.stage, facts)
+    faces = face_needs(config.model.encoders, config.model.sampling, backend=config.data.backend)
+    sources, bad = read_mixture(sources_of_stage(config), config.data, config.stage, facts, faces)
     sources, leaked = leaks.remove_leaks(sources, config.data, facts)
     return sources, [*bad, *leaked]
 

@@ -20,6 +20,7 @@ from transformers import PrinterCallback
 
 from affectgpt.cache.reader import cache_mode, clip_reader
 from affectgpt.config import TrainConfig
+from affectgpt.data.facts import facts_in
 from affectgpt.data.mixture import Source
 from affectgpt.data.sources import report_bad
 from affectgpt.data.stream import RepeatedSteps, TrainingStream
@@ -147,6 +148,7 @@ def _train(
         backend=config.data.backend,
         cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
         limit_gb=config.paths.cache_limit_gb,
+        facts=facts_in(Path(config.paths.cache)),
     )
     sources, bad_clips, n_uncached = prepare_clips(sources, config.data, reader, model.modalities, processes)
     if n_uncached == 0:  # all encoder states are in the cache, so the GPU needs no encoders

@@ -229,6 +229,8 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
         config: of stage 2, whose training and test data are used.
     """
     from affectgpt.cache.reader import cache_mode, clip_reader
+    from affectgpt.data.faces import face_needs
+    from affectgpt.data.facts import facts_in
     from affectgpt.data.mixture import read_samples
     from affectgpt.inference.loading import load
     from affectgpt.inference.prediction import predict
@@ -240,8 +242,10 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if len(points) == len(checkpoints):
         return
+    facts = facts_in(Path(config.paths.cache))
+    faces = face_needs(config.model.encoders, config.model.sampling, backend=config.data.backend)
     parts: dict[str, list[Sample]] = {
-        name: read_samples(sources, config.data)[0]
+        name: read_samples(sources, config.data, facts, faces)[0]
         for name, sources in (("train", sources_of_stage(config)), ("test", config.data.test))
     }
     parts["whole"] = [*parts["train"], *parts["test"]]
@@ -252,6 +256,7 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
         backend=config.data.backend,
         cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
         limit_gb=config.paths.cache_limit_gb,
+        facts=facts,
     )
     question = QuestionConfig(task="labels")
     generate = GenerateConfig(4 * config.generate.batch_size, config.study.max_new_tokens)

@@ -40,7 +40,11 @@ def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, float, np
 
 
 def crop_region(points: np.ndarray) -> Region:
-    """The square of a picture that becomes the crop of a face with these mesh points [478,3]."""
+    """The square of a picture that becomes the crop of a face with these mesh points [n,3].
+
+    It is rounded to 1/100 pixel, so that crops that are cut out again are the same.
+    """
     scale, angle, shift = similarity(_PLACES, np.asarray(points[_POINTS, :2], np.float64))
     cos, sin = scale * np.cos(angle) / 2, scale * np.sin(angle) / 2
-    return Region(float(shift[0] + cos - sin), float(shift[1] + sin + cos), scale, angle)
+    x, y = float(shift[0] + cos - sin), float(shift[1] + sin + cos)
+    return Region(round(x, 2), round(y, 2), round(scale, 2), round(angle, 4))

@@ -7,6 +7,7 @@ a false detection is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,7 @@ RULES = "following 1"
 """Version of what is written in this file; part of the keys of crops."""
 
 DETECTIONS_HZ = 5.0
-MAX_CROPS = 64
+MAX_CROPS = 32
 """Of each person; of more, every second, fourth ... is kept."""
 _MAX_SIDE_PX = 1920  # larger frames are made smaller
 _HOLD_S = 2.0  # a face is looked for where it was last seen, after the last detection
@@ -53,14 +54,38 @@ class Crops:
     Attributes:
         n: number of frames in which the person is seen.
         indices: source frames of the candidates, at most `MAX_CROPS`.
-        regions: the squares to cut out.
+        regions: the squares to cut out of them.
+        shrunk: frames are made smaller by this factor first.
         images: uint8 [k,size,size,3] RGB; None if they were not cut out.
     """
 
     n: int
-    indices: tuple[int, ...]
-    regions: tuple[Region, ...]
+    indices: tuple[int, ...] = ()
+    regions: tuple[Region, ...] = ()
+    shrunk: int = 1
     images: np.ndarray | None = None
+
+
+class Cutter:
+    """Cuts out crops while a video is decoded, which are those that a `Follower` has cut out."""
+
+    def __init__(self, crops: Crops, chosen: Sequence[int], size_px: int) -> None:
+        self._regions = {crops.indices[place]: crops.regions[place] for place in chosen}
+        self._shrunk, self._size_px = crops.shrunk, size_px
+        self.restart()
+
+    def restart(self) -> None:
+        self.images: dict[int, np.ndarray] = {}
+
+    def wants(self, index: int, time_s: float) -> bool:
+        return index in self._regions
+
+    def see(self, index: int, time_s: float, image: np.ndarray) -> None:
+        picture = Image.fromarray(image)
+        picture = picture.reduce(self._shrunk) if self._shrunk > 1 else picture
+        self.images[index] = mesh.cut(picture, self._regions[index], self._size_px)
+
+    def end(self, time_s: float) -> None: ...
 
 
 class Follower:
@@ -90,7 +115,7 @@ class Follower:
         self._tracks: list[_Track] = []
         self._size, self._shrunk = (0, 0), 1
 
-    def wants(self, time_s: float) -> bool:
+    def wants(self, index: int, time_s: float) -> bool:
         """Whether the frame at this time is to be looked at: the first one, then one in each 1 / rate_hz seconds."""
         return time_s >= self._next_s - 1e-6
 
@@ -233,7 +258,8 @@ class Follower:
         chosen = list(track.crops.values())
         images = None if self._size_px is None else np.stack([crop for _, _, crop in chosen if crop is not None])
         indices = tuple(self._indices[row] for row, _, _ in chosen)
-        return Crops(len(track.rows), indices, tuple(region for _, region, _ in chosen), images)
+        regions = tuple(region for _, region, _ in chosen)
+        return Crops(len(track.rows), indices, regions, self._shrunk, images)
 
 
 def key_of(settings: FacesConfig) -> list[object]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from affectgpt.config import FacesConfig
+from affectgpt.media.audio import read_audio
 from affectgpt.media.container import PathLike
-from affectgpt.media.faces.follow import Crops, Follower
+from affectgpt.media.errors import NoAudioStream
+from affectgpt.media.faces.follow import Crops, Cutter, Follower
 from affectgpt.media.faces.tracks import FaceTracks
 from affectgpt.media.isolated import isolatable
-from affectgpt.media.video import Frames, read_frame_sets
+from affectgpt.media.speech import RATE_HZ, find_speech
+from affectgpt.media.video import Frames, read_frame_sets, uniform_indices
 
 
 def track(
@@ -41,6 +46,11 @@ class Reading:
     tracks: FaceTracks
     crops: list[Crops]
 
+    def crops_of(self, which: str, speech_s: Sequence[tuple[float, float]] = ()) -> Crops:
+        """The candidates of a person, see `FaceTracks.choose`; without a person, none."""
+        number = self.tracks.choose(which, speech_s)
+        return Crops(0) if number is None else self.crops[number]
+
 
 @isolatable
 def read_with_faces(
@@ -56,3 +66,30 @@ def read_with_faces(
     sets = read_frame_sets(path, counts, watcher=follower)
     tracks, candidates = follower.finish()
     return Reading(sets, tracks, candidates)
+
+
+@isolatable
+def read_with_crops(
+    path: PathLike, counts: Mapping[str, int], crops: Crops, chosen: Sequence[int], size_px: int
+) -> tuple[dict[str, Frames], np.ndarray]:
+    """`read_frame_sets` and known crops in one pass, by PyAV: the sets, and uint8 [len(chosen),size,size,3] RGB.
+
+    Args:
+        chosen: which of the candidates, see `choose_crops`.
+    """
+    cutter = Cutter(crops, chosen, size_px)
+    sets = read_frame_sets(path, counts, watcher=cutter)
+    return sets, np.stack([cutter.images[crops.indices[place]] for place in chosen])
+
+
+def choose_crops(crops: Crops, n: int) -> np.ndarray:
+    """`n` of the candidates, evenly spaced over the frames in which the person is seen: int64 [n]."""
+    return uniform_indices(len(crops.indices), n)
+
+
+def speech_in(path: PathLike) -> tuple[tuple[float, float], ...]:
+    """(start, end) of the speech in a file's sound track; () if it has none."""
+    try:
+        return find_speech(read_audio(path, RATE_HZ)).segments_s
+    except NoAudioStream:
+        return ()

@@ -1,0 +1,126 @@
+"""Face crops of raw videos: what a model needs of them, where they are, and pictures that were read ahead.
+
+A video is decoded once to find its faces; where they are is then a fact about the file, stored by `MediaFacts`, and
+later passes only cut the crops out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from affectgpt.config import SAMPLED, FacesConfig, SamplingConfig
+from affectgpt.media.faces.follow import Crops, key_of
+from affectgpt.media.faces.mesh import Region
+from affectgpt.media.faces.reading import choose_crops, read_with_crops, read_with_faces, speech_in
+from affectgpt.media.video import Frames
+from affectgpt.runtime import stable_hash
+
+FACE_MODALITIES = ("face", "face_motion")
+
+READ_AHEAD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class FaceNeeds:
+    """What a model with face branches needs of a video.
+
+    Attributes:
+        counts: number of evenly spaced frames of "frames" and "motion" that are read in the same pass.
+    """
+
+    settings: FacesConfig
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that decides the crops, apart from the video and their number."""
+        return stable_hash(key_of(self.settings))[:16]
+
+    @property
+    def fact(self) -> str:
+        """The name under which `MediaFacts` stores where the crops are."""
+        return f"faces {self.key}"
+
+
+def face_needs(modalities: Iterable[str], sampling: SamplingConfig, *, backend: str = "pyav") -> FaceNeeds | None:
+    """The needs of a model with these modalities; None if it takes no faces."""
+    modalities = tuple(modalities)
+    if not set(FACE_MODALITIES) & set(modalities):
+        return None
+    shared = ("frames", "motion") if backend == "pyav" else ()  # other decoders need a pass of their own
+    counts = {name: getattr(sampling, SAMPLED[name][0]) for name in shared if name in modalities}
+    return FaceNeeds(sampling.faces, counts)
+
+
+@dataclass(frozen=True)
+class FaceReading:
+    """The candidates for face crops of a video, and the frames that were read in the same pass, if any."""
+
+    crops: Crops
+    sets: dict[str, Frames] | None = None
+
+    def to_fact(self) -> list[Any]:
+        """JSON-like: [frames with the person, shrunk by, [[frame, x, y, side, angle], ...]]."""
+        places = zip(self.crops.indices, self.crops.regions, strict=True)
+        rows = [[index, where.x, where.y, where.side, where.angle] for index, where in places]
+        return [self.crops.n, self.crops.shrunk, rows]
+
+    @classmethod
+    def from_fact(cls, fact: list[Any]) -> FaceReading:
+        n, shrunk, rows = fact
+        return cls(Crops(n, tuple(row[0] for row in rows), tuple(Region(*row[1:]) for row in rows), shrunk))
+
+    def read(self, path: str, counts: Mapping[str, int], n: Mapping[str, int], size_px: int) -> _Pictures:
+        """Frame sets and crops by modality, from memory or in one pass over the video.
+
+        Args:
+            counts: number of frames of each frame set.
+            n: number of crops of each face modality.
+        """
+        chosen = {name: choose_crops(self.crops, number) for name, number in n.items()}
+        if self.sets is not None and (self.crops.images is not None or not n) and not set(counts) - set(self.sets):
+            sets = {name: self.sets[name] for name in counts}
+            return sets, {} if self.crops.images is None else {
+                name: self.crops.images[rows] for name, rows in chosen.items()
+            }
+        needed = sorted({int(row) for rows in chosen.values() for row in rows})
+        sets, cut = read_with_crops(path, counts, self.crops, needed, size_px)
+        return sets, {name: cut[np.searchsorted(needed, rows)] for name, rows in chosen.items()}
+
+
+_Pictures = tuple[dict[str, Frames], dict[str, np.ndarray]]
+
+
+def read_faces_of(path: str, needs: FaceNeeds) -> FaceReading:
+    """Find the faces of a video, and read its frame sets in the same pass."""
+    speech_s = speech_in(path) if needs.settings.person in ("speaker", "listener") else ()
+    reading = read_with_faces(path, needs.counts, needs.settings)
+    return FaceReading(reading.crops_of(needs.settings.person, speech_s), reading.sets)
+
+
+class ReadAhead:
+    """Pictures that will soon be asked for, by address: at most `READ_AHEAD_BYTES`, the oldest are dropped."""
+
+    def __init__(self) -> None:
+        self._readings: OrderedDict[tuple[Any, ...], tuple[FaceReading, int]] = OrderedDict()
+
+    def put(self, address: tuple[Any, ...], reading: FaceReading) -> None:
+        images = [frames.images for frames in (reading.sets or {}).values()]
+        images += [] if reading.crops.images is None else [reading.crops.images]
+        with _lock:
+            self._readings[address] = (reading, sum(image.nbytes for image in images))
+            while sum(size for _, size in self._readings.values()) > READ_AHEAD_BYTES:
+                self._readings.popitem(last=False)
+
+    def pop(self, address: tuple[Any, ...]) -> FaceReading | None:
+        with _lock:
+            return self._readings.pop(address, (None, 0))[0]
+
+
+_lock = threading.Lock()
