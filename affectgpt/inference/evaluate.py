@@ -69,7 +69,6 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     return report, out
 
 
-<<<<<<< HEAD
 def score_rows(
     config: EvalConfig,
     lexicon: Lexicon,
@@ -97,10 +96,7 @@ def score_rows(
     return report, score_clips(rows, references, lexicon=lexicon, descriptions=descriptions, match=match)
 
 
-def read_test_samples(config: EvalConfig) -> tuple[list[Sample], list[BadSample]]:
-=======
 def read_test_samples(config: EvalConfig, faces: FaceNeeds | None = None) -> tuple[list[Sample], list[BadSample]]:
->>>>>>> e00cdb3 (Face branches take raw videos: crops are cut out in the pass that finds the faces)
     """The samples of `references` or of the test sources, with probed modalities, and those that cannot be used."""
     from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import probe_samples, read_source

@@ -34,16 +34,11 @@ def run_inference(config: InferConfig) -> int:
         raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
     if config.attribute and config.engine == "vllm":
         raise UserError("attribute=true needs the model in this process: leave out engine=vllm")
-<<<<<<< HEAD
     check_question(config, config.generate)
-    samples, bad = _samples(config)
-=======
-    task_question(config.task, config.lang, config.candidates)  # an unknown task is no fault of a clip
     from affectgpt.data.facts import MediaFacts, facts_in
 
     facts = MediaFacts()
     samples, bad = _samples(config, facts)  # unreadable files are named before the model is loaded
->>>>>>> e00cdb3 (Face branches take raw videos: crops are cut out in the pass that finds the faces)
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers
         from affectgpt.inference.loading import load
@@ -93,7 +88,6 @@ def run_inference(config: InferConfig) -> int:
     return 3 if bad else 0
 
 
-<<<<<<< HEAD
 def check_question(question: QuestionConfig, generate: GenerateConfig) -> None:
     """Raise UserError for an unknown task, missing candidates, and settings of another task: no clip is at fault."""
     task_question(question.task, question.lang, question.candidates)
@@ -104,12 +98,9 @@ def check_question(question: QuestionConfig, generate: GenerateConfig) -> None:
         )
 
 
-def _samples(config: InferConfig) -> tuple[list[Sample], list[BadSample]]:
-=======
 def _samples(
     config: InferConfig, facts: MediaFacts, faces: FaceNeeds | None = None
 ) -> tuple[list[Sample], list[BadSample]]:
->>>>>>> e00cdb3 (Face branches take raw videos: crops are cut out in the pass that finds the faces)
     """The inputs with probed media, and those that cannot be used."""
     from affectgpt.data.sources import probe_samples, read_manifest, samples_from_paths
 
