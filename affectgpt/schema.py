@@ -66,7 +66,7 @@ def check_id(value: object) -> str:
 
 
 def _check_texts(texts: Mapping[str, Any]) -> None:
-    for name in ("subtitle", "description", "label", "question"):
+    for name in ("subtitle", "description", "label", "question", "rejected"):
         if (text := texts.get(name)) and not (text.isascii() and len(text) <= MAX_TEXT):  # without a call, mostly
             check_text(text, name)
     for label in texts.get("labels") or ():
@@ -135,6 +135,7 @@ class Sample:
     where they are needed. Texts are in `lang`; `translations` has the other languages. `modalities` are those that the
     media contain, set by probing; None = not probed yet. `question` takes the place of the question of task
     `description`, in the language of the sample: for sets in which each sample has its own, such as visual questions.
+    `rejected` is another description in `lang`, which people like less.
     """
 
     id: str
@@ -153,6 +154,7 @@ class Sample:
     translations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     modalities: tuple[str, ...] | None = None
     question: str | None = None
+    rejected: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -182,7 +184,7 @@ class Sample:
             have = sorted({self.lang, *self.translations})
             raise InputError(f"sample {self.id!r} has no texts in {lang!r}, only in {have}; {MANIFEST_HELP}")
         texts["subtitle"] = texts["subtitle"] or self.subtitle
-        return replace(self, lang=lang, translations={}, question=None, **texts)
+        return replace(self, lang=lang, translations={}, question=None, rejected=None, **texts)
 
 
 _COLUMNS = frozenset(item.name for item in fields(Sample))
@@ -387,6 +389,8 @@ def sample_from_row(row: Mapping[str, Any], folder: Path | None = None) -> Sampl
             raise InputError(f"translations: {language!r} with {sorted(texts)}; expected {_TEXT_FIELDS} by language")
     if (question := row.get("question")) is not None and not isinstance(question, str):
         raise InputError(f"question must be a string, found {reprlib.repr(question)}")
+    if not isinstance(row.get("rejected", ""), str):
+        raise InputError(f"rejected must be a string, found {reprlib.repr(row['rejected'])}")
     if "valence" in row:
         row["valence"] = finite(row["valence"])
     if "split" in row:

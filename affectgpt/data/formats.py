@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -622,6 +623,32 @@ def read_preferences(folder: Folder, *, file: str = "track3_emoprefer.csv") -> I
             yield BadSample(name, where, str(error))
 
 
+def preference_pairs(
+    folder: Folder, *, file: str = "track3_emoprefer.csv", subtitles: str | None = None
+) -> Iterator[Sample | BadSample]:
+    """training pairs from track3_emoprefer*.csv: the preferred description and the other one; "same" is left out"""
+    spoken = Subtitles(folder, subtitles) if subtitles is not None else None
+    n_of: Counter[str] = Counter()
+    n_same = 0
+    for row in read_preferences(folder, file=file):
+        if isinstance(row, BadSample):
+            yield row
+        elif row.preference == "same":
+            n_same += 1
+        else:
+            n_of[row.id] += 1
+            chosen, rejected = (row.a1, row.a2) if row.preference == "a1" else (row.a2, row.a1)
+            # A clip may be in several rows: the row is the sample.
+            found = _sample(folder, file, row.id, spoken, description=chosen, rejected=rejected)
+            if isinstance(found, Sample) and chosen == rejected:
+                found = BadSample(row.id, file, "a1 and a2 are the same text")
+            if isinstance(found, Sample) and n_of[row.id] > 1:
+                found = replace(found, id=f"{row.id}~{n_of[row.id]}")
+            yield found
+    if n_same:
+        log.info("%s: %d pairs are left out, in which people prefer neither", folder.path / file, n_same)
+
+
 def _json(path: Path, kind: type) -> Any:
     try:
         value = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
@@ -650,6 +677,7 @@ FORMATS: dict[str, Callable[..., Rows]] = {
     "llava": llava,
     "sharegpt": llava,
     "predictions": predictions,
+    "preference_pairs": preference_pairs,
 }
 PREFERENCE = "preference"
 FOLDER_OPTIONS = ("video", "audio", "faces", "face_order")

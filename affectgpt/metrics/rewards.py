@@ -165,9 +165,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "faithfulness": ("explanation",),
     "clues": ("description", "explanation"),
     "judge": ("labels", "judge"),
+    "model": ("reward_model",),
 }
 """Reward -> what it needs: true `labels` or a true `description` of the sample, a task whose answer has an
-`explanation`, a chat model as a `judge`."""
+`explanation`, a chat model as a `judge`, a trained `reward_model` (which sees the clip, so
+`Scorer` cannot compute it)."""
 
 Reward = Callable[[Sequence[Attempt]], Sequence[float]]
 """A reward of a user: attempts -> one finite number each."""

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from affectgpt.models.checkpoint import load_trained_tensors, trained_tensors
+
+
+def turn_dropout_off(model: nn.Module) -> None:
+    """For the rest of the run, in all modules, so that log-probabilities are those of the model that answers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):  # projectors, layers of transformers
+            module.attention_dropout = 0.0
 
 
 class Reference:
@@ -30,6 +42,24 @@ class Reference:
             if self.is_copy
             else {name: tensor.new_zeros(()).expand_as(tensor) for name, tensor in outputs.items()}
         )
+
+    @classmethod
+    def of_checkpoint(cls, model: Any, folder: Path) -> Reference:
+        """The trained tensors of a checkpoint; `model` stays as it is.
+
+        Raises:
+            CheckpointError: they do not fit the model.
+        """
+        own = {name: model.get_parameter(name) for name in trained_tensors(model)}
+        now = {name: tensor.data.clone() for name, tensor in own.items()}
+        try:
+            load_trained_tensors(model, folder)
+            found = cls.__new__(cls)
+            found.is_copy, found._values = True, {name: tensor.data.clone() for name, tensor in own.items()}
+        finally:
+            for name, tensor in own.items():
+                tensor.data.copy_(now[name])
+        return found
 
     @contextmanager
     def inside(self, model: Any) -> Iterator[None]:

@@ -26,6 +26,7 @@ from affectgpt.metrics.rewards import Attempt, Scorer, advantages, watched
 from affectgpt.prompts import target_clauses
 from affectgpt.runtime import UserError, sync
 from affectgpt.training.objectives import Row, Started
+from affectgpt.training.reward_model import RewardModel
 
 FILE = "rollouts.jsonl"
 
@@ -124,9 +125,11 @@ class Rollouts:
         kind: str,
         limits: Mapping[str, float],
         n_steps: int,
+        reward_model: RewardModel | None = None,
     ) -> None:
         self._started, self._scorer, self._weights, self._group_size = started, scorer, dict(weights), group_size
         self._sampling, self._kind, self._limits, self._n_steps = sampling, kind, dict(limits), n_steps
+        self._reward_model = reward_model
         self._file = started.run / FILE
         self.recent: list[dict[str, float]] = []  # what was watched in the last steps
         self.sums: dict[str, tuple[float, int]] = {}  # of each figure since the last log line: sum and count
@@ -165,8 +168,13 @@ class Rollouts:
                 [attempt_of(draw, answer) for answer in group] for draw, group in zip(draws, groups, strict=True)
             ]
             flat = [attempt for group in attempts for attempt in group]
-            rewards = np.array([self._scorer.reward(name, flat) for name in self._weights]).T  # [P * G, K]
             tokens = [[answer.tokens for answer in group] for group in groups]
+            rewards = np.array(
+                [
+                    self._modelled(batches, tokens) if name == "model" else self._scorer.reward(name, flat)
+                    for name in self._weights
+                ]
+            ).T  # [P * G, K]
             return tokens, attempts, rewards.reshape(len(groups), self._group_size, -1), seeds, sampled_s, updates
 
         was_training = started.model.training
@@ -193,6 +201,16 @@ class Rollouts:
             own = by_prompt[before:][part].ravel().tolist()
             rollouts.append(Rollout([each for group in tokens[part] for each in group], own))
         return rollouts, len(attempts), sum(each.n_tokens for each in attempts)
+
+    def _modelled(self, batches: Sequence[Prompts], tokens: Sequence[Sequence[tuple[int, ...]]]) -> list[float]:
+        """The reward model's scores of the answers, which it sees with the clips."""
+        assert self._reward_model is not None, "the reward `model` was not checked"
+        found, groups = [], iter(tokens)
+        for batch in batches:
+            answers = [each for _ in batch.rows for each in next(groups)]
+            langs = [draw.lang for draw in batch.draws for _ in range(self._group_size)]
+            found += self._reward_model.scores(Rollout(answers, []).rows(batch), langs)
+        return found
 
     def _rows(
         self, step: int, attempts: Sequence[Attempt], rewards: np.ndarray, advantage: np.ndarray, seeds: Sequence[int]

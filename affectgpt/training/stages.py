@@ -83,6 +83,7 @@ def _run_stage(config: TrainConfig, objective: Objective, processes: Processes) 
         sources, bad = processes.by_main(lambda: training_sources(config))
         if isinstance(objective, Hooks):
             processes.by_main(lambda: objective.check(config, sources))
+            sources = objective.select(config, sources)
     files = [file for source in sources for file in source.files]
     with ExitStack() as stack:
         record, resume_from = processes.by_main(lambda: open_run(config, files, processes.world_size, stack))

@@ -80,6 +80,10 @@ class Hooks:
     def check(self, config: TrainConfig, sources: Sequence[Source]) -> None:
         """Refuse settings that do not fit, before there is a run folder; raises UserError."""
 
+    def select(self, config: TrainConfig, sources: Sequence[Source]) -> Sequence[Source]:
+        """The samples that the objective can use, before there is a run folder; called in every process."""
+        return sources
+
     def start(self, started: Started) -> None:
         """Before the first step, also of a resumed run."""
 

@@ -32,7 +32,8 @@ from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.prompts import target_labels
 from affectgpt.runtime import InputError
 from affectgpt.training.objectives import Hooks, Row, Started
-from affectgpt.training.reference import Reference
+from affectgpt.training.reference import Reference, turn_dropout_off
+from affectgpt.training.reward_model import RewardModel, checkpoint_of
 from affectgpt.training.rollouts import LIMITS, Prompts, Rollout, Rollouts
 
 log = logging.getLogger("affectgpt")
@@ -58,6 +59,7 @@ class Objective(Hooks):
         kl: weight of the KL divergence from the model at the start of the stage; 0 = none.
         passes: optimizer steps with the same answers.
         temperature, top_p, top_k, max_new_tokens: of sampling; max_new_tokens None = generate.max_new_tokens.
+        reward_model: run or checkpoint of stage=reward_model, for reward model.
         judge: settings of the chat model of reward judge: model, base_url, concurrency ... as in `ChatClient`.
         limits: bounds of what is watched; the run stops where a mean over `limit_steps` steps is beyond one.
     """
@@ -75,6 +77,7 @@ class Objective(Hooks):
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int | None = None
+    reward_model: str | None = None
     judge: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
     limit_steps: int = 10
@@ -111,6 +114,8 @@ class Objective(Hooks):
             raise InputError("stage.objective=reward does not work with strategy=zero3; use single, ddp or zero2")
         if "judge" in self.rewards and not self.judge.get("model"):
             raise InputError("reward judge needs a chat model: stage.objective_options.judge.model=...")
+        if "model" in self.rewards:
+            checkpoint_of(self.reward_model)
         needs = {name: NEEDS.get(name, ()) for name in self.rewards}
         for name in self.rewards:
             if name not in NEEDS:
@@ -145,15 +150,16 @@ class Objective(Hooks):
             )  # fmt: skip
 
     def start(self, started: Started) -> None:
-        for module in started.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        turn_dropout_off(started.model)
         self._started = started
         needs_reference = self.kl > 0 or "kl" in self.limits
         self._reference = Reference(started.model) if needs_reference else None
         judge = None
         if "judge" in self.rewards:
             judge = ChatClient(**{"cache": started.run / "judge-answers.jsonl", **self.judge})
+        model = None
+        if "model" in self.rewards:
+            model = RewardModel(started.model, started.processor, checkpoint_of(self.reward_model))
         self._longest = self.max_new_tokens or started.config.generate.max_new_tokens
         self._rollouts = Rollouts(
             started,
@@ -164,6 +170,7 @@ class Objective(Hooks):
             kind=self.advantages,
             limits=self.limits,
             n_steps=self.limit_steps,
+            reward_model=model,
         )
         self._buffer: list[Rollout] = []
         self._counts = (0, 0)  # answers and tokens of the buffer, in all processes

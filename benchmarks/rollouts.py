@@ -1,0 +1,145 @@
+"""Sampled answers per second, several to each prompt: python benchmarks/rollouts.py [--size brief|demo] [--group 8]
+
+Compares transformers' `generate(do_sample=True, num_return_sequences=G)`, with one prompt and with several prompts per
+call, with the groups of affectgpt.engine (and of `generate` with our draw, the path without the engine). All draw
+answers of 0.8 to 1.2 of the mean number of tokens to the same prompts of words and soft tokens, whose encoder states
+are cached. Rows take turns, and a row's time is the median of its turns; --clock cpu with --threads 1 measures
+processor time, which other work on the machine affects least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from generate import Collator, EachItsLength
+from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from affectgpt.engine import Group, continue_groups
+from affectgpt.inference.answers import Sampling, draw, prompt_embeds
+
+STOP = 2
+
+
+def by_transformers(
+    model: Any, rows: list[dict[str, Tensor]], limits: list[list[int]], n_prompts: int
+) -> list[list[list[int]]]:
+    answers = []
+    for start in range(0, len(rows), n_prompts):
+        some, ends = rows[start : start + n_prompts], limits[start : start + n_prompts]
+        flat = [end for group in ends for end in group]
+        batch = Collator().collate(some, for_generation=True)
+        n_prompt = batch["input_ids"].shape[1]
+        output = model.generate(
+            **batch, do_sample=True, num_return_sequences=len(ends[0]), max_new_tokens=max(flat), top_k=0,
+            stopping_criteria=StoppingCriteriaList([EachItsLength(n_prompt, flat)]),
+        )  # fmt: skip
+        new = iter(output[:, n_prompt:].tolist())
+        answers += [[next(new)[:end] for end in group] for group in ends]
+    return answers
+
+
+def by_engine(
+    model: Any, rows: list[dict[str, Tensor]], limits: list[list[int]], n_prompts: int
+) -> list[list[list[int]]]:
+    n_answers, sampling = len(limits[0]), Sampling()
+    embeds = prompt_embeds(model, Collator(), rows)
+    ends = {(i, j): end for i, group in enumerate(limits) for j, end in enumerate(group)}
+    generator = torch.Generator().manual_seed(0)
+    dice = {key: torch.rand(end, dtype=torch.float64, generator=generator) for key, end in ends.items()}
+    groups = iter([Group([(i, j) for j in range(n_answers)], each, max(limits[i])) for i, each in enumerate(embeds)])
+
+    def choose(logits: Tensor, active: Any) -> Tensor:
+        tokens = draw(logits, torch.stack([dice[row.key][len(row.tokens)] for row in active]), sampling)
+        last = torch.tensor([len(row.tokens) + 1 == ends[row.key] for row in active])
+        return tokens.masked_fill(last, STOP)
+
+    found = dict(
+        continue_groups(
+            model.language_model, lambda: next(groups, None), choose,
+            batch_size=n_prompts * n_answers, stop_ids=[STOP], suppressed_ids=[STOP],
+        )
+    )  # fmt: skip
+    return [[found[i, j] for j in range(n_answers)] for i in range(len(rows))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="brief")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--lora", action="store_true", help="with adapters on q_proj and v_proj")
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts, all in one call or batch in the last rows")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    began, size = time.perf_counter(), SIZES[options.size]
+
+    model = make_model(size, dtype=getattr(torch, options.dtype), lora=options.lora).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0, suppress_tokens=[STOP])
+    samples = make_samples(size, options.prompts)
+    generator, states = torch.Generator().manual_seed(0), model.encode(samples[0])
+    prompts, limits = [], []
+    for sample in samples:
+        n_answer = int((sample["labels"] != -100).sum())
+        prompts.append({"input_ids": sample["input_ids"][:-n_answer]})
+        prompts[-1] |= {
+            f"{name}_states": each + 0.1 * torch.randn(each.shape, generator=generator) for name, each in states.items()
+        }
+        spread = 0.8 + 0.4 * torch.rand(options.group, generator=generator)
+        limits.append([round(size.answer * float(share)) for share in spread])
+    n_tokens, n_answers = sum(map(sum, limits)), options.prompts * options.group
+    print(
+        f"size {options.size}, {options.dtype}{', LoRA' if options.lora else ''}: LLM {size.llm.num_hidden_layers} x "
+        f"{size.llm.hidden_size}, vocabulary {size.llm.vocab_size}; {options.prompts} prompts of "
+        f"{statistics.mean(len(prompt['input_ids']) for prompt in prompts):.0f} tokens, {options.group} answers of "
+        f"{n_tokens / n_answers:.0f} to each"
+    )
+    print(
+        f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; "
+        f"{options.clock} time; load average before {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
+    )
+    rows = [
+        ("transformers, one prompt per call", by_transformers, 1),
+        (f"transformers, {options.prompts} prompts per call", by_transformers, options.prompts),
+        (f"engine, batch {options.group}", by_engine, 1),
+        (f"engine, batch {n_answers}", by_engine, options.prompts),
+    ]
+    times: dict[str, list[float]] = {name: [] for name, _, _ in rows}
+    for _ in range(options.rounds):
+        for name, run, n_prompts in rows:
+            start = clock()
+            answers = run(model, prompts, limits, n_prompts)
+            times[name].append(clock() - start)
+            assert [[len(answer) for answer in group] for group in answers] == limits, name
+    few = [[8] * options.group for _ in prompts]
+    memory = {
+        name: peak_memory_mb(lambda run=run, n=n_prompts: run(model, prompts, few, n)) for name, run, n_prompts in rows
+    }
+    seconds = {name: statistics.median(each) for name, each in times.items()}
+    first = seconds[rows[0][0]]
+    print(f"\n{'':<36}{'answers/s':>10}{'tokens/s':>10}{'ratio':>8}{'memory MB':>11}")
+    for name, took in seconds.items():
+        print(f"{name:<36}{n_answers / took:>10.2f}{n_tokens / took:>10.1f}{first / took:>7.2f}x{memory[name]:>11.0f}")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
+    figures = [
+        {"name": name, "answers_s": n_answers / took, "tokens_s": n_tokens / took, "memory_mb": memory[name]}
+        for name, took in seconds.items()
+    ]
+    write_figures(options.json, {"rows": figures})
+
+
+if __name__ == "__main__":
+    main()
