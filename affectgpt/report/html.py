@@ -66,7 +66,7 @@ def table(
 
     body = [el("tr", *(cell("td", n, c) if n else el("th", c, scope="row") for n, c in enumerate(row))) for row in rows]
     top = el("tr", *(cell("th", n, c, scope="col") for n, c in enumerate(head)))
-    made = el("table", el("caption", caption), el("thead", top), el("tbody", *body), class_=class_)
+    made = el("table", el("caption", el("span", caption)), el("thead", top), el("tbody", *body), class_=class_)
     return el("div", made, class_="scroll", role="region", aria_label=caption, tabindex="0")
 
 

@@ -142,7 +142,7 @@ def sectors_section(system: System, content: Content, config: ReportConfig) -> H
     names = [el("th", name, scope="col", class_="n") for name in (*found.sectors, "clips")]
     top = el("tr", el("th", "True sector", scope="col"), *names)
     caption = f"Wheel {k}: scored clips by true sector (rows) and predicted sector (columns); the diagonal is right"
-    matrix = el("table", el("caption", caption), el("thead", top), el("tbody", *rows), class_="matrix")
+    matrix = el("table", el("caption", el("span", caption)), el("thead", top), el("tbody", *rows), class_="matrix")
     agreement = found.agreement
     low, high = agreement.interval or (None, None)
     share = f"{percent(agreement.value)} % of {agreement.n} clips, 95 % interval {percent(low)} to {percent(high)}"
