@@ -235,7 +235,7 @@ class Objective(Hooks):
             new, old, batch["advantages"], batch.get("reference"), self.clip, self.clip_high or self.clip, self.kl
         )
         self._updates = self._updates.to(new.device)
-        self._updates += torch.stack([divergence.sum(), clipped.sum(), clipped.new_tensor(len(new))]).double()
+        self._updates += torch.tensor([divergence.sum(), clipped.sum(), len(new)], dtype=torch.float64, device=new.device)
         return (losses * batch["weights"]).sum()
 
     # ---- log and checkpoints -----------------------------------------------------------------------------------------
