@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from affectgpt.clauses import shown_clues
 from affectgpt.data.stream import Draw
 from affectgpt.inference.answers import Answer, Sampling, sample_groups
 from affectgpt.journal import append_rows, read_journal
-from affectgpt.metrics.rewards import Attempt, Scorer, advantages, watched
+from affectgpt.metrics.rewards import Attempt, Scorer, advantages, repetition, watched
+from affectgpt.plots import Panel, draw_curves
 from affectgpt.prompts import target_clauses
 from affectgpt.runtime import UserError, sync
 from affectgpt.training.objectives import Row, Started
@@ -299,6 +301,33 @@ class Rollouts:
         """Before a checkpoint counts as complete: a power failure must not leave fewer rows than its steps have."""
         if self._file.exists():
             sync(self._file)
+
+
+def draw_rollouts(run: Path) -> None:
+    """Draw rewards, labels, tokens and repetition of the answers of a run, by step, as <run>/rollouts.png, .svg, .pdf.
+
+    Raises:
+        MissingLibrary: matplotlib is not installed.
+    """
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in read_journal(run / FILE):
+        by_step.setdefault(row["step"], []).append(row)
+    if not by_step:
+        return
+
+    def curve(value: Callable[[dict[str, Any]], float]) -> tuple[list[int], list[float]]:
+        return list(by_step), [sum(map(value, rows)) / len(rows) for rows in by_step.values()]
+
+    names = next(iter(by_step.values()))[0]["rewards"]
+    rewards = {name: curve(lambda row, name=name: row["rewards"][name]) for name in names}  # type: ignore[misc]
+    others = {
+        "labels of an answer": lambda row: len(row["labels"]),
+        "tokens of an answer": lambda row: row["n_tokens"],
+        "repeated word triples": lambda row: repetition(row["text"]),
+    }
+    panels = [Panel("rewards", "step", "mean of the answers", rewards)]
+    panels += [Panel(title, "step", title, {title: curve(value)}) for title, value in others.items()]
+    draw_curves(run / "rollouts", panels, n_columns=2)
 
 
 _WHAT = {

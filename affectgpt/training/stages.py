@@ -224,6 +224,8 @@ def _train(
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if stop.stopped:
         return {}
+    if isinstance(objective, Hooks) and processes.is_main:
+        objective.finish()
     best = trainer.state.best_metric
     log.info(
         "finished: %s%s",

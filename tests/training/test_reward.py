@@ -80,12 +80,11 @@ def test_a_run_keeps_every_answer_with_its_rewards_and_logs_what_is_watched(fini
             assert row["reward"] == pytest.approx(
                 row["rewards"]["wheel"] + 0.1 * row["rewards"]["tests.training.test_reward.letters"]
             )
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"reward", "reward_wheel", "n_labels", "n_tokens", "repetition", "in_format", "equal_groups"} <= logged[
-        0
-    ].keys()
-    assert logged[2]["kl"] > 0
-    assert logged[2]["clipped"] >= 0
+    watched = {"n_labels", "n_tokens", "repetition", "in_format", "truncated", "absent_claims"}
+    log = logged(run)
+    assert {"reward", "reward_wheel", "equal_groups", *watched} <= log[0].keys()
+    assert 0 < log[2]["kl"] < 1  # per token
+    assert 0 <= log[2]["clipped"] < 1
 
 
 class Killed(Exception):

@@ -101,6 +101,9 @@ class Hooks:
     def load(self, checkpoint: Path | None, step: int) -> None:
         """The inverse; None = the run starts from step 0."""
 
+    def finish(self) -> None:
+        """After the last step of a finished run, in the first process."""
+
 
 def of_stage(stage: StageConfig) -> Objective:
     """The objective of a stage with its settings."""

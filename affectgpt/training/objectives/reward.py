@@ -30,11 +30,11 @@ from affectgpt.metrics.lexicon import load_lexicon
 from affectgpt.metrics.rewards import ADVANTAGES, NEEDS, PENALTIES, Scorer, user_reward
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.prompts import target_labels
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, MissingLibrary
 from affectgpt.training.objectives import Hooks, Row, Started
 from affectgpt.training.reference import Reference, turn_dropout_off
 from affectgpt.training.reward_model import RewardModel, checkpoint_of
-from affectgpt.training.rollouts import LIMITS, Prompts, Rollout, Rollouts
+from affectgpt.training.rollouts import LIMITS, Prompts, Rollout, Rollouts, draw_rollouts
 
 log = logging.getLogger("affectgpt")
 
@@ -235,10 +235,18 @@ class Objective(Hooks):
             new, old, batch["advantages"], batch.get("reference"), self.clip, self.clip_high or self.clip, self.kl
         )
         self._updates = self._updates.to(new.device)
-        self._updates += torch.tensor([divergence.sum(), clipped.sum(), len(new)], dtype=torch.float64, device=new.device)
+        self._updates += torch.tensor(
+            [divergence.sum(), clipped.sum(), len(new)], dtype=torch.float64, device=new.device
+        )
         return (losses * batch["weights"]).sum()
 
     # ---- log and checkpoints -----------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        try:
+            draw_rollouts(self._started.run)
+        except MissingLibrary as error:
+            log.info("no picture of the rewards: %s", error)
 
     def metrics(self) -> dict[str, float]:
         return self._rollouts.means()
