@@ -260,13 +260,19 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ]
         return self.projectors["multi"](states, rows)
 
-    def embed(self, input_ids: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Word embeddings with the soft tokens at the positions of the placeholders.  [B, L] -> [B, L, D]"""
+    def embed(self, input_ids: Tensor, batch: Mapping[str, Tensor], copies: int = 1) -> Tensor:
+        """Word embeddings with the soft tokens at the positions of the placeholders.  [B, L] -> [B, L, D]
+
+        Args:
+            copies: texts in a row that share the media of one sample; the projectors run once for them.
+        """
         slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
         embeds = self.get_input_embeddings()(_without_placeholders(input_ids, slots))
         batch = self.with_states(batch)
         for name in SLOTS:
             tokens = self.soft_tokens(name, batch)
+            if tokens is not None and copies > 1:
+                tokens = tokens.repeat_interleave(copies, dim=0)
             places = slots[name].flatten().nonzero()[:, 0] if name in slots else None
             n_slots = 0 if places is None else len(places)
             n_tokens = 0 if tokens is None else tokens.shape[0] * tokens.shape[1]
@@ -295,6 +301,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor | None = None,
         log_probs: bool = False,
+        copies: int = 1,
         **kwargs: Any,
     ) -> AffectGPTOutput:
         """Logits; with labels also the loss, or the labels' log-probabilities.
@@ -305,6 +312,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep: 0 = logits of all positions; n = of the last n; a tensor = of these positions. None = all
                 without labels, and with labels only the positions that predict one [B, K, V], which saves most of the
                 output layer; a packed batch then gives no logits where the engine supports the LLM.
+            copies: see `embed`.
             log_probs: return the log-probabilities of the labels, sample by sample and with gradients, instead of the
                 loss; memory is bounded as for the loss.
             kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the complete optimizer
@@ -319,7 +327,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None and continued and not batch:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # words only: skips the count of placeholders
         elif inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, batch)
+            inputs_embeds = self.embed(input_ids, batch, copies)
         if position_ids is None and not continued and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # left padding shifts nothing
         is_packed = attention_mask is None and position_ids is not None and len(position_ids) == 1

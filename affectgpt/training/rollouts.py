@@ -64,15 +64,16 @@ class Rollout:
     old: Tensor | None = None
     reference: Tensor | None = None
 
-    def rows(self, prompts: Prompts) -> list[Row]:
-        """Prompt and answer, whose tokens are the labels; one row for each answer."""
+    def texts(self, prompts: Prompts) -> list[Row]:
+        """Prompt and answer, whose tokens are the labels; a row without media for each answer."""
         size = len(self.tokens) // len(prompts.rows)
         made = []
         for number, tokens in enumerate(self.tokens):
             row = prompts.rows[number // size]
-            ids, new = row["input_ids"], torch.tensor(tokens, dtype=row["input_ids"].dtype)
+            ids = row["input_ids"]
+            new = torch.tensor(tokens, dtype=ids.dtype)
             labels = torch.cat([torch.full_like(ids, -100), new])
-            made.append({**row, "input_ids": torch.cat([ids, new]), "labels": labels})
+            made.append({"input_ids": torch.cat([ids, new]), "labels": labels})
             if (places := row.get("position_ids")) is not None:
                 after = places[-1] + 1 + torch.arange(len(new))
                 made[-1]["position_ids"] = torch.cat([places, after])

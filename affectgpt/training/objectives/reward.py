@@ -201,8 +201,7 @@ class Objective(Hooks):
     def _batch(self, number: int, prompts: Prompts) -> dict[str, Any]:
         """The packed or padded batch of all answers, with one advantage and weight for each of their tokens."""
         rollout, (n_answers, n_tokens) = self._buffer[number], self._counts
-        rows = rollout.rows(prompts)
-        batch: dict[str, Any] = self._collated(rows)
+        batch: dict[str, Any] = self._collated(rollout, prompts)
         lengths = [len(tokens) for tokens in rollout.tokens]
         batch["advantages"] = torch.tensor(rollout.advantages).float().repeat_interleave(torch.tensor(lengths))  # [K]
         batch["weights"] = token_weights(self.reduction, lengths, n_answers, n_tokens, self._longest)
@@ -212,15 +211,20 @@ class Objective(Hooks):
                 batch[name] = value
         return batch
 
-    def _collated(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        return self._started.processor.collate(rows, packed=self._started.config.stage.packing)
+    def _collated(self, rollout: Rollout, prompts: Prompts) -> dict[str, Any]:
+        """Texts of all answers with the media of each prompt once."""
+        collate, packed = self._started.processor.collate, self._started.config.stage.packing
+        media = collate(prompts.rows, packed=packed)
+        texts = collate(rollout.texts(prompts), packed=packed)
+        return {**media, **texts, "copies": self.group_size}
 
     def _compare(self, batches: Sequence[Prompts]) -> None:
         """Compute the reference's log-probabilities; the divergence is noted once the model's own are known."""
         model, device = self._started.model, self._started.model.device
         with self._reference.inside(model):  # type: ignore[union-attr]
             for rollout, prompts in zip(self._buffer, batches, strict=True):
-                batch = {key: value.to(device) for key, value in self._collated(rollout.rows(prompts)).items()}
+                made = self._collated(rollout, prompts)
+                batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in made.items()}
                 rollout.reference = torch.cat(model(**batch, log_probs=True).log_probs).float().cpu()
 
     # ---- loss --------------------------------------------------------------------------------------------------------
@@ -234,10 +238,8 @@ class Objective(Hooks):
         losses, clipped, divergence = policy_loss(
             new, old, batch["advantages"], batch.get("reference"), self.clip, self.clip_high or self.clip, self.kl
         )
-        self._updates = self._updates.to(new.device)
-        self._updates += torch.tensor(
-            [divergence.sum(), clipped.sum(), len(new)], dtype=torch.float64, device=new.device
-        )
+        sums = [divergence.sum().item(), clipped.sum().item(), len(new)]
+        self._updates += torch.tensor(sums, dtype=torch.float64)
         return (losses * batch["weights"]).sum()
 
     # ---- log and checkpoints -----------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ class Objective(Hooks):
         state = {
             "buffer": [vars(rollout) for rollout in self._buffer] if self.passes > 1 else [],
             "counts": self._counts,
-            "updates": self._updates.cpu(),
+            "updates": self._updates,
             "recent": self._rollouts.recent,
             "sums": self._rollouts.sums,
         }
