@@ -371,18 +371,37 @@ def render(
         raise InputError(f"sample {sample.id!r}: unknown modalities {unknown}; expected some of {list(MODALITIES)}")
     if lacking := [name for name in wanted if name not in has]:
         raise InputError(f"sample {sample.id!r} has no {lacking}; it has {list(has)}")
-    lines = []
-    if slots := "".join(PLACEHOLDERS[name] for name in MODALITIES if name in wanted):
-        lines.append(slots)
     subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
-    if subtitle and not published:
-        lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
-    lines.append(question)
-    apart = (subtitle or "") if published and with_subtitle else None
-    messages = [Message("user", "\n".join(lines), apart)]
+    said = "" if subtitle is None and with_subtitle and published else subtitle
+    messages = [user_message(wanted, question, said, lang, prompt_format)]
     if with_answer:
         messages.append(Message("assistant", target_text(sample, task, lang, prompt_format=prompt_format)))
     return messages
+
+
+def user_message(
+    modalities: Collection[str],
+    question: str,
+    subtitle: str | None = None,
+    lang: str = "en",
+    prompt_format: str = "chat",
+) -> Message:
+    """A user turn that shows `modalities` and asks `question`.
+
+    Args:
+        subtitle: what the person says. None leaves it out; an empty one is told only in published formats.
+
+    >>> user_message(["frames"], "What now?").content
+    '<frames>\\nWhat now?'
+    """
+    lines = []
+    if slots := "".join(PLACEHOLDERS[name] for name in MODALITIES if name in modalities):
+        lines.append(slots)
+    if prompt_format in PUBLISHED:
+        return Message("user", "\n".join([*lines, question]), subtitle)
+    if subtitle:
+        lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
+    return Message("user", "\n".join([*lines, question]))
 
 
 def split_placeholders(content: str) -> tuple[tuple[str, ...], str]:

@@ -165,7 +165,9 @@ def model_card(
 
 def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig) -> str:
     """YAML metadata for the hub."""
-    lines = ["---", "library_name: transformers", "pipeline_tag: video-text-to-text"]
+    # Trained tensors alone are loaded by this package; a full folder by transformers too.
+    lines = ["---", f"library_name: {'transformers' if config.full else 'affectgpt'}"]
+    lines.append("pipeline_tag: video-text-to-text")
     if config.license:
         lines.append(f"license: {config.license}")
     lines += ["tags:", "- affectgpt", "- emotion-recognition", "- multimodal"]
@@ -176,12 +178,28 @@ def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig)
 
 def _usage(config: PushConfig) -> str:
     command = f"python infer.py video.mp4 checkpoint={config.repo}"
+    ask = (
+        "import affectgpt  # pip install affectgpt\n\n"
+        f'model = affectgpt.load("{config.repo}")\n'
+        'answer = model.ask("video.mp4", subtitle="what the person says")\n'
+        "print(answer.text, answer.labels)"
+    )
+    text = f"```python\n{ask}\n```\n\nor `{command}`."
     if not config.full:
-        return f"```\n{command}\n```\n\nThis repository contains the trained tensors; base models are downloaded."
+        return f"{text}\n\nThis repository contains the trained tensors; base models are downloaded."
+    loaded = (
+        "from transformers import AutoModelForMultimodalLM, AutoProcessor\n\n"
+        f'model = AutoModelForMultimodalLM.from_pretrained("{config.repo}", trust_remote_code=True)\n'
+        f'processor = AutoProcessor.from_pretrained("{config.repo}", trust_remote_code=True)\n'
+        'conversation = [{"role": "user", "content": [{"type": "video", "video": "video.mp4"}]}]\n'
+        "inputs = processor.apply_chat_template(\n"
+        "    conversation, add_generation_prompt=True, tokenize=True, return_dict=True\n)\n"
+        "output = model.generate(**inputs, max_new_tokens=256)\n"
+        'print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])'
+    )
     return (
-        f"```\n{command}\n```\n\n```python\nfrom affectgpt.models import AffectGPTForConditionalGeneration, "
-        f'AffectGPTProcessor\n\nmodel = AffectGPTForConditionalGeneration.from_pretrained("{config.repo}")\n'
-        f'processor = AffectGPTProcessor.from_pretrained("{config.repo}")\n```'
+        f"{text}\n\nWith transformers (the trusted code imports the package `affectgpt`, which must be installed):\n\n"
+        f"```python\n{loaded}\n```"
     )
 
 

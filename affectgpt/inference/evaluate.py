@@ -118,8 +118,8 @@ def _predict(config: EvalConfig) -> Path:
     from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import report_bad
     from affectgpt.inference.infer import check_question
-    from affectgpt.inference.loading import load
-    from affectgpt.inference.prediction import predict, predict_to_file, settings_of
+    from affectgpt.inference.loading import load, settings_of
+    from affectgpt.inference.prediction import predict, predict_to_file
     from affectgpt.runtime import seed_everything
 
     check_question(config, config.generate)

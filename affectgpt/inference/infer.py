@@ -41,8 +41,8 @@ def run_inference(config: InferConfig) -> int:
     samples, bad = _samples(config, facts)  # unreadable files are named before the model is loaded
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.answers import answers
-        from affectgpt.inference.loading import load
-        from affectgpt.inference.prediction import predict, predict_to_file, settings_of
+        from affectgpt.inference.loading import load, settings_of
+        from affectgpt.inference.prediction import predict, predict_to_file
         from affectgpt.inference.vllm import VllmEngine
     loaded = load(
         config.checkpoint,

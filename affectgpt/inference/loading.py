@@ -1,17 +1,24 @@
-"""Load a checkpoint for inference."""
+"""Load a checkpoint, and ask it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import queue
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from affectgpt.cache.reader import ClipReader, clip_reader, face_needs_of
-from affectgpt.config import ModelConfig
+from affectgpt.chat.streaming import TextCallback
+from affectgpt.config import GenerateConfig, ModelConfig, QuestionConfig
 from affectgpt.data.faces import FaceNeeds
 from affectgpt.data.facts import MediaFacts
+from affectgpt.data.sources import probe_samples, samples_from_paths
+from affectgpt.inference.answers import answers
+from affectgpt.inference.prediction import predict
 from affectgpt.models import (
     AffectGPTForConditionalGeneration,
     AffectGPTProcessor,
@@ -26,8 +33,10 @@ from affectgpt.models import (
 from affectgpt.models.checkpoint import read_manifest, respecified
 from affectgpt.models.integrity import read_sums
 from affectgpt.models.pretrained import ADAPTERS, PROJECTORS_JSON, start_from
+from affectgpt.prompts import PROMPT_VERSION
 from affectgpt.runs import TRAINED_MANIFEST, chosen_checkpoint
 from affectgpt.runtime import UserError, quiet_libraries, sha256_of_file, stable_hash, torch_device
+from affectgpt.schema import Prediction, Sample
 
 log = logging.getLogger("affectgpt")
 
@@ -63,6 +72,72 @@ class LoadedModel:
     def face_needs(self, backend: str = "pyav") -> FaceNeeds | None:
         """What probing needs to know to find faces in videos; None if the model takes none."""
         return face_needs_of(self.model, self.processor, backend=backend)
+
+    def ask(self, clip: str | Path | Sample, subtitle: str | None = None, **options: Any) -> Prediction:
+        """The answer about one clip; `options` as of `ask_all`."""
+        return next(self.ask_all([_sample(clip, subtitle)], **options))
+
+    def ask_all(
+        self,
+        clips: Iterable[str | Path | Sample],
+        *,
+        attribution: bool = False,
+        generate: GenerateConfig | None = None,
+        backend: str = "pyav",
+        on_text: TextCallback | None = None,
+        **question: Any,
+    ) -> Iterator[Prediction]:
+        """Answers about several clips, in their order, generated in batches.
+
+        Args:
+            clips: media files, or samples, of a manifest for example (`affectgpt.data.sources.read_manifest`).
+            attribution: also compute what each clause rests on.
+            generate: how answers are generated; None = greedily.
+            on_text: gets the text of the first answer so far, while it is generated.
+            question: fields of `affectgpt.config.QuestionConfig`: task, lang, candidates, modalities, use_subtitle.
+
+        Raises:
+            InputError: a clip cannot be read, or has nothing that this model is shown.
+        """
+        facts = MediaFacts()
+        asked = [_sample(clip, None) for clip in clips]
+        samples, _ = probe_samples(asked, facts=facts, faces=self.face_needs(backend))
+        return predict(
+            self.model,
+            self.processor,
+            samples,
+            self.reader(backend=backend, cache_folder=None, facts=facts),
+            question=QuestionConfig(**question),
+            generate=generate or GenerateConfig(),
+            name=self.name,
+            attribution=attribution,
+            answer=answers if on_text is None else partial(answers, callbacks={0: on_text}),
+        )
+
+    def stream(self, clip: str | Path | Sample, subtitle: str | None = None, **options: Any) -> Iterator[str]:
+        """The text of the answer about one clip, in pieces, while it is generated; `options` as of `ask_all`."""
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def ask() -> Prediction:
+            try:
+                return next(self.ask_all([_sample(clip, subtitle)], on_text=pieces.put, **options))
+            finally:
+                pieces.put(None)
+
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(ask)
+            n_sent = 0
+            while (text := pieces.get()) is not None:
+                yield text[n_sent:]
+                n_sent = len(text)
+            yield answer.result().text[n_sent:]
+
+
+def _sample(clip: str | Path | Sample, subtitle: str | None) -> Sample:
+    if isinstance(clip, Sample):
+        return clip if subtitle is None else replace(clip, subtitle=subtitle)
+    (sample,) = samples_from_paths([clip], subtitle)
+    return sample
 
 
 def load(
@@ -166,3 +241,15 @@ def _weights_sha256(folder: Path) -> str:
         recorded = read_sums(folder) or {}
     found = {path.name: recorded.get(path.name) or sha256_of_file(path) for path in folder.glob("*.safetensors")}
     return next(iter(found.values())) if len(found) == 1 else stable_hash(found)
+
+
+def settings_of(loaded: LoadedModel, question: QuestionConfig, generate: GenerateConfig, seed: int) -> dict[str, Any]:
+    """Everything that decides the answers, for `prediction.predict_to_file`; batch size and speed do not."""
+    values = {field.name: getattr(question, field.name) for field in fields(QuestionConfig)}
+    values |= {key: value for key, value in asdict(generate).items() if key not in ("batch_size", "compile")}
+    values |= {"prompt_version": PROMPT_VERSION, "model": loaded.name, "weights": loaded.weights_sha256, "seed": seed}
+    if not generate.constrain:  # older files do not name it
+        del values["constrain"]
+    if quantization := (loaded.model.config.spec or {}).get("llm_quantization"):
+        values["quantization"] = quantization
+    return values

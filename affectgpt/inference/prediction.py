@@ -13,10 +13,10 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -33,9 +33,6 @@ from affectgpt.prompts import PROMPT_VERSION, candidate_texts, render
 from affectgpt.runtime import InputError, UserError, remove_unfinished, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
 from affectgpt.spread import in_threads
-
-if TYPE_CHECKING:
-    from affectgpt.inference.loading import LoadedModel
 
 log = logging.getLogger("affectgpt")
 
@@ -203,15 +200,3 @@ def _append_missing(
             made[prediction.id] = prediction
     old = {key: prediction_from_row(row) for key, row in done.items()}
     return [{**old, **made}[sample.id] for sample in samples if sample.id in old or sample.id in made]
-
-
-def settings_of(loaded: LoadedModel, question: QuestionConfig, generate: GenerateConfig, seed: int) -> dict[str, Any]:
-    """Everything that decides the answers, for `predict_to_file`; batch size and speed do not."""
-    values = {field.name: getattr(question, field.name) for field in fields(QuestionConfig)}
-    values |= {key: value for key, value in asdict(generate).items() if key not in ("batch_size", "compile")}
-    values |= {"prompt_version": PROMPT_VERSION, "model": loaded.name, "weights": loaded.weights_sha256, "seed": seed}
-    if not generate.constrain:  # older files do not name it
-        del values["constrain"]
-    if quantization := (loaded.model.config.spec or {}).get("llm_quantization"):
-        values["quantization"] = quantization
-    return values

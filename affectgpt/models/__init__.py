@@ -1,6 +1,6 @@
 """The model, its processor and its checkpoints."""
 
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
 from affectgpt.models.assemble import build, build_hollow
 from affectgpt.models.checkpoint import (
@@ -18,6 +18,8 @@ from affectgpt.models.spec import ModelSpec, model_spec
 
 AutoConfig.register("affectgpt", AffectGPTConfig, exist_ok=True)
 AutoProcessor.register(AffectGPTConfig, AffectGPTProcessor, exist_ok=True)
+for auto_class in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
+    auto_class.register(AffectGPTConfig, AffectGPTForConditionalGeneration, exist_ok=True)
 
 __all__ = [
     "AffectGPTConfig",

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from affectgpt.config import EncoderConfig, ProjectorConfig
+from affectgpt.models.auto import InstalledCode
 from affectgpt.runtime import InputError
 from affectgpt.schema import SLOTS
 
@@ -151,7 +152,7 @@ class ProjectorArchitecture:
         return self.n_queries if self.kind == "linear" else None
 
 
-class AffectGPTConfig(PreTrainedConfig):
+class AffectGPTConfig(InstalledCode, PreTrainedConfig):
     """Configuration of `AffectGPTForConditionalGeneration`.
 
     Args:

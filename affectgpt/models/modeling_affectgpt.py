@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from affectgpt.config import SAMPLED
 from affectgpt.models import backend
+from affectgpt.models.auto import AUTO_MAP, InstalledCode, write_auto_file
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
 from affectgpt.models.encoders import FrozenEncoder
 from affectgpt.models.integrity import check_finite, check_sums, follow_umask, write_sums
@@ -49,7 +50,7 @@ class AffectGPTOutput(CausalLMOutputWithPast):
     log_probs: tuple[Tensor, ...] | None = None
 
 
-class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, GenerationMixin):
     """Encoders, projectors and LLM.
 
     Args:
@@ -432,12 +433,18 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------- disk
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Write a full folder, with the checksums of what is in it."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        """Write a full folder, with the checksums of what is in it; after `add_adapter`, the adapter alone."""
         folder = Path(save_directory)
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            return  # transformers then writes the adapters alone
+        write_auto_file(folder)
         for path in folder.glob("*.safetensors"):
             follow_umask(path, folder / "config.json")
-        write_sums(folder, ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"))
+        write_sums(
+            folder, ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.py")
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -37,9 +37,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import ProcessorMixin
 
 from affectgpt.media import audio_windows
+from affectgpt.models.auto import AUTO_MAP
+from affectgpt.models.conversation import ConversationMixin
 from affectgpt.prompts import PUBLISHED, Message, Slot, published_parts, split_placeholders
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES, PLACEHOLDERS, SLOTS
@@ -67,7 +68,7 @@ _TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _SENTINEL = "AffectGPTAnswer"
 
 
-class AffectGPTProcessor(ProcessorMixin):
+class AffectGPTProcessor(ConversationMixin):
     """Turns messages and media into model inputs.
 
     Args:
@@ -99,6 +100,7 @@ class AffectGPTProcessor(ProcessorMixin):
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise InputError("prompt_format is 'chat', but the tokenizer has no chat template; use 'vicuna' or 'auto'")
         super().__init__(tokenizer, chat_template=chat_template)
+        self.auto_map = dict(AUTO_MAP)
         self.branches = {name: dict(branches[name]) for name in SLOTS if name in (branches or {})}
         self.prompt_format = prompt_format
         self.max_tokens = max_tokens
@@ -126,9 +128,14 @@ class AffectGPTProcessor(ProcessorMixin):
         Args:
             complete: published formats: with the places of all branches of the model, also of absent ones.
         """
-        messages, turns = list(messages), []
+        messages = list(messages)
         if messages[-1].role == "assistant":
             messages.pop()
+        return self._format(self._turns(messages, complete))
+
+    def _turns(self, messages: Sequence[Message], complete: bool = False) -> list[tuple[str, str]]:
+        """(role, text) of each message, with its soft tokens."""
+        turns: list[tuple[str, str]] = []
         for message in messages:
             shown, rest = split_placeholders(message.content) if message.role == "user" else ((), message.content)
             slots = self.slots_of(shown)
@@ -140,7 +147,7 @@ class AffectGPTProcessor(ProcessorMixin):
             else:
                 text = "".join(self._soft(Slot(name)) for name in slots) + self.plain(rest)
             turns.append((message.role, text))
-        return self._format(turns)
+        return turns
 
     def _soft(self, slot: Slot) -> str:
         """The placeholder of a branch, once per soft token."""
@@ -387,14 +394,13 @@ class AffectGPTProcessor(ProcessorMixin):
                     f"{name}: the prompt has {shown.count(name)} placeholders for it, the media are {sorted(media)}; "
                     "each modality needs one placeholder and its media"
                 )
-        features = self._text(messages, answer) if text is None else dict(text)
+        features = self._tokens(*self._prompt(messages), answer) if text is None else dict(text)
         for name in shown:
             features.update(self.media(name, media[name]))
         return features
 
-    def _text(self, messages: Sequence[Message], answer: str | None) -> dict[str, Tensor]:
-        """`input_ids` [L] of the prompt, or of prompt and answer with their `labels` [L]."""
-        prompt, ids, places = self._prompt(messages)
+    def _tokens(self, prompt: str, ids: list[int], places: list[int] | None, answer: str | None) -> dict[str, Tensor]:
+        """`input_ids` [L] of a prompt, or of prompt and answer with their `labels` [L]; see `_prompt`."""
         features: dict[str, Tensor] = {}
         if answer is not None:
             answer_ids = self._answer_ids(prompt, ids, answer)
@@ -409,13 +415,6 @@ class AffectGPTProcessor(ProcessorMixin):
             places += range(places[-1] + 1, places[-1] + 1 + len(ids) - len(places))
             features["position_ids"] = torch.tensor(places)
         return features
-
-    def __call__(
-        self, messages: Sequence[Message], media: Mapping[str, Any] | None = None, answer: str | None = None
-    ) -> dict[str, Tensor]:
-        """A batch of one: `model.generate(**processor(messages, media))`."""
-        row = self.encode(messages, media, answer)
-        return self.collate([row], for_generation="labels" not in row)
 
     def collate(
         self, rows: Iterable[Mapping[str, Tensor]], *, for_generation: bool = False, packed: bool = False
