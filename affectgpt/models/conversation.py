@@ -266,8 +266,8 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
                 A text without a clip is a prompt. Or the messages of one sample (`affectgpt.prompts.render`), with its
                 decoded `media`.
             answer: the targets; None = prompts for generation, padded on the left.
-            videos, audio: a clip or a list of them, see `affectgpt.models.conversation.ClipMedia`; or addresses. The sound of a video
-                is heard too; `audio` replaces it.
+            videos, audio: a clip or a list of them, as `affectgpt.models.conversation.ClipMedia` takes them, or http(s)
+                addresses. The sound of a video is heard too; `audio` replaces it.
             sampling_rate: of `audio` samples in Hz; None = the rate of the model.
             lang: of the model's own question.
 
