@@ -514,20 +514,12 @@ class ServeConfig:
 
 
 @dataclass
-class StudioConfig:
-    """python -m affectgpt.studio; off the loopback address it needs the environment variable AFFECTGPT_API_KEY"""
+class PagesConfig:
+    """Who reaches the studio, and what it accepts."""
 
-    checkpoints: list[str] = field(default_factory=list)  # runs or checkpoints to try clips with, also positional
-    predictions: Any = None  # predictions file, or a list of them, to look at without a model
-    references: str | None = None  # manifest with the clips and their true labels; null = as the runs were scored
-    columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
-    split: str | None = None  # only rows of `references` with this split
-    lang: str = "en"  # language of the true labels: en or zh
-    lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
-    label_reading: str = "auto"  # of label cells: published, exact (our parser), or auto: published with its tables
     host: str = "127.0.0.1"  # listening address; 0.0.0.0 = reachable from other machines, with a key
     port: int = 7860  # 0 = any free port
-    public: bool = False  # other machines need no key; anybody who reaches the port can use the model
+    public: bool = False  # other machines need no key; anybody who reaches the port sees everything
     browser: bool = True  # open the page in a browser, where there is a screen
     max_requests: int = 16  # uploads and answers at a time; further ones get status 429
     max_connections: int = 512  # open connections; more close those that have waited longest for a request
@@ -536,16 +528,44 @@ class StudioConfig:
     max_megapixels: float = 2.5  # maximum size of a video frame; 1920 x 1080 has 2.1
     max_uploads: int = 32  # uploaded clips that are kept at a time; further ones replace the oldest
     keep_minutes: float = 60.0  # how long an uploaded clip is kept after its last use
-    max_new_tokens: int = 256  # longest answer
     n_decoders: int = 2  # processes that decode media
     backend: str = "pyav"  # video decoder
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
+    label_reading: str = "auto"  # of label cells: published, exact (our parser), or auto: published with its tables
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs and of the embedded corpus
+
+
+@dataclass
+class StudioConfig(PagesConfig):
+    """python -m affectgpt.studio; off the loopback address it needs the environment variable AFFECTGPT_API_KEY"""
+
+    checkpoints: list[str] = field(default_factory=list)  # runs or checkpoints to try clips with, also positional
+    predictions: Any = None  # predictions file, or a list of them, to look at without a model
+    references: str | None = None  # manifest with the clips and their true labels; null = as the runs were scored
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
+    split: str | None = None  # only rows of `references` with this split
+    lang: str = "en"  # language of the true labels: en or zh
+    max_new_tokens: int = 256  # longest answer
     dtype: str | None = None  # LLM precision: float32, bfloat16 or float16; null = as trained
     quantization: str | None = None  # LLM quantization: nf4, int8 or none; null = as trained
     base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
     device: str = "auto"  # auto, cpu or cuda
-    seed: int = 42  # of the bootstrap and of paired tests
+    seed: int = 42  # of the paired test
     offline: bool = False  # load hub models from the local cache only, as with HF_HUB_OFFLINE=1
-    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
+
+
+@dataclass
+class StudioReviewConfig(PagesConfig):
+    """python -m affectgpt.studio review"""
+
+    records: str | None = None  # folder that annotate wrote, also positional
+    to: str | None = None  # folder of the review; null = emer_fine
+    round: int | None = None  # set up this round, 1 or 2, before it is shown; null = show what is set up
+    annotators: str = ""  # names or pseudonyms of this round's annotators, a,b,c,d
+    per_clip: int | None = None  # annotators per clip; null = all of the round
+    screens: str = "clues,labels"  # what is reviewed
+    which: str = "all"  # all clips, or ask: those with a finding that asks for a human
+    seed: int = 0  # of the random assignment of clips to annotators
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from collections import Counter
@@ -14,18 +13,18 @@ from affectgpt.annotate import checks, report
 from affectgpt.annotate.duplicates import Duplicates, add_texts, duplicate_findings
 from affectgpt.annotate.exporters import LOSES, records_in, write_export, write_manifest
 from affectgpt.annotate.merge import HOW, aligned_records, merged_record
-from affectgpt.annotate.record import Annotation, record_from_row, record_to_row
+from affectgpt.annotate.record import record_from_row, record_to_row
 from affectgpt.annotate.review.agreement import label_agreement
-from affectgpt.annotate.review.answers import ReviewAnswers, import_exports
-from affectgpt.annotate.review.changes import report_rounds
+from affectgpt.annotate.review.answers import import_exports
+from affectgpt.annotate.review.finish import append_if_new, write_outcome
 from affectgpt.annotate.review.labelstudio import SCREENS
 from affectgpt.annotate.review.setup import Review
 from affectgpt.annotate.review.tasks import set_up_round
-from affectgpt.annotate.review.votes import STALE_DESCRIPTION, confirmed
+from affectgpt.annotate.review.votes import STALE_DESCRIPTION
 from affectgpt.annotate.store import Store
 from affectgpt.config import RecordsConfig
 from affectgpt.journal import Journal
-from affectgpt.runtime import UserError, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import UserError, write_json_atomic
 
 REVIEW_FOLDER = "emer_fine"
 """Folder of a review unless to= names another."""
@@ -87,7 +86,7 @@ def merge_records(config: RecordsConfig) -> int:
     try:
         for found in aligned_records(folders, left_out):
             label_sets.append({name: record.labels for name, record in found.items()})
-            _append_if_new(merged, merged_record(found, config.how))
+            append_if_new(merged, merged_record(found, config.how))
     finally:
         merged.close()
     agreement = label_agreement(label_sets)
@@ -175,28 +174,22 @@ def import_records(config: RecordsConfig) -> int:
     """Import the answers of a review; records and manifest hold the clips that both rounds have confirmed."""
     exports, folder = _inputs(config, "import"), Path(config.to or REVIEW_FOLDER)
     counts = import_exports(exports, folder)
-    review, answers = Review.read(folder), ReviewAnswers(folder)
-    reports, changes = report_rounds(review, answers)
-    lines = [line for one in reports for line in one.lines()]
+    outcome = write_outcome(folder)
+    review, unfinished, n_finished = Review.read(folder), outcome.unfinished, outcome.n_finished
     print("answers:")
     _print_counts(counts)
-    print("\n".join(lines))
-    n_finished, n_stale, unfinished = _write_confirmed(folder, review, answers)
-    write_lines_atomic(folder / "changes.jsonl", (json.dumps(row, ensure_ascii=False) for row in changes))
-    rounds = [asdict(one) for one in reports]
-    write_json_atomic(folder / "review_report.json", {"rounds": rounds, "unfinished": unfinished, "told": lines})
+    print("\n".join(outcome.lines()))
     if unfinished:
         print("not finished:")
         _print_counts(unfinished)
     if n_finished:
-        n_rows = write_manifest(folder / "manifest.jsonl", records_in(folder))
         _print_wrapped(
-            f"{folder}: manifest.jsonl ({n_rows} clips confirmed in both rounds), records.jsonl, changes.jsonl"
+            f"{folder}: manifest.jsonl ({outcome.n_rows} clips confirmed in both rounds), records.jsonl, changes.jsonl"
         )
-        if n_stale:
+        if outcome.n_stale:
             again = f"{folder / 'manifest.jsonl'} out=emer/ pipeline=emer_checked checked={folder / 'records.jsonl'}"
             _print_wrapped(
-                f"descriptions of {n_stale} clips were written for other clues or labels "
+                f"descriptions of {outcome.n_stale} clips were written for other clues or labels "
                 f"(marked {STALE_DESCRIPTION} in records.jsonl); "
                 "write them again, then have the new labels reviewed: "
                 f"python -m affectgpt.annotate {again} annotator=..."
@@ -211,31 +204,6 @@ def import_records(config: RecordsConfig) -> int:
         command = f" python -m affectgpt.annotate review {review.source} to={folder} round=2 annotators=..."
         _print_wrapped(f"next: {more}{command if number == 1 else ''}")
     return 0
-
-
-def _write_confirmed(folder: Path, review: Review, answers: ReviewAnswers) -> tuple[int, int, Counter[str]]:
-    """Append the confirmed records.
-
-    Returns:
-        their number, the number of those with an outdated description, and the other clips of the review by reason.
-    """
-    finished: list[Annotation] = []
-    unfinished: Counter[str] = Counter()
-    for record in records_in(Path(review.source)):
-        if record.id in review.rounds["1"]["assignment"]:
-            result = confirmed(record, review, answers)
-            if isinstance(result, str):
-                unfinished[result] += 1
-            else:
-                finished.append(result)
-    records = Journal(folder / "records.jsonl", name=lambda row: row["id"])
-    try:
-        for record in finished:
-            _append_if_new(records, record)
-    finally:
-        records.close()
-    n_stale = sum(any(row["check"] == STALE_DESCRIPTION for row in record.checks) for record in finished)
-    return len(finished), n_stale, unfinished
 
 
 def report_records(config: RecordsConfig) -> int:
@@ -279,12 +247,6 @@ def _required(value: str | None, name: str, meaning: str) -> str:
 
 def _media_root(config: RecordsConfig) -> Path | None:
     return Path(config.media_root) if config.media_root else None
-
-
-def _append_if_new(log: Journal, record: Annotation) -> None:
-    row = json.loads(json.dumps(record_to_row(record)))  # as it is read back: with lists for tuples
-    if log.latest(record.id) != row:
-        log.append(row)
 
 
 def _print_counts(counts: Mapping[str, int]) -> None:

@@ -194,10 +194,23 @@ On SIGTERM or Ctrl-C the server finishes running requests, then exits.""",
   python -m affectgpt.studio runs/fine                        # http://127.0.0.1:7860: try clips, see its predictions
   python -m affectgpt.studio runs/coarse runs/fine            # two checkpoints side by side
   python -m affectgpt.studio predictions=[a.jsonl,b.jsonl] references=test.csv        # no model, no torch
+  python -m affectgpt.studio review emer_coarse/ to=emer_fine/ round=1 annotators=a,b,c,d
   AFFECTGPT_API_KEY=... python -m affectgpt.studio runs/fine host=0.0.0.0
 
 Ctrl-C stops it; uploaded clips are then removed.""",
         plain="checkpoints",
+    ),
+    "studio review": Command(
+        "affectgpt.studio.command:run_review",
+        config.StudioReviewConfig,
+        """Let people check descriptions and labels in a browser, in two rounds (docs/human-review.md).
+
+  python -m affectgpt.studio review emer_coarse/ to=emer_fine/ round=1 annotators=a,b,c,d
+  python -m affectgpt.studio review emer_coarse/ to=emer_fine/                      # the same again, after a stop
+  python -m affectgpt.studio review emer_coarse/ to=emer_fine/ round=2 annotators=e,f,g,h
+
+It prints a link for each annotator. Answers are saved one by one; Ctrl-C stops it and loses none.""",
+        plain="records",
     ),
     "zeroshot": Command(
         "affectgpt.zeroshot.run:run",

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.config import StudioConfig
+from affectgpt.config import PagesConfig
 from affectgpt.metrics import load_lexicon
 from affectgpt.runtime import InputError, UserError, check_text
 from affectgpt.schema import LANGUAGES, MODALITIES, TASKS, Sample
@@ -23,6 +23,7 @@ from affectgpt.studio import gallery as galleries
 from affectgpt.studio.asking import Models, read_question
 from affectgpt.studio.clips import N_FRAMES, ClipEvidence, Kept, evidence_of, playable, version_of
 from affectgpt.studio.door import COOKIE, Door, cookie_value
+from affectgpt.studio.reviewing import ReviewRoom, review_routes
 from affectgpt.studio.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -40,19 +41,14 @@ class Studio:
     """What a server shows.
 
     Attributes:
-        media: group of clips ("gallery", "review") -> the file of a clip's id, None = there is none.
         models: None = no checkpoint is loaded.
-        review: routes and rights of a review; None = there is none.
+        review: None = no review is shown.
     """
 
-    config: StudioConfig
+    config: PagesConfig
     gallery: galleries.Gallery = field(default_factory=galleries.Gallery)
     models: Models | None = None
-    media: dict[str, Callable[[str], Path | None]] = field(default_factory=dict)
-    review: Any = None
-
-    def __post_init__(self) -> None:
-        self.media.setdefault("gallery", self.gallery.media_path)
+    review: ReviewRoom | None = None
 
 
 def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
@@ -130,7 +126,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
         key = ("difference", query.get("system"), query.get("other"))
 
         def compare() -> Any:
-            return kept.get(key, lambda: galleries.difference(studio.gallery, query, seed=config.seed))
+            return kept.get(key, lambda: galleries.difference(studio.gallery, query))
 
         return JSONResponse(await in_thread(compare))
 
@@ -141,8 +137,11 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
         group, key = request.path_params["group"], request.path_params["id"]
         if group == "upload":
             return uploads.path(key)
-        find = studio.media.get(group)
-        path = find(key) if find else None
+        path = None
+        if group == "gallery":
+            path = studio.gallery.media_path(key)
+        elif group == "review" and studio.review is not None:
+            path = studio.review.media_path(key)
         if path is None or not path.is_file():
             raise APIError(404, f"no media file of clip {key!r}")
         return path
@@ -258,7 +257,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             Route("/media/{group}/{id}/file", media),
             Route("/media/{group}/{id}/evidence", evidence_values),
             Route("/media/{group}/{id}/frame/{n:int}", picture),
-            *(studio.review.routes() if studio.review is not None else ()),
+            *(review_routes(studio.review, api_key, in_thread) if studio.review is not None else ()),
         ],
         middleware=[
             Middleware(Door, api_key, config.max_requests, guest, config.public, framed=config.public),

@@ -12,7 +12,8 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectgpt.config import StudioConfig
+from affectgpt.annotate.verbs import REVIEW_FOLDER
+from affectgpt.config import PagesConfig, StudioConfig, StudioReviewConfig
 from affectgpt.media import isolated_media
 from affectgpt.runs import checkpoint_to_use
 from affectgpt.runtime import MissingLibrary, UserError
@@ -35,6 +36,28 @@ def run_studio(config: StudioConfig) -> int:
     return 0
 
 
+def run_review(config: StudioReviewConfig) -> int:
+    """Set up a round if it is asked for, then show the review until SIGTERM or Ctrl-C."""
+    key = check(config)
+    from affectgpt.serve.command import bind
+    from affectgpt.studio.app import Studio
+    from affectgpt.studio.reviewing import ReviewRoom, set_up_round
+
+    folder = Path(config.to or REVIEW_FOLDER)
+    if config.round is not None:
+        if config.records is None:
+            raise UserError("name the folder of records: python -m affectgpt.studio review emer_coarse/ round=1 ...")
+        set_up_round(config, Path(config.records), folder)
+    elif config.annotators:
+        raise UserError("annotators= sets up a round: add round=1 or round=2")
+    room = ReviewRoom(folder)
+    if config.records is not None and str(Path(config.records).resolve()) != room.review.source:
+        raise UserError(f"{folder} is a review of {room.review.source}, not of {config.records}; give another to=")
+    with contextlib.closing(bind(config.host, config.port)) as listener:
+        serve_pages(Studio(config, review=room), listener, key)
+    return 0
+
+
 def make_studio(config: StudioConfig) -> Studio:
     """Read the predictions, and start loading the models."""
     from affectgpt.studio.app import Studio
@@ -53,7 +76,7 @@ def _is_hub_id(name: str | None) -> bool:
     return name is not None and name.count("/") == 1 and not Path(name).exists()
 
 
-def check(config: StudioConfig) -> str | None:
+def check(config: PagesConfig) -> str | None:
     """The key that requests need; UserError for settings out of range, a missing library, or an open door."""
     from affectgpt.serve.bodies import KEY_VARIABLE
 
@@ -66,9 +89,9 @@ def check(config: StudioConfig) -> str | None:
         if getattr(config, name) <= 0:
             raise UserError(f"{name} is {getattr(config, name)}; expected above 0")
     for name in ("max_connections", "max_uploads", "max_new_tokens", "n_decoders"):
-        if getattr(config, name) < 1:
+        if getattr(config, name, 1) < 1:
             raise UserError(f"{name} is {getattr(config, name)}; expected at least 1")
-    if config.lang not in LANGUAGES:
+    if isinstance(config, StudioConfig) and config.lang not in LANGUAGES:
         raise UserError(f"lang is {config.lang!r}; expected one of {list(LANGUAGES)}")
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and not key.strip():
@@ -86,6 +109,7 @@ def serve_pages(studio: Studio, listener: object, key: str | None) -> None:
     from affectgpt.serve.command import exit_with
     from affectgpt.serve.connections import http_server
     from affectgpt.studio.app import build_app
+    from affectgpt.studio.reviewing import links
 
     config = studio.config
     server = http_server(build_app(studio, api_key=key), config)
@@ -93,6 +117,8 @@ def serve_pages(studio: Studio, listener: object, key: str | None) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{host}:{listener.getsockname()[1]}"  # type: ignore[attr-defined]
     log.info("studio at %s%s; Ctrl-C stops it", address, " (asks for the key)" if key else "")
+    if studio.review is not None:
+        log.info("give each annotator their own link:\n%s", "\n".join(links(studio.review, address)))
     if config.browser and _has_screen():
         threading.Timer(0.5, webbrowser.open, (address,)).start()
     signal.signal(signal.SIGTERM, lambda *_: exit_with(143))  # uvicorn raises it again after the last answer

@@ -53,13 +53,14 @@ class System:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All that the gallery shows; `samples` are the clips, where they are known."""
+    """All that the gallery shows; `samples` are the clips, where they are known; `seed` is that of paired tests."""
 
     systems: Mapping[str, System] = field(default_factory=dict)
     samples: Mapping[str, Sample] = field(default_factory=dict)
     lexicon: Lexicon | None = None
     lang: str = "en"
     n_bad: int = 0
+    seed: int = 42
 
     def system(self, name: str) -> System:
         """The system of this name.
@@ -98,7 +99,7 @@ def read_gallery(config: StudioConfig, runs: Sequence[Path]) -> Gallery:
         rows = [marked(row) for row in rows]
         scores = score_clips(rows, references, lexicon=lexicon, descriptions=descriptions)
         systems[name] = System(name, {row.id: row for row in rows}, scores)
-    return Gallery(systems, samples, lexicon, config.lang, n_bad)
+    return Gallery(systems, samples, lexicon, config.lang, n_bad, config.seed)
 
 
 def _short(file: Path) -> str:
@@ -291,10 +292,10 @@ def confusion(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
     return sector_confusion(rows, wheel, wheel_order(gallery.lexicon, wheel)).to_dict()
 
 
-def difference(gallery: Gallery, query: Mapping[str, str], *, seed: int = 42) -> dict[str, Any]:
+def difference(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
     """The paired test of two systems, and how many clips each is better on."""
     first, second = gallery.system(query.get("system", "")), gallery.system(query.get("other", ""))
-    result = differences(first.scores, second.scores, seed=seed)
+    result = differences(first.scores, second.scores, seed=gallery.seed)
     test = result.test
     return {
         "difference": test.difference,

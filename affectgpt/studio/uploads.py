@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from affectgpt.config import StudioConfig
+from affectgpt.config import PagesConfig
 from affectgpt.runtime import disk_full_named
 from affectgpt.serve.errors import APIError
 from affectgpt.serve.media import check_media
@@ -57,7 +57,7 @@ class Uploads:
         APIError: for what is refused.
     """
 
-    def __init__(self, config: StudioConfig) -> None:
+    def __init__(self, config: PagesConfig) -> None:
         remove_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._config = config

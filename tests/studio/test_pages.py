@@ -1,10 +1,18 @@
 """The pages in headless Chromium."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from tests.studio.conftest import ATTACK, opened
+from affectgpt.annotate.review.answers import ReviewAnswers
+from affectgpt.config import StudioReviewConfig
+from affectgpt.studio.app import Studio
+from affectgpt.studio.reviewing import ReviewRoom, set_up_round
+from tests.annotate.review.rounds import RECORDS
+from tests.annotate.toy import write_records
+from tests.data.conftest import write_clip
+from tests.studio.conftest import ATTACK, opened, running
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 expect.set_options(timeout=60_000)
@@ -89,3 +97,35 @@ def test_a_clip_can_be_recorded(browser, trying):
         page.wait_for_timeout(700)
         page.get_by_role("button", name="Stop recording").click()
         page.wait_for_selector(".frame img")  # of the clip that was sent
+
+
+def test_a_review_by_keyboard_is_saved_and_an_unsaved_draft_survives_the_page(browser, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("review")
+    clip = write_clip(folder / "clip1.mp4")
+    records = [replace(RECORDS[0], media={"video": str(clip)})]
+    coarse = write_records(folder / "coarse", records)
+    config = StudioReviewConfig(records=str(coarse), to=str(folder), round=1, annotators="ann,bob", browser=False)
+    set_up_round(config, coarse, folder)
+    room = ReviewRoom(folder)
+    with running(Studio(config, review=room)) as url, opened(browser, url, f"/review/{room.keys['ann']}") as page:
+        fields = page.locator("textarea")
+        expect(fields).to_have_count(3)
+        page.keyboard.press("Alt+Backspace")  # the first clue is wrong
+        expect(fields).to_have_count(2)
+        page.keyboard.press("Alt+n")
+        page.keyboard.type(ATTACK)
+        page.reload()
+        expect(fields).to_have_count(3)  # the draft
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".tick-label")).to_have_count(2)
+        page.keyboard.press("2")
+        page.keyboard.press("/")
+        page.keyboard.type("惊讶")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".done-count")).to_have_text("2 / 2")
+        assert "attacked" not in page.title()
+        assert page.requests.errors == []
+    answers = ReviewAnswers(folder)
+    assert answers.of(1, "labels", "clip1")["ann"]["labels"] == ["puzzled", "惊讶"]
+    assert answers.of(1, "clues", "clip1")["ann"]["clues"]["visual"] == ["The person waves at somebody.", ATTACK]

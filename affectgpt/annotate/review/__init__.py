@@ -10,7 +10,7 @@ The folder of a review:
     records.jsonl, manifest.jsonl     the clips that both rounds have confirmed
 
 `setup` holds review.json, `tasks` writes a round, `answers` reads exports, `votes` combines the answers of a round,
-`changes` counts them; `labelstudio` knows Label Studio's formats.
+`changes` counts them, `finish` writes what they give; `labelstudio` knows Label Studio's formats.
 """
 
 from affectgpt.annotate.review.step import checked_clues

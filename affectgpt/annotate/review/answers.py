@@ -62,17 +62,7 @@ def import_exports(paths: Sequence[Path], folder: Path) -> Counter[str]:
             person = answer.person or old.get(key, {}).get("person", "")  # known from before the user was deleted
             if person:
                 _check_person(people, answer.about["annotator"], person)
-            row = {
-                "key": key,
-                **{name: answer.about[name] for name in ("round", "screen", "id", "annotator")},
-                "person": person,
-                "given": {name: list(texts) for name, texts in answer.given.items()},
-                "clues": {name: list(texts) for name, texts in answer.clues.items()},
-                "labels": list(answer.labels),
-                "other": list(answer.other),
-                "seconds": answer.seconds,
-                "at": answer.at,
-            }
+            row = _row_of(key, answer, person)
             if old.get(key) == row:
                 found["known already"] += 1
             else:
@@ -83,6 +73,39 @@ def import_exports(paths: Sequence[Path], folder: Path) -> Counter[str]:
     finally:
         log.close()
     return found
+
+
+def save_answer(folder: Path, review: Review, answer: ReviewAnswer) -> dict[str, Any]:
+    """Append one answer and force it to the disk, so that it survives a killed server; returns its row.
+
+    Raises:
+        ReviewError: a task that was not given to this annotator, or the wrong person, as for `import_exports`.
+    """
+    key = _key_of(answer, review, folder)
+    log = Journal(folder / "answers.jsonl", fsync=True)
+    try:
+        people = {row["annotator"]: row["person"] for row in log.rows() if row["person"]}
+        _check_person(people, answer.about["annotator"], answer.person)
+        row = _row_of(key, answer, answer.person)
+        log.append(row)
+    finally:
+        log.close()
+    return row
+
+
+def _row_of(key: str, answer: ReviewAnswer, person: str) -> dict[str, Any]:
+    """A line of answers.jsonl."""
+    return {
+        "key": key,
+        **{name: answer.about[name] for name in ("round", "screen", "id", "annotator")},
+        "person": person,
+        "given": {name: list(texts) for name, texts in answer.given.items()},
+        "clues": {name: list(texts) for name, texts in answer.clues.items()},
+        "labels": list(answer.labels),
+        "other": list(answer.other),
+        "seconds": answer.seconds,
+        "at": answer.at,
+    }
 
 
 def _key_of(answer: ReviewAnswer, review: Review, path: Path) -> str:

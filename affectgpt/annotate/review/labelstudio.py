@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class ReviewError(InputError):
     """An unusable file of a review; the message names file and task, what was found and what was expected."""
 
 
-_WORDS = {
+WORDS = {
     "en": {
         "clues": "Watch the whole clip; drag the slider to look at a moment again. Correct the clues, remove what is "
         "not there, add what is missing. Describe what can be seen and heard, not who the person is.",
@@ -60,7 +60,7 @@ _WORDS = {
 
 def screen_config(screen: str, medium: str, lang: str) -> str:
     """The labeling configuration (XML) of a screen for clips of a medium ("video" or "audio")."""
-    words = _WORDS[lang]
+    words = WORDS[lang]
     player = (
         f'<Video name="clip" value="$clip" height="{_VIDEO_HEIGHT_PX}"/>'
         if medium == "video"
@@ -255,7 +255,7 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
         fields.setdefault(str(name), []).extend(text.strip() for text in found if text.strip())
     if unknown := sorted(set(fields) - {*CLUE_MODALITIES, "emotions", "other"}):
         raise ReviewError(f"{where}: results {unknown} belong to no screen; was the labeling configuration changed?")
-    other = [part.strip() for text in fields.get("other", []) for part in re.split(r"[,;，、；\n]", text)]
+    other = other_labels(fields.get("other", []))
     given = data.get("given") or {}
     seconds = annotation.get("lead_time")
     return ReviewAnswer(
@@ -263,11 +263,17 @@ def _answer(annotation: Mapping[str, Any], data: Mapping[str, Any], where: str) 
         person=_person(annotation.get("completed_by"), where),
         clues={name: tuple(fields.get(name, ())) for name in CLUE_MODALITIES},
         given={name: tuple(given.get(name, ())) for name in CLUE_MODALITIES},
-        labels=tuple(dict.fromkeys([*fields.get("emotions", []), *filter(None, other)])),
-        other=tuple(dict.fromkeys(filter(None, other))),
+        labels=tuple(dict.fromkeys([*fields.get("emotions", []), *other])),
+        other=other,
         seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
         at=str(annotation.get("updated_at") or annotation.get("created_at") or ""),
     )
+
+
+def other_labels(texts: Iterable[str]) -> tuple[str, ...]:
+    """The labels in the texts of the field for other emotions, which may hold several each."""
+    parts = (part.strip() for text in texts for part in re.split(r"[,;，、；\n]", text))
+    return tuple(dict.fromkeys(filter(None, parts)))
 
 
 def _person(completed_by: Any, where: str) -> str:

@@ -59,30 +59,7 @@ def set_up_round(
         media_root: the document root of Label Studio; None = the folder above all clips.
         transcode: write copies of clips that browsers do not play to `folder`/media, and show those.
     """
-    left_out: Counter[str] = Counter()
-    review = Review.read(folder) if (folder / "review.json").is_file() else Review(str(source.resolve()))
-    if review.source != str(source.resolve()):
-        raise UserError(f"{folder} is a review of {review.source}, not of {source}; give another to=")
-    before = None
-    if number == 2:
-        if "1" not in review.rounds:
-            raise UserError("round 1 comes first: `annotate review ... round=1`")
-        before = ReviewAnswers(folder)
-    chosen: dict[str, tuple[Annotation, Sequence[Clue], Sequence[str]]] = {}
-    for record in records:
-        if before is None:
-            reason = _why_not_in_round_1(record, which)
-        elif record.id not in review.rounds["1"]["assignment"]:
-            reason = "not in round 1"
-        else:
-            answered = all(before.of(1, screen, record.id) for screen in screens)
-            reason = "" if answered else "no answer in round 1"
-        if reason:
-            left_out[reason] += 1
-        elif before is None:
-            chosen[record.id] = (record, record.clues, record.labels)
-        else:
-            chosen[record.id] = (record, *outcome_of(record, before, 1))
+    review, chosen, left_out = clips_of_round(records, source, folder, number, screens, which)
     copies = (folder / "media").resolve()
     shown = [record for record, _, _ in chosen.values()]
     media, unplayed, failed = playable_files(shown, copies, transcode=transcode)
@@ -113,6 +90,45 @@ def set_up_round(
     review.write(folder)
     used = copies if any(path.is_relative_to(copies) for path in media.values()) else None
     return RoundFiles(written, left_out, served, unplayed, used)
+
+
+Shown = tuple[Annotation, Sequence[Clue], Sequence[str]]
+"""A record, and the clues and labels that a round shows of it."""
+
+
+def clips_of_round(
+    records: Iterable[Annotation], source: Path, folder: Path, number: int, screens: Sequence[str], which: str = "all"
+) -> tuple[Review, dict[str, Shown], Counter[str]]:
+    """The review in `folder` (a new one if there is none), the clips for a round by id, and those left out by reason.
+
+    Raises:
+        UserError: `folder` is a review of another source, or round 1 is missing.
+    """
+    left_out: Counter[str] = Counter()
+    review = Review.read(folder) if (folder / "review.json").is_file() else Review(str(source.resolve()))
+    if review.source != str(source.resolve()):
+        raise UserError(f"{folder} is a review of {review.source}, not of {source}; give another to=")
+    before = None
+    if number == 2:
+        if "1" not in review.rounds:
+            raise UserError("round 1 comes first: `annotate review ... round=1`")
+        before = ReviewAnswers(folder)
+    chosen: dict[str, Shown] = {}
+    for record in records:
+        if before is None:
+            reason = _why_not_in_round_1(record, which)
+        elif record.id not in review.rounds["1"]["assignment"]:
+            reason = "not in round 1"
+        else:
+            answered = all(before.of(1, screen, record.id) for screen in screens)
+            reason = "" if answered else "no answer in round 1"
+        if reason:
+            left_out[reason] += 1
+        elif before is None:
+            chosen[record.id] = (record, record.clues, record.labels)
+        else:
+            chosen[record.id] = (record, *outcome_of(record, before, 1))
+    return review, chosen, left_out
 
 
 def _why_not_in_round_1(record: Annotation, which: str) -> str:
