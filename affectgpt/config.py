@@ -339,9 +339,11 @@ class BenchmarkConfig:
     title: str = ""  # name in tables
     folder: str | None = None  # folder of your copy
     references: str = ""  # reference file inside the folder: .csv, .jsonl or .npz
-    kind: str = "openset"  # openset, hit_rate, sentiment, classes or classes_valence
-    metric: str = ""  # kind classes: the primary score: weighted F1, macro F1, UAR or WAR
+    kind: str = "openset"  # openset, hit_rate, sentiment, classes, classes_valence or multilabel
+    metric: str = ""  # kinds classes and multilabel: the primary score, one of those in the result
     split: str | None = None  # only rows with this split
+    columns: dict[str, str] = field(default_factory=dict)  # own column names of the references: {id: video_id}
+    drop: list[str] = field(default_factory=list)  # kind classes: clips with one of these true labels are not scored
     id_prefix: str | None = None  # only clips whose id starts with this
     classes: list[str] = field(default_factory=list)  # kind classes: the labels, in the order of numbered classes
     array: str = "test_corpus"  # name of the array in a label.npz

@@ -6,12 +6,14 @@ A benchmark is a YAML file in conf/benchmark/, read as a `BenchmarkConfig`. Kind
 - ``hit_rate``: one-hot truth, free predicted labels (MER2023-SEMI, MER2024, MELD, IEMOCAP in MER-UniBench);
 - ``sentiment``: sentiment scores as truth, weighted F1 of two classes (CMU-MOSI, CMU-MOSEI, CH-SIMS, CH-SIMS v2);
 - ``classes``: one-hot truth, predictions mapped to the classes: weighted F1 (MER2023-SEMI) or UAR and WAR (DFEW);
+- ``multilabel``: several true labels, F1 over labels (MAFW and BOLD in MMEVerse-Bench);
 - ``classes_valence``: classes and a valence: weighted F1 - 0.25 MSE (MER2023-MULTI and MER2023-NOISE).
 """
 
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from affectgpt.metrics.classification import (
     hit_rate,
     mean_squared_error,
     score_sentiment,
+    score_sets,
     sentiment_of,
     to_class,
 )
@@ -46,7 +49,7 @@ from affectgpt.runtime import InputError, write_json_atomic
 from affectgpt.schema import Prediction
 from affectgpt.tables import id_of, read_pickled_mapping, read_rows
 
-BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence")
+BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence", "multilabel")
 COMBINED = "weighted F1 - 0.25 MSE of the valence"
 _HELP = "see docs/metrics.md, section 'Benchmarks'"
 _LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
@@ -162,6 +165,13 @@ def run_benchmark(
             )
         details |= {"hit rate over all samples": hits.rate_of_all, "n by wheel": dict(hits.n)}
         return _result(config, "hit rate", hits.rate, max(hits.n.values()), details, lexicon)
+    if config.kind == "multilabel":
+        return _score_multilabel(config, truths, rows, details, lexicon)
+    n_true = len(truths)
+    if not (truths := {key: value for key, value in truths.items() if value not in config.drop}):
+        raise InputError(f"{path}: all {n_true} true labels are among benchmark.drop={list(config.drop)}")
+    if config.drop:
+        details["dropped"] = n_true - len(truths)
     predicted = [to_class(labels.get(key, ()), config.classes, lexicon) for key in truths]
     scored = classify(list(truths.values()), predicted, config.classes)
     details |= {
@@ -173,12 +183,35 @@ def run_benchmark(
         last = {name: last_word(text, config.classes) for name, text in _texts(rows).items()}
         as_published = classify(list(truths.values()), [last.get(key, "neutral") for key in truths], config.classes)
         details["weighted F1, last word or else neutral (code of Emotion-LLaMA)"] = as_published.weighted_f1
+    if config.columns:  # a table of MMEVerse
+        exact = {name: text.strip().lower() for name, text in _texts(rows).items()}
+        as_published = classify(list(truths.values()), [exact.get(key, "") for key in truths], config.classes)
+        details["weighted F1, exact answers (code of Emotion-LLaMA v2)"] = as_published.weighted_f1
     metric = config.metric or "weighted F1"
     if config.kind == "classes_valence":
         metric = COMBINED
         details["MSE of the valence"] = mean_squared_error(_true_scores(path, config), valences or {})
         details[COMBINED] = scored.weighted_f1 - 0.25 * details["MSE of the valence"]
     return _result(config, metric, details[metric], scored.n, details, lexicon)
+
+
+def _score_multilabel(
+    config: BenchmarkConfig, truths: Mapping[str, str], rows: Any, details: dict[str, Any], lexicon: Lexicon
+) -> BenchmarkResult:
+    """Answers and true cells are divided at commas and semicolons, as the published code of Emotion-LLaMA v2 does."""
+    answers = {name: _words(text) for name, text in _texts(rows).items()}
+    scored = score_sets([_words(cell) for cell in truths.values()], [answers.get(key, set()) for key in truths])
+    details |= {
+        "micro F1": scored.micro_f1, "samples F1": scored.sample_f1, "Jaccard": scored.jaccard, "mAP": scored.mean_ap,
+        "micro F1, other words count as wrong": scored.micro_f1_strict, "other words": scored.unknown,
+        "classes": list(scored.classes),
+    }  # fmt: skip
+    metric = config.metric or "micro F1"
+    return _result(config, metric, details[metric], scored.n, details, lexicon)
+
+
+def _words(text: str) -> set[str]:
+    return {word for part in re.split("[;,]", text) if (word := part.strip().lower())}
 
 
 def last_word(text: str, classes: Sequence[str]) -> str:
@@ -193,8 +226,8 @@ def last_word(text: str, classes: Sequence[str]) -> str:
 
 def _texts(rows: Mapping[str, str | Sequence[str]] | Sequence[Prediction]) -> dict[str, str]:
     if isinstance(rows, Mapping):
-        return {name: value if isinstance(value, str) else " ".join(value) for name, value in rows.items()}
-    return {row.id: row.text or " ".join(row.labels or ()) for row in rows}
+        return {name: value if isinstance(value, str) else ", ".join(value) for name, value in rows.items()}
+    return {row.id: row.text or ", ".join(row.labels or ()) for row in rows}
 
 
 def _score_sentiment(
@@ -284,13 +317,15 @@ def read_true_values(path: Path, config: BenchmarkConfig, columns: Sequence[str]
     if path.suffix == ".npz":
         values = _read_pickled(path, config, "val" if columns is _SCORE_COLUMNS else "emo")
     else:
-        values = _read_columns(path, columns, config.split)
+        values = _read_columns(path, columns, config.split, config.columns)
     return _of_prefix(values, path, config)
 
 
-def _read_columns(path: Path, columns: Sequence[str], split: str | None) -> dict[str, Any]:
+def _read_columns(
+    path: Path, columns: Sequence[str], split: str | None, own: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, columns=own or {}):
         if split is not None and row.get("split") != split:
             continue
         values = [row[name] for name in columns if row.get(name) not in (None, "")]

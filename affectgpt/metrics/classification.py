@@ -5,7 +5,7 @@ Predictions that could not be parsed are a class of their own (UNPARSED); they a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,59 @@ def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: 
         unparsed=int(confusion[:, -1].sum()),
         classes=tuple(classes),
         confusion=confusion,
+    )
+
+
+@dataclass(frozen=True)
+class MultiLabel:
+    """Scores of sets of labels; `unknown` words are predicted labels that no truth has, which `strict` counts as wrong.
+
+    micro_f1 counts labels over all samples, sample_f1 is the mean F1 of a sample, jaccard the mean of intersection over
+    union, mean_ap the mean over labels of the average precision of a yes or no.
+    """
+
+    micro_f1: float
+    micro_f1_strict: float
+    sample_f1: float
+    jaccard: float
+    mean_ap: float
+    n: int
+    unknown: int
+    classes: tuple[str, ...]
+
+
+def score_sets(truths: Sequence[Collection[str]], predictions: Sequence[Collection[str]]) -> MultiLabel:
+    """Score sets of labels as the published code of Emotion-LLaMA v2 (scikit-learn's MultiLabelBinarizer).
+
+    The labels are those of the truth; others are ignored, except in `micro_f1_strict`. The average precision of a yes
+    or no is recall * precision + (1 - recall) * share of the label.
+
+    >>> found = score_sets([{"sad", "angry"}, {"sad"}], [{"sad"}, {"sad", "bored"}])
+    >>> round(found.micro_f1, 3), round(found.micro_f1_strict, 3), found.unknown, found.mean_ap
+    (0.8, 0.667, 1, 0.75)
+    """
+    if len(truths) != len(predictions) or not truths:
+        raise InputError(f"{len(truths)} truths and {len(predictions)} predictions; expected as many, at least 1")
+    classes = sorted(set().union(*truths))
+    true, found = (
+        np.array([[name in row for name in classes] for row in rows], dtype=bool) for rows in (truths, predictions)
+    )  # [N, C]
+    both, n_true, n_found = (true & found).sum(axis=1), true.sum(axis=1), found.sum(axis=1)  # [N]
+    unknown = sum(len(set(row) - set(classes)) for row in predictions)
+    hits, support, predicted = (true & found).sum(axis=0), true.sum(axis=0), found.sum(axis=0)  # [C]
+    precision = np.divide(hits, predicted, out=np.zeros(len(classes)), where=predicted > 0)
+    recall, share = hits / support, support / len(truths)
+    total = n_true.sum() + n_found.sum()
+    sizes = n_true + n_found
+    return MultiLabel(
+        micro_f1=float(2 * both.sum() / total),
+        micro_f1_strict=float(2 * both.sum() / (total + unknown)),
+        sample_f1=float(np.divide(2 * both, sizes, out=np.zeros(len(truths)), where=sizes > 0).mean()),
+        jaccard=float((both / ((true | found).sum(axis=1) + 1e-6)).mean()),  # the published constant
+        mean_ap=float((recall * precision + (1 - recall) * share).mean()),
+        n=len(truths),
+        unknown=unknown,
+        classes=tuple(classes),
     )
 
 
