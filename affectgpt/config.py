@@ -68,7 +68,7 @@ class LoraConfig:
 class LLMConfig:
     """The frozen language model."""
 
-    path: str = "???"  # hub id or folder of any causal LM
+    path: str = "???"  # hub id or folder of any causal LM, or a GGUF file, which is converted on first use
     revision: str | None = None  # hub revision; checkpoints store the commit
     dtype: str = "float32"  # float32 or bfloat16
     quantization: str | None = None  # nf4 or int8: quantize the frozen weights; needs the quantization extra

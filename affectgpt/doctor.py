@@ -60,6 +60,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "speech": ("speech segments of audio", ("silero-vad",)),
     "structured": ("JSON schemas enforced for models in this process", ("llguidance",)),
+    "gguf": ("LLMs in GGUF files", ("gguf",)),
 }
 # Optional packages that belong to no extra: used if they are installed, or known to break imports (torchaudio).
 OTHERS = ("torchaudio", "torchcodec", "flash-attn", "vllm")

@@ -293,6 +293,11 @@ def load(
     name = str(name)
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise UserError(f"device={device} dtype={dtype}: expected auto, cpu or cuda, and auto or a float type")
+    if name.endswith(".gguf"):
+        raise UserError(
+            f"{name} is a GGUF file; convert it once with `python -m affectgpt.convert {name} out=FOLDER`, and name "
+            "the folder"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:

@@ -176,13 +176,20 @@ def cache_folder() -> str:
 
 
 def resolved(settings: Any) -> Any:
-    """`settings` with the cache folder expanded and names of the embedded default (demo:...) replaced by paths."""
+    """`settings` with the cache folder expanded and names of the embedded default (demo:...) replaced by paths.
+
+    An LLM in a GGUF file is replaced by the folder to which it is converted on first use.
+    """
     cache = Path(settings.paths.cache if hasattr(settings, "paths") else cache_folder()).expanduser()
     if hasattr(settings, "paths"):
         settings.paths.cache = str(cache)
     if isinstance(getattr(settings, "model", None), config.ModelConfig) and settings.model.init != "pretrained":
         settings.model.init_from = None  # unused, so what it names is not built
-    return replace_strings(settings, embedded, cache)
+    settings = replace_strings(settings, embedded, cache)
+    model = getattr(settings, "model", None)
+    if isinstance(model, config.ModelConfig) and model.llm.path.endswith(".gguf"):
+        model.llm.path = load("affectgpt.convert.gguf:base_model")(model.llm.path, cache)
+    return settings
 
 
 def embedded(text: str, cache: Path) -> str:

@@ -376,6 +376,8 @@ Any of these files, in any order: each is recognised by its tensors, never by it
   lora/                    adapters of the LLM in peft's layout
   report.json              what was taken, left out on purpose, missing and unexpected
 
+  python -m affectgpt.convert SmolLM2-135M-Instruct.Q4_1.gguf out=smollm2/    # an LLM of llama.cpp, for model.llm.path
+
 Exit code 0 only if nothing is missing or unexpected, 1 if something is, 2 if a file cannot be used at all.""",
         plain="files",
         next="python infer.py video.mp4 checkpoint={out} model=...; or train with model.init_from={out}",

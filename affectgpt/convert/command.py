@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import ConvertConfig
-from affectgpt.runtime import InputError, UserError
+from affectgpt.runtime import InputError, NotFound, UserError
 
 _SHOWN = 6  # tensor names per line; report.json has all
 
@@ -52,13 +52,23 @@ def run(config: ConvertConfig) -> int:
         raise InputError(f"visual is {config.visual!r}; expected face or frames")
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / "report.json").is_file():
+        if not any((out / name).is_file() for name in ("report.json", "gguf.json")):
             raise UserError(f"{out} exists and was not written by a conversion; name another folder with out=")
         if not config.overwrite:
             raise UserError(
                 f"{out} contains an earlier conversion; name another folder with out=, or set overwrite=true "
                 "to replace it (then give all files in one command)"
             )
+    if any(name.endswith(".gguf") for name in config.files):
+        if len(config.files) > 1:
+            raise InputError(f"a GGUF file is converted alone; found {config.files}")
+        if not Path(config.files[0]).is_file():
+            raise NotFound(f"the file {config.files[0]} does not exist")
+        from affectgpt.convert import gguf
+
+        gguf.convert_gguf(Path(config.files[0]), out)
+        print(gguf.report_text(out))
+        return 0
     from affectgpt.convert.conversion import convert
 
     report = convert(list(map(Path, config.files)), out, image_size=config.image_size, visual=config.visual)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from affectgpt.config import EncoderConfig, LLMConfig
 from affectgpt.models.spec import ModelSpec
@@ -35,6 +36,11 @@ def resolve(name: str, what: str, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if name.endswith(".gguf"):
+        raise NotFound(
+            f"{what}: {name} is a GGUF file; convert it with `python -m affectgpt.convert {name} out=FOLDER`, and name "
+            "the folder; model.llm.path= on a command line does that on its own"
+        )
     if not _HUB_ID.fullmatch(name):
         raise NotFound(f"{what}: base model folder {name!r} does not exist; put it there or name another")
     from huggingface_hub import snapshot_download
@@ -178,14 +184,19 @@ def fingerprint(name: str, what: str, revision: str | None = None) -> str:
     digest = hashlib.sha256()
     files = {path for pattern in _TEXT_FILES + _WEIGHT_FILES for path in folder.glob(pattern) if path.is_file()}
     for path in sorted(files):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            if size <= _FULL_HASH_BYTES or path.suffix not in (".safetensors", ".bin"):
-                while block := file.read(1 << 20):
-                    digest.update(block)
-                continue
-            for i in range(_N_CHUNKS):
-                file.seek(i * (size - _CHUNK_BYTES) // (_N_CHUNKS - 1))
-                digest.update(file.read(_CHUNK_BYTES))
+        update_digest(digest, path)
     return f"sha256:{digest.hexdigest()}"
+
+
+def update_digest(digest: Any, path: Path) -> None:
+    """Add name, size and content of a file to a hash of hashlib: of weights above 64 MiB the head and 64 samples."""
+    size = path.stat().st_size
+    digest.update(f"{path.name}:{size}\n".encode())
+    with path.open("rb") as file:
+        if size <= _FULL_HASH_BYTES or path.suffix not in (".safetensors", ".bin", ".gguf"):
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return
+        for i in range(_N_CHUNKS):
+            file.seek(i * (size - _CHUNK_BYTES) // (_N_CHUNKS - 1))
+            digest.update(file.read(_CHUNK_BYTES))

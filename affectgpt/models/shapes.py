@@ -62,6 +62,21 @@ def _qwen3() -> Qwen3Config:
     )  # fmt: skip
 
 
+def _smollm2(**shape: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=49152, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_parameters=_rope(1e5),
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2, **shape,
+    )  # fmt: skip
+
+
+def _qwen3_small() -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, rope_parameters=_rope(1e6),
+        tie_word_embeddings=True, bos_token_id=151643, eos_token_id=151645,
+    )  # fmt: skip
+
+
 def _hubert() -> HubertConfig:
     return HubertConfig(**_LARGE, **_STABLE, conv_bias=True)
 
@@ -77,6 +92,23 @@ def _whisper() -> WhisperConfig:
     )  # fmt: skip
 
 
+_SMOLLM2 = {
+    "135M": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "360M": {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+    },
+}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _SO400M = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
 _CLIP_PIXELS = {
     "crop_size": {"height": 224, "width": 224},
@@ -107,6 +139,13 @@ _PUBLISHED: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = {
     "google/siglip-large-patch16-256": (lambda: _siglip(256, 16, _LARGE), _SIGLIP_PIXELS),
     "google/siglip-so400m-patch14-384": (lambda: _siglip(384, 14, _SO400M), _SIGLIP_PIXELS),
     "MCG-NJU/videomae-large": (lambda: VideoMAEConfig(**_LARGE, use_mean_pooling=False), _IMAGENET_PIXELS),
+    "facebook/hubert-base-ls960": (lambda: HubertConfig(**_BASE), _SPEECH),
+    "openai/clip-vit-base-patch16": (
+        lambda: CLIPVisionConfig(**_BASE, patch_size=16, projection_dim=512),
+        _CLIP_PIXELS,
+    ),
+    "google/siglip-base-patch16-224": (lambda: _siglip(224, 16, _BASE), _SIGLIP_PIXELS),
+    "MCG-NJU/videomae-base": (lambda: VideoMAEConfig(**_BASE, use_mean_pooling=False), _IMAGENET_PIXELS),
     "meta-llama/Llama-2-7b-hf": (_llama2, {}),
     "meta-llama/Llama-2-7b-chat-hf": (_llama2, {}),
     "lmsys/vicuna-7b-v1.5": (_llama2, {}),
@@ -114,6 +153,9 @@ _PUBLISHED: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": (_llama3, {}),
     "Qwen/Qwen2.5-7B-Instruct": (_qwen25, {}),
     "Qwen/Qwen3-8B": (_qwen3, {}),
+    "Qwen/Qwen3-0.6B": (_qwen3_small, {}),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (lambda: _smollm2(**_SMOLLM2["135M"]), {}),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": (lambda: _smollm2(**_SMOLLM2["360M"]), {}),
 }
 PUBLISHED = tuple(_PUBLISHED)
 """Hub ids with a known configuration."""

@@ -243,7 +243,10 @@ def _llm_bytes_per_token(llm: PreTrainedModel, n_tokens: int = 64) -> int:
     # Fake tensors claim to be on the CPU, where scaled_dot_product_attention selects its fused kernel; on the meta
     # device it would fall back to separate products and save L x L weights, unlike on a GPU.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = {name: _fake(tensor) for name, tensor in llm.state_dict(keep_vars=True).items()}
+        made: dict[int, Tensor] = {}  # one for each tensor: tied ones must stay one
+        fake = {
+            name: made.setdefault(id(tensor), _fake(tensor)) for name, tensor in llm.state_dict(keep_vars=True).items()
+        }
         embeds = _embeds(llm, n_tokens, "cpu")
         with kept_tensors(fake.values()) as kept:
             torch.func.functional_call(

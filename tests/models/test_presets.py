@@ -10,10 +10,14 @@ import torch
 from affectgpt.cli import compose
 from affectgpt.models import build_hollow, model_spec
 
-LLMS = {"llama2_7b_chat": 4096, "vicuna_7b": 4096, "llama3_8b": 4096, "qwen25_7b": 3584, "qwen3_8b": 4096}
+LLMS = {
+    "llama2_7b_chat": 4096, "vicuna_7b": 4096, "llama3_8b": 4096, "qwen25_7b": 3584, "qwen3_8b": 4096,
+    "smollm2_135m": 576, "smollm2_360m": 960, "qwen3_0_6b": 1024,
+}  # fmt: skip
 # preset -> soft tokens that a clip with all of the shown media gives, trained parameters, LoRA's among them
 PUBLISHED = {
     "affectgpt": ({"audio": 32, "frames": 32, "motion": 32}, 67_828_736, 0),  # this project's own, not published
+    "small": ({"audio": 16, "frames": 32, "motion": 16}, 25_802_816, 8_683_520),  # this project's own
     "affectgpt_v1": ({"audio": 8, "frames": 32}, 44_959_744, 0),
     "affectgpt_v2": ({"multi": 1, "audio": 1, "face": 1}, 57_168_644, 40_370_176),
     "emotion_llama": ({"audio": 1, "frames": 257, "face": 1, "face_motion": 1}, 74_993_664, 33_554_432),
@@ -21,6 +25,7 @@ PUBLISHED = {
 }
 STATES = {
     "affectgpt": {"audio": (3 * 63, 1024), "frames": (8 * 32, 768), "motion": (8 * 16, 1024)},
+    "small": {"audio": (3 * 63, 768), "frames": (8 * 16, 768), "motion": (8 * 16, 768)},
     "affectgpt_v1": {"audio": (8, 1024), "frames": (8 * 32, 768)},
     "affectgpt_v2": {"audio": (8, 1024), "frames": (1, 768), "face": (8, 768)},
     "emotion_llama": {"audio": (1, 1024), "frames": (1025, 1408), "face": (1, 1024), "face_motion": (1, 1024)},
@@ -160,6 +165,8 @@ def check(written, composed, where: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "stage", "values"),
     [
+        ("small", "coarse", {"trainable": ["projectors", "lora"], "batch_size": 16, "epochs": 22}),
+        ("small", "fine", {"trainable": ["projectors", "lora"], "batch_size": 16, "init_from": "coarse"}),
         ("affectgpt_v1", "coarse", {"trainable": ["projectors"], "learning_rate": 3e-5, "iterations_per_epoch": 1000}),
         ("affectgpt_v2", "coarse", {"trainable": ["projectors", "lora"], "learning_rate": 1e-5, "epochs": 60}),
         (

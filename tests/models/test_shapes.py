@@ -16,11 +16,15 @@ LLMS = {
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
 }
 ENCODERS = {
     "facebook/hubert-large-ll60k": 315_438_720,
     "facebook/dinov2-large": 304_368_640,
     "microsoft/wavlm-large": 315_453_120,
+    "facebook/hubert-base-ls960": 94_371_712,
 }
 
 

@@ -72,10 +72,10 @@ def test_a_trained_weight_costs_a_third_pass():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "tied", "qwen3"])
 def test_bytes_counted_without_memory_equal_those_that_a_real_forward_pass_keeps(kind, dtype):
-    if kind == "llama":
-        make, config = LlamaForCausalLM, LLAMA
+    if kind in ("llama", "tied"):
+        make, config = LlamaForCausalLM, LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": kind == "tied"})
     else:
         shape = LLAMA.to_dict()
         names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
