@@ -80,7 +80,7 @@ class LLMConfig:
 class FacesConfig:
     """How faces are found in a video, followed, and cut out."""
 
-    detector: str = "blazeface"  # blazeface, dlib, or the hub id or folder of a detector of transformers
+    detector: str = "blazeface"  # blazeface, dlib, a .task file of MediaPipe, or a hub id or folder of transformers
     revision: str | None = None  # hub revision of the detector
     min_score: float | None = None  # of a detection; null = the detector's own
     rate_hz: float = 15.0  # frames per second that are looked at

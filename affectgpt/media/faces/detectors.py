@@ -14,12 +14,26 @@ from PIL import Image
 from affectgpt.config import FacesConfig
 from affectgpt.media.faces import mesh
 from affectgpt.media.faces.mesh import Found
-from affectgpt.runtime import InputError, MissingLibrary
+from affectgpt.runtime import InputError, MissingLibrary, sha256_of_file
 
 Detect = Callable[[list[Image.Image]], list[list[Found]]]
 
 _DLIB_LONG_SIDE_PX = 640
 """dlib's detector takes time in proportion to the pixels; it finds faces of 80 pixels in the picture that it gets."""
+
+_MAX_FACES = 8  # that FaceLandmarker looks for
+_BLENDSHAPES = (
+    "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
+    "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
+    "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight",
+    "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft", "eyeWideRight", "jawForward", "jawLeft", "jawOpen", "jawRight",
+    "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft", "mouthFrownRight", "mouthFunnel",
+    "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker",
+    "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
+    "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
+    "noseSneerLeft", "noseSneerRight",
+)  # fmt: skip
+"""The 52 blendshapes of MediaPipe, in the order of its model."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +43,13 @@ class Detector:
     Attributes:
         name: name and version, for records and keys.
         knows_eyes: whether its regions are turned with the face; else the mesh is run twice.
+        blendshape_names: not empty = it gives points and blendshapes, so that the mesh is not run.
     """
 
     name: str
     detect: Detect
     knows_eyes: bool = False
+    blendshape_names: tuple[str, ...] = ()
 
 
 def detector_of(settings: FacesConfig) -> Detector:
@@ -49,9 +65,14 @@ def detector_of(settings: FacesConfig) -> Detector:
         return Detector(mesh.VERSION, functools.partial(mesh.detect, min_score=min_score), knows_eyes=True)
     if name == "dlib":
         return _dlib(settings.min_score or 0.0)
+    if name.endswith(".task"):
+        return _landmarker(name, 0.5 if settings.min_score is None else settings.min_score)
     if "/" in name:
         return _transformers(name, settings.revision, 0.5 if settings.min_score is None else settings.min_score)
-    raise InputError(f"faces.detector is {name!r}; expected blazeface, dlib, or the hub id or folder of a detector")
+    raise InputError(
+        f"faces.detector is {name!r}; expected blazeface, dlib, a .task file of MediaPipe, or the hub id or folder of "
+        "a detector"
+    )
 
 
 def _dlib(min_score: float) -> Detector:
@@ -75,6 +96,54 @@ def _dlib(min_score: float) -> Detector:
         return found
 
     return Detector(f"dlib-hog {_version('dlib-bin', 'dlib')}", detect)
+
+
+def _landmarker(path: str, min_score: float) -> Detector:
+    """MediaPipe's FaceLandmarker 1.x, whose model the user brings (`face_landmarker.task`)."""
+    try:
+        import mediapipe
+        from mediapipe.tasks.python import BaseOptions, vision
+    except ImportError as error:
+        raise MissingLibrary(f"faces.detector={path} needs mediapipe 1.x ({error}): pip install mediapipe") from error
+    try:
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=path),
+            output_face_blendshapes=True,
+            num_faces=_MAX_FACES,
+            min_face_detection_confidence=min_score,
+        )
+        landmarker = vision.FaceLandmarker.create_from_options(options)
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"faces.detector {path!r} cannot be loaded ({str(error).splitlines()[0]}); expected MediaPipe's "
+            "face_landmarker.task"
+        ) from error
+
+    def detect(images: list[Image.Image]) -> list[list[Found]]:
+        found = []
+        for image in images:
+            picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
+            found.append(_landmarks(landmarker.detect(picture), image.size))
+        return found
+
+    blank = detect([Image.new("RGB", (64, 64))])  # a task file of another kind fails here
+    assert blank == [[]]
+    name = f"mediapipe {mediapipe.__version__} {sha256_of_file(path)[:12]}"
+    return Detector(name, detect, knows_eyes=True, blendshape_names=_BLENDSHAPES)
+
+
+def _landmarks(result: Any, size: tuple[int, int]) -> list[Found]:
+    """What FaceLandmarker gives for a picture of this width and height."""
+    found = []
+    shapes = result.face_blendshapes or [None] * len(result.face_landmarks)
+    for landmarks, categories in zip(result.face_landmarks, shapes, strict=True):
+        # x and depth are in widths of the picture, y in heights.
+        points = np.array([[p.x * size[0], p.y * size[1], p.z * size[0]] for p in landmarks], np.float32)
+        box = np.concatenate([points[:468, :2].min(axis=0), points[:468, :2].max(axis=0)])
+        by_name = {category.category_name: category.score for category in categories or ()}
+        values = np.array([by_name.get(name, np.nan) for name in _BLENDSHAPES], np.float32)
+        found.append(Found(box, mesh.region_of(box), 1.0, points, values))
+    return found
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ from affectgpt.media.faces.align import ALIGNMENT, crop_region
 from affectgpt.media.faces.detectors import detector_of
 from affectgpt.media.faces.mesh import Found, Region
 from affectgpt.media.faces.tracks import FaceTracks, Person, check_person
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, sha256_of_file
 
 RULES = "following 1"
 """Version of what is written in this file; part of the keys of crops."""
@@ -43,6 +44,7 @@ class _Track:
     rows: list[int] = field(default_factory=list)
     points: list[np.ndarray] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
+    blendshapes: list[np.ndarray] = field(default_factory=list)
     crop_every: int = 1
     crops: dict[int, tuple[int, Region, np.ndarray | None]] = field(default_factory=dict)  # place in rows -> row, ...
 
@@ -102,7 +104,8 @@ class Follower:
         check_person(settings.person)
         self._rate_hz, self._size_px, self._irises = settings.rate_hz, size_px, irises
         self._detector = detector_of(settings)
-        self._every = max(round(settings.rate_hz / DETECTIONS_HZ), 1)
+        self._gives_points = bool(self._detector.blendshape_names)
+        self._every = 1 if self._gives_points else max(round(settings.rate_hz / DETECTIONS_HZ), 1)
         self.restart()
 
     def restart(self) -> None:
@@ -152,7 +155,8 @@ class Follower:
             width=self._size[0],
             height=self._size[1],
             duration_s=self._end_s,
-            detector=f"{self._detector.name}, {mesh.MESH_VERSION}, {RULES}",
+            detector=", ".join([self._detector.name, *([] if self._gives_points else [mesh.MESH_VERSION]), RULES]),
+            blendshape_names=self._detector.blendshape_names,
         )
         object.__setattr__(found, "main", found.choose())
         return found, [self._crops_of(track) for track in tracks]
@@ -168,6 +172,26 @@ class Follower:
         for row in new:
             self._assign(row, self._known[row])
         rows = [row for row in pictures if is_last or row < last]
+        if self._gives_points:
+            self._take(pictures, rows)
+        else:
+            self._search(pictures, rows)
+        for track in self._tracks:
+            track.keys = {row: found for row, found in track.keys.items() if row >= last}
+        self._block = [] if is_last else self._block[-1:]
+
+    def _take(self, pictures: dict[int, Image.Image], rows: list[int]) -> None:
+        """Add the points that the detector has given."""
+        for row in rows:
+            for track in self._tracks:
+                if (found := track.keys.get(row)) is not None:
+                    assert found.points is not None
+                    assert found.blendshapes is not None
+                    track.blendshapes.append(found.blendshapes)
+                    self._add(track, row, pictures[row], found.points, found.score)
+
+    def _search(self, pictures: dict[int, Image.Image], rows: list[int]) -> None:
+        """Look for the faces of all tracks with the mesh."""
         hold = round(_HOLD_S * self._rate_hz)
         wanted = [
             (row, track, region)
@@ -185,9 +209,6 @@ class Follower:
             for place in _without_twins(here, points, [wanted[place][1] for place in here]):
                 self._add(wanted[place][1], row, pictures[row], points[place], float(presence[place]))
         self._refine(pictures)
-        for track in self._tracks:
-            track.keys = {row: found for row, found in track.keys.items() if row >= last}
-        self._block = [] if is_last else self._block[-1:]
 
     def _assign(self, row: int, faces: list[Found]) -> None:
         """Give each detected face to the track that was last seen nearest to it, or to a new one."""
@@ -252,7 +273,8 @@ class Follower:
         if points.shape[1] == 468:
             points = np.concatenate([points, np.full((len(points), 10, 3), np.nan, np.float32)], axis=1)
         boxes = np.concatenate([points[:, :468, :2].min(axis=1), points[:, :468, :2].max(axis=1)], axis=1)
-        return Person(np.array(track.rows, np.int64), boxes, points, np.array(track.confidence, np.float32))
+        shapes = np.stack(track.blendshapes) if track.blendshapes else None
+        return Person(np.array(track.rows, np.int64), boxes, points, np.array(track.confidence, np.float32), shapes)
 
     def _crops_of(self, track: _Track) -> Crops:
         chosen = list(track.crops.values())
@@ -265,6 +287,8 @@ class Follower:
 def key_of(settings: FacesConfig) -> list[object]:
     """Everything that decides the crops of a video, apart from the video."""
     version = {"blazeface": mesh.VERSION}.get(settings.detector, settings.detector)
+    if version.endswith(".task") and Path(version).is_file():
+        version = sha256_of_file(version)
     return [
         version, settings.revision, settings.min_score, settings.rate_hz, settings.person, settings.size_px,
         mesh.MESH_VERSION, RULES, ALIGNMENT,

@@ -56,11 +56,20 @@ class Region:
 
 @dataclass(frozen=True)
 class Found:
-    """One face in one picture: box [4] in pixels, region for the mesh, score 0..1."""
+    """One face in one picture.
+
+    Attributes:
+        box: [4] in pixels.
+        region: for the mesh.
+        score: 0 to 1.
+        points, blendshapes: [478,3] and [52], of detectors that give them.
+    """
 
     box: np.ndarray
     region: Region
     score: float
+    points: np.ndarray | None = None
+    blendshapes: np.ndarray | None = None
 
 
 def cut(image: Image.Image, region: Region, size: int) -> np.ndarray:
