@@ -48,7 +48,7 @@ def write_clip(path: Path) -> Path:
 
 
 def timed(work: Callable[[], Any], rounds: int) -> tuple[float, float, Any]:
-    """(median of the wall clock, median of the CPU time, in seconds; the last result) after one round that is not counted."""
+    """Medians of wall clock and CPU time in seconds, and the last result; the first round is not counted."""
     result = work()
     walls, cpus = [], []
     for _ in range(rounds):
