@@ -112,6 +112,7 @@ class Rollouts:
 
     Args:
         scorer, weights: the rewards and their weights.
+        batch_size: answers that are sampled together.
         kind: of the advantages, see `metrics.rewards.advantages`.
         limits: of `metrics.rewards.watched` and "kl": the mean over `n_steps` steps must not be above it, or for
             "in_format" below it.
@@ -125,6 +126,7 @@ class Rollouts:
         group_size: int,
         sampling: Sampling,
         *,
+        batch_size: int,
         kind: str,
         limits: Mapping[str, float],
         n_steps: int,
@@ -133,6 +135,7 @@ class Rollouts:
         self._started, self._scorer, self._weights, self._group_size = started, scorer, dict(weights), group_size
         self._sampling, self._kind, self._limits, self._n_steps = sampling, kind, dict(limits), n_steps
         self._reward_model = reward_model
+        self._batch_size = batch_size
         self._file = started.run / FILE
         self.recent: list[dict[str, float]] = []  # what was watched in the last steps
         self.sums: dict[str, tuple[float, int]] = {}  # of each figure since the last log line: sum and count
@@ -152,8 +155,6 @@ class Rollouts:
         seed, processes = started.config.seed, started.processes
         size = len(batches[0].rows)
         first = turn * len(batches) * processes.world_size * size
-        n_answers = started.config.generate.batch_size
-
         def mine() -> tuple[list[list[tuple[int, ...]]], list[list[Attempt]], np.ndarray, list[int], float, Any]:
             groups: list[list[Answer]] = []
             seeds = []
@@ -162,7 +163,7 @@ class Rollouts:
                 start = first + (number * processes.world_size + processes.rank) * size
                 drawn = [[seed_of(seed, start + n, k) for k in range(self._group_size)] for n in range(size)]
                 groups += sample_groups(
-                    started.model, started.processor, batch.rows, drawn, self._sampling, batch_size=n_answers
+                    started.model, started.processor, batch.rows, drawn, self._sampling, batch_size=self._batch_size
                 )
                 seeds += [each for group in drawn for each in group]
             sampled_s = time.perf_counter() - begin

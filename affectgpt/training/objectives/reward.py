@@ -60,6 +60,7 @@ class Objective(Hooks):
         passes: optimizer steps with the same answers.
         temperature, top_p, top_k, max_new_tokens: of sampling; max_new_tokens None = generate.max_new_tokens.
         reward_model: run or checkpoint of stage=reward_model, for reward model.
+        sampled_together: answers that are sampled in one batch.
         judge: settings of the chat model of reward judge: model, base_url, concurrency ... as in `ChatClient`.
         limits: bounds of what is watched; the run stops where a mean over `limit_steps` steps is beyond one.
     """
@@ -77,6 +78,7 @@ class Objective(Hooks):
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int | None = None
+    sampled_together: int = 64
     reward_model: str | None = None
     judge: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
@@ -86,7 +88,8 @@ class Objective(Hooks):
         for name, known in (("reduction", REDUCTIONS), ("advantages", ADVANTAGES), ("penalty", PENALTIES)):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"stage.objective_options.{name} is {value!r}; expected one of {list(known)}")
-        at_least = {"group_size": 2, "passes": 1, "kl": 0, "clip": 0, "top_k": 0, "limit_steps": 1}
+        at_least = {"group_size": 2, "passes": 1, "kl": 0, "clip": 0, "top_k": 0}
+        at_least |= {"limit_steps": 1, "sampled_together": 1}
         for name, low in at_least.items():
             if not getattr(self, name) >= low:
                 where = "stage" if name == "group_size" else "stage.objective_options"
@@ -167,6 +170,7 @@ class Objective(Hooks):
             self.rewards,
             self.group_size,
             Sampling(self.temperature, self.top_p, self.top_k, self._longest),
+            batch_size=self.sampled_together,
             kind=self.advantages,
             limits=self.limits,
             n_steps=self.limit_steps,
