@@ -155,6 +155,7 @@ class Rollouts:
         seed, processes = started.config.seed, started.processes
         size = len(batches[0].rows)
         first = turn * len(batches) * processes.world_size * size
+
         def mine() -> tuple[list[list[tuple[int, ...]]], list[list[Attempt]], np.ndarray, list[int], float, Any]:
             groups: list[list[Answer]] = []
             seeds = []
