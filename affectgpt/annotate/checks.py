@@ -21,7 +21,7 @@ from affectgpt.clauses import unsupported
 from affectgpt.runtime import UserError
 from affectgpt.schema import CLUES
 
-CHECKS_VERSION = "checks-2"
+CHECKS_VERSION = "checks-3"
 """Changes with every change of a verdict."""
 
 VERDICTS = ("keep", "ask", "drop")
@@ -285,6 +285,13 @@ _FACE = re.compile(
 )
 
 
+_NO_SPEECH = re.compile(
+    r"\b(?:laugh|giggl|chuckl|cry|cries|crying|sob|sigh|scream|shout|gasp|breath|moan|groan|hum(?:s|ming)?\b)|"
+    r"\b(?:music|noise|sounds?|background)\b|笑|哭|抽泣|叹|尖叫|呼吸|喘|音乐|噪|背景",
+    re.IGNORECASE,
+)
+
+
 def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> list[CheckFinding]:
     """A voice is described although the clip has none, or a face although there is no picture or no face was found.
 
@@ -293,9 +300,16 @@ def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> l
     """
     facts = {fact.name: fact.value for fact in record.evidence}
     measured = any(step.model == "measured" for step in record.provenance)
-    sound = "sound" in sees if sees is not None else "voice_s" in facts if measured else _has(record, "audio", "video")
+    sound = (
+        "sound" in sees
+        if sees is not None
+        else bool({"speech_s", "voice_s"} & set(facts))
+        if measured
+        else _has(record, "audio", "video")
+    )
     images = "images" in sees if sees is not None else _has(record, "video")
-    no_voice = "the clip has no sound" if not sound else "no voice was heard" if facts.get("voice_s", 1) == 0 else ""
+    silent = facts.get("speech_s", facts.get("voice_s", 1)) == 0  # records before evidence-2 have voice_s alone
+    no_voice = "the clip has no sound" if not sound else "no speech was heard" if silent else ""
     no_face = "the clip has no picture" if not images and not record.media.get("face") else ""
     if not no_face and facts.get("face_tracked_share", 1) == 0 and not facts.get("face_crops"):
         no_face = "no face was found"
@@ -304,7 +318,12 @@ def absent_modality(record: Annotation, sees: frozenset[str] | None = None) -> l
         for name, lang, text in _texts(record) if why else ():
             claimed = unsupported(text, lang, set(CLUES) - {modality})
             # A clip without a face still has pictures, so only statements about a face are wrong.
-            sentences = [sentence for sentence, _ in claimed if what == "voice" or _FACE.search(sentence)]
+            # One who does not speak can laugh or cry; the detector finds speech only.
+            sentences = [
+                sentence
+                for sentence, _ in claimed
+                if (_FACE.search(sentence) if what == "face" else not (sound and _NO_SPEECH.search(sentence)))
+            ]
             if sentences:
                 found.append(
                     CheckFinding("absent_modality", f"{name} tells of a {what} ({shortened(sentences[0])!r}); {why}")

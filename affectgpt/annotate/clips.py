@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from affectgpt.data.sources import samples_from_paths
 from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
 from affectgpt.media.openface import ActionUnits, read_openface
+from affectgpt.media.speech import Speech, find_speech
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
 from affectgpt.schema import MANIFEST_HELP, BadSample, Sample, stream_samples
 from affectgpt.tables import is_table
@@ -79,14 +80,16 @@ class ClipMedia:
         sha256: of its media file, or of the hashes of all its files if there are several.
         openface: OpenFace's csv file, if there is one.
         backend: video decoder.
+        detector: who finds speech: "silero" or "none".
     """
 
     sample: Sample
     sha256: str
     openface: Path | None = None
     backend: str = "pyav"
+    detector: str = "silero"
     _decoded: dict[Any, Any] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
+    _lock: RLock = field(default_factory=RLock)
 
     @property
     def sees(self) -> frozenset[str]:
@@ -109,6 +112,10 @@ class ClipMedia:
     def sound(self, rate_hz: int = 16000) -> Waveform:
         return self._once(("sound", rate_hz), lambda: read_audio(self.sample.audio or self.sample.video or "", rate_hz))
 
+    def speech(self) -> Speech | None:
+        """Where somebody speaks; None = not looked for."""
+        return None if self.detector == "none" else self._once("speech", lambda: find_speech(self.sound()))
+
     def action_units(self) -> ActionUnits | None:
         return None if self.openface is None else self._once("openface", lambda: read_openface(self.openface or ""))
 
@@ -120,7 +127,7 @@ class ClipMedia:
         return read_frames(self.sample.video or "", n_frames, backend=self.backend)
 
     def _once(self, name: Any, decode: Any) -> Any:
-        with self._lock:
+        with self._lock:  # reentrant: speech is found in the sound, which is decoded within
             if name not in self._decoded:
                 self._decoded[name] = decode()
             return self._decoded[name]

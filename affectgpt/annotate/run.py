@@ -12,6 +12,7 @@ from affectgpt.annotate.single import run_single
 from affectgpt.annotate.steps import needs_openface
 from affectgpt.config import AnnotateConfig
 from affectgpt.media import isolated_media
+from affectgpt.media.speech import DETECTORS
 from affectgpt.runtime import UserError
 from affectgpt.schema import LANGUAGES, Sample
 
@@ -54,6 +55,8 @@ def check_settings(config: AnnotateConfig) -> None:
         raise UserError("out= is missing: the folder for records, answers and the manifest")
     if config.lang not in LANGUAGES:
         raise UserError(f"lang is {config.lang!r}; expected one of {list(LANGUAGES)}")
+    if config.speech not in DETECTORS:
+        raise UserError(f"speech is {config.speech!r}; expected one of {list(DETECTORS)}")
     check_pipeline(config.pipeline)
     if needs_openface(config.pipeline.steps) and config.openface is None:
         raise UserError(

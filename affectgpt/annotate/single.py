@@ -35,6 +35,7 @@ from affectgpt.chat.transport import RequestFailed
 from affectgpt.config import AnnotateConfig
 from affectgpt.data.sources import probe_sample
 from affectgpt.media import MediaError, isolated_media
+from affectgpt.media.speech import detector_name
 from affectgpt.runs import RunRecord
 from affectgpt.runtime import UserError, n_cores, quiet_libraries, stable_hash, write_json_atomic, write_lines_atomic
 from affectgpt.schema import BadSample, Sample
@@ -87,10 +88,14 @@ class _Run:
         self.config, self.store = config, store
         self.totals, self.stop = Totals(), StopSignal()
         configs = annotators_of(config)
-        optional = {"speaker": config.speaker, "transcriber": config.transcriber}
+        optional = {
+            "speaker": config.speaker,
+            "transcriber": config.transcriber,
+            "speech": detector_name(config.speech),
+        }
         given = {name: value for name, value in optional.items() if value}
         self.settings = settings_hash(config.pipeline, configs, config.lang, **given)
-        self.speakers = Speakers(config.speaker)
+        self.speakers = Speakers(config.speaker, config.speech)
         self.transcriber = None
         if config.transcriber:
             self.transcriber = Transcriber(config.transcriber, store, device=config.annotator.device)
@@ -155,7 +160,8 @@ class _Run:
                 if self._is_there(sample, key):  # another process has just finished it
                     self._advance(there=1)
                     return
-                clip = ClipMedia(await asyncio.to_thread(_probe, sample), sha256, openface, self.config.backend)
+                probed = await asyncio.to_thread(_probe, sample)
+                clip = ClipMedia(probed, sha256, openface, self.config.backend, self.config.speech)
                 await store.records.put(await self._record(clip, key))
                 self._clear_failure(sample.id)
                 self._advance(made=1)

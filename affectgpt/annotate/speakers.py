@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Iterable
 
 from affectgpt.annotate.clips import ClipMedia
-from affectgpt.annotate.evidence import RELATIVE, sound_facts
 from affectgpt.annotate.record import Fact
+from affectgpt.annotate.sound import RELATIVE, sound_facts
 from affectgpt.chat.concurrency import StopSignal, for_each
 from affectgpt.data.sources import probe_sample
-from affectgpt.runtime import UserError, n_cores
+from affectgpt.runtime import MissingLibrary, UserError, n_cores
 from affectgpt.schema import Sample
 
 
@@ -29,8 +29,8 @@ def speaker_of(sample: Sample, pattern: str | None) -> str | None:
 class Speakers:
     """The medians of measured facts over the clips of each speaker with several clips."""
 
-    def __init__(self, pattern: str | None) -> None:
-        self._pattern = pattern
+    def __init__(self, pattern: str | None, detector: str = "silero") -> None:
+        self._pattern, self._detector = pattern, detector
         self._usual: dict[str, dict[str, float]] = {}
 
     def usual_of(self, sample: Sample) -> dict[str, float]:
@@ -47,7 +47,9 @@ class Speakers:
             if (speaker := speaker_of(sample, self._pattern)) is None:
                 return
             try:
-                facts = await asyncio.to_thread(_sound_facts, sample)
+                facts = await asyncio.to_thread(_sound_facts, sample, self._detector)
+            except MissingLibrary:
+                raise
             except UserError:
                 return
             for fact in facts:
@@ -61,9 +63,9 @@ class Speakers:
                 self._usual[speaker] = medians
 
 
-def _sound_facts(sample: Sample) -> list[Fact]:
-    clip = ClipMedia(probe_sample(sample), "")
+def _sound_facts(sample: Sample, detector: str) -> list[Fact]:
+    clip = ClipMedia(probe_sample(sample), "", detector=detector)
     if "sound" not in clip.sees:
         return []
-    sound = clip.sound()
-    return sound_facts(sound.samples, sound.rate_hz)
+    speech = clip.speech()
+    return [] if speech is None else sound_facts(clip.sound(), speech)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from affectgpt.annotate import checks as record_checks
-from affectgpt.annotate import evidence, local, prompts
+from affectgpt.annotate import evidence, local, prompts, sound
 from affectgpt.annotate.annotators import Annotator, Question, named_object
 from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.prompts import BadAnswer
@@ -104,15 +104,18 @@ def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Measured evidence: the voice, and the face where OpenFace's table or face crops are given."""
     started, clip = time.monotonic(), work.clip
     facts: list[Fact] = []
+    how: dict[str, Any] = {}
     if (units := clip.action_units()) is not None:
         facts += evidence.face_facts(units)
     if (crops := clip.face_crops()) is not None:
         facts += evidence.crop_facts(crops)
     if "sound" in clip.sees:
-        sound = clip.sound()
-        facts += evidence.sound_facts(sound.samples, sound.rate_hz)
-        facts += evidence.speaker_facts(facts, work.usual)
-    work.note_local(spec.name, "measured", evidence.EVIDENCE_VERSION, time.monotonic() - started)
+        speech = clip.speech()
+        if speech is not None:
+            heard, unreliable = sound.measure_sound(clip.sound(), speech)
+            facts += heard + sound.speaker_facts(heard, work.usual)
+            how |= sound.method(speech) | ({"left_out": unreliable} if unreliable else {})
+    work.note_local(spec.name, "measured", evidence.EVIDENCE_VERSION, time.monotonic() - started, **how)
     return {"evidence": facts}
 
 

@@ -19,6 +19,15 @@ from affectgpt.runtime import InputError, MissingLibrary
 RATE_HZ = 16000
 """The rate that the detector takes."""
 
+THRESHOLD = 0.5
+"""Probability of speech above which a segment starts."""
+
+MIN_SPEECH_S = 0.25
+"""Shorter segments are left out."""
+
+DETECTORS = ("silero", "none")
+"""Values of settings that name a detector; with "none", no speech is looked for."""
+
 _lock = threading.Lock()  # the detector is recurrent: its state belongs to one clip at a time
 
 
@@ -53,7 +62,7 @@ class Speech:
         return found
 
 
-def find_speech(waveform: Waveform, *, threshold: float = 0.5, min_speech_s: float = 0.25) -> Speech:
+def find_speech(waveform: Waveform, *, threshold: float = THRESHOLD, min_speech_s: float = MIN_SPEECH_S) -> Speech:
     """The segments of `waveform` (at 16 kHz) in which somebody speaks.
 
     Args:
@@ -78,7 +87,15 @@ def find_speech(waveform: Waveform, *, threshold: float = 0.5, min_speech_s: flo
             min_speech_duration_ms=round(1000 * min_speech_s),
         )
     segments = tuple((row["start"] / RATE_HZ, row["end"] / RATE_HZ) for row in found)
-    return Speech(segments, waveform.duration_s, f"silero-vad {importlib.metadata.version('silero-vad')}")
+    return Speech(segments, waveform.duration_s, detector_name("silero"))
+
+
+def detector_name(detector: str) -> str:
+    """Name and version, for records; the version is left out where the library is not installed."""
+    try:
+        return f"silero-vad {importlib.metadata.version('silero-vad')}" if detector == "silero" else detector
+    except importlib.metadata.PackageNotFoundError:
+        return "silero-vad"
 
 
 @functools.cache
