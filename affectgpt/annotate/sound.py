@@ -21,9 +21,9 @@ from affectgpt.media.tones import sustained_tones
 
 RELIABLE_DB = {
     "loudness_dbfs": 5.0,
-    "pitch_hz": 8.0,
-    "syllable_rate_hz": 10.0,
-    "loudness_slope_db_s": 10.0,
+    "pitch_hz": 12.0,
+    "syllable_rate_hz": 12.0,
+    "loudness_slope_db_s": 12.0,
     "pitch_range_st": 15.0,
     "pitch_slope_st_s": 15.0,
     "breaks": 15.0,

@@ -38,7 +38,8 @@ def sustained_tones(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     held = _held(_peaks(power, low), round(_HELD_S / STEP_S))
     steady = held.mean(axis=0) > _STEADY_SHARE
     held &= ~(steady | np.roll(steady, 1) | np.roll(steady, -1))
-    if (held.any(axis=0)[1:] & ~held.any(axis=0)[:-1]).sum() < _MIN_NOTES:
+    used = np.asarray(held.any(axis=0))
+    if np.count_nonzero(used[1:] & ~used[:-1]) < _MIN_NOTES:
         return np.zeros(n, dtype=bool)
     wide = held | np.roll(held, 1, axis=1) | np.roll(held, -1, axis=1)  # a peak of the window is three bins wide
     share = np.where(wide, power, 0).sum(axis=1) / np.maximum(power.sum(axis=1), 1e-12)
