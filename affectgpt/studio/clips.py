@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from affectgpt.annotate.evidence import PAUSE_S, prosody
+from affectgpt.annotate.sound import PAUSE_S, prosody
 from affectgpt.media import why_not_played, write_playable
 from affectgpt.media.audio import read_audio
 from affectgpt.media.container import probe
@@ -77,11 +77,10 @@ def _sound(path: Path, notes: list[str]) -> dict[str, Any]:
     """Peaks of the waveform (0 to 1 of full scale), pitch, speech and pauses."""
     waveform = read_audio(str(path), RATE_HZ)
     samples = waveform.samples
-    curves = prosody(samples, RATE_HZ)
     found: dict[str, Any] = {
         "sound_s": round(waveform.duration_s, 3),
         "wave": _peaks(samples),
-        "pitch": _pitch(curves.times_s, curves.pitch_hz),
+        "pitch": [],  # known only where somebody speaks
     }
     try:
         from affectgpt.media.speech import find_speech
@@ -92,6 +91,8 @@ def _sound(path: Path, notes: list[str]) -> dict[str, Any]:
     except MissingLibrary as error:
         notes.append(str(error))
         return found
+    curves = prosody(waveform, speech)
+    found["pitch"] = _pitch(curves.times_s, curves.pitch_hz)
     found["speech"] = segments
     found["pauses"] = [(end, start) for (_, end), (start, _) in itertools.pairwise(segments) if start - end >= PAUSE_S]
     return found
