@@ -241,8 +241,10 @@ class LoggingConfig:
 
     wandb: str = "disabled"  # online, offline (needs no account) or disabled
     project: str = "affectgpt"  # wandb project
+    group: str | None = None  # wandb group; null = the name of the run or study, the same for all seeds
+    tags: list[str] = field(default_factory=list)  # wandb tags, besides stage, model, data and seed
     tensorboard: bool = False  # needs the tensorboard extra
-    n_sample_generations: int = 4  # validation samples logged to wandb with frames, media and text
+    n_sample_generations: int = 4  # validation samples shown on wandb and TensorBoard with frames, media and text
 
 
 @dataclass
@@ -362,6 +364,7 @@ class EvalConfig(QuestionConfig):
     compare: bool = False  # compare all files of `predictions` (implied by a list)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)  # benchmark=..., a file of conf/benchmark
     llm: LlmConfig = field(default_factory=LlmConfig)  # optional LLM for grouping and label extraction
+    logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard
     references: str | None = None  # manifest with the reference labels; null = the test sources of `data`
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
     columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
@@ -690,6 +693,7 @@ class RecordsConfig:
     media_root: str | None = None  # review, export: document root of Label Studio; null = the folder above all clips
     transcode: bool = False  # review: show mp4 copies of clips that browsers do not play, such as avi and mkv
     pictures: bool = True  # report: write plots (needs matplotlib)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)  # report: wandb, TensorBoard
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
 
 
@@ -858,3 +862,4 @@ class StudyReportConfig:
     """python -m affectgpt.study"""
 
     folder: str | None = None  # folder of the study, also as positional argument
+    logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard

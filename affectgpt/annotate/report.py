@@ -202,6 +202,24 @@ def _wrapped(words: list[str]) -> list[str]:
     return [line.rstrip(", ") for line in lines]
 
 
+def figures(report: RecordsReport) -> dict[str, float]:
+    """The numbers for a dashboard by name."""
+    found: dict[str, float] = {"annotate/records": report.n, "annotate/human": report.human}
+    found |= {f"annotate/verdict/{name}": n for name, n in report.verdicts.items()}
+    found |= {f"annotate/check/{name}: {way}": n for (name, way), n in report.checks.items()}
+    found |= {f"annotate/clues/{name}": n for name, n in report.clues.items()}
+    for step, (n, tokens_in, tokens_out) in report.steps.items():
+        found |= {
+            f"annotate/step/{step}/{key}": value
+            for key, value in (("records", n), ("tokens in", tokens_in), ("tokens out", tokens_out))
+        }
+    if report.verified:
+        found["annotate/blind verifier, mean"] = statistics.fmean(report.verified)
+    if own := [value for value in report.own if value is not None]:
+        found["annotate/F on labels of the manifest, mean"] = statistics.fmean(own)
+    return found
+
+
 def draw_report(report: RecordsReport, folder: Path) -> list[Path]:
     """Plots as PNG, SVG and PDF: checks, labels, sectors of the wheel, labels per clip, valence, lengths of clues."""
     made = []

@@ -24,6 +24,7 @@ from affectgpt.annotate.review.votes import STALE_DESCRIPTION
 from affectgpt.annotate.store import Store
 from affectgpt.config import RecordsConfig
 from affectgpt.journal import Journal
+from affectgpt.runs.boards import boards
 from affectgpt.runtime import UserError, write_json_atomic
 
 REVIEW_FOLDER = "emer_fine"
@@ -214,6 +215,11 @@ def report_records(config: RecordsConfig) -> int:
         raise UserError(f"{folder}: no records; failed.jsonl lists the reasons")
     print(report.format_report(result, folder))
     plots = report.write_report(result, folder, config.pictures)
+    name = folder.resolve().name
+    with boards(config.logging, folder / "report", job="annotate", group=name, config=asdict(config)) as shown:
+        for board in shown:
+            board.figures(report.figures(result))
+            board.pictures("annotate", {path.name: path.with_suffix(".png") for path in plots})
     names = f", {', '.join(path.name for path in plots)} (.png, .svg, .pdf)" if plots else ""
     _print_wrapped(f"{folder / 'report'}: report.json{names}")
     print(f"next: python train.py stage=coarse data={folder}")

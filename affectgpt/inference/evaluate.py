@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.config import BenchmarkConfig, EvalConfig, LlmConfig, SourceConfig
-from affectgpt.runs import RunRecord
+from affectgpt.runs import RunRecord, is_checkpoint_name
+from affectgpt.runs.boards import boards
 from affectgpt.runtime import UserError, redacted
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from affectgpt.metrics.judge import LlmGrouping
 
 log = logging.getLogger("affectgpt")
+
+_N_SHOWN = 20  # clips on wandb and TensorBoard
 
 
 def run_evaluation(config: EvalConfig, members: Sequence[BenchmarkConfig] = ()) -> int:
@@ -66,7 +69,32 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     write_scores(out / SCORES, clips)
     report.write(out / "report.json")
     record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
+    _show(config, out, "eval", lambda board: _show_report(board, report, clips))
     return report, out
+
+
+def _show(config: EvalConfig, out: Path, job: str, show: Callable[[Any], None]) -> None:
+    """Show numbers on the boards that the settings ask for, in the group of the run that they are about."""
+    about = Path(config.checkpoint) if config.checkpoint else out if config.predictions else out.parent
+    run = about.parent if is_checkpoint_name(about.name) else about
+    tags = [job, config.data.name, f"seed {config.seed}"]
+    with boards(config.logging, out, job=job, group=run.name, tags=tags, config=asdict(config)) as shown:
+        for board in shown:
+            show(board)
+
+
+def _show_report(board: Any, report: Report, clips: Sequence[ClipScore]) -> None:
+    from affectgpt.metrics.clip_scores import in_order
+
+    board.figures(report.figures())
+    columns = ["id", "F", "true labels", "predicted labels", "true sector", "predicted sector", "inputs"]
+    worst = [clip for clip in in_order(clips, "f") if clip.f is not None][:_N_SHOWN]
+    rows = [
+        (clip.id, clip.f, ", ".join(clip.true_labels), ", ".join(clip.predicted_labels), clip.true_sector(),
+         clip.predicted_sector(), ", ".join(clip.modalities))
+        for clip in worst
+    ]  # fmt: skip
+    board.rows("test/lowest F", columns, rows)
 
 
 def score_rows(
@@ -264,6 +292,7 @@ def _compare(config: EvalConfig, files: list[Path]) -> None:
     result = compare(systems, references, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap)
     print(result.table())
     result.write(out / "comparison.json")
+    _show(config, out, "compare", lambda board: board.figures(result.figures()))
     log.info("comparison: %s", out / "comparison.json")
 
 
@@ -309,6 +338,8 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     if benchmark.members:
         add(mean_result(results, benchmark.name, benchmark.title, benchmark.published), benchmark.name)
     record.finish("finished", benchmark=benchmark.name, value=results[-1].value, n=results[-1].n)
+    values = {f"benchmark/{item.name}": item.value for item in results}
+    _show(config, out, "benchmark", lambda board: board.figures(values))
 
 
 def _member_file(folder: Path, name: str) -> Path:

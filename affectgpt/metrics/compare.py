@@ -67,6 +67,14 @@ class Comparison:
         tests = [{"first": a, "second": b, **asdict(test)} for (a, b), test in self.tests.items()]
         return {"reports": {name: report.to_dict() for name, report in self.reports.items()}, "tests": tests}
 
+    def figures(self) -> dict[str, float]:
+        """The numbers for a dashboard by name: F_S of every system, and every difference with its test."""
+        found = {f"compare/{name}/F_S": report.primary.f_score for name, report in self.reports.items()}
+        for (a, b), test in self.tests.items():
+            values = {"difference": test.difference, "low": test.interval.low, "high": test.interval.high}
+            found |= {f"compare/{a} - {b}/{key}": value for key, value in {**values, "p": test.p_value}.items()}
+        return found
+
     def write(self, path: str | Path) -> None:
         write_json_atomic(Path(path), self.to_dict())
 

@@ -105,6 +105,29 @@ class Report:
         """Write report.json atomically."""
         write_json_atomic(Path(path), self.to_dict())
 
+    def figures(self) -> dict[str, float]:
+        """The numbers for a dashboard by name: means with their intervals, counts, faithfulness."""
+        found: dict[str, float] = {}
+        for name, score in self.scores.items():
+            found[f"test/{name}/F_S"] = score.f_score
+            if name.endswith("mean"):
+                found |= {f"test/{name}/precision": score.precision, f"test/{name}/recall": score.recall}
+                if score.interval is not None:
+                    found |= {f"test/{name}/low": score.interval.low, f"test/{name}/high": score.interval.high}
+        found |= {"test/n": self.primary.n, "test/missing": self.counts.missing, "test/unparsed": self.counts.unparsed}
+        if self.m_avg is not None:
+            found["test/M-avg"] = self.m_avg
+        scores = self.extras.get("faithfulness", {})
+        for group in ("absent_modality", "consistency", "explanations"):
+            for name, row in scores.get(group, {}).items():
+                if isinstance(row, Mapping) and row.get("value") is not None:
+                    found[f"faithfulness/{group}/{name}"] = row["value"]
+        for name, row in scores.get("clues", {}).items():
+            for key in ("precision", "recall"):
+                if row[key] is not None:
+                    found[f"faithfulness/clues/{name}/{key}"] = row[key]
+        return found
+
     def headline(self) -> str:
         """F_S, precision, recall, n and interval of the primary score in one line, in percent."""
         score, name = self.primary, next(iter(self.scores))

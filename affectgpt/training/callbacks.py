@@ -6,28 +6,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from affectgpt.config import TrainConfig
+from affectgpt.config import LoggingConfig, TrainConfig
 from affectgpt.journal import append_rows
 from affectgpt.media import read_frames
 from affectgpt.runs import COMPLETE, complete_checkpoints, mark_complete, remove_leftovers
-from affectgpt.runtime import MissingLibrary, write_text_atomic
+from affectgpt.runs.boards import TensorBoard, WandbBoard, start_wandb, tensorboard_writer
+from affectgpt.runtime import write_text_atomic
 from affectgpt.schema import Prediction, Sample
 
 log = logging.getLogger("affectgpt")
 
 Logs = Mapping[str, float]
+Shown = tuple[Sample, Prediction, Any]
+"""A sample, its prediction, and frames uint8 [T,H,W,3] or None."""
 _SHOWN = {
     "loss": "loss {:.3f}",
     "learning_rate": "lr {:.1e}",
@@ -82,143 +85,114 @@ class TensorBoardLog(TrainerCallback):
     """Scalars for TensorBoard, under the run folder."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingLibrary(
-                "logging.tensorboard=true needs tensorboard: pip install 'affectgpt[tensorboard]'"
-            ) from error
         self._folder = folder
-        self._writer_class = SummaryWriter
+        self._writer_class = tensorboard_writer()
+        self._board: TensorBoard | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             # TensorBoard hides events after the step that a run resumes from.
-            self._writer = self._writer_class(str(self._folder), purge_step=state.global_step + 1)
+            self._board = TensorBoard(self._writer_class(str(self._folder), purge_step=state.global_step + 1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            for key, value in (logs or {}).items():
-                self._writer.add_scalar(_grouped(key), value, state.global_step)
+        if self._board is not None:
+            self._board.figures({_grouped(key): value for key, value in (logs or {}).items()}, state.global_step)
+
+    def show_generations(self, step: int, rows: Sequence[Shown]) -> None:
+        """Texts and middle frames of validation clips."""
+        if self._board is not None:
+            _show_generations(self._board, step, rows)
 
     def show_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]) -> None:
-        """A table of answers and rewards, and the middle frame uint8 [H,W,3] of each clip."""
-        columns = ["id", "text", "truth", *rows[0]["rewards"], "reward", "advantage"]
-        lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        for row in rows:
-            figures = [*row["rewards"].values(), row["reward"], row["advantage"]]
-            cells = [row["id"], row["text"], ", ".join(row["truth"]), *(f"{figure:.3f}" for figure in figures)]
-            lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", "<br>") for cell in cells) + " |")
-        self._writer.add_text("rollouts", "\n".join(lines), step)
-        for name, frame in frames.items():
-            self._writer.add_image(f"rollouts/{name}", frame, step, dataformats="HWC")
+        """Answers with their rewards and advantage, and frames uint8 [H,W,3] by id."""
+        if self._board is not None:
+            _show_rollouts(self._board, step, rows, frames)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
 
 
 class WandbLog(TrainerCallback):
-    """Scalars and a table of sample generations with video, frames and text for wandb.
+    """Scalars, and sample generations and rollouts with video, frames and text, for wandb.
+
+    The settings say "online" or "offline"; offline needs no account and can be synchronized later. The run folder
+    stores the wandb id, so that a resumed run continues the same wandb run.
 
     Args:
-        mode: "online" or "offline"; offline needs no account and can be synchronized later.
-        folder: the run folder; it stores the wandb id, so that a resumed run continues the same wandb run.
+        folder: the run folder.
     """
 
-    def __init__(self, mode: str, project: str, folder: Path, config: Mapping[str, Any]) -> None:
-        self._mode = mode
-        self._project = project
-        self._folder = folder
-        self._config = config
-        self._run: Any = None
+    def __init__(self, logging: LoggingConfig, folder: Path, config: Mapping[str, Any], **about: Any) -> None:
+        self._start = partial(start_wandb, logging, folder, config=config, **about)
+        self._board: WandbBoard | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        import wandb
-
-        id_file = self._folder / "wandb_id.txt"
-        run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else secrets.token_hex(4)
-        write_text_atomic(id_file, run_id + "\n")
-        self._run = wandb.init(
-            project=self._project,
-            name=self._folder.name,
-            id=run_id,
-            resume="allow",
-            mode=self._mode,
-            dir=str(self._folder),
-            config=dict(self._config),
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        if state.is_world_process_zero:
+            self._board = WandbBoard(self._start())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
-        if self._run is not None:
-            self._run.log({_grouped(key): value for key, value in (logs or {}).items()}, step=state.global_step)
+        if self._board is not None:
+            self._board.figures({_grouped(key): value for key, value in (logs or {}).items()}, state.global_step)
 
-    def show_generations(self, step: int, rows: Sequence[tuple[Sample, Prediction, Any]]) -> None:
-        """Log a table: id, video, middle frame, modalities used, generated and true texts and labels.
-
-        Args:
-            rows: (sample, prediction, frames uint8 [T,H,W,3] or None).
-        """
-        if self._run is None:
-            return
-        import wandb
-
-        table = wandb.Table(
-            columns=[
-                "id",
-                "media",
-                "frame",
-                "subtitle",
-                "used",
-                "generated",
-                "labels",
-                "true description",
-                "true labels",
-            ]
-        )
-        for sample, prediction, frames in rows:
-            table.add_data(
-                sample.id,
-                wandb.Video(sample.video) if sample.video and sample.video.endswith((".mp4", ".webm")) else None,
-                None if frames is None else wandb.Image(frames[len(frames) // 2]),
-                sample.subtitle or "",
-                " ".join(prediction.modalities),
-                prediction.text,
-                ", ".join(prediction.labels or ()),
-                sample.description or "",
-                ", ".join(sample.labels or ()),
-            )
-        self._run.log({"generations": table}, step=step)
+    def show_generations(self, step: int, rows: Sequence[Shown]) -> None:
+        """Texts, middle frames and videos of validation clips."""
+        if self._board is not None:
+            _show_generations(self._board, step, rows)
 
     def show_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]) -> None:
-        """Log a table: id, video, frame uint8 [H,W,3], answer, true labels, its rewards and its advantage."""
-        if self._run is None:
-            return
-        import wandb
-
-        names = list(rows[0]["rewards"])
-        table = wandb.Table(columns=["id", "media", "frame", "text", "truth", *names, "reward", "advantage"])
-        for row in rows:
-            video = row["video"] or ""
-            table.add_data(
-                row["id"],
-                wandb.Video(video) if video.endswith((".mp4", ".webm")) else None,
-                wandb.Image(frames[row["id"]]) if row["id"] in frames else None,
-                row["text"],
-                ", ".join(row["truth"]),
-                *(row["rewards"][name] for name in names),
-                row["reward"],
-                row["advantage"],
-            )
-        # Without a commit: wandb refuses later figures of a step that it has closed.
-        self._run.log({"rollouts": table}, step=step, commit=False)
+        """Answers with their rewards and advantage, frames uint8 [H,W,3] by id, and videos."""
+        if self._board is not None:
+            _show_rollouts(self._board, step, rows, frames)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._run is not None:
-            self._run.finish()
+        if self._board is not None:
+            self._board.close()
+
+
+def _show_generations(board: WandbBoard | TensorBoard, step: int, rows: Sequence[Shown]) -> None:
+    columns = ["id", "subtitle", "used", "generated", "labels", "true description", "true labels"]
+    texts = [
+        (
+            sample.id,
+            sample.subtitle,
+            " ".join(prediction.modalities),
+            prediction.text,
+            ", ".join(prediction.labels or ()),
+            sample.description,
+            ", ".join(sample.labels or ()),
+        )
+        for sample, prediction, _ in rows
+    ]
+    board.rows("generations", columns, texts, step)
+    middle = {sample.id: frames[len(frames) // 2] for sample, _, frames in rows if frames is not None}
+    board.pictures("generations/frames", middle, step)
+    board.videos("generations/videos", {sample.id: sample.video for sample, _, _ in rows if sample.video}, step)
+
+
+def _show_rollouts(
+    board: WandbBoard | TensorBoard, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]
+) -> None:
+    names = list(rows[0]["rewards"])
+    texts = [
+        (row["id"], row["text"], ", ".join(row["truth"]), *(row["rewards"][name] for name in names), row["reward"],
+         row["advantage"])
+        for row in rows
+    ]  # fmt: skip
+    board.rows("rollouts", ["id", "text", "truth", *names, "reward", "advantage"], texts, step)
+    board.pictures("rollouts/frames", frames, step)
+    board.videos("rollouts/videos", {row["id"]: row["video"] for row in rows if row["video"]}, step)
+
+
+def shown_generations(callbacks: Sequence[Any]) -> Callable[[int, Sequence[Shown]], None] | None:
+    """Shows answers to validation clips on the dashboards; None = there are none."""
+    boards = [board for board in callbacks if hasattr(board, "show_generations")]
+
+    def show(step: int, rows: Sequence[Shown]) -> None:
+        for board in boards:
+            board.show_generations(step, rows)
+
+    return show if boards else None
 
 
 def shown_rollouts(

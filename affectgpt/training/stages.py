@@ -35,6 +35,7 @@ from affectgpt.training.callbacks import (
     StopOnSignal,
     TensorBoardLog,
     WandbLog,
+    shown_generations,
     shown_rollouts,
 )
 from affectgpt.training.distributed import Processes
@@ -189,11 +190,11 @@ def _train(
         CompleteCheckpoints(run, stage.keep_last, processes.wait),
         stop,
     ]
-    show = None
     if config.logging.wandb != "disabled":
-        wandb = WandbLog(config.logging.wandb, config.logging.project, run, asdict(config))
-        callbacks.append(wandb)
-        show = wandb.show_generations
+        name = config.study.name or config.name or stage.name
+        tags = [stage.name, config.model.name, config.data.name, f"seed {config.seed}"]
+        about = {"job": f"train {stage.name}", "group": name, "tags": tags}
+        callbacks.append(WandbLog(config.logging, run, asdict(config), **about))
     if config.logging.tensorboard:
         callbacks.append(TensorBoardLog(run / "tensorboard"))
     if isinstance(objective, Hooks):
@@ -202,6 +203,7 @@ def _train(
             stream = RepeatedSteps(stream, samples_per_step, objective.passes)
     validate = None
     if validation:
+        show = shown_generations(callbacks)
         validate = Validation(config, validation, processor, reader, processes, run / "generations", show)
     trainer = StageTrainer(
         model=model,

@@ -28,6 +28,7 @@ from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyCo
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import COMPLETE, RunRecord, best_checkpoint, complete_checkpoints, runs_named
+from affectgpt.runs.boards import boards
 from affectgpt.runtime import InputError, MissingLibrary, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 
@@ -426,5 +427,27 @@ def draw(folder: Path) -> list[str]:
 def run_report(config: StudyReportConfig) -> int:
     if config.folder is None:
         raise InputError("give the folder of a study, such as runs/table4")
-    print(report(Path(config.folder)))
+    folder = Path(config.folder)
+    print(report(folder))
+    with boards(config.logging, folder, job="study", group=folder.name, config=asdict(config)) as shown:
+        cells = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        for board in shown:
+            _show(board, cells, sorted(folder.glob("*.png")))
     return 0
+
+
+def _show(board: Any, cells: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+    """The table of a study, its figures and its pictures on wandb or TensorBoard."""
+    variants, rows = _rows(cells)
+    texts = []
+    for key, by_variant in rows.items():
+        titles = _titles(*key)
+        for variant, score in by_variant.items():
+            if score is not None:
+                name = f"study/{variant}, stage 1 {titles[0]}, stage 2 {titles[1]}"
+                board.figures({f"{name}/{column}": score[column] for column, _ in _COLUMNS})
+        scores = [by_variant.get(variant) for variant in variants]
+        texts.append([*titles, *(None if score is None else score[name] for score in scores for name, _ in _COLUMNS)])
+    heads = [f"{variant}: {title}" for variant in variants for _, title in _COLUMNS]
+    board.rows("study/table", ["stage 1", "stage 2", *heads], texts)
+    board.pictures("study/curves", {path.stem: path for path in pictures})

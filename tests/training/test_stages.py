@@ -592,6 +592,15 @@ def test_bad_clips_are_left_out_counted_and_listed(base_models, manifest, tmp_pa
     assert json.loads((run / "bad_samples.jsonl").read_text())["id"] == "clip0"
 
 
+def wandb_log(path, expected, timeout_s=60):
+    """The bytes of an offline run once they hold `expected`: wandb's own process writes them after the run has ended."""
+    deadline = time.monotonic() + timeout_s
+    while expected not in (data := path.read_bytes()):
+        assert time.monotonic() < deadline, data[-200:]
+        time.sleep(0.05)
+    return data
+
+
 def test_tensorboard_and_offline_wandb_need_no_account(finished, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -601,7 +610,12 @@ def test_tensorboard_and_offline_wandb_need_no_account(finished, tmp_path, monke
     config.stage.epochs = 1
     run = run_stage(config).run
     assert list((run / "tensorboard").glob("events*"))
-    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+    (logged,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    data = wandb_log(logged, b"train coarse")
+    assert f"seed {config.seed}".encode() in data
+    assert b"artifacts/staging" not in data  # media under absolute paths of this machine
+    kinds = {path.suffix for path in logged.parent.glob("files/media/**/*") if path.is_file()}
+    assert kinds >= {".html", ".mp4", ".png"}
 
 
 def test_a_run_in_one_process_prints_no_library_warnings(base_models, manifest, tmp_path):
