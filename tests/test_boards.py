@@ -29,7 +29,7 @@ def scalars(folder):
 
 
 def logged(run, expected=b"test/level 1 mean/F_S", timeout_s=60):
-    """The bytes of an offline run once they hold `expected`: wandb's own process writes them after the run has ended."""
+    """The bytes of an offline run once they hold `expected`: a process of wandb writes them after the run has ended."""
     path, deadline = next(run.glob("*.wandb")), time.monotonic() + timeout_s
     while expected not in (data := path.read_bytes()):
         assert time.monotonic() < deadline, data[-200:]

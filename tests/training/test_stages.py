@@ -593,7 +593,7 @@ def test_bad_clips_are_left_out_counted_and_listed(base_models, manifest, tmp_pa
 
 
 def wandb_log(path, expected, timeout_s=60):
-    """The bytes of an offline run once they hold `expected`: wandb's own process writes them after the run has ended."""
+    """The bytes of an offline run once they hold `expected`: a process of wandb writes them after the run has ended."""
     deadline = time.monotonic() + timeout_s
     while expected not in (data := path.read_bytes()):
         assert time.monotonic() < deadline, data[-200:]
