@@ -4,7 +4,7 @@ from PIL import Image
 
 from affectgpt.config import FacesConfig
 from affectgpt.media import read_frame_sets
-from affectgpt.media.faces import read_with_faces, track
+from affectgpt.media.faces import FaceTracks, Person, read_with_faces, track
 from affectgpt.runtime import InputError
 from tests.media.faces import IRISES, MOUTH, empty, real_clip, scene
 from tests.media.media_files import write_media
@@ -79,6 +79,25 @@ def test_of_two_persons_the_larger_one_is_the_main_one_and_both_can_be_chosen(fi
     assert tracks.choose("2") is None
     with pytest.raises(InputError, match=r"faces\.person is 'mother'; expected one of"):
         tracks.choose("mother")
+
+
+def talking(left, opening):
+    """A person at a place whose lips open and close by `opening` pixels in every second frame."""
+    points = np.zeros((20, 478, 3), np.float32)
+    points[:, [33, 133], 0], points[:, [362, 263], 0] = left, left + 60
+    points[::2, 14, 1] = opening
+    boxes = np.tile(np.array([left - 50, 100, left + 110, 260], np.float32), (20, 1))
+    return Person(np.arange(20), boxes, points, np.ones(20, np.float32))
+
+
+def test_the_speaker_moves_the_mouth_while_speech_is_heard_and_the_listener_is_another():
+    quiet, speaks = talking(200, 1), talking(500, 12)
+    tracks = FaceTracks(np.arange(20) / 10, np.arange(20), (quiet, speaks), 0, 640, 360, 2.0, "test")
+    speech = ((0.0, 1.0),)
+    assert (tracks.choose("speaker", speech), tracks.choose("listener", speech)) == (1, 0)
+    assert (tracks.choose("speaker"), tracks.choose("listener")) == (None, None)
+    assert (tracks.choose("main"), tracks.choose("main", speech)) == (0, 1)
+    assert tracks.choose("speaker", ((5.0, 6.0),)) is None  # nobody is seen then
 
 
 def test_crops_have_the_eyes_at_the_places_of_the_template(films, moving):

@@ -58,3 +58,29 @@ def test_a_broken_file_is_an_error_that_names_the_problem(tmp_path, header, rows
 def test_no_file_is_an_error(tmp_path):
     with pytest.raises(MissingMedia, match="no such file"):
         read_openface(tmp_path / "gone.csv")
+
+
+def test_a_table_of_libreface_has_intensities_and_presence_under_openfaces_names(tmp_path):
+    header = "frame_idx,frame_time_in_ms,au_1,au_12,au_1_intensity,au_12_intensity,facial_expression\n"
+    (tmp_path / "l.csv").write_text(header + "0,0,0,0,0.1,0.2,Neutral\n5,200.0,0,1,0.3,3.5,Happiness\n")
+    units = read_openface(tmp_path / "l.csv")
+    assert units.timestamp_s.tolist() == [0.0, 0.2]
+    assert units.intensity["AU12"].tolist() == [0.2, 3.5]
+    assert units.presence["AU12"].tolist() == [False, True]
+    assert units.peak() == 1
+    assert len(units.tracked()) == 2
+
+
+def test_a_table_of_pyfeat_has_probabilities_and_needs_times(tmp_path):
+    rows = "0.99,0.1,0.2,0\n,,,1\n0.98,0.3,0.9,2\n"
+    (tmp_path / "p.csv").write_text("FaceScore,AU01,AU12,frame\n" + rows)
+    with pytest.raises(MediaError, match=r"py-feat's table has no columns \['timestamp'\]; add timestamp = frame / "):
+        read_openface(tmp_path / "p.csv")
+    lines = "".join(f"{row},{number / 25}\n" for number, row in enumerate(rows.splitlines()))
+    (tmp_path / "p.csv").write_text("FaceScore,AU01,AU12,frame,timestamp\n" + lines)
+    units = read_openface(tmp_path / "p.csv")
+    assert units.success.tolist() == [True, False, True]
+    assert units.presence["AU12"].tolist() == [False, False, True]
+    assert units.intensity == {}
+    assert units.tracked().peak() == 1
+    assert units.tracked().probability["AU12"].tolist() == [0.2, 0.9]
