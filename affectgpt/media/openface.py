@@ -64,7 +64,7 @@ class ActionUnits:
         return self.rows(self.success & (self.confidence >= min_confidence) & converged)
 
     def peak(self, *, without: Sequence[str] = BLINK) -> int:
-        """The (first) row with the largest sum of intensities, else of probabilities; units in `without` do not count."""
+        """The (first) row with the largest sum of intensities, else of probabilities, of units not in `without`."""
         if not len(self):
             raise InputError("no rows to take the peak of; lower min_confidence, or leave the clip out")
         measured = self.intensity or self.probability
