@@ -61,8 +61,9 @@ def ask(chat: TransformersChat, asked: list[tuple[str, dict[str, Any]]], row: Ro
     """Ask the questions in batches, and add to `row`."""
     requests = []
     for step, about in asked:
-        request = Request(prompts.render_question(step, "en", about))
-        if row.name == "json_schema":
+        enforced = row.name == "json_schema"
+        request = Request(prompts.render_question(step, "en", about, enforced=enforced))
+        if enforced:
             request = replace(request, schema=prompts.answer_schema(step, about, within_limits=True))
         requests.append(request)
     started, cpu_started = time.perf_counter(), time.process_time()

@@ -141,6 +141,7 @@ class Annotator(Protocol):
         sees: what it can be shown: "images", "sound".
         structured: it answers with a JSON object; False = with plain text.
         retries: requests that were sent again.
+        enforces_schema: (optional) its decoding cannot leave the schema of a question.
     """
 
     asks_model: ClassVar[bool]
@@ -298,6 +299,7 @@ class InProcess:
         self.config, self.name = config, config.model
         self.sees = frozenset(config.sees)
         self.structured = config.structured != "none"
+        self.enforces_schema = config.structured == "json_schema"
         self._store, self._stop = store, stop
         self._batcher = Batcher(self._generate, max_batch=config.batch_size, max_wait_s=0.02)
         self._work: asyncio.Task[None] | None = None

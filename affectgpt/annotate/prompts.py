@@ -198,6 +198,7 @@ _HEADS = {
         "transcript": "What the person says:",
         "description": "Description:",
         "json": "Answer with one JSON object and nothing else:",
+        "keys": "Answer with one JSON object. Its keys: {keys}.",
         "text": "a text",
         "words": "a list of words",
         "names": "a list of those names of measured facts that you used",
@@ -212,6 +213,7 @@ _HEADS = {
         "transcript": "此人所说的话：",
         "description": "描述：",
         "json": "请只用一个 JSON 对象回答：",
+        "keys": "请用一个 JSON 对象回答，键为：{keys}。",
         "text": "一段文字",
         "words": "词语列表",
         "names": "你用到的测量事实的名称列表",
@@ -221,12 +223,15 @@ _HEADS = {
 }
 
 
-def render_question(name: str, lang: str, about: Mapping[str, Any], *, structured: bool = True) -> str:
+def render_question(
+    name: str, lang: str, about: Mapping[str, Any], *, structured: bool = True, enforced: bool = False
+) -> str:
     """The text of question `name`.
 
     Args:
         about: parts of the record: "evidence" (facts), "clues", "transcript", "description" (by language).
         structured: True = ask for JSON, False = for plain text, the first field.
+        enforced: the decoding follows the schema: the question names the keys only. Small models copy an example.
 
     >>> print(render_question("valence", "en", {"description": {"en": "She beams."}}, structured=False).splitlines()[1])
     She beams.
@@ -236,7 +241,9 @@ def render_question(name: str, lang: str, about: Mapping[str, Any], *, structure
     for part in prompt.gives:
         blocks += _block(part, lang, about)
     blocks.append(prompt.texts[lang].format(ranked=", ".join(RANKED[lang])))
-    if structured:
+    if structured and enforced:
+        blocks.append(heads["keys"].format(keys=", ".join(_fields(prompt, about))))
+    elif structured:
         shown = {key: _meant(kind, heads) for key, kind in _fields(prompt, about).items()}
         blocks.append(f"{heads['json']}\n{json.dumps(shown, ensure_ascii=False)}")
     return "\n\n".join(blocks)

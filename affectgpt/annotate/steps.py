@@ -172,8 +172,9 @@ async def ask(
             f"{sorted(annotator.sees)}; choose another with annotator@{spec.annotator}=, such as local, or, if the "
             "model takes them, set annotator.sees=[images,sound]"
         )
-    text = prompts.render_question(prompt, lang, about, structured=annotator.structured)
-    schema = prompts.answer_schema(prompt, about, lang, within_limits=annotator.in_process)
+    enforced = getattr(annotator, "enforces_schema", False)
+    text = prompts.render_question(prompt, lang, about, structured=annotator.structured, enforced=enforced)
+    schema = prompts.answer_schema(prompt, about, lang, within_limits=enforced)
     question = Question(spec.name, text, schema, work.clip, shows)
     for attempt in range(2):
         row, is_new = await annotator.answer(question)

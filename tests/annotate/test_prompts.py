@@ -31,6 +31,19 @@ def test_every_prompt_renders_completely_in_both_languages(name, lang):
     shown = json.loads(text[text.rindex("\n{") :])
     assert set(shown) == set(answer_schema(name, ABOUT, lang)["properties"])
     assert "JSON" not in render_question(name, lang, ABOUT, structured=False)
+    enforced = render_question(name, lang, ABOUT, enforced=True)
+    assert "{" not in enforced
+    assert enforced.splitlines()[-1].rstrip(".。").endswith(", ".join(shown))
+
+
+def test_a_schema_within_limits_accepts_only_what_the_answer_is_checked_for():
+    plain, limited = (answer_schema("labels", ABOUT, within_limits=limits) for limits in (False, True))
+    assert plain["properties"]["confidence"] == {"type": "number"}
+    assert limited["properties"]["confidence"] == {"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.01}
+    assert limited["properties"]["labels"]["maxItems"] == 16
+    assert "pattern" in answer_schema("merge", ABOUT, within_limits=True)["properties"]["description"]
+    assert "pattern" not in answer_schema("visual", ABOUT, within_limits=True)["properties"]["end"]  # may be empty
+    assert "pattern" not in answer_schema("merge", ABOUT)["properties"]["description"]
 
 
 def test_facts_are_only_in_the_question_about_their_modality():
