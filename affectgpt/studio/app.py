@@ -23,13 +23,16 @@ from affectgpt.studio import gallery as galleries
 from affectgpt.studio.asking import Models, read_question
 from affectgpt.studio.clips import N_FRAMES, ClipEvidence, Kept, evidence_of, playable, version_of
 from affectgpt.studio.door import COOKIE, Door, cookie_value
-from affectgpt.studio.reviewing import ReviewRoom, review_routes
+from affectgpt.studio.people import faces_of
 from affectgpt.studio.uploads import Uploads
+from affectgpt.studio.watching import Watch, watch_routes
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
+
+    from affectgpt.studio.reviewing import ReviewRoom
 
 STATIC = Path(__file__).parent / "static"
 MAX_JSON_MB = 1.0
@@ -42,13 +45,14 @@ class Studio:
 
     Attributes:
         models: None = no checkpoint is loaded.
-        review: None = no review is shown.
+        review, watch: None = no review, or no runs, are shown.
     """
 
     config: PagesConfig
     gallery: galleries.Gallery = field(default_factory=galleries.Gallery)
     models: Models | None = None
     review: ReviewRoom | None = None
+    watch: Watch | None = None
 
 
 def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
@@ -106,6 +110,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
                 "models": models.about() if models else [],
                 "tries": models is not None,
                 "reviews": studio.review is not None,
+                "watches": studio.watch is not None,
                 "tasks": TASKS,
                 "langs": LANGUAGES,
                 "modalities": MODALITIES,
@@ -142,6 +147,8 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             path = studio.gallery.media_path(key)
         elif group == "review" and studio.review is not None:
             path = studio.review.media_path(key)
+        elif group == "watch" and studio.watch is not None:
+            path = studio.watch.media_path(key)
         if path is None or not path.is_file():
             raise APIError(404, f"no media file of clip {key!r}")
         return path
@@ -159,6 +166,13 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
 
     async def evidence_values(request: HttpRequest) -> Response:
         return JSONResponse((await in_thread(evidence, file_of(request))).values)
+
+    async def faces(request: HttpRequest) -> Response:
+        path = file_of(request)
+        times = (await in_thread(evidence, path)).values["frames"]
+        if not times:
+            return JSONResponse({"faces": []})
+        return JSONResponse(await in_thread(kept.get, (version_of(path), "faces"), partial(faces_of, path, times)))
 
     async def picture(request: HttpRequest) -> Response:
         pictures = (await in_thread(evidence, file_of(request))).pictures
@@ -240,6 +254,11 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             if studio.models is not None:
                 studio.models.close()
 
+    review: list[Any] = []
+    if studio.review is not None:
+        from affectgpt.studio.reviewing import review_routes  # it needs torch, which looking at predictions does not
+
+        review = review_routes(studio.review, api_key, in_thread)
     return Starlette(
         routes=[
             Route("/", index),
@@ -256,8 +275,10 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             Route("/api/ask", ask, methods=["POST"]),
             Route("/media/{group}/{id}/file", media),
             Route("/media/{group}/{id}/evidence", evidence_values),
+            Route("/media/{group}/{id}/faces", faces),
             Route("/media/{group}/{id}/frame/{n:int}", picture),
-            *(review_routes(studio.review, api_key, in_thread) if studio.review is not None else ()),
+            *(watch_routes(studio.watch, in_thread) if studio.watch is not None else ()),
+            *review,
         ],
         middleware=[
             Middleware(Door, api_key, config.max_requests, guest, config.public, framed=config.public),

@@ -12,7 +12,6 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectgpt.annotate.verbs import REVIEW_FOLDER
 from affectgpt.config import PagesConfig, StudioConfig, StudioReviewConfig
 from affectgpt.media import isolated_media
 from affectgpt.runs import checkpoint_to_use
@@ -39,6 +38,7 @@ def run_studio(config: StudioConfig) -> int:
 def run_review(config: StudioReviewConfig) -> int:
     """Set up a round if it is asked for, then show the review until SIGTERM or Ctrl-C."""
     key = check(config)
+    from affectgpt.annotate.verbs import REVIEW_FOLDER
     from affectgpt.serve.command import bind
     from affectgpt.studio.app import Studio
     from affectgpt.studio.reviewing import ReviewRoom, set_up_round
@@ -63,13 +63,16 @@ def make_studio(config: StudioConfig) -> Studio:
     from affectgpt.studio.app import Studio
     from affectgpt.studio.asking import Models
     from affectgpt.studio.gallery import read_gallery
+    from affectgpt.studio.watching import Watch
 
     checkpoints: list[str | None] = list(config.checkpoints)
     if not checkpoints and config.predictions is None:
         checkpoints = [None]
     runs = [checkpoint_to_use(Path(config.paths.runs), name).parent for name in checkpoints if not _is_hub_id(name)]
     gallery = read_gallery(config, list(dict.fromkeys(runs)))
-    return Studio(config, gallery, Models(config, checkpoints) if checkpoints else None)
+    roots = list(dict.fromkeys([*(run.resolve().parent for run in runs), Path(config.paths.runs).resolve()]))
+    watch = Watch(roots) if checkpoints else None
+    return Studio(config, gallery, Models(config, checkpoints) if checkpoints else None, watch=watch)
 
 
 def _is_hub_id(name: str | None) -> bool:
@@ -109,7 +112,6 @@ def serve_pages(studio: Studio, listener: object, key: str | None) -> None:
     from affectgpt.serve.command import exit_with
     from affectgpt.serve.connections import http_server
     from affectgpt.studio.app import build_app
-    from affectgpt.studio.reviewing import links
 
     config = studio.config
     server = http_server(build_app(studio, api_key=key), config)
@@ -118,6 +120,8 @@ def serve_pages(studio: Studio, listener: object, key: str | None) -> None:
     address = f"http://{host}:{listener.getsockname()[1]}"  # type: ignore[attr-defined]
     log.info("studio at %s%s; Ctrl-C stops it", address, " (asks for the key)" if key else "")
     if studio.review is not None:
+        from affectgpt.studio.reviewing import links
+
         log.info("give each annotator their own link:\n%s", "\n".join(links(studio.review, address)))
     if config.browser and _has_screen():
         threading.Timer(0.5, webbrowser.open, (address,)).start()

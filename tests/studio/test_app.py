@@ -59,6 +59,7 @@ def test_a_clip_has_frames_with_times_and_a_waveform(address):
     assert len(values["wave"]) > 100
     assert httpx.get(f"{address}/media/gallery/clip0/frame/7").headers["content-type"] == "image/jpeg"
     assert httpx.get(f"{address}/media/gallery/clip0/frame/8").status_code == 404
+    assert httpx.get(f"{address}/media/gallery/clip0/faces", timeout=60).json()["faces"] == [[]] * 8  # noise
     part = httpx.get(f"{address}/media/gallery/clip0/file", headers={"Range": "bytes=0-9"})
     assert (part.status_code, len(part.content)) == (206, 10)
 
@@ -142,6 +143,15 @@ def test_an_answer_streams_and_is_that_of_infer(trying, trained, manifest, tmp_p
     assert "modalities ['face'] asked for, but this model has" in wrong
     assert str(manifest.parent) not in wrong
     assert httpx.post(f"{trying}/api/ask", json={**body, "task": "x"}).status_code == 400
+
+
+def test_a_run_is_watched_by_its_key_with_curves_and_answers_over_steps(trying, trained):
+    (run,) = [row for row in httpx.get(f"{trying}/api/runs").json() if row["name"] == trained.name]
+    found = httpx.get(f"{trying}/api/runs/{run['key']}").json()
+    assert len(found["curves"]["loss"]) == len({step for step, _ in found["curves"]["loss"]}) > 1
+    assert httpx.get(f"{trying}/api/runs/no-such-run").status_code == 400
+    assert httpx.get(f"{trying}/media/watch/{run['key']}.clip1/frame/0").status_code == 200
+    assert httpx.get(f"{trying}/media/watch/{run['key']}.nobody/frame/0").status_code == 404
 
 
 def test_predictions_are_shown_without_torch(studio_config):

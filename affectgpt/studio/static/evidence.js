@@ -13,7 +13,8 @@ export function clipView(group, id, { isSound = false } = {}) {
   const strip = h("div", { class: "strip" });
   const chart = h("div", { class: "chart" });
   const told = h("p", { class: "hint" });
-  const element = h("section", { class: "clip" }, player, strip, chart, told);
+  const moves = h("div", { class: "moves" });
+  const element = h("section", { class: "clip" }, player, strip, chart, moves, told);
   let values = null, head = null, heat = null, frames = [];
 
   const duration = () => Math.max(values.duration_s, 0.01);
@@ -23,12 +24,12 @@ export function clipView(group, id, { isSound = false } = {}) {
   function drawFrames() {
     frames = values.frames.map((time, number) => h("button", { class: "frame", title: seconds(time), onclick: () => seek(time) },
       h("img", { src: `${base}/frame/${number}`, alt: `${t("Frames")} ${seconds(time)}` }),
-      boxes(number), h("span", { class: "time" }, seconds(time)), h("span", { class: "glow" })));
+      h("span", { class: "time" }, seconds(time)), h("span", { class: "glow" })));
     replace(strip, frames);
   }
 
   function boxes(number) {
-    return (values.faces?.[number] || []).map((face) => h("span", { class: "face", title: t("faces"), style: {
+    return (values.faces?.[number] || []).map((face) => h("span", { class: face.main ? "face main" : "face", title: t("faces"), style: {
       left: `${100 * face.box[0]}%`, top: `${100 * face.box[1]}%`, width: `${100 * face.box[2]}%`, height: `${100 * face.box[3]}%` } }));
   }
 
@@ -68,6 +69,15 @@ export function clipView(group, id, { isSound = false } = {}) {
     replace(chart, picture, h("p", { class: "legend" }, legend));
   }
 
+  function drawMovements() { // one line per kind of movement, over the same time as the sound
+    const kinds = new Map();
+    for (const one of values.movements || []) kinds.set(one.name, [...(kinds.get(one.name) || []), one]);
+    if (!kinds.size) return;
+    replace(moves, h("h3", {}, t("Face")), [...kinds].map(([name, list]) => h("div", { class: "move" }, h("span", { class: "move-name" }, t(name.replaceAll("_", " "))),
+      h("span", { class: "move-line" }, list.map((one) => h("button", { class: "move-bar", title: `${seconds(one.start_s)} – ${seconds(one.end_s)}: ${one.value} ${one.unit}`, onclick: () => seek(one.peak_s),
+        "aria-label": `${t(name.replaceAll("_", " "))} ${seconds(one.start_s)}`, style: { left: `${100 * one.start_s / duration()}%`, width: `${100 * Math.max(0.01, (one.end_s - one.start_s) / duration())}%` } }))))));
+  }
+
   function follow() {
     if (head && values) { const x = place(player.currentTime || 0); head.setAttribute("x1", x); head.setAttribute("x2", x); }
   }
@@ -83,6 +93,11 @@ export function clipView(group, id, { isSound = false } = {}) {
     if (values.wave) drawSound(); else chart.remove();
     replace(told, values.notes);
     if (!values.notes.length) told.remove();
+    if (values.frames.length) get(`${base}/faces`).then((more) => {
+      Object.assign(values, more);
+      frames.forEach((frame, number) => frame.append(...boxes(number)));
+      drawMovements();
+    }, (error) => { told.textContent = error.message; element.append(told); });
     return values;
   });
 

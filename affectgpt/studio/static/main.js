@@ -6,6 +6,7 @@ import { galleryPage } from "./gallery.js";
 import { clipPage } from "./clip.js";
 import { tryPage } from "./try.js";
 import { reviewPage } from "./review.js";
+import { runsPage } from "./runs.js";
 
 const page = document.getElementById("page");
 const header = document.getElementById("header");
@@ -14,6 +15,7 @@ let leave = null; // ends what a page has running
 const PAGES = {
   gallery: { title: "Gallery", show: galleryPage, there: (about) => about.gallery.systems.length > 0 },
   try: { title: "Try a clip", show: tryPage, there: (about) => about.tries },
+  runs: { title: "Runs", show: runsPage, there: (about) => about.watches },
   review: { title: "Review", show: reviewPage, there: (about) => about.reviews },
 };
 
