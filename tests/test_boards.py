@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from affectgpt import config as conf
+from affectgpt.cli import run as run_command
 from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.runs.boards import TensorBoard, WandbBoard, boards, start_wandb, tensorboard_writer
 from affectgpt.runtime import UserError
+from tests.annotate.toy import record, write_records
 
 pytest.importorskip("tensorboard")
 EVIL = "<script>alert(1)</script>"
@@ -121,3 +123,29 @@ def test_an_unknown_mode_is_named_and_nothing_is_shown_by_default(tmp_path):
     with boards(conf.LoggingConfig(), tmp_path, **about) as shown:
         assert shown == []
     assert not list(tmp_path.iterdir())
+
+
+def test_an_annotation_report_is_shown_with_its_plots(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pytest.importorskip("matplotlib")
+    folder = write_records(tmp_path / "emer", [record("a"), record("b", labels=("confused",))])
+    assert run_command("annotate", ["report", str(folder), "logging.tensorboard=true"]) == 0
+    shown = scalars(folder / "report" / "tensorboard" / "annotate")
+    assert (shown["annotate/records"], shown["annotate/verdict/keep"]) == (2, 2)
+    events = EventAccumulator(str(folder / "report" / "tensorboard" / "annotate"))
+    events.Reload()
+    assert "annotate/labels" in events.Tags()["images"]
+
+
+def test_the_table_of_a_study_is_shown(tmp_path):
+    score = {"avg": 0.5, "precision": 0.6, "recall": 0.4, "f_score": 0.48, "interval": None, "n": 9}
+    for number, (variant, stage2) in enumerate((("random", True), ("pretrained", False))):
+        cell = {"cell": f"c{number}", "variant": variant, "stage1_epochs": 2, "stage2": stage2, "score": score}
+        folder = tmp_path / "table4" / "cells" / f"c{number}"
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps(cell))
+    assert run_command("study", [str(tmp_path / "table4"), "logging.tensorboard=true"]) == 0
+    shown = scalars(tmp_path / "table4" / "tensorboard" / "study")
+    assert shown["study/random, stage 1 2 epochs, stage 2 best/f_score"] == pytest.approx(0.48)
+    assert "study/pretrained, stage 1 2 epochs, stage 2 best/f_score" not in shown  # not trained yet
