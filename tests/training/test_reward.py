@@ -87,6 +87,24 @@ def test_a_run_keeps_every_answer_with_its_rewards_and_logs_what_is_watched(fini
     assert 0 <= log[4]["clipped"] < 1
 
 
+def test_answers_and_rewards_are_shown_on_wandb_and_tensorboard_and_drawn(base_models, manifest, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = reward_config(base_models, manifest, tmp_path, epochs=1, validate_every=2)
+    config.logging.wandb, config.logging.tensorboard, config.logging.n_sample_generations = "offline", True, 1
+    run = run_stage(config).run
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tables = events.Tensors("rollouts/text_summary")
+    assert [table.step for table in tables] == [1, 2]
+    text, rows = tables[0].tensor_proto.string_val[0].decode(), read_journal(run / "rollouts.jsonl")
+    assert text.count("\n") == 1 + config.stage.group_size
+    assert f"| {rows[0]['rewards']['wheel']:.3f} |" in text
+    assert f"rollouts/{rows[0]['id']}" in events.Tags()["images"]
+    assert list((run / "wandb").glob("offline-run-*/files/media/table/rollouts*"))
+    assert (run / "rollouts.png").stat().st_size > 0
+
+
 class Killed(Exception):
     pass
 
@@ -153,13 +171,12 @@ def test_rewards_rise(base_models, manifest, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora": True, "stage": {"trainable": ["lora"]}},
+        {"lora": True, "dtype": "bfloat16", "stage": {"trainable": ["lora"]}},
         {"lora": True, "stage": {"trainable": ["projectors", "lora"], "accumulation": 2, "batch_size": 1}},
-        {"dtype": "bfloat16", "stage": {"packing": True}},
         {"stage": {"packing": False, "tasks": {"think": 1.0}, "modality_dropout": 0.3}},
         {"stage": {"n_workers": 1, "token_budget": 40}, "cache": "first_epoch"},
     ],
-    ids=["lora", "projectors and lora", "bf16", "padded, think", "cached in the first epoch, token budget"],
+    ids=["lora, bf16", "projectors and lora, accumulated", "padded, think", "cached in the first epoch, token budget"],
 )
 def test_it_trains_every_kind_of_model(base_models, manifest, tmp_path, changes):
     config = reward_config(base_models, manifest, tmp_path, epochs=1, **changes.get("stage", {}))
