@@ -348,8 +348,8 @@ _ADVICE = {
     "repetition": "Raise stage.objective_options.kl or lower stage.learning_rate.",
     "truncated": "Raise stage.objective_options.max_new_tokens, or kl.",
     "absent_claims": "Add the reward faithfulness.",
-    "in_format": "Raise stage.objective_options.max_new_tokens if answers are cut; otherwise start from a model that has "
-    "learned the form, and give the reward format more weight.",
+    "in_format": "Raise stage.objective_options.max_new_tokens if answers are cut; otherwise start from a model that "
+    "has learned the form, and give the reward format more weight.",
     "kl": "Raise stage.objective_options.kl or lower stage.learning_rate.",
 }
 LIMITS = tuple(_WHAT)
