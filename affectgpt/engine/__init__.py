@@ -7,6 +7,7 @@ layout.py       where samples are in a packed row, and how it is cut
 kernels.py      attention per sample, norm, gate and losses, on any device
 cpu.py          the versions for CPUs
 layers.py       the decoder layers of the supported LLMs on packed samples
+lora.py         LoRA adapters, and their dropout
 packing.py      loss and log-probabilities of packed samples
 generation.py   greedy answers to many prompts
 groups.py       several answers to each of many prompts

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from affectgpt.engine import cpu, kernels
-from affectgpt.engine.layout import Pack
+from affectgpt.engine.layout import Pack, bounds_of
+from affectgpt.engine.lora import Dropout, products
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types of transformers whose decoder layers `decoder_layer` reproduces."""
@@ -43,21 +44,26 @@ def final_states(
     position_ids: Tensor,
     pack: Pack,
     attends: Sequence[Callable[..., Tensor]] | None = None,
+    seed: int | None = None,
 ) -> Tensor:
     """Final states [Q, D] of the tokens `pack.queries()`, from embeds [1, T, D] with positions [1, T].
 
     Args:
+        seed: of the dropout of LoRA, from 0 to 2**62.
         attends: for each layer what replaces `attend`; generation stores keys and values there.
     """
     decoder = llm.model
     rotation = rotary_tables(decoder, embeds, position_ids)
     states, all_queries, last = embeds[0], pack.with_all_queries(), len(decoder.layers) - 1
+    starts = [pack.start + start for start in bounds_of(pack.lengths)[:-1]]
     for number, layer in enumerate(decoder.layers):
+        now = pack if number == last else all_queries
         run = partial(
             decoder_layer,
             layer,
-            pack if number == last else all_queries,
+            now,
             attend=attend if attends is None else attends[number],
+            dropout=None if seed is None else Dropout(seed, number, starts, now.lengths, now.n_queries),
         )
         if getattr(layer, "gradient_checkpointing", False) and layer.training:
             states = checkpoint(run, states, *rotation, use_reentrant=False)
@@ -74,29 +80,39 @@ def rotary_tables(decoder: Any, embeds: Tensor, position_ids: Tensor) -> tuple[T
 
 
 def decoder_layer(
-    layer: Any, pack: Pack, states: Tensor, cos: Tensor, sin: Tensor, *, attend: Callable[..., Tensor]
+    layer: Any,
+    pack: Pack,
+    states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    attend: Callable[..., Tensor],
+    dropout: Dropout | None = None,
 ) -> Tensor:
     """One decoder layer.  [T, D] -> [Q, D], the rows of the tokens that have queries
 
     Args:
         attend: `attend`, or what replaces it.
+        dropout: of LoRA.
     """
     attention = layer.self_attn
     normed = kernels.rms_norm(layer.input_layernorm, states)  # [T, D]
-    key, value = (linear_layer(linear, normed) for linear in (attention.k_proj, attention.v_proj))  # [T, Hk*d]
     rows = None
     if any(pack.firsts):
+        key, value = products((attention.k_proj, attention.v_proj), normed, dropout, 0)  # [T, Hk*d]
         rows = pack.queries().to(states.device)
         states, normed = states[rows], normed[rows]  # [Q, D]
-    query = linear_layer(attention.q_proj, normed)  # [Q, H*d]
+        (query,) = products((attention.q_proj,), normed, dropout, 1)  # [Q, H*d]
+    else:
+        query, key, value = products((attention.q_proj, attention.k_proj, attention.v_proj), normed, dropout, 0)
     if hasattr(attention, "q_norm"):  # Qwen3 normalizes each head
         query, key = (
             kernels.rms_norm(norm, heads.view(-1, attention.head_dim)).view_as(heads)
             for norm, heads in ((attention.q_norm, query), (attention.k_norm, key))
         )
     mixed = attend(query, key, value, cos, sin, rows, pack, attention.head_dim, attention.scaling)  # [Q, H*d]
-    states = states + linear_layer(attention.o_proj, mixed)
-    return feed_forward(layer.post_attention_layernorm, layer.mlp, states)
+    states = states + products((attention.o_proj,), mixed, dropout, 2)[0]
+    return feed_forward(layer.post_attention_layernorm, layer.mlp, states, dropout)
 
 
 def attend(
@@ -133,7 +149,7 @@ def linear_layer(linear: Any, states: Tensor) -> Tensor:
     return cpu.product(linear, states) if cpu.prefers_own_product(linear, states) else linear(states)
 
 
-def feed_forward(norm: Any, mlp: Any, states: Tensor) -> Tensor:
+def feed_forward(norm: Any, mlp: Any, states: Tensor, dropout: Dropout | None = None) -> Tensor:
     """states + down(silu(gate(norm(states))) * up(norm(states))).  [T, D] -> [T, D]"""
     if (
         not kernels.is_step(states)
@@ -143,5 +159,5 @@ def feed_forward(norm: Any, mlp: Any, states: Tensor) -> Tensor:
     ):
         return cpu.feed_forward(norm, mlp, states)
     normed = kernels.rms_norm(norm, states)
-    gated = kernels.gate_up(linear_layer(mlp.gate_proj, normed), linear_layer(mlp.up_proj, normed))
-    return states + linear_layer(mlp.down_proj, gated)
+    gated = kernels.gate_up(*products((mlp.gate_proj, mlp.up_proj), normed, dropout, 3))
+    return states + products((mlp.down_proj,), gated, dropout, 4)[0]

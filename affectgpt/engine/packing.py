@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from affectgpt.engine import cpu, kernels, layers
 from affectgpt.engine.layout import Pack, Span, find_spans, make_packs
+from affectgpt.engine.lora import adapter_of
 
 
 class SampleTooLong(ValueError):
@@ -53,10 +54,10 @@ def packed_loss(
     """
     targets, spans, marks = _targets(llm, position_ids, labels)
     n_workers, limit = cpu.split_work(spans, token_budget or len(marks), _n_threads(llm, embeds.device))
-    packs = make_packs(spans, marks, limit)
+    packs, seed = make_packs(spans, marks, limit), _dropout_seed(llm)
 
     def loss_of(pack: Pack, embeds: Tensor) -> Tensor:
-        states = _label_states(llm, embeds, position_ids, pack)
+        states = _label_states(llm, embeds, position_ids, pack, seed)
         return kernels.summed_loss(llm.lm_head, states, targets[pack.answers.to(targets.device)])
 
     if len(packs) == 1:
@@ -77,9 +78,10 @@ def packed_log_probs(
     when it is known how the gradients are weighted; memory grows with the budget and not with the batch.
     """
     targets, spans, marks = _targets(llm, position_ids, labels)
+    seed = _dropout_seed(llm)
 
     def log_probs_of(pack: Pack, embeds: Tensor) -> Tensor:
-        states = _label_states(llm, embeds, position_ids, pack)
+        states = _label_states(llm, embeds, position_ids, pack, seed)
         return kernels.log_probs(llm.lm_head, states, targets[pack.answers.to(targets.device)])
 
     packs = make_packs(spans, marks, token_budget or len(marks))
@@ -99,18 +101,31 @@ def _targets(llm: Any, position_ids: Tensor, labels: Tensor) -> tuple[Tensor, li
     return targets, spans, marks
 
 
-def _label_states(llm: Any, embeds: Tensor, position_ids: Tensor, pack: Pack) -> Tensor:
+def _label_states(llm: Any, embeds: Tensor, position_ids: Tensor, pack: Pack, seed: int | None) -> Tensor:
     """Final states of the pack's tokens that predict a label.  embeds of the pack [1, T, D] -> [K, D]"""
-    states = layers.final_states(llm, embeds, position_ids[:, pack.start : pack.stop], pack)  # [Q, D]
+    states = layers.final_states(llm, embeds, position_ids[:, pack.start : pack.stop], pack, seed=seed)  # [Q, D]
     rows = torch.isin(pack.queries() + pack.start, pack.answers, assume_unique=True).nonzero()[:, 0]
     return states[rows.to(states.device)]
 
 
+def _dropout_seed(llm: Any) -> int | None:
+    """A seed for the dropout of LoRA, from torch's random numbers, which a checkpoint keeps; None = it has none."""
+    if not any(map(_draws, llm.modules())):
+        return None
+    return int(torch.randint(2**62, ()))
+
+
+def _draws(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.p > 0 and module.training
+
+
 def _n_threads(llm: Any, device: torch.device) -> int:
     """Threads that may each compute a pack: one where random numbers or the weights of ZeRO-3 need a fixed order."""
+    adapted = (module for module in llm.model.layers.modules() if adapter_of(module) is not None)
+    seeded = {drop for module in adapted for drop in module.lora_dropout.values()}
     if (
         device.type != "cpu"
-        or any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in llm.modules())
+        or any(_draws(module) and module not in seeded for module in llm.modules())
         or any(hasattr(parameter, "ds_id") for parameter in llm.parameters())
     ):
         return 1

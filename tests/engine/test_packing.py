@@ -149,9 +149,30 @@ def test_packs_in_parallel_share_the_token_budget_and_the_work(fresh, two_thread
         assert max(n for *_, n in two_threads) <= limit
 
 
-def test_layers_that_draw_random_numbers_do_not_run_in_threads(bases, two_threads):
+def test_dropout_of_lora_runs_in_threads_and_depends_on_the_seed_alone(bases, two_threads):
     model, processor = build(tiny.tiny_spec(bases, lora=dataclasses.replace(LORA, dropout=0.5)))
     batch = processor.collate(samples(processor), packed=True)
+    randomize_lora(model)
+
+    def of_seed(seed):
+        torch.manual_seed(seed)
+        return loss_and_gradients(model, batch)
+
+    together = of_seed(0)
+    assert {name.split("_")[0] for name, *_ in two_threads} == {"pack"}
+    torch.testing.assert_close(of_seed(0), together, rtol=0, atol=0)
+    assert abs(of_seed(1)[0] - together[0]) > 1e-3
+    torch.set_num_threads(1)
+    for model.token_budget in (None, 80):  # packs of other samples, one after the other
+        torch.testing.assert_close(of_seed(0), together, rtol=1e-4, atol=1e-6)
+    model.checkpoint_layers()
+    torch.testing.assert_close(of_seed(0), together, rtol=1e-4, atol=1e-6)
+
+
+def test_other_layers_that_draw_random_numbers_do_not_run_in_threads(bases, two_threads):
+    model, processor = build(tiny.tiny_spec(bases, lora=LORA))
+    batch = processor.collate(samples(processor), packed=True)
+    model.language_model.add_module("noise", nn.Dropout(0.5))
     randomize_lora(model)(**batch).loss.backward()
     assert {name for name, *_ in two_threads} == {"MainThread"}
     two_threads.clear()
