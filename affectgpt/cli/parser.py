@@ -185,7 +185,13 @@ def resolved(settings: Any) -> Any:
         settings.paths.cache = str(cache)
     if isinstance(getattr(settings, "model", None), config.ModelConfig) and settings.model.init != "pretrained":
         settings.model.init_from = None  # unused, so what it names is not built
+    has_own_references = isinstance(settings, config.EvalConfig) and (settings.references or settings.benchmark.name)
+    data = settings.data if has_own_references else None
+    if has_own_references:
+        settings.data = config.DataConfig()  # its sources are unused too
     settings = replace_strings(settings, embedded, cache)
+    if data is not None:
+        settings.data = data
     model = getattr(settings, "model", None)
     if isinstance(model, config.ModelConfig) and model.llm.path.endswith(".gguf"):
         model.llm.path = load("affectgpt.convert.gguf:base_model")(model.llm.path, cache)

@@ -48,6 +48,13 @@ def test_the_coarse_and_fine_stages_hold_the_papers_numbers():
     assert compose("train").seed == 42
 
 
+def test_scoring_against_own_references_does_not_build_the_embedded_corpus(tmp_path):
+    own = [f"paths.cache={tmp_path}", "predictions=[p.jsonl]"]
+    for settings in (["references=test.csv"], ["benchmark=meld"]):
+        assert compose("eval", [*own, *settings]).data.test[0].manifest.startswith("demo:")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_embedded_default_changes_numbers_through_its_recipe_alone():
     demo, paper = compose("train", ["stage=fine"]), compose("train", ["stage=fine", "model=affectgpt"])
     recipe = OmegaConf.load(CONF / "recipe" / "demo_fine.yaml").stage
