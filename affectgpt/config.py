@@ -644,6 +644,7 @@ class AnnotateConfig:
     lang: str = "en"  # en or zh: language of prompts and answers; step translate adds the other
     transcriber: str | None = None  # Whisper-type model by hub id or folder, for clips without a subtitle
     openface: str | None = None  # folder with OpenFace's <id>.csv
+    faces: FacesConfig = field(default_factory=FacesConfig)  # how faces are found; faces.detector=none = not at all
     speech: str = "silero"  # who finds speech: silero (extra speech), or none: nothing is measured in the sound
     speaker: str | None = None  # regular expression whose first group is the speaker in an id: "^([^_]+)_"
     columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}

@@ -72,7 +72,7 @@ class Question:
         images = times_s = sound = None
         if sampling := self.shows.get("images"):
             n_frames = (chat and chat.n_frames) or sampling["n_frames"]
-            frames = self.clip.frames(n_frames, sampling.get("at_s"))
+            frames = self.clip.frames(n_frames, sampling.get("at_s"), sampling.get("crop", False))
             images, times_s = frames.images, frames.times_s
         if "sound" in self.shows:
             sound = self.clip.sound((chat and chat.rate_hz) or 16000)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from affectgpt.config import AnnotateConfig
+from affectgpt.config import AnnotateConfig, FacesConfig
 from affectgpt.data.sources import samples_from_paths
 from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
+from affectgpt.media.faces import FaceTracks, track
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.media.speech import Speech, find_speech
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
@@ -81,6 +82,7 @@ class ClipMedia:
         openface: OpenFace's csv file, if there is one.
         backend: video decoder.
         detector: who finds speech: "silero" or "none".
+        faces: how faces are found; detector "none" = not at all.
     """
 
     sample: Sample
@@ -88,6 +90,7 @@ class ClipMedia:
     openface: Path | None = None
     backend: str = "pyav"
     detector: str = "silero"
+    faces: FacesConfig = field(default_factory=lambda: FacesConfig(detector="none"))
     _decoded: dict[Any, Any] = field(default_factory=dict)
     _lock: RLock = field(default_factory=RLock)
 
@@ -97,17 +100,22 @@ class ClipMedia:
         has = self.sample.modalities or ()
         return frozenset(["images"] * ("frames" in has) + ["sound"] * ("audio" in has))
 
-    def frames(self, n_frames: int, at_s: float | None = None) -> Frames:
-        """The middle frame of each of n equal parts of the clip; with `at_s`, the one frame nearest to that time."""
+    def frames(self, n_frames: int, at_s: float | Sequence[float] | None = None, crop: bool = False) -> Frames:
+        """The middle frame of each of n equal parts of the clip; with `at_s`, the frames nearest to these times.
+
+        Args:
+            crop: cut out the main person, where a face was followed.
+        """
         assert self.sample.video is not None
         if at_s is None:
             every = self._once(("frames", 2 * n_frames), lambda: self._read_frames(2 * n_frames))
             chosen: Any = slice(1, None, 2)
         else:
             every = self._once(("frames", PEAK_FRAMES), lambda: self._read_frames(PEAK_FRAMES))
-            nearest = int(np.argmin(np.abs(every.times_s - at_s)))
-            chosen = slice(nearest, nearest + 1)
-        return Frames(every.images[chosen], every.times_s[chosen], every.indices[chosen], every.n_source_frames)
+            chosen = [int(np.argmin(np.abs(every.times_s - time_s))) for time_s in np.atleast_1d(at_s)]
+        found = Frames(every.images[chosen], every.times_s[chosen], every.indices[chosen], every.n_source_frames)
+        tracks = self.tracks() if crop else None
+        return found if tracks is None or tracks.main is None else cropped(found, tracks)
 
     def sound(self, rate_hz: int = 16000) -> Waveform:
         return self._once(("sound", rate_hz), lambda: read_audio(self.sample.audio or self.sample.video or "", rate_hz))
@@ -115,6 +123,17 @@ class ClipMedia:
     def speech(self) -> Speech | None:
         """Where somebody speaks; None = not looked for."""
         return None if self.detector == "none" else self._once("speech", lambda: find_speech(self.sound()))
+
+    def tracks(self) -> FaceTracks | None:
+        """The faces of the clip, followed; None = not looked for (no picture, or a table of OpenFace is given)."""
+        if self.faces.detector == "none" or "images" not in self.sees or self.openface is not None:
+            return None
+        return self._once("tracks", self._track)
+
+    def _track(self) -> FaceTracks:
+        speech = self.speech() if "sound" in self.sees else None
+        found = track(self.sample.video or "", self.faces)
+        return replace(found, main=found.choose(self.faces.person, speech.segments_s if speech else ()))
 
     def action_units(self) -> ActionUnits | None:
         return None if self.openface is None else self._once("openface", lambda: read_openface(self.openface or ""))
@@ -131,6 +150,19 @@ class ClipMedia:
             if name not in self._decoded:
                 self._decoded[name] = decode()
             return self._decoded[name]
+
+
+def cropped(frames: Frames, tracks: FaceTracks) -> Frames:
+    """Head and shoulders of the main person: three face heights high and wide, the same cut for all frames."""
+    assert tracks.main is not None
+    left, top, right, bottom = np.median(tracks.persons[tracks.main].boxes, axis=0)
+    height, width = frames.images.shape[1:3]
+    scale = width / tracks.width
+    side = 3 * (bottom - top) * scale
+    x, y = (left + right) / 2 * scale, (top + bottom) / 2 * scale
+    rows = slice(max(0, round(y - 0.4 * side)), min(height, round(y + 0.6 * side)))
+    columns = slice(max(0, round(x - side / 2)), min(width, round(x + side / 2)))
+    return replace(frames, images=frames.images[:, rows, columns])
 
 
 def openface_of(sample: Sample, folder: str | None) -> Path | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from affectgpt.annotate.face import MOVEMENTS, movement_phrase
 from affectgpt.annotate.record import Fact
 from affectgpt.annotate.sound import runs
 from affectgpt.media.openface import ActionUnits
@@ -93,6 +94,8 @@ def phrase(fact: Fact, lang: str = "en") -> str | None:
             return words
         span = f"（{fact.start_s:.1f}–{fact.end_s:.1f} 秒）" if zh else f" ({fact.start_s:.1f}-{fact.end_s:.1f} s)"
         return f"{words}{span}"
+    if fact.name in MOVEMENTS:
+        return movement_phrase(fact, zh)
     for low, high, english, chinese in _PHRASES.get(fact.name, ()):
         if low <= value < high:
             template = chinese if zh else english
@@ -157,8 +160,13 @@ _PHRASES: dict[str, tuple[tuple[float, float, str, str], ...]] = {
         (1.25, _INF, "faster than usual for this speaker", "比此人平时快"),
     ),
     "face_tracked_share": (
-        (-_INF, 0.005, "no face could be tracked", "未能追踪到人脸"),
+        (-_INF, 0.005, "no face is seen", "画面中没有人脸"),
         (0.005, _INF, "a face is tracked in {value:.0%} of the frames", "{value:.0%} 的画面中追踪到人脸"),
+    ),
+    "persons": ((2, _INF, "{value:.0f} persons are seen", "画面中有 {value:.0f} 个人"),),
+    "blinks": (
+        (1, 2, "one blink", "眨眼一次"),
+        (2, _INF, "{value:.0f} blinks", "眨眼 {value:.0f} 次"),
     ),
     "face_crops": ((1, _INF, "a face is in the picture", "画面中有一张脸"),),
 }

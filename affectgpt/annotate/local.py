@@ -16,7 +16,7 @@ from affectgpt.annotate.record import Fact
 from affectgpt.runtime import InputError
 
 NAME = "local-rules"
-RULES_VERSION = "local-1"
+RULES_VERSION = "local-2"
 """Changes with every change of an answer; part of every record's key."""
 CONFIDENCE = 0.2
 """Confidence of every label; not calibrated."""
@@ -38,6 +38,32 @@ def _active(*units: str) -> Callable[[Values], bool]:
     return lambda values: all(unit in values for unit in units)
 
 
+_FAST_HZ = 5.8  # syllables a second
+_GRIEF = {"lips_pressed", "inner_brows_lowered", "inner_brows_raised"}
+
+
+def _surprised(values: Values) -> bool:
+    return {"outer_brows_raised", "jaw_lowered", "lips_apart"} <= set(values) and _lasts(
+        values, "outer_brows_raised"
+    ) < 2.0
+
+
+def _smiles(values: Values) -> bool:
+    """A mouth that widens in a surprise is no smile; one that is raised after it, is."""
+    if _lasts(values, "mouth_widened") < 0.8 or _lasts(values, "mouth_corners_raised") < 0.4:
+        return False
+    brows_fall_s = values.get("outer_brows_raised_start_s", 0.0) + _lasts(values, "outer_brows_raised")
+    return not _surprised(values) or values["mouth_corners_raised_start_s"] >= brows_fall_s - 0.2
+
+
+def _lasts(values: Values, name: str) -> float:
+    return values.get(f"{name}_lasts_s", 0.0)
+
+
+def _lively(values: Values) -> bool:
+    return values.get("pitch_range_st", 0) >= 6 and values.get("syllable_rate_hz", 0) >= 4.3
+
+
 RULES = (
     # Action units: the core of the combinations with which MERR confirms pseudo-labels (Emotion-LLaMA, 2024).
     LabelRule(("happy", "高兴"), 3, ("AU06", "AU12"), _active("AU06", "AU12")),
@@ -45,8 +71,26 @@ RULES = (
     LabelRule(("surprised", "惊讶"), 0, ("AU01", "AU02", "AU05"), _active("AU01", "AU02", "AU05")),
     LabelRule(("sad", "悲伤"), -3, ("AU01", "AU04", "AU15"), _active("AU01", "AU04", "AU15")),
     LabelRule(("afraid", "害怕"), -3, ("AU01", "AU04", "AU20"), _active("AU01", "AU04", "AU20")),
-    # The voice shows arousal better than valence (Scherer 2003), so these labels are words of arousal.
-    LabelRule(("tense", "紧张"), -1, ("tremor_st",), lambda values: "tremor_st" in values),
+    # Without action units: a smile moves both corners, outwards and up, for longer than a word; brows that rise while
+    # the jaw falls are a surprise; eyes that stay closed under moved brows or over pressed lips belong to grief.
+    LabelRule(("happy", "高兴"), 3, ("mouth_corners_raised", "mouth_widened"), lambda values: _smiles(values)),
+    LabelRule(
+        ("surprised", "惊讶"),
+        0,
+        ("outer_brows_raised", "jaw_lowered", "lips_apart"),
+        lambda values: _surprised(values),
+    ),
+    LabelRule(
+        ("sad", "悲伤"),
+        -3,
+        ("eyes_closed",),
+        lambda values: (
+            values.get("eyes_closed_lasts_s", 0) >= 1.0 and bool(_GRIEF & set(values)) and not _smiles(values)
+        ),
+    ),
+    # The voice shows arousal better than valence (Scherer 2003): words of arousal, and of valence only where the face
+    # decides it (a slow, narrow voice without a smile).
+    LabelRule(("nervous", "紧张"), -1, ("tremor_st",), lambda values: "tremor_st" in values),
     LabelRule(
         ("hesitant", "犹豫"),
         -1,
@@ -54,28 +98,39 @@ RULES = (
         lambda values: values.get("pauses", 0) + values.get("breaks", 0) >= 2,
     ),
     LabelRule(
-        ("animated", "兴奋"),
+        ("excited", "兴奋"),
         1,
         ("pitch_range_st", "syllable_rate_hz"),
-        lambda values: values.get("pitch_range_st", 0) >= 8 and values.get("syllable_rate_hz", 0) >= 4.5,
+        lambda values: (
+            (_lively(values) and ("tremor_st" not in values or _smiles(values)))
+            or (_smiles(values) and values.get("syllable_rate_hz", 0) >= _FAST_HZ)
+        ),
     ),
     LabelRule(
-        ("agitated", "激动"),
+        ("stressed", "焦躁"),
         -1,
-        ("pitch_range_st", "syllable_rate_hz"),
-        lambda values: values.get("pitch_range_st", 9) < 8 and values.get("syllable_rate_hz", 0) >= 6,
+        ("syllable_rate_hz",),
+        lambda values: values.get("syllable_rate_hz", 0) >= _FAST_HZ and not _smiles(values) and not _lively(values),
     ),
     LabelRule(
-        ("subdued", "低落"),
+        ("sad", "低落"),
         -2,
         ("pitch_range_st", "syllable_rate_hz"),
-        lambda values: values.get("pitch_range_st", 9) < 6 and values.get("syllable_rate_hz", 9) < 3.5,
+        lambda values: (
+            values.get("pitch_range_st", 9) < 6 and values.get("syllable_rate_hz", 9) < 3.7 and not _smiles(values)
+        ),
+    ),
+    LabelRule(
+        ("indifferent", "冷漠"),
+        0,
+        ("pitch_range_st",),
+        lambda values: values.get("pitch_range_st", 9) < 1 and not _smiles(values),
     ),
 )
 _NONE = LabelRule(("calm", "平静"), 0, (), lambda values: True)
 """The label where a voice or a face was measured and no rule holds."""
 
-_TO_RANKED = {"happy": 0, "sad": 1, "subdued": 1, "angry": 2, "surprised": 3, "afraid": 4, "tense": 6, "calm": 7}
+_TO_RANKED = {"happy": 0, "excited": 0, "sad": 1, "angry": 2, "surprised": 3, "afraid": 4, "nervous": 6, "calm": 7}
 _SAYS = {"en": 'The person says: "{}"', "zh": "此人说：“{}”"}
 _SEEN = {"en": "In the picture: {}.", "zh": "画面中：{}。"}
 _HEARD = {"en": "In the voice: {}.", "zh": "声音中：{}。"}
@@ -95,9 +150,13 @@ def conclude(facts: Sequence[Fact]) -> list[LabelRule]:
     ['hesitant']
     """
     values = {fact.name: fact.value for fact in facts}
+    for fact in facts:  # movements have a duration, too
+        if fact.start_s is not None and fact.end_s is not None:
+            values[f"{fact.name}_start_s"], values[f"{fact.name}_lasts_s"] = fact.start_s, fact.end_s - fact.start_s
     if not set(values) & set(_MEASURED):
         return []
-    return [rule for rule in RULES if rule.holds(values)] or [_NONE]
+    held = {rule.label[0]: rule for rule in reversed(RULES) if rule.holds(values)}  # each label once, by its first rule
+    return list(reversed(held.values())) or [_NONE]
 
 
 def answer_by_rules(prompt: str, lang: str, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def plan_calls(
     """The calls of each step that asks a model, the number of complete clips, and of unreadable ones."""
     asking = [spec for spec in config.pipeline.steps if _has_prompt(spec)]
     asking = [spec for spec in asking if annotator_class(annotators[spec.annotator].kind).asks_model]
-    needs_table = needs_openface(config.pipeline.steps)
+    needs_table = needs_openface(config)
     n_calls = {spec.name: 0 for spec in asking}
     n_answered = dict(n_calls)
     n_complete = n_unreadable = 0

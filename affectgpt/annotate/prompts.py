@@ -16,7 +16,7 @@ from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
 from affectgpt.schema import LANGUAGES
 
-PROMPTS_VERSION = "annotate-1"
+PROMPTS_VERSION = "annotate-2"
 """Changes with every change of the texts below; part of every record and its key."""
 
 RANKED = {
@@ -177,7 +177,7 @@ PROMPTS: dict[str, Prompt] = {
     ),
     "explain": Prompt(
         {"description": "text", "labels": "words"},
-        ("transcript",),
+        ("evidence", "transcript"),
         180,
         {
             "en": "You are shown one video clip: frames in order, its sound, or both. Explain what the main person "

@@ -32,7 +32,7 @@ def run_annotation(config: AnnotateConfig) -> int:
 
 def check_tables(config: AnnotateConfig, clips: Clips) -> None:
     """Raise UserError if a pipeline needs tables of OpenFace and no clip has one; warn if some have none."""
-    if not needs_openface(config.pipeline.steps):
+    if not needs_openface(config):
         return
     samples = [item for item in clips if isinstance(item, Sample)]
     without = [sample.id for sample in samples if openface_of(sample, config.openface) is None]
@@ -58,10 +58,10 @@ def check_settings(config: AnnotateConfig) -> None:
     if config.speech not in DETECTORS:
         raise UserError(f"speech is {config.speech!r}; expected one of {list(DETECTORS)}")
     check_pipeline(config.pipeline)
-    if needs_openface(config.pipeline.steps) and config.openface is None:
+    if needs_openface(config) and config.openface is None:
         raise UserError(
-            f"pipeline {config.pipeline.name!r} needs openface=, the folder with a table <id>.csv of OpenFace for each "
-            "clip: without its table a clip is dropped"
+            f"pipeline {config.pipeline.name!r} needs the peak of a face: with faces.detector=none, give openface=, "
+            "the folder with a table <id>.csv of OpenFace for each clip; without its table a clip is dropped"
         )
     if unknown := sorted({spec.annotator for spec in config.pipeline.steps} - set(ROLES)):
         raise UserError(f"pipeline {config.pipeline.name!r} names annotators {unknown}; expected some of {list(ROLES)}")

@@ -92,6 +92,7 @@ class _Run:
             "speaker": config.speaker,
             "transcriber": config.transcriber,
             "speech": detector_name(config.speech),
+            "faces": asdict(config.faces),
         }
         given = {name: value for name, value in optional.items() if value}
         self.settings = settings_hash(config.pipeline, configs, config.lang, **given)
@@ -161,7 +162,7 @@ class _Run:
                     self._advance(there=1)
                     return
                 probed = await asyncio.to_thread(_probe, sample)
-                clip = ClipMedia(probed, sha256, openface, self.config.backend, self.config.speech)
+                clip = ClipMedia(probed, sha256, openface, self.config.backend, self.config.speech, self.config.faces)
                 await store.records.put(await self._record(clip, key))
                 self._clear_failure(sample.id)
                 self._advance(made=1)

@@ -12,19 +12,19 @@ import asyncio
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from affectgpt.annotate import checks as record_checks
-from affectgpt.annotate import evidence, local, prompts, sound
+from affectgpt.annotate import evidence, face, local, prompts, sound
 from affectgpt.annotate.annotators import Annotator, Question, named_object
 from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.prompts import BadAnswer
 from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.chat.completion import REFUSED
-from affectgpt.config import StepConfig
+from affectgpt.config import AnnotateConfig, StepConfig
 from affectgpt.runtime import UserError, redacted
 
 StepOutput = dict[str, Any]
@@ -34,7 +34,7 @@ NO_CLUE = "no clue: nothing was seen, heard or said that could be described"
 NO_EVIDENCE = "no evidence: nothing was measured from which a description could be made"
 
 
-NO_PEAK = "no peak frame: no OpenFace table, or no face tracked"
+NO_PEAK = "no peak frame: no face is seen, or it does not move"
 
 
 class StepFailed(UserError):
@@ -84,9 +84,9 @@ def function_of(spec: StepConfig) -> Callable[..., Any]:
     return STEPS[name]
 
 
-def needs_openface(steps: Sequence[StepConfig]) -> bool:
-    """Whether clips without a table of OpenFace are dropped, after the calls of all other steps."""
-    return any(function_of(spec) is peak for spec in steps)
+def needs_openface(config: AnnotateConfig) -> bool:
+    """Whether clips without a table of OpenFace are dropped: a step needs a peak, and no face is looked for."""
+    return config.faces.detector == "none" and any(function_of(spec) is peak for spec in config.pipeline.steps)
 
 
 async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
@@ -101,12 +101,16 @@ async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutpu
 
 
 def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Measured evidence: the voice, and the face where OpenFace's table or face crops are given."""
+    """Measured evidence: the voice, and the face by OpenFace's table, or else followed in the video."""
     started, clip = time.monotonic(), work.clip
     facts: list[Fact] = []
     how: dict[str, Any] = {}
     if (units := clip.action_units()) is not None:
         facts += evidence.face_facts(units)
+    if (tracks := clip.tracks()) is not None:
+        seen, how_seen = face.track_facts(tracks)
+        facts += seen
+        how |= how_seen
     if (crops := clip.face_crops()) is not None:
         facts += evidence.crop_facts(crops)
     if "sound" in clip.sees:
@@ -221,22 +225,35 @@ def annotator_of(work: Work, spec: StepConfig) -> Annotator:
 
 
 async def visual(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """Visual clues: frames of the beginning, middle and end. options: n_frames (3)."""
+    """Visual clues: frames of the beginning, middle and end.
+
+    Three frames are those at the start, the peak and the end of the main person's track, if a face was found; others
+    are evenly spaced. options: n_frames (3), crop (false: complete frames; true: cut out the main person).
+    """
     if "images" not in work.clip.sees:
         return {}
-    shows = {"images": {"n_frames": int(spec.options.get("n_frames", 3))}}
-    values, model = await ask(work, spec, about, spec.prompt or "visual", shows=shows)
-    return await asyncio.to_thread(_visual_clues, work.clip, values, model, shows["images"]["n_frames"])
+    sampling: dict[str, Any] = {"n_frames": int(spec.options.get("n_frames", 3))}
+    tracks = await asyncio.to_thread(work.clip.tracks)
+    if sampling["n_frames"] == 3 and tracks is not None and (times := face.three_times(tracks, _peak_s(about))):
+        sampling["at_s"] = times
+    if spec.options.get("crop", False):
+        sampling["crop"] = True
+    values, model = await ask(work, spec, about, spec.prompt or "visual", shows={"images": sampling})
+    return await asyncio.to_thread(_visual_clues, work.clip, values, model, sampling)
 
 
-def _visual_clues(clip: ClipMedia, values: Mapping[str, Any], model: str, n_frames: int) -> StepOutput:
+def _peak_s(about: StepOutput) -> float | None:
+    return next((fact.value for fact in about.get("evidence", ()) if fact.name == "peak_s"), None)
+
+
+def _visual_clues(clip: ClipMedia, values: Mapping[str, Any], model: str, sampling: Mapping[str, Any]) -> StepOutput:
     if not values:
         return {}
     names = tuple(values.get("evidence", ()))
     if "clue" in values:
         return {"clues": [Clue("visual", values["clue"], source=model, evidence=names)]}
     clues = []
-    times = clip.frames(n_frames).times_s
+    times = clip.frames(sampling["n_frames"], sampling.get("at_s")).times_s
     thirds = [part for part in _three(list(times)) if part]
     for key, part in zip(("beginning", "middle", "end"), thirds, strict=False):
         if text := values.get(key):
@@ -254,16 +271,17 @@ def _three(items: list[Any]) -> list[list[Any]]:
 
 
 async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """An objective description of the frame at which the face moves most; needs action units."""
-    times = [fact.value for fact in about.get("evidence", ()) if fact.name == "peak_s"]
-    if not times:
+    """An objective description of the frame at which the face moves most. options: crop (false), as in `visual`."""
+    peak_s = _peak_s(about)
+    if peak_s is None:
         raise Dropped(NO_PEAK)
-    values, model = await ask(
-        work, spec, about, spec.prompt or "peak", shows={"images": {"n_frames": 1, "at_s": times[0]}}
-    )
+    sampling: dict[str, Any] = {"n_frames": 1, "at_s": peak_s}
+    if spec.options.get("crop", False):
+        sampling["crop"] = True
+    values, model = await ask(work, spec, about, spec.prompt or "peak", shows={"images": sampling})
     if not values:
         return {}
-    clue = Clue("visual", values["clue"], times[0], times[0], model, tuple(values.get("evidence", ())))
+    clue = Clue("visual", values["clue"], peak_s, peak_s, model, tuple(values.get("evidence", ())))
     return {"clues": [clue]}
 
 

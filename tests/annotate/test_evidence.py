@@ -41,7 +41,7 @@ def test_units_below_trace_and_clips_without_a_tracked_face_give_no_unit():
     assert {fact.name for fact in face_facts(table(AU12=np.full(10, 0.9)))} == {"face_tracked_share", "peak_s"}
     lost = face_facts(table(AU12=np.full(10, 3.0), success=np.zeros(10)))
     assert [(fact.name, fact.value) for fact in lost] == [("face_tracked_share", 0.0)]
-    assert phrase(lost[0]) == "no face could be tracked"
+    assert phrase(lost[0]) == "no face is seen"
     assert phrase(crop_facts(np.zeros((8, 4, 4, 3), np.uint8))[0]) == "a face is in the picture"
 
 

@@ -130,7 +130,7 @@ def test_every_shipped_pipeline_makes_records_with_a_served_model(name, films, t
         assert code == 3
         assert set(records) == {"film0"}
         assert {row["reason"] for row in rows_of(out / "failed.jsonl")} == {
-            "no peak frame: no OpenFace table, or no face tracked"
+            "no peak frame: no face is seen, or it does not move"
         }
     else:
         assert code == 0
