@@ -43,14 +43,20 @@ _GRIEF = {"lips_pressed", "inner_brows_lowered", "inner_brows_raised"}
 
 
 def _surprised(values: Values) -> bool:
-    return {"outer_brows_raised", "jaw_lowered", "lips_apart"} <= set(values) and _lasts(
-        values, "outer_brows_raised"
-    ) < 2.0
+    """Brows up and mouth open at once, and not for long."""
+    names = ("outer_brows_raised", "jaw_lowered", "lips_apart")
+    if not set(names) <= set(values) or _lasts(values, names[0]) >= 2.0:
+        return False
+    return all(abs(values[f"{name}_start_s"] - values["outer_brows_raised_start_s"]) <= 0.6 for name in names)
+
+
+def _grieves(values: Values) -> bool:
+    return _lasts(values, "eyes_closed") >= 1.0 and bool(_GRIEF & set(values))
 
 
 def _smiles(values: Values) -> bool:
-    """A mouth that widens in a surprise is no smile; one that is raised after it, is."""
-    if _lasts(values, "mouth_widened") < 0.8 or _lasts(values, "mouth_corners_raised") < 0.4:
+    """Weeping widens the mouth like a smile, and so does a surprise; a mouth raised after the surprise is a smile."""
+    if _lasts(values, "mouth_widened") < 0.8 or _lasts(values, "mouth_corners_raised") < 0.4 or _grieves(values):
         return False
     brows_fall_s = values.get("outer_brows_raised_start_s", 0.0) + _lasts(values, "outer_brows_raised")
     return not _surprised(values) or values["mouth_corners_raised_start_s"] >= brows_fall_s - 0.2
@@ -84,9 +90,7 @@ RULES = (
         ("sad", "悲伤"),
         -3,
         ("eyes_closed",),
-        lambda values: (
-            values.get("eyes_closed_lasts_s", 0) >= 1.0 and bool(_GRIEF & set(values)) and not _smiles(values)
-        ),
+        lambda values: _grieves(values),
     ),
     # The voice shows arousal better than valence (Scherer 2003): words of arousal, and of valence only where the face
     # decides it (a slow, narrow voice without a smile).
@@ -133,7 +137,7 @@ _NONE = LabelRule(("calm", "平静"), 0, (), lambda values: True)
 _TO_RANKED = {"happy": 0, "excited": 0, "sad": 1, "angry": 2, "surprised": 3, "afraid": 4, "nervous": 6, "calm": 7}
 _SAYS = {"en": 'The person says: "{}"', "zh": "此人说：“{}”"}
 _SEEN = {"en": "In the picture: {}.", "zh": "画面中：{}。"}
-_HEARD = {"en": "In the voice: {}.", "zh": "声音中：{}。"}
+_HEARD = {"en": "In the sound: {}.", "zh": "声音中：{}。"}
 _THUMB = {
     "en": "By rule of thumb, with little certainty, this points to: {}.",
     "zh": "按经验规则推断（把握不大），这表示：{}。",

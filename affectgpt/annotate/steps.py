@@ -32,6 +32,7 @@ StepOutput = dict[str, Any]
 
 NO_CLUE = "no clue: nothing was seen, heard or said that could be described"
 NO_EVIDENCE = "no evidence: nothing was measured from which a description could be made"
+_NOBODY = ("face_tracked_share", "speech_s", "music_like_share")
 
 
 NO_PEAK = "no peak frame: no face is seen, or it does not move"
@@ -320,8 +321,15 @@ async def rewrite(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput
 async def _description(work: Work, spec: StepConfig, about: StepOutput, prompt: str) -> StepOutput:
     values, _ = await ask(work, spec, _plain(about), spec.prompt or prompt)
     if not values:
-        raise Dropped(NO_EVIDENCE)
+        raise Dropped(_no_evidence(about))
     return {"description": {work.lang: values["description"]}}
+
+
+def _no_evidence(about: StepOutput) -> str:
+    """Why nothing can be described, with what was measured instead of a person."""
+    facts = {fact.name: fact for fact in about.get("evidence", ())}
+    found = [words for name in _NOBODY if name in facts and (words := evidence.phrase(facts[name]))]
+    return f"no evidence: {', '.join(found)}" if facts.get("speech_s") or len(found) > 1 else NO_EVIDENCE
 
 
 def join(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
