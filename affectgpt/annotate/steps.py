@@ -329,7 +329,7 @@ def _no_evidence(about: StepOutput) -> str:
     """Why nothing can be described, with what was measured instead of a person."""
     facts = {fact.name: fact for fact in about.get("evidence", ())}
     found = [words for name in _NOBODY if name in facts and (words := evidence.phrase(facts[name]))]
-    return f"no evidence: {', '.join(found)}" if facts.get("speech_s") or len(found) > 1 else NO_EVIDENCE
+    return f"no evidence: {', '.join(found)}" if found else NO_EVIDENCE
 
 
 def join(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
