@@ -287,7 +287,7 @@ _FACE = re.compile(
 
 _NO_SPEECH = re.compile(
     r"\b(?:laugh|giggl|chuckl|cry|cries|crying|sob|sigh|scream|shout|gasp|breath|moan|groan|hum(?:s|ming)?\b)|"
-    r"\b(?:music|noise|sounds?|background)\b|笑|哭|抽泣|叹|尖叫|呼吸|喘|音乐|噪|背景",
+    r"\b(?:music|noise|sounds?|background)\b|其他声音|笑|哭|抽泣|叹|尖叫|呼吸|喘|音乐|噪|背景",
     re.IGNORECASE,
 )
 
