@@ -17,6 +17,7 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2QFormerModel, Bli
 from affectgpt.convert.files import ConvertError, Entry
 from affectgpt.convert.outputs import Output, Source, entry_of, shapes_of, state_shapes
 from affectgpt.convert.parts import BY_NAME, N_EVA_BLOCKS, PARTS, Recognised
+from affectgpt.models.encoders import FINAL_NORM_EPS, LN_VISION_EPS
 
 # Settings that tensor shapes do not show, from the configurations of EVA-CLIP ViT-g and BERT-base.
 N_EVA_HEADS = 16
@@ -81,6 +82,7 @@ def eva(sources: Mapping[str, Source], by_part: Mapping[str, Recognised], image_
     vision_config = _vision_config(shapes_of(sources, "vision_model."), output)
     if vision_config is None:
         return output
+    setattr(vision_config, FINAL_NORM_EPS, LN_VISION_EPS)
     entries = _vision_entries(sources)
     own = by_part["views"].taken
     for name, value in (("weight", 1.0), ("bias", 0.0)):

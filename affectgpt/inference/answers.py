@@ -95,7 +95,8 @@ def _check_compile(model: Any, by_engine: bool) -> None:
     if not by_engine:
         raise UserError(
             "generate.compile=true is for greedy answers (do_sample=false, num_beams=1) of LLMs of the families "
-            f"{', '.join(engine.FAMILIES)}; here transformers' generate is used. Leave it out"
+            f"{', '.join(engine.FAMILIES)}, in a prompt format that masks no absent modalities (not emotion_llama_v2); "
+            "here transformers' generate is used. Leave it out"
         )
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if model.device.type == "cpu" and shutil.which(compiler) is None:

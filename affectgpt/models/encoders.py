@@ -43,6 +43,8 @@ AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transf
 
 LN_VISION_EPS = 1e-5
 """Epsilon of the norm between EVA and the image Q-Former in BLIP-2's own code; transformers uses the encoder's 1e-6."""
+FINAL_NORM_EPS = "post_layernorm_eps"
+"""Key in config.json of a `Blip2VisionModel`: epsilon of its final norm, if it is not that of the others."""
 # Weights that checkpoints may lack: frozen inference never reads the former, and the latter only with pool "pooled".
 _UNUSED = re.compile(r"masked_spec_embed|mask_token")
 _POOLING = re.compile(r"(^|\.)(visual_projection|pooler|head)\.")
@@ -347,11 +349,15 @@ def from_config(base: Mapping[str, Any]) -> nn.Module:
         return TimmEncoder(base["timm"])
     config = base_config(base)
     if config.model_type in CLASSES:
-        return _with_spectrogram(CLASSES[config.model_type][0](config))
+        return _as_encoder(CLASSES[config.model_type][0](config))
     return AutoModel.from_config(config)
 
 
-def _with_spectrogram(model: nn.Module) -> nn.Module:
+def _as_encoder(model: nn.Module) -> nn.Module:
+    """The model with what it needs besides its weights: a spectrogram, or the epsilon of EVA's norm."""
+    if isinstance(model, Blip2VisionModel):
+        # transformers has one epsilon for all norms; MiniGPT-v2's final one differs. The converter writes it.
+        model.post_layernorm.eps = getattr(model.config, FINAL_NORM_EPS, model.post_layernorm.eps)
     return WhisperAudio(model) if isinstance(model, WhisperEncoder) else model
 
 
@@ -409,7 +415,7 @@ def load(name: str, revision: str | None = None, dtype: str = "float32", pool: s
             f"encoder {name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:5])} ...) "
             f"and has {len(info['mismatched_keys'])} of another shape; is it a checkpoint of this model?"
         )
-    return _with_spectrogram(model)
+    return _as_encoder(model)
 
 
 def load_preprocessing(name: str, revision: str | None = None) -> dict[str, Any]:

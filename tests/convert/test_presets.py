@@ -244,6 +244,30 @@ def test_the_video_encoder_of_emotion_llama_v2_has_all_blocks_and_its_own_norm(t
     ]
 
 
+def test_the_final_norm_of_a_converted_eva_has_the_published_epsilon(tmp_path):
+    """Where the states are small, it shows; the other norms keep 1e-6."""
+    state = foreign.eva()
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        state[name] = state[name] * 1e-3
+    for name in [
+        name for name in state if name.endswith(("attn.proj.weight", "mlp.fc2.weight", "proj.bias", "fc2.bias"))
+    ]:
+        state[name] = state[name] * 1e-3
+    base = published(
+        tmp_path, foreign.emotion_llama(), foreign.save(state, tmp_path / "eva.pth", key=None), image_size=28
+    )
+    loaded = encoders.load(str(base / "eva"))
+    fresh = encoders.from_config(encoders.load_config(str(base / "eva")))
+    assert (loaded.post_layernorm.eps, fresh.post_layernorm.eps) == (1e-5, 1e-5)
+    pixels, ones = torch.randn(2, 3, 28, 28), {"n.weight": torch.ones(48), "n.bias": torch.zeros(48)}
+    with torch.no_grad():
+        found = loaded(pixels).last_hidden_state
+    torch.testing.assert_close(
+        found, reference.norm(reference.eva(pixels, state), ones, "n", 1e-5), rtol=1e-4, atol=1e-4
+    )
+    assert (found - reference.norm(reference.eva(pixels, state), ones, "n", 1e-6)).abs().max() > 1e-3
+
+
 def test_this_projects_own_preset_takes_video_llamas_visual_branch_with_its_32_positions(tiny_bases, tmp_path):
     base = published(tmp_path, foreign.video_branch())
     overrides = (

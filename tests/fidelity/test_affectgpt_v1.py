@@ -105,8 +105,8 @@ def test_soft_tokens_and_loss_are_those_of_the_published_model(theirs, ours, inp
     prompt = theirs[0]["prompt"]
     difference = (embeds[: len(prompt)] - prompt).abs().max()
     print(f"embeddings {difference:.2g} of {prompt.abs().max():.3g}; loss {loss:.6f}, theirs {theirs[0]['loss']:.6f}")
-    torch.testing.assert_close(embeds[: len(prompt)], prompt, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loss, theirs[0]["loss"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(embeds[: len(prompt)], prompt, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, theirs[0]["loss"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_written_answer_is_that_of_the_published_model(theirs, ours, inputs):

@@ -102,8 +102,8 @@ def test_soft_tokens_and_loss_are_those_of_the_published_model(theirs, ours, med
     prompt, loss = theirs[0]["prompt"], loss_of(model, processor, media, SAMPLE.modalities)
     difference = (embeds[: len(prompt)] - prompt).abs().max()
     print(f"embeddings {difference:.2g} of {prompt.abs().max():.3g}; loss {loss:.6f}, theirs {theirs[0]['loss']:.6f}")
-    torch.testing.assert_close(embeds[: len(prompt)], prompt, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loss, theirs[0]["loss"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(embeds[: len(prompt)], prompt, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, theirs[0]["loss"], rtol=1e-5, atol=1e-5)
 
 
 def test_an_absent_stream_gives_the_loss_of_the_published_mask(theirs, ours, media):
@@ -113,7 +113,7 @@ def test_an_absent_stream_gives_the_loss_of_the_published_mask(theirs, ours, med
     others = {name: float(value) for name, value in theirs[0].items() if name.startswith("loss")}
     print(f"loss {loss:.6f}, theirs {others}")
     assert abs(expected - theirs[0]["loss"]) > 1e-3
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_written_answer_is_that_of_the_published_model(theirs, ours, media):
