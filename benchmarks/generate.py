@@ -70,7 +70,7 @@ def by_transformers(model: Any, rows: list[dict[str, Tensor]], limits: list[int]
     answers = []
     for start in range(0, len(rows), batch_size):
         some, ends = rows[start : start + batch_size], limits[start : start + batch_size]
-        batch = Collator().collate(some, for_generation=True)
+        batch = {key: value.to(model.device) for key, value in Collator().collate(some, for_generation=True).items()}
         n_prompt = batch["input_ids"].shape[1]
         output = model.generate(
             **batch, max_new_tokens=max(ends), stopping_criteria=StoppingCriteriaList([EachItsLength(n_prompt, ends)])
@@ -93,6 +93,12 @@ def by_engine(
     return [ended[i] for i in range(len(rows))]
 
 
+def states_of(model: Any, sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder states of a sample, on the CPU."""
+    media = {key: value.to(model.device) for key, value in sample.items() if key not in ("input_ids", "labels")}
+    return {name: each.cpu() for name, each in model.encode(media).items()}
+
+
 by_compiled = partial(by_engine, compiled=True)
 
 
@@ -102,6 +108,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -112,13 +119,14 @@ def main() -> None:
 
     model = make_model(size, dtype=getattr(torch, options.dtype), lora=False).eval()
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
+    model.to(options.device)
     rows = [
         Row(name, run, batch_size)
         for batch_size in options.batch_sizes
         for name, run in (("transformers", by_transformers), ("own loop", by_engine), ("compiled", by_compiled))
     ]
     samples = make_samples(size, max(row.n_samples for row in rows))
-    generator, states = torch.Generator().manual_seed(0), model.encode(samples[0])
+    generator, states = torch.Generator().manual_seed(0), states_of(model, samples[0])
     prompts, limits = [], []
     for sample in samples:
         n_answer = int((sample["labels"] != -100).sum())

@@ -21,6 +21,7 @@ from typing import Any
 
 import step as benchmark
 import torch
+from generate import states_of
 from step import SIZES, collate, cpu_name, make_samples, write_figures
 from torch import Tensor, nn
 from transformers import LlamaConfig
@@ -58,20 +59,21 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    model = make_model(torch.float32, options.dropout)
+    model = make_model(torch.float32, options.dropout).to(options.device)
     drops = [module for module in model.language_model.modules() if isinstance(module, nn.Dropout)]
     samples = make_samples(SIZE, options.batch_size)
-    states, generator = model.encode(samples[0]), torch.Generator().manual_seed(0)
+    states, generator = states_of(model, samples[0]), torch.Generator().manual_seed(0)
     for sample in samples:
         for name, each in states.items():
             sample[f"{name}_states"] = each + 0.1 * torch.randn(each.shape, generator=generator)
-    batch = collate(samples, packed=True, cached=True)
+    batch = {key: value.to(options.device) for key, value in collate(samples, packed=True, cached=True).items()}
     print(
         f"SmolLM2-135M's shapes, r 16 on seven projections, batch {options.batch_size} of "
         f"{batch['input_ids'].numel() / len(samples):.0f} tokens; {cpu_name()}, {os.cpu_count()} cores, "
@@ -83,6 +85,8 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         loss = model(**batch).loss
         loss.backward()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
         return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     def use(dtype: torch.dtype, p: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generate import Collator, EachItsLength
+from generate import Collator, EachItsLength, states_of
 from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
@@ -35,7 +35,7 @@ def by_transformers(
     for start in range(0, len(rows), n_prompts):
         some, ends = rows[start : start + n_prompts], limits[start : start + n_prompts]
         flat = [end for group in ends for end in group]
-        batch = Collator().collate(some, for_generation=True)
+        batch = {key: value.to(model.device) for key, value in Collator().collate(some, for_generation=True).items()}
         n_prompt = batch["input_ids"].shape[1]
         output = model.generate(
             **batch, do_sample=True, num_return_sequences=len(ends[0]), max_new_tokens=max(flat), top_k=0,
@@ -59,7 +59,7 @@ def by_engine(
     def choose(logits: Tensor, active: Any) -> Tensor:
         tokens = draw(logits, torch.stack([dice[row.key][len(row.tokens)] for row in active]), sampling)
         last = torch.tensor([len(row.tokens) + 1 == ends[row.key] for row in active])
-        return tokens.masked_fill(last, STOP)
+        return tokens.masked_fill(last.to(tokens.device), STOP)
 
     found = dict(
         continue_groups(
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8, help="prompts, all in one call or batch in the last rows")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -88,8 +89,9 @@ def main() -> None:
 
     model = make_model(size, dtype=getattr(torch, options.dtype), lora=options.lora).eval()
     model.generation_config = GenerationConfig(pad_token_id=0, suppress_tokens=[STOP])
+    model.to(options.device)
     samples = make_samples(size, options.prompts)
-    generator, states = torch.Generator().manual_seed(0), model.encode(samples[0])
+    generator, states = torch.Generator().manual_seed(0), states_of(model, samples[0])
     prompts, limits = [], []
     for sample in samples:
         n_answer = int((sample["labels"] != -100).sum())

@@ -72,6 +72,7 @@ def by_engine(
     waiting = []
     for key, (row, limit) in enumerate(zip(rows, limits, strict=True)):
         batch = processor.collate([row], for_generation=True)
+        batch = {name: value.to(model.device) for name, value in batch.items()}
         ids = batch.pop("input_ids")
         waiting.append(Prompt(key, model.embed(ids, batch)[0], limit))
 
