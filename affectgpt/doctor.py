@@ -59,6 +59,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("sacrebleu", "rouge-score", "jieba", "nltk", "openpyxl", "matplotlib"),
     ),
     "speech": ("speech segments of audio", ("silero-vad",)),
+    "faces": ("a second face detector, dlib", ("dlib-bin",)),
     "structured": ("JSON schemas enforced for models in this process", ("llguidance",)),
     "gguf": ("LLMs in GGUF files", ("gguf",)),
 }

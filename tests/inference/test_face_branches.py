@@ -24,6 +24,7 @@ from affectgpt.inference.infer import run_inference
 from affectgpt.inference.loading import load
 from affectgpt.media import video
 from affectgpt.media.faces import read_faces
+from affectgpt.runtime import InputError
 from affectgpt.schema import Sample, write_jsonl
 from affectgpt.serve.models import AffectGPT
 from affectgpt.training.stages import run_stage
@@ -105,6 +106,20 @@ def test_where_the_faces_are_is_stored_so_that_a_second_start_looks_for_none(fil
     other = FaceNeeds(FacesConfig(rate_hz=5))
     probe_sample(Sample(id="a", video=str(films / "face0.mp4")), MediaFacts(tmp_path / FILE), other)
     assert len(passes) == 2
+
+
+def test_without_speech_there_is_no_speaker_and_so_no_face(films):
+    pytest.importorskip("silero_vad")
+    needs = FaceNeeds(FacesConfig(person="speaker"))
+    sample = probe_sample(Sample(id="a", video=str(films / "face0.mp4")), MediaFacts(), needs)  # its sound is a tone
+    assert sample.modalities == ("audio", "frames", "motion")
+
+
+def test_a_manifest_can_ask_for_no_faces_and_a_clip_without_the_listed_one_is_bad(films, passes):
+    assert probed(films / "face0.mp4", modalities=("audio", "frames"))[0].modalities == ("audio", "frames")
+    assert passes == []
+    with pytest.raises(InputError, match=r"the manifest lists \['face'\], but the media hold only"):
+        probed(films / "none.mp4", modalities=("audio", "face"))
 
 
 def test_saved_crops_win(films, tmp_path, passes):
@@ -230,9 +245,11 @@ def test_training_takes_the_faces_of_videos_and_caches_them(run, films):
 
 def test_evaluation_and_serving_use_the_crops_of_training(run, films, tmp_path, passes):
     config, folder = run
-    arguments = [f"checkpoint={folder}", f"references={Path(config.paths.cache).parent / 'm.jsonl'}", "device=cpu"]
-    arguments += [f"paths.cache={config.paths.cache}", f"out={tmp_path}", "n_bootstrap=2", "task=labels"]
-    assert run_evaluation(compose("eval", [*arguments, "generate.max_new_tokens=3"])) == 0
+    references = str(Path(config.paths.cache).parent / "m.jsonl")
+    settings = conf.EvalConfig(checkpoint=str(folder), references=references, task="labels", out=str(tmp_path))
+    settings.generate, settings.paths = conf.GenerateConfig(max_new_tokens=3), config.paths
+    settings.device, settings.n_bootstrap = "cpu", 2
+    assert run_evaluation(settings) == 0
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())}
     assert rows["face0"]["modalities"] == ["audio", "frames", "face"]
     assert rows["none"]["modalities"] == ["audio", "frames"]

@@ -62,6 +62,24 @@ def test_a_face_is_seen_only_while_it_is_there(films):
     assert tracks.share_of(0) == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_face_that_is_hidden_for_a_moment_is_the_same_person(films):
+    film = write_media(films / "hidden.mp4", [*[scene()] * 8, *[empty()] * 8, *[scene(110)] * 8])
+    (person,) = track(film).persons
+    rows = person.rows.tolist()
+    assert rows[0] == 0
+    assert rows[-1] >= 13
+    assert 8 <= len(rows) <= 11  # of 15; a third of the film is without the face
+
+
+def test_of_many_frames_every_second_is_a_candidate_for_crops_so_that_memory_is_bounded(films):
+    film = write_media(films / "long.mp4", [scene()] * 75)
+    reading = read_with_faces(film, {}, FacesConfig(size_px=16))
+    (crops,) = reading.crops
+    assert (crops.n, len(crops.indices), len(crops.images)) == (45, 23, 23)
+    assert list(crops.indices) == reading.tracks.indices[::2].tolist()
+    assert reading.crops_of("1").n == 0
+
+
 def test_no_face_is_a_fact_and_no_error(films):
     tracks = track(films / "empty.mp4")
     assert tracks.persons == ()
