@@ -483,6 +483,8 @@ class PushConfig:
     merge_lora: bool = False  # full only: merge the adapters into the LLM's weights
     dtype: str | None = None  # full only: LLM precision
     base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
+    space: bool = False  # also write and push a Space of the same name with the studio (docs/studio.md)
+    package: str = "affectgpt[studio]"  # space only: what pip installs there; a git+https:// address also works
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
 
 

@@ -161,6 +161,7 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
   python -m affectgpt.hub push runs/fine repo=user/name dry_run=true       # write the folder, look at README.md
   python -m affectgpt.hub push runs/fine repo=user/name                    # trained tensors; base models by id
   python -m affectgpt.hub push runs/fine repo=user/name full=true private=true
+  python -m affectgpt.hub push runs/fine repo=user/name full=true space=true     # and a Space with the studio
 
 `python -m affectgpt.hub fetch model=affectgpt` downloads all base models of a preset.""",
         plain="checkpoint",

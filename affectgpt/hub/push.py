@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.hub.space import write_space
 from affectgpt.runs import TRAINED_MANIFEST, RunRecord, checkpoint_to_use
 from affectgpt.runtime import UserError, quiet_libraries, write_text_atomic
 
@@ -48,6 +49,9 @@ def push(config: PushConfig) -> int:
     run = checkpoint.parent
     out = Path(config.out) if config.out else run / f"release-{checkpoint.name}"
     release(checkpoint, out, config)
+    space = write_space(out.with_name(f"{out.name}-space"), config.repo, config.package) if config.space else None
+    if space is not None:
+        print(f"{space}: Space written; read its README.md")
     if config.dry_run:
         print(f"{out}: release written, not pushed (dry_run=true); review its README.md")
         return 0
@@ -57,9 +61,12 @@ def push(config: PushConfig) -> int:
     api = HfApi()
     try:
         api.create_repo(config.repo, private=config.private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=config.repo, folder_path=out, commit_message=f"Release of {run.name}/{checkpoint.name}"
-        )
+        message = f"Release of {run.name}/{checkpoint.name}"
+        commit = api.upload_folder(repo_id=config.repo, folder_path=out, commit_message=message)
+        if space is not None:
+            kind = {"repo_id": config.repo, "repo_type": "space"}
+            api.create_repo(**kind, private=config.private, exist_ok=True, space_sdk="docker")
+            api.upload_folder(**kind, folder_path=space, commit_message=message)
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
             f"{config.repo} could not be pushed ({error}); run `hf auth login` with a token that has write access. "

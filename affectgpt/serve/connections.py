@@ -65,6 +65,7 @@ def _protocol(max_connections: int) -> type[asyncio.Protocol]:
     class Connection(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
         _write_timer: asyncio.TimerHandle | None = None
+        _has_data = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -84,6 +85,7 @@ def _protocol(max_connections: int) -> type[asyncio.Protocol]:
             self._stop_write_timer()
 
         def data_received(self, data: bytes) -> None:
+            self._has_data = True
             super().data_received(data)
             if self._is_answering():
                 self._stop_waiting()
@@ -113,7 +115,8 @@ def _protocol(max_connections: int) -> type[asyncio.Protocol]:
 
         def _give_up(self) -> None:
             if not self._is_answering() and not self.transport.is_closing():
-                if self.cycle is None:
+                # Browsers open connections ahead of requests; an answer on one would be taken for that of its request.
+                if self.cycle is None and self._has_data:
                     self.transport.write(_TOO_SLOW)
                 self.transport.close()
 

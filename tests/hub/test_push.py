@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt.cli.parser import parse
+from affectgpt.cli.table import COMMANDS
 from affectgpt.config import PathsConfig, PushConfig
 from affectgpt.hub.push import model_card, release
 from affectgpt.models import build, save_trained
@@ -209,13 +211,20 @@ def test_a_pushed_release_is_loaded_by_its_hub_id(hub, fetched, run_folder, tmp_
     assert "run `hf download user/nothing`" in absent.stderr
 
 
-def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path):
+def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path, monkeypatch):
     result = run(
         hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/dry", "dry_run=true",
-        f"out={tmp_path / 'dry'}",
+        f"out={tmp_path / 'dry'}", "space=true",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "dry" / "README.md").is_file()
+    app = (tmp_path / "dry-space" / "app.py").read_text()
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr("affectgpt.cli.run", lambda name, words: asked.append(parse(COMMANDS[name], words)) or 0)
+        with pytest.raises(SystemExit):
+            exec(compile(app, "app.py", "exec"), {"__name__": "__main__"})
+    assert (asked[0].checkpoints, asked[0].host, asked[0].public) == (["user/dry"], "0.0.0.0", False)
     assert not hub.folder("user/dry").exists()
 
 

@@ -100,7 +100,7 @@ def test_headers_that_do_not_end_are_answered_with_408_also_if_a_byte_arrives_no
         except (BrokenPipeError, ConnectionResetError):
             pass
         assert time.monotonic() - started < 1.9
-        assert received(silent).startswith(b"HTTP/1.1 408")
+        assert received(silent) == b""  # closed: browsers open connections before they have a request
         for connection in (silent, slow):
             connection.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 from affectgpt.config import GenerateConfig, InferConfig
 from affectgpt.inference.infer import run_inference
 from affectgpt.runtime import UserError
+from affectgpt.studio.app import STATIC
 from affectgpt.studio.command import check, make_studio
 from affectgpt.studio.uploads import PREFIX
 from tests.studio.conftest import running
@@ -163,3 +165,11 @@ def test_predictions_are_shown_without_torch(studio_config):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_every_word_of_the_pages_has_a_chinese_one():
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
+    known = set(re.findall(r'"([^"]+)": "', scripts["words.js"]))
+    used = {word for text in scripts.values() for word in re.findall(r'\bt\("([^"]+)"\)', text)}
+    assert len(used) > 50
+    assert used <= known

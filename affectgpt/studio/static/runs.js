@@ -53,7 +53,7 @@ async function onePage(page, key) {
   const found = await get(`/api/runs/${key}`);
   const drawCurves = (now) => {
     const names = Object.keys(now.curves).sort((a, b) => (FIRST.indexOf(a) + 1 || 99) - (FIRST.indexOf(b) + 1 || 99));
-    replace(plots, names.filter((name) => now.curves[name].length && name !== "epoch").map((name) => curve(name, now.curves[name])));
+    replace(plots, names.filter((name) => now.curves[name].length > 1 && name !== "epoch").map((name) => curve(name, now.curves[name])));
   };
   replace(head, found.name);
   drawCurves(found);
