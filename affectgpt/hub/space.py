@@ -15,10 +15,11 @@ models:
 - {repo}
 ---
 
-The AffectGPT studio with the model [{repo}](https://huggingface.co/{repo}): upload or record a clip and ask what it shows.
+The AffectGPT studio with the model [{repo}](https://huggingface.co/{repo}): upload or record a clip, and ask what it
+shows.
 
-Set the secret `AFFECTGPT_API_KEY` in the settings of this Space, and give the key to those who may use it; or set PUBLIC in
-app.py to True. The browser keeps the log-in in a cookie, which it only sends to the address of the Space itself
+Set the secret `AFFECTGPT_API_KEY` in the settings of this Space, and give the key to those who may use it; or set
+PUBLIC in app.py to True. The browser keeps the log-in in a cookie, which it only sends to the address of the Space itself
 (https://<user>-<name>.hf.space), not inside the page of the hub.
 
 What somebody shows in a clip is not what that person feels. Not for decisions about people.

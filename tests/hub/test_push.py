@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -218,12 +219,11 @@ def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path, monkeypatc
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "dry" / "README.md").is_file()
-    app = (tmp_path / "dry-space" / "app.py").read_text()
     asked = []
     with monkeypatch.context() as patch:
         patch.setattr("affectgpt.cli.run", lambda name, words: asked.append(parse(COMMANDS[name], words)) or 0)
         with pytest.raises(SystemExit):
-            exec(compile(app, "app.py", "exec"), {"__name__": "__main__"})
+            runpy.run_path(str(tmp_path / "dry-space" / "app.py"), run_name="__main__")
     assert (asked[0].checkpoints, asked[0].host, asked[0].public) == (["user/dry"], "0.0.0.0", False)
     assert not hub.folder("user/dry").exists()
 
