@@ -19,8 +19,8 @@ The AffectGPT studio with the model [{repo}](https://huggingface.co/{repo}): upl
 shows.
 
 Set the secret `AFFECTGPT_API_KEY` in the settings of this Space, and give the key to those who may use it; or set
-PUBLIC in app.py to True. The browser keeps the log-in in a cookie, which it only sends to the address of the Space itself
-(https://<user>-<name>.hf.space), not inside the page of the hub.
+PUBLIC in app.py to True. The browser keeps the log-in in a cookie, which it only sends to the address of the Space
+itself (https://<user>-<name>.hf.space), not inside the page of the hub.
 
 What somebody shows in a clip is not what that person feels. Not for decisions about people.
 """
