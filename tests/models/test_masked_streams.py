@@ -95,7 +95,7 @@ def test_a_text_that_is_kept_between_draws_keeps_its_positions(built):
 def test_written_answers_continue_the_positions(built):
     prompt = row_of(built[1], "audio", answer=None)
     tokens = (5, 6, 7)
-    (row,) = Rollout([tokens], [1.0]).rows(SimpleNamespace(rows=[prompt]))
+    (row,) = Rollout([tokens], [1.0]).texts(SimpleNamespace(rows=[prompt]))
     assert len(row["position_ids"]) == len(row["input_ids"])
     assert row["position_ids"][-4:].diff().tolist() == [1, 1, 1]
 
