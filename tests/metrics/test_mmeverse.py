@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
-from functools import cache
+from pathlib import Path
 
 import pytest
+import yaml
 
-from affectgpt.cli import compose
+from affectgpt.config import BenchmarkConfig
 from affectgpt.metrics.benchmarks import run_benchmark
 from affectgpt.metrics.classification import score_sets
 from affectgpt.runtime import InputError
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "benchmark"
 TRUTHS = [{"sad", "angry"}, {"sad"}, {"happy"}, {"angry", "fear"}]
 FOUND = [{"sad"}, {"sad", "bored"}, set(), {"angry", "fear", "happy"}]
 
@@ -41,13 +42,9 @@ def test_sets_of_labels_scored_by_hand():
     assert (scored.unknown, scored.micro_f1_strict) == (1, pytest.approx(2 * 4 / (6 + 5 + 1)))
 
 
-@cache
-def _benchmark(name):
-    return compose("eval", [f"benchmark={name}"]).benchmark
-
-
 def composed(name, folder):
-    return replace(_benchmark(name), folder=str(folder))
+    """Without the rest of the configuration, which takes longer; tests/metrics/test_benchmarks.py composes each."""
+    return BenchmarkConfig(**yaml.safe_load((CONF / f"{name}.yaml").read_text()), folder=str(folder))
 
 
 def of(name, folder, table):
