@@ -54,7 +54,6 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "slurm": ("jobs on SLURM", ("hydra-submitit-launcher",)),
     "tensorboard": ("TensorBoard logs", ("tensorboard",)),
     "serve": ("python -m affectgpt.serve", ("starlette", "uvicorn")),
-    "studio": ("python -m affectgpt.studio", ("starlette", "uvicorn")),
     "evaluation": (
         "text metrics, Excel tables, plots",
         ("sacrebleu", "rouge-score", "jieba", "nltk", "openpyxl", "matplotlib"),
