@@ -56,7 +56,7 @@ def test_without_any_model_clips_become_a_manifest_that_training_reads(clips, tm
     assert sorted(sample.id for sample in samples) == [f"clip{number:05d}" for number in range(4)]
     for sample in samples:
         assert sample.labels
-        assert "In the voice" in sample.description
+        assert "In the sound" in sample.description
         assert "声音" in sample.translations["zh"]["description"]
         assert Path(sample.audio).is_file()
     said = capsys.readouterr().out
