@@ -37,7 +37,7 @@ from affectgpt.annotate.record import record_from_row
 from affectgpt.annotate.single import run_single
 from affectgpt.annotate.speakers import speaker_of
 from affectgpt.annotate.totals import BUDGET, COMPLETE, SOME_FAILED, Totals, format_totals
-from affectgpt.config import AnnotateConfig, AnnotatorConfig, PathsConfig, PipelineConfig, StepConfig
+from affectgpt.config import AnnotateConfig, AnnotatorConfig, FacesConfig, PathsConfig, PipelineConfig, StepConfig
 from affectgpt.journal import Journal
 from affectgpt.journal.locks import held
 from affectgpt.runs import RunRecord
@@ -191,6 +191,7 @@ def config_of(values: Mapping[str, Any]) -> AnnotateConfig:
             **values,
             **parts,
             "annotator": AnnotatorConfig(**values["annotator"]),
+            "faces": FacesConfig(**values["faces"]),
             "pipeline": PipelineConfig(pipeline["name"], [StepConfig(**step) for step in pipeline["steps"]]),
             "paths": PathsConfig(**values["paths"]),
         }

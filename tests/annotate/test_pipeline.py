@@ -180,7 +180,7 @@ def test_a_role_can_have_its_own_annotator(films, tmp_path):
 
 
 def test_the_clips_of_a_speaker_give_the_usual_values(tmp_path):
-    clips = write_clips(tmp_path / "clips", 3)
+    clips = write_clips(tmp_path / "clips", 3, seconds=1.6)
     annotate(clips, tmp_path / "out", "speaker='^(clip)'")
     for record in records_in(tmp_path / "out"):
         relative = {fact.name: fact.value for fact in record.evidence if "speaker" in fact.name}
