@@ -31,7 +31,10 @@ def with_verdict(processor: Any, row: Row, lang: str) -> dict[str, Any]:
     ids = torch.cat([row["input_ids"], torch.tensor([*question, word[-1]], dtype=row["input_ids"].dtype)])
     labels = torch.full_like(ids, -100)
     labels[-1] = ids[-1]
-    return {**row, "input_ids": ids, "labels": labels}
+    made = {**row, "input_ids": ids, "labels": labels}
+    if (places := row.get("position_ids")) is not None:
+        made["position_ids"] = torch.cat([places, places[-1] + 1 + torch.arange(len(ids) - len(places))])
+    return made
 
 
 def log_odds(log_prob: Tensor) -> Tensor:

@@ -214,7 +214,10 @@ class Rollouts:
         for batch in batches:
             answers = [each for _ in batch.rows for each in next(groups)]
             langs = [draw.lang for draw in batch.draws for _ in range(self._group_size)]
-            found += self._reward_model.scores(Rollout(answers, []).rows(batch), langs)
+            prompts = [row for row in batch.rows for _ in range(self._group_size)]
+            texts = Rollout(answers, []).texts(batch)
+            rows = [{**prompt, **text} for prompt, text in zip(prompts, texts, strict=True)]
+            found += self._reward_model.scores(rows, langs)
         return found
 
     def _rows(
