@@ -99,7 +99,8 @@ def test_answers_and_rewards_are_shown_on_wandb_and_tensorboard_and_drawn(base_m
     assert [table.step for table in tables] == [1, 2]
     text, rows = tables[0].tensor_proto.string_val[0].decode(), read_journal(run / "rollouts.jsonl")
     assert text.count("\n") == 1 + config.stage.group_size
-    assert f"| {rows[0]['rewards']['wheel']:.3f} |" in text
+    assert f"| {', '.join(rows[0]['truth'])} |" in text
+    assert "| wheel | tests.training.test_reward.letters | reward | advantage |" in text
     assert f"rollouts/{rows[0]['id']}" in events.Tags()["images"]
     assert list((run / "wandb").glob("offline-run-*/files/media/table/rollouts*"))
     assert (run / "rollouts.png").stat().st_size > 0
