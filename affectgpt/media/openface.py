@@ -90,6 +90,12 @@ def read_openface(path: PathLike) -> ActionUnits:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MediaError(f"{path}: cannot be read ({error}); run OpenFace again, or leave it out") from error
     columns = [name.strip() for name in header]
+    if {"action_units", "face_detection"} <= set(columns):
+        raise MediaError(
+            f"{path}: a table of OpenFace 3, which gives eight numbers without saying which action units they are, and "
+            "the time of the computation instead of that in the video; use OpenFace 2, LibreFace or py-feat, or no table: "
+            "movements of the face are then measured on the video"
+        )
     if "au_1_intensity" in columns:
         return _libreface(path, columns, rows)
     if {"FaceScore", "AU01", "AU12"} <= set(columns):

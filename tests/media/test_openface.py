@@ -55,6 +55,13 @@ def test_a_broken_file_is_an_error_that_names_the_problem(tmp_path, header, rows
         read_openface(write(tmp_path / "v.csv", rows, header))
 
 
+def test_a_table_of_openface_3_is_refused_because_its_units_have_no_names(tmp_path):
+    header = "timestamp,video_path,frame_index,face_id,face_detection,emotion,gaze_yaw,gaze_pitch,action_units"
+    row = '2026-01-01 10:00:00,v.mp4,0,0,"[1.0, 2.0]",1,0.1,0.2,"[[0.0, 0.5, 0, 0, 0, 0, 0, 0]]"'
+    with pytest.raises(MediaError, match="a table of OpenFace 3, which gives eight numbers without"):
+        read_openface(write(tmp_path / "v.csv", [row], header))
+
+
 def test_no_file_is_an_error(tmp_path):
     with pytest.raises(MissingMedia, match="no such file"):
         read_openface(tmp_path / "gone.csv")
