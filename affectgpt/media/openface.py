@@ -93,7 +93,7 @@ def read_openface(path: PathLike) -> ActionUnits:
     if {"action_units", "face_detection"} <= set(columns):
         raise MediaError(
             f"{path}: a table of OpenFace 3, which gives eight numbers without saying which action units they are, and "
-            "the time of the computation instead of that in the video; use OpenFace 2, LibreFace or py-feat, or no table: "
+            "the time of the computation instead of that in the video; use OpenFace 2, LibreFace, py-feat or none: "
             "movements of the face are then measured on the video"
         )
     if "au_1_intensity" in columns:
