@@ -62,6 +62,8 @@ class LoraConfig:
     alpha: int = 32  # the adapters' output is scaled by alpha / r
     dropout: float = 0.05  # on the adapters' input during training
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # adapted layers
+    use_dora: bool = False  # DoRA: also train the norm of each row of the adapted weights; slower (docs/models.md)
+    use_rslora: bool = False  # rsLoRA: scale by alpha / sqrt(r) instead, so that a high rank learns as fast
 
 
 @dataclass

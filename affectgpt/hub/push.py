@@ -211,13 +211,17 @@ def _usage(config: PushConfig) -> str:
 
 
 def _parts(models: list[tuple[str, str, str | None]], spec: Mapping[str, Any], config: PushConfig) -> str:
+    from affectgpt.models.modeling_affectgpt import lora_kind
+
     rows = ["| part | base model | revision | licence |", "|---|---|---|---|"]
     for what, name, revision in models:
         shown = f"{Path(name).name} (built locally)" if Path(name).is_absolute() else name
         rows.append(f"| {what} | {shown} | {revision or '-'} | {licence_of(name)} |")
     projectors = [f"{name}: {part['kind']}, {part['n_queries']} tokens" for name, part in spec["projectors"].items()]
     lora = spec.get("lora")
-    adapters = "no LoRA" if not lora else f"LoRA r {lora['r']}" + (", merged into the LLM" if config.merge_lora else "")
+    adapters = (
+        "no LoRA" if not lora else f"LoRA {lora_kind(lora)}" + (", merged into the LLM" if config.merge_lora else "")
+    )
     return "\n".join([*rows, "", f"Trained: projectors ({'; '.join(projectors)}); {adapters}.", "", _LICENCE_NOTE])
 
 

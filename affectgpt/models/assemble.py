@@ -152,6 +152,7 @@ def _config(
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": list(lora.target_modules),
+        **{variant: True for variant in ("use_dora", "use_rslora") if getattr(lora, variant)},
     }
     return AffectGPTConfig(
         text_config=text_config,

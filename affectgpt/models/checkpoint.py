@@ -251,6 +251,7 @@ def load_trained_tensors(
     if parts is not None:
         chosen = {_part(name) for name in own}
         stored = {name: tensor for name, tensor in stored.items() if _part(name) in chosen}
+    _check_adapters(folder, manifest["spec"].get("lora"), model.config.lora, stored, own)
     missing, unexpected = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
     shapes = [
         f"{name} {list(stored[name].shape)} instead of {list(own[name].shape)}"
@@ -272,6 +273,24 @@ def load_trained_tensors(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[name])
+
+
+def _check_adapters(
+    folder: str | os.PathLike[str],
+    theirs: Mapping[str, Any] | None,
+    mine: Mapping[str, Any] | None,
+    stored: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+) -> None:
+    """Refuse adapters of another variant: with rsLoRA the same tensors would have another scale, without an error."""
+    if not (theirs and mine and any(".lora_" in name for name in stored) and any(".lora_" in name for name in own)):
+        return
+    for setting in ("use_dora", "use_rslora"):
+        if (was := bool(theirs.get(setting))) != bool(mine.get(setting)):
+            raise CheckpointError(
+                f"{folder}: its adapters were trained with {setting}={str(was).lower()}, this model has "
+                f"{str(not was).lower()}; set model.llm.lora.{setting}={str(was).lower()}"
+            )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

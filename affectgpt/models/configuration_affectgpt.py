@@ -161,7 +161,8 @@ class AffectGPTConfig(InstalledCode, PreTrainedConfig):
             a pre-fusion is "multi" -> {"projector": ...}.
         placeholder_token_ids: slot -> id of its placeholder in the tokenizer. The ids may be outside the LLM's
             vocabulary: they are replaced before the embedding lookup, so the frozen embedding is never resized.
-        lora: fields of peft's LoraConfig (r, lora_alpha, lora_dropout, target_modules), or None.
+        lora: fields of peft's LoraConfig (r, lora_alpha, lora_dropout, target_modules, and use_dora or use_rslora
+            if they are on), or None.
         seed: for the initial weights of projectors and LoRA.
         spec, base_fingerprints: what the model was built from (`ModelSpec.to_dict`; "llm" or modality -> identity of
             the base model's content). Checkpoints and feature caches depend on them.

@@ -80,7 +80,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
     _supports_attention_backend = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     # What trains stays in fp32 next to a bf16 LLM: steps of 3e-5 vanish in bf16 weights. Encoders have their own dtype.
-    _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B", "encoders"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["projectors", "lora_A", "lora_B", "lora_magnitude_vector", "encoders"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -512,6 +512,16 @@ def _inject_lora(language_model: PreTrainedModel, fields: Mapping[str, Any], see
             parameter.data = parameter.data.float()
 
 
+def lora_kind(fields: Mapping[str, Any]) -> str:
+    """What kind of adapters fields of peft's LoraConfig give.
+
+    >>> lora_kind({"r": 16}), lora_kind({"r": 8, "use_dora": True, "use_rslora": True})
+    ('r 16', 'r 8, DoRA, rsLoRA')
+    """
+    named = {"use_dora": "DoRA", "use_rslora": "rsLoRA"}
+    return ", ".join([f"r {fields['r']}", *(name for key, name in named.items() if fields.get(key))])
+
+
 def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
     """Parameters by part, in total and trainable, as aligned text."""
     rows = [("part", "kind", "parameters", "trainable")]
@@ -520,7 +530,7 @@ def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
         if part.startswith("projectors."):
             kind = model.config.projector(part.split(".")[1]).kind
         elif part == "lora":
-            kind = f"r {model.config.lora['r']}"
+            kind = lora_kind(model.config.lora)
         else:
             kind = type(model.get_submodule(f"{part}.model" if part.startswith("encoders.") else part)).__name__
         trained = [t.numel() for t in tensors.values() if t.requires_grad]

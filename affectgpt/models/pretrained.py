@@ -218,6 +218,11 @@ def _read_adapters(folder: Path, mine: Mapping[str, Any]) -> tuple[dict[str, Ten
         for key in ("r", "lora_alpha")
         if settings[key] != mine[key]
     ]
+    differing += [
+        f"lora: {key} is {settings.get(key, False)} in the folder, {mine.get(key, False)} here"
+        for key in ("use_dora", "use_rslora")
+        if settings.get(key, False) != mine.get(key, False)
+    ]
     return tensors, _read_json(folder / "source.json", folder), differing
 
 

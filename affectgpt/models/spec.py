@@ -80,7 +80,7 @@ class ModelSpec:
             "llm_dtype": llm.dtype,
             "llm_quantization": llm.quantization,
             "sampling": _stored(self.sampling),
-            "lora": asdict(lora) if lora.r else None,
+            "lora": _stored(lora) if lora.r else None,
             "prompt_format": llm.prompt_format,
             "seed": self.seed,
         }
@@ -99,7 +99,7 @@ class ModelSpec:
         )
 
 
-def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig) -> dict[str, Any]:
+def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig | LoraConfig) -> dict[str, Any]:
     """The fields, without those that were added after the first release and have their default."""
     later = {
         "channels": EncoderConfig.channels,
@@ -108,6 +108,8 @@ def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig) -> dict[
         "class_last": ProjectorConfig.class_last,
         "class_token": ProjectorConfig.class_token,
         "short_clips": SamplingConfig.short_clips,
+        "use_dora": LoraConfig.use_dora,
+        "use_rslora": LoraConfig.use_rslora,
         "faces": asdict(FacesConfig()),
     }
     return {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}

@@ -26,7 +26,8 @@ class Reference:
     """The trained tensors at the time of construction; everything else is frozen and therefore shared.
 
     Where only new LoRA adapters train, they are 0 at the start: the reference is the model with LoRA off, and nothing
-    is copied. Otherwise a copy of the trained tensors is kept, a few percent of a model.
+    is copied. Otherwise, and with DoRA, whose norms are not 0, a copy of the trained tensors is kept, a few percent of
+    a model.
 
     Attributes:
         is_copy: whether tensors were copied.
@@ -35,7 +36,7 @@ class Reference:
     def __init__(self, model: Any) -> None:
         trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
         outputs = {name: tensor for name, tensor in trained.items() if ".lora_B." in name}
-        is_lora = all(".lora_" in name for name in trained)
+        is_lora = all(".lora_A." in name or ".lora_B." in name for name in trained)
         self.is_copy = not (is_lora and outputs and all(not tensor.any() for tensor in outputs.values()))
         self._values: dict[str, Tensor] = (
             {name: tensor.detach().clone() for name, tensor in trained.items()}

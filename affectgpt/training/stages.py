@@ -70,6 +70,11 @@ def run_stage(config: TrainConfig) -> StageResult:
             f"strategy=zero3 cannot partition a quantized LLM (model.llm.quantization={config.model.llm.quantization});"
             " use strategy=ddp or zero2, or no quantization"
         )
+    if config.strategy.name == "zero3" and config.model.llm.lora.r and config.model.llm.lora.use_dora:
+        raise UserError(
+            "strategy=zero3 partitions the weights whose norms DoRA needs (model.llm.lora.use_dora=true); use "
+            "strategy=ddp or zero2, or use_dora=false"
+        )
     check_activation_gb(config.stage, config.strategy.name)
     objective = objectives.of_stage(config.stage)
     with Processes(config.strategy, torch_device(config.device)) as processes:

@@ -250,6 +250,20 @@ def test_the_reference_is_the_model_at_its_start_and_leaves_no_trace(base_models
     assert torch.equal(model(ids).logits, after)
 
 
+def test_new_dora_is_copied_because_its_norms_do_not_start_at_0(base_models, manifest, tmp_path):
+    config = make_train_config(base_models, manifest, tmp_path)
+    config.model.llm.lora = LoraConfig(r=2, alpha=4, use_dora=True)
+    model, processor = build(model_spec(config.model, 0))
+    model.set_trainable(["lora"])
+    model.eval()
+    ids = torch.tensor([processor.tokenizer("USER: sad ASSISTANT: calm")["input_ids"]])
+    before, reference = model(ids).logits, Reference(model)
+    for tensor in model.own_parts()["lora"].values():
+        tensor.data += 0.1
+    with reference.inside(model):
+        assert torch.equal(model(ids).logits, before)
+
+
 def test_adapters_that_were_trained_before_are_copied(base_models, manifest, tmp_path):
     config = make_train_config(base_models, manifest, tmp_path)
     config.model.llm.lora = LoraConfig(r=2, alpha=4)
