@@ -3,8 +3,11 @@
 Compares transformers' `generate(do_sample=True, num_return_sequences=G)`, with one prompt and with several prompts per
 call, with the groups of affectgpt.engine (and of `generate` with our draw, the path without the engine). All draw
 answers of 0.8 to 1.2 of the mean number of tokens to the same prompts of words and soft tokens, whose encoder states
-are cached. Rows take turns, and a row's time is the median of its turns; --clock cpu with --threads 1 measures
-processor time, which other work on the machine affects least.
+are cached. --step times a complete step instead: a rollout, then the update of stage=reward with the forward pass of
+its reference (without the scoring of answers), and a supervised step on the same answers.
+
+Rows take turns, and a row's time is the median of its turns; --clock cpu with --threads 1 measures processor time,
+which other work on the machine affects least.
 """
 
 from __future__ import annotations
@@ -13,17 +16,21 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from generate import Collator, EachItsLength, states_of
-from step import SIZES, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
+from step import SIZES, collate, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from affectgpt.engine import Group, continue_groups
 from affectgpt.inference.answers import Sampling, draw, prompt_embeds
+from affectgpt.training.objectives.reward import policy_loss, token_weights
+from affectgpt.training.reference import Reference
+from affectgpt.training.rollouts import Prompts, Rollout
 
 STOP = 2
 
@@ -70,6 +77,65 @@ def by_engine(
     return [[found[i, j] for j in range(n_answers)] for i in range(len(rows))]
 
 
+class Updates:
+    """What follows a rollout, on the same tokens: packed, with cached states, and an AdamW step of learning rate 0."""
+
+    def __init__(self, model: Any, prompts: list[dict[str, Tensor]], answers: list[list[list[int]]]) -> None:
+        self.model, self.size = model, len(answers[0])
+        flat = Rollout([tuple(answer) for group in answers for answer in group], [])
+        texts = flat.texts(Prompts(prompts, []))
+        states = [{key: value for key, value in prompt.items() if key.endswith("_states")} for prompt in prompts]
+        copies = [each for each in states for _ in range(self.size)]
+        self.supervised_batch = self.packed([{**text, **each} for text, each in zip(texts, copies, strict=True)])
+        media = [{**text, **each} for text, each in zip(texts[:: self.size], states, strict=True)]
+        self.reward_batch = {**self.packed(media), **self.packed(texts), "copies": self.size}
+        lengths = [len(tokens) for tokens in flat.tokens]
+        self.advantages = torch.randn(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(model.device)
+        self.weights = token_weights("dapo", lengths, len(lengths), sum(lengths), max(lengths)).to(model.device)
+        self.reference, self.compared = Reference(model), torch.zeros(sum(lengths), device=model.device)
+        self.optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0)
+
+    def packed(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {key: value.to(self.model.device) for key, value in collate(rows, packed=True, cached=True).items()}
+
+    def _step(self, loss: Tensor) -> None:
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def supervised(self) -> None:
+        self._step(self.model(**self.supervised_batch).loss)
+
+    def compare(self) -> None:
+        """The forward pass of the reference."""
+        with self.reference.inside(self.model):
+            self.compared = torch.cat(self.model(**self.reward_batch, log_probs=True).log_probs).float()
+
+    def update(self) -> None:
+        new = torch.cat(self.model(**self.reward_batch, log_probs=True).log_probs)
+        losses, _, _ = policy_loss(new, new.detach(), self.advantages, self.compared, 0.2, 0.2, 0.04)
+        self._step((losses * self.weights).sum())
+
+
+def time_steps(
+    updates: Updates, rollout: Callable[[], Any], n_rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Seconds of a rollout and of each part of a step, the median of rounds in which they take turns."""
+    parts = {"rollout": rollout, "supervised step": updates.supervised, "reference": updates.compare}
+    parts["update"] = updates.update
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for name, part in parts.items():  # the first call allocates
+        if name != "rollout":
+            part()
+    for _ in range(n_rounds):
+        for name, part in parts.items():
+            updates.model.train(name != "rollout")
+            start = clock()
+            part()
+            times[name].append(clock() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="brief")
@@ -81,6 +147,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--step", action="store_true", help="time complete steps instead")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -112,6 +179,20 @@ def main() -> None:
         f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; "
         f"{options.clock} time; load average before {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
     )
+    if options.step:
+        model.token_budget = 4096
+        answers = by_engine(model, prompts, limits, options.prompts)
+        updates = Updates(model, prompts, answers)
+        took = time_steps(updates, lambda: by_engine(model, prompts, limits, options.prompts), options.rounds, clock)
+        base = took["rollout"] + took["supervised step"]
+        took["rollout + supervised step"] = base
+        took["reward step, kl=0"] = took["rollout"] + took["update"]
+        took["reward step"] = took["reward step, kl=0"] + took["reference"]
+        for name, seconds in took.items():
+            print(f"{name:<36}{seconds:>10.2f} s{seconds / base:>7.2f}x")
+        print(f"load average after {', '.join(f'{value:.1f}' for value in os.getloadavg())}")
+        write_figures(options.json, {"seconds": took})
+        return
     rows = [
         ("transformers, one prompt per call", by_transformers, 1),
         (f"transformers, {options.prompts} prompts per call", by_transformers, options.prompts),

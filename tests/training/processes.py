@@ -1,7 +1,8 @@
 """Started by torchrun in test_distributed.py: runs of tiny models, one after the other, in the same processes.
 
 The argument is JSON: {"base", "manifest", "jobs": [{"folder", "dropout", "stop_at", "stop_rank", "fields"}]}, where
-fields are dotted names in the configuration. What becomes of job n is written to <folder>/result-<n>-<rank>.json.
+fields are dotted names in the configuration; a job may have a manifest of its own. What becomes of job n is written to
+<folder>/result-<n>-<rank>.json.
 """
 
 import json
@@ -64,7 +65,7 @@ def main() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     base = {name: Path(path) for name, path in values["base"].items()}
     for number, job in enumerate(values["jobs"]):
-        result = run(base, Path(values["manifest"]), job)
+        result = run(base, Path(job.get("manifest", values["manifest"])), job)
         Path(job["folder"], f"result-{number}-{os.environ['RANK']}.json").write_text(json.dumps(result))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from affectgpt import config as conf
 from affectgpt.data.pairs import PairMaker
@@ -90,8 +91,7 @@ def test_a_judged_pair_keeps_both_texts_complete():
     assert (pair.chosen, pair.rejected, pair.made) == ("The brows rise.", "The voice shakes.", None)
 
 
-@pytest.fixture(scope="module")
-def pairs(manifest):
+def judged_pairs(manifest):
     """The training clips of `manifest`: "good" descriptions are preferred to "bad" ones."""
     samples, _ = read_samples(manifest)
     judged = [
@@ -102,6 +102,11 @@ def pairs(manifest):
     path = manifest.parent / "pairs.jsonl"
     write_jsonl(path, judged)
     return path
+
+
+@pytest.fixture(scope="module")
+def pairs(manifest):
+    return judged_pairs(manifest)
 
 
 def config_of(base_models, manifest, folder, options=None, **stage):
@@ -210,6 +215,29 @@ def test_a_reward_model_ranks_pairs_and_rewards_answers_inside_the_model_that_wr
     )  # fmt: skip
     rollouts = read_journal(run_stage(learner).run / "rollouts.jsonl")
     assert len({row["rewards"]["model"] for row in rollouts}) > 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parts", "stage"),
+    [
+        ("float32", ["lora"], {}),
+        ("bfloat16", ["projectors"], {}),
+        ("bfloat16", ["projectors", "lora"], {"packing": False}),
+    ],
+    ids=["lora", "bf16", "lora and projectors, bf16, padded"],
+)
+def test_lora_and_bf16_learn_a_preference(base_models, pairs, tmp_path, dtype, parts, stage):
+    config = config_of(base_models, pairs, tmp_path, trainable=parts, **stage)
+    config.model.llm.dtype = dtype
+    if "lora" in parts:
+        config.model.llm.lora = conf.LoraConfig(r=2, alpha=4)
+    run = run_stage(config).run
+    steps = [row for row in outcome(run)[0] if "margin" in row]
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4 if dtype == "float32" else 0.05)
+    assert steps[-1]["margin"] > 0.1
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    names = load_file(complete_checkpoints(run)[-1] / "trained.safetensors")
+    assert any("lora_" in name for name in names) == ("lora" in parts)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from affectgpt.training.rollouts import RewardLimit
 from affectgpt.training.stages import run_stage
 from affectgpt.training.trainer import StageTrainer
 from tests.conftest import make_train_config
-from tests.training.test_distributed import launch
 
 WALL_CLOCK = {"samples_per_s", "tokens_per_s", "data_wait_share", "train_runtime", "train_samples_per_second",
               "train_steps_per_second", "sampled_s", "scored_s"}  # fmt: skip
@@ -324,60 +323,3 @@ def test_a_reward_that_needs_a_description_names_the_sample_without_one(base_mod
         object.__setattr__(source, "tasks", {"both": 1.0})
     with pytest.raises(InputError, match=f"reward clues needs description .* which sample '{rows[2]['id']}'"):
         objective.check(config, sources)
-
-
-# ---- several processes -----------------------------------------------------------------------------------------------
-
-
-SHORT = {"iterations_per_epoch": 2, "group_size": 2}
-
-
-@pytest.fixture(scope="module")
-def in_two_processes(base_models, manifest, tmp_path_factory):
-    """Two processes of two prompts each: with DDP, with ZeRO-2, and with ZeRO-2 stopped between passes and resumed."""
-    pytest.importorskip("deepspeed", reason="zero2 needs the deepspeed extra")
-    folder = tmp_path_factory.mktemp("two")
-    config = reward_config(base_models, manifest, folder, {"passes": 2, "kl": 0.1}, **SHORT)
-    names = (
-        "objective",
-        "rewards",
-        "group_size",
-        "tasks",
-        "modality_dropout",
-        "objective_options",
-        "n_validation",
-        *SHORT,
-    )
-    fields = {f"stage.{name}": getattr(config.stage, name) for name in names} | {"stage.keep_last": 9}
-    zero = {**fields, "strategy.name": "zero2"}
-    jobs = [
-        {"folder": folder / "ddp", "fields": {**fields, "strategy.name": "ddp"}},
-        {"folder": folder / "zero2", "fields": zero},
-        {"folder": folder / "stopped", "fields": zero, "stop_rank": 1, "stop_at": 5},
-        {"folder": folder / "stopped", "fields": {**zero, "resume": True}},
-    ]
-    answers = launch(2, base_models, manifest, jobs)
-    return folder, answers
-
-
-def test_two_processes_sample_and_train_what_one_does(base_models, manifest, tmp_path, in_two_processes):
-    folder, answers = in_two_processes
-    assert [answer["exit_code"] for answer in (*answers[0], *answers[1])] == [0, 0, 0, 0]
-    run = run_stage(reward_config(base_models, manifest, tmp_path, {"passes": 2, "kl": 0.1}, batch_size=4, **SHORT)).run
-    alone = read_journal(run / "rollouts.jsonl")
-    for name in ("ddp", "zero2"):
-        rows = read_journal(folder / name / "runs" / "coarse" / "rollouts.jsonl")
-        keys = ("step", "id", "answer", "seed", "text", "rewards")
-        first = [{key: row[key] for key in keys} for row in rows if row["step"] == 1]
-        assert first == [{key: row[key] for key in keys} for row in alone if row["step"] == 1]
-        assert [(row["id"], row["seed"]) for row in rows] == [(row["id"], row["seed"]) for row in alone]
-        mine, theirs = logged(folder / name / "runs" / "coarse"), logged(run)
-        for step in (0, 1):
-            for key in ("loss", "grad_norm", "reward", "n_tokens"):
-                assert mine[step].get(key) == pytest.approx(theirs[step].get(key), abs=1e-3), (name, step, key)
-
-
-def test_two_processes_resume_bit_identical_between_passes(in_two_processes):
-    folder, answers = in_two_processes
-    assert [answer["exit_code"] for answer in (*answers[2], *answers[3])] == [143, 143, 0, 0]
-    assert outcome(folder / "stopped" / "runs" / "coarse") == outcome(folder / "zero2" / "runs" / "coarse")
