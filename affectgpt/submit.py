@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from affectgpt.config import SubmitConfig
 from affectgpt.metrics import load_lexicon, read_predictions
+from affectgpt.metrics.classification import to_class
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.io import write_predictions_npz
-from affectgpt.runtime import InputError
-from affectgpt.tables import read_names, write_csv
+from affectgpt.metrics.preference import CHOICES, published_choice
+from affectgpt.runtime import InputError, NotFound
+from affectgpt.tables import cell_text, id_of, read_names, read_rows, write_csv
 
 
 def build_submission(
@@ -52,6 +60,8 @@ def write_submission(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
 
 def submit(config: SubmitConfig) -> int:
     """Write the submission and print what it contains."""
+    if config.track is not None:
+        return submit_track(config)
     if len(config.files) != 2:
         raise InputError(f"expected a prediction file and a file to write, found {config.files}; --help shows how")
     source, target = config.files
@@ -64,6 +74,240 @@ def submit(config: SubmitConfig) -> int:
     n_labels, n_left = sum(map(len, submitted.values())), len(labels) - len(submitted)
     print(f"{target}: {len(submitted)} clips, {n_labels} labels, {filled}{n_left} predictions left out")
     return 0
+
+
+# ---- the tracks of MER2026 -------------------------------------------------------------------------------------------
+
+TRACK1_LABELS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
+MAX_BYTES = 256 * 1024 * 1024
+_Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a track's file.
+
+    Attributes:
+        columns: the header; the last column is the prediction.
+        suffixes: of the file; a .zip holds answer.csv.
+        candidates: the published list of rows, and how many rows it has.
+    """
+
+    columns: _Row
+    suffixes: tuple[str, ...]
+    candidates: str
+    n_rows: int
+
+
+FORMS = {
+    1: Form(("name", "discrete"), (".csv",), "track1_track2_candidate.csv", 20_000),
+    2: Form(("name", "openset"), (".zip",), "track1_track2_candidate.csv", 20_000),
+    3: Form(("name", "a1", "a2", "preference"), (".csv", ".zip"), "track3_candidate.csv", 10_000),
+}
+
+
+def read_candidates(track: int, path: Path) -> list[_Row]:
+    """The rows that a track's file must have, without predictions: (name,), for track 3 (name, a1, a2)."""
+    if track != 3:
+        return [(name,) for name in read_names(path)]
+    table = _parse_csv(_read_text(path).removeprefix("\ufeff"), str(path))
+    if table[:1] != [("name", "a1", "a2")]:
+        raise InputError(f"{path}: expected the columns name,a1,a2 of track3_candidate.csv, found {table[:1]}")
+    if odd := [number for number, row in enumerate(table) if len(row) != 3]:
+        raise InputError(f"{path}: row {odd[0]} has {len(table[odd[0]])} cells, expected 3")
+    return table[1:]
+
+
+def problems(track: int, path: Path, candidates: Sequence[_Row]) -> list[str]:
+    """What keeps a file from the official form of a track: one line for each row and reason; [] = nothing.
+
+    Rows are counted from 1, without the header. Tracks 1 and 2 may have any order; the rows of track 3, whose names may
+    repeat, are those of the candidates in their order.
+
+    Raises:
+        InputError: the file cannot be read as a table at all.
+    """
+    form = FORMS[track]
+    table = _parse_csv(_read_text(path), str(path))
+    if table[:1] != [form.columns]:
+        return [f"header: expected {','.join(form.columns)}, found {','.join(table[0]) if table else 'an empty file'}"]
+    found: list[str] = []
+    rows = table[1:]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(form.columns):
+            found.append(f"row {number}: {len(row)} cells, expected {len(form.columns)}")
+        elif reason := _wrong(track, row[-1]):
+            found.append(f"row {number} ({row[0]!r}): {reason}")
+    return found + (_wrong_order if track == 3 else _wrong_names)(rows, candidates)
+
+
+def _wrong(track: int, cell: str) -> str | None:
+    if track == 2:
+        inner = cell[1:-1]
+        if not (len(cell) >= 2 and cell[0] == "[" and cell[-1] == "]") or set("[]\n\r") & set(inner):
+            return f"openset is {cell!r}; expected one list in brackets, such as [happy, proud], or [] for none"
+        if inner.strip() and not all(part.strip(" '\"") for part in inner.split(",")):
+            return f"openset {cell!r} has an empty label"
+        return None
+    known = TRACK1_LABELS if track == 1 else CHOICES
+    return None if cell in known else f"{FORMS[track].columns[-1]} is {cell!r}; expected one of {', '.join(known)}"
+
+
+def _wrong_names(rows: Sequence[_Row], candidates: Sequence[_Row]) -> list[str]:
+    found, wanted, first = [], {name for (name,) in candidates}, dict[str, int]()
+    for number, row in enumerate(rows, 1):
+        if row and row[0] in first:
+            found.append(f"row {number} ({row[0]!r}): the name is in row {first[row[0]]}, too")
+        elif row and row[0] not in wanted:
+            found.append(f"row {number} ({row[0]!r}): the name is not among the candidates")
+        if row:
+            first.setdefault(row[0], number)
+    return found + [f"no row of candidate {name!r}" for (name,) in candidates if name not in first]
+
+
+def _wrong_order(rows: Sequence[_Row], candidates: Sequence[_Row]) -> list[str]:
+    found = []
+    for number, (row, wanted) in enumerate(zip(rows, candidates, strict=False), 1):
+        if differ := [column for column, a, b in zip(FORMS[3].columns, row, wanted, strict=False) if a != b]:
+            found.append(
+                f"row {number} ({row[0]!r}): {' and '.join(differ)} not as in row {number} of the candidates "
+                f"({wanted[0]!r}); rows must have their order"
+            )
+    if len(rows) != len(candidates):
+        found.append(f"{len(rows)} rows, but {len(candidates)} candidates")
+    return found
+
+
+def submit_track(config: SubmitConfig) -> int:
+    """Write the file of a track, or check one if `config.files` has one; exit code 1 if there are problems."""
+    track = config.track
+    if track not in FORMS:
+        raise InputError(f"track is {track}; expected 1, 2 or 3 of MER2026")
+    form = FORMS[track]
+    if len(config.files) not in (1, 2):
+        raise InputError(
+            "expected a file to check, or a prediction file and a file to write, found "
+            f"{config.files}; --help shows how"
+        )
+    if not config.candidates:
+        raise InputError(f"track={track} needs candidates={form.candidates}, the rows that the file must have")
+    target = Path(config.files[-1])
+    if target.suffix not in form.suffixes:
+        raise InputError(f"{target}: track {track} takes a {' or '.join(form.suffixes)} file, found {target.suffix!r}")
+    candidates = read_candidates(track, Path(config.candidates))
+    if len(candidates) != form.n_rows:
+        print(f"{config.candidates}: {len(candidates)} rows; the published {form.candidates} has {form.n_rows}")
+    if len(config.files) == 2:
+        rows, how = (_preferences if track == 3 else _labels)(track, Path(config.files[0]), candidates, config.empty)
+        _write(target, [form.columns, *rows])
+        print(f"{target}: {len(rows)} rows, {how}")
+    found = problems(track, target, candidates)
+    for line in found[:20]:
+        print(f"  problem: {line}")
+    print(f"{target}: {len(found)} problems" if found else f"{target}: ok, in the form of track {track}")
+    return 1 if found else 0
+
+
+def _labels(track: int, source: Path, candidates: Sequence[_Row], empty: str | None) -> tuple[list[_Row], str]:
+    """The rows of tracks 1 and 2, and what was done to get them."""
+    lexicon = load_lexicon("builtin")
+    predicted, _ = labels_by_id(read_predictions(source), lexicon)
+    names = [name for (name,) in candidates]
+    if track == 2:
+        n_empty = sum(not predicted.get(name, True) for name in names)
+        for name in names:
+            if odd := [word for word in predicted.get(name, ()) if set("[],\n\r") & set(word)]:
+                raise InputError(f"{source}: {name!r} has label {odd[0]!r}; labels have no comma, bracket or new line")
+        chosen = {name: words or ((empty,) if empty else ()) for name, words in predicted.items()}
+        found = _of_all(chosen, names)
+        n_left = len(predicted) - len(names)
+        how = f"{n_empty} {f'filled with {empty!r}' if empty else 'without a label'}, {n_left} predictions left out"
+        return [(name, f"[{', '.join(found[name])}]") for name in names], how
+    if empty is not None and empty not in TRACK1_LABELS:
+        raise InputError(f"empty={empty}; expected one of {', '.join(TRACK1_LABELS)}")
+    classes = {name: to_class(predicted[name], TRACK1_LABELS, lexicon) for name in names if name in predicted}
+    found = build_submission({name: (word,) if word else () for name, word in classes.items()}, names, empty)
+    n_empty = sum(word is None for word in classes.values())
+    n_mapped = sum(word is not None and predicted[name][:1] != (word,) for name, word in classes.items())
+    how = f"{n_mapped} other words mapped to the six labels, {n_empty} filled with {empty!r}"
+    return [(name, found[name][0]) for name in names], how
+
+
+def _of_all(labels: Mapping[str, _Row], names: Sequence[str]) -> Mapping[str, _Row]:
+    if missing := [name for name in names if name not in labels]:
+        raise InputError(f"{len(missing)} of {len(names)} candidates have no prediction: {_some(missing)}")
+    return labels
+
+
+def _preferences(track: int, source: Path, candidates: Sequence[_Row], empty: str | None) -> tuple[list[_Row], str]:
+    """The rows of track 3. Predictions are in the same rows of `source`, as preference or as text."""
+    if empty is not None:
+        raise InputError("empty= is for tracks 1 and 2; an answer without a choice counts as same in track 3")
+    rows: list[_Row] = []
+    n_read = n_none = 0
+    for number, (where, row) in enumerate(read_rows(source, known=("a1", "a2", "preference", "text")), 1):
+        if number > len(candidates):
+            raise InputError(f"{where}: more rows than the {len(candidates)} candidates")
+        wanted = candidates[number - 1]
+        own = (id_of(row, where), *(row.get(key, text) for key, text in zip(("a1", "a2"), wanted[1:], strict=True)))
+        if [str(cell).split() for cell in own] != [cell.split() for cell in wanted]:
+            raise InputError(
+                f"{where}: row {number} is of {own[0]!r}, and not row {number} of the candidates, {wanted[0]!r}"
+            )
+        answer = cell_text(row.get("preference", row.get("text")))
+        if answer is None:
+            raise InputError(f"{where}: row {number} ({own[0]!r}) has no preference and no text")
+        choice = published_choice(answer)
+        n_read += answer != choice
+        n_none += not any(known in answer.lower() for known in CHOICES)
+        rows.append((*wanted, choice))
+    if len(rows) != len(candidates):
+        raise InputError(f"{source}: {len(rows)} rows, but {len(candidates)} candidates; rows must have their order")
+    return rows, f"{n_read} choices read from longer answers, {n_none} of them without a choice, which count as same"
+
+
+def _read_text(path: Path) -> str:
+    """The text of a .csv file, or of answer.csv in a .zip file."""
+    try:
+        if path.suffix != ".zip":
+            if path.stat().st_size > MAX_BYTES:
+                raise InputError(f"{path} is larger than {MAX_BYTES} bytes")
+            return path.read_bytes().decode()
+        with zipfile.ZipFile(path) as archive:
+            if archive.namelist() != ["answer.csv"]:
+                raise InputError(f"{path}: expected answer.csv alone, found {archive.namelist()[:5]}")
+            if archive.getinfo("answer.csv").file_size > MAX_BYTES:
+                raise InputError(f"{path}: answer.csv is larger than {MAX_BYTES} bytes")
+            return archive.read("answer.csv").decode()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 ({error})") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a readable zip file ({error})") from None
+
+
+def _parse_csv(text: str, where: str) -> list[_Row]:
+    """Rows with commas and double quotes, blank lines left out."""
+    try:
+        return [tuple(row) for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise InputError(f"{where}: not a CSV file ({error})") from None
+
+
+def _write(path: Path, rows: Sequence[_Row]) -> None:
+    if path.suffix == ".csv":
+        write_csv(path, rows)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    member = zipfile.ZipInfo("answer.csv")  # of a fixed date: the same rows make the same file
+    member.compress_type = zipfile.ZIP_DEFLATED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(member, text.getvalue())
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -356,10 +356,15 @@ subtitle of another clip. docs/faithfulness.md explains the two tables and the p
         """Write the file that a challenge server accepts.
 
   python -m affectgpt.submit predictions.jsonl submission.npz [candidates=track_all_candidates.csv] [empty=neutral]
+  python -m affectgpt.submit track=1 predictions.jsonl track1.csv candidates=track1_track2_candidate.csv    # MER2026
+  python -m affectgpt.submit track=2 predictions.jsonl answer.zip candidates=track1_track2_candidate.csv
+  python -m affectgpt.submit track=3 answers.csv answer.zip candidates=track3_candidate.csv
+  python -m affectgpt.submit track=3 answer.zip candidates=track3_candidate.csv       # only check a file
 
 The npz holds `filenames` and `fileitems` ("[happy, proud]"); a name ending in .csv gives `name,openset` instead. With
 `candidates`, every name of that list must have exactly one prediction. A clip without a label is an error, unless
-`empty=` gives the label for such clips; nothing is filled in silently.""",
+`empty=` gives the label for such clips; nothing is filled in silently. With `track`, the file is checked against the
+form of that track of MER2026: exit code 1 and a line for each row that differs.""",
         plain="files",
         next="upload the file; docs/score-and-submit.md",
     ),
