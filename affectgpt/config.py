@@ -800,12 +800,10 @@ class AnalyzeConfig:
 class SubmitConfig:
     """python -m affectgpt.submit"""
 
-    files: list[str] = field(default_factory=list)  # predictions and output file, or with track a file to check
+    files: list[str] = field(default_factory=list)  # predictions and output file, or with track one file to check
     track: int | None = None  # 1, 2 or 3: the official form of that track of MER2026
-    candidates: str | None = (
-        None  # file with the ids that must have exactly one prediction each; track 3: with the rows
-    )
-    empty: str | None = None  # label for clips without labels; null = an error, in track 2 []
+    candidates: str | None = None  # file with the ids (track 3: the rows) that must have exactly one prediction each
+    empty: str | None = None  # label for clips without labels; null = an error, and [] in track 2
 
 
 @dataclass
