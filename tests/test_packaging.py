@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt import doctor
 from affectgpt.cli.table import COMMANDS
 from tests.test_layering import LEVELS
 
@@ -19,6 +20,37 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def test_every_package_folder_is_installed():
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "affectgpt").rglob("__init__.py")}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"affectgpt.conf"}
+
+
+def test_every_data_file_of_a_package_is_installed():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    folders = {name: ROOT / "conf" if name == "affectgpt.conf" else ROOT / Path(*name.split(".")) for name in patterns}
+    installed = {path for name, folder in folders.items() for glob in patterns[name] for path in folder.glob(glob)}
+    found = {path for room in ("affectgpt", "conf") for path in (ROOT / room).rglob("*.*") if path.is_file()}
+    assert not {path for path in found - installed if path.suffix != ".py" and "__pycache__" not in path.parts}
+    for needed in ("conf/train.yaml", "affectgpt/studio/static/index.html", "affectgpt/metrics/lexicon/builtin.tsv"):
+        assert ROOT / needed in installed
+
+
+def test_the_tested_versions_are_within_the_bounds_and_cover_the_core():
+    lines = (ROOT / "docs" / "install" / "tested-versions.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert set(doctor.CORE) <= tested.keys()
+    versions = {"python": "3.11", **tested}
+    assert doctor.known_mismatches(versions) == []
+    for extra in ("serve", "tensorboard", "deepspeed", "quantization", "speech", "structured"):
+        assert set(doctor.EXTRAS[extra][1]) <= tested.keys(), extra
+
+
+def test_docker_and_conda_name_extras_that_exist_and_files_that_exist():
+    folder = ROOT / "docs" / "install"
+    docker = (folder / "Dockerfile").read_text(encoding="utf-8")
+    conda = (folder / "environment.yml").read_text(encoding="utf-8")
+    (named,) = re.findall(r"ARG EXTRAS=(\S+)", docker)
+    assert re.findall(r"-e ../../\.\[(\S+)\]", conda) == [named]
+    assert set(named.split(",")) <= PROJECT["project"]["optional-dependencies"].keys()
+    for line in re.findall(r"^COPY (.+) \S+$", docker, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in line.split()), line
 
 
 def test_every_console_script_points_to_a_function():

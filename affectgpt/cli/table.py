@@ -395,7 +395,7 @@ Exit code 0 only if nothing is missing or unexpected, 1 if something is, 2 if a 
 
   python -m affectgpt.doctor
   python -m affectgpt.doctor --json""",
-        next="make demo, or python infer.py video.mp4",
+        next="affectgpt-demo, or affectgpt-infer video.mp4",
     ),
     "demo": Command(
         "affectgpt.cli.composed:demo",
