@@ -12,7 +12,7 @@ from affectgpt.annotate.record import Fact
 from affectgpt.annotate.sound import runs
 from affectgpt.media.openface import ActionUnits
 
-EVIDENCE_VERSION = "evidence-2"
+EVIDENCE_VERSION = "evidence-3"
 """Changes with every change of a fact; part of every record's key."""
 
 MIN_INTENSITY = 1.0  # OpenFace's scale 0 to 5; 1 = trace
@@ -137,6 +137,12 @@ _PHRASES: dict[str, tuple[tuple[float, float, str, str], ...]] = {
         (0.01, 3.3, "slow speech ({value:.1f} syllables a second)", "语速慢（每秒 {value:.1f} 个音节）"),
         (3.3, 5.5, "{value:.1f} syllables a second", "每秒 {value:.1f} 个音节"),
         (5.5, _INF, "fast speech ({value:.1f} syllables a second)", "语速快（每秒 {value:.1f} 个音节）"),
+    ),
+    "word_rate_hz": ((0.01, _INF, "{value:.1f} words a second", "每秒 {value:.1f} 个词"),),
+    "character_rate_hz": ((0.01, _INF, "{value:.1f} characters a second", "每秒 {value:.1f} 个字"),),
+    "word_pauses": (
+        (1, 2, "one pause between words", "词间有一次停顿"),
+        (2, _INF, "{value:.0f} pauses between words", "词间有 {value:.0f} 次停顿"),
     ),
     "pauses": (
         (1, 2, "one pause", "有一次停顿"),

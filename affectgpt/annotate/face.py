@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from affectgpt.annotate.record import Fact
-from affectgpt.media.faces import FaceMeasures, FaceTracks, measure_face
+from affectgpt.media.faces import FaceMeasures, FaceTracks, Movement, measure_face
 
 MOVEMENTS = {
     "inner_brows_raised": ("inner brows raised", "眉毛内侧上扬"),
@@ -44,7 +44,8 @@ def track_facts(tracks: FaceTracks) -> tuple[list[Fact], dict[str, Any]]:
     """(facts of the main person, how they were measured: names, versions, what was left out).
 
     The share of the looked-at frames in which it is seen, the number of persons if there are several, the time of the
-    peak, the largest movement of each kind, and the number of blinks. Without a face: the share 0.
+    peak, the largest movement of each kind (of closed eyes the longest), and the number of blinks. Without a face: the
+    share 0.
     """
     how: dict[str, Any] = {"faces": tracks.detector, "frames": tracks.n_frames}
     if tracks.main is None:
@@ -58,20 +59,27 @@ def track_facts(tracks: FaceTracks) -> tuple[list[Fact], dict[str, Any]]:
     how |= {"movements": measures.version}
     if measures.n_left_out:
         how["turned_away_frames"] = measures.n_left_out
-    return facts + _movements(measures), how
+    return facts + movement_facts(measures), how
 
 
-def _movements(measures: FaceMeasures) -> list[Fact]:
+def movement_facts(measures: FaceMeasures) -> list[Fact]:
+    """The peak, the largest movement of each kind (of closed eyes the longest), and the number of blinks."""
     facts = [] if measures.peak_s is None else [Fact("peak_s", "visual", round(measures.peak_s, 3), "s")]
-    largest: dict[str, Any] = {}
+    largest: dict[str, Movement] = {}
     for movement in measures.movements:
-        if movement.name != "blink" and movement.value >= getattr(largest.get(movement.name), "value", -1.0):
+        before = largest.get(movement.name)
+        if movement.name != "blink" and (before is None or _size(movement) >= _size(before)):
             largest[movement.name] = movement
     for one in sorted(largest.values(), key=lambda each: each.start_s):
         span = round(one.start_s, 3), round(one.end_s, 3)
         facts.append(Fact(one.name, "visual", round(one.value, 3), one.unit, *span))
     n_blinks = sum(movement.name == "blink" for movement in measures.movements)
     return [*facts, Fact("blinks", "visual", n_blinks, "count")]
+
+
+def _size(movement: Movement) -> float:
+    """By what movements of one kind are compared. The value of closed eyes is a gap, so their duration counts."""
+    return movement.end_s - movement.start_s if movement.name == "eyes_closed" else movement.value
 
 
 def movement_phrase(fact: Fact, zh: bool) -> str:

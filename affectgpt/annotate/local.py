@@ -16,7 +16,7 @@ from affectgpt.annotate.record import Fact
 from affectgpt.runtime import InputError
 
 NAME = "local-rules"
-RULES_VERSION = "local-2"
+RULES_VERSION = "local-3"
 """Changes with every change of an answer; part of every record's key."""
 CONFIDENCE = 0.2
 """Confidence of every label; not calibrated."""
@@ -55,15 +55,21 @@ def _grieves(values: Values) -> bool:
 
 
 def _smiles(values: Values) -> bool:
-    """Weeping widens the mouth like a smile, and so does a surprise; a mouth raised after the surprise is a smile."""
-    if _lasts(values, "mouth_widened") < 0.8 or _lasts(values, "mouth_corners_raised") < 0.4 or _grieves(values):
+    """Weeping widens the mouth like a smile, and so does a surprise; a mouth raised after either is a smile."""
+    if _lasts(values, "mouth_widened") < 0.8 or _lasts(values, "mouth_corners_raised") < 0.4:
         return False
-    brows_fall_s = values.get("outer_brows_raised_start_s", 0.0) + _lasts(values, "outer_brows_raised")
+    if _grieves(values) and values["mouth_widened_start_s"] < _ends_s(values, "eyes_closed"):
+        return False
+    brows_fall_s = _ends_s(values, "outer_brows_raised")
     return not _surprised(values) or values["mouth_corners_raised_start_s"] >= brows_fall_s - 0.2
 
 
 def _lasts(values: Values, name: str) -> float:
     return values.get(f"{name}_lasts_s", 0.0)
+
+
+def _ends_s(values: Values, name: str) -> float:
+    return values.get(f"{name}_start_s", 0.0) + _lasts(values, name)
 
 
 def _lively(values: Values) -> bool:

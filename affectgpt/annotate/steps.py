@@ -23,6 +23,7 @@ from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.prompts import BadAnswer
 from affectgpt.annotate.record import Annotation, Clue, Fact, Provenance
 from affectgpt.annotate.transcribe import Transcriber
+from affectgpt.annotate.words import WORD_FACTS, Word, word_facts
 from affectgpt.chat.completion import REFUSED
 from affectgpt.config import AnnotateConfig, StepConfig
 from affectgpt.runtime import UserError, redacted
@@ -125,7 +126,10 @@ def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
 
 
 async def transcribe(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """The transcript: the subtitle if there is one, else a speech recogniser's output, else none."""
+    """The transcript: the subtitle if there is one, else a speech recogniser's output, else none.
+
+    With the recogniser's times of words: words per second and pauses between words as facts.
+    """
     sample = work.clip.sample
     subtitle = sample.in_language(work.lang, strict=False).subtitle
     if subtitle:
@@ -134,11 +138,21 @@ async def transcribe(work: Work, spec: StepConfig, about: StepOutput) -> StepOut
         return {}
     row, is_new = await work.transcriber.answer(spec.name, work.clip, sample.lang)
     work.calls += is_new
-    parameters = {"language": sample.lang}
+    parameters: dict[str, Any] = {"language": sample.lang}
+    facts: list[Fact] = []
+    speech = await asyncio.to_thread(work.clip.speech)
+    if row.get("words") is None or speech is None:
+        parameters["left_out"] = list(WORD_FACTS)
+        parameters["why"] = "no times of words" if speech is not None else "speech=none"
+    else:
+        facts, n_outside = word_facts([Word(*word) for word in row["words"]], speech, sample.lang)
+        parameters |= {"word_times": "alignment heads", "speech": speech.detector}
+        if n_outside:
+            parameters["words_without_speech"] = n_outside
     work.notes.append(
         Provenance(spec.name, row["model"], None, None, parameters, row["tokens_in"], row["tokens_out"], row["seconds"])
     )
-    return {"transcript": row["text"].strip()} if row["text"].strip() else {}
+    return {"transcript": row["text"].strip(), "evidence": facts} if row["text"].strip() else {}
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------

@@ -1,25 +1,32 @@
-"""Transcripts by a Whisper-type model of transformers in this process."""
+"""Transcripts by a Whisper-type model of transformers in this process, with times of words if the model has them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from dataclasses import astuple
 from typing import Any
 
 from affectgpt.annotate.annotators import CODE_VERSION
 from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.store import Store
+from affectgpt.annotate.words import words_of
 from affectgpt.journal import get_or_make
 from affectgpt.runtime import UserError, stable_hash
 
 log = logging.getLogger("affectgpt")
 
+_SHORTEST_TIMED_S = 0.2
 LANGUAGES = {"en": "english", "zh": "chinese"}
 
 
 class Transcriber:
-    """A speech recognition model by hub id or folder, loaded on its first clip; transcripts are stored like answers."""
+    """A speech recognition model by hub id or folder, loaded on its first clip; transcripts are stored like answers.
+
+    An answer has the field `words`, [text, start_s, end_s] each; null = the model's generation config has no
+    `alignment_heads`, or the sound is shorter than 0.2 s.
+    """
 
     def __init__(self, name: str, store: Store, *, revision: str | None = None, device: str = "auto") -> None:
         self.name, self._store, self._revision, self._device = name, store, revision, device
@@ -55,11 +62,28 @@ class Transcriber:
         options: dict[str, Any] = {"language": LANGUAGES[lang], "task": "transcribe"} if _is_multilingual(model) else {}
         if sound.duration_s > 30:
             options["return_timestamps"] = True  # Whisper's way beyond its window
+        timed = has_word_times(model) and sound.duration_s >= _SHORTEST_TIMED_S
+        if timed:
+            options["return_token_timestamps"] = True  # does not change the text
         with torch.inference_mode():
-            tokens = model.generate(**inputs, **options)
+            found = model.generate(**inputs, **options)
+        tokens = found["sequences"] if timed else found
         text = tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
+        words = None
+        if timed:
+            first_time = getattr(model.generation_config, "no_timestamps_token_id", None)
+
+            def decode(some: list[int]) -> str:
+                if first_time is not None and some[-1] > first_time:  # a time is no text
+                    return ""
+                return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+            words = [
+                astuple(word) for word in words_of(tokens[0].tolist(), found["token_timestamps"][0].tolist(), decode)
+            ]
         return {
             "text": text,
+            "words": words,
             "finish": "eos",
             "tokens_in": 0,
             "tokens_out": int(tokens.shape[-1]),
@@ -85,6 +109,11 @@ class Transcriber:
             device = "cuda" if self._device != "cpu" and torch.cuda.is_available() else "cpu"
             self._loaded = model.to(device).eval(), extractor, tokenizer
         return self._loaded
+
+
+def has_word_times(model: Any) -> bool:
+    """Whether it is known which heads of the attention follow the sound, as for the published models of Whisper."""
+    return bool(getattr(model.generation_config, "alignment_heads", None))
 
 
 def _is_multilingual(model: Any) -> bool:

@@ -13,13 +13,13 @@ import pytest
 from affectgpt.annotate.clips import cropped
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.face import MOVEMENTS, three_times
+from affectgpt.annotate.face import MOVEMENTS, movement_facts, three_times
 from affectgpt.annotate.record import Fact
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import Identity, Performance
 from affectgpt.demo.video import write_mp4
 from affectgpt.media import Frames
-from affectgpt.media.faces import FaceTracks, Person
+from affectgpt.media.faces import FaceMeasures, FaceTracks, Movement, Person
 from affectgpt.schema import Sample, write_jsonl
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.chat.chat_server import ChatServer, fill_in
@@ -109,6 +109,21 @@ def test_phrases_of_movements_state_the_amount_and_the_time_and_no_emotion(lang)
         assert name == "eyes_closed" or "0.14" in said
 
 
+def test_of_several_movements_of_a_kind_the_largest_is_told_and_the_longest_of_closed_eyes():
+    moved = (
+        Movement("eyes_closed", 0.6, 5.6, 3.0, 0.02, "eye widths"),  # the value is the gap that is left
+        Movement("lips_apart", 1.0, 4.0, 2.0, 0.1, "eye distances"),
+        Movement("lips_apart", 5.0, 6.0, 5.5, 0.3, "eye distances"),
+        Movement("eyes_closed", 7.0, 8.0, 7.5, 0.06, "eye widths"),
+    )
+    facts = movement_facts(FaceMeasures(np.zeros(0), {}, {}, np.zeros(0), moved, None, 0))
+    assert [(fact.name, fact.start_s) for fact in facts] == [
+        ("eyes_closed", 0.6),
+        ("lips_apart", 5.0),
+        ("blinks", None),
+    ]
+
+
 @needs_real
 def test_real_clips_are_told_as_they_are(tmp_path):
     annotate(Path(REAL), tmp_path / "out")
@@ -120,3 +135,8 @@ def test_real_clips_are_told_as_they_are(tmp_path):
     text = smile.description["en"]
     assert "no speech is heard" in text
     assert "pitch" not in text
+    weeps_then_laughs = told["WolfgangLanger_Pexels"]
+    assert set(weeps_then_laughs.labels) == {"sad", "happy"}
+    closed = next(fact for fact in weeps_then_laughs.evidence if fact.name == "eyes_closed")
+    assert [closed.start_s, closed.end_s] == pytest.approx([0.6, 5.6], abs=0.2)
+    assert "no_face" not in told
