@@ -25,7 +25,7 @@ class Transcriber:
     """A speech recognition model by hub id or folder, loaded on its first clip; transcripts are stored like answers.
 
     An answer has the field `words`, [text, start_s, end_s] each; null = the model's generation config has no
-    `alignment_heads`, or the sound is shorter than 0.2 s.
+    `alignment_heads`, the sound is shorter than 0.2 s, or the attention has no path through it.
     """
 
     def __init__(self, name: str, store: Store, *, revision: str | None = None, device: str = "auto") -> None:
@@ -78,9 +78,9 @@ class Transcriber:
                     return ""
                 return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-            words = [
-                astuple(word) for word in words_of(tokens[0].tolist(), found["token_timestamps"][0].tolist(), decode)
-            ]
+            times_s = found["token_timestamps"][0].tolist()
+            if all(0 <= time_s <= sound.duration_s + 0.5 for time_s in times_s):  # a path that failed ends before 0
+                words = [astuple(word) for word in words_of(tokens[0].tolist(), times_s, decode)]
         return {
             "text": text,
             "words": words,
