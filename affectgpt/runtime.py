@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,6 +167,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries still draw from the global generator
     torch.manual_seed(seed)
+
+
+_loading = threading.RLock()
+
+
+@contextmanager
+def loading_models() -> Iterator[None]:
+    """One thread of the process loads models at a time.
+
+    transformers replaces `tie_weights` of all models while one is loaded; two threads at once would leave it replaced,
+    and models that are built later would not share their embeddings.
+    """
+    with _loading:
+        yield
 
 
 @contextmanager

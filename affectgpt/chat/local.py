@@ -26,7 +26,7 @@ import torch
 from affectgpt.chat.constrained import Grammars, SchemaLogits
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, loading_models
 
 log = logging.getLogger("affectgpt")
 
@@ -274,6 +274,7 @@ def _metadata(request: Request) -> dict[str, Any]:
     return {"total_num_frames": n, "fps": rate_hz, "frames_indices": list(range(n)), "duration": n / rate_hz}
 
 
+@loading_models()
 def load(
     name: str | Path, revision: str | None = None, *, device: str = "auto", dtype: str = "auto"
 ) -> TransformersChat:

@@ -24,7 +24,7 @@ from affectgpt.models.integrity import SUMS, check_sums
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, loading_models
 from affectgpt.schema import SLOTS
 
 # CLIP's normalisation, which EVA-CLIP shares; used if a base model has no preprocessor_config.json.
@@ -45,6 +45,7 @@ class Branches:
     settings: dict[str, dict[str, Any]]
 
 
+@loading_models()
 def build(
     spec: ModelSpec, *, load_encoders: bool = True, load_llm: bool = True
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:

@@ -33,7 +33,7 @@ from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, 
 from affectgpt.models.projectors import projector_of
 from affectgpt.models.quantize import n_weights
 from affectgpt.runs import TRAINED_MANIFEST
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, loading_models
 from affectgpt.schema import MODALITIES, SLOTS
 from affectgpt.tables import format_table
 
@@ -458,7 +458,8 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         if os.path.isdir(folder):
             check_sums(Path(folder))
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        with loading_models():
+            model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         kinds = {"missing": "missing_keys", "surplus": "unexpected_keys", "of another shape": "mismatched_keys"}
         if wrong := {kind: sorted(map(str, info[key])) for kind, key in kinds.items() if info[key]}:
             raise InputError(

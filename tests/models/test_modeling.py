@@ -460,3 +460,17 @@ def test_an_encoder_of_another_library_keeps_its_weights_when_the_model_is_assem
     weights = foreign.weight.clone()
     type(model)(model.config, language_model=model.language_model, encoders={"frames": foreign})
     assert torch.equal(foreign.weight, weights)
+
+
+def test_models_that_are_loaded_in_threads_at_the_same_time_leave_later_ones_tied(bases, llms):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+    tie_weights = PreTrainedModel.tie_weights
+    spec = tiny.tiny_spec(bases | {"llm": llms["qwen2"]}, ("audio",))  # qwen2's embeddings are tied
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: build(spec), range(8)))
+    assert PreTrainedModel.tie_weights is tie_weights
+    later = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llms["qwen2"]))
+    assert later.get_input_embeddings().weight is later.get_output_embeddings().weight
