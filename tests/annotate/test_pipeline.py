@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections import Counter
 
@@ -195,14 +196,26 @@ def test_models_in_process_answer_in_batches_and_their_answers_are_stored(films,
     audio = tiny_chat.write_qwen2_audio(tmp_path / "qwen2-audio")
     asked = []
 
+    from affectgpt.chat.batches import Batcher
     from affectgpt.chat.local import TransformersChat
 
-    answer = TransformersChat.answer
+    answer, put = TransformersChat.answer, Batcher.put
+    all_there = threading.Event()
+    n_put = Counter()
+
+    def counted(self, question):
+        n_put[question.step] += 1
+        if n_put["visual"] == 3:
+            all_there.set()
+        return put(self, question)
 
     def watched(self, requests, max_new_tokens):
+        if self.name == str(vision):  # the first batch lasts until every clip has asked, on however slow a machine
+            assert all_there.wait(60)
         asked.append((self.name, len(requests), {request.sound is not None for request in requests}))
         return answer(self, requests, max_new_tokens)
 
+    monkeypatch.setattr(Batcher, "put", counted)
     monkeypatch.setattr(TransformersChat, "answer", watched)
     more = (
         "annotator=transformers",
