@@ -87,7 +87,7 @@ class ChatServer:
                     self.send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
                 else:
                     if fault == "slow":
-                        time.sleep(0.6)
+                        time.sleep(3)
                     choice = {"index": 0, "finish_reason": "stop"}
                     choice["message"] = {"role": "assistant", "content": outer.answer(body)}
                     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -175,9 +175,9 @@ def test_it_works_inside_a_running_event_loop_as_in_a_notebook(server, tmp_path)
 
 
 def test_an_interrupt_awaits_the_requests_in_flight_and_sends_no_more(server, tmp_path):
-    server.delay_s = 0.3
     main = threading.get_ident()
-    threading.Timer(0.15, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    all_in_flight = threading.Barrier(4, action=lambda: signal.pthread_kill(main, signal.SIGINT))
+    server.answer = lambda body: str(all_in_flight.wait(60))
     with pytest.raises(KeyboardInterrupt):
         texts(client(server, tmp_path, concurrency=4), *map(str, range(40)))
     assert len(rows(tmp_path)) == len(server.requests) == 4
@@ -193,7 +193,8 @@ chat.answer([Request(f"question {i}") for i in range(40)])
 
 
 def test_killed_and_resumed_makes_exactly_the_missing_calls(server, tmp_path):
-    server.delay_s = 0.03
+    stored = threading.Semaphore(12)  # requests that are answered before the kill
+    server.answer = lambda body: str(stored.acquire(timeout=60))
     cache = tmp_path / "answers.jsonl"
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", SCRIPT, server.url, str(cache)]
@@ -203,7 +204,7 @@ def test_killed_and_resumed_makes_exactly_the_missing_calls(server, tmp_path):
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.1)
+    stored.release(100)
     kept = {json.loads(line)["request"]["messages"][0]["content"] for line in cache.read_text().splitlines()}
     assert 10 <= len(kept) < 40
     before = len(server.requests)
