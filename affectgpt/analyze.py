@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,33 @@ import numpy as np
 
 from affectgpt import plots
 from affectgpt.chat.served import ChatClient
+from affectgpt.clauses import join, split
 from affectgpt.config import AnalyzeConfig, BenchmarkConfig
-from affectgpt.metrics import GROUPINGS, empty, evaluate, load_lexicon, random_labels, read_predictions, read_references
+from affectgpt.metrics import (
+    GROUPINGS,
+    contents,
+    empty,
+    evaluate,
+    load_lexicon,
+    random_labels,
+    read_labels,
+    read_predictions,
+    read_references,
+)
 from affectgpt.metrics.baselines import MER2023_EMOTIONS
-from affectgpt.metrics.benchmarks import read_true_values
-from affectgpt.metrics.classification import UNPARSED, classify, pearson, to_class
+from affectgpt.metrics.benchmarks import read_true_values, true_scores
+from affectgpt.metrics.classification import UNPARSED, classify, pearson, pearson_interval, to_class, top_k_accuracy
 from affectgpt.metrics.clip_scores import score_clips, sector_confusion, wheel_order
 from affectgpt.metrics.compare import compare, named_after_files, over_seeds
 from affectgpt.metrics.evaluate import evaluate_samples, labels_by_id
-from affectgpt.metrics.io import ScoreFileError
-from affectgpt.metrics.judge import JUDGE_ASPECTS, judge
+from affectgpt.metrics.faithfulness import phrases
+from affectgpt.metrics.io import ScoreFileError, read_descriptions
+from affectgpt.metrics.judge import JUDGE_ASPECTS, extract_by_llm, judge
 from affectgpt.metrics.matching import match_texts
 from affectgpt.metrics.report import percent
-from affectgpt.metrics.sets import jaccard
+from affectgpt.metrics.sets import jaccard, set_score
 from affectgpt.metrics.stats import (
+    Rate,
     bootstrap_interval,
     mean_f_statistic,
     mean_precision_statistic,
@@ -35,7 +49,8 @@ from affectgpt.metrics.stats import (
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping, label_shares
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.runtime import InputError, write_json_atomic
-from affectgpt.tables import format_table, read_rows
+from affectgpt.schema import Clause, Prediction, finite, parse_label_list, write_jsonl
+from affectgpt.tables import cell_text, format_table, id_of, is_blank, read_rows
 
 log = logging.getLogger("affectgpt")
 
@@ -270,7 +285,9 @@ def seeds(config: AnalyzeConfig) -> dict[str, Any]:
 
 def texts(config: AnalyzeConfig) -> dict[str, Any]:
     truth, predicted = _descriptions(config)
-    result = match_texts(truth, predicted, lang=config.lang, n_bootstrap=config.n_bootstrap, seed=config.seed)
+    result = match_texts(
+        truth, predicted, lang=config.lang, n_bootstrap=config.n_bootstrap, seed=config.seed, wordnet=config.wordnet
+    )
     for name, value in result.scores.items():
         interval = result.intervals.get(name)
         print(f"{name:<10}{value:8.2f}" + (f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
@@ -287,10 +304,8 @@ def texts(config: AnalyzeConfig) -> dict[str, Any]:
 
 
 def by_judge(config: AnalyzeConfig) -> dict[str, Any]:
-    if config.model is None:
-        raise InputError("model= is missing: the name of the judging model, pinned to a version")
+    client = _client(config)
     truth, predicted = _descriptions(config)
-    client = ChatClient(config.model, base_url=config.base_url, cache=Path(config.out) / "llm-answers.jsonl")
     results = {aspect: judge(truth, predicted, client, aspect) for aspect in JUDGE_ASPECTS}
     for aspect, result in results.items():
         mean = "-" if result.mean is None else f"{result.mean:.2f}"
@@ -303,6 +318,267 @@ def by_judge(config: AnalyzeConfig) -> dict[str, Any]:
     return {aspect: vars(result) for aspect, result in results.items()}
 
 
+def discrete(config: AnalyzeConfig) -> dict[str, Any]:
+    classes, lexicon = tuple(config.classes) or contents.CANDIDATES, load_lexicon(config.lexicon)
+    truth = {key: label.lower() for key, label in _column(config, ("label", "discrete", "emo", "emotions")).items()}
+    if outside := sorted(set(truth.values()) - set(classes)):
+        raise InputError(f"true labels {outside} are not among the classes {list(classes)}; set classes=")
+    rankings: Mapping[str, tuple[str, ...] | None]
+    if given := _given(config, "ranking"):
+        by = "column ranking"
+        rankings = {
+            key: contents.in_classes(parse_label_list(value) or (), classes, lexicon) for key, value in given.items()
+        }
+    else:
+        client = _client(config)
+        rankings, by = contents.rank_emotions(_texts(config), client, lexicon, classes), _by(client)
+    shared, counts = _shared(config, truth, rankings)
+    true, found = [truth[key] for key in shared], [rankings[key] or () for key in shared]
+    rates = {f"top-{k}": Rate(round(top_k_accuracy(true, found, k) * len(shared)), len(shared)) for k in (1, 2)}
+    for name, rate in rates.items():
+        low, high = rate.interval or (0, 0)
+        print(f"{name:<8}{percent(rate.value or 0)} %  [{percent(low)}, {percent(high)}]  {rate.count} of {rate.n}")
+    _print_counts(counts, by)
+    bars = {"accuracy": [100 * (rate.value or 0) for rate in rates.values()]}
+    intervals = {
+        "accuracy": [(100 * rate.interval[0], 100 * rate.interval[1]) for rate in rates.values() if rate.interval]
+    }
+    unit = "%, with 95 % intervals"
+    _draw(
+        config,
+        plots.draw_bars,
+        list(rates),
+        bars,
+        title="One-hot label among the first",
+        unit=unit,
+        intervals=intervals,
+    )
+    return {name: rate.to_dict() for name, rate in rates.items()} | {"classes": classes, "ranked_by": by, **counts}
+
+
+NO_VALENCE = -10
+"""The valence of clips of MER2023 that have none."""
+
+
+def valence(config: AnalyzeConfig) -> dict[str, Any]:
+    scores = true_scores(_references(config), _as_benchmark(config))
+    truth = {key: score for key, score in scores.items() if score != NO_VALENCE}
+    values: Mapping[str, float | None]
+    if given := _given(config, "valence"):
+        values, by = {key: finite(value) for key, value in given.items()}, "column valence"
+    else:
+        client = _client(config)
+        values, by = contents.estimate_valence(_texts(config), client), _by(client)
+    shared, counts = _shared(config, truth, values)
+    read = {key: value for key in shared if (value := values[key]) is not None}
+    true, found = [truth[key] for key in read], list(read.values())
+    pcc = pearson(true, found)
+    interval = pearson_interval(true, found, n_bootstrap=config.n_bootstrap, seed=config.seed)
+    print(f"PCC     {pcc:.3f}" + (f"  [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""))
+    print(f"mean    {np.mean(true):.2f} true, {np.mean(found):.2f} found")
+    _print_counts(counts, by)
+    low, high = contents.VALENCE
+    grid = np.arange(low, high + 1)
+    table = np.zeros((len(grid), len(grid)))
+    for a, b in zip(true, found, strict=True):
+        table[int(np.clip(round(a), low, high) - low), int(np.clip(round(b), low, high) - low)] += 1
+    names = [f"{value:+.0f}" for value in grid]
+    title = f"Clips by valence, PCC {pcc:.2f}"
+    _draw(config, plots.draw_heat_map, table, names, names, title=title, fmt="{:.0f}", labels=("true", "found"))
+    return {"pcc": pcc, "interval": vars(interval) if interval else None, "estimated_by": by, **counts}
+
+
+def clues(config: AnalyzeConfig) -> dict[str, Any]:
+    path = Path(_prediction_file(config))
+    found: Mapping[str, tuple[str, ...] | None]
+    if config.model is None:
+        by = "the rules of affectgpt.clauses: visual clauses at commas"
+        described = read_descriptions(path, split=config.split, lang=config.lang)
+        divided = {key: split(text, config.lang) if isinstance(text, str) else text for key, text in described.items()}
+        found = {
+            key: tuple(clue for part in parts if part.modality == "visual" for clue in phrases(part.text, config.lang))
+            for key, parts in divided.items()
+        }
+    else:
+        client = _client(config)
+        found, by = contents.list_visual_clues(_texts(config), client), _by(client)
+    read = {key: listed for key, listed in found.items() if listed is not None}
+    if not read:
+        raise InputError(f"{path}: no description in lang={config.lang} has readable clues")
+    sizes = [len(listed) for listed in read.values()]
+    interval = _interval_of_mean(sizes, config)
+    counts = {"n": len(read), "unreadable": len(found) - len(read), "without": sizes.count(0)}
+    print("visual clues in a description")
+    print(f"mean    {np.mean(sizes):.2f}" + (f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
+    print(f"median  {np.median(sizes):g}, most {max(sizes)}")
+    _print_counts(counts, by)
+    per = Counter(sizes)
+    ticks = range(max(sizes) + 1)
+    bars = {"descriptions": [per[size] for size in ticks]}
+    _draw(
+        config, plots.draw_bars, list(map(str, ticks)), bars, title="Visual clues in a description", unit="descriptions"
+    )
+    result = {"mean": float(np.mean(sizes)), "interval": interval, "median": float(np.median(sizes)), "counted_by": by}
+    return result | counts | {"descriptions_by_clues": {str(size): per[size] for size in ticks}, "clues": read}
+
+
+def clue_texts(config: AnalyzeConfig) -> dict[str, Any]:
+    if config.subtitles is None:
+        raise InputError("subtitles= is missing: a table of what is said, with name and english, chinese or subtitle")
+    client, truth, descriptions = _client(config), _truth(config), _texts(config)
+    columns = ({"en": "english", "zh": "chinese"}[config.lang], "subtitle")
+    subtitles = {
+        id_of(row, where): text
+        for where, row in read_rows(Path(config.subtitles))
+        if (text := next((text for name in columns if (text := cell_text(row.get(name)))), None))
+    }
+    texts_of = contents.single_modality_texts(descriptions, subtitles, client, config.lang)
+    folder = Path(config.out) / "clue_texts"
+    folder.mkdir(parents=True, exist_ok=True)
+    systems = {}
+    for name, texts_by_id in texts_of.items():
+        readings = extract_by_llm(texts_by_id, client)
+        systems[name] = [
+            Prediction(key, text, readings[key].labels, "description", config.lang, model=client.name)
+            for key, text in texts_by_id.items()
+        ]
+        write_jsonl(folder / f"{name}.jsonl", systems[name])
+        empty_texts = sum(not text for text in texts_by_id.values())
+        print(f"{folder / name}.jsonl: {len(texts_by_id)} texts, {empty_texts} of them empty")
+    print(f"written and read by {_by(client)}; {client.n_asked} calls, {client.n_cached} answers from the cache")
+    truth = {key: truth[key] for key in descriptions if key in truth}
+    return _compare(config, systems, truth, "What the modalities contribute") | {"written_by": _by(client)}
+
+
+def annotations(config: AnalyzeConfig) -> dict[str, Any]:
+    if len(config.named) != 2:
+        raise InputError("give two annotations of the same clips by name: human=a.csv human_llm=b.csv,b-labels.csv")
+    sides = {name: _annotation(files, config) for name, files in config.named.items()}
+    grouping = WheelGrouping(load_lexicon(config.lexicon))
+    first, second = sides
+    shared = [key for key in sides[first].labels if key in sides[second].labels]
+    if not shared:
+        raise InputError(f"{first} and {second} have no clip with labels in common; ids must be the same in both")
+    result: dict[str, Any] = {}
+    for scope, keys in (("all", None), ("shared", shared)):
+        result[scope] = {name: side.statistics(keys, config.lang) for name, side in sides.items()}
+    rows = [("", *(f"{name}, {scope} clips" for scope in result for name in sides))]
+    for key in [key for key in result["all"][first] if key != "commonest"]:
+        values = [result[scope][name][key] for scope in result for name in sides]
+        shown = [
+            "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value) for value in values
+        ]
+        rows.append((key.replace("_", " "), *shown))
+    print(format_table(rows))
+    for name in sides:
+        print(f"commonest of {name}: {result['all'][name]['commonest']}")
+    pairs = [tuple(grouping.map(side.labels[key], config.grouping) for side in sides.values()) for key in shared]
+    similarity, n = jaccard((a, b) for a, b in pairs)
+    more = [len(sides[second].labels[key]) - len(sides[first].labels[key]) for key in shared]
+    kept = set_score((a, b) for a, b in pairs)
+    interval = _interval_of_mean(more, config)
+    result |= {
+        "grouping": config.grouping, "jaccard": similarity, "n_jaccard": n, "more_labels": float(np.mean(more)),
+        "more_labels_interval": interval, "first_found_in_second": kept.recall, "second_found_in_first": kept.precision,
+    }  # fmt: skip
+    shown = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    print(f"labels per clip, {second} - {first}: {np.mean(more):+.2f}{shown} on {len(shared)} shared clips")
+    print(
+        f"{config.grouping}: Jaccard {similarity:.3f} (n = {n}); {percent(kept.recall)} % of the labels of {first} are "
+        f"in {second}, {percent(kept.precision)} % of those of {second} in {first} (means over {kept.n} clips)"
+    )
+    sizes = {name: Counter(len(side.labels[key]) for key in shared) for name, side in sides.items()}
+    ticks = range(max(max(found) for found in sizes.values()) + 1)
+    bars = {name: [found[size] for size in ticks] for name, found in sizes.items()}
+    title = f"Labels per clip, {len(shared)} shared clips"
+    _draw(config, plots.draw_bars, list(map(str, ticks)), bars, title=title, unit="clips")
+    return result
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """Descriptions and labels by clip, of one way to annotate."""
+
+    texts: Mapping[str, str]
+    labels: Mapping[str, tuple[str, ...]]
+
+    def statistics(self, keys: Sequence[str] | None, lang: str) -> dict[str, Any]:
+        """Of these clips, None = all (OV-MER paper, Figure 5: length of the clues, labels per clip, their variety)."""
+        labels = [found for key, found in self.labels.items() if keys is None or key in keys]
+        texts = [text for key, text in self.texts.items() if keys is None or key in keys]
+        words = Counter(word for found in labels for word in found)
+        total = words.total()
+        size = [len(text) if lang == "zh" else len(text.split()) for text in texts]
+        return {
+            "clips": len(labels), "labels_per_clip": total / max(len(labels), 1), "distinct_labels": len(words),
+            "used_once": sum(n == 1 for n in words.values()),
+            "share_of_the_ten_commonest": sum(n for _, n in words.most_common(10)) / max(total, 1),
+            "descriptions": len(texts),
+            ("characters" if lang == "zh" else "words") + "_per_description": float(np.mean(size)) if size else None,
+            "commonest": ", ".join(f"{word} {n}" for word, n in words.most_common(10)),
+        }  # fmt: skip
+
+
+def _annotation(files: str, config: AnalyzeConfig) -> _Annotation:
+    """From tables separated by commas: labels of a column of labels, else as the texts state them."""
+    texts: dict[str, str] = {}
+    labels: dict[str, tuple[str, ...]] = {}
+    for path in map(Path, files.split(",")):
+        columns = {name for _, row in read_rows(path) for name in row}
+        if columns & {"labels", "openset"}:
+            labels |= read_references(path, split=config.split, lang=config.lang)
+        texts |= _flat(read_descriptions(path, split=config.split, lang=config.lang), config.lang)
+    if not labels:
+        labels = {key: read_labels(text).labels for key, text in texts.items()}
+    return _Annotation(texts, {key: tuple(dict.fromkeys(map(str.lower, found))) for key, found in labels.items()})
+
+
+def _client(config: AnalyzeConfig) -> ChatClient:
+    if config.model is None:
+        raise InputError("model= is missing: the name of the language model, pinned to a version")
+    cache = Path(config.out) / "llm-answers.jsonl"
+    return ChatClient(config.model, base_url=config.base_url, cache=cache, offline=config.offline)
+
+
+def _by(client: ChatClient) -> str:
+    return f"{client.name}, prompt version {contents.CONTENTS_VERSION}"
+
+
+def _given(config: AnalyzeConfig, column: str) -> dict[str, Any]:
+    """id -> value of a column of the prediction file, such as the records of an annotation have; {} without it."""
+    rows = read_rows(Path(_prediction_file(config)))
+    return {id_of(row, where): row[column] for where, row in rows if not is_blank(row.get(column))}
+
+
+def _texts(config: AnalyzeConfig) -> dict[str, str]:
+    """The descriptions of the prediction file."""
+    path = _prediction_file(config)
+    found = _flat(read_descriptions(path, split=config.split, lang=config.lang), config.lang)
+    if not found:
+        raise InputError(f"{path}: no descriptions in lang={config.lang}; see docs/metrics.md, section 'Files'")
+    return found
+
+
+def _flat(found: Mapping[str, str | tuple[Clause, ...]], lang: str) -> dict[str, str]:
+    return {key: text if isinstance(text, str) else join(text, lang) for key, text in found.items()}
+
+
+def _shared(
+    config: AnalyzeConfig, truth: Mapping[str, Any], found: Mapping[str, Any]
+) -> tuple[list[str], dict[str, int]]:
+    """The clips in both, and how many there are, are in one only, and have no readable value."""
+    shared = [key for key in found if key in truth]
+    if not shared:
+        raise InputError(f"no clip of {_prediction_file(config)} is in {config.references}; are both of one data set?")
+    unreadable = sum(found[key] in (None, ()) for key in shared)
+    only = {"without_description": len(truth) - len(shared), "without_truth": len(found) - len(shared)}
+    return shared, {"n": len(shared), "unreadable": unreadable, **only}
+
+
+def _print_counts(counts: Mapping[str, int], by: str) -> None:
+    print("; ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items()) + f"; by {by}")
+
+
 def _interval_of_mean(values: Sequence[float], config: AnalyzeConfig) -> plots.Range | None:
     pairs = np.repeat(np.asarray(values, dtype=float)[:, None, None], 2, axis=2)  # [N, 1, 2]
     found = bootstrap_interval(pairs, mean_precision_statistic, n_bootstrap=config.n_bootstrap, seed=config.seed)
@@ -312,7 +588,8 @@ def _interval_of_mean(values: Sequence[float], config: AnalyzeConfig) -> plots.R
 ANALYSES: dict[str, Callable[[AnalyzeConfig], dict[str, Any]]] = {
     "baselines": baselines, "correlation": correlation, "language": language, "onehot": onehot, "labels": labels,
     "subtitles": side_by_side, "modalities": side_by_side, "wheel": wheel, "sectors": sectors, "confusion": confusion,
-    "seeds": seeds, "texts": texts, "judge": by_judge,
+    "seeds": seeds, "texts": texts, "judge": by_judge, "discrete": discrete, "valence": valence, "clues": clues,
+    "clue_texts": clue_texts, "annotations": annotations,
 }  # fmt: skip
 
 
@@ -352,13 +629,17 @@ def _descriptions(config: AnalyzeConfig) -> tuple[dict[str, str], dict[str, str]
 
 def _column(config: AnalyzeConfig, names: Sequence[str], required: bool = True) -> dict[str, str]:
     """id -> text, from the first of these columns that a row of the references has."""
-    benchmark = BenchmarkConfig(name="references", split=config.split)
     try:
-        return {key: str(value) for key, value in read_true_values(_references(config), benchmark, names).items()}
+        values = read_true_values(_references(config), _as_benchmark(config), names)
+        return {key: str(value) for key, value in values.items()}
     except ScoreFileError:
         if required:
             raise
         return {}
+
+
+def _as_benchmark(config: AnalyzeConfig) -> BenchmarkConfig:
+    return BenchmarkConfig(name="references", split=config.split, array=config.array)
 
 
 def _print_matrix(rows: Sequence[str], columns: Sequence[str], matrix: np.ndarray, fmt: str) -> None:

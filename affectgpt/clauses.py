@@ -247,6 +247,30 @@ def split(text: str, lang: str) -> tuple[Clause, ...]:
     return tuple(found)
 
 
+def sections(text: str, lang: str) -> dict[str, str]:
+    """Clue modality -> its section of a description ("In the audio, ..."), conclusions included.
+
+    What precedes the first named section is visual. In a description without sections, a modality has its clauses.
+
+    >>> sections("Her brows rise. In the audio, the voice trembles. This may be fear.", "en")
+    {'visual': 'Her brows rise.', 'acoustic': 'In the audio, the voice trembles. This may be fear.'}
+    >>> sections("Her brows rise. The voice trembles.", "en")
+    {'visual': 'Her brows rise.', 'acoustic': 'The voice trembles.'}
+    """
+    found: dict[str, list[str]] = {}
+    section = ""
+    for sentence in sentences(text, lang):
+        if match := _SECTION[lang].match(sentence):
+            section = next(name for name, value in match.groupdict().items() if value)
+        found.setdefault(section, []).append(sentence)
+    if not section:
+        clauses = split(text, lang)
+        found = {name: [clause.text for clause in clauses if clause.modality == name] for name in CLUES}
+    else:
+        found["visual"] = [*found.pop("", ()), *found.get("visual", ())]
+    return {name: _JOINT[lang].join(found[name]) for name in CLUES if found.get(name)}
+
+
 def _classify(text: str, named: set[str], concludes: bool, section: str, last: str) -> Clause:
     needs = tuple(name for name in CLUES if name in named)
     if concludes:

@@ -345,7 +345,9 @@ class BenchmarkConfig:
     references: str = ""  # reference file inside the folder: .csv, .jsonl or .npz
     kind: str = "openset"  # openset, hit_rate, sentiment, classes, classes_valence or multilabel
     metric: str = ""  # kinds classes and multilabel: the primary score, one of those in the result
-    split: str | None = None  # only rows with this split
+    split: str | None = None  # only rows with this split; null = all
+    n_test: int | None = None  # without a column split: test is this many ids by their seeded hash, train the others
+    split_file: str | None = None  # instead: only the ids in this list (.txt, .csv) inside the folder
     columns: dict[str, str] = field(default_factory=dict)  # own column names of the references: {id: video_id}
     drop: list[str] = field(default_factory=list)  # kind classes: clips with one of these true labels are not scored
     id_prefix: str | None = None  # only clips whose id starts with this
@@ -353,7 +355,7 @@ class BenchmarkConfig:
     array: str = "test_corpus"  # name of the array in a label.npz
     trust_pickle: bool = False  # unpickle a label.npz with objects that are not plain; only if you trust its source
     members: list[str] = field(default_factory=list)  # a mean over these benchmarks
-    published: list[Any] = field(default_factory=list)  # published results: system, value, source, metric
+    published: list[Any] = field(default_factory=list)  # published results: system, value, source, metric, split
 
 
 @dataclass
@@ -785,14 +787,18 @@ class AnalyzeConfig:
     split: str | None = None  # only references with this split
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
     grouping: str = "M1"  # onehot: the grouping under which labels are equal
-    lang: str = "en"  # texts: their language, en or zh
-    classes: list[str] = field(default_factory=list)  # confusion: the labels
+    lang: str = "en"  # texts, contents of descriptions: their language, en or zh
+    wordnet: str | None = None  # texts: folder of WordNet, or with lang=zh wn-data-cmn.tab; null = of nltk or Debian
+    classes: list[str] = field(default_factory=list)  # confusion, discrete: the labels; [] in discrete = MER2023's
+    subtitles: str | None = None  # clue_texts: table of what is said, name and english, chinese or subtitle
+    array: str = "test_corpus"  # name of the array if the references are a label.npz
     k: int = 1  # wheel, sectors: number of the wheel, 1 to 5
     seed: int = 42  # of the bootstrap and the random baseline
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
     pictures: bool = True  # draw plots as PNG, SVG and PDF (needs matplotlib)
-    model: str | None = None  # judge: name of the model, with version
-    base_url: str | None = None  # judge: OpenAI-compatible server; null = OpenAI
+    model: str | None = None  # judge, discrete, valence, clues, clue_texts: name of the model, with version
+    base_url: str | None = None  # of the model: OpenAI-compatible server; null = OpenAI
+    offline: bool = False  # use the model's cached answers only
     out: str = "analysis"  # output folder
 
 

@@ -58,8 +58,9 @@ def folder(tmp_path):
         ("c", "sad, tired", "sad"),
         ("d", "neutral", "neutral"),
     ]
-    lines = [f'{name},"[{labels}]",{label},"He shows it."' for name, labels, label in rows]
-    (tmp_path / "gt.csv").write_text("name,openset,label,reason\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    valences = {"a": 4, "b": -4, "c": -2, "d": -10}  # -10 = none
+    lines = [f'{name},"[{labels}]",{label},"He shows it.",{valences[name]}' for name, labels, label in rows]
+    (tmp_path / "gt.csv").write_text("name,openset,label,reason,valence\n" + "\n".join(lines) + "\n", encoding="utf-8")
     for system, answers in {
         "good": ["glad", "mad", "sad", "neutral"],
         "fair": ["glad, angry", "mad", "happy", "calm"],
@@ -67,6 +68,12 @@ def folder(tmp_path):
     }.items():
         lines = [f'{name},"[{answer}]"' for (name, _, _), answer in zip(rows, answers, strict=True)]
         (tmp_path / f"{system}.csv").write_text("name,openset\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    found = zip("abcd", ("happy", "sad", "sad", "calm"), (3.0, -2.0, -3.0, 0.5), strict=True)
+    records = [
+        {"id": name, "text": "Her brows rise, and she nods.", "ranking": [first, "angry"], "valence": valence}
+        for name, first, valence in found
+    ]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
     (tmp_path / "table.csv").write_text(
         "system,GPT,M1\n" + "".join(f"{name},{row[0]},{row[1]}\n" for name, row in TABLE_4.items()), encoding="utf-8"
     )
@@ -86,6 +93,10 @@ COMMANDS = {
     "confusion": ["references={}/gt.csv", "{}/fair.csv", "classes=happy,angry,sad,neutral"],
     "seeds": ["references={}/gt.csv", "{}/good.csv", "{}/fair.csv", "{}/poor.csv"],
     "texts": ["references={}/gt.csv", "{}/good.csv"],
+    "discrete": ["references={}/gt.csv", "{}/records.jsonl", "classes=happy,angry,sad,neutral"],
+    "valence": ["references={}/gt.csv", "{}/records.jsonl"],
+    "clues": ["{}/records.jsonl"],
+    "annotations": ["human={}/good.csv", "both={0}/gt.csv,{0}/records.jsonl"],
 }
 
 
@@ -109,7 +120,7 @@ def test_the_judge_rates_descriptions_without_their_label_line(folder, judging_s
     assert "model= is missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("analysis", sorted(set(ANALYSES) - {"judge"}))
+@pytest.mark.parametrize("analysis", sorted(set(ANALYSES) - {"judge", "clue_texts"}))
 def test_every_analysis_prints_a_table_and_writes_json_png_and_svg(analysis, folder, capsys):
     if analysis == "texts":
         pytest.importorskip("sacrebleu")
@@ -140,6 +151,87 @@ def test_results_are_right_on_the_toy_data(folder):
     pcc = json.loads((out / "correlation.json").read_text(encoding="utf-8"))["pcc"]
     assert pcc[0][1] == pytest.approx(0.887, abs=0.0006)
     assert not list(out.glob("*.png"))
+
+
+def figures(folder, capsys, *call):
+    assert run("analyze", [*call, f"out={folder / 'out'}", "pictures=false", "n_bootstrap=0"]) == 0, (
+        capsys.readouterr().err
+    )
+    return json.loads((folder / "out" / f"{call[0]}.json").read_text(encoding="utf-8"))
+
+
+def test_rankings_and_valences_of_an_annotation_are_compared_with_the_labels(folder, capsys):
+    base = (f"references={folder / 'gt.csv'}", str(folder / "records.jsonl"))
+    found = figures(folder, capsys, "discrete", *base, "classes=happy,angry,sad,neutral")
+    # a: happy first; b: angry second; c: sad first; d: "calm" is none of the classes, "angry" is wrong.
+    assert (found["top-1"]["value"], found["top-2"]["value"], found["n"]) == (0.5, 0.75, 4)
+    found = figures(folder, capsys, "valence", *base)
+    assert found["pcc"] == pytest.approx(np.corrcoef([4, -4, -2], [3, -2, -3])[0, 1])
+    assert (found["n"], found["without_truth"]) == (3, 1)
+    found = figures(folder, capsys, "clues", str(folder / "records.jsonl"))
+    assert (found["mean"], found["descriptions_by_clues"]["2"]) == (2.0, 4)
+    assert run("analyze", ["discrete", *base, "classes=happy"]) == 2
+    assert "true labels ['angry', 'neutral', 'sad'] are not among the classes ['happy']" in capsys.readouterr().err
+    assert run("analyze", ["discrete", base[0], str(folder / "good.csv")]) == 2
+    assert "model= is missing" in capsys.readouterr().err
+
+
+def test_two_annotations_of_the_same_clips_are_compared_on_all_and_on_shared_clips(folder, capsys):
+    (folder / "human.csv").write_text(
+        'name,reason\na,"He smiles. He feels happy."\nz,"She feels sad."\n', encoding="utf-8"
+    )
+    found = figures(folder, capsys, "annotations", f"human={folder / 'human.csv'}", f"both={folder / 'gt.csv'}")
+    assert found["all"]["human"]["clips"] == 2
+    assert found["shared"]["human"] == found["shared"]["human"] | {"clips": 1, "labels_per_clip": 1.0}
+    assert found["shared"]["both"]["labels_per_clip"] == 2.0
+    assert found["all"]["both"]["distinct_labels"] == 6
+    assert (found["more_labels"], found["jaccard"]) == (1.0, 0.5)
+    assert (found["first_found_in_second"], found["second_found_in_first"]) == (1.0, 0.5)
+    (folder / "other.csv").write_text("name,openset\nq,[sad]\n", encoding="utf-8")
+    assert run("analyze", ["annotations", f"human={folder / 'other.csv'}", f"both={folder / 'gt.csv'}"]) == 2
+    assert "human and both have no clip with labels in common" in capsys.readouterr().err
+
+
+def test_texts_of_single_modalities_are_written_asked_once_and_scored(folder, monkeypatch, capsys):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    row = 'a,"[happy, proud]","In the video, he beams. In the audio, the voice is bright.",I won!'
+    (folder / "emer.csv").write_text(f"name,openset,english,subtitle\n{row}\n", encoding="utf-8")
+    answers = {
+        "Voice: In the audio": "He is proud.",
+        "Words: ": "He is happy.",
+        "beams": '["amused"]',
+        "proud.": '["proud"]',
+    }
+
+    def answer(body):
+        question = body["messages"][-1]["content"]
+        return next((text for words, text in answers.items() if words in question), '["happy"]')
+
+    table = folder / "emer.csv"
+    with ChatServer(answer) as server:
+        call = (
+            "clue_texts",
+            f"references={table}",
+            str(table),
+            f"subtitles={table}",
+            "model=toy",
+            f"base_url={server.url}",
+        )
+        found = figures(folder, capsys, *call)
+        n_asked = len(server.requests)
+        assert figures(folder, capsys, *call) == found
+        assert len(server.requests) == n_asked  # every answer is in the log
+    assert set(found["reports"]) == {"CLUE-Text", "CLUE-Audio", "CLUE-Video", "CLUE-Multi"}
+    rows = {
+        name: json.loads((folder / "out" / "clue_texts" / f"{name}.jsonl").read_text(encoding="utf-8"))
+        for name in found["reports"]
+    }
+    assert (rows["CLUE-Text"]["text"], rows["CLUE-Text"]["labels"]) == ("He is happy.", ["happy"])
+    assert (rows["CLUE-Audio"]["text"], rows["CLUE-Audio"]["labels"]) == ("He is proud.", ["proud"])
+    assert (rows["CLUE-Video"]["text"], rows["CLUE-Video"]["labels"]) == ("In the video, he beams.", ["amused"])
+    assert run("analyze", list(call[:3])) == 2
+    assert "subtitles= is missing" in capsys.readouterr().err
 
 
 def test_pictures_are_the_same_each_time(folder):

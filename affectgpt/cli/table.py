@@ -333,6 +333,11 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
   seeds        references=gt.csv run1.jsonl run2.jsonl ... runs of one system: mean ± standard deviation
   texts        references=gt.csv predictions.jsonl [lang=zh]    BLEU-1, BLEU-4, ROUGE-L, METEOR of descriptions
   judge        references=gt.csv predictions.jsonl model=... [base_url=...]   clue and label overlap by an LLM, 1-10
+  discrete     references=gt.csv descriptions.csv model=...    top-1 and top-2 of emotions ranked from descriptions
+  valence      references=gt.csv descriptions.csv model=...    PCC of the valence in descriptions with the label
+  clues        descriptions.csv [model=...]                visual clues in a description
+  clue_texts   references=gt.csv descriptions.csv subtitles=s.csv model=...   CLUE-Text, -Audio, -Video and -Multi
+  annotations  human=a.csv human_llm=b.csv,b-labels.csv    two annotations of the same clips: lengths, labels, overlap
   faithfulness checkpoint=runs/fine data=...               answers with changed inputs; its own --help""",
         plain="files",
         rewrite="affectgpt.cli.words:analyze",

@@ -46,8 +46,8 @@ from affectgpt.metrics.judge import (
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published, split_published_2024
 from affectgpt.metrics.report import Report, percent
 from affectgpt.runtime import InputError, write_json_atomic
-from affectgpt.schema import Prediction
-from affectgpt.tables import id_of, read_pickled_mapping, read_rows
+from affectgpt.schema import Prediction, held_out
+from affectgpt.tables import format_table, id_of, read_names, read_pickled_mapping, read_rows
 
 BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence", "multilabel")
 COMBINED = "weighted F1 - 0.25 MSE of the valence"
@@ -79,12 +79,24 @@ class BenchmarkResult:
                 shown = percent(value) if isinstance(value, float) and not key.startswith("MSE") else value
                 lines.append(f"  {key}: {shown}")
         if self.published:
-            lines.append("published:")
-            lines += [
-                f"  {row['system']:<40}{row['value']:7.2f}  {row.get('metric', self.metric)}; {row['source']}"
-                for row in self.published
-            ]
+            lines += ["", self.beside_published()]
         return "\n".join(lines)
+
+    def beside_published(self) -> str:
+        """This result and the published ones, in percent: a column for each metric, since they are not comparable."""
+        metrics = list(dict.fromkeys([self.metric, *(str(row.get("metric", self.metric)) for row in self.published)]))
+        own = {self.metric: self.value} | {
+            metric: value
+            for metric in metrics
+            for name, value in self.details.items()
+            if isinstance(value, float) and (name == metric or name.startswith(f"{metric} ("))
+        }
+        cells = [("", *metrics, "source"), ("these predictions", *(_cell(own.get(name)) for name in metrics), "")]
+        for row in self.published:
+            value, of = row["value"] / 100, row.get("metric", self.metric)
+            values = (_cell(value if name == of else None) for name in metrics)
+            cells.append((row["system"], *values, row["source"]))
+        return format_table(cells, "l" + "r" * len(metrics) + "l")
 
     def to_dict(self) -> dict[str, Any]:
         row = {key: value for key, value in vars(self).items() if key not in ("report", "published")}
@@ -92,6 +104,10 @@ class BenchmarkResult:
 
     def write(self, path: str | Path) -> None:
         write_json_atomic(Path(path), self.to_dict())
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def run_benchmark(
@@ -124,17 +140,17 @@ def run_benchmark(
     rows = predictions if isinstance(predictions, Mapping) else list(predictions)
     if config.kind == "openset":
         split_text = split_published if lexicon.label_splitting == "published" else None
-        references = _of_prefix(read_references(path, split=config.split, split_text=split_text), path, config)
+        references = _scored(read_references(path, split=_split_column(config), split_text=split_text), path, config)
         report = evaluate(rows, references, lexicon=lexicon, seed=seed, n_bootstrap=n_bootstrap)
         metric, value, n = "F_S, level 1 mean", report.primary.f_score, report.primary.n
         details: dict[str, Any] = {"M-avg": report.m_avg}
         grouped = None
         labels, _ = labels_by_id(rows, lexicon)
         if groups is not None:
-            truths_2024 = read_references(path, split=config.split, split_text=split_published_2024)
+            truths_2024 = read_references(path, split=_split_column(config), split_text=split_published_2024)
             given = () if isinstance(rows, Mapping) else rows
             grouped = published_grouping_score(
-                _of_prefix(truths_2024, path, config),
+                _scored(truths_2024, path, config),
                 labels_as_published(given, labels),
                 read_stored_answers(groups),
                 source=Path(groups).name,
@@ -143,13 +159,15 @@ def run_benchmark(
             grouped = llm_grouping_score(references, labels, client)
         if grouped is not None:
             by = f"by LLM grouping ({grouped.model})"
-            details |= {f"F_S {by}": grouped.score.f_score, f"Avg {by}": grouped.score.avg}
+            grouped_score = grouped.score
+            details |= {f"F_S {by}": grouped_score.f_score, f"Avg {by}": grouped_score.avg}
+            details |= {f"precision {by}": grouped_score.precision, f"recall {by}": grouped_score.recall}
             details |= {"unreadable groupings": grouped.unparsed, "clips without a grouping": grouped.missing}
         return _result(config, metric, value, n, details, lexicon, report)
 
     labels, _ = labels_by_id(rows, lexicon)
     if config.kind == "sentiment":
-        return _score_sentiment(config, _true_scores(path, config), labels, lexicon, client)
+        return _score_sentiment(config, true_scores(path, config), labels, lexicon, client)
     truths = {key: str(value).lower() for key, value in read_true_values(path, config, _LABEL_COLUMNS).items()}
     details = {
         "missing": len(set(truths) - set(labels)),
@@ -190,7 +208,7 @@ def run_benchmark(
     metric = config.metric or "weighted F1"
     if config.kind == "classes_valence":
         metric = COMBINED
-        details["MSE of the valence"] = mean_squared_error(_true_scores(path, config), valences or {})
+        details["MSE of the valence"] = mean_squared_error(true_scores(path, config), valences or {})
         details[COMBINED] = scored.weighted_f1 - 0.25 * details["MSE of the valence"]
     return _result(config, metric, details[metric], scored.n, details, lexicon)
 
@@ -267,12 +285,13 @@ def _result(
     config: BenchmarkConfig, metric: str, value: float, n: int, details: dict[str, Any], lexicon: Lexicon,
     report: Report | None = None,
 ) -> BenchmarkResult:  # fmt: skip
-    published = [dict(row) for row in config.published]
+    published = [dict(row) for row in config.published if "split" not in row or row["split"] == config.split]
     version = f"{lexicon.name} {lexicon.version}"
     return BenchmarkResult(config.name, config.title, metric, value, n, details, version, published, report)
 
 
-def _true_scores(path: Path, config: BenchmarkConfig) -> dict[str, float]:
+def true_scores(path: Path, config: BenchmarkConfig) -> dict[str, float]:
+    """id -> true valence or sentiment score."""
     return _numbers(path, read_true_values(path, config, _SCORE_COLUMNS))
 
 
@@ -288,8 +307,9 @@ def _numbers(path: Path, values: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _of_prefix(values: Mapping[str, Value], path: Path, config: BenchmarkConfig) -> dict[str, Value]:
-    """The entries whose id starts with `config.id_prefix`, for a file that holds training data as well."""
+def _scored(values: Mapping[str, Value], path: Path, config: BenchmarkConfig) -> dict[str, Value]:
+    """The entries of the split, and of ids with `config.id_prefix`, of a file that holds training data as well."""
+    values = _of_split(values, path, config)
     if config.id_prefix is None:
         return dict(values)
     found = {name: value for name, value in values.items() if name.startswith(config.id_prefix)}
@@ -298,6 +318,29 @@ def _of_prefix(values: Mapping[str, Value], path: Path, config: BenchmarkConfig)
             f"{path}: no id starts with {config.id_prefix!r} (benchmark.id_prefix), ids are like {next(iter(values))!r}"
         )
     return found
+
+
+def _of_split(values: Mapping[str, Value], path: Path, config: BenchmarkConfig) -> Mapping[str, Value]:
+    """The entries of `split_file`, or of our own split by `n_test`, the one of the data set's format."""
+    if config.split_file is not None:
+        listed = Path(config.folder or "") / config.split_file
+        names = read_names(listed)
+        if absent := [name for name in names if name not in values]:
+            raise ScoreFileError(f"{listed}: {len(absent)} of {len(names)} ids are not in {path}, first {absent[0]!r}")
+        return {name: values[name] for name in names}
+    if config.n_test is None or config.split is None:
+        return values
+    if config.split not in ("train", "test"):
+        raise InputError(f"benchmark.split is {config.split!r}; expected test, train, or null for all clips")
+    if config.n_test >= len(values):
+        raise ScoreFileError(f"{path}: {len(values)} clips; expected more than benchmark.n_test={config.n_test}")
+    test = held_out(values, n=config.n_test, seed=0)
+    return {name: value for name, value in values.items() if (name in test) == (config.split == "test")}
+
+
+def _split_column(config: BenchmarkConfig) -> str | None:
+    """The split that a column of the references names."""
+    return None if config.n_test is not None or config.split_file is not None else config.split
 
 
 def truth_path(config: BenchmarkConfig) -> Path:
@@ -317,8 +360,8 @@ def read_true_values(path: Path, config: BenchmarkConfig, columns: Sequence[str]
     if path.suffix == ".npz":
         values = _read_pickled(path, config, "val" if columns is _SCORE_COLUMNS else "emo")
     else:
-        values = _read_columns(path, columns, config.split, config.columns)
-    return _of_prefix(values, path, config)
+        values = _read_columns(path, columns, _split_column(config), config.columns)
+    return _scored(values, path, config)
 
 
 def _read_columns(

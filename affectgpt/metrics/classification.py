@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from affectgpt.metrics.lexicon import Lexicon
+from affectgpt.metrics.stats import Interval, percentile_interval
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.runtime import InputError
 
@@ -267,7 +268,7 @@ def score_sentiment(truths: Mapping[str, float], predictions: Mapping[str, str |
     )
 
 
-def pearson(x: Sequence[float], y: Sequence[float]) -> float:
+def pearson(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
     """Pearson correlation (PCC); NaN if one side is constant, an error for fewer than two points.
 
     >>> round(pearson([1, 2, 3], [2, 4, 6]), 6)
@@ -279,6 +280,14 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm > 0 else float("nan")
+
+
+def pearson_interval(x: Sequence[float], y: Sequence[float], *, n_bootstrap: int, seed: int) -> Interval | None:
+    """95 % percentile bootstrap interval over pairs; None without resamples, or if a resample is constant."""
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    places = np.random.default_rng(seed).integers(len(a), size=(n_bootstrap, len(a)))
+    values = np.array([pearson(a[drawn], b[drawn]) for drawn in places])
+    return percentile_interval(values, seed) if n_bootstrap and np.isfinite(values).all() else None
 
 
 def mean_squared_error(truths: Mapping[str, float], predictions: Mapping[str, float]) -> float:

@@ -134,9 +134,10 @@ def read_references(
 def read_descriptions(
     path: str | Path, *, split: str | None = None, lang: str = "en"
 ) -> dict[str, str | tuple[Clause, ...]]:
-    """Read reference descriptions in `lang`: id -> clauses, or the text without clauses. Rows without one are left out.
+    """Read descriptions in `lang`: id -> clauses, or the text without clauses. Rows without one are left out.
 
-    The text is in the column `description` (of a row in `lang`, or its translation), `reason`, or `english`/`chinese`.
+    The text is in the column `description` (of a row in `lang`, or its translation), `english`/`chinese`, `reason` or
+    `reasons`, or in `text`, the answer of a model.
 
     Raises:
         ScoreFileError: unreadable file, or clauses that are not valid.
@@ -147,8 +148,8 @@ def read_descriptions(
             continue
         sample_id = id_of(row, where)
         own = row if row.get("lang", "en") == lang else (row.get("translations") or {}).get(lang, {})
-        columns = (f"description_{lang}", {"en": "english", "zh": "chinese"}[lang], "reason")
-        texts = [own.get("description"), *(row.get(name) for name in columns)]
+        columns = (f"description_{lang}", {"en": "english", "zh": "chinese"}[lang], "reason", "reasons")
+        texts = [own.get("description"), *(row.get(name) for name in columns), own.get("text")]
         try:
             clauses = parse_clauses(own.get("clauses"))
         except InputError as error:

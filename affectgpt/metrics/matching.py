@@ -1,31 +1,32 @@
 """Text matching scores of descriptions: BLEU-1, BLEU-4, METEOR and ROUGE-L, in English and Chinese.
 
-Computed by libraries of the `evaluation` extra: sacrebleu, rouge-score, nltk (METEOR), and jieba for Chinese word
-segmentation. A score whose library or data is missing is listed in `unavailable`, never replaced by another. Emotion
-papers report these scores next to set-based ones, with which they correlate weakly (OV-MER paper, section 6).
+Computed by libraries of the `evaluation` extra: sacrebleu, rouge-score, nltk (METEOR, with the synonyms of
+`affectgpt.metrics.wordnet`), and jieba for Chinese word segmentation. A score whose library or data is missing is
+listed in `unavailable`, never replaced by another. Emotion papers report these scores next to set-based ones, with
+which they correlate weakly (OV-MER paper, section 6).
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from affectgpt.metrics.wordnet import Thesaurus, find_wordnet
 from affectgpt.runtime import InputError, MissingLibrary
 
-_WORDNET_HELP = (
-    "METEOR needs WordNet, which is not downloaded automatically: run `python -m nltk.downloader wordnet` once "
-    "(or set NLTK_DATA to a folder that has it)"
-)
+CHINESE_METEOR = "METEOR, Chinese synonyms"
 
 
 @dataclass(frozen=True)
 class MatchingScores:
-    """Scores in percent, the versions of the libraries, and the reasons for scores that could not be computed.
+    """Scores in percent, the versions of the libraries (and the place of WordNet), and why scores are unavailable.
 
     `intervals` are 95 % percentile bootstrap intervals over samples, (low, high) in percent.
     """
@@ -44,12 +45,18 @@ def match_texts(
     lang: str = "en",
     n_bootstrap: int = 1000,
     seed: int = 42,
+    wordnet: str | Path | None = None,
 ) -> MatchingScores:
     """Compare descriptions; a missing prediction counts as an empty text.
 
     BLEU is corpus BLEU (sacrebleu with tokenizers 13a and zh); ROUGE-L and METEOR are averaged over samples. ROUGE-L
     is the F-measure with rouge-score's default tokenizer for English (lower case, cut at everything but a-z and 0-9,
-    no stemming), and with jieba's words for Chinese, which the default would drop.
+    no stemming), and with jieba's words for Chinese, which the default would drop. METEOR is nltk's (alpha 0.9, beta 3,
+    gamma 0.5). In English a word matches one with its Porter stem or a synonym. In Chinese words match exactly, as with
+    the English WordNet, which knows none of them; the synonyms of the Chinese Open Wordnet make a score of its own.
+
+    Args:
+        wordnet: folder of WordNet, or for Chinese the table of the Chinese Open Wordnet; None = `find_wordnet` looks.
 
     Raises:
         InputError: no truths, or an unknown language.
@@ -64,9 +71,15 @@ def match_texts(
     unavailable: dict[str, str] = {}
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(n_bootstrap, len(pairs)))
     libraries: dict[str, str] = {}
-    for name, library, make in (
-        ("BLEU", "sacrebleu", _bleu), ("ROUGE-L", "rouge-score", _rouge), ("METEOR", "nltk", _meteor),
-    ):  # fmt: skip
+    scorers: list[tuple[str, str, Callable[..., _Found]]] = [
+        ("BLEU", "sacrebleu", _bleu),
+        ("ROUGE-L", "rouge-score", _rouge),
+        *(
+            (name, "nltk", partial(_meteor, name=name, wordnet=wordnet))
+            for name in (("METEOR",) if lang == "en" else ("METEOR", CHINESE_METEOR))
+        ),
+    ]
+    for name, library, make in scorers:
         try:
             found = make(pairs, lang, drawn)
         except MissingLibrary as error:
@@ -78,6 +91,8 @@ def match_texts(
                     low, high = np.quantile(resampled, [0.025, 0.975])
                     intervals[title] = float(low), float(high)
             libraries[library] = importlib.metadata.version(library)
+            if _has_synonyms(name, lang):
+                libraries["WordNet"] = find_wordnet(lang, wordnet).place
             if lang == "zh" and library != "sacrebleu":  # sacrebleu tokenizes Chinese into characters
                 libraries["jieba"] = importlib.metadata.version("jieba")
     return MatchingScores(scores, intervals, len(pairs), libraries, unavailable)
@@ -148,31 +163,19 @@ def _rouge(pairs: Sequence[tuple[str, str]], lang: str, drawn: np.ndarray) -> _F
     return _mean("ROUGE-L", values, drawn)
 
 
-def _meteor(pairs: Sequence[tuple[str, str]], lang: str, drawn: np.ndarray) -> _Found:
+def _meteor(
+    pairs: Sequence[tuple[str, str]], lang: str, drawn: np.ndarray, *, name: str, wordnet: str | Path | None
+) -> _Found:
     meteor = _import("nltk.translate.meteor_score").meteor_score
-    if lang == "zh":  # WordNet has no Chinese: exact matches only (docs/metrics.md)
-        values = [
-            meteor([words_of(truth, lang)], words_of(prediction, lang), wordnet=_NoSynonyms(), stemmer=_Identity())
-            for truth, prediction in pairs
-        ]
-    else:
-        wordnet = _wordnet()
-        values = [meteor([words_of(truth, lang)], words_of(answer, lang), wordnet=wordnet) for truth, answer in pairs]
-    return _mean("METEOR", values, drawn)
+    options: dict[str, object] = {"wordnet": find_wordnet(lang, wordnet) if _has_synonyms(name, lang) else Thesaurus()}
+    if lang == "zh":  # nothing to stem
+        options["stemmer"] = _Identity()
+    values = [meteor([words_of(truth, lang)], words_of(answer, lang), **options) for truth, answer in pairs]
+    return _mean(name, values, drawn)
 
 
-def _wordnet() -> object:
-    wordnet = _import("nltk.corpus").wordnet
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        raise MissingLibrary(_WORDNET_HELP) from None
-    return wordnet
-
-
-class _NoSynonyms:
-    def synsets(self, word: str) -> list[object]:
-        return []
+def _has_synonyms(name: str, lang: str) -> bool:
+    return name == CHINESE_METEOR or (name == "METEOR" and lang == "en")
 
 
 class _Identity:

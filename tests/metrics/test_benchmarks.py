@@ -8,10 +8,11 @@ import pytest
 
 from affectgpt import config as conf
 from affectgpt.cli import compose, composed
-from affectgpt.metrics.benchmarks import BENCHMARK_KINDS, mean_result, run_benchmark
+from affectgpt.data.splits import hold_out
+from affectgpt.metrics.benchmarks import BENCHMARK_KINDS, mean_result, read_true_values, run_benchmark
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.runtime import InputError, UserError
-from affectgpt.schema import Prediction
+from affectgpt.schema import Prediction, Sample
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "benchmark").glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
@@ -131,6 +132,67 @@ def test_eval_scores_a_benchmark_and_prints_published_results(tmp_path, capsys):
     assert "OV-MERD: F_S, level 1 mean 100.00" in shown
     assert "Chat-UniVi" in shown
     assert json.loads((tmp_path / "benchmark-ovmerd.json").read_text(encoding="utf-8"))["value"] == 1.0
+
+
+def test_emer_fine_is_scored_on_the_published_tables_alone(tmp_path, capsys):
+    ids = [f"sample_{number:08d}" for number in range(332)]
+    rows = "".join(f"{name},['happy']\n" for name in ids)
+    write(tmp_path, "check-openset.csv", "name,openset\n" + rows)
+    write(tmp_path, "p.csv", "name,openset\n" + "".join(f"{name},['glad']\n" for name in ids))
+    call = ["benchmark=emer_fine", f"benchmark.folder={tmp_path}", f"predictions={tmp_path / 'p.csv'}", "n_bootstrap=0"]
+    _, test = hold_out([Sample(name, f"{name}.mp4") for name in ids], n=66, seed=0)  # the split of data=emer_fine
+
+    def scored(*more):
+        assert evaluate(*call, *more) == 0, capsys.readouterr().err
+        report = json.loads((tmp_path / "benchmark-emer_fine.json").read_text(encoding="utf-8"))
+        return report["n"], capsys.readouterr().out
+
+    n, shown = scored()
+    assert n == 66
+    assert "coarse 50 epochs then fine, random" in shown
+    assert "GPT-4V" not in shown  # published for all 332 clips
+    n, shown = scored("benchmark.split=null")
+    assert n == 332
+    assert "GPT-4V" in shown
+    assert "coarse 50 epochs" not in shown
+    assert scored("benchmark.split=train")[0] == 266
+    write(tmp_path, "list.txt", "\n".join(ids[:3]))
+    assert scored("benchmark.split_file=list.txt")[0] == 3
+    config = compose("eval", call).benchmark
+    assert set(read_true_values(tmp_path / "check-openset.csv", config, ("openset",))) == {sample.id for sample in test}
+
+
+def test_a_split_that_cannot_be_made_is_named(tmp_path):
+    name = write(tmp_path, "gt.csv", "name,openset\na,['happy']\nb,['angry']\n")
+    write(tmp_path, "list.txt", "a\nz\n")
+    for values, message in (
+        ({"n_test": 2, "split": "test"}, r"gt\.csv: 2 clips; expected more than benchmark\.n_test=2"),
+        ({"n_test": 1, "split": "dev"}, "benchmark.split is 'dev'; expected test, train, or null"),
+        ({"split_file": "list.txt"}, r"list\.txt: 1 of 2 ids are not in .*gt\.csv, first 'z'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_benchmark(benchmark(tmp_path, "openset", name, **values), {"a": ["happy"]}, n_bootstrap=0)
+
+
+def test_scores_of_different_metrics_are_never_in_one_column(tmp_path):
+    name = write(tmp_path, "gt.csv", "name,openset\na,['happy']\nb,['angry']\n")
+    published = [
+        {"system": "theirs", "value": 12.5, "metric": "Avg by LLM grouping", "source": "a paper"},
+        {"system": "ours", "value": 25.0, "source": "another"},
+    ]
+    np.save(tmp_path / "a.npy", np.array("[['happy', 'glad']]"))
+    np.save(tmp_path / "b.npy", np.array("[['angry'], ['sad']]"))
+    config = benchmark(tmp_path, "openset", name, published=published)
+    predictions = {"a": ["glad"], "b": ["sad"]}
+    table = run_benchmark(config, predictions, n_bootstrap=0, groups=tmp_path).beside_published().splitlines()
+    assert [line.split() for line in table] == [
+        ["F_S,", "level", "1", "mean", "Avg", "by", "LLM", "grouping", "source"],
+        ["these", "predictions", "50.00", "50.00"],
+        ["theirs", "-", "12.50", "a", "paper"],
+        ["ours", "25.00", "-", "another"],
+    ]
+    alone = run_benchmark(config, predictions, n_bootstrap=0).beside_published().splitlines()
+    assert alone[1].split() == ["these", "predictions", "50.00", "-"]  # not measured without a model
 
 
 def label_npz(folder, references, array, entries):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from affectgpt.metrics import matching
+from tests.metrics.test_wordnet import write_wordnet
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
@@ -33,19 +34,35 @@ def test_english_rouge_is_that_of_the_library_as_it_comes():
 
 
 def test_chinese_meteor_needs_no_wordnet_and_is_near_100_for_equal_texts():
-    result = matching.match_texts(CHINESE, CHINESE, lang="zh")
+    result = matching.match_texts(CHINESE, CHINESE, lang="zh", wordnet="nowhere")
     assert result.scores["METEOR"] > 99
     assert set(result.libraries) == {"sacrebleu", "rouge-score", "nltk", "jieba"}
+    assert "python -m nltk.downloader omw-1.4" in result.unavailable[matching.CHINESE_METEOR]
 
 
-def test_missing_wordnet_is_named_with_the_fix_and_nothing_is_downloaded(monkeypatch):
-    def absent():
-        raise matching.MissingLibrary(matching._WORDNET_HELP)
-
-    monkeypatch.setattr(matching, "_wordnet", absent)
-    result = matching.match_texts(ENGLISH, ENGLISH)
+def test_missing_wordnet_is_named_with_the_fix_and_nothing_is_downloaded():
+    result = matching.match_texts(ENGLISH, ENGLISH, wordnet="nowhere")
     assert "METEOR" not in result.scores
-    assert "python -m nltk.downloader wordnet" in result.unavailable["METEOR"]
+    message = result.unavailable["METEOR"]
+    assert "wordnet-base" in message
+    assert "python -m nltk.downloader wordnet" in message
+    assert "wordnet=nowhere does not have its files" in message
+
+
+def test_synonyms_count_as_matches(tmp_path):
+    folder = write_wordnet(tmp_path)
+    truths, answers = {"a": "he is sore"}, {"a": "he is mad"}
+    result = matching.match_texts(truths, answers, wordnet=folder)
+    # Three matches of three words in one chunk: F 1, penalty 0.5 (1/3)^3.
+    assert result.scores["METEOR"] == pytest.approx(100 * (1 - 0.5 / 27))
+    assert result.libraries["WordNet"] == str(folder)
+    apart = matching.match_texts(truths, {"a": "he is calm"}, wordnet=folder).scores["METEOR"]
+    assert apart == pytest.approx(100 * (2 / 3) * (1 - 0.5 / 8))  # two of three words, F 2/3, one chunk of two
+
+    table = tmp_path / "wn-data-cmn.tab"
+    table.write_text("1-a\tcmn:lemma\t高兴\n1-a\tcmn:lemma\t开心\n", encoding="utf-8")
+    chinese = matching.match_texts({"a": "高兴"}, {"a": "开心"}, lang="zh", wordnet=table).scores
+    assert (chinese["METEOR"], chinese[matching.CHINESE_METEOR]) == (0, pytest.approx(50))
 
 
 def test_a_missing_library_is_named_and_the_others_still_score(monkeypatch):
