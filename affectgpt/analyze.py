@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from affectgpt.metrics.faithfulness import phrases
 from affectgpt.metrics.io import ScoreFileError, read_descriptions
 from affectgpt.metrics.judge import JUDGE_ASPECTS, extract_by_llm, judge
 from affectgpt.metrics.matching import match_texts
+from affectgpt.metrics.preference import rank_models
 from affectgpt.metrics.report import percent
 from affectgpt.metrics.sets import jaccard, set_score
 from affectgpt.metrics.stats import (
@@ -495,6 +496,59 @@ def annotations(config: AnalyzeConfig) -> dict[str, Any]:
     return result
 
 
+def ranking(config: AnalyzeConfig) -> dict[str, Any]:
+    files = _named_files(config)
+    if not files:
+        raise InputError("give a table with a1, a2 (names of models) and preference (a1, a2 or same)")
+    result: dict[str, Any] = {}
+    bars: dict[str, list[float | None]] = {}
+    intervals: dict[str, list[plots.Range | None]] = {}
+    names: list[str] = []
+    for name, path in files.items():
+        pairs = _preferences(Path(path))
+        options = {"n_bootstrap": config.n_bootstrap, "seed": config.seed}
+        try:
+            found, with_ties = (rank_models(pairs, ties=ties, **options) for ties in (False, True))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        rows = [(name, "strength %", "95 % interval", "ties half %", "wins", "comparisons")]
+        for model, strength in found.strengths.items():
+            low, high = found.intervals.get(model, (np.nan, np.nan))
+            shown = f"[{percent(low)}, {percent(high)}]" if found.intervals else "-"
+            tied = percent(with_ties.strengths[model])
+            rows.append(
+                (model, percent(strength), shown, tied, f"{found.wins[model]:g}", f"{found.comparisons[model]:g}")
+            )
+        print(format_table(rows))
+        print(f"{len(pairs)} comparisons, {found.ties} of them ties")
+        if found.undetermined:
+            weaker, stronger = found.undetermined
+            print(f"no chain of wins leads from {weaker} to {stronger}: how far they are apart is not determined")
+        result[name] = {"ties left out": asdict(found), "ties half a win": asdict(with_ties)}
+        names += [model for model in found.strengths if model not in names]
+        bars[name] = [100 * found.strengths[model] if model in found.strengths else None for model in names]
+        ranges = [found.intervals.get(model) for model in names]
+        intervals[name] = [(100 * pair[0], 100 * pair[1]) if pair else None for pair in ranges]
+    for name in files:  # models that later files added
+        bars[name] += [None] * (len(names) - len(bars[name]))
+        intervals[name] += [None] * (len(names) - len(intervals[name]))
+    unit = "strength, %" + (", with 95 % intervals" if config.n_bootstrap else "")
+    _draw(config, plots.draw_bars, names, bars, title="Preferred models", unit=unit, intervals=intervals)
+    return result
+
+
+def _preferences(path: Path) -> list[tuple[str, str, str]]:
+    """Model a1, model a2 and the choice of every row; "tie" is "same"."""
+    found = []
+    for where, row in read_rows(path):
+        first, second, choice = (cell_text(row.get(name)) for name in ("a1", "a2", "preference"))
+        if first is None or second is None or choice is None:
+            raise InputError(f"{where}: expected a1, a2 and preference, found {sorted(row)}")
+        choice = {"tie": "same"}.get(choice.lower(), choice.lower())
+        found.append((first, second, choice))
+    return found
+
+
 @dataclass(frozen=True)
 class _Annotation:
     """Descriptions and labels by clip, of one way to annotate."""
@@ -589,7 +643,7 @@ ANALYSES: dict[str, Callable[[AnalyzeConfig], dict[str, Any]]] = {
     "baselines": baselines, "correlation": correlation, "language": language, "onehot": onehot, "labels": labels,
     "subtitles": side_by_side, "modalities": side_by_side, "wheel": wheel, "sectors": sectors, "confusion": confusion,
     "seeds": seeds, "texts": texts, "judge": by_judge, "discrete": discrete, "valence": valence, "clues": clues,
-    "clue_texts": clue_texts, "annotations": annotations,
+    "clue_texts": clue_texts, "annotations": annotations, "ranking": ranking,
 }  # fmt: skip
 
 

@@ -74,6 +74,9 @@ def folder(tmp_path):
         for name, first, valence in found
     ]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+    (tmp_path / "preferences.csv").write_text(
+        "name,a1,a2,preference\nv,x,y,a1\nv,x,y,a1\nw,y,x,a1\nw,y,x,tie\n", encoding="utf-8"
+    )
     (tmp_path / "table.csv").write_text(
         "system,GPT,M1\n" + "".join(f"{name},{row[0]},{row[1]}\n" for name, row in TABLE_4.items()), encoding="utf-8"
     )
@@ -96,6 +99,7 @@ COMMANDS = {
     "discrete": ["references={}/gt.csv", "{}/records.jsonl", "classes=happy,angry,sad,neutral"],
     "valence": ["references={}/gt.csv", "{}/records.jsonl"],
     "clues": ["{}/records.jsonl"],
+    "ranking": ["people={}/preferences.csv"],
     "annotations": ["human={}/good.csv", "both={0}/gt.csv,{0}/records.jsonl"],
 }
 
@@ -190,6 +194,17 @@ def test_two_annotations_of_the_same_clips_are_compared_on_all_and_on_shared_cli
     (folder / "other.csv").write_text("name,openset\nq,[sad]\n", encoding="utf-8")
     assert run("analyze", ["annotations", f"human={folder / 'other.csv'}", f"both={folder / 'gt.csv'}"]) == 2
     assert "human and both have no clip with labels in common" in capsys.readouterr().err
+
+
+def test_models_are_ranked_by_preferences_with_and_without_ties(folder, capsys):
+    found = figures(folder, capsys, "ranking", str(folder / "preferences.csv"))["preferences"]
+    assert found["ties left out"]["strengths"] == pytest.approx({"x": 2 / 3, "y": 1 / 3})
+    assert found["ties half a win"]["strengths"] == pytest.approx({"x": 2.5 / 4, "y": 1.5 / 4})
+    (folder / "odd.csv").write_text("name,a1,a2,preference\nv,x,x,a1\n", encoding="utf-8")
+    assert run("analyze", ["ranking", str(folder / "odd.csv")]) == 2
+    assert "odd.csv: comparison 1: 'x' and 'x', preferred 'a1'; expected two different" in capsys.readouterr().err
+    assert run("analyze", ["ranking", str(folder / "good.csv")]) == 2
+    assert "good.csv:2: expected a1, a2 and preference, found ['name', 'openset']" in capsys.readouterr().err
 
 
 def test_texts_of_single_modalities_are_written_asked_once_and_scored(folder, monkeypatch, capsys):
