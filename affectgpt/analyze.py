@@ -34,7 +34,7 @@ from affectgpt.metrics.compare import compare, named_after_files, over_seeds
 from affectgpt.metrics.evaluate import evaluate_samples, labels_by_id
 from affectgpt.metrics.faithfulness import phrases
 from affectgpt.metrics.io import ScoreFileError, read_descriptions
-from affectgpt.metrics.judge import JUDGE_ASPECTS, extract_by_llm, judge
+from affectgpt.metrics.judge import JUDGE_ASPECTS, extract_by_llm, judge, llm_grouping_score
 from affectgpt.metrics.matching import match_texts
 from affectgpt.metrics.preference import rank_models
 from affectgpt.metrics.report import percent
@@ -390,11 +390,10 @@ def valence(config: AnalyzeConfig) -> dict[str, Any]:
 
 
 def clues(config: AnalyzeConfig) -> dict[str, Any]:
-    path = Path(_prediction_file(config))
     found: Mapping[str, tuple[str, ...] | None]
     if config.model is None:
         by = "the rules of affectgpt.clauses: visual clauses at commas"
-        described = read_descriptions(path, split=config.split, lang=config.lang)
+        described = _described(config)
         divided = {key: split(text, config.lang) if isinstance(text, str) else text for key, text in described.items()}
         found = {
             key: tuple(clue for part in parts if part.modality == "visual" for clue in phrases(part.text, config.lang))
@@ -405,7 +404,7 @@ def clues(config: AnalyzeConfig) -> dict[str, Any]:
         found, by = contents.list_visual_clues(_texts(config), client), _by(client)
     read = {key: listed for key, listed in found.items() if listed is not None}
     if not read:
-        raise InputError(f"{path}: no description in lang={config.lang} has readable clues")
+        raise InputError(f"none of the {len(found)} answers about clues can be read; they are in llm-answers.jsonl")
     sizes = [len(listed) for listed in read.values()]
     interval = _interval_of_mean(sizes, config)
     counts = {"n": len(read), "unreadable": len(found) - len(read), "without": sizes.count(0)}
@@ -426,7 +425,7 @@ def clues(config: AnalyzeConfig) -> dict[str, Any]:
 def clue_texts(config: AnalyzeConfig) -> dict[str, Any]:
     if config.subtitles is None:
         raise InputError("subtitles= is missing: a table of what is said, with name and english, chinese or subtitle")
-    client, truth, descriptions = _client(config), _truth(config), _texts(config)
+    client, truth, descriptions = _client(config), _truth(config), _described(config)
     columns = ({"en": "english", "zh": "chinese"}[config.lang], "subtitle")
     subtitles = {
         id_of(row, where): text
@@ -448,7 +447,17 @@ def clue_texts(config: AnalyzeConfig) -> dict[str, Any]:
         print(f"{folder / name}.jsonl: {len(texts_by_id)} texts, {empty_texts} of them empty")
     print(f"written and read by {_by(client)}; {client.n_asked} calls, {client.n_cached} answers from the cache")
     truth = {key: truth[key] for key in descriptions if key in truth}
-    return _compare(config, systems, truth, "What the modalities contribute") | {"written_by": _by(client)}
+    result = _compare(config, systems, truth, "What the modalities contribute") | {"written_by": _by(client)}
+    result["llm_grouping"] = grouped = {}
+    rows = [(f"grouped by {client.name}", "F_S", "Avg", "precision", "recall", "n", "unreadable")]
+    for name, system in systems.items():
+        found = llm_grouping_score(truth, {row.id: row.labels or () for row in system}, client)
+        figures = {"f_score": found.score.f_score, "avg": found.score.avg, "precision": found.score.precision}
+        figures["recall"] = found.score.recall
+        rows.append((name, *map(percent, figures.values()), str(found.score.n), str(found.unparsed)))
+        grouped[name] = figures | {"n": found.score.n, "unreadable": found.unparsed}
+    print("\n" + format_table(rows))
+    return result
 
 
 def annotations(config: AnalyzeConfig) -> dict[str, Any]:
@@ -604,13 +613,17 @@ def _given(config: AnalyzeConfig, column: str) -> dict[str, Any]:
     return {id_of(row, where): row[column] for where, row in rows if not is_blank(row.get(column))}
 
 
-def _texts(config: AnalyzeConfig) -> dict[str, str]:
-    """The descriptions of the prediction file."""
+def _described(config: AnalyzeConfig) -> dict[str, str | tuple[Clause, ...]]:
+    """The descriptions of the prediction file, in clauses where it has them."""
     path = _prediction_file(config)
-    found = _flat(read_descriptions(path, split=config.split, lang=config.lang), config.lang)
+    found = read_descriptions(path, split=config.split, lang=config.lang)
     if not found:
         raise InputError(f"{path}: no descriptions in lang={config.lang}; see docs/metrics.md, section 'Files'")
     return found
+
+
+def _texts(config: AnalyzeConfig) -> dict[str, str]:
+    return _flat(_described(config), config.lang)
 
 
 def _flat(found: Mapping[str, str | tuple[Clause, ...]], lang: str) -> dict[str, str]:

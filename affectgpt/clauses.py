@@ -247,10 +247,10 @@ def split(text: str, lang: str) -> tuple[Clause, ...]:
     return tuple(found)
 
 
-def sections(text: str, lang: str) -> dict[str, str]:
-    """Clue modality -> its section of a description ("In the audio, ..."), conclusions included.
+def sections(description: str | Sequence[Clause], lang: str) -> dict[str, str]:
+    """Clue modality -> its section of a text ("In the audio, ..."), conclusions included, or its clauses.
 
-    What precedes the first named section is visual. In a description without sections, a modality has its clauses.
+    What precedes the first named section is visual. A text without sections is divided into clauses by rules.
 
     >>> sections("Her brows rise. In the audio, the voice trembles. This may be fear.", "en")
     {'visual': 'Her brows rise.', 'acoustic': 'In the audio, the voice trembles. This may be fear.'}
@@ -259,15 +259,15 @@ def sections(text: str, lang: str) -> dict[str, str]:
     """
     found: dict[str, list[str]] = {}
     section = ""
-    for sentence in sentences(text, lang):
+    for sentence in sentences(description, lang) if isinstance(description, str) else ():
         if match := _SECTION[lang].match(sentence):
             section = next(name for name, value in match.groupdict().items() if value)
         found.setdefault(section, []).append(sentence)
-    if not section:
-        clauses = split(text, lang)
-        found = {name: [clause.text for clause in clauses if clause.modality == name] for name in CLUES}
-    else:
+    if section:
         found["visual"] = [*found.pop("", ()), *found.get("visual", ())]
+    else:
+        clauses = split(description, lang) if isinstance(description, str) else description
+        found = {name: [clause.text for clause in clauses if clause.modality == name] for name in CLUES}
     return {name: _JOINT[lang].join(found[name]) for name in CLUES if found.get(name)}
 
 

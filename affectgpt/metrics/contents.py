@@ -19,10 +19,11 @@ from typing import TypeVar
 
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
-from affectgpt.clauses import sections
+from affectgpt.clauses import join, sections
 from affectgpt.metrics.classification import to_class
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.lexicon import Lexicon
+from affectgpt.schema import Clause
 
 CANDIDATES = ("happy", "angry", "worried", "sad", "surprise", "neutral")
 """The one-hot labels of MER2023."""
@@ -143,13 +144,13 @@ def _ask(
 
 
 def single_modality_texts(
-    descriptions: Mapping[str, str], subtitles: Mapping[str, str], client: ChatClient, lang: str
+    descriptions: Mapping[str, str | tuple[Clause, ...]], subtitles: Mapping[str, str], client: ChatClient, lang: str
 ) -> dict[str, dict[str, str]]:
     """Descriptions of the same clips from parts of what is known: system -> id -> text, "" where there is nothing.
 
-    CLUE-Video is the visual section of the description as it is. CLUE-Text is written from the subtitle, CLUE-Audio
-    from the acoustic section and the subtitle (EMER paper, section 5; OV-MER paper, section 4.1). CLUE-Multi is the
-    description.
+    CLUE-Video is the visual section of the description as it is, or its visual clauses. CLUE-Text is written from the
+    subtitle, CLUE-Audio from the acoustic section and the subtitle (EMER paper, section 5; OV-MER paper, section 4.1).
+    CLUE-Multi is the description.
     """
     parts = {key: sections(text, lang) for key, text in descriptions.items()}
     words = {key: text for key in descriptions if (text := subtitles.get(key, "").strip())}
@@ -166,5 +167,7 @@ def single_modality_texts(
         answers = client.answer([Request(text) for text in questions.values()], refused_is_empty=True)
         written[name] = {key: answer.text.strip() for key, answer in zip(questions, answers, strict=True)}
     written["CLUE-Video"] = {key: part.get("visual", "") for key, part in parts.items()}
-    written["CLUE-Multi"] = dict(descriptions)
+    written["CLUE-Multi"] = {
+        key: text if isinstance(text, str) else join(text, lang) for key, text in descriptions.items()
+    }
     return {name: {key: texts.get(key, "") for key in descriptions} for name, texts in written.items()}

@@ -3,6 +3,7 @@
 import pytest
 
 from affectgpt.metrics import contents, load_lexicon
+from affectgpt.schema import Clause
 from tests.chat.asked import Asked
 
 TEXTS = {"a": "Her brows rise.", "b": "He smiles.", "c": "  "}
@@ -60,3 +61,10 @@ def test_chinese_descriptions_are_divided_at_their_sections():
     texts = contents.single_modality_texts({"a": text}, {"a": "走吧。"}, client, "zh")
     assert texts["CLUE-Video"] == {"a": "在视频中，他皱眉。；"}
     assert "在音频中，声音颤抖。" in client.asked[1]
+
+
+def test_clauses_that_are_known_are_taken_as_they_are():
+    clauses = (Clause("The picture speaks.", "visual"), Clause("She frowns.", "acoustic"), Clause("Sad.", "inference"))
+    texts = contents.single_modality_texts({"a": clauses}, {}, Asked({"Voice: She frowns.": "heard"}), "en")
+    assert (texts["CLUE-Video"]["a"], texts["CLUE-Audio"]["a"]) == ("The picture speaks.", "heard")
+    assert texts["CLUE-Multi"]["a"] == "The picture speaks. She frowns. Sad."
