@@ -39,7 +39,7 @@ def evaluate(settings: config.EvalConfig, given: Settings) -> int:
     )
 
 
-def fetch_models(settings: config.TrainConfig, given: Settings) -> int:
+def fetch_models(settings: config.PlanConfig, given: Settings) -> int:
     return load("affectgpt.hub.push:fetch_models")(settings.model)
 
 

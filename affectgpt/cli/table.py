@@ -168,11 +168,11 @@ It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=.
     ),
     "hub fetch": Command(
         "affectgpt.cli.composed:fetch_models",
-        config.TrainConfig,
+        config.PlanConfig,  # as plan composes it: train would also build the embedded corpus
         """Download all base models of a preset.
 
   python -m affectgpt.hub fetch model=affectgpt""",
-        conf="train",
+        conf="plan",
     ),
     "serve": Command(
         "affectgpt.serve.command:run_server",

@@ -60,7 +60,7 @@ MODEL = (
 def fetched(hub, tmp_path_factory):
     """(result of downloading both models, the cache)."""
     home = tmp_path_factory.mktemp("home")
-    return run(hub, home, "-m", "affectgpt.hub", "fetch", *MODEL), home
+    return run(hub, home, "-m", "affectgpt.hub", "fetch", *MODEL, AFFECTGPT_CACHE=str(home / "embedded")), home
 
 
 BUILD = """
@@ -87,6 +87,7 @@ def test_fetch_downloads_the_base_models_of_a_preset_in_one_format(hub, fetched)
     names = {path.name for path in snapshot.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"} <= names
     assert not names & {"pytorch_model.bin", "README.md"}
+    assert not (home / "embedded").exists()  # no corpus is built for it
 
 
 def test_a_model_built_from_hub_ids_pins_their_commits_and_works_offline_afterwards(hub, fetched):
