@@ -366,7 +366,7 @@ def valence(config: AnalyzeConfig) -> dict[str, Any]:
     truth = {key: score for key, score in scores.items() if score != NO_VALENCE}
     values: Mapping[str, float | None]
     if given := _given(config, "valence"):
-        values, by = {key: finite(value) for key, value in given.items()}, "column valence"
+        values, by = {key: finite(value, f"the valence of {key!r}") for key, value in given.items()}, "column valence"
     else:
         client = _client(config)
         values, by = contents.estimate_valence(_texts(config), client), _by(client)
@@ -375,7 +375,8 @@ def valence(config: AnalyzeConfig) -> dict[str, Any]:
     true, found = [truth[key] for key in read], list(read.values())
     pcc = pearson(true, found)
     interval = pearson_interval(true, found, n_bootstrap=config.n_bootstrap, seed=config.seed)
-    print(f"PCC     {pcc:.3f}" + (f"  [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""))
+    shown = "not defined, one side is constant" if np.isnan(pcc) else f"{pcc:.3f}"
+    print(f"PCC     {shown}" + (f"  [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""))
     print(f"mean    {np.mean(true):.2f} true, {np.mean(found):.2f} found")
     _print_counts(counts, by)
     low, high = contents.VALENCE
@@ -386,7 +387,12 @@ def valence(config: AnalyzeConfig) -> dict[str, Any]:
     names = [f"{value:+.0f}" for value in grid]
     title = f"Clips by valence, PCC {pcc:.2f}"
     _draw(config, plots.draw_heat_map, table, names, names, title=title, fmt="{:.0f}", labels=("true", "found"))
-    return {"pcc": pcc, "interval": vars(interval) if interval else None, "estimated_by": by, **counts}
+    return {
+        "pcc": None if np.isnan(pcc) else pcc,
+        "interval": vars(interval) if interval else None,
+        "estimated_by": by,
+        **counts,
+    }
 
 
 def clues(config: AnalyzeConfig) -> dict[str, Any]:

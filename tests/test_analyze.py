@@ -172,6 +172,11 @@ def test_rankings_and_valences_of_an_annotation_are_compared_with_the_labels(fol
     found = figures(folder, capsys, "valence", *base)
     assert found["pcc"] == pytest.approx(np.corrcoef([4, -4, -2], [3, -2, -3])[0, 1])
     assert (found["n"], found["without_truth"]) == (3, 1)
+    (folder / "flat.jsonl").write_text('{"id": "a", "valence": 1}\n{"id": "b", "valence": 1}\n', encoding="utf-8")
+    assert figures(folder, capsys, "valence", base[0], str(folder / "flat.jsonl"))["pcc"] is None
+    (folder / "odd.jsonl").write_text('{"id": "a", "valence": "high"}\n', encoding="utf-8")
+    assert run("analyze", ["valence", base[0], str(folder / "odd.jsonl")]) == 2
+    assert "the valence of 'a' must be a number, found 'high'" in capsys.readouterr().err
     found = figures(folder, capsys, "clues", str(folder / "records.jsonl"))
     assert (found["mean"], found["descriptions_by_clues"]["2"]) == (2.0, 4)
     assert run("analyze", ["discrete", *base, "classes=happy"]) == 2
