@@ -1,8 +1,8 @@
-"""Compare all benchmarks with their goals: python benchmarks/aims.py [--threads N] [--only step generate folder loader]
+"""Compare all benchmarks with their goals: python benchmarks/aims.py [--threads N] [--only step generate rollouts ...]
 
 Runs the benchmarks one after another at size `brief`, shows their output, and prints a table of goals and measurements.
-Each ratio comes from one run of one benchmark, whose rows were measured in turns. It takes about half an hour on two
-cores; avoid other jobs on the machine (the printed load averages reveal them).
+Each ratio comes from one run of one benchmark, whose rows were measured in turns. Those of step, generate, folder and
+loader take about half an hour on two cores; avoid other jobs on the machine (the printed load averages reveal them).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ HERE = Path(__file__).parent
 COMMANDS: Mapping[str, list[str]] = {
     "step": ["step.py", "--batch-size", "8"],
     "generate": ["generate.py", "--rounds", "2", "--batch-sizes", "1", "8", "16", "32"],
+    "rollouts": ["rollouts.py"],
+    "reward": ["rollouts.py", "--step"],
+    "lora": ["lora.py"],
     "folder": ["folder.py", "--rounds", "2"],
     "loader": ["loader.py", "start", "wait", "--clips", "115595"],
 }
@@ -58,6 +61,24 @@ def step(name: str) -> Callable[[Any], float]:
     return lambda figures: figures["rows"][name]["ratio"]
 
 
+def rollouts(figures: Any) -> float:
+    transformers, *_, engine = (row["answers_s"] for row in figures["rows"])
+    return engine / transformers
+
+
+def reward(figures: Any) -> float:
+    return figures["seconds"]["reward step"] / figures["seconds"]["rollout + supervised step"]
+
+
+def dropout(dtype: str) -> Callable[[Any], float]:
+    def cost(figures: Any) -> float:
+        rows = [row for row in figures["rows"] if (row["adapters"], row["dtype"]) == ("fused", dtype)]
+        without, with_dropout = (row["samples_s"] for row in rows)
+        return without / with_dropout - 1
+
+    return cost
+
+
 AIMS = (
     Aim("training step, fp32, against online and padded", "step", step("+ loss in chunks"), 8),
     Aim("the same with a bf16 LLM", "step", step("+ bf16 LLM"), 16),
@@ -66,6 +87,10 @@ AIMS = (
     Aim("generation, batch 16 against transformers at 1", "generate", generation("own loop", "transformers"), 4.5),
     Aim("the same, compiled", "generate", generation("compiled", "transformers"), 4.5),
     Aim("own batch 16 against own batch 1", "generate", generation("own loop", "own loop"), 4.5),
+    Aim("rollouts, batch 64 against num_return_sequences=8", "rollouts", rollouts, 5),
+    Aim("reward step against rollout + supervised step", "reward", reward, 1.5, at_most=True),
+    Aim("dropout of LoRA, fp32", "lora", dropout("float32"), 0.1, "{:.0%}", True),
+    Aim("dropout of LoRA, bf16", "lora", dropout("bfloat16"), 0.1, "{:.0%}", True),
     Aim("folder, batch 32 and cached, against one by one", "folder", folder("batch 32, cached"), 12),
     Aim("the same, compiled", "folder", folder("batch 32, cached, compiled"), 12),
     Aim("cached epoch, waiting for data", "loader", lambda f: f["wait"]["cached, later steps"], 0.02, "{:.1%}", True),

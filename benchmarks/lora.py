@@ -4,7 +4,8 @@ Rank 16 on all seven projections of an LLM with the shapes of SmolLM2-135M (30 l
 with cached encoder states and the projectors of size `brief`. Rows: with and without dropout, in fp32 and with a bf16
 LLM, by the fused adapters of affectgpt.engine and by the modules of peft, whose packs run one after the other if there
 is dropout. Losses and gradients without dropout are compared before anything is timed. Rows take turns and a row's time
-is the median of its turns; --clock cpu with --threads 1 measures processor time, which other work affects least.
+is the median of its turns. Wall and processor time stand side by side: on a busy machine the latter, with --threads 1,
+says more.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import step as benchmark
 import torch
 from generate import states_of
-from step import SIZES, collate, cpu_name, make_samples, write_figures
+from step import SIZES, both_clocks, collate, cpu_name, make_samples, write_figures
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
@@ -61,11 +61,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
     model = make_model(torch.float32, options.dropout).to(options.device)
     drops = [module for module in model.language_model.modules() if isinstance(module, nn.Dropout)]
     samples = make_samples(SIZE, options.batch_size)
@@ -77,7 +76,7 @@ def main() -> None:
     print(
         f"SmolLM2-135M's shapes, r 16 on seven projections, batch {options.batch_size} of "
         f"{batch['input_ids'].numel() / len(samples):.0f} tokens; {cpu_name()}, {os.cpu_count()} cores, "
-        f"{options.threads} threads, torch {torch.__version__}; {options.clock} time; load average before "
+        f"{options.threads} threads, torch {torch.__version__}; load average before "
         f"{', '.join(f'{value:.1f}' for value in os.getloadavg())}"
     )
 
@@ -106,28 +105,25 @@ def main() -> None:
     if off > 1e-4:
         raise SystemExit("gradients differ")
     kinds = [(kind, p) for kind in ("peft", "fused") for p in (0.0, options.dropout)]
-    rows = [(dtype, kind, p) for dtype in (torch.float32, torch.bfloat16) for kind, p in kinds]
-    times: dict[Any, list[float]] = {row: [] for row in rows}
+    rows = [(dtype, kind, p) for dtype in map(vars(torch).get, options.dtypes) for kind, p in kinds]
+    times: dict[Any, list[tuple[float, float]]] = {row: [] for row in rows}
     for _ in range(options.rounds):
         for dtype, kind, p in rows:
             use(dtype, p)
-            start = clock()
-            if kind == "peft":
-                with modules_of_peft():
-                    run()
-            else:
-                run()
-            times[dtype, kind, p].append(clock() - start)
-    seconds = {row: statistics.median(each) for row, each in times.items()}
-    print(f"\n{'LLM':<10}{'adapters':<10}{'dropout':>8}{'samples/s':>11}{'s per sample':>14}{'cost of dropout':>17}")
+            with modules_of_peft() if kind == "peft" else nullcontext():
+                times[dtype, kind, p].append(both_clocks(run))
+    seconds = {row: [statistics.median(clock) for clock in zip(*each, strict=True)] for row, each in times.items()}
+    print(f"\n{'':<28}{'wall':>28}{'processor time':>28}")
+    print(f"{'LLM':<10}{'adapters':<10}{'dropout':>8}" + f"{'s per sample':>16}{'of dropout':>12}" * 2)
     for dtype, kind, p in rows:
-        each = seconds[dtype, kind, p] / len(samples)
-        cost = f"{seconds[dtype, kind, p] / seconds[dtype, kind, 0.0] - 1:.0%}" if p else ""
-        print(f"{str(dtype)[6:]:<10}{kind:<10}{p:>8}{1 / each:>11.2f}{each:>14.3f}{cost:>17}")
+        line = f"{str(dtype)[6:]:<10}{kind:<10}{p:>8}"
+        for took, without in zip(seconds[dtype, kind, p], seconds[dtype, kind, 0.0], strict=True):
+            line += f"{took / len(samples):>16.3f}" + (f"{took / without - 1:>+12.1%}" if p else " " * 12)
+        print(line)
     print(f"load average after {', '.join(f'{value:.1f}' for value in os.getloadavg())}")
     figures = [
         {"dtype": str(dtype)[6:], "adapters": kind, "dropout": p, "samples_s": len(samples) / took}
-        for (dtype, kind, p), took in seconds.items()
+        for (dtype, kind, p), (took, _) in seconds.items()
     ]
     write_figures(options.json, {"rows": figures})
 

@@ -6,8 +6,8 @@ answers of 0.8 to 1.2 of the mean number of tokens to the same prompts of words 
 are cached. --step times a complete step instead: a rollout, then the update of stage=reward with the forward pass of
 its reference (without the scoring of answers), and a supervised step on the same answers.
 
-Rows take turns, and a row's time is the median of its turns; --clock cpu with --threads 1 measures processor time,
-which other work on the machine affects least.
+Rows take turns, and a row's time is the median of its turns. Wall and processor time stand side by side: on a busy
+machine the latter, with --threads 1, says more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from generate import Collator, EachItsLength, states_of
-from step import SIZES, collate, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
+from step import SIZES, both_clocks, collate, cpu_name, make_model, make_samples, peak_memory_mb, write_figures
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -117,23 +117,24 @@ class Updates:
         self._step((losses * self.weights).sum())
 
 
-def time_steps(
-    updates: Updates, rollout: Callable[[], Any], n_rounds: int, clock: Callable[[], float]
-) -> dict[str, float]:
-    """Seconds of a rollout and of each part of a step, the median of rounds in which they take turns."""
+def time_steps(updates: Updates, rollout: Callable[[], Any], n_rounds: int) -> dict[str, tuple[float, float]]:
+    """Wall and processor seconds of a rollout and of each part of a step, which take turns: medians of the rounds."""
     parts = {"rollout": rollout, "supervised step": updates.supervised, "reference": updates.compare}
     parts["update"] = updates.update
-    times: dict[str, list[float]] = {name: [] for name in parts}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
     for name, part in parts.items():  # the first call allocates
         if name != "rollout":
             part()
     for _ in range(n_rounds):
         for name, part in parts.items():
             updates.model.train(name != "rollout")
-            start = clock()
-            part()
-            times[name].append(clock() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
+            times[name].append(both_clocks(part))
+    return {name: medians(each) for name, each in times.items()}
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    wall, processor = zip(*times, strict=True)
+    return statistics.median(wall), statistics.median(processor)
 
 
 def main() -> None:
@@ -146,12 +147,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--step", action="store_true", help="time complete steps instead")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
     began, size = time.perf_counter(), SIZES[options.size]
 
     model = make_model(size, dtype=getattr(torch, options.dtype), lora=options.lora).eval()
@@ -177,21 +176,27 @@ def main() -> None:
     )
     print(
         f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; "
-        f"{options.clock} time; load average before {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
+        f"load average before {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
     )
     if options.step:
         model.token_budget = 4096
         answers = by_engine(model, prompts, limits, options.prompts)
         updates = Updates(model, prompts, answers)
-        took = time_steps(updates, lambda: by_engine(model, prompts, limits, options.prompts), options.rounds, clock)
-        base = took["rollout"] + took["supervised step"]
-        took["rollout + supervised step"] = base
-        took["reward step, kl=0"] = took["rollout"] + took["update"]
-        took["reward step"] = took["reward step, kl=0"] + took["reference"]
-        for name, seconds in took.items():
-            print(f"{name:<36}{seconds:>10.2f} s{seconds / base:>7.2f}x")
+        took = time_steps(updates, lambda: by_engine(model, prompts, limits, options.prompts), options.rounds)
+        sums = {
+            "rollout + supervised step": ("rollout", "supervised step"),
+            "reward step, kl=0": ("rollout", "update"),
+            "reward step": ("rollout", "update", "reference"),
+        }
+        for name, parts in sums.items():
+            wall, processor = zip(*(took[part] for part in parts), strict=True)
+            took[name] = sum(wall), sum(processor)
+        base = took["rollout + supervised step"]
+        print(f"\n{'':<36}{'wall s':>10}{'ratio':>8}{'processor s':>13}{'ratio':>8}")
+        for name, (wall, processor) in took.items():
+            print(f"{name:<36}{wall:>10.2f}{wall / base[0]:>7.2f}x{processor:>13.2f}{processor / base[1]:>7.2f}x")
         print(f"load average after {', '.join(f'{value:.1f}' for value in os.getloadavg())}")
-        write_figures(options.json, {"seconds": took})
+        write_figures(options.json, {"seconds": {name: wall for name, (wall, _) in took.items()}})
         return
     rows = [
         ("transformers, one prompt per call", by_transformers, 1),
@@ -199,27 +204,32 @@ def main() -> None:
         (f"engine, batch {options.group}", by_engine, 1),
         (f"engine, batch {n_answers}", by_engine, options.prompts),
     ]
-    times: dict[str, list[float]] = {name: [] for name, _, _ in rows}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in rows}
+
+    def turn(name: str, run: Callable[..., list[list[list[int]]]], n_prompts: int) -> None:
+        answers = run(model, prompts, limits, n_prompts)
+        assert [[len(answer) for answer in group] for group in answers] == limits, name
+
     for _ in range(options.rounds):
-        for name, run, n_prompts in rows:
-            start = clock()
-            answers = run(model, prompts, limits, n_prompts)
-            times[name].append(clock() - start)
-            assert [[len(answer) for answer in group] for group in answers] == limits, name
+        for row in rows:
+            times[row[0]].append(both_clocks(lambda row=row: turn(*row)))
     few = [[8] * options.group for _ in prompts]
     memory = {
         name: peak_memory_mb(lambda run=run, n=n_prompts: run(model, prompts, few, n)) for name, run, n_prompts in rows
     }
-    seconds = {name: statistics.median(each) for name, each in times.items()}
+    seconds = {name: medians(each) for name, each in times.items()}
     first = seconds[rows[0][0]]
-    print(f"\n{'':<36}{'answers/s':>10}{'tokens/s':>10}{'ratio':>8}{'memory MB':>11}")
-    for name, took in seconds.items():
-        print(f"{name:<36}{n_answers / took:>10.2f}{n_tokens / took:>10.1f}{first / took:>7.2f}x{memory[name]:>11.0f}")
+    print(f"\n{'':<36}{'answers/s':>10}{'ratio':>8}{'processor s an answer':>23}{'ratio':>8}{'memory MB':>11}")
+    for name, (wall, processor) in seconds.items():
+        print(
+            f"{name:<36}{n_answers / wall:>10.2f}{first[0] / wall:>7.2f}x{processor / n_answers:>23.3f}"
+            f"{first[1] / processor:>7.2f}x{memory[name]:>11.0f}"
+        )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")
     figures = [
-        {"name": name, "answers_s": n_answers / took, "tokens_s": n_tokens / took, "memory_mb": memory[name]}
-        for name, took in seconds.items()
+        {"name": name, "answers_s": n_answers / wall, "tokens_s": n_tokens / wall, "memory_mb": memory[name]}
+        for name, (wall, _) in seconds.items()
     ]
     write_figures(options.json, {"rows": figures})
 

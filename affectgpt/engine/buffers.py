@@ -11,10 +11,17 @@ from affectgpt.engine.layout import Pack
 
 
 class KeyValueBuffer:
-    """Keys and values of one layer for all slots: [P, Hk, C, d] each, in the memory order that is fastest to read."""
+    """Keys and values of one layer for all slots: [P, Hk, C, d] each, in the memory order that is fastest to read.
 
-    def __init__(self, n_slots: int, n_kv_heads: int, head_dim: int, growth: int) -> None:
+    Args:
+        values_on_left: of the product with the attention weights, as in `cpu.attend_newest`.
+    """
+
+    def __init__(
+        self, n_slots: int, n_kv_heads: int, head_dim: int, growth: int, *, values_on_left: bool = True
+    ) -> None:
         self._n_slots, self._n_kv_heads, self._head_dim, self._growth = n_slots, n_kv_heads, head_dim, growth
+        self._values_on_left = values_on_left
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -25,7 +32,7 @@ class KeyValueBuffer:
             shape = (self._n_slots, self._n_kv_heads, n_tokens, self._head_dim)
             transposed = cpu.transposed_buffers(like.dtype) if like.device.type == "cpu" else (False, False)
             self._keys = _grown(self._keys, shape, like, transposed=transposed[0])
-            self._values = _grown(self._values, shape, like, transposed=transposed[1])
+            self._values = _grown(self._values, shape, like, transposed=transposed[1] and self._values_on_left)
         return self._keys, self._values
 
     def attend_and_store(
@@ -54,12 +61,6 @@ class KeyValueBuffer:
             for slot, source in enumerate(order):
                 if buffer is not None and slot != source:
                     buffer[slot] = buffer[source]
-
-    def gather(self, first: int, source: Tensor, n_tokens: int) -> None:
-        """Move the rows in the slots `source` to the slots from `first` on, with their first `n_tokens` tokens."""
-        for buffer in (self._keys, self._values):
-            if buffer is not None:
-                buffer[first : first + len(source), :, :n_tokens] = buffer[source, :, :n_tokens]
 
 
 def _grown(old: Tensor | None, shape: tuple[int, ...], like: Tensor, *, transposed: bool) -> Tensor:

@@ -133,12 +133,16 @@ def _at_once(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 class _Active:
-    """The answers that are being written, those to one prompt next to each other; row i is in slot i of the buffers.
+    """The answers that are being written, those to one prompt next to each other.
+
+    The buffers have no gaps, but their own order: an answer that ends is replaced by the one in the last slot, so that
+    only this one is copied.
 
     Attributes:
         prefixes: the prompts that have answers here or waiting, in the order of their rows.
         tokens: the newest token of each row [n], not cached yet.
         n_cached: own tokens of each row with keys and values in the buffers [n].
+        slots: of each row in the buffers, a permutation of 0 to n - 1.
     """
 
     def __init__(self, llm: Any, n_slots: int) -> None:
@@ -146,10 +150,13 @@ class _Active:
         self._embedding = llm.get_input_embeddings()
         self._device = self._embedding.weight.device
         self._buffers = [
-            KeyValueBuffer(n_slots, llm.config.num_key_value_heads, layer.self_attn.head_dim, _GROWTH)
+            KeyValueBuffer(
+                n_slots, llm.config.num_key_value_heads, layer.self_attn.head_dim, _GROWTH, values_on_left=False
+            )
             for layer in llm.model.layers
         ]
         self.rows: list[Row] = []
+        self.slots: list[int] = []
         self.prefixes: list[_Prefix] = []
         self.tokens = self.n_cached = torch.zeros(0, dtype=torch.int64, device=self._device)
 
@@ -183,6 +190,7 @@ class _Active:
         first = choose(torch.stack([row.prefix.logits for row in rows]), rows)
         for row, token in zip(rows, first.tolist(), strict=True):
             row.tokens.append(token)
+        self.slots += range(len(self.rows), len(self.rows) + len(rows))
         self.rows += rows
         self.tokens = torch.cat([self.tokens, first])
         self.n_cached = torch.cat([self.n_cached, self.n_cached.new_zeros(len(rows))])
@@ -190,39 +198,38 @@ class _Active:
 
     def step(self) -> Tensor:
         """Run the newest token of each row through the LLM.  -> [n, D]"""
-        decoder, n = self._llm.model, len(self.rows)
+        decoder = self._llm.model
         longest = max(len(row.tokens) for row in self.rows)
         states = self._embedding(self.tokens)  # [n, D]
         starts = torch.tensor([row.prefix.n_tokens for row in self.rows], device=self._device)
         rotation = layers.rotary_tables(decoder, states[None], (starts + self.n_cached)[None])
         unseen = torch.arange(longest, device=self._device) > self.n_cached[:, None]  # [n, C]
-        bias = torch.zeros(unseen.shape, dtype=torch.float32, device=self._device)
-        bias.masked_fill_(unseen, float("-inf"))
+        bias = torch.zeros(unseen.shape, dtype=states.dtype, device=self._device).masked_fill_(unseen, float("-inf"))
         shared, stop = [], 0
         for prefix, of_prefix in groupby(self.rows, key=lambda row: row.prefix):
             start, stop = stop, stop + len(list(of_prefix))
             shared.append((slice(start, stop), prefix))
-        at = torch.arange(n, device=self._device)
+        slots = torch.tensor(self.slots, device=self._device)
         for number, layer in enumerate(decoder.layers):
             attend = partial(
-                self._attend, number, shared, at, bias, self._buffers[number].reserve(longest, like=states)
+                self._attend, number, shared, slots, bias, self._buffers[number].reserve(longest, like=states)
             )
             states = layers.decoder_layer(layer, _NEWEST, states, *rotation, attend=attend)
         return kernels.rms_norm(decoder.norm, states)
 
     def _attend(
-        self, number: int, shared: Sequence[tuple[slice, _Prefix]], at: Tensor, bias: Tensor,
+        self, number: int, shared: Sequence[tuple[slice, _Prefix]], slots: Tensor, bias: Tensor,
         buffer: tuple[Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
         rows: Any, pack: Pack, head_dim: int, scale: float,
     ) -> Tensor:  # fmt: skip
         """Attention of the newest token of each row in layer `number`, whose key and value it also stores."""
         query, key, value = (flat.unflatten(1, (-1, head_dim)) for flat in (query, key, value))  # [n, H, d]
         keys, values = buffer
-        keys[at, :, self.n_cached], values[at, :, self.n_cached] = kernels.rotate(key, cos, sin), value
+        keys[slots, :, self.n_cached], values[slots, :, self.n_cached] = kernels.rotate(key, cos, sin), value
         n, n_own = len(query), bias.shape[1]
         own = keys[:n, :, :n_own], values[:n, :, :n_own]
         prefixes = [(rows, prefix.keys[number], prefix.values[number]) for rows, prefix in shared]
-        return attend_shared(kernels.rotate(query, cos, sin), prefixes, *own, bias, scale).flatten(1)
+        return attend_shared(kernels.rotate(query, cos, sin), prefixes, *own, slots, bias, scale).flatten(1)
 
     def append(self, tokens: Tensor) -> None:
         """Append to each row the token that follows from the last `step`."""
@@ -243,13 +250,15 @@ class _Active:
 
     def _reorder(self, order: Sequence[int]) -> None:
         """Keep the rows `order`, in this order."""
-        n_tokens = max((len(self.rows[place].tokens) - 1 for place in order), default=0)
-        moved = [place for place, source in enumerate(order) if place != source]
-        if moved and n_tokens:
-            first = moved[0]
-            source = torch.tensor(order[first:], device=self._device)
-            for buffer in self._buffers:
-                buffer.gather(first, source, n_tokens)
+        slots, n = [self.slots[place] for place in order], len(order)
+        free, sources = iter(sorted(set(range(n)) - set(slots))), list(range(n))
+        for place, slot in enumerate(slots):
+            if slot >= n:
+                slots[place] = next(free)
+                sources[slots[place]] = slot
+        for buffer in self._buffers:
+            buffer.move(sources)
+        self.slots = slots
         self.rows = [self.rows[place] for place in order]
         places = torch.tensor(order, dtype=torch.int64, device=self._device)
         self.tokens, self.n_cached = self.tokens[places], self.n_cached[places]
@@ -274,16 +283,16 @@ def _attend_and_store(
 
 
 def attend_shared(
-    query: Tensor, prefixes: Sequence[tuple[slice, Tensor, Tensor]], keys: Tensor, values: Tensor, bias: Tensor,
-    scale: float,
+    query: Tensor, prefixes: Sequence[tuple[slice, Tensor, Tensor]], keys: Tensor, values: Tensor, slots: Tensor,
+    bias: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
     """One query per row, which attends to a prefix that it shares with its neighbours, and to its own tokens.
 
     Args:
         query: [n, H, d].
         prefixes: for each prefix its rows, keys [Hk, d, L] and values [Hk, L, d]; all rows, in order.
-        keys, values: of own tokens [n, Hk, C, d].
-        bias: [n, C] fp32, -inf where a row has no token.
+        keys, values: of own tokens [n, Hk, C, d], those of row i at `slots[i]`.
+        bias: [n, C] in the precision of the query, -inf where a row has no token.
 
     Returns:
         [n, H, d]
@@ -291,19 +300,28 @@ def attend_shared(
     n, n_heads, head_dim = query.shape
     n_kv, n_own = keys.shape[1], keys.shape[2]
     n_together = n_heads // n_kv  # G, query heads of one key head
+    longest = max(prefix_keys.shape[2] for _, prefix_keys, _ in prefixes)
     grouped = (query * scale).view(n, n_kv, n_together, head_dim)
-    own = torch.bmm(grouped.reshape(n * n_kv, n_together, head_dim), keys.flatten(0, 1).transpose(1, 2))
-    own = own.view(n, n_kv, n_together, n_own).float() + bias[:, None, None]  # [n, Hk, G, C]
-    own = own.transpose(0, 1).reshape(n_kv, n * n_together, n_own)  # [Hk, n*G, C]
     by_head = grouped.transpose(0, 1).reshape(n_kv, n * n_together, head_dim)
-    mixed = torch.empty_like(by_head)  # [Hk, n*G, d]
-    own_weights = torch.empty(n_kv, n * n_together, n_own, dtype=query.dtype, device=query.device)
+    by_slot = slots.argsort()  # the row in each slot
+    # One row of scores per query, prefix and own tokens, so that there is one softmax for all.
+    scores = query.new_empty(n_kv, n * n_together, longest + n_own)
+    own = torch.bmm(grouped[by_slot].view(n * n_kv, n_together, head_dim), keys.flatten(0, 1).transpose(1, 2))
+    into = scores[:, :, longest:].view(n_kv, n, n_together, n_own).transpose(0, 1)
+    torch.add(own.view(n, n_kv, n_together, n_own)[slots], bias[:, None, None], out=into)
+    parts = []
     for rows, prefix_keys, prefix_values in prefixes:
         lines, n_prefix = slice(rows.start * n_together, rows.stop * n_together), prefix_keys.shape[2]
-        scores = torch.bmm(by_head[:, lines], prefix_keys).float()  # [Hk, g*G, L]
-        weights = torch.cat([scores, own[:, lines]], dim=2).softmax(dim=2).to(query.dtype)
-        mixed[:, lines] = torch.bmm(weights[:, :, :n_prefix], prefix_values)
-        own_weights[:, lines] = weights[:, :, n_prefix:]
-    weights = own_weights.view(n_kv, n, n_together, n_own).transpose(0, 1).reshape(n * n_kv, n_together, n_own)
-    rest = torch.bmm(weights, values.flatten(0, 1)).view(n, n_kv, n_together, head_dim)
-    return (mixed.view(n_kv, n, n_together, head_dim).transpose(0, 1) + rest).reshape(n, n_heads, head_dim)
+        torch.bmm(by_head[:, lines], prefix_keys, out=scores[:, lines, :n_prefix])  # [Hk, g*G, L]
+        if n_prefix < longest:
+            scores[:, lines, n_prefix:longest] = float("-inf")
+        parts.append((lines, n_prefix, prefix_values))
+    weights = scores.softmax(dim=2, dtype=torch.float32).to(query.dtype)
+    mixed = torch.empty_like(by_head)  # [Hk, n*G, d]
+    for lines, n_prefix, prefix_values in parts:
+        torch.bmm(weights[:, lines, :n_prefix], prefix_values, out=mixed[:, lines])
+    own_weights = weights[:, :, longest:].view(n_kv, n, n_together, n_own).transpose(0, 1)
+    rest = torch.bmm(own_weights.index_select(0, by_slot).view(n * n_kv, n_together, n_own), values.flatten(0, 1))
+    rest = rest.view(n, n_kv, n_together, head_dim)[slots]
+    mixed = mixed.view(n_kv, n, n_together, head_dim).transpose(0, 1) + rest
+    return mixed.reshape(n, n_heads, head_dim)

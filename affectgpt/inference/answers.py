@@ -326,13 +326,16 @@ def draw(logits: torch.Tensor, dice: torch.Tensor, sampling: Sampling) -> torch.
         [n] on the device of the logits.
     """
     probabilities = _kept_probabilities(logits, sampling)
-    n, size = probabilities.shape
-    blocks = functional.pad(probabilities, (0, -size % _BLOCK)).view(n, -1, _BLOCK)
+    size = probabilities.shape[1]
+    whole = size // _BLOCK * _BLOCK
     # A sum over the complete vocabulary would not be repeatable on a GPU.
-    bounds = blocks.sum(dim=2).cpu().double().cumsum(dim=1)  # [n, V / 256]
+    sums = probabilities[:, :whole].unflatten(1, (size // _BLOCK, _BLOCK)).sum(dim=2)
+    sums = torch.cat([sums, probabilities[:, whole:].sum(dim=1, keepdim=True)], dim=1)
+    bounds = sums.cpu().double().cumsum(dim=1)  # [n, V / 256 + 1]
     block, rest = _passed(bounds, dice * bounds[:, -1])
-    rows = torch.arange(n)
-    inner = blocks[rows.to(blocks.device), block.to(blocks.device)].cpu().double().cumsum(dim=1)  # [n, 256]
+    places = block[:, None] * _BLOCK + torch.arange(_BLOCK)  # [n, 256]
+    inner = probabilities.gather(1, places.clamp(max=size - 1).to(logits.device)).cpu().double()
+    inner = inner.masked_fill(places >= size, 0).cumsum(dim=1)
     token, _ = _passed(inner, rest)
     return (block * _BLOCK + token).to(logits.device)
 
@@ -348,18 +351,26 @@ def _passed(bounds: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
 
 def _kept_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities [n, V], not normalized, 0 where `top_k` and `top_p` leave a token out."""
-    logits = logits.float() / sampling.temperature
+    logits = logits.float()
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
     probabilities = logits.softmax(dim=1)
     if sampling.top_p < 1:
         likely = probabilities.topk(min(_LIKELY, logits.shape[1])).values
-        if (likely.sum(dim=1) < sampling.top_p).any():
-            likely = probabilities.sort(dim=1, descending=True).values
-        n_before = (likely.cumsum(dim=1) < sampling.top_p).sum(dim=1, keepdim=True).clamp(max=likely.shape[1] - 1)
-        probabilities = probabilities.masked_fill(probabilities < likely.gather(1, n_before), 0)
+        least = _least(likely, sampling.top_p)
+        if (flat := likely.sum(dim=1) < sampling.top_p).any():
+            least[flat] = _least(probabilities[flat].sort(dim=1, descending=True).values, sampling.top_p)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
     return probabilities
+
+
+def _least(likely: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest probability that is kept of each row [n, k], sorted from the largest one.  -> [n, 1]"""
+    n_before = (likely.cumsum(dim=1) < top_p).sum(dim=1, keepdim=True).clamp(max=likely.shape[1] - 1)
+    return likely.gather(1, n_before)
 
 
 def _sampled_by_transformers(

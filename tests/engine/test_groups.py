@@ -125,7 +125,9 @@ def test_attention_to_a_shared_prefix_and_own_tokens_is_attention_to_both_in_one
         q = query[row][None, :, None]
         expected.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True)[0, :, 0])
     shared = [(slice(0, 3), *(t.to(dtype) for t in prefixes[0])), (slice(3, 5), *(t.to(dtype) for t in prefixes[1]))]
-    found = attend_shared(query.to(dtype), shared, keys.to(dtype), values.to(dtype), bias, 0.3)
+    slots = torch.tensor([2, 0, 4, 1, 3])
+    own = keys[slots.argsort()].to(dtype), values[slots.argsort()].to(dtype)
+    found = attend_shared(query.to(dtype), shared, *own, slots, bias.to(dtype), 0.3)
     exact = dtype == torch.float32
     torch.testing.assert_close(
         found.float(), torch.stack(expected), rtol=1e-5 if exact else 0.05, atol=1e-6 if exact else 0.03

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from affectgpt.engine.lora import Dropout, adapter_of, products
+from affectgpt.engine.lora import Dropout, _kept, adapter_of, products
 
 
 def adapted(dropout: float, dtype: torch.dtype = torch.float64, **config) -> nn.ModuleDict:
@@ -49,6 +49,13 @@ def test_with_dropout_the_gradients_are_those_of_the_function_with_this_mask():
         adapter = adapter_of(layer)
         branch = (states * mask / 0.5) @ adapter.down.t() @ adapter.up.t() * adapter.scaling
         torch.testing.assert_close(out, layer.base_layer(states) + branch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_mask_of_bits_keeps_values_exactly(dtype):
+    states = torch.tensor([[1.5, -0.1, float("inf")], [-3e-5, 7.0, float("-inf")]], dtype=dtype)
+    mask = torch.tensor([[-1, 0, 0], [-1, -1, -1]], dtype=torch.int8)
+    assert torch.equal(_kept(states, mask), torch.where(mask.bool(), states, 0))
 
 
 def test_a_mask_depends_on_its_sample_and_not_on_the_samples_around_it():

@@ -202,10 +202,11 @@ def test_the_tokens_that_may_be_drawn_are_those_of_transformers(sampling):
     torch.testing.assert_close(found / found.sum(dim=1, keepdim=True), warped, rtol=1e-4, atol=1e-7)
 
 
-def test_a_number_selects_the_token_where_the_cumulative_probability_passes_it_and_never_an_impossible_one():
-    probabilities = torch.zeros(1, 600)
-    probabilities[0, [3, 255, 256, 599]] = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    dice = {0.0: 3, 0.0999: 3, 0.1001: 255, 0.3001: 256, 0.5999: 256, 0.6001: 599, 1 - 2**-53: 599}
+@pytest.mark.parametrize("size", [600, 512])  # sums are over 256 tokens
+def test_a_number_selects_the_token_where_the_cumulative_probability_passes_it_and_never_an_impossible_one(size):
+    probabilities, last = torch.zeros(1, size), size - 1
+    probabilities[0, [3, 255, 256, last]] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    dice = {0.0: 3, 0.0999: 3, 0.1001: 255, 0.3001: 256, 0.5999: 256, 0.6001: last, 1 - 2**-53: last}
     found = answering.draw(
         probabilities.log().expand(len(dice), -1), torch.tensor(list(dice), dtype=torch.float64), answering.Sampling()
     )
