@@ -455,13 +455,17 @@ def clue_texts(config: AnalyzeConfig) -> dict[str, Any]:
     truth = {key: truth[key] for key in descriptions if key in truth}
     result = _compare(config, systems, truth, "What the modalities contribute") | {"written_by": _by(client)}
     result["llm_grouping"] = grouped = {}
-    rows = [(f"grouped by {client.name}", "F_S", "Avg", "precision", "recall", "n", "unreadable")]
+    rows = [(f"grouped by {client.name}", "F_S", "95 % interval", "Avg", "precision", "recall", "n", "unreadable")]
     for name, system in systems.items():
         found = llm_grouping_score(truth, {row.id: row.labels or () for row in system}, client)
-        figures = {"f_score": found.score.f_score, "avg": found.score.avg, "precision": found.score.precision}
-        figures["recall"] = found.score.recall
-        rows.append((name, *map(percent, figures.values()), str(found.score.n), str(found.unparsed)))
-        grouped[name] = figures | {"n": found.score.n, "unreadable": found.unparsed}
+        score = found.score
+        ranges = found.intervals(n_bootstrap=config.n_bootstrap, seed=config.seed)
+        low, high = map(percent, ranges.get("f_score", (np.nan, np.nan)))
+        figures = map(percent, (score.avg, score.precision, score.recall))
+        shown = f"[{low}, {high}]" if ranges else "-"
+        rows.append((name, percent(score.f_score), shown, *figures, str(score.n), str(found.unparsed)))
+        grouped[name] = {"f_score": score.f_score, "avg": score.avg, "intervals": ranges, **vars(score)}
+        grouped[name] |= {"unreadable": found.unparsed}
     print("\n" + format_table(rows))
     return result
 

@@ -244,6 +244,7 @@ def test_texts_of_single_modalities_are_written_asked_once_and_scored(folder, mo
         assert len(server.requests) == n_asked  # every answer is in the log
     assert found["llm_grouping"]["CLUE-Text"] == {
         "f_score": pytest.approx(2 / 3), "avg": 0.75, "precision": 1.0, "recall": 0.5, "n": 1, "unreadable": 1,
+        "intervals": {},
     }  # fmt: skip
     assert set(found["reports"]) == {"CLUE-Text", "CLUE-Audio", "CLUE-Video", "CLUE-Multi"}
     rows = {

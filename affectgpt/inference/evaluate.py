@@ -407,6 +407,7 @@ def _ask_llm(
         "precision": grouped.score.precision,
         "recall": grouped.score.recall,
         "avg": grouped.score.avg,
+        "intervals": grouped.intervals(n_bootstrap=config.n_bootstrap, seed=config.seed),
         "n": grouped.score.n,
         "prompt_version": grouped.prompt_version,
         "questions": grouped.n_questions,

@@ -16,7 +16,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,7 +59,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """The primary `value` (a fraction of 1) of a benchmark, its n, further scores, and published results."""
+    """The primary `value` (a fraction of 1) of a benchmark, its n, further scores, and published results.
+
+    `intervals` are 95 % bootstrap intervals over clips of `value`, by the name `metric`, and of figures in `details`.
+    """
 
     name: str
     title: str
@@ -70,17 +73,25 @@ class BenchmarkResult:
     lexicon: str
     published: Sequence[Mapping[str, Any]] = ()
     report: Report | None = field(default=None, repr=False)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def table(self) -> str:
         lines = [self.report.table(), ""] if self.report else []
-        lines.append(f"{self.title}: {self.metric} {percent(self.value)}  (n = {self.n}, {self.lexicon})")
+        score = f"{self.metric} {percent(self.value)}{self._range(self.metric)}"
+        lines.append(f"{self.title}: {score}  (n = {self.n}, {self.lexicon})")
         for key, value in self.details.items():
             if not isinstance(value, list):
                 shown = percent(value) if isinstance(value, float) and not key.startswith("MSE") else value
-                lines.append(f"  {key}: {shown}")
+                lines.append(f"  {key}: {shown}{self._range(key)}")
         if self.published:
             lines += ["", self.beside_published()]
         return "\n".join(lines)
+
+    def _range(self, figure: str) -> str:
+        if figure not in self.intervals:
+            return ""
+        low, high = self.intervals[figure]
+        return f" [{percent(low)}, {percent(high)}]"
 
     def beside_published(self) -> str:
         """This result and the published ones, in percent: a column for each metric, since they are not comparable."""
@@ -145,6 +156,7 @@ def run_benchmark(
         metric, value, n = "F_S, level 1 mean", report.primary.f_score, report.primary.n
         details: dict[str, Any] = {"M-avg": report.m_avg}
         grouped = None
+        intervals: dict[str, tuple[float, float]] = {}
         labels, _ = labels_by_id(rows, lexicon)
         if groups is not None:
             truths_2024 = read_references(path, split=_split_column(config), split_text=split_published_2024)
@@ -163,7 +175,13 @@ def run_benchmark(
             details |= {f"F_S {by}": grouped_score.f_score, f"Avg {by}": grouped_score.avg}
             details |= {f"precision {by}": grouped_score.precision, f"recall {by}": grouped_score.recall}
             details |= {"unreadable groupings": grouped.unparsed, "clips without a grouping": grouped.missing}
-        return _result(config, metric, value, n, details, lexicon, report)
+            ranges = grouped.intervals(n_bootstrap=n_bootstrap, seed=seed)
+            intervals = {
+                f"{name} {by}": ranges[key] for name, key in (("F_S", "f_score"), ("Avg", "avg")) if key in ranges
+            }
+        if (own := report.primary.interval) is not None:
+            intervals[metric] = own.low, own.high
+        return replace(_result(config, metric, value, n, details, lexicon, report), intervals=intervals)
 
     labels, _ = labels_by_id(rows, lexicon)
     if config.kind == "sentiment":

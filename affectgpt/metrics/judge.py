@@ -22,12 +22,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.metrics.extract import Reading, read_labels
 from affectgpt.metrics.faithfulness import CluePair, Matcher, Matches
 from affectgpt.metrics.lexicon import split_published_2024
-from affectgpt.metrics.sets import SetScore, set_score
+from affectgpt.metrics.sets import Pair, SetScore, sample_score, set_score
+from affectgpt.metrics.stats import Statistic, bootstrap_interval, mean_f_statistic
 from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction
 from affectgpt.tables import table_errors
@@ -86,6 +89,7 @@ class LlmGrouping:
 
     Attributes:
         refused: those of the unparsed answers that the model or its server refused.
+        by_sample: precision and recall, [N, 1, 2]; NaN = not scored.
     """
 
     score: SetScore
@@ -95,6 +99,21 @@ class LlmGrouping:
     unparsed: int
     missing: int = 0
     refused: int = 0
+    by_sample: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 2)), repr=False, compare=False)
+
+    def intervals(self, *, n_bootstrap: int, seed: int) -> dict[str, tuple[float, float]]:
+        """The 95 % bootstrap intervals over samples of `f_score` and `avg`; {} without samples or resamples."""
+        statistics: dict[str, Statistic] = {"f_score": mean_f_statistic, "avg": lambda means: means.mean(axis=(-2, -1))}
+        found = {}
+        for name, statistic in statistics.items():
+            interval = bootstrap_interval(self.by_sample, statistic, n_bootstrap=n_bootstrap, seed=seed)
+            if interval is not None:
+                found[name] = (interval.low, interval.high)
+        return found
+
+
+def _by_sample(pairs: Sequence[Pair]) -> np.ndarray:
+    return np.array([sample_score(*pair) or (np.nan, np.nan) for pair in pairs]).reshape(-1, 1, 2)
 
 
 def group_by_llm(words: Sequence[Sequence[str]], client: ChatClient) -> tuple[list[dict[str, str]], int]:
@@ -149,17 +168,18 @@ def llm_grouping_score(
     pairs = [(list(truth), list(predictions.get(sample_id, ()))) for sample_id, truth in truths.items()]
     n_before = client.n_refused
     maps, n_unparsed = group_by_llm([truth + prediction for truth, prediction in pairs], client)
-    mapped = [
-        tuple({mapping[w] for word in side if (w := word.lower().strip())} for side in pair)
-        for pair, mapping in zip(pairs, maps, strict=True)
-    ]
+    mapped = []
+    for pair, mapping in zip(pairs, maps, strict=True):
+        truth, prediction = ({mapping[w] for word in side if (w := word.lower().strip())} for side in pair)
+        mapped.append((truth, prediction))
     return LlmGrouping(
-        score=set_score((truth, prediction) for truth, prediction in mapped),
+        score=set_score(mapped),
         model=client.name,
         prompt_version=GROUPING_VERSION,
         n_questions=sum(len(mapping) > 1 for mapping in maps),
         unparsed=n_unparsed,
         refused=client.n_refused - n_before,
+        by_sample=_by_sample(mapped),
     )
 
 
@@ -229,16 +249,18 @@ def published_grouping_score(
         mapping = maps.get(sample_id, no_words)
         return {mapping.get(word, word) for word in (label.lower() for label in labels)}
 
+    mapped = [
+        (groups(sample_id, truth), groups(sample_id, predictions.get(sample_id, ())))
+        for sample_id, truth in truths.items()
+    ]
     return LlmGrouping(
-        score=set_score(
-            (groups(sample_id, truth), groups(sample_id, predictions.get(sample_id, ())))
-            for sample_id, truth in truths.items()
-        ),
+        score=set_score(mapped),
         model=source,
         prompt_version="published",
         n_questions=len(maps),
         unparsed=sum(not mapping for mapping in maps.values()),
         missing=len(truths) - len(maps),
+        by_sample=_by_sample(mapped),
     )
 
 

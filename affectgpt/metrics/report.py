@@ -176,7 +176,9 @@ class Report:
         if extraction := self.extras.get("llm_extraction"):
             notes.append(f"labels of {extraction['read']} of {extraction['asked']} unparsed texts were read by an LLM")
         if grouped := self.extras.get("llm_grouping"):
-            figures = "  ".join(f"{name} {percent(grouped[name])}" for name in ("f_score", "precision", "recall"))
+            ranges = {name: f" [{percent(a)}, {percent(b)}]" for name, (a, b) in grouped.get("intervals", {}).items()}
+            names = ("f_score", "avg", "precision", "recall")
+            figures = "  ".join(f"{name} {percent(grouped[name])}{ranges.get(name, '')}" for name in names)
             model = grouped.get("by") or self.extras.get("llm", {}).get("model", "?")
             counted = f"n = {grouped['n']}, {grouped['unparsed']} unreadable answers"
             if grouped.get("missing"):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from affectgpt.chat.served import ChatClient
@@ -61,6 +62,16 @@ def test_grouping_merges_synonyms_and_equals_the_set_score_of_the_merged_words(s
     result = llm_grouping_score(TRUTHS, PREDICTIONS, client(server, tmp_path))
     assert result.score == set_score([({"happy", "sad"}, {"happy"}), ({"angry"}, {"angry", "sad"}), (set(), set())])
     assert (result.model, result.unparsed, result.score.n) == ("toy-1", 0, 2)
+
+
+def test_intervals_of_a_grouping_are_those_of_its_samples(server, tmp_path):
+    truths = {key: TRUTHS[key] for key in "ab"}
+    result = llm_grouping_score(truths, PREDICTIONS, client(server, tmp_path))
+    np.testing.assert_array_equal(result.by_sample, [[[1, 0.5]], [[0.5, 1]]])
+    # Twice a or twice b: F 2/3; a and b: F 3/4; Avg is 3/4 in each resample.
+    found = result.intervals(n_bootstrap=200, seed=0)
+    assert found == {"f_score": (pytest.approx(2 / 3), pytest.approx(0.75)), "avg": (0.75, 0.75)}
+    assert result.intervals(n_bootstrap=0, seed=0) == {}
 
 
 def test_order_and_case_of_labels_ask_the_same_question(server, tmp_path):
