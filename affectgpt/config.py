@@ -309,6 +309,7 @@ class InferConfig(QuestionConfig):
     backend: str = "pyav"  # video decoder
     cache_features: bool = False  # read encoder states from the cache on disk and add missing ones
     engine: str = "auto"  # generation backend: auto, or vllm (if that package is installed)
+    vllm: dict[str, Any] = field(default_factory=dict)  # engine=vllm: further arguments of vllm.LLM
     dtype: str | None = None  # LLM precision; null = as trained
     quantization: str | None = None  # LLM quantization: nf4, int8 or none; null = as trained
     base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from affectgpt.media import Waveform
 from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, load_trained
 from affectgpt.models.integrity import write_sums
+from affectgpt.models.modeling_affectgpt import merge_lora_into
 from affectgpt.prompts import Message
 from affectgpt.runs import checkpoint_to_use
 from affectgpt.runtime import UserError, quiet_libraries
@@ -56,7 +57,7 @@ def export(
         raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
     model, processor = load_trained(checkpoint, base_models=base_models, llm_dtype=dtype)
     if merge_lora:
-        merge(model)
+        merge_lora_into(model)
     model.config.spec = without_paths(model.config.spec)
     model.config.text_config._name_or_path = ""
     expected = probe_logits(model, processor)
@@ -75,25 +76,6 @@ def export(
     n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     log.info("%s: %.2f GB, loads with identical logits", out, n_bytes / 1e9)
     return out
-
-
-def merge(model: AffectGPTForConditionalGeneration) -> None:
-    """Merge the adapters into the LLM's weights, in place, and remove them.
-
-    The sum is rounded to the LLM's precision, so logits change slightly in bf16.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = [(name, part) for name, part in model.language_model.named_modules() if isinstance(part, BaseTunerLayer)]
-    if not adapted:
-        raise UserError("merge_lora=true, but this checkpoint has no LoRA; leave merge_lora out")
-    for name, layer in adapted:
-        layer.merge(safe_merge=True)
-        parent, _, child = name.rpartition(".")
-        setattr(model.language_model.get_submodule(parent), child, layer.get_base_layer())
-    model.config.lora = None
-    if model.config.spec is not None:
-        model.config.spec = {**model.config.spec, "lora": None}
 
 
 def without_paths(spec: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ def run_inference(config: InferConfig) -> int:
         on_bad=config.on_bad,
         bad=bad,
         attribution=config.attribute,
-        answer=VllmEngine(loaded.model) if config.engine == "vllm" else answers,
+        answer=VllmEngine(loaded, Path(config.paths.cache), config.vllm) if config.engine == "vllm" else answers,
     )
     seed_everything(config.seed)
     if config.out is None:

@@ -1,18 +1,29 @@
-"""Answers from vLLM, which gets prompt embeddings and loads its own copy of the frozen LLM.
+"""Answers from vLLM, which gets prompt embeddings and loads its own copy of the LLM.
 
 vLLM (https://docs.vllm.ai, prompt embedding inputs) is not a dependency of this package. Its kernels round differently,
-so greedy answers may differ from those of engine=auto where two tokens are nearly equally likely.
+so greedy answers may differ from those of engine=auto where two tokens are nearly equally likely. It loads an LLM with
+LoRA from a folder in which the adapters are merged, which is written on first use.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from affectgpt.config import GenerateConfig
 from affectgpt.inference.answers import Answer, answer_of, prompt_embeds, stop_ids
+from affectgpt.inference.loading import LoadedModel
+from affectgpt.models.checkpoint import read_manifest
+from affectgpt.models.modeling_affectgpt import merge_lora_into
+from affectgpt.runs import TRAINED_MANIFEST
 from affectgpt.runtime import UserError
+
+log = logging.getLogger("affectgpt")
 
 # Batches of prompts passed to vLLM at once, which schedules them itself.
 _BATCHES_AT_ONCE = 8
@@ -22,32 +33,35 @@ class VllmEngine:
     """The `answer` of `predict` that uses vLLM; loads the LLM into vLLM.
 
     Args:
-        model: its LLM must be a base model as published, without LoRA and not quantized.
+        loaded: its LLM must not be quantized. Adapters are merged into it, in place.
+        folder: where an LLM that differs from its base model is written, once for each checkpoint.
+        options: further arguments of `vllm.LLM`.
 
     Raises:
-        UserError: vLLM is not installed, or it cannot run this model.
+        UserError: vLLM is not installed, it cannot run this model, or `options` names what is set here.
     """
 
-    def __init__(self, model: Any) -> None:
-        _check(model)
+    def __init__(self, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None) -> None:
         try:
             import vllm
         except ImportError as error:
             raise UserError("engine=vllm needs the package vllm: pip install vllm; or use engine=auto") from error
-        spec = model.config.spec
-        dtype = model.get_input_embeddings().weight.dtype
+        model = loaded.model
+        values: dict[str, Any] = {
+            **dict(zip(("model", "revision"), llm_of(loaded, folder), strict=True)),
+            "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+            "enable_prompt_embeds": True,
+            "skip_tokenizer_init": True,  # no text goes in or out
+            "generation_config": "vllm",  # no sampling values from the base model's own file
+        }
+        if taken := sorted(values.keys() & (options or {}).keys()):
+            raise UserError(f"vllm.{taken[0]} is set by the checkpoint; leave it out")
         # Only the word embeddings are needed here; the layers free their memory for those that vLLM loads.
         device = model.get_input_embeddings().weight.device
         model.language_model.to("cpu")
         model.get_input_embeddings().to(device)
         self._vllm = vllm
-        self._llm = vllm.LLM(
-            model=spec["llm"],
-            revision=spec["llm_revision"],
-            dtype=str(dtype).removeprefix("torch."),
-            enable_prompt_embeds=True,
-            generation_config="vllm",  # no sampling values from the base model's own file
-        )
+        self._llm = vllm.LLM(**values, **(options or {}))
 
     def __call__(
         self, model: Any, processor: Any, inputs: Iterable[Mapping[str, Any]], generate: GenerateConfig
@@ -87,14 +101,35 @@ def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:
     return values
 
 
-def _check(model: Any) -> None:
-    """Raise UserError if vLLM cannot run this model's LLM."""
-    spec = model.config.spec
-    if model.config.lora:
-        raise UserError("engine=vllm runs the LLM as published, but this checkpoint has LoRA adapters; use engine=auto")
-    if spec is None:
-        raise UserError(
-            "engine=vllm loads the LLM from its own folder, which a full model does not name; use engine=auto"
-        )
+def llm_of(loaded: LoadedModel, folder: Path) -> tuple[str, str | None]:
+    """Folder or hub id, and revision, of the LLM of a checkpoint: its base model, if no tensor of it is trained.
+
+    Else, or if the checkpoint is a full model, the LLM is written below `folder`, its adapters merged.
+
+    Raises:
+        UserError: the LLM is quantized.
+    """
+    model = loaded.model
+    spec = model.config.spec or {}
     if kind := spec.get("llm_quantization"):
-        raise UserError(f"engine=vllm runs the LLM as published, but this one is quantized ({kind}); use engine=auto")
+        raise UserError(f"engine=vllm cannot run a quantized LLM ({kind}); load it without, or use engine=auto")
+    if (loaded.folder / TRAINED_MANIFEST).is_file():
+        own = any(name.startswith("language_model.") for name in read_manifest(loaded.folder)["tensors"])
+    else:  # a full model, or converted weights around base models
+        own = (loaded.folder / "config.json").is_file() or bool(model.config.lora)
+    if not own:
+        return spec["llm"], spec["llm_revision"]
+    dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    out = folder / "vllm" / f"{loaded.weights_sha256[:16]}-{dtype}"
+    if model.config.lora:
+        merge_lora_into(model)
+    if not out.is_dir():
+        temporary = out.with_name(f".{out.name}.{os.getpid()}")
+        try:
+            model.language_model.save_pretrained(temporary)
+            os.replace(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        n_bytes = sum(path.stat().st_size for path in out.iterdir())
+        log.info("%s: the LLM of %s for vLLM, %.2f GB", out, loaded.name, n_bytes / 1e9)
+    return str(out), None

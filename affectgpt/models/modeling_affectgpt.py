@@ -33,7 +33,7 @@ from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, 
 from affectgpt.models.projectors import projector_of
 from affectgpt.models.quantize import n_weights
 from affectgpt.runs import TRAINED_MANIFEST
-from affectgpt.runtime import InputError, loading_models
+from affectgpt.runtime import InputError, UserError, loading_models
 from affectgpt.schema import MODALITIES, SLOTS
 from affectgpt.tables import format_table
 
@@ -511,6 +511,25 @@ def _inject_lora(language_model: PreTrainedModel, fields: Mapping[str, Any], see
     for name, parameter in language_model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
+
+
+def merge_lora_into(model: AffectGPTForConditionalGeneration) -> None:
+    """Merge the adapters into the LLM's weights, in place, and remove them.
+
+    The sum is rounded to the LLM's precision, so logits change slightly in bf16.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, part) for name, part in model.language_model.named_modules() if isinstance(part, BaseTunerLayer)]
+    if not adapted:
+        raise UserError("merge_lora=true, but this checkpoint has no LoRA; leave merge_lora out")
+    for name, layer in adapted:
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.language_model.get_submodule(parent), child, layer.get_base_layer())
+    model.config.lora = None
+    if model.config.spec is not None:
+        model.config.spec = {**model.config.spec, "lora": None}
 
 
 def lora_kind(fields: Mapping[str, Any]) -> str:

@@ -1,102 +1,173 @@
-"""What vLLM gets, with a fake that continues prompt embeddings as vLLM should; vLLM itself is not run here."""
+"""What vLLM gets, with a stand-in that has the signatures of vLLM 0.33 and continues prompt embeddings as it should.
+
+vLLM itself is not run here: its wheel is for CUDA.
+"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from affectgpt.config import GenerateConfig, InferConfig, LoraConfig
+from affectgpt.hub.export import export
 from affectgpt.inference.answers import answers
 from affectgpt.inference.infer import run_inference
+from affectgpt.inference.loading import LoadedModel, load
 from affectgpt.inference.vllm import VllmEngine, sampling_values
-from affectgpt.models import build
+from affectgpt.models import build, save_trained
 from affectgpt.runtime import UserError
 from tests.models import tiny
 
-SHOWN = (("audio", "frames", "motion"), ("frames",), (), ("motion",), ("audio",))
+SHOWN = (("audio", "frames"), ("frames",), (), ("audio",))
+LORA = LoraConfig(r=4, alpha=6, dropout=0.0, target_modules=["q_proj", "v_proj", "up_proj"])
 
 
-@pytest.fixture
-def built(tmp_path):
-    model, processor = build(tiny.tiny_spec(tiny.write_base_models(tmp_path, tiny.write_qwen2)))
-    return model.eval(), processor
+def checkpoint(folder: Path, lora: LoraConfig | None = None) -> Path:
+    """A checkpoint of trained tensors, with adapters that change answers."""
+    bases = tiny.write_base_models(folder, tiny.write_qwen2, ("audio", "frames"))
+    model, processor = build(tiny.tiny_spec(bases, ("audio", "frames"), lora=lora))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if ".lora_" in name:
+                tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
+    save_trained(model, processor, folder / "trained")
+    return folder / "trained"
 
 
-class FakeVllm:
-    """Loads the named LLM and continues prompt embeddings with transformers."""
+def loaded(folder: Path) -> LoadedModel:
+    return load(str(folder), folder.parent, device="cpu")
 
-    def __init__(self, model, revision, dtype, enable_prompt_embeds, generation_config):
-        from transformers import AutoModelForCausalLM
 
-        assert (enable_prompt_embeds, generation_config, revision) == (True, "vllm", None)
+def rows_of(processor) -> list:
+    return [processor.encode(tiny.question(*shown), tiny.media(*shown, seed=i)) for i, shown in enumerate(SHOWN)]
+
+
+class SamplingParams:
+    """With the arguments of vLLM 0.33, of which those are named here that this package uses."""
+
+    def __init__(
+        self, *, n=1, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=None, stop=None, stop_token_ids=None,
+        max_tokens=16, min_tokens=0, logprobs=None, detokenize=True, logit_bias=None,
+    ):  # fmt: skip
+        assert isinstance(max_tokens, int)
+        assert all(isinstance(token, int) for token in stop_token_ids)
+        self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
+        self.stop_token_ids, self.logit_bias, self.detokenize = stop_token_ids, logit_bias or {}, detokenize
+
+
+class LLM:
+    """With the arguments of vLLM 0.33; `engine` are fields of its EngineArgs. Other names are errors there, too."""
+
+    ENGINE = frozenset({"enable_prompt_embeds", "generation_config", "max_model_len", "enable_prefix_caching"})
+
+    def __init__(
+        self, model, *, tokenizer=None, skip_tokenizer_init=False, trust_remote_code=False, tensor_parallel_size=1,
+        dtype="auto", quantization=None, revision=None, seed=0, gpu_memory_utilization=0.92, enforce_eager=False,
+        **engine,
+    ):  # fmt: skip
+        if unknown := engine.keys() - self.ENGINE:
+            raise TypeError(f"EngineArgs.__init__() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        assert engine["generation_config"] == "vllm"
+        self.takes_embeds, self.has_tokenizer = engine.get("enable_prompt_embeds", False), not skip_tokenizer_init
+        self.model, self.n_gpus, self.revision = model, tensor_parallel_size, revision
         self.llm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self.seen: list[torch.Tensor] = []
 
-    def generate(self, prompts, parameters, use_tqdm):
+    def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None, priority=None):
+        vocabulary = self.llm.config.vocab_size
+        assert all(0 <= token < vocabulary for token in sampling_params.logit_bias)
+        assert self.has_tokenizer or not sampling_params.detokenize
         outputs = []
         for prompt in prompts:
-            self.seen.append(prompt["prompt_embeds"])
+            assert self.takes_embeds
+            assert prompt.keys() <= {"prompt_embeds", "prompt", "prompt_token_ids", "cache_salt"}
+            embeds = prompt["prompt_embeds"]
+            assert embeds.ndim == 2
+            assert embeds.shape[1] == self.llm.config.hidden_size
+            self.seen.append(embeds)
             new = self.llm.generate(
-                inputs_embeds=prompt["prompt_embeds"][None],
-                max_new_tokens=parameters.max_tokens,
-                eos_token_id=parameters.stop_token_ids,
-                suppress_tokens=list(parameters.logit_bias),
-                do_sample=parameters.temperature > 0,
+                inputs_embeds=embeds[None],
+                max_new_tokens=sampling_params.max_tokens,
+                eos_token_id=sampling_params.stop_token_ids,
+                suppress_tokens=list(sampling_params.logit_bias) or None,
+                do_sample=sampling_params.temperature > 0,
                 pad_token_id=0,
             )
             outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(new[0].tolist()))]))
         return outputs
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def vllm(monkeypatch):
-    module = SimpleNamespace(LLM=FakeVllm, SamplingParams=lambda **values: SimpleNamespace(**values))
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    return module
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams))
 
 
-def test_vllm_gets_the_embeddings_of_each_sample_and_its_tokens_give_the_same_answers(built, vllm):
-    model, processor = built
-    rows = [processor.encode(tiny.question(*shown), tiny.media(*shown, seed=i)) for i, shown in enumerate(SHOWN)]
+def test_vllm_gets_the_embeddings_of_each_sample_and_its_tokens_give_the_same_answers(tmp_path):
+    given = loaded(checkpoint(tmp_path))
+    model, processor = given.model, given.processor
+    rows = rows_of(processor)
     expected = list(answers(model, processor, rows, GenerateConfig(2, 7)))
-    engine = VllmEngine(model)
+    engine = VllmEngine(given, tmp_path / "cache")
     assert list(engine(model, processor, rows, GenerateConfig(2, 7))) == expected
     for row, seen in zip(rows, engine._llm.seen, strict=True):
         batch = processor.collate([row], for_generation=True)
         torch.testing.assert_close(seen, model.embed(batch.pop("input_ids"), batch)[0], rtol=1e-5, atol=1e-5)
+    assert engine._llm.model == str(tmp_path / "llm"), "the base model itself, not a copy"
+    assert not (tmp_path / "cache").exists()
 
 
-def test_generation_settings_become_sampling_parameters(built):
-    model, processor = built
-    greedy = sampling_values(model, GenerateConfig(4, 30))
+@pytest.mark.parametrize("kind", ["trained", "full", "merged"])
+def test_a_model_with_lora_answers_as_without_vllm(tmp_path, kind):
+    folder = checkpoint(tmp_path, LORA)
+    if kind != "trained":
+        folder = export(folder, tmp_path / "release", merge_lora=kind == "merged")
+    given = loaded(folder)
+    rows = rows_of(given.processor)
+    expected = list(answers(given.model, given.processor, rows, GenerateConfig(2, 7)))
+    plain = loaded(checkpoint(tmp_path / "plain"))
+    without = list(answers(plain.model, plain.processor, rows, GenerateConfig(2, 7)))
+    assert expected != without, "the adapters must change the answers, or this test shows nothing"
+    engine = VllmEngine(given, tmp_path / "cache", {"tensor_parallel_size": 2})
+    assert list(engine(given.model, given.processor, rows, GenerateConfig(2, 7))) == expected
+    assert engine._llm.n_gpus == 2
+    (written,) = (tmp_path / "cache" / "vllm").iterdir()
+    assert engine._llm.model == str(written)
+    before = {path.name: path.stat().st_mtime_ns for path in written.iterdir()}
+    again = loaded(folder)
+    engine = VllmEngine(again, tmp_path / "cache")
+    assert list(engine(again.model, again.processor, rows, GenerateConfig(2, 7))) == expected
+    assert {path.name: path.stat().st_mtime_ns for path in written.iterdir()} == before, "written once"
+
+
+def test_generation_settings_become_sampling_parameters(tmp_path):
+    given = loaded(checkpoint(tmp_path))
+    greedy = sampling_values(given.model, GenerateConfig(4, 30))
     assert greedy["max_tokens"] == 30
     assert greedy["temperature"] == 0.0
-    assert greedy["stop_token_ids"] == processor.stop_token_ids
-    assert set(greedy["logit_bias"]) == set(model.generation_config.suppress_tokens)
-    sampled = sampling_values(model, GenerateConfig(4, 30, do_sample=True, temperature=0.7, top_p=0.9))
+    assert greedy["stop_token_ids"] == given.processor.stop_token_ids
+    assert set(greedy["logit_bias"]) == set(given.model.generation_config.suppress_tokens)
+    sampled = sampling_values(given.model, GenerateConfig(4, 30, do_sample=True, temperature=0.7, top_p=0.9))
     assert (sampled["temperature"], sampled["top_p"]) == (0.7, 0.9)
 
 
-def test_models_that_vllm_cannot_run_are_refused_with_the_reason(built, vllm, tmp_path, monkeypatch):
-    model, processor = built
+def test_what_vllm_cannot_run_is_refused_with_the_reason(tmp_path, monkeypatch):
+    given = loaded(checkpoint(tmp_path))
+    with pytest.raises(UserError, match=r"vllm\.dtype is set by the checkpoint; leave it out"):
+        VllmEngine(given, tmp_path, {"dtype": "float16"})
     with pytest.raises(UserError, match=r"has no beam search; set generate\.num_beams=1"):
-        list(VllmEngine(model)(model, processor, [], GenerateConfig(num_beams=2)))
-    monkeypatch.setitem(model.config.spec, "llm_quantization", "nf4")
-    with pytest.raises(UserError, match=r"quantized \(nf4\); use engine=auto"):
-        VllmEngine(model)
-    monkeypatch.setattr(model.config, "lora", asdict(LoraConfig(2, 4, 0.0, ["q_proj"])))
-    with pytest.raises(UserError, match="has LoRA adapters; use engine=auto"):
-        VllmEngine(model)
-
-
-def test_a_missing_package_is_named(built, monkeypatch):
+        list(VllmEngine(given, tmp_path)(given.model, given.processor, [], GenerateConfig(num_beams=2)))
+    monkeypatch.setitem(given.model.config.spec, "llm_quantization", "nf4")
+    with pytest.raises(UserError, match=r"quantized LLM \(nf4\)"):
+        VllmEngine(given, tmp_path)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="engine=vllm needs the package vllm: pip install vllm"):
-        VllmEngine(built[0])
+        VllmEngine(given, tmp_path)
 
 
 def test_an_unknown_engine_is_refused_before_anything_is_loaded():
