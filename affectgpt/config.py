@@ -761,6 +761,23 @@ class DataConvertConfig(DataInputConfig):
 
 
 @dataclass
+class DataExportConfig(DataInputConfig):
+    """python -m affectgpt.data export"""
+
+    overrides: list[str] = field(default_factory=list)  # instead of a manifest: data=NAME; lmms-eval: benchmark=NAME
+    use: str | None = None  # with data=NAME: coarse, fine, a name in data.train, or test; null = fine, lmms-eval: test
+    to: str = "???"  # the other tool: ms-swift, llamafactory or lmms-eval
+    out: str = "???"  # output folder
+    name: str = "affectgpt"  # name in the other tool
+    task: str | None = None  # description, labels, both, think or fixed; null = both, lmms-eval: labels or fixed
+    lang: str = "en"  # language of questions and answers: en or zh
+    candidates: list[str] = field(default_factory=list)  # task fixed: what to choose from; empty = all labels
+    targets: str = "shown"  # shown: a target keeps the clauses about what is shown; complete: as published
+    sound: bool = True  # false: the other model hears nothing, so targets say nothing about sound
+    pairs: list[str] = field(default_factory=list)  # pairs of answers: judged, deleted, contradicted; empty = answers
+
+
+@dataclass
 class DataClausesConfig(DataInputConfig):
     """python -m affectgpt.data clauses"""
 

@@ -54,6 +54,15 @@ def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
     return load("affectgpt.data.command:check_data")(settings, data)
 
 
+def export_data(settings: config.DataExportConfig, given: Settings) -> int:
+    """As `check_data`, with the benchmark that a task of another tool is scored by."""
+    named = {item.partition("=")[0] for item in settings.overrides}
+    composed = compose("eval", settings.overrides) if named else None
+    data = composed.data if composed and "data" in named else None
+    benchmark = composed.benchmark if composed and "benchmark" in named else None
+    return load("affectgpt.othertools.command:export_data")(settings, data, benchmark)
+
+
 def annotator_study(settings: config.StudyOfAnnotatorsConfig, given: Settings) -> int:
     """Own settings, and those of annotate for all rows."""
     common = composed_settings(COMMANDS["annotate"], settings.common)

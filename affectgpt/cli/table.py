@@ -290,6 +290,23 @@ texts in another language than stated, or training samples in the test set; 2 if
         plain="manifest",
         next="python -m affectgpt.data check {out}",
     ),
+    "data export": Command(
+        "affectgpt.cli.composed:export_data",
+        config.DataExportConfig,
+        """Write data in the form of another tool (docs/other-tools.md).
+
+  python -m affectgpt.data export manifest.jsonl to=ms-swift out=rows/
+  python -m affectgpt.data export data=emer_fine data.folder=/data/emer use=fine to=llamafactory out=rows/ name=emer
+  python -m affectgpt.data export manifest.jsonl to=ms-swift out=rows/ task=description pairs=[judged,deleted]
+  python -m affectgpt.data export data=ovmerd data.folder=/data to=lmms-eval out=tasks/ name=ovmerd
+  python -m affectgpt.data export test.jsonl benchmark=mer2024 benchmark.folder=/data to=lmms-eval out=tasks/
+
+ms-swift: <name>.jsonl, and rewards.py with our rewards for its GRPO. llamafactory: <name>.jsonl and dataset_info.json.
+lmms-eval: a task, scored against the labels of the data or as benchmark=NAME. Unusable clips are listed and left out;
+exit code 1 if there are any.""",
+        plain="manifest",
+        others="overrides",
+    ),
     "data clauses": Command(
         "affectgpt.data.clause_report:report_clauses",
         config.DataClausesConfig,
