@@ -62,6 +62,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "faces": ("a second face detector, dlib", ("dlib-bin",)),
     "structured": ("JSON schemas enforced for models in this process", ("llguidance",)),
     "gguf": ("LLMs in GGUF files", ("gguf",)),
+    "datasets": ("data sets of the hub as data of training", ("datasets",)),
 }
 # Optional packages that belong to no extra: used if they are installed, or known to break imports (torchaudio).
 OTHERS = ("torchaudio", "torchcodec", "flash-attn", "vllm")

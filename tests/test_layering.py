@@ -23,7 +23,20 @@ LEVELS = (
     ("cache",),
     ("inference",),
     ("training", "zeroshot", "serve"),
-    ("annotate", "plan", "convert", "hub", "doctor", "analyze", "report", "submit", "export", "study", "loading", "othertools"),
+    (
+        "annotate",
+        "plan",
+        "convert",
+        "hub",
+        "doctor",
+        "analyze",
+        "report",
+        "submit",
+        "export",
+        "study",
+        "loading",
+        "othertools",
+    ),
     ("demo", "studio"),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

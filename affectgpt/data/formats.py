@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from affectgpt.data.splits import hold_out
+from affectgpt.data.streamed import manifest_of
 from affectgpt.runtime import InputError, parse_json
 from affectgpt.schema import FACE_ORDERS, BadSample, Sample, check_id, finite, listed, parse_label_list, read_samples
 from affectgpt.tables import (
@@ -275,6 +276,22 @@ def manifest(folder: Folder, *, file: str = "manifest.jsonl") -> Rows:
     folder.used |= set(folder.columns.values())
     yield from samples
     yield from bad
+
+
+def hub_rows(
+    folder: Folder,
+    *,
+    path: str,
+    split: str = "train",
+    name: str | None = None,
+    revision: str | None = None,
+    n_rows: int | None = None,
+) -> Rows:
+    """a data set of the library datasets (hub id, or a folder of Parquet files); media are saved in the folder"""
+    file = manifest_of(
+        path, folder.path, split=split, name=name, revision=revision, n_rows=n_rows, columns=folder.columns
+    )
+    yield from manifest(folder, file=file.name)
 
 
 def emer_v1(folder: Folder, *, english: str = "gt-eng.csv", chinese: str = "gt-chi.csv") -> Rows:
@@ -662,6 +679,7 @@ def _json(path: Path, kind: type) -> Any:
 
 FORMATS: dict[str, Callable[..., Rows]] = {
     "manifest": manifest,
+    "datasets": hub_rows,
     "emer_v1": emer_v1,
     "emer_fine": emer_fine,
     "ovmerd": ovmerd,
