@@ -25,10 +25,12 @@ class KeyValueBuffer:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
-    def reserve(self, n_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values with space for `n_tokens` per row; dtype and device are those of `like`."""
+    def reserve(self, n_tokens: int, like: Tensor, at_most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values with space for `n_tokens` per row, which will never be more than `at_most`; dtype and device
+        are those of `like`."""
         if self._keys is None or self._values is None or self._keys.shape[2] < n_tokens:
             n_tokens = self._growth * (n_tokens // self._growth + 1)
+            n_tokens = n_tokens if at_most is None else min(n_tokens, at_most)
             shape = (self._n_slots, self._n_kv_heads, n_tokens, self._head_dim)
             transposed = cpu.transposed_buffers(like.dtype) if like.device.type == "cpu" else (False, False)
             self._keys = _grown(self._keys, shape, like, transposed=transposed[0])

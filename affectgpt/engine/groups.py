@@ -23,8 +23,8 @@ from affectgpt.engine import kernels, layers
 from affectgpt.engine.buffers import KeyValueBuffer
 from affectgpt.engine.layout import Pack
 
-# Buffers of the answers' own tokens grow by this many.
-_GROWTH = 64
+# Buffers of the answers' own tokens grow by this many, up to the longest answer: each time all of it is copied.
+_GROWTH = 128
 # Prompt tokens that go through the LLM at once.
 _PROMPT_TOKENS = 4096
 
@@ -199,7 +199,7 @@ class _Active:
     def step(self) -> Tensor:
         """Run the newest token of each row through the LLM.  -> [n, D]"""
         decoder = self._llm.model
-        longest = max(len(row.tokens) for row in self.rows)
+        longest, at_most = max(len(row.tokens) for row in self.rows), max(row.prefix.limit for row in self.rows)
         states = self._embedding(self.tokens)  # [n, D]
         starts = torch.tensor([row.prefix.n_tokens for row in self.rows], device=self._device)
         rotation = layers.rotary_tables(decoder, states[None], (starts + self.n_cached)[None])
@@ -212,7 +212,7 @@ class _Active:
         slots = torch.tensor(self.slots, device=self._device)
         for number, layer in enumerate(decoder.layers):
             attend = partial(
-                self._attend, number, shared, slots, bias, self._buffers[number].reserve(longest, like=states)
+                self._attend, number, shared, slots, bias, self._buffers[number].reserve(longest, states, at_most)
             )
             states = layers.decoder_layer(layer, _NEWEST, states, *rotation, attend=attend)
         return kernels.rms_norm(decoder.norm, states)
