@@ -133,12 +133,15 @@ class FeatureCache:
         """Store states; False if the cache is full, which is counted and logged once."""
         if self._stores[modality].write(sha256, states, facts):
             return True
-        if not self.n_refused:
+        assert self._quota is not None
+        with self._quota.lock:
+            self.n_refused += 1
+            first = self.n_refused == 1
+        if first:
             log.warning(
                 "the cache is full (paths.cache_limit_gb): states of further clips are not stored, but recomputed each "
                 "time they are needed; raise the limit, or free space with `python -m affectgpt.cache gc`"
             )
-        self.n_refused += 1
         return False
 
 

@@ -22,7 +22,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,9 @@ class Quota:
     Args:
         limit_bytes: of all files in the folder. A process measures the folder again after writing a thousandth of the
             limit, so that n processes exceed the limit by less than n thousandths.
+
+    Attributes:
+        lock: held from `reserve` to the end of the write: a measurement in between would miss what is not yet written.
     """
 
     _FULL_S = 60.0  # a full folder is measured again after this time
@@ -76,6 +79,13 @@ class Quota:
         self._measured: int | None = None
         self._written = 0  # by this process since the measurement
         self._full_since_s: float | None = None
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.Lock())
 
     @property
     def is_full(self) -> bool:
@@ -211,9 +221,9 @@ class StateStore:
         payload = states.view(torch.uint8).numpy().tobytes() if states.numel() else b""
         described = json.dumps(facts).encode()
         n_bytes = len(payload) + len(described) + _ALIGNMENT + _RECORD_BYTES
-        if self._quota is not None and not self._quota.reserve(n_bytes):
-            return False
-        with self._lock:
+        with self._lock, self._quota.lock if self._quota else nullcontext():
+            if self._quota is not None and not self._quota.reserve(n_bytes):
+                return False
             if self._pid != os.getpid():  # forked: the shard and its lock belong to the parent
                 self._inherited, self._writer, self._pid = self._writer, None, os.getpid()
             try:

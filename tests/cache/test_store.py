@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,18 @@ def test_several_processes_write_one_store(store):
     assert len(store) == len(numbers)
     assert all(torch.equal(store.read(address(number))[0], some(number)) for number in numbers)
     assert not store.damaged()
+
+
+def test_threads_that_write_at_once_hold_the_limit_together(tmp_path, monkeypatch):
+    fill(StateStore(tmp_path / "one"), [0])
+    one_entry = module.folder_bytes(tmp_path / "one")
+    measure = module.folder_bytes
+    monkeypatch.setattr(module, "folder_bytes", lambda folder: (measure(folder), time.sleep(0.01))[0])
+    store = StateStore(tmp_path / "many", quota=module.Quota(tmp_path / "many", 3 * one_entry + 50))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: fill(store, [number]), range(8)))
+    assert 2 <= len(StateStore(tmp_path / "many")) <= 3
+    assert measure(tmp_path / "many") <= 3 * one_entry + 50
 
 
 KILLED = """
