@@ -356,7 +356,7 @@ class BenchmarkConfig:
     array: str = "test_corpus"  # name of the array in a label.npz
     trust_pickle: bool = False  # unpickle a label.npz with objects that are not plain; only if you trust its source
     members: list[str] = field(default_factory=list)  # a mean over these benchmarks
-    published: list[Any] = field(default_factory=list)  # published results: system, value, source, metric, split
+    published: list[Any] = field(default_factory=list)  # published: system, value, source, metric, split, certainty
 
 
 @dataclass

@@ -106,7 +106,8 @@ class BenchmarkResult:
         for row in self.published:
             value, of = row["value"] / 100, row.get("metric", self.metric)
             values = (_cell(value if name == of else None) for name in metrics)
-            cells.append((row["system"], *values, row["source"]))
+            mark = " (secondary)" if row.get("certainty") == "secondary" else ""
+            cells.append((row["system"], *values, row["source"] + mark))
         return format_table(cells, "l" + "r" * len(metrics) + "l")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Benchmarks: every shipped file composes, every kind is scored, and missing files are named."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,32 @@ def test_every_shipped_benchmark_composes_and_is_complete(name):
     for row in benchmark.published:
         assert {"system", "value", "source"} <= set(row)
         assert 0 < row["value"] < 100
+        assert row.get("certainty", "primary") in ("primary", "secondary")
+
+
+def test_the_page_of_published_results_is_that_of_the_shipped_files():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = runpy.run_path(str(docs / "make_leaderboard.py"))
+    assert page["page"](page["shipped"]()) == (docs / "leaderboard.md").read_text(encoding="utf-8"), (
+        "docs/leaderboard.md is out of date: python docs/make_leaderboard.py"
+    )
 
 
 def test_the_benchmarks_of_the_field_are_included():
     wanted = {"emer_fine", "ovmerd", "ovmerd_plus", "mer2023_semi", "mer2024", "mer2025_ov", "mer2026_ov", "meld"}
-    wanted |= {"iemocap4", "cmu_mosi", "cmu_mosei", "ch_sims", "ch_sims_v2", "dfew", "mer_unibench"}
+    wanted |= {
+        "mafw",
+        "caer",
+        "ravdess",
+        "emotiontalk",
+        "iemocap4",
+        "cmu_mosi",
+        "cmu_mosei",
+        "ch_sims",
+        "ch_sims_v2",
+        "dfew",
+        "mer_unibench",
+    }
     assert wanted <= set(NAMES)
 
 
