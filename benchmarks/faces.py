@@ -24,10 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from affectgpt.annotate.clips import read_nearest
+from affectgpt.annotate.face import Shown, evenly
 from affectgpt.config import FacesConfig
 from affectgpt.demo.video import write_mp4
 from affectgpt.media import NoAudioStream, probe, read_audio, read_frames
-from affectgpt.media.faces import FaceTracks, measure_face, read_with_faces, track
+from affectgpt.media.faces import FaceTracks, measure_face, read_with_faces, track, track_and_keep
 from affectgpt.runtime import MissingLibrary, n_cores
 from affectgpt.tables import format_table
 
@@ -47,9 +49,9 @@ def write_clip(path: Path) -> Path:
     return path
 
 
-def timed(work: Callable[[], Any], rounds: int) -> tuple[float, float, Any]:
-    """Medians of wall clock and CPU time in seconds, and the last result; the first round is not counted."""
-    result = work()
+def timed(work: Callable[[], Any], rounds: int, *, warm: bool = True) -> tuple[float, float, Any]:
+    """Medians of wall clock and CPU time in seconds, and the last result; with `warm`, after a round more."""
+    result = work() if warm else None
     walls, cpus = [], []
     for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -88,12 +90,33 @@ def one(path: Path, rounds: int, detectors: list[str]) -> None:
             n = 0 if measures is None else len(measures.movements)
             rows.append(("measures", f"{wall:.2f}", f"{cpu:.2f}", f"{n} movements"))
             total_s += cpu
+            rows += pictures(path, settings, rounds)
     wall, cpu, share = timed(lambda: speech_of(path), rounds)
     rows.append(
         ("speech", f"{wall:.2f}", f"{cpu:.2f}", "no sound, or no detector" if share is None else f"{share:.0%}")
     )
     print(format_table(rows))
     print(f"faces and speech with {detectors[0]}: {total_s + cpu:.2f} s CPU (aim for 4 s of 720p: {AIM_S} s)")
+
+
+def pictures(path: Path, settings: FacesConfig, rounds: int) -> list[tuple[str, str, str, str]]:
+    """Rows: the pictures that annotation shows, from the pass that finds the faces, and from a second one; in turns."""
+    shown = Shown(of_face=True, counts=(3,))
+    tracks, kept = track_and_keep(path, settings, (), shown)
+    times_s = [time_s for time_s in kept if time_s not in evenly(tracks, 3)] or evenly(tracks, 3)
+    ways = {
+        "faces and pictures to show, one pass": lambda: track_and_keep(path, settings, (), shown),
+        "faces and pictures to show, two passes": lambda: (track(path, settings), read_nearest(path, times_s)),
+    }
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(timed(way, 1, warm=False)[:2])
+    rows = []
+    for name, pairs in taken.items():
+        wall, cpu = (statistics.median(column) for column in zip(*pairs, strict=True))
+        rows.append((name, f"{wall:.2f}", f"{cpu:.2f}", f"{len(times_s)} pictures"))
+    return rows
 
 
 def found_in(tracks: FaceTracks) -> str:

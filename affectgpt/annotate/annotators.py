@@ -35,7 +35,7 @@ from affectgpt.runtime import UserError, redacted, stable_hash
 
 log = logging.getLogger("affectgpt")
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes whenever the same request would be sent in another way."""
 
 STRUCTURED = ("json_schema", "json_object", "prompt", "none")

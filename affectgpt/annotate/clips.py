@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.annotate.face import Shown, evenly
 from affectgpt.config import AnnotateConfig, FacesConfig
 from affectgpt.data.sources import samples_from_paths
 from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
-from affectgpt.media.faces import FaceTracks, track
+from affectgpt.media.container import PathLike
+from affectgpt.media.faces import FaceTracks, track_and_keep
+from affectgpt.media.isolated import isolatable
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.media.speech import Speech, find_speech
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
@@ -83,6 +86,7 @@ class ClipMedia:
         backend: video decoder.
         detector: who finds speech: "silero" or "none".
         faces: how faces are found; detector "none" = not at all.
+        shown: the pictures that steps will show; those of followed faces are kept while the faces are found.
     """
 
     sample: Sample
@@ -91,6 +95,7 @@ class ClipMedia:
     backend: str = "pyav"
     detector: str = "silero"
     faces: FacesConfig = field(default_factory=lambda: FacesConfig(detector="none"))
+    shown: Shown = field(default_factory=Shown)
     _decoded: dict[Any, Any] = field(default_factory=dict)
     _lock: RLock = field(default_factory=RLock)
 
@@ -103,19 +108,33 @@ class ClipMedia:
     def frames(self, n_frames: int, at_s: float | Sequence[float] | None = None, crop: bool = False) -> Frames:
         """The middle frame of each of n equal parts of the clip; with `at_s`, the frames nearest to these times.
 
+        Once faces were followed, they are the nearest of the frames that were looked at. Those of `shown` are at hand;
+        the video is decoded again for others.
+
         Args:
             crop: cut out the main person, where a face was followed.
         """
-        assert self.sample.video is not None
-        if at_s is None:
-            every = self._once(("frames", 2 * n_frames), lambda: self._read_frames(2 * n_frames))
-            chosen: Any = slice(1, None, 2)
-        else:
-            every = self._once(("frames", PEAK_FRAMES), lambda: self._read_frames(PEAK_FRAMES))
-            chosen = [int(np.argmin(np.abs(every.times_s - time_s))) for time_s in np.atleast_1d(at_s)]
-        found = Frames(every.images[chosen], every.times_s[chosen], every.indices[chosen], every.n_source_frames)
+        found = self._kept(n_frames, at_s)
+        if found is None and at_s is None:
+            every = self._once(("frames", n_frames), lambda: self._read(read_frames, 2 * n_frames))
+            found = Frames(every.images[1::2], every.times_s[1::2], every.indices[1::2], every.n_source_frames)
+        elif found is None:
+            times_s = tuple(np.atleast_1d(at_s).tolist())
+            found = self._once(("frames", times_s), lambda: self._read(read_nearest, times_s))
         tracks = self.tracks() if crop else None
         return found if tracks is None or tracks.main is None else cropped(found, tracks)
+
+    def _kept(self, n_frames: int, at_s: float | Sequence[float] | None) -> Frames | None:
+        """Pictures that were kept while faces were followed; None if one of them was not."""
+        if "faces" not in self._decoded:
+            return None
+        tracks, kept = self._decoded["faces"]
+        times_s = evenly(tracks, n_frames) if at_s is None else np.atleast_1d(at_s).tolist()
+        if any(time_s not in kept for time_s in times_s):
+            return None
+        found = [kept[time_s] for time_s in times_s]
+        joined = [np.concatenate([getattr(one, name) for one in found]) for name in ("images", "times_s", "indices")]
+        return Frames(*joined, n_source_frames=found[0].n_source_frames)
 
     def sound(self, rate_hz: int = 16000) -> Waveform:
         return self._once(("sound", rate_hz), lambda: read_audio(self.sample.audio or self.sample.video or "", rate_hz))
@@ -128,12 +147,12 @@ class ClipMedia:
         """The faces of the clip, followed; None = not looked for (no picture, or a table of OpenFace is given)."""
         if self.faces.detector == "none" or "images" not in self.sees or self.openface is not None:
             return None
-        return self._once("tracks", self._track)
+        return self._once("faces", self._follow)[0]
 
-    def _track(self) -> FaceTracks:
+    def _follow(self) -> Any:
         speech = self.speech() if "sound" in self.sees else None
-        found = track(self.sample.video or "", self.faces)
-        return replace(found, main=found.choose(self.faces.person, speech.segments_s if speech else ()))
+        choose = self.shown if self.shown else None
+        return track_and_keep(self.sample.video or "", self.faces, speech.segments_s if speech else (), choose)
 
     def action_units(self) -> ActionUnits | None:
         return None if self.openface is None else self._once("openface", lambda: read_openface(self.openface or ""))
@@ -142,14 +161,23 @@ class ClipMedia:
         """uint8 [n,h,w,3] RGB"""
         return None if self.sample.face is None else self._once("face", lambda: read_faces(self.sample.face or ""))
 
-    def _read_frames(self, n_frames: int) -> Frames:
-        return read_frames(self.sample.video or "", n_frames, backend=self.backend)
+    def _read(self, read: Callable[..., Frames], which: Any) -> Frames:
+        assert self.sample.video is not None
+        return read(self.sample.video, which, backend=self.backend)
 
     def _once(self, name: Any, decode: Any) -> Any:
         with self._lock:  # reentrant: speech is found in the sound, which is decoded within
             if name not in self._decoded:
                 self._decoded[name] = decode()
             return self._decoded[name]
+
+
+@isolatable
+def read_nearest(path: PathLike, times_s: Sequence[float], *, backend: str = "pyav") -> Frames:
+    """Of `PEAK_FRAMES` evenly spaced frames, those nearest to these times."""
+    every = read_frames(path, PEAK_FRAMES, backend=backend)
+    chosen = [int(np.argmin(np.abs(every.times_s - time_s))) for time_s in times_s]
+    return Frames(every.images[chosen], every.times_s[chosen], every.indices[chosen], every.n_source_frames)
 
 
 def cropped(frames: Frames, tracks: FaceTracks) -> Frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from affectgpt.annotate.record import Fact
@@ -106,3 +107,33 @@ def three_times(tracks: FaceTracks, peak_s: float | None) -> list[float] | None:
     edge = 0.05 * (end - start)
     middle = peak_s if peak_s is not None and start + edge < peak_s < end - edge else (start + end) / 2
     return [round(start, 3), round(middle, 3), round(end, 3)]
+
+
+def evenly(tracks: FaceTracks, n_frames: int) -> list[float]:
+    """The middle of each of n equal parts of a video: seconds [n]."""
+    return [(2 * place + 1) / (2 * n_frames) * tracks.duration_s for place in range(n_frames)]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of a clip that steps will show to models; a `Choose` of affectgpt.media.faces.
+
+    Attributes:
+        of_face: the start, the peak and the end of the main person's track.
+        counts: numbers of evenly spaced frames.
+    """
+
+    of_face: bool = False
+    counts: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.of_face or bool(self.counts)
+
+    def __call__(self, tracks: FaceTracks) -> list[float]:
+        """Seconds, as `three_times`, the fact `peak_s` and `evenly` give them."""
+        times_s = [time_s for n_frames in self.counts for time_s in evenly(tracks, n_frames)]
+        if self.of_face:
+            peak_s = next((fact.value for fact in track_facts(tracks)[0] if fact.name == "peak_s"), None)
+            times_s += three_times(tracks, peak_s) or []
+            times_s += [] if peak_s is None else [peak_s]
+        return times_s

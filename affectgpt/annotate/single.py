@@ -26,7 +26,7 @@ from affectgpt.annotate.exporters import write_manifest
 from affectgpt.annotate.pipeline import ROLES, annotate_clip, annotators_of, loads_models, settings_hash
 from affectgpt.annotate.record import Annotation, RecordError, given_of, record_from_row, record_to_row
 from affectgpt.annotate.speakers import Speakers
-from affectgpt.annotate.steps import Dropped, StepFailed, Work
+from affectgpt.annotate.steps import Dropped, StepFailed, Work, shown_by
 from affectgpt.annotate.store import Store
 from affectgpt.annotate.totals import COMPLETE, SIGNALS, SOME_FAILED, Totals, format_totals
 from affectgpt.annotate.transcribe import Transcriber
@@ -109,6 +109,7 @@ class _Run:
             if number not in self.distinct:
                 self.distinct[number] = make_annotator(configs[role], store, self.stop, budget)
             self.annotators[role] = self.distinct[number]
+        self.shown = shown_by(config.pipeline.steps, self.annotators)
         self.later: list[Sample | BadSample] = []  # clips that another process is annotating
 
     async def annotate_all(self, clips: Clips) -> None:
@@ -162,7 +163,10 @@ class _Run:
                     self._advance(there=1)
                     return
                 probed = await asyncio.to_thread(_probe, sample)
-                clip = ClipMedia(probed, sha256, openface, self.config.backend, self.config.speech, self.config.faces)
+                config = self.config
+                clip = ClipMedia(
+                    probed, sha256, openface, config.backend, config.speech, config.faces, shown=self.shown
+                )
                 await store.records.put(await self._record(clip, key))
                 self._clear_failure(sample.id)
                 self._advance(made=1)

@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,6 +89,18 @@ def function_of(spec: StepConfig) -> Callable[..., Any]:
 def needs_openface(config: AnnotateConfig) -> bool:
     """Whether clips without a table of OpenFace are dropped: a step needs a peak, and no face is looked for."""
     return config.faces.detector == "none" and any(function_of(spec) is peak for spec in config.pipeline.steps)
+
+
+def shown_by(steps: Sequence[StepConfig], annotators: Mapping[str, Annotator]) -> face.Shown:
+    """The pictures that the steps show to models, as far as it is known before; local rules are shown none."""
+    seeing = {role for role, one in annotators.items() if one.asks_model and "images" in one.sees}
+    asking = [spec for spec in steps if spec.annotator in seeing]
+    counts = [
+        int(spec.options.get("n_frames", default))
+        for spec in asking
+        if (default := _N_FRAMES.get(function_of(spec))) is not None
+    ]
+    return face.Shown(any(function_of(spec) in (visual, peak) for spec in asking), tuple(sorted(set(counts))))
 
 
 async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
@@ -247,7 +259,7 @@ async def visual(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """
     if "images" not in work.clip.sees:
         return {}
-    sampling: dict[str, Any] = {"n_frames": int(spec.options.get("n_frames", 3))}
+    sampling: dict[str, Any] = {"n_frames": int(spec.options.get("n_frames", _N_FRAMES[visual]))}
     tracks = await asyncio.to_thread(work.clip.tracks)
     if sampling["n_frames"] == 3 and tracks is not None and (times := face.three_times(tracks, _peak_s(about))):
         sampling["at_s"] = times
@@ -397,7 +409,7 @@ async def explain(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput
     seen = {name for name in ("images", "sound") if name in work.clip.sees and name in annotator.sees}
     if not seen:
         raise Dropped(f"nothing to show: the clip holds {sorted(work.clip.sees)}")
-    shows = {"images": {"n_frames": int(spec.options.get("n_frames", 8))}, "sound": {}}
+    shows = {"images": {"n_frames": int(spec.options.get("n_frames", _N_FRAMES[explain]))}, "sound": {}}
     known = about if spec.options.get("subtitle", False) else {**about, "transcript": None}
     values, _ = await ask(
         work, spec, known, spec.prompt or "explain", shows={name: shows[name] for name in shows if name in seen}
@@ -426,6 +438,9 @@ def _plain(about: StepOutput) -> StepOutput:
         "clues": [{"modality": clue.modality, "text": clue.text} for clue in about.get("clues", ())],
     }
 
+
+_N_FRAMES = {visual: 3, explain: 8}
+"""Evenly spaced frames that a step shows by default."""
 
 STEPS: dict[str, Callable[..., Any]] = {
     function.__name__: function

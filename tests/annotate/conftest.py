@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import wave
@@ -16,6 +17,9 @@ from affectgpt.demo.performance import Identity, Performance, Voice
 from affectgpt.demo.voice import render_voice
 from affectgpt.schema import Sample, write_jsonl
 from tests.data.conftest import write_clip
+
+QUIET = ("speech=none", "faces.detector=none")
+"""Nothing is looked for in the media, so that processes of tests with another subject do not load torch."""
 
 LINE = "I can not believe that you really told him"
 
@@ -41,6 +45,13 @@ def write_clips(folder: Path, n: int, *, seconds: float = 0.6, subtitle: str | N
         samples.append(Sample(id=name, audio=f"{name}.wav", subtitle=subtitle))
     write_jsonl(folder / "clips.jsonl", samples)
     return folder / "clips.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def decoding_in_this_process(request, monkeypatch) -> None:
+    """Starting processes for the decoder takes longer than these clips; tests of them are marked `isolated`."""
+    if "isolated" not in request.keywords:
+        monkeypatch.setattr("affectgpt.annotate.single.isolated_media", contextlib.nullcontext)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from affectgpt.media.faces.files import probe_faces, read_faces
 from affectgpt.media.faces.measures import FaceMeasures, Movement, measure_face
-from affectgpt.media.faces.reading import read_with_faces, track
+from affectgpt.media.faces.reading import read_with_faces, track, track_and_keep
 from affectgpt.media.faces.tracks import FaceTracks, Person
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "read_faces",
     "read_with_faces",
     "track",
+    "track_and_keep",
 ]

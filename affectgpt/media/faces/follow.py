@@ -20,6 +20,7 @@ from affectgpt.media.faces.align import ALIGNMENT, crop_region
 from affectgpt.media.faces.detectors import detector_of
 from affectgpt.media.faces.mesh import Found, Region
 from affectgpt.media.faces.tracks import FaceTracks, Person, check_person
+from affectgpt.media.video import Frames
 from affectgpt.runtime import InputError, sha256_of_file
 
 RULES = "following 1"
@@ -29,6 +30,8 @@ DETECTIONS_HZ = 5.0
 MAX_CROPS = 32
 """Of each person; of more, every second, fourth ... is kept."""
 _MAX_SIDE_PX = 1920  # larger frames are made smaller
+KEPT_BYTES = 256 << 20
+"""Memory for pictures of one video; of more, every second, fourth ... looked-at frame is kept."""
 _HOLD_S = 2.0  # a face is looked for where it was last seen, after the last detection
 _LOST_S = 4.0  # a face that appears where one was lost is the same person
 _MIN_ROWS = 3  # persons that are seen in fewer frames are dropped, unless the video is that short
@@ -96,13 +99,16 @@ class Follower:
     Args:
         size_px: height and width of aligned crops; None = none are cut out.
         irises: refine eyes and find irises; costs as much as the rest.
+        keep: keep pictures for `nearest`, at most `KEPT_BYTES` of them.
     """
 
-    def __init__(self, settings: FacesConfig, *, size_px: int | None = None, irises: bool = True) -> None:
+    def __init__(
+        self, settings: FacesConfig, *, size_px: int | None = None, irises: bool = True, keep: bool = False
+    ) -> None:
         if not settings.rate_hz > 0:
             raise InputError(f"faces.rate_hz is {settings.rate_hz}; expected a number above 0")
         check_person(settings.person)
-        self._rate_hz, self._size_px, self._irises = settings.rate_hz, size_px, irises
+        self._rate_hz, self._size_px, self._irises, self._keep = settings.rate_hz, size_px, irises, keep
         self._detector = detector_of(settings)
         self._gives_points = bool(self._detector.blendshape_names)
         self._every = 1 if self._gives_points else max(round(settings.rate_hz / DETECTIONS_HZ), 1)
@@ -117,9 +123,12 @@ class Follower:
         self._known: dict[int, list[Found]] = {}  # detections by row
         self._tracks: list[_Track] = []
         self._size, self._shrunk = (0, 0), 1
+        self._kept: dict[int, np.ndarray] = {}  # row -> uint8 [H,W,3] RGB
+        self._keep_every, self._n_source = 1, 0
 
     def wants(self, index: int, time_s: float) -> bool:
         """Whether the frame at this time is to be looked at: the first one, then one in each 1 / rate_hz seconds."""
+        self._n_source = index + 1
         return time_s >= self._next_s - 1e-6
 
     def see(self, index: int, time_s: float, image: np.ndarray) -> None:
@@ -131,6 +140,11 @@ class Follower:
             self._shrunk = -(-max(picture.size) // _MAX_SIDE_PX)
         if self._shrunk > 1:
             picture = picture.reduce(self._shrunk)
+        if self._keep and len(self._times_s) % self._keep_every == 0:
+            self._kept[len(self._times_s)] = image if self._shrunk == 1 else np.asarray(picture)
+            if len(self._kept) > 1 and len(self._kept) * self._kept[0].nbytes > KEPT_BYTES:
+                self._keep_every *= 2
+                self._kept = {row: kept for row, kept in self._kept.items() if row % self._keep_every == 0}
         self._block.append((len(self._times_s), picture))
         self._times_s.append(time_s)
         self._indices.append(index)
@@ -160,6 +174,12 @@ class Follower:
         )
         object.__setattr__(found, "main", found.choose())
         return found, [self._crops_of(track) for track in tracks]
+
+    def nearest(self, time_s: float) -> Frames:
+        """Of the kept frames, the one nearest to a time. Frames above 1920 pixels were made smaller."""
+        row = min(self._kept, key=lambda row: abs(self._times_s[row] - time_s))
+        time, index = np.array([self._times_s[row]]), np.array([self._indices[row]], np.int64)
+        return Frames(self._kept[row][None], time, index, self._n_source)
 
     # ---------------------------------------------------------------- blocks
 

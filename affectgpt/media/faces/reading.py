@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,8 +34,28 @@ def track(
         InputError: a setting.
         MissingLibrary: the detector's library is not installed.
     """
-    found = read_with_faces(video, {}, settings or FacesConfig(), crops=False, irises=True).tracks
-    return replace(found, main=found.choose("main", speech_s)) if speech_s else found
+    return track_and_keep(video, settings or FacesConfig(), speech_s)[0]
+
+
+Choose = Callable[[FaceTracks], Iterable[float]]
+"""Which pictures of a video to keep: seconds since its first frame. It is pickled, so it has a name in a module."""
+
+
+@isolatable
+def track_and_keep(
+    video: PathLike, settings: FacesConfig, speech_s: Sequence[tuple[float, float]] = (), choose: Choose | None = None
+) -> tuple[FaceTracks, dict[float, Frames]]:
+    """`track`, and pictures from the same pass: for each time that `choose` gives, the nearest looked-at frame (T = 1).
+
+    Only these pictures leave the process that decodes. While decoding, those of a short video are all in memory; of
+    more than `follow.KEPT_BYTES`, every second, fourth ... looked-at frame is.
+    """
+    follower = Follower(settings, keep=choose is not None)
+    read_frame_sets(video, {}, watcher=follower)
+    found = follower.finish()[0]
+    found = replace(found, main=found.choose(settings.person, speech_s))
+    times_s = () if choose is None else choose(found)
+    return found, {time_s: follower.nearest(time_s) for time_s in times_s}
 
 
 @dataclass(frozen=True)
@@ -54,15 +74,14 @@ class Reading:
 
 @isolatable
 def read_with_faces(
-    path: PathLike, counts: Mapping[str, int], settings: FacesConfig, *, crops: bool = True, irises: bool = False
+    path: PathLike, counts: Mapping[str, int], settings: FacesConfig, *, irises: bool = False
 ) -> Reading:
-    """`read_frame_sets` and faces in one pass, by PyAV; the errors are those of both.
+    """`read_frame_sets` and face crops of all persons in one pass, by PyAV; the errors are those of both.
 
     Args:
-        crops: cut out crops of all persons.
         irises: see `Follower`.
     """
-    follower = Follower(settings, size_px=settings.size_px if crops else None, irises=irises)
+    follower = Follower(settings, size_px=settings.size_px, irises=irises)
     sets = read_frame_sets(path, counts, watcher=follower)
     tracks, candidates = follower.finish()
     return Reading(sets, tracks, candidates)
