@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "affectgpt"
 LEVELS = (
     ("runtime", "config", "engine", "autoclasses"),
-    ("tables", "journal", "plots", "spread", "confdoc", "media"),
+    ("tables", "journal", "plots", "spread", "confdoc", "media", "bases"),
     ("schema",),
     ("clauses", "cli"),
     ("prompts", "runs"),
@@ -102,6 +102,13 @@ def loaded_after(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(result.stdout.split())
+
+
+def test_annotating_from_stored_answers_and_fetching_base_models_import_no_torch():
+    loaded = loaded_after(
+        "import affectgpt.annotate.run, affectgpt.annotate.verbs, affectgpt.hub.push, affectgpt.bases"
+    )
+    assert not loaded & {"torch", "transformers"}
 
 
 def test_importing_the_package_schema_media_and_metrics_loads_no_torch():

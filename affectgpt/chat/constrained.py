@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from affectgpt.runtime import InputError, MissingLibrary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Spaces as json.dumps writes them, and in our prompts: then everything between two values is determined.
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -179,6 +180,8 @@ class SchemaLogits:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids [B, L] so far, scores [B, V] -> scores [B, V]"""
+        import torch
+
         scores, n_tokens = scores.clone(), scores.shape[1]
         newest = [None] * len(scores) if self._is_first else input_ids[:, -1].tolist()
         self._is_first = False

@@ -17,9 +17,9 @@ import struct
 import tempfile
 from pathlib import Path
 
+from affectgpt.bases import update_digest
 from affectgpt.convert.files import ConvertError
 from affectgpt.journal.locks import held
-from affectgpt.models.bases import update_digest
 from affectgpt.models.integrity import write_sums
 from affectgpt.runtime import MissingLibrary, NotFound, quiet_libraries, write_json_atomic
 

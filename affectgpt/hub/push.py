@@ -29,7 +29,7 @@ log = logging.getLogger("affectgpt")
 
 def fetch_models(config: ModelConfig) -> int:
     """Download all base models of a preset that are on the hub; print the folder and commit of each."""
-    from affectgpt.models import bases
+    from affectgpt import bases
 
     models = {"llm": (config.llm.path, config.llm.revision)}
     models |= {name: (encoder.path, encoder.revision) for name, encoder in config.encoders.items()}

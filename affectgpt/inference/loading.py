@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from affectgpt import bases
 from affectgpt.cache.reader import ClipReader, clip_reader, face_needs_of
 from affectgpt.chat.streaming import TextCallback
 from affectgpt.config import GenerateConfig, ModelConfig, QuestionConfig
@@ -24,7 +25,6 @@ from affectgpt.models import (
     AffectGPTProcessor,
     CheckpointError,
     ModelSpec,
-    bases,
     build,
     load_trained,
     model_spec,

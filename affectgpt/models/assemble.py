@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from affectgpt.config import SAMPLED, EncoderConfig, FacesConfig, ProjectorConfig, SamplingConfig
-from affectgpt.models import bases, encoders, quantize, shapes
+from affectgpt import bases
+from affectgpt.config import SAMPLED, EncoderConfig, FacesConfig, LLMConfig, ProjectorConfig, SamplingConfig
+from affectgpt.models import encoders, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
     VIDEOS,
@@ -60,9 +61,10 @@ def build(
         InputError: a base model does not fit the spec.
     """
     spec, fingerprints = _pin(spec, load_llm)
-    bases.fetch_all(spec, load_encoders, load_llm)
-    used = [spec.llm] * load_llm + list(spec.encoders.values()) * load_encoders
-    for folder in {Path(part.path) for part in used if bases.is_local(part.path)}:
+    used: dict[str, LLMConfig | EncoderConfig] = {"llm": spec.llm} if load_llm else {}
+    used |= spec.encoders if load_encoders else {}
+    bases.fetch_all(used)
+    for folder in {Path(part.path) for part in used.values() if bases.is_local(part.path)}:
         if (folder / SUMS).is_file():  # a conversion wrote it; of other base models changes show in the fingerprint
             check_sums(folder)
     # transformers draws random weights before it loads those of a file; later draws must not depend on how many.

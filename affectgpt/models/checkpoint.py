@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import affectgpt
-from affectgpt.models import bases
+from affectgpt import bases
 from affectgpt.models.assemble import build
 from affectgpt.models.integrity import CheckpointError, check_finite
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration

@@ -35,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from affectgpt.models import bases
+from affectgpt import bases
 from affectgpt.models.configuration_affectgpt import IMAGES, EncoderArchitecture, layers_to_average
 from affectgpt.runtime import InputError, MissingLibrary
 

@@ -22,7 +22,7 @@ from affectgpt.cli import compose
 from affectgpt.cli.words import folders_as_data
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
-from tests.annotate.conftest import annotate, rows_of, served, settings, write_clips
+from tests.annotate.conftest import QUIET, annotate, rows_of, served, settings, write_clips
 from tests.chat.chat_server import ChatServer, fill_in
 from tests.media.crashing import read_audio_or_crash
 
@@ -31,7 +31,7 @@ STEPS = ("acoustic", "disambiguate", "merge", "translate", "labels")  # calls of
 
 
 def start(manifest: Path, out: Path, *more: str) -> subprocess.Popen:
-    arguments = [sys.executable, "-m", "affectgpt.annotate", *settings(manifest, out, *more)]
+    arguments = [sys.executable, "-m", "affectgpt.annotate", *settings(manifest, out, *QUIET, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -244,7 +244,7 @@ def test_no_written_file_holds_a_secret(clips, tmp_path, monkeypatch, engine):
     with ChatServer(fill_in) as server:
         url = server.url.replace("://", "://me:in-address@")
         extra = "annotator.extra={api_key: in-extra, headers: {Authorization: Bearer in-header}, top_p: 0.5}"
-        more = ["limit=1", extra, "annotator.concurrency=1", f"engine={engine}"]
+        more = ["limit=1", extra, "annotator.concurrency=1", f"engine={engine}", *QUIET]
         monkeypatch.setattr("sys.argv", ["annotate", *served(url, *more)])
         annotate(clips, tmp_path / "out", *served(url, *more))
         assert server.requests[0]["api_key"] == "in-extra"
@@ -312,7 +312,7 @@ def test_despite_faults_every_clip_is_complete_or_failed_and_every_call_is_made_
 
     with ChatServer(sometimes_wrong, now_and_then) as server:
         out = tmp_path / "out"
-        code = annotate(clips, out, *served(server.url, "annotator.concurrency=16", "annotator.max_retries=30"))
+        code = annotate(clips, out, *served(server.url, "annotator.concurrency=16", "annotator.max_retries=30"), *QUIET)
         answered = server.n_answered
         asked = Counter(identity(body) for body in server.requests)
     records, failed = {record.id for record in records_in(out)}, rows_of(out / "failed.jsonl")
@@ -328,7 +328,7 @@ def test_despite_faults_every_clip_is_complete_or_failed_and_every_call_is_made_
 def test_two_processes_on_one_folder_share_the_work_and_make_no_call_twice(tmp_path):
     clips = write_clips(tmp_path / "clips", 40)
     with ChatServer(fill_in) as server:
-        server.delay_s = 0.02
+        server.delay_s = 0.1
         out = tmp_path / "out"
         both = [start(clips, out, *served(server.url, "annotator.concurrency=4")) for _ in range(2)]
         said = [process.communicate(timeout=120)[0] for process in both]
@@ -441,6 +441,7 @@ def test_training_reads_the_folder_as_data(clips, tmp_path):
     assert not data.test
 
 
+@pytest.mark.isolated
 def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path, monkeypatch):
     monkeypatch.setattr("affectgpt.annotate.clips.read_audio", read_audio_or_crash)
     out = tmp_path / "out"

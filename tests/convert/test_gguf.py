@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from affectgpt import bases
 from affectgpt.chat.local import load
 from affectgpt.chat.request import Request
 from affectgpt.cli import compose
 from affectgpt.config import ConvertConfig
 from affectgpt.convert import gguf as converting
 from affectgpt.convert.command import run
-from affectgpt.models import bases
 from affectgpt.runtime import InputError, MissingLibrary, NotFound, UserError
 
 WIDTH, N_LAYERS, N_HEADS, N_KV_HEADS, FEED_FORWARD = 32, 2, 4, 2, 64

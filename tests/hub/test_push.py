@@ -15,7 +15,7 @@ import pytest
 from affectgpt.cli.parser import parse
 from affectgpt.cli.table import COMMANDS
 from affectgpt.config import PathsConfig, PushConfig
-from affectgpt.hub.push import model_card, release
+from affectgpt.hub.push import model_card, push, release
 from affectgpt.models import build, save_trained
 from affectgpt.runs import COMPLETE, TRAINED_MANIFEST, RunRecord
 from affectgpt.runtime import UserError
@@ -55,28 +55,38 @@ MODEL = (
     "~model.projectors.audio", "~model.projectors.motion", "model.encoders.frames.path=team/eye",
 )  # fmt: skip
 
+FETCH = ("-m", "affectgpt.hub", "fetch", *MODEL)
+"""Like building it asks `bases.fetch`, whose errors are tested with it: it loads no torch."""
+
 
 @pytest.fixture(scope="module")
 def fetched(hub, tmp_path_factory):
     """(result of downloading both models, the cache)."""
     home = tmp_path_factory.mktemp("home")
-    return run(hub, home, "-m", "affectgpt.hub", "fetch", *MODEL, AFFECTGPT_CACHE=str(home / "embedded")), home
+    return run(hub, home, *FETCH, AFFECTGPT_CACHE=str(home / "embedded")), home
 
 
 BUILD = """
-import json, sys
+import json
 from affectgpt.config import EncoderConfig, LLMConfig, ProjectorConfig, SamplingConfig
 from affectgpt.models import ModelSpec, build
 spec = ModelSpec(
-    llm=LLMConfig("team/llm", (sys.argv[1:] or [None])[0]), encoders={"frames": EncoderConfig("team/eye")},
+    llm=LLMConfig("team/llm"), encoders={"frames": EncoderConfig("team/eye")},
     projectors={"frames": ProjectorConfig(n_queries=3, hidden_size=16, n_heads=2)}, sampling=SamplingConfig(n_frames=2),
 )
-try:
-    model, _ = build(spec)
-except FileNotFoundError as error:
-    sys.exit(str(error))
+model, processor = build(spec)
 print(json.dumps(model.config.spec))
 """
+
+
+@pytest.fixture(scope="module")
+def built(hub, fetched, tmp_path_factory):
+    """(the spec of a model that was built from the hub, its checkpoint)."""
+    checkpoint = tmp_path_factory.mktemp("runs") / "fine" / "best"
+    save = f"from affectgpt.models import save_trained\nsave_trained(model, processor, {str(checkpoint)!r})\n"
+    made = run(hub, fetched[1], "-c", BUILD + save)
+    assert made.returncode == 0, made.stderr
+    return json.loads(made.stdout.splitlines()[-1]), checkpoint
 
 
 def test_fetch_downloads_the_base_models_of_a_preset_in_one_format(hub, fetched):
@@ -90,10 +100,8 @@ def test_fetch_downloads_the_base_models_of_a_preset_in_one_format(hub, fetched)
     assert not (home / "embedded").exists()  # no corpus is built for it
 
 
-def test_a_model_built_from_hub_ids_pins_their_commits_and_works_offline_afterwards(hub, fetched):
-    online = run(hub, fetched[1], "-c", BUILD)
-    assert online.returncode == 0, online.stderr
-    spec = json.loads(online.stdout.splitlines()[-1])
+def test_a_model_built_from_hub_ids_pins_their_commits_and_works_offline_afterwards(hub, fetched, built):
+    spec = built[0]
     assert spec["llm_revision"] == hub.commit(LLM)
     assert spec["encoders"]["frames"]["revision"] == hub.commit(EYE)
     offline = run(hub, fetched[1], "-c", BUILD, HF_HUB_OFFLINE="1")
@@ -103,8 +111,8 @@ def test_a_model_built_from_hub_ids_pins_their_commits_and_works_offline_afterwa
 
 def test_offline_the_error_names_what_is_missing_and_the_command_that_fetches_it(hub, tmp_path):
     commit = hub.commit(LLM)
-    result = run(hub, tmp_path, "-c", BUILD, commit, HF_HUB_OFFLINE="1")
-    assert result.returncode == 1
+    result = run(hub, tmp_path, *FETCH, f"model.llm.revision={commit}", HF_HUB_OFFLINE="1")
+    assert result.returncode == 2
     for words in (f"llm: base model 'team/llm' at revision {commit}", "config.json missing", "offline mode is on",
                   f"`hf download team/llm --revision {commit}`", "python -m affectgpt.hub fetch model="):  # fmt: skip
         assert words in result.stderr, result.stderr
@@ -114,13 +122,13 @@ def test_offline_the_error_for_a_partly_downloaded_model_names_the_missing_file(
     shutil.copytree(fetched[1], tmp_path / "home", symlinks=True)
     snapshot = tmp_path / "home" / "hub" / "models--team--llm" / "snapshots" / hub.commit(LLM)
     (snapshot / "model.safetensors").unlink()
-    result = run(hub, tmp_path / "home", "-c", BUILD, HF_HUB_OFFLINE="1")
+    result = run(hub, tmp_path / "home", *FETCH, HF_HUB_OFFLINE="1")
     assert "model.safetensors missing, and offline mode is on" in result.stderr, result.stderr
 
 
 def test_without_a_network_the_error_is_the_same(hub, tmp_path):
-    result = run(hub, tmp_path, "-c", BUILD, HF_ENDPOINT="http://127.0.0.1:9")
-    assert result.returncode == 1
+    result = run(hub, tmp_path, *FETCH, HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 2
     assert "the hub http://127.0.0.1:9 did not answer" in result.stderr, result.stderr
     assert "`hf download team/llm`" in result.stderr
 
@@ -128,7 +136,7 @@ def test_without_a_network_the_error_is_the_same(hub, tmp_path):
 def test_a_gated_model_asks_for_a_login(hub, tmp_path):
     hub.gated.add(LLM)
     try:
-        result = run(hub, tmp_path, "-c", BUILD)
+        result = run(hub, tmp_path, *FETCH)
     finally:
         hub.gated.clear()
     assert f"is gated: request access at {hub.url}/team/llm, then run `hf auth login`" in result.stderr
@@ -138,16 +146,10 @@ def test_a_gated_model_asks_for_a_login(hub, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run_folder(hub, fetched, tmp_path_factory):
+def run_folder(built):
     """A scored run with base models from the hub."""
-    folder = tmp_path_factory.mktemp("runs") / "fine"
-    checkpoint = folder / "best"
-    script = BUILD + (
-        "from affectgpt.models import save_trained\n"
-        f"save_trained(model, build(spec)[1], {str(checkpoint)!r})\n"
-    )  # fmt: skip
-    made = run(hub, fetched[1], "-c", script)
-    assert made.returncode == 0, made.stderr
+    checkpoint = built[1]
+    folder = checkpoint.parent
     (checkpoint / COMPLETE).touch()
     manifest = folder / "train.jsonl"
     manifest.write_text('{"id": "a", "video": "a.mp4"}\n{"id": "b", "video": "b.mp4"}\n')
@@ -168,12 +170,18 @@ def run_folder(hub, fetched, tmp_path_factory):
     return folder
 
 
-def test_a_release_is_pushed_with_a_card_of_its_parts_data_scores_and_limits(hub, fetched, run_folder, tmp_path):
-    pushed = run(
+@pytest.fixture(scope="module")
+def pushed(hub, fetched, run_folder, tmp_path_factory):
+    """The result of pushing that run as user/feeling."""
+    result = run(
         hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/feeling", "private=true",
-        f"out={tmp_path / 'release'}", "license=cc-by-nc-4.0",
+        f"out={tmp_path_factory.mktemp('released') / 'release'}", "license=cc-by-nc-4.0",
     )  # fmt: skip
-    assert pushed.returncode == 0, pushed.stderr
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_a_release_is_pushed_with_a_card_of_its_parts_data_scores_and_limits(hub, pushed):
     assert hub.private["user/feeling"]
     assert set(hub.files("user/feeling")) == {"README.md", TRAINED_MANIFEST, "trained.safetensors"}
     assert hub.commit("user/feeling") in pushed.stdout
@@ -195,16 +203,14 @@ def test_a_changed_checkpoint_is_not_released(run_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pushed_release_is_loaded_by_its_hub_id(hub, fetched, run_folder, tmp_path):
-    if not hub.folder("user/asked").exists():
-        run(hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/asked", f"out={tmp_path / 'r'}")
+def test_a_pushed_release_is_loaded_by_its_hub_id(hub, fetched, pushed, tmp_path):
     script = (
         "from pathlib import Path\nfrom affectgpt.loading import load\n"
-        "loaded = load('user/asked', Path('runs'), device='cpu')\nprint(loaded.name, loaded.model.modalities)"
+        "loaded = load('user/feeling', Path('runs'), device='cpu')\nprint(loaded.name, loaded.model.modalities)"
     )
     result = run(hub, fetched[1], "-c", script)
     assert result.returncode == 0, result.stderr
-    assert "user/asked ('frames',)" in result.stdout
+    assert "user/feeling ('frames',)" in result.stdout
     write_clip(tmp_path / "x.mp4", seed=0)
     absent = run(
         hub, fetched[1], "infer.py", str(tmp_path / "x.mp4"), "checkpoint=user/nothing", "offline=true", "device=cpu"
@@ -213,12 +219,12 @@ def test_a_pushed_release_is_loaded_by_its_hub_id(hub, fetched, run_folder, tmp_
     assert "run `hf download user/nothing`" in absent.stderr
 
 
-def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path, monkeypatch):
-    result = run(
-        hub, fetched[1], "-m", "affectgpt.hub", "push", str(run_folder), "repo=user/dry", "dry_run=true",
-        f"out={tmp_path / 'dry'}", "space=true",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+def test_a_dry_run_pushes_nothing(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", None)
+    config = PushConfig(
+        checkpoint=str(run_folder), repo="user/dry", dry_run=True, out=str(tmp_path / "dry"), space=True
+    )
+    assert push(config) == 0
     assert (tmp_path / "dry" / "README.md").is_file()
     asked = []
     with monkeypatch.context() as patch:
@@ -226,7 +232,6 @@ def test_a_dry_run_pushes_nothing(hub, fetched, run_folder, tmp_path, monkeypatc
         with pytest.raises(SystemExit):
             runpy.run_path(str(tmp_path / "dry-space" / "app.py"), run_name="__main__")
     assert (asked[0].checkpoints, asked[0].host, asked[0].public) == (["user/dry"], "0.0.0.0", False)
-    assert not hub.folder("user/dry").exists()
 
 
 def test_trained_tensors_with_local_base_models_are_not_published_alone(base_models, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
+from affectgpt import bases as base_models
 from affectgpt.config import LoraConfig
 from affectgpt.models import (
     AffectGPTConfig,
@@ -27,7 +28,6 @@ from affectgpt.models import (
     read_spec,
     save_trained,
 )
-from affectgpt.models import bases as base_models
 from affectgpt.models.assemble import _pin
 from affectgpt.models.checkpoint import TENSORS_NAME
 from affectgpt.models.integrity import SUMS

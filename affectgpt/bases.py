@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from affectgpt.config import EncoderConfig, LLMConfig
-from affectgpt.models.spec import ModelSpec
 from affectgpt.runtime import NotFound
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -68,7 +68,7 @@ def fetch(name: str, what: str, revision: str | None = None) -> Path:
         info = HfApi().model_info(name, revision=revision)
         wanted = wanted_files([file.rfilename for file in info.siblings or []])
         folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted))
-    except (OSError, ValueError, OfflineModeIsEnabled) as error:
+    except (OSError, ValueError, OfflineModeIsEnabled, *_connection_errors()) as error:
         failure = error
         try:
             folder = Path(
@@ -81,10 +81,14 @@ def fetch(name: str, what: str, revision: str | None = None) -> Path:
     return folder
 
 
-def fetch_all(spec: ModelSpec, with_encoders: bool = True, with_llm: bool = True) -> None:
-    """`fetch` every base model that is not a local folder."""
-    parts: dict[str, LLMConfig | EncoderConfig] = {"llm": spec.llm} if with_llm else {}
-    for what, part in (parts | dict(spec.encoders) if with_encoders else parts).items():
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub lets through if the hub cannot be reached: errors of httpx, in newer versions httpx2."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
+
+
+def fetch_all(parts: Mapping[str, LLMConfig | EncoderConfig]) -> None:
+    """`fetch` every base model, "llm" or modality -> its settings, that is not a local folder."""
+    for what, part in parts.items():
         if not part.path.startswith("timm:") and not is_local(part.path):
             fetch(part.path, what, part.revision)
 
