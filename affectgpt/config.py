@@ -542,6 +542,7 @@ class PagesConfig:
     keep_minutes: float = 60.0  # how long an uploaded clip is kept after its last use
     n_decoders: int = 2  # processes that decode media
     backend: str = "pyav"  # video decoder
+    openface: str | None = None  # folder with <id>.csv of OpenFace 2, LibreFace or py-feat: curves of action units
     lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
     label_reading: str = "auto"  # of label cells: published, exact (our parser), or auto: published with its tables
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs and of the embedded corpus
@@ -554,9 +555,11 @@ class StudioConfig(PagesConfig):
     checkpoints: list[str] = field(default_factory=list)  # runs or checkpoints to try clips with, also positional
     predictions: Any = None  # predictions file, or a list of them, to look at without a model
     references: str | None = None  # manifest with the clips and their true labels; null = as the runs were scored
+    scores: Any = None  # a benchmark's scores-<name>.jsonl for each predictions file; null = one next to it, if any
     columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
     split: str | None = None  # only rows of `references` with this split
     lang: str = "en"  # language of the true labels: en or zh
+    transcriber: str | None = None  # speech recogniser that proposes subtitles, such as openai/whisper-large-v3
     max_new_tokens: int = 256  # longest answer
     dtype: str | None = None  # LLM precision: float32, bfloat16 or float16; null = as trained
     quantization: str | None = None  # LLM quantization: nf4, int8 or none; null = as trained

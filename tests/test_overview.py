@@ -13,14 +13,13 @@ from affectgpt.journal.locks import held
 from affectgpt.runs import RunRecord
 from affectgpt.runs.overview import list_runs, table
 from affectgpt.runs.watch import (
+    Rollouts,
     curves,
     generation_steps,
     generations_over_steps,
     read_generations,
-    read_rollouts,
-    rollout_steps,
 )
-from affectgpt.runtime import NotFound
+from affectgpt.runtime import InputError, NotFound
 from affectgpt.schema import Prediction, write_jsonl
 
 CONFIG = {"stage": {"epochs": 2, "iterations_per_epoch": 5}, "model": {"name": "demo"}, "data": {"name": "emer"}}
@@ -116,11 +115,28 @@ def test_answers_of_a_clip_over_steps(tmp_path):
         read_generations(tmp_path, 30)
 
 
-def test_rollouts_are_read_by_step(tmp_path):
-    assert read_rollouts(tmp_path) == []
-    append_rows(tmp_path / "rollouts.jsonl", [{"step": 1, "id": "a"}, {"step": 2, "id": "a"}])
-    assert read_rollouts(tmp_path, 2) == [{"step": 2, "id": "a"}]
-    assert rollout_steps(read_rollouts(tmp_path)) == [1, 2]
-    append_rows(tmp_path / "rollouts.jsonl", ["odd"])
-    with pytest.raises(ValueError, match="row 3"):
-        read_rollouts(tmp_path)
+def test_only_rollouts_that_were_appended_are_read_and_a_file_written_anew_from_its_start(tmp_path, monkeypatch):
+    log, file = Rollouts(tmp_path), tmp_path / "rollouts.jsonl"
+    parsed = []
+    monkeypatch.setattr(
+        Rollouts, "_parsed", lambda *given, real=Rollouts._parsed: parsed.append(given[1]) or real(*given)
+    )
+    assert (log.steps(), log.clips(1)) == ([], (0, {}))
+    first = [{"step": 1, "id": name, "answer": n} for name in "abc" for n in (0, 1)]
+    append_rows(file, first)
+    assert log.steps() == [1]
+    assert log.clips(1, offset=1, limit=1) == (3, {"b": first[2:4]})
+    parsed.clear()
+    append_rows(file, [{"step": 2, "id": "a"}])
+    with file.open("ab") as still:  # another process is writing this line
+        still.write(b'{"step": 3, "id"')
+    assert log.steps() == [1, 2]
+    assert len(parsed) == 1
+    file.unlink()
+    append_rows(file, [{"step": 1, "id": "z"}, *first])
+    assert log.steps() == [1]
+    assert list(log.clips(1)[1]) == ["z", "a", "b", "c"]
+    append_rows(file, ["odd"])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"rollouts.jsonl, byte \d+: expected an object with a step and an id"):
+            log.steps()

@@ -13,7 +13,7 @@ from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.store import Store
 from affectgpt.annotate.words import words_of
 from affectgpt.journal import get_or_make
-from affectgpt.runtime import UserError, stable_hash
+from affectgpt.runtime import UserError, loading_models, stable_hash
 
 log = logging.getLogger("affectgpt")
 
@@ -91,6 +91,7 @@ class Transcriber:
             "seconds": round(time.monotonic() - started, 3),
         }
 
+    @loading_models()
     def _load(self) -> tuple[Any, Any, Any]:
         if self._loaded is None:
             import torch

@@ -300,6 +300,7 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     """Score predictions on a published test set; a mean of several (`parts`) takes a file for each, named after it."""
     from affectgpt.metrics import load_lexicon, read_predictions
     from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, read_valences, run_benchmark, truth_path
+    from affectgpt.metrics.clip_scores import benchmark_scores, write_scores
 
     benchmark = config.benchmark
     if len(files) != 1:
@@ -321,6 +322,8 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     def add(result: BenchmarkResult, name: str) -> None:
         print(result.table())
         result.write(out / f"benchmark-{name}.json")
+        if result.clips:
+            write_scores(benchmark_scores(out, name), result.clips)
         results.append(result)
 
     for (member, file), rows in zip(members, answers, strict=True):

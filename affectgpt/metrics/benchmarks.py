@@ -33,6 +33,7 @@ from affectgpt.metrics.classification import (
     sentiment_of,
     to_class,
 )
+from affectgpt.metrics.clip_scores import ClipScore, score_classes, score_clips
 from affectgpt.metrics.evaluate import Predictions, evaluate, labels_by_id
 from affectgpt.metrics.io import ScoreFileError, read_references
 from affectgpt.metrics.judge import (
@@ -62,6 +63,7 @@ class BenchmarkResult:
     """The primary `value` (a fraction of 1) of a benchmark, its n, further scores, and published results.
 
     `intervals` are 95 % bootstrap intervals over clips of `value`, by the name `metric`, and of figures in `details`.
+    `clips` are the scores of single clips; a mean of several benchmarks has none.
     """
 
     name: str
@@ -74,6 +76,7 @@ class BenchmarkResult:
     published: Sequence[Mapping[str, Any]] = ()
     report: Report | None = field(default=None, repr=False)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    clips: Sequence[ClipScore] = field(default=(), repr=False)
 
     def table(self) -> str:
         lines = [self.report.table(), ""] if self.report else []
@@ -111,7 +114,7 @@ class BenchmarkResult:
         return format_table(cells, "l" + "r" * len(metrics) + "l")
 
     def to_dict(self) -> dict[str, Any]:
-        row = {key: value for key, value in vars(self).items() if key not in ("report", "published")}
+        row = {key: value for key, value in vars(self).items() if key not in ("report", "published", "clips")}
         return row | {"report": self.report.to_dict() if self.report else None}
 
     def write(self, path: str | Path) -> None:
@@ -182,11 +185,13 @@ def run_benchmark(
             }
         if (own := report.primary.interval) is not None:
             intervals[metric] = own.low, own.high
-        return replace(_result(config, metric, value, n, details, lexicon, report), intervals=intervals)
+        clips = score_clips(_given(rows), references, lexicon=lexicon)
+        result = _result(config, metric, value, n, details, lexicon, clips, report)
+        return replace(result, intervals=intervals)
 
     labels, _ = labels_by_id(rows, lexicon)
     if config.kind == "sentiment":
-        return _score_sentiment(config, true_scores(path, config), labels, lexicon, client)
+        return _score_sentiment(config, true_scores(path, config), rows, labels, lexicon, client)
     truths = {key: str(value).lower() for key, value in read_true_values(path, config, _LABEL_COLUMNS).items()}
     details = {
         "missing": len(set(truths) - set(labels)),
@@ -201,7 +206,8 @@ def run_benchmark(
                 "writes for its test set?"
             )
         details |= {"hit rate over all samples": hits.rate_of_all, "n by wheel": dict(hits.n)}
-        return _result(config, "hit rate", hits.rate, max(hits.n.values()), details, lexicon)
+        clips = score_clips(_given(rows), {key: (label,) for key, label in truths.items()}, lexicon=lexicon)
+        return _result(config, "hit rate", hits.rate, max(hits.n.values()), details, lexicon, clips)
     if config.kind == "multilabel":
         return _score_multilabel(config, truths, rows, details, lexicon)
     n_true = len(truths)
@@ -229,7 +235,19 @@ def run_benchmark(
         metric = COMBINED
         details["MSE of the valence"] = mean_squared_error(true_scores(path, config), valences or {})
         details[COMBINED] = scored.weighted_f1 - 0.25 * details["MSE of the valence"]
-    return _result(config, metric, details[metric], scored.n, details, lexicon)
+    found = {key: (name,) if name else () for key, name in zip(truths, predicted, strict=True) if key in labels}
+    clips = score_classes(_given(rows), {key: (name,) for key, name in truths.items()}, found, lexicon=lexicon)
+    return _result(config, metric, details[metric], scored.n, details, lexicon, clips)
+
+
+def _given(rows: Predictions) -> list[Prediction]:
+    """Predictions, from texts or labels by id as well."""
+    if not isinstance(rows, Mapping):
+        return list(rows)
+    return [
+        Prediction(name, value) if isinstance(value, str) else Prediction(name, "", labels=tuple(value))
+        for name, value in rows.items()
+    ]
 
 
 def _score_multilabel(
@@ -237,14 +255,20 @@ def _score_multilabel(
 ) -> BenchmarkResult:
     """Answers and true cells are divided at commas and semicolons, as the published code of Emotion-LLaMA v2 does."""
     answers = {name: _words(text) for name, text in _texts(rows).items()}
-    scored = score_sets([_words(cell) for cell in truths.values()], [answers.get(key, set()) for key in truths])
+    sets = {key: _words(cell) for key, cell in truths.items()}
+    scored = score_sets(list(sets.values()), [answers.get(key, set()) for key in truths])
+    clips = score_classes(_given(rows), _sorted(sets), _sorted(answers), lexicon=lexicon)
     details |= {
         "micro F1": scored.micro_f1, "samples F1": scored.sample_f1, "Jaccard": scored.jaccard, "mAP": scored.mean_ap,
         "micro F1, other words count as wrong": scored.micro_f1_strict, "other words": scored.unknown,
         "classes": list(scored.classes),
     }  # fmt: skip
     metric = config.metric or "micro F1"
-    return _result(config, metric, details[metric], scored.n, details, lexicon)
+    return _result(config, metric, details[metric], scored.n, details, lexicon, clips)
+
+
+def _sorted(sets: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    return {name: sorted(words) for name, words in sets.items()}
 
 
 def _words(text: str) -> set[str]:
@@ -268,8 +292,8 @@ def _texts(rows: Mapping[str, str | Sequence[str]] | Sequence[Prediction]) -> di
 
 
 def _score_sentiment(
-    config: BenchmarkConfig, truths: Mapping[str, float], labels: Mapping[str, Sequence[str]], lexicon: Lexicon,
-    client: ChatClient | None,
+    config: BenchmarkConfig, truths: Mapping[str, float], rows: Predictions, labels: Mapping[str, Sequence[str]],
+    lexicon: Lexicon, client: ChatClient | None,
 ) -> BenchmarkResult:  # fmt: skip
     if client is None:
         read_by, found = "sign of the lexicon (published: Qwen2.5)", None
@@ -288,7 +312,12 @@ def _score_sentiment(
         "sentiment of the labels by": read_by,
         **({"questions": found} if found is not None else {}),
     }
-    return _result(config, "weighted F1", result.published.weighted_f1, result.published.n, details, lexicon)
+    sign = {key: "positive" if score > 0 else "negative" if score else "neutral" for key, score in truths.items()}
+    classes = {key: (name,) for key, name in sign.items()}
+    answers = {key: ("positive" if sentiments[key] == "positive" else "negative",) for key in truths}
+    zero = {key for key, score in truths.items() if score == 0}
+    clips = score_classes(_given(rows), classes, answers, dropped=zero, lexicon=lexicon)
+    return _result(config, "weighted F1", result.published.weighted_f1, result.published.n, details, lexicon, clips)
 
 
 def read_valences(path: str | Path) -> dict[str, float]:
@@ -302,11 +331,13 @@ def read_valences(path: str | Path) -> dict[str, float]:
 
 def _result(
     config: BenchmarkConfig, metric: str, value: float, n: int, details: dict[str, Any], lexicon: Lexicon,
-    report: Report | None = None,
+    clips: Sequence[ClipScore], report: Report | None = None,
 ) -> BenchmarkResult:  # fmt: skip
     published = [dict(row) for row in config.published if "split" not in row or row["split"] == config.split]
     version = f"{lexicon.name} {lexicon.version}"
-    return BenchmarkResult(config.name, config.title, metric, value, n, details, version, published, report)
+    return BenchmarkResult(
+        config.name, config.title, metric, value, n, details, version, published, report, clips=clips
+    )
 
 
 def true_scores(path: Path, config: BenchmarkConfig) -> dict[str, float]:

@@ -1,5 +1,5 @@
 """Scores of single clips: what eval.py writes to scores.jsonl, how to sort and filter them, confusion between the
-sectors of a wheel, and where two systems differ.
+sectors of a wheel, numbers of labels and lengths, and where two systems differ.
 
 **The sector of a clip.** Labels are mapped to the level-1 clusters ("sectors") of a wheel as for the scores. A clip
 with several labels belongs to the sector that most of its labels are in; with equal numbers, to that of the label that
@@ -12,8 +12,9 @@ the clip is scored on. F_S of a report is computed from averages over clips inst
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class ClipScore:
     Attributes:
         f, precision, recall: means over the wheels that the clip is scored on (level 1); None = the clip is not scored,
             because none of its true labels is on a wheel.
-        f_by_wheel, precision_by_wheel, recall_by_wheel: of wheels 1 to 5; None = not scored on this wheel.
+        f_by_wheel, precision_by_wheel, recall_by_wheel: of wheels 1 to 5; None = not scored on this wheel, as in
+            benchmarks with classes.
         true_labels, predicted_labels: as they were scored.
         true_sectors, predicted_sectors: for each wheel, the sectors of the labels, the clip's own first.
         reading: how the labels were read from the answer ("given" = they came with it); None = no prediction.
@@ -208,6 +210,58 @@ def score_clips(
     return rows
 
 
+def score_classes(
+    predictions: Sequence[Prediction],
+    truths: Mapping[str, Sequence[str]],
+    answers: Mapping[str, Sequence[str]],
+    *,
+    dropped: Container[str] = (),
+    lexicon: str | Path | Lexicon = "builtin",
+) -> list[ClipScore]:
+    """The score of every truth in a benchmark with classes, where labels must be equal and no wheel is used.
+
+    Args:
+        truths, answers: id -> classes; a clip without an answer is scored 0.
+        predictions: what the answers were read from; a clip without one is marked as missing.
+        dropped: ids that the benchmark does not score.
+
+    >>> truths, answers = {"a": ["sad"], "b": ["sad"]}, {"a": ["sad"], "b": ["happy"]}
+    >>> [row.f for row in score_classes([Prediction("a", "sad"), Prediction("b", "happy")], truths, answers)]
+    [1.0, 0.0]
+    """
+    grouping = WheelGrouping(load_lexicon(lexicon))
+    given = {prediction.id: prediction for prediction in predictions}
+    none = (None,) * len(WHEELS)
+    rows = []
+    for key, truth in truths.items():
+        answer = tuple(answers.get(key, ()))
+        n_right, is_scored = len(set(truth) & set(answer)), key not in dropped
+        precision, recall = n_right / max(len(answer), 1), n_right / len(truth)
+        true_sectors, predicted_sectors = (
+            tuple(sectors_of(words, wheel, grouping) for wheel in WHEELS) for words in (truth, answer)
+        )
+        rows.append(
+            ClipScore(
+                id=key,
+                f=harmonic_mean(precision, recall) if is_scored else None,
+                precision=precision if is_scored else None,
+                recall=recall if is_scored else None,
+                f_by_wheel=none,
+                precision_by_wheel=none,
+                recall_by_wheel=none,
+                true_labels=tuple(truth),
+                predicted_labels=answer,
+                true_sectors=true_sectors,
+                predicted_sectors=predicted_sectors,
+                reading=None,
+                missing=key not in given,
+                unparsed=key in given and not answer,
+                **(_facts(given[key]) if key in given else {}),
+            )
+        )
+    return rows
+
+
 def _facts(prediction: Prediction) -> dict[str, Any]:
     return {
         "task": prediction.task,
@@ -251,6 +305,11 @@ def _faithfulness(
             contradicting=None if support is None else support.contradicting,
         )
     return rows
+
+
+def benchmark_scores(folder: Path, name: str) -> Path:
+    """Where the scores of the clips of a benchmark are."""
+    return folder / f"scores-{name}.jsonl"
 
 
 def write_scores(path: str | Path, rows: Iterable[ClipScore]) -> None:
@@ -446,6 +505,57 @@ def sector_confusion(rows: Sequence[ClipScore], wheel: int = 1, order: Sequence[
     return SectorConfusion(wheel, sectors, counts)
 
 
+# ---- labels and lengths ----------------------------------------------------------------------------------------------
+
+MAX_BARS = 12
+
+
+@dataclass(frozen=True)
+class Extents:
+    """How many labels the clips have, and how long the explanations of some systems are, in clips.
+
+    Attributes:
+        true: clips with 0, 1, 2 ... true labels; the last one also counts those with more, if there are MAX_BARS + 1.
+        predicted: the same of each system's predictions.
+        width: characters of a bar of `lengths`, of which the first begins at 0.
+        lengths: for each system, its explanations by length.
+    """
+
+    true: tuple[int, ...]
+    predicted: tuple[tuple[int, ...], ...]
+    width: int
+    lengths: tuple[tuple[int, ...], ...]
+
+    def numbers(self) -> list[str]:
+        """What the bars of `true` and `predicted` are called."""
+        names = [str(n) for n in range(len(self.true))]
+        return [*names[:-1], f"{names[-1]}+"] if len(names) > MAX_BARS else names
+
+    def spans(self) -> list[str]:
+        """What the bars of `lengths` are called."""
+        n_bars = len(self.lengths[0]) if self.lengths else 0
+        return [f"{n * self.width}–{(n + 1) * self.width - 1}" for n in range(n_bars)]
+
+
+def extents(systems: Sequence[Sequence[ClipScore]]) -> Extents:
+    """Numbers of labels and lengths of systems on the same clips; answers without an explanation have no length."""
+    given = [[row for row in rows if not row.missing] for rows in systems]
+    written = [[row.n_characters for row in rows if row.n_characters] for rows in given]
+    longest = max((length for lengths in written for length in lengths), default=0)
+    width = next(w for k in itertools.count(1) for w in (10**k, 2 * 10**k, 5 * 10**k) if longest < w * MAX_BARS)
+    true = [row.n_true for row in systems[0]] if systems else []
+    predicted = [[row.n_predicted for row in rows] for rows in given]
+    most = min(MAX_BARS, max([*true, *(n for numbers in predicted for n in numbers)], default=0))
+
+    def bars(values: Iterable[int], last: int) -> tuple[int, ...]:
+        found = Counter(min(value, last) for value in values)
+        return tuple(found[n] for n in range(last + 1))
+
+    last = longest // width
+    lengths = tuple(bars((length // width for length in each), last) if longest else () for each in written)
+    return Extents(bars(true, most), tuple(bars(numbers, most) for numbers in predicted), width, lengths)
+
+
 # ---- two systems -----------------------------------------------------------------------------------------------------
 
 
@@ -508,5 +618,10 @@ def _rounded(difference: float) -> float:
 
 def _array(rows: Sequence[ClipScore]) -> np.ndarray:
     """Precision and recall by wheel, [n_clips, 5, 2]; NaN = not scored."""
-    values = [list(zip(row.precision_by_wheel, row.recall_by_wheel, strict=True)) for row in rows]
+    values = [
+        list(zip(row.precision_by_wheel, row.recall_by_wheel, strict=True))
+        if any(value is not None for value in row.precision_by_wheel)
+        else [(row.precision, row.recall)] * len(WHEELS)  # of a benchmark with classes
+        for row in rows
+    ]
     return np.array(values, dtype=float).reshape(-1, len(WHEELS), 2)

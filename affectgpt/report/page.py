@@ -40,7 +40,7 @@ def page(content: Content, config: ReportConfig) -> str:
             ("scores", "Scores", scores_section(first, config)),
             ("sectors", "Emotion wheel", sectors_section(first, content, config)),
             ("faithfulness", "Explanations", faithfulness_section(first)),
-            ("answers", "Answers", answers_section(first)),
+            ("answers", "Answers", answers_section(first, config)),
         ]
     parts.append(("training", "Training", _training(content, config)))
     if first is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from affectgpt.config import ReportConfig
-from affectgpt.metrics.clip_scores import NO_SECTOR, differences, sector_confusion, wheel_order
+from affectgpt.metrics.clip_scores import NO_SECTOR, differences, extents, sector_confusion, wheel_order
+from affectgpt.metrics.stats import Rate
 from affectgpt.metrics.wheel import WheelGrouping, label_shares
 from affectgpt.plots import draw_bars, draw_wheel
 from affectgpt.report.figures import MODALITIES, n_of, percent, range_of
@@ -229,7 +230,32 @@ def faithfulness_section(system: System) -> Html:
     )
 
 
-def answers_section(system: System) -> Html:
+def _extents(system: System) -> Html:
+    """Bars of the numbers of labels and of the lengths of explanations, as shares of the clips with intervals."""
+    found = extents([system.clips])
+
+    def bars(title: str, names: list[str], series: Mapping[str, Sequence[int]], unit: str) -> Html:
+        rates = {key: [Rate(n, sum(counts)) for n in counts] for key, counts in series.items()}
+        values = {key: [100 * (rate.value or 0.0) for rate in each] for key, each in rates.items()}
+        spans = {
+            key: [None if rate.interval is None else (100 * rate.interval[0], 100 * rate.interval[1]) for rate in each]
+            for key, each in rates.items()
+        }
+        told = "; ".join(
+            f"{key}: " + ", ".join(f"{name}: {n}" for name, n in zip(names, counts, strict=True))
+            for key, counts in series.items()
+        )
+        return plot(draw_bars, names, values, title=title, unit=unit, intervals=spans, alt=f"{title}, in clips: {told}")
+
+    labels = {"true": found.true, "predicted": found.predicted[0]}
+    return join(
+        bars("Labels of a clip", found.numbers(), labels, "% of clips, with 95 % intervals"),
+        bars("Characters of an explanation", found.spans(), {"explanations": found.lengths[0]},
+             "% of explanations, with 95 % intervals") if found.lengths[0] else None,
+    )  # fmt: skip
+
+
+def answers_section(system: System, config: ReportConfig) -> Html:
     clips = system.clips
     given = [clip for clip in clips if not clip.missing]
     rows = []
@@ -251,6 +277,7 @@ def answers_section(system: System) -> Html:
         ]
         by_inputs.append((inputs, n, percent(float(np.mean(scored)) if scored else None)))
     return join(
+        _extents(system) if config.pictures and given else None,
         table("Numbers and lengths", ("Of", "Mean", "5 %", "Median", "95 %", "n"), rows),
         table("By the inputs that the model was shown", ("Inputs", "Clips", "Mean F of the clips, %"), by_inputs),
         table("How the labels were read", ("Way", "Clips"), [(way, n) for way, n in readings.most_common()]),

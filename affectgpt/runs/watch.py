@@ -5,12 +5,18 @@ All functions read files that another process may be writing: an incomplete last
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import json
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from affectgpt.journal import read_journal
 from affectgpt.runtime import InputError, NotFound
@@ -20,6 +26,7 @@ METRICS = "metrics.jsonl"
 GENERATIONS = "generations"
 ROLLOUTS = "rollouts.jsonl"
 _STEP = re.compile(r"step-(\d+)\.jsonl")
+_TAIL_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -86,22 +93,80 @@ def generations_over_steps(run: Path, sample_id: str) -> dict[int, Prediction]:
     return found
 
 
-def read_rollouts(run: Path, step: int | None = None) -> list[dict[str, Any]]:
-    """The rows of rollouts.jsonl, which reward runs write; [] without the file.
+class Rollouts:
+    """The rollouts.jsonl of a run, which reward runs write; each call reads only what was appended since the last one.
 
-    Args:
-        step: only rows of this step; None = all.
-
-    Raises:
-        InputError: a row is no object with a whole `step`.
+    A resumed run writes the file anew without the steps after its checkpoint: it is then read from its start.
     """
-    rows = read_journal(run / ROLLOUTS)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise InputError(f"{run / ROLLOUTS}, row {number}: expected an object with a step")
-    return rows if step is None else [row for row in rows if row["step"] == step]
 
+    def __init__(self, run: Path) -> None:
+        self._path = run / ROLLOUTS
+        self._lock = threading.Lock()
+        self._forget()
 
-def rollout_steps(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The steps of rows of rollouts."""
-    return sorted({row["step"] for row in rows})
+    def _forget(self) -> None:
+        self._read_to, self._tail, self._inode = (
+            0,
+            b"",
+            0,
+        )  # the last bytes that were read tell a new file from a longer
+        self._places: dict[int, dict[str, list[int]]] = {}  # step -> id -> where its rows start
+
+    def steps(self) -> list[int]:
+        """The steps with rollouts; [] without the file.
+
+        Raises:
+            InputError: a line is no object with an id and a whole step.
+        """
+        with self._opened():
+            return sorted(self._places)
+
+    def clips(
+        self, step: int, offset: int = 0, limit: int | None = None
+    ) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+        """The number of clips of a step, and the rows of some of them by id, in the order of the file."""
+        with self._opened() as file:
+            places = self._places.get(step, {})
+            chosen = itertools.islice(places.items(), offset, None if limit is None else offset + limit)
+            return len(places), {name: [self._row(file, start) for start in starts] for name, starts in chosen}
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        with self._lock, contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self._path.open("rb"))
+            except FileNotFoundError:
+                self._forget()
+                yield io.BytesIO()
+                return
+            self._follow(file)
+            yield file
+
+    def _follow(self, file: BinaryIO) -> None:
+        inode = os.fstat(file.fileno()).st_ino
+        file.seek(max(0, self._read_to - len(self._tail)))
+        if inode != self._inode or file.read(len(self._tail)) != self._tail:
+            self._forget()
+            file.seek(0)
+        self._inode, start = inode, self._read_to
+        for line in file:
+            if not line.endswith(b"\n"):
+                break  # it is being written
+            if b"\0" not in line:  # which a power failure leaves
+                row = self._parsed(line, start)
+                self._places.setdefault(row["step"], {}).setdefault(row["id"], []).append(start)
+            start += len(line)
+            self._read_to, self._tail = start, line[-_TAIL_BYTES:]
+
+    def _row(self, file: BinaryIO, start: int) -> dict[str, Any]:
+        file.seek(start)
+        return self._parsed(file.readline(), start)
+
+    def _parsed(self, line: bytes, start: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("id"), str):
+            return row
+        raise InputError(f"{self._path}, byte {start}: expected an object with a step and an id")

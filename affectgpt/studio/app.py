@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.annotate.clips import openface_of
 from affectgpt.config import PagesConfig
+from affectgpt.media import MediaError
 from affectgpt.metrics import load_lexicon
 from affectgpt.runtime import InputError, UserError, check_text
 from affectgpt.schema import LANGUAGES, MODALITIES, TASKS, Sample
@@ -21,9 +23,9 @@ from affectgpt.serve.bodies import chunks_of, read_json
 from affectgpt.serve.errors import APIError
 from affectgpt.studio import gallery as galleries
 from affectgpt.studio.asking import Models, read_question
-from affectgpt.studio.clips import N_FRAMES, ClipEvidence, Kept, evidence_of, playable, version_of
+from affectgpt.studio.clips import N_FRAMES, ClipEvidence, Kept, evidence_of, playable, thumbnail_of, version_of
 from affectgpt.studio.door import COOKIE, Door, cookie_value
-from affectgpt.studio.people import faces_of
+from affectgpt.studio.people import faces_of, units_of
 from affectgpt.studio.uploads import Uploads
 from affectgpt.studio.watching import Watch, watch_routes
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 MAX_JSON_MB = 1.0
+N_THUMBNAILS = 2000  # about 10 kB each
 UPLOAD_TIMEOUT_S = 600.0
 
 
@@ -45,12 +48,14 @@ class Studio:
 
     Attributes:
         models: None = no checkpoint is loaded.
+        transcriber: a speech recogniser by hub id or folder; None = no subtitle is proposed.
         review, watch: None = no review, or no runs, are shown.
     """
 
     config: PagesConfig
     gallery: galleries.Gallery = field(default_factory=galleries.Gallery)
     models: Models | None = None
+    transcriber: str | None = None
     review: ReviewRoom | None = None
     watch: Watch | None = None
 
@@ -67,7 +72,12 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
     pages = {path.name: (path.read_bytes(), _kind_of(path)) for path in STATIC.iterdir() if path.is_file()}
     uploads = Uploads(config)
     decoders = ThreadPoolExecutor(config.n_decoders, "decoder")
-    kept = Kept()
+    kept, thumbnails = Kept(), Kept(N_THUMBNAILS)
+    hearing = None
+    if studio.transcriber is not None and studio.models is not None:
+        from affectgpt.studio.hearing import Hearing
+
+        hearing = Hearing(studio.transcriber, uploads.folder / "transcripts", studio.models.device)
     lexicon = studio.gallery.lexicon or load_lexicon(config.lexicon, config.label_reading)
     wheels = galleries.wheels(lexicon)
 
@@ -109,6 +119,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
                 "gallery": galleries.about(studio.gallery),
                 "models": models.about() if models else [],
                 "tries": models is not None,
+                "hears": studio.transcriber if hearing is not None else None,
                 "reviews": studio.review is not None,
                 "watches": studio.watch is not None,
                 "tasks": TASKS,
@@ -125,6 +136,9 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
 
     async def confusion(request: HttpRequest) -> Response:
         return JSONResponse(galleries.confusion(studio.gallery, dict(request.query_params)))
+
+    async def lengths(request: HttpRequest) -> Response:
+        return JSONResponse(galleries.lengths(studio.gallery, dict(request.query_params)))
 
     async def difference(request: HttpRequest) -> Response:
         query = dict(request.query_params)
@@ -174,6 +188,25 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             return JSONResponse({"faces": []})
         return JSONResponse(await in_thread(kept.get, (version_of(path), "faces"), partial(faces_of, path, times)))
 
+    async def units(request: HttpRequest) -> Response:
+        file_of(request)  # an id that is not shown has no table either
+        group, key = request.path_params["group"], request.path_params["id"]
+        table = openface_of(Sample(key), config.openface) if group in ("gallery", "review") else None
+        if table is None:
+            return JSONResponse(None)
+        try:
+            return JSONResponse(await in_thread(kept.get, (version_of(table), "units"), partial(units_of, table)))
+        except MediaError as error:
+            return JSONResponse({"error": str(error).replace(str(table), table.name)})
+
+    async def transcript(request: HttpRequest) -> Response:
+        if hearing is None:
+            raise APIError(400, "no speech recogniser here: start the studio with transcriber=<hub id or folder>")
+        lang = request.query_params.get("lang", "en")
+        if lang not in LANGUAGES:
+            raise APIError(400, f"lang is {lang!r}; expected one of {list(LANGUAGES)}")
+        return JSONResponse({"text": await hearing.subtitle(file_of(request), lang)})
+
     async def picture(request: HttpRequest) -> Response:
         pictures = (await in_thread(evidence, file_of(request))).pictures
         number = request.path_params["n"]
@@ -181,6 +214,14 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             raise APIError(404, f"no frame {number}; the clip has {len(pictures)} here")
         headers = {"Cache-Control": "private, max-age=600"}
         return Response(pictures[number], media_type="image/jpeg", headers=headers)
+
+    async def thumbnail(request: HttpRequest) -> Response:
+        path = file_of(request)
+        make = partial(thumbnail_of, path, backend=config.backend)
+        found = await in_thread(thumbnails.get, version_of(path), make)
+        if found is None:
+            return Response(status_code=204)
+        return Response(found, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
     async def upload(request: HttpRequest) -> Response:
         uploads.remove_old()
@@ -268,6 +309,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             Route("/api/about", about),
             Route("/api/gallery", listing),
             Route("/api/confusion", confusion),
+            Route("/api/lengths", lengths),
             Route("/api/difference", difference),
             Route("/api/clip/{id}", clip),
             Route("/api/upload", upload, methods=["POST"]),
@@ -277,6 +319,9 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             Route("/media/{group}/{id}/evidence", evidence_values),
             Route("/media/{group}/{id}/faces", faces),
             Route("/media/{group}/{id}/frame/{n:int}", picture),
+            Route("/media/{group}/{id}/thumbnail", thumbnail),
+            Route("/media/{group}/{id}/units", units),
+            Route("/media/{group}/{id}/transcript", transcript, methods=["POST"]),
             *(watch_routes(studio.watch, in_thread) if studio.watch is not None else ()),
             *review,
         ],

@@ -26,7 +26,7 @@ class Models:
     """The checkpoints to try clips with. One thread loads them, then answers in turn."""
 
     def __init__(self, config: StudioConfig, checkpoints: Sequence[str | None]) -> None:
-        self._config = config
+        self._config, self.device = config, config.device
         self._loaded: dict[int, LoadedModel] = {}
         self._errors: dict[int, str] = {}
         self.names = [checkpoint or "the newest run" for checkpoint in checkpoints]

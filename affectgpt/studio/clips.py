@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,17 @@ def evidence_of(path: Path, *, backend: str = "pyav", n_frames: int = N_FRAMES) 
         values |= _sound(path, values["notes"])
     values["duration_s"] = max(info.duration_s or 0.0, values.get("sound_s", 0.0), *values["frames"], 0.0)
     return ClipEvidence(values, tuple(pictures))
+
+
+def thumbnail_of(path: Path, *, backend: str = "pyav") -> bytes | None:
+    """The frame in the middle of a clip as JPEG; None = it has no pictures.
+
+    Raises:
+        MediaError: it cannot be decoded.
+    """
+    if not probe(str(path)).has_video:
+        return None
+    return _jpeg(read_frames(str(path), 1, backend=backend).images[0])
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -116,29 +128,36 @@ def _pitch(times_s: np.ndarray, pitch_hz: np.ndarray) -> list[list[float | None]
 
 
 class Kept:
-    """Results by key, the oldest dropped first; of several threads that ask for one key at once, one computes it."""
+    """Results by key, the oldest dropped first; of several threads that ask for one key at once, one computes it, and
+    all get its result or its exception, which is not kept."""
 
     def __init__(self, n: int = _N_KEPT_CLIPS) -> None:
         self._n = n
         self._values: OrderedDict[Any, Any] = OrderedDict()
-        self._locks: dict[Any, threading.Lock] = {}
+        self._making: dict[Any, Future[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], Value]) -> Value:
         with self._lock:
-            own = self._locks.setdefault(key, threading.Lock())
-        with own:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            made = self._making.get(key)
+            is_ours = made is None
+            if made is None:
+                made = self._making[key] = Future()
+        if is_ours:
+            try:
+                made.set_result(make())
+            except BaseException as error:  # noqa: BLE001, all who wait get it
+                made.set_exception(error)
             with self._lock:
-                if key in self._values:
-                    self._values.move_to_end(key)
-                    return self._values[key]
-            value = make()
-            with self._lock:
-                self._values[key] = value
-                while len(self._values) > self._n:
-                    self._values.popitem(last=False)
-                self._locks.pop(key, None)
-            return value
+                del self._making[key]
+                if made.exception() is None:
+                    self._values[key] = made.result()
+                    while len(self._values) > self._n:
+                        self._values.popitem(last=False)
+        return made.result()
 
 
 def version_of(path: Path) -> tuple[str, int, int]:

@@ -72,7 +72,8 @@ def make_studio(config: StudioConfig) -> Studio:
     gallery = read_gallery(config, list(dict.fromkeys(runs)))
     roots = list(dict.fromkeys([*(run.resolve().parent for run in runs), Path(config.paths.runs).resolve()]))
     watch = Watch(roots) if checkpoints else None
-    return Studio(config, gallery, Models(config, checkpoints) if checkpoints else None, watch=watch)
+    models = Models(config, checkpoints) if checkpoints else None
+    return Studio(config, gallery, models, transcriber=config.transcriber, watch=watch)
 
 
 def _is_hub_id(name: str | None) -> bool:

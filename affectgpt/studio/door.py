@@ -76,7 +76,7 @@ class Door:
         if refusal is not None:
             await refusal.response()(scope, receive, send_with_headers)
             return
-        costly = scope["method"] == "POST" and scope["path"] in COSTLY
+        costly = _is_costly(scope)
         self._n_open += costly
         try:
             await self._app(scope, receive, send_with_headers)
@@ -93,7 +93,7 @@ class Door:
         opened = path in OPEN_PATHS or path.startswith("/static/")
         if self._key is not None and not opened and not self._knows(headers) and not self._guest(path, headers):
             return APIError(401, f"no valid key: log in with the server's {KEY_VARIABLE}", code="invalid_api_key")
-        if scope["method"] == "POST" and path in COSTLY and self._n_open >= self._max_open:
+        if _is_costly(scope) and self._n_open >= self._max_open:
             text = f"{self._n_open} uploads and answers at a time, the limit is {self._max_open} (max_requests)"
             return APIError(429, f"{text}; retry later", code="queue_full", retry_s=2)
         return None
@@ -103,6 +103,11 @@ class Door:
         if is_bearer(headers.get("authorization", "").encode("latin-1"), self._key):
             return True
         return hmac.compare_digest(cookie_of(headers, COOKIE).encode(), cookie_value(self._key).encode())
+
+
+def _is_costly(scope: Any) -> bool:
+    path = scope["path"]
+    return scope["method"] == "POST" and (path in COSTLY or path.startswith("/media/"))  # transcripts
 
 
 def cookie_value(key: str) -> str:

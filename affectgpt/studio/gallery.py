@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from affectgpt.metrics.clip_scores import (
     SORT_KEYS,
     STATES,
     ClipScore,
+    benchmark_scores,
     differences,
+    extents,
     in_order,
+    read_scores,
     score_clips,
     sector_confusion,
     select,
@@ -85,7 +88,8 @@ def read_gallery(config: StudioConfig, runs: Sequence[Path]) -> Gallery:
     if not files:
         return Gallery(lang=config.lang)
     lexicon = load_lexicon(config.lexicon, config.label_reading)
-    samples, n_bad = _samples(config, files)
+    stored = _stored_scores(config, files)
+    samples, n_bad = _samples(config, [file for file, scores in zip(files, stored, strict=True) if scores is None])
     predictions = {name: read_predictions(file) for name, file in named_after_files(files).items()}
     if len(files) == 1 or all(file.parent.parent == files[0].parent.parent for file in files):
         predictions = {_short(file): rows for file, rows in zip(files, predictions.values(), strict=True)}
@@ -95,11 +99,37 @@ def read_gallery(config: StudioConfig, runs: Sequence[Path]) -> Gallery:
         references = {row.id: () for rows in predictions.values() for row in rows}
     descriptions = _descriptions(samples, config.lang)
     systems = {}
-    for name, rows in predictions.items():
+    for (name, rows), file in zip(predictions.items(), stored, strict=True):
         rows = [marked(row) for row in rows]
-        scores = score_clips(rows, references, lexicon=lexicon, descriptions=descriptions)
+        if file is None:
+            scores = score_clips(rows, references, lexicon=lexicon, descriptions=descriptions)
+        else:
+            scores = read_scores(file)
         systems[name] = System(name, {row.id: row for row in rows}, scores)
     return Gallery(systems, samples, lexicon, config.lang, n_bad, config.seed)
+
+
+def _stored_scores(config: StudioConfig, files: Sequence[Path]) -> list[Path | None]:
+    """For each predictions file its scores, as the settings or the record of a benchmark next to it name them; None =
+    the gallery scores it itself."""
+    given = config.scores
+    if given is None:
+        return [None if config.references is not None else _of_benchmark(file) for file in files]
+    paths: list[Path | None] = [Path(item) for item in ([given] if isinstance(given, str) else given)]
+    if len(paths) != len(files):
+        raise UserError(f"scores= names {len(paths)} files and predictions= {len(files)}; expected one for each")
+    return paths
+
+
+def _of_benchmark(file: Path) -> Path | None:
+    record = RunRecord.read(file.parent)
+    if record is None or record.values.get("kind") != "benchmark":
+        return None
+    benchmark = (record.values.get("config") or {}).get("benchmark") or {}
+    name = file.stem if benchmark.get("members") else benchmark.get("name")
+    path = benchmark_scores(file.parent, str(name))
+    scored = {Path(item).resolve() for item in record.values.get("inputs") or ()}
+    return path if file.resolve() in scored and path.is_file() else None
 
 
 def _short(file: Path) -> str:
@@ -292,6 +322,18 @@ def confusion(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
     return sector_confusion(rows, wheel, wheel_order(gallery.lexicon, wheel)).to_dict()
 
 
+def lengths(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
+    """Numbers of labels and lengths of explanations of the clips that the filters leave, of one or two systems."""
+    system = gallery.system(query.get("system", ""))
+    rows = chosen(gallery, system, {key: value for key, value in query.items() if key != "sort"})
+    shown = [rows]
+    if query.get("other"):
+        other = gallery.system(query["other"]).by_id
+        shown.append([other[row.id] for row in rows if row.id in other])
+    found = extents(shown)
+    return {**asdict(found), "numbers": found.numbers(), "spans": found.spans()}
+
+
 def difference(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
     """The paired test of two systems, and how many clips each is better on."""
     first, second = gallery.system(query.get("system", "")), gallery.system(query.get("other", ""))
@@ -312,15 +354,15 @@ def clip(gallery: Gallery, clip_id: str) -> dict[str, Any]:
     """Everything about one clip: the reference, and what each system says."""
     assert gallery.lexicon is not None
     sample = gallery.samples.get(clip_id)
-    answers = []
+    answers, scored = [], [system.by_id[clip_id] for system in gallery.systems.values() if clip_id in system.by_id]
     for system in gallery.systems.values():
         if (prediction := system.predictions.get(clip_id)) is not None:
             score = system.by_id.get(clip_id)
             answers.append({"system": system.name, **shown(prediction, gallery.lexicon, score)})
-    if sample is None and not answers:
+    if sample is None and not answers and not scored:
         raise InputError(f"no clip {clip_id!r} in these predictions")
     texts = sample.in_language(gallery.lang, strict=False) if sample else None
-    truth = list(true_labels(texts, gallery.lang)) if texts else []
+    truth = list(true_labels(texts, gallery.lang)) if texts else list(scored[0].true_labels) if scored else []
     return {
         "id": clip_id,
         "has_media": gallery.media_path(clip_id) is not None,

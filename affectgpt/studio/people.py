@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.annotate.evidence import MIN_CONFIDENCE, UNITS
 from affectgpt.config import FacesConfig
+from affectgpt.media import read_openface
 from affectgpt.media.faces import FaceTracks, measure_face, track
 
 RATE_HZ = 8.0  # frames a second that are looked at: a blink may be missed, an expression is not
 MAX_GAP_S = 0.4  # between a frame that is shown and the nearest one that was looked at
+N_POINTS = 200  # of a curve at most
 
 
 def faces_of(path: Path, times_s: Sequence[float]) -> dict[str, Any]:
@@ -35,6 +38,33 @@ def faces_of(path: Path, times_s: Sequence[float]) -> dict[str, Any]:
         for one in measures.movements
     ]  # fmt: skip
     return found
+
+
+def units_of(table: Path) -> dict[str, Any]:
+    """The curves of a table of action units, for a page.
+
+    Returns:
+        "of": "intensity" (0 to 5) or "probability" (0 to 1); "most": its largest possible value; "curves": for each
+        unit {"name", "words": by language, "points": [[seconds, value]]}, the largest value of each of N_POINTS parts,
+        None = no face was tracked there.
+
+    Raises:
+        MediaError: the table cannot be read.
+    """
+    found = read_openface(table)
+    of, most = ("intensity", 5) if found.intensity else ("probability", 1)
+    tracked = found.success & (found.confidence >= MIN_CONFIDENCE)
+    parts = np.array_split(np.arange(len(found)), min(N_POINTS, len(found)))
+    curves = []
+    for unit, values in sorted((found.intensity or found.probability).items()):
+        shown = [(part[0], values[part][tracked[part]]) for part in parts]
+        points = [
+            [round(float(found.timestamp_s[first]), 3), round(float(seen.max()), 2) if len(seen) else None]
+            for first, seen in shown
+        ]
+        words = dict(zip(("en", "zh"), UNITS.get(unit, (unit, unit)), strict=True))
+        curves.append({"name": unit, "words": words, "points": points})
+    return {"of": of, "most": most, "curves": curves}
 
 
 def _boxes(tracks: FaceTracks, time_s: float) -> list[dict[str, Any]]:

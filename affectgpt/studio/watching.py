@@ -12,14 +12,14 @@ from typing import Any
 from affectgpt.config import SourceConfig
 from affectgpt.runs import RunRecord
 from affectgpt.runs.overview import list_runs
-from affectgpt.runs.watch import curves, generation_steps, generations_over_steps, read_generations, read_rollouts
-from affectgpt.runs.watch import rollout_steps as steps_of
+from affectgpt.runs.watch import Rollouts, curves, generation_steps, generations_over_steps, read_generations
 from affectgpt.runtime import InputError, UserError, stable_hash
+from affectgpt.studio.gallery import whole_number
 
 log = logging.getLogger("affectgpt")
 
 MAX_POINTS = 400  # of a curve
-MAX_CLIPS = 60  # of the answers or rollouts of one step
+PART = 20  # clips of the answers or rollouts of one step that a page shows at a time
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Watch:
 
     roots: Sequence[Path]
     _clips: dict[str, dict[str, Path]] = field(default_factory=dict)
+    _rollouts: dict[str, Rollouts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def runs(self) -> list[dict[str, Any]]:
@@ -54,28 +55,40 @@ class Watch:
             "name": folder.name,
             "curves": {name: _thinned(curve.steps, curve.values) for name, curve in rows.items()},
             "generation_steps": generation_steps(folder),
-            "rollout_steps": steps_of(read_rollouts(folder)),
+            "rollout_steps": self._rollouts_of(key, folder).steps(),
         }
 
-    def answers(self, key: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The answers to the validation clips of one step; or those of all steps to one clip."""
-        folder = self._folder(key)
+    def _rollouts_of(self, key: str, folder: Path) -> Rollouts:
+        with self._lock:
+            return self._rollouts.setdefault(key, Rollouts(folder))
+
+    def answers(self, key: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """The answers to validation clips at one step, or those of all steps to one clip: {total, part, rows}."""
+        folder, offset = self._folder(key), max(0, whole_number(query, "offset", 0))
         if clip := query.get("id"):
-            found = generations_over_steps(folder, clip).items()
+            found = list(generations_over_steps(folder, clip).items())
         else:
-            step = _step(query)
-            found = [(step, row) for row in read_generations(folder, step)[:MAX_CLIPS]]
-        return [
+            step = whole_number(query, "step", 0)
+            found = [(step, row) for row in read_generations(folder, step)]
+        rows = [
             {"step": step, "id": row.id, "text": row.text, "labels": row.labels or (), "clip": f"{key}.{row.id}",
              "lang": row.lang}
-            for step, row in found
+            for step, row in found[offset : offset + PART]
         ]  # fmt: skip
+        return {"total": len(found), "part": PART, "rows": rows}
 
-    def rollouts(self, key: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The sampled answers of one step with their rewards."""
-        rows = read_rollouts(self._folder(key), _step(query))
-        shown = ("id", "answer", "text", "truth", "rewards", "reward", "advantage", "lang")
-        return [{name: row.get(name) for name in shown} | {"clip": f"{key}.{row.get('id')}"} for row in rows[:500]]
+    def rollouts(self, key: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """The sampled answers of one step with their rewards, clip by clip, the best first: {total, part, rows}."""
+        offset = max(0, whole_number(query, "offset", 0))
+        log = self._rollouts_of(key, self._folder(key))
+        total, clips = log.clips(whole_number(query, "step", 0), offset, PART)
+        shown = ("answer", "text", "rewards", "reward", "advantage", "lang")
+        rows = []
+        for name, found in clips.items():
+            found.sort(key=lambda row: row.get("reward") or 0.0, reverse=True)
+            answers = [{field: row.get(field) for field in shown} for row in found]
+            rows.append({"id": name, "clip": f"{key}.{name}", "truth": found[0].get("truth") or [], "answers": answers})
+        return {"total": total, "part": PART, "rows": rows}
 
     def media_path(self, name: str) -> Path | None:
         """The clip `<key of the run>.<id>`."""
@@ -84,13 +97,6 @@ class Watch:
             if key not in self._clips:
                 self._clips[key] = _clips_of(self._folder(key))
         return self._clips[key].get(clip)
-
-
-def _step(query: Mapping[str, str]) -> int:
-    try:
-        return int(query.get("step", ""))
-    except ValueError:
-        raise InputError(f"step is {query.get('step')!r}; expected a whole number") from None
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float]) -> list[list[float]]:

@@ -11,6 +11,7 @@ from affectgpt import config as conf
 from affectgpt.cli import compose, composed
 from affectgpt.data.splits import hold_out
 from affectgpt.metrics.benchmarks import BENCHMARK_KINDS, mean_result, read_true_values, run_benchmark
+from affectgpt.metrics.clip_scores import read_scores
 from affectgpt.metrics.io import ScoreFileError
 from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import Prediction, Sample
@@ -269,6 +270,15 @@ def test_mer_unibench_is_the_mean_of_its_nine_members_on_files_of_the_published_
     assert [result[name]["n"] for name in ("meld", "iemocap4", "cmu_mosi")] == [2, 3, 3]
     assert result["mer_unibench"]["value"] == pytest.approx(sum(by_hand.values()) / 9)
     assert result["mer_unibench"]["n"] == 9
+    clips = {path.stem[7:]: read_scores(path) for path in answers.glob("scores-*.jsonl")}
+    assert set(clips) == set(names)
+    for name in ("cmu_mosi", "ch_sims_v2"):  # z has the true score 0
+        assert [row.id for row in clips[name] if row.f is None] == ["z"]
+        right = [row.f for row in clips[name] if row.f is not None]
+        assert sum(right) / len(right) == pytest.approx(result[name]["details"]["accuracy"])
+    for name in ("meld", "iemocap4", "mer2024"):  # a hit is a recall of 1 on a wheel
+        hits = [[row.recall_by_wheel[k] for row in clips[name] if row.recall_by_wheel[k] is not None] for k in range(5)]
+        assert sum(sum(each) / len(each) for each in hits) / 5 == pytest.approx(result[name]["value"])
     (answers / "meld.csv").unlink()
     with pytest.raises(UserError, match=r"no predictions for meld: expected meld\.jsonl, \.csv or \.npz"):
         evaluate("benchmark=mer_unibench", f"predictions={answers}", *options)
@@ -300,6 +310,8 @@ def test_mer2023_combines_the_f1_of_the_emotion_with_the_error_of_the_valence(tm
     assert result["details"]["weighted F1"] == pytest.approx(f1)
     assert result["details"]["MSE of the valence"] == (1.0**2 + 2.0**2) / 4
     assert result["value"] == pytest.approx(f1 - 0.25 * 5 / 4)
+    clips = read_scores(tmp_path / "scores-mer2023_multi.jsonl")
+    assert sum(row.f for row in clips) / 4 == result["details"]["WAR"] == 3 / 4
     assert "MSE of the valence: 1.25" in capsys.readouterr().out
     write(tmp_path, "p.csv", "name,discrete,valence\nx,happy,0.5\ny,worried,-1\n")
     with pytest.raises(InputError, match="2 of 4 samples have no predicted score, the first is 'z'"):

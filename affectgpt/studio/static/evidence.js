@@ -1,7 +1,7 @@
 // A clip with what is in it: player, frames with times, waveform with speech, pauses and pitch, and marks over time.
 
 import { get, h, replace, s, seconds } from "./dom.js";
-import { t } from "./words.js";
+import { language, t } from "./words.js";
 
 const WIDTH = 800, WAVE = 90, PITCH = 70, HEAT = 10;
 const HEATED = { frames: "pictures", motion: "pictures", face: "pictures", face_motion: "pictures", audio: "sound" };
@@ -13,8 +13,8 @@ export function clipView(group, id, { isSound = false } = {}) {
   const strip = h("div", { class: "strip" });
   const chart = h("div", { class: "chart" });
   const told = h("p", { class: "hint" });
-  const moves = h("div", { class: "moves" });
-  const element = h("section", { class: "clip" }, player, strip, chart, moves, told);
+  const moves = h("div", { class: "moves" }), units = h("div", { class: "moves" });
+  const element = h("section", { class: "clip" }, player, strip, chart, units, moves, told);
   let values = null, head = null, heat = null, frames = [];
 
   const duration = () => Math.max(values.duration_s, 0.01);
@@ -78,6 +78,22 @@ export function clipView(group, id, { isSound = false } = {}) {
         "aria-label": `${t(name.replaceAll("_", " "))} ${seconds(one.start_s)}`, style: { left: `${100 * one.start_s / duration()}%`, width: `${100 * Math.max(0.01, (one.end_s - one.start_s) / duration())}%` } }))))));
   }
 
+  function drawUnits(found) { // a curve per action unit of a table, over the same time as the sound
+    if (found.error) { replace(units, h("p", { class: "error" }, found.error)); return; }
+    const peak = (one) => Math.max(0, ...one.points.map(([, value]) => value ?? 0));
+    const line = (one) => {
+      const runs = [[]]; // a curve ends where no face was tracked
+      for (const [time, value] of one.points) if (value === null) runs.push([]); else runs.at(-1).push(`${place(time).toFixed(1)},${(26 - 24 * value / found.most).toFixed(1)}`);
+      const words = `${one.name} ${one.words[language]}`;
+      return h("div", { class: "move" }, h("span", { class: "move-name" }, words), s("svg", { viewBox: `0 0 ${WIDTH} 28`, preserveAspectRatio: "none", class: "unit", role: "img",
+        "aria-label": `${words}: ${t("at most")} ${peak(one)} ${t("of")} ${found.most}` }, runs.filter((run) => run.length).map((run) => s("polyline", { points: run.join(" "), class: "pitch" }))));
+    };
+    const quiet = (one) => peak(one) < found.most / 5 + (found.most === 1 ? 0.3 : 0); // intensity 1, or probability 0.5
+    const [calm, active] = [found.curves.filter(quiet), found.curves.filter((one) => !quiet(one))];
+    replace(units, h("h3", {}, `${t("Action units")} (${t(found.of)}, 0–${found.most})`), active.map(line),
+      calm.length ? h("details", {}, h("summary", {}, `${t("hardly active")}: ${calm.map((one) => one.name).join(", ")}`), calm.map(line)) : null);
+  }
+
   function follow() {
     if (head && values) { const x = place(player.currentTime || 0); head.setAttribute("x1", x); head.setAttribute("x2", x); }
   }
@@ -93,6 +109,7 @@ export function clipView(group, id, { isSound = false } = {}) {
     if (values.wave) drawSound(); else chart.remove();
     replace(told, values.notes);
     if (!values.notes.length) told.remove();
+    if (group !== "upload") get(`${base}/units`).then((table) => { if (table) drawUnits(table); }, (error) => { told.textContent = error.message; element.append(told); });
     if (values.frames.length) get(`${base}/faces`).then((more) => {
       Object.assign(values, more);
       frames.forEach((frame, number) => frame.append(...boxes(number)));

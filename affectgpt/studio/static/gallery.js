@@ -1,6 +1,6 @@
 // The gallery: a list that loads only what is in view, filters in the address, and the confusion matrix.
 
-import { get, h, notice, percent, replace } from "./dom.js";
+import { get, h, notice, percent, replace, s } from "./dom.js";
 import { language, t } from "./words.js";
 import { colourOf } from "./wheel.js";
 
@@ -16,6 +16,7 @@ export async function galleryPage(page, about, query) {
   const space = h("div", { class: "space" });
   const count = h("span", { class: "count", role: "status" });
   const matrixBox = h("details", { class: "matrix", open: window.innerWidth > 900 });
+  const lengthsBox = h("details", { class: "matrix", ontoggle: drawLengths });
   const testBox = h("p", { class: "test" });
   listBox.append(space);
 
@@ -74,7 +75,7 @@ export async function galleryPage(page, about, query) {
     const chips = (labels, kind) => h("span", { class: `chips ${kind}` }, labels.map((label) => h("span", { class: "chip" }, label)));
     return h("a", { class: place === current ? "row current" : "row", href: target, role: "option", tabindex: -1, id: `row-${place}`,
       "aria-selected": place === current ? "true" : "false", style: { top: `${place * ROW_PX}px`, height: `${ROW_PX}px` } },
-      row.has_media ? h("img", { alt: "", data: { src: `/media/gallery/${encodeURIComponent(row.id)}/frame/3` }, width: 104, height: 72,
+      row.has_media ? h("img", { alt: "", data: { src: `/media/gallery/${encodeURIComponent(row.id)}/thumbnail` }, width: 104, height: 72,
         onerror: (event) => event.target.classList.add("failed") }) : h("span", { class: "noimg" }),
       h("span", { class: "what" },
         h("span", { class: "id" }, row.id, row.faults.map((fault) => h("span", { class: "fault", title: t(fault) }, `⚠ ${t(fault)}`))),
@@ -164,6 +165,7 @@ export async function galleryPage(page, about, query) {
     listBox.scrollTop = 0;
     part(0);
     drawMatrix();
+    drawLengths();
     drawTest();
   }
 
@@ -195,6 +197,32 @@ export async function galleryPage(page, about, query) {
     } catch (error) { if (error.name !== "AbortError") notice(error.message, true); }
   }
 
+  // ---- numbers of labels and lengths ----
+  function bars(title, names, series) { // series: [[name, class, counts]]
+    const width = 340, height = 110, foot = 16, most = Math.max(1, ...series.flatMap(([, , counts]) => counts));
+    const step = width / Math.max(1, names.length), thick = 0.8 * step / series.length;
+    return h("figure", { class: "bars" }, h("figcaption", {}, title, series.map(([name, kind]) => h("span", { class: `key ${kind}` }, name))),
+      s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: ${series.map(([name, , counts]) => `${name}: ${counts.map((n, place) => `${names[place]}: ${n}`).join(", ")}`).join("; ")}` },
+        series.map(([name, kind, counts], number) => counts.map((n, place) => s("rect", { x: place * step + 0.1 * step + number * thick, width: thick, y: (height - foot) * (1 - n / most), height: (height - foot) * n / most, class: kind },
+          s("title", {}, `${name}, ${names[place]}: ${n} ${t("clips")}`)))),
+        s("text", { x: 0, y: 10, class: "axis" }, `${most} ${t("clips")}`),
+        names.map((name, place) => (names.length > 8 && place % 2 ? null : s("text", { x: (place + 0.5) * step, y: height - 4, "text-anchor": "middle", class: "axis" }, name.split("–")[0])))));
+  }
+
+  async function drawLengths() {
+    if (!lengthsBox.childElementCount) replace(lengthsBox, h("summary", {}, t("Labels and lengths")), h("div"));
+    if (!lengthsBox.open) return;
+    const own = generation;
+    try {
+      const found = await get("/api/lengths", state, abort.signal);
+      if (own !== generation) return;
+      const shown = [[state.system, "bar-first"], [state.other, "bar-second"]].slice(0, found.predicted.length);
+      replace(lengthsBox.lastElementChild,
+        bars(t("Labels of a clip"), found.numbers, [[t("True"), "bar-true", found.true], ...shown.map(([name, kind], place) => [name, kind, found.predicted[place]])]),
+        found.spans.length ? bars(`${t("Characters of an explanation")}, ${t("from")}`, found.spans, shown.map(([name, kind], place) => [name, kind, found.lengths[place]])) : null);
+    } catch (error) { if (error.name !== "AbortError") notice(error.message, true); }
+  }
+
   async function drawTest() {
     const own = generation;
     replace(testBox);
@@ -211,8 +239,8 @@ export async function galleryPage(page, about, query) {
 
   drawFilters();
   replace(page, h("section", { class: "gallery", lang: language },
-    h("aside", {}, filters, matrixBox), h("div", { class: "results" }, h("div", { class: "above" }, count, testBox,
-      gallery.n_bad ? h("span", { class: "warn" }, `⚠ ${gallery.n_bad} rows of the references cannot be used`) : null), listBox)));
+    h("aside", {}, filters, matrixBox, lengthsBox), h("div", { class: "results" }, h("div", { class: "above" }, count, testBox,
+      gallery.n_bad ? h("span", { class: "warn" }, `⚠ ${gallery.n_bad} ${t("rows of the references cannot be used")}`) : null), listBox)));
   reload();
   const resized = new ResizeObserver(draw);
   resized.observe(listBox);

@@ -56,7 +56,7 @@ async function show(about) {
   showHeader(about, chosen);
   document.title = `${t(PAGES[chosen]?.title ?? "")} – AffectGPT studio`;
   replace(page);
-  if (!chosen) { replace(page, h("p", { class: "empty" }, "There is nothing to show: name a run, predictions= or a review.")); return; }
+  if (!chosen) { replace(page, h("p", { class: "empty" }, t("There is nothing to show: name a run, predictions= or a review."))); return; }
   try {
     leave = await (name === "clip" ? clipPage(page, about, rest[0], query) : PAGES[chosen].show(page, about, query, rest)) || null;
   } catch (error) {

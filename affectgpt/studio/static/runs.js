@@ -21,7 +21,14 @@ function curve(name, points) {
       points.length < 40 ? points.map(([x, y]) => s("circle", { cx: px(x), cy: py(y), r: 2.5, class: "curve-dot" })) : null));
 }
 
-const thumb = (clip) => h("img", { src: `/media/watch/${encodeURIComponent(clip)}/frame/3`, alt: "", loading: "lazy", width: 104, height: 78, onerror: (event) => event.target.remove() });
+// The middle frame of a clip; a click plays the clip in its place.
+function thumb(clip) {
+  const base = `/media/watch/${encodeURIComponent(clip)}`;
+  const image = h("img", { src: `${base}/thumbnail`, alt: "", loading: "lazy", width: 104, height: 78, onerror: () => box.replaceChildren() });
+  const box = h("div", { class: "thumb" }, h("button", { class: "plain", title: t("play or stop"), "aria-label": t("play or stop"),
+    onclick: () => replace(box, h("video", { src: `${base}/file`, controls: true, autoplay: true, playsinline: true })) }, image));
+  return box;
+}
 
 export function runsPage(page, about, query, rest) {
   return rest[0] ? onePage(page, rest[0]) : listPage(page);
@@ -41,31 +48,68 @@ async function listPage(page) {
   return () => clearInterval(timer);
 }
 
+// The clips of one step: a slider over steps, which stays at the newest one, and pages of clips.
+function overSteps(title, load, line) {
+  let steps = [], at = -1, offset = 0, part = 1;
+  const told = h("output"), box = h("div", { class: "samples" }), count = h("span", { role: "status" });
+  const turn = (by, words) => h("button", { onclick: () => { offset += by * part; show(); element.scrollIntoView(); } }, words);
+  const previous = turn(-1, t("Previous")), next = turn(1, t("Next"));
+  const slider = h("input", { type: "range", min: 0, "aria-label": `${title}: ${t("step")}`, oninput: () => { at = Number(slider.value); offset = 0; show(); } });
+  const element = h("section", { hidden: true }, h("h2", {}, title), h("p", { class: "pair" }, slider, h("span", {}, t("step"), " ", told)), box, h("p", { class: "pair" }, count, previous, next));
+  async function show() {
+    const [step, from] = [steps[at], offset];
+    told.textContent = step;
+    slider.setAttribute("aria-valuetext", step);
+    try {
+      const found = await load(step, from);
+      if (step !== steps[at] || from !== offset) return; // another one was chosen since
+      ({ part } = found);
+      replace(box, found.rows.map(line));
+      count.textContent = `${found.rows.length ? from + 1 : 0}–${from + found.rows.length} ${t("of")} ${found.total} ${t("clips")}`;
+      previous.disabled = !from;
+      next.disabled = from + found.rows.length >= found.total;
+      previous.hidden = next.hidden = found.total <= part;
+    } catch (error) { notice(error.message, true); }
+  }
+  return { element, update: (now) => {
+    if (now.length === steps.length && now.at(-1) === steps.at(-1)) return;
+    const follows = at === steps.length - 1;
+    steps = now;
+    element.hidden = !steps.length;
+    slider.max = steps.length - 1;
+    if (!follows && at < steps.length) return;
+    at = steps.length - 1;
+    offset = 0;
+    slider.value = at;
+    if (steps.length) show();
+  } };
+}
+
+function sampleLine(row) {
+  return h("article", { class: "sample" }, thumb(row.clip), h("div", {}, h("b", {}, row.id), h("p", { lang: row.lang }, row.text)));
+}
+
+function rolloutLine(row) {
+  const parts = (rewards) => Object.entries(rewards || {}).map(([name, value]) => `${name.split(".").pop()} ${value.toFixed(2)}`).join(", ");
+  const number = (value) => (typeof value === "number" ? value.toFixed(2) : "–");
+  return h("article", { class: "sample" }, thumb(row.clip), h("div", {}, h("b", {}, row.id), row.truth.length ? h("i", {}, ` ${t("True")}: ${row.truth.join(", ")}`) : null,
+    row.answers.map((one) => h("p", { lang: one.lang }, h("span", { class: "reward" }, `${t("reward")} ${number(one.reward)}`),
+      h("span", { class: "hint" }, ` ${parts(one.rewards)}; ${t("advantage")} ${number(one.advantage)} `), one.text))));
+}
+
 async function onePage(page, key) {
-  const head = h("h1"), plots = h("div", { class: "curves" }), samples = h("div", { class: "samples" }), rollouts = h("div", { class: "samples" });
-  const choice = (steps, show) => { // a slider over steps, at the newest one
-    const told = h("output", {}, steps.at(-1));
-    const slider = h("input", { type: "range", min: 0, max: steps.length - 1, value: steps.length - 1, "aria-label": t("step"), oninput: () => { told.textContent = steps[slider.value]; show(steps[slider.value]); } });
-    show(steps.at(-1));
-    return h("p", { class: "pair" }, slider, h("span", {}, t("step"), " ", told));
-  };
-  const failed = (error) => notice(error.message, true);
-  const found = await get(`/api/runs/${key}`);
-  const drawCurves = (now) => {
+  const plots = h("div", { class: "curves" });
+  const samples = overSteps(t("Samples over steps"), (step, offset) => get(`/api/runs/${key}/answers`, { step, offset }), sampleLine);
+  const rollouts = overSteps(t("Rollouts"), (step, offset) => get(`/api/runs/${key}/rollouts`, { step, offset }), rolloutLine);
+  const draw = (now) => {
     const names = Object.keys(now.curves).sort((a, b) => (FIRST.indexOf(a) + 1 || 99) - (FIRST.indexOf(b) + 1 || 99));
     replace(plots, names.filter((name) => now.curves[name].length > 1 && name !== "epoch").map((name) => curve(name, now.curves[name])));
+    samples.update(now.generation_steps);
+    rollouts.update(now.rollout_steps);
   };
-  replace(head, found.name);
-  drawCurves(found);
-  replace(page, h("section", {}, h("nav", { class: "steps" }, h("a", { href: "#/runs" }, `← ${t("Back")}`), head), plots,
-    found.generation_steps.length ? [h("h2", {}, t("Samples over steps")), choice(found.generation_steps, (step) => get(`/api/runs/${key}/answers`, { step }).then((rows) =>
-      replace(samples, rows.map((row) => h("article", { class: "sample" }, thumb(row.clip), h("div", {}, h("b", {}, row.id), h("p", { lang: row.lang }, row.text))))), failed)), samples] : null,
-    found.rollout_steps.length ? [h("h2", {}, t("Rollouts")), choice(found.rollout_steps, (step) => get(`/api/runs/${key}/rollouts`, { step }).then((rows) => {
-      const clips = new Map();
-      for (const row of rows) clips.set(row.id, [...(clips.get(row.id) || []), row]);
-      replace(rollouts, [...clips].map(([id, list]) => h("article", { class: "sample" }, thumb(list[0].clip), h("div", {}, h("b", {}, id), list[0].truth ? h("i", {}, ` ${t("True")}: ${list[0].truth.join(", ")}`) : null,
-        list.sort((a, b) => (b.reward ?? 0) - (a.reward ?? 0)).map((row) => h("p", { lang: row.lang }, h("span", { class: "reward", title: Object.entries(row.rewards || {}).map(([name, value]) => `${name} ${value}`).join("\n") }, `${t("reward")} ${(row.reward ?? 0).toFixed(2)}`), " ", row.text))))));
-    }, failed)), rollouts] : null));
-  const timer = setInterval(() => get(`/api/runs/${key}`).then(drawCurves, () => {}), 5000);
+  const found = await get(`/api/runs/${key}`);
+  replace(page, h("section", {}, h("nav", { class: "steps" }, h("a", { href: "#/runs" }, `← ${t("Back")}`), h("h1", {}, found.name)), plots, samples.element, rollouts.element));
+  draw(found);
+  const timer = setInterval(() => get(`/api/runs/${key}`).then(draw, () => {}), 5000);
   return () => clearInterval(timer);
 }

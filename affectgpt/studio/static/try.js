@@ -1,6 +1,6 @@
 // Try a clip: upload or record one, ask one or two models, and see what each sentence rests on.
 
-import { get, h, notice, replace, send, stream } from "./dom.js";
+import { get, h, notice, post, replace, send, stream } from "./dom.js";
 import { language, t } from "./words.js";
 import { clipView } from "./evidence.js";
 import { answerView } from "./answer.js";
@@ -16,6 +16,8 @@ export async function tryPage(page, about, query) {
   const options = (values) => values.map((value) => h("option", { value }, t(value)));
 
   const subtitle = h("textarea", { rows: 2, placeholder: t("Edit the subtitle if it is wrong or missing"), "aria-label": t("Subtitle") });
+  const heard = h("span", { class: "hint", role: "status" });
+  const listen = h("button", { type: "button", disabled: true, onclick: () => propose(true) }, t("Listen"));
   const task = h("select", { onchange: () => { candidatesField.hidden = task.value !== "fixed"; } }, options(about.tasks));
   task.value = "both";
   const lang = h("select", {}, h("option", { value: "en" }, "English"), h("option", { value: "zh" }, "中文"));
@@ -27,7 +29,7 @@ export async function tryPage(page, about, query) {
   const ask = h("button", { class: "main", disabled: true, onclick: () => (state.running ? stop() : start()) }, t("Ask"));
   const wait = h("span", { class: "hint", role: "status" });
   const form = h("form", { class: "ask", onsubmit: (event) => { event.preventDefault(); if (!state.running && state.clip) start(); } },
-    field(t("Subtitle"), subtitle), h("div", { class: "pair" }, field(t("Task"), task), field(t("Language"), lang)), candidatesField, inputs,
+    field(t("Subtitle"), subtitle), about.hears ? h("div", { class: "pair" }, listen, heard) : null, h("div", { class: "pair" }, field(t("Task"), task), field(t("Language"), lang)), candidatesField, inputs,
     h("div", { class: "pair" }, ask, wait));
 
   // ---- the models ----
@@ -88,12 +90,30 @@ export async function tryPage(page, about, query) {
   function show(group, id, name, isSound = false) {
     state.view?.stop();
     stop();
+    if (subtitle.value && subtitle.value === state.proposed) subtitle.value = ""; // it was of another clip
     state.clip = { group, id };
     state.view = clipView(group, id, { isSound });
-    state.view.done.catch((error) => notice(error.message, true));
+    state.view.done.then((values) => {
+      if (!about.hears || state.clip?.id !== id) return;
+      listen.disabled = !values.wave;
+      if (values.wave) propose(false);
+    }, (error) => notice(error.message, true));
     replace(clipBox, h("p", { class: "clip-name" }, h("b", {}, name), " ", h("button", { class: "plain", onclick: () => { forget(); replace(clipBox, drop); } }, "✕")), state.view.element);
     replace(answersBox, h("p", { class: "hint" }, t("Point at a sentence to see what it rests on.")));
     ask.disabled = false;
+  }
+
+  // Writes what the speech recogniser hears into the field, unless somebody has written there meanwhile.
+  async function propose(again) {
+    if (!again && subtitle.value.trim()) return;
+    const { group, id } = state.clip, before = subtitle.value;
+    heard.textContent = t("listening ...");
+    try {
+      const { text } = await post(`/media/${group}/${encodeURIComponent(id)}/transcript?lang=${lang.value}`, {});
+      if (state.clip?.id !== id) return;
+      if (text && subtitle.value === before) subtitle.value = state.proposed = text;
+      heard.textContent = text ? `${t("proposed by")} ${about.hears}; ${t("correct it if it is wrong")}` : t("nothing was heard");
+    } catch (error) { heard.textContent = error.message; }
   }
 
   function forget() {
@@ -102,11 +122,12 @@ export async function tryPage(page, about, query) {
     state.view = null;
     if (state.clip?.group === "upload") fetch(`/api/upload/${state.clip.id}`, { method: "DELETE" });
     state.clip = null;
-    ask.disabled = true;
+    ask.disabled = listen.disabled = true;
+    heard.textContent = "";
   }
 
   async function record() {
-    if (!navigator.mediaDevices?.getUserMedia) { notice("recording needs https or 127.0.0.1", true); return; }
+    if (!navigator.mediaDevices?.getUserMedia) { notice(t("recording needs https or 127.0.0.1"), true); return; }
     let media;
     try { media = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 }, audio: true }); } catch (error) { notice(error.message, true); return; }
     const preview = h("video", { class: "player", autoplay: true, playsinline: true });
@@ -115,15 +136,19 @@ export async function tryPage(page, about, query) {
     const kind = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"].find((one) => MediaRecorder.isTypeSupported(one));
     const recorder = new MediaRecorder(media, { mimeType: kind });
     const pieces = [];
-    recorder.ondataavailable = (event) => pieces.push(event.data);
+    const size = h("span", { class: "recorded" });
+    recorder.ondataavailable = (event) => {
+      pieces.push(event.data);
+      if (event.data.size) size.textContent = `${Math.ceil(pieces.reduce((sum, piece) => sum + piece.size, 0) / 1000)} kB`;
+    };
     recorder.onstop = () => {
       for (const track of media.getTracks()) track.stop();
       state.recorder = null;
       upload(new File(pieces, `${t("Record")}.webm`), kind.split(";")[0]);
     };
     state.recorder = recorder;
-    replace(clipBox, h("p", { class: "warn" }, `● ${t("recording")}`), preview, h("button", { class: "main", onclick: () => recorder.stop() }, t("Stop recording")));
-    recorder.start();
+    replace(clipBox, h("p", { class: "warn" }, `● ${t("recording")} `, size), preview, h("button", { class: "main", onclick: () => recorder.stop() }, t("Stop recording")));
+    recorder.start(500);
   }
 
   // ---- asking ----

@@ -4,7 +4,7 @@ const ZH = {
   "Gallery": "结果浏览", "Try a clip": "试用模型", "Review": "人工复核", "Skip to the content": "跳到正文",
   "System": "系统", "Compare with": "对比", "Sort by": "排序", "Filter": "筛选", "Search id, text, subtitle": "搜索编号、文本、字幕",
   "Label": "标签", "State": "状态", "Fault": "问题", "Inputs": "输入", "Wheel": "情绪轮", "any": "不限", "none": "无",
-  "Clear": "清除", "descending": "降序", "difference": "差异", "clips": "个视频", "of": "／共", "True": "标注", "Predicted": "预测",
+  "Clear": "清除", "descending": "降序", "difference": "差异", "clips": "个视频", "of": "／", "True": "标注", "Predicted": "预测",
   "Confusion between sectors": "情绪扇区混淆矩阵", "rows: true, columns: predicted; a click filters": "行为标注，列为预测；点击可筛选",
   "Nothing matches these filters.": "没有符合条件的视频。", "Back": "返回", "Previous": "上一个", "Next": "下一个",
   "Subtitle": "字幕", "Reference": "标注描述", "Labels": "标签", "no media file": "没有媒体文件", "no prediction": "没有预测",
@@ -36,7 +36,8 @@ const ZH = {
   "gaze down": "视线向下", "gaze up": "视线向上", "head right": "头转向右", "head left": "头转向左", "head down": "低头", "head up": "抬头",
   "head tilted right": "头向右歪", "head tilted left": "头向左歪", "blink": "眨眼", "eyes closed": "闭眼", "Runs": "训练记录", "loss": "损失", "step": "步数",
   "status": "状态", "run": "运行", "kind": "类型", "data": "数据", "model": "模型", "score": "得分", "started": "开始时间", "Samples over steps": "各步的样例",
-  "Rollouts": "采样回答", "reward": "奖励", "f": "F 值", "n_true": "标注标签数", "n_predicted": "预测标签数", "n_characters": "描述长度", "n_tokens": "词元数",
+  "Rollouts": "采样回答", "reward": "奖励", "rows of the references cannot be used": "行标注无法使用", "recording needs https or 127.0.0.1": "录制需要 https 或 127.0.0.1",
+  "There is nothing to show: name a run, predictions= or a review.": "没有可显示的内容：请指定训练记录、predictions= 或人工复核。", "Labels and lengths": "标签数与长度", "Labels of a clip": "每个视频的标签数", "Characters of an explanation": "描述字符数", "from": "自", "Action units": "动作单元", "intensity": "强度", "probability": "概率", "at most": "最高", "hardly active": "几乎无动作", "Listen": "识别语音", "listening ...": "正在识别……", "proposed by": "识别模型：", "correct it if it is wrong": "如有误请修改", "nothing was heard": "没有听到语音", "advantage": "优势", "f": "F 值", "n_true": "标注标签数", "n_predicted": "预测标签数", "n_characters": "描述长度", "n_tokens": "词元数",
   "clue_precision": "线索精确率", "clue_recall": "线索召回率", "absent": "提到未提供的输入", "unsupported": "标签无依据", "contradicting": "描述与标签矛盾", "id": "编号",
   "scored": "已评分", "missing": "缺预测", "unparsed": "无标签", "right": "全对", "wrong": "全错",
 };
