@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint docs gpu
-demo: $(VENV)/.installed
+demo: $(VENV)/.core
 	$(BIN)/python -m affectgpt.demo $(ARGS)
 
 test: $(VENV)/.installed
@@ -22,7 +22,14 @@ gpu: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m affectgpt.confdoc > docs/configuration.md
 
-$(VENV)/.installed: pyproject.toml
+# Without --no-compile, pip compiles every module of torch and transformers; Python compiles those that are imported.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+
+$(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[studio,speech]' 'matplotlib>=3.8'  # of the extras, what the commands in the README use
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.core
+	$(INSTALL) -e '.[dev]'
 	@touch $@

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ import numpy as np
 from affectgpt.runtime import MissingLibrary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger("affectgpt")
 
@@ -286,6 +287,59 @@ def draw_wheel(
         axes.spines["polar"].set_color(GRID)
         figure.suptitle(f"{title} (share of labels)", x=0.02, ha="left")
         figure.legend(loc="outside lower center", ncols=2)
+
+
+def draw_clip(
+    path: Path, images: np.ndarray, times_s: np.ndarray, samples: np.ndarray, rate_hz: int, *, title: str,
+    speech: Sequence[Range] = (),
+) -> None:  # fmt: skip
+    """Frames of a clip above its waveform on one time axis; seconds with speech are shaded.
+
+    Args:
+        images, times_s: uint8 [T, H, W, 3] and their times [T], as `media.read_frames` returns them.
+        samples: [S] in -1..1, as `media.read_audio` returns them.
+        speech: (start, end) in seconds, as `media.speech.find_speech` finds them.
+    """
+    with figure_file(path, 7.0, 2.9) as figure:
+        rows = figure.subplots(2, len(images), height_ratios=(3, 2), squeeze=False)
+        for axes, image, time_s in zip(rows[0], images, times_s, strict=True):
+            axes.imshow(image)
+            axes.axis("off")
+            axes.set_title(f"{time_s:.1f} s", fontsize=8, loc="center", pad=3)
+        for axes in rows[1]:
+            axes.remove()
+        sound = figure.add_subplot(rows[1, 0].get_gridspec()[1, :])
+        n_bins = min(600, len(samples))
+        edges = np.linspace(0, len(samples), n_bins + 1).astype(int)[:-1]
+        low, high = (find.reduceat(samples, edges) for find in (np.minimum, np.maximum))
+        for number, (start_s, end_s) in enumerate(speech):
+            sound.axvspan(start_s, end_s, color=COLOURS[1], alpha=0.3, lw=0, label="_" * (number > 0) + "speech")
+        sound.fill_between(edges / rate_hz, low, high, color=COLOURS[0], lw=0.5)
+        sound.set_xlim(0, len(samples) / rate_hz)
+        sound.set_xlabel("s")
+        sound.set_ylabel("sound")
+        if speech:
+            sound.legend(loc="lower right", bbox_to_anchor=(1, 0.96))
+        figure.suptitle(title, x=0.02, ha="left")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot that was drawn; a notebook shows it where it is the last value of a cell."""
+
+    png: bytes = field(repr=False)
+    svg: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def picture(draw: Callable[..., None], *values: Any, **options: Any) -> Picture:
+    """What a function of this module draws, kept in memory: `picture(draw_bars, names, series, title=...)`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plot"
+        draw(path, *values, **options)
+        return Picture(path.with_suffix(".png").read_bytes(), path.with_suffix(".svg").read_bytes())
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,18 @@ def test_vector_files_hold_text_and_pdf_files_embed_truetype_fonts(tmp_path):
     assert b"/Subtype /Type3" not in pdf
 
 
+@pytest.mark.parametrize("speech", [[], [(0.1, 0.4), (0.5, 0.9)]])
+def test_a_clip_shows_the_times_of_its_frames_and_where_somebody_speaks(speech):
+    frames, times = np.zeros((2, 8, 8, 3), np.uint8), np.array([0.0, 0.7])
+    drawn = plots.picture(
+        plots.draw_clip, frames, times, np.sin(np.arange(1000.0)), 1000, title="a clip", speech=speech
+    )
+    assert drawn._repr_png_().startswith(b"\x89PNG")
+    found = re.findall(r">([^<>]+)</text>", drawn.svg.decode())
+    assert {"a clip", "0.0 s", "0.7 s"} <= set(found)
+    assert found.count("speech") == bool(speech)
+
+
 def test_names_of_sectors_and_the_legend_of_a_wheel_do_not_touch(tmp_path, monkeypatch):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

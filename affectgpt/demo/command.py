@@ -1,8 +1,8 @@
 """Train and score the embedded demo, in minutes on two CPU cores: python -m affectgpt.demo [--brief] [--runs DIR]
 
-Builds the corpus and the small base models, trains coarse, fine alone, and fine after coarse, scores each checkpoint
-and two baselines on the test split, asks the last one again with every subset of the inputs, and explains one clip. It
-runs the same code as train.py, eval.py and infer.py.
+Builds the corpus and the small base models, trains fine alone, explains one clip, trains coarse, and fine after coarse,
+scores each checkpoint and two baselines on the test split, and asks the last one again with every subset of the inputs.
+It runs the same code as train.py, eval.py and infer.py.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from affectgpt.config import DemoConfig
+from affectgpt.demo.embedded import build
 from affectgpt.inference import counterfactual
 from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import format_prediction
-from affectgpt.journal import read_journal
 from affectgpt.metrics import Report
-from affectgpt.runtime import log, quiet_libraries, write_json_atomic
+from affectgpt.runtime import log, n_cores, quiet_libraries, write_json_atomic
+from affectgpt.spread import Processes
 from affectgpt.tables import format_table
 
 BRIEF = {
@@ -29,7 +31,7 @@ BRIEF = {
 }
 """Overrides for a smoke test: everything runs, the scores mean nothing."""
 BOTH_STAGES = "coarse, then fine"
-_GENERATE = ("generate.batch_size=33", "generate.max_new_tokens=128")
+_GENERATE = ("generate.batch_size=66", "generate.max_new_tokens=128")
 
 
 Compose = Callable[..., Any]
@@ -37,22 +39,35 @@ Compose = Callable[..., Any]
 
 
 def run(config: DemoConfig, compose: Compose) -> int:
+    from affectgpt.demo.models import in_one_thread
+
     start = time.monotonic()
     runs = Path(config.runs)
-    rows, final = train_and_score(runs, compose, brief=config.brief)
-    print(f"\n{table(rows)}\n")
-    log.info("\n=== faithfulness: the test clips with every subset of their inputs")
-    config_of_faithfulness = compose("eval", [f"checkpoint={final}", f"out={final / 'faithfulness'}", *_GENERATE])
-    faithful, _ = counterfactual.measure(config_of_faithfulness)
-    print(f"{counterfactual.table(faithful)}\n")
-    print(explain_one(final, compose))
+    build(Path(compose("cache ls").paths.cache))
+    fine_only, coarse, fine = train_all(runs, compose, brief=config.brief)
+    log.info("\n=== score all models, and ask the last one again with every subset of its inputs")
+    jobs = [
+        partial(measured, fine, compose),  # the longest first
+        partial(scored, "before training", untrained(runs / "untrained", compose), compose),
+        partial(scored, "coarse only", coarse, compose),
+        partial(scored, "fine only", fine_only, compose),
+        partial(scored, BOTH_STAGES, fine, compose),
+        partial(scored, "  sound alone", fine, compose, "modalities=[audio]", "use_subtitle=false"),
+        partial(scored, "  pictures alone", fine, compose, "modalities=[frames,motion]", "use_subtitle=false"),
+        partial(scored, "  subtitle alone", fine, compose, "modalities=[]"),
+    ]
+    # Generation for a small model uses one core: two of these jobs run at once.
+    faithful, *rows = Processes(min(2, n_cores())).map(in_one_thread, jobs)
+    rows = [("heuristic: random", random_report(compose)), *rows]
+    print(f"\n{table(rows)}\n\n{counterfactual.table(faithful)}\n")
+    print(explain_one(fine, compose))
     write_json_atomic(runs / "demo-table.json", {title: report.primary.to_dict() for title, report in rows})
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; runs and demo-table.json are in {runs}", file=sys.stderr)
     return 0
 
 
-def train_and_score(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[tuple[str, Report]], Path]:
-    """Train and score all models; returns (title, report) of each row of the table, and the last run."""
+def train_all(runs: Path, compose: Compose, *, brief: bool) -> list[Path]:
+    """Train, and explain a clip as soon as a model can; returns the runs fine alone, coarse, and fine after coarse."""
     from affectgpt.training.stages import run_stage
 
     def train(name: str, stage: str, init_from: str) -> Path:
@@ -60,27 +75,23 @@ def train_and_score(runs: Path, compose: Compose, *, brief: bool) -> tuple[list[
         given = [f"stage={stage}", f"name={name}", f"stage.init_from={init_from}", f"paths.runs={runs}", *_GENERATE]
         return run_stage(compose("train", given + (BRIEF[stage] if brief else []))).run
 
-    def score(title: str, checkpoint: Path, *given: str) -> tuple[str, Report]:
-        log.info("\n=== score: %s", title.strip())
-        out = checkpoint / f"eval-{_slug(title)}"  # inside the run, so that demos do not share it
-        config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
-        return title, evaluate_config(config)[0]
-
-    before = score("before training", untrained(runs / "untrained", compose))
-    coarse = train("coarse", "coarse", "null")
     fine_only = train("fine-only", "fine", "null")
-    fine = train("fine", "fine", str(coarse))
-    rows = [
-        ("heuristic: random", random_report(compose)),
-        before,
-        score("coarse only", coarse),
-        score("fine only", fine_only),
-        score(BOTH_STAGES, fine),
-        score("  sound alone", fine, "modalities=[audio]", "use_subtitle=false"),
-        score("  pictures alone", fine, "modalities=[frames,motion]", "use_subtitle=false"),
-        score("  subtitle alone", fine, "modalities=[]"),
-    ]
-    return rows, fine
+    print(f"\nThe first explanation, after fine alone:\n\n{explain_one(fine_only, compose)}", flush=True)
+    coarse = train("coarse", "coarse", "null")
+    return [fine_only, coarse, train("fine", "fine", str(coarse))]
+
+
+def scored(title: str, checkpoint: Path, compose: Compose, *given: str) -> tuple[str, Report]:
+    """A row of the table."""
+    out = checkpoint / f"eval-{_slug(title)}"  # inside the run, so that demos do not share it
+    config = compose("eval", [f"checkpoint={checkpoint}", f"out={out}", *_GENERATE, *given])
+    return title, evaluate_config(config)[0]
+
+
+def measured(checkpoint: Path, compose: Compose) -> dict[str, Any]:
+    """The faithfulness of a checkpoint."""
+    config = compose("eval", [f"checkpoint={checkpoint}", f"out={checkpoint / 'faithfulness'}", *_GENERATE])
+    return counterfactual.measure(config)[0]
 
 
 def untrained(folder: Path, compose: Compose) -> Path:
@@ -120,15 +131,14 @@ def _slug(title: str) -> str:
 
 
 def explain_one(run: Path, compose: Compose) -> str:
-    """The first test clip: explanation by the last model, reference labels and description."""
-    from affectgpt.data.sources import probe_sample, read_manifest
-    from affectgpt.schema import prediction_from_row
+    """The first test clip: explanation by the model of a run, reference labels and description."""
+    from affectgpt.data.sources import read_manifest
+    from affectgpt.inference.loading import load
 
     source = compose("eval").data.test[0]
-    sample = probe_sample(read_manifest(source.manifest, split=source.split)[0][0])
-    rows = read_journal(run / f"eval-{_slug(BOTH_STAGES)}" / "predictions.jsonl")
-    row = next(row for row in rows if row["id"] == sample.id)
+    sample = read_manifest(source.manifest, split=source.split)[0][0]
+    answer = load(str(run), run.parent).ask(sample)
     wrapped = textwrap.fill(sample.description or "", 100, initial_indent="  ", subsequent_indent="  ")
     truth = f"  truth:  {', '.join(sample.labels or ())}\n\n{wrapped}"
     again = f"  python infer.py {sample.video} checkpoint={run} subtitle={sample.subtitle!r}"
-    return f"One clip, explained: {format_prediction(prediction_from_row(row), sample)}\n\n{truth}\n{again}"
+    return f"One clip, explained: {format_prediction(answer, sample)}\n\n{truth}\n{again}"

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from affectgpt.demo.corpus import build_corpus, corpus_folder
-from affectgpt.runtime import InputError
+from affectgpt.demo.corpus import build_corpus, corpus_folder, corpus_jobs, processes_for
+from affectgpt.runtime import InputError, log
 
 MANIFESTS = ("coarse", "fine")
 MODELS = ("hubert", "eva", "videomae", "llm")
 SECOND_LLM = "llm_qwen2"
 PRETRAINED = "projectors"
+
+
+def build(cache: Path) -> None:
+    """Build corpus and base models below `cache` in one go, unless they exist: one core trains the LLM, the longest
+    job, and the others do the rest meanwhile.
+    """
+    from affectgpt.demo.models import in_one_thread, model_jobs, models_folder
+
+    with corpus_jobs(corpus_folder(cache / "demo")) as clips, model_jobs(models_folder(cache / "demo")) as trainings:
+        jobs = [*trainings, *clips]
+        if jobs:
+            log.info("=== %d clips and %d base models are made on first use", len(clips), len(trainings))
+        for _ in processes_for(len(jobs)).map(in_one_thread, jobs):
+            pass
 
 
 def path_of(name: str, cache: Path) -> Path:

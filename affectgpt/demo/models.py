@@ -17,11 +17,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +56,8 @@ from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.runtime import n_cores, quiet_libraries, stable_hash
 from affectgpt.schema import Sample
 from affectgpt.spread import Processes
+
+Result = TypeVar("Result")
 
 CODE_VERSION = "5"
 """Increased when the same parameters give different models."""
@@ -98,18 +101,29 @@ def build_base_models(
         seed: seed of weights and batches.
         n_processes: models trained in parallel; None = one per available core.
     """
+    with model_jobs(folder, seed=seed, steps=steps) as jobs:
+        for _ in Processes(min(n_processes or n_cores(), max(1, len(jobs)))).map(in_one_thread, jobs):
+            pass
+
+
+@contextmanager
+def model_jobs(
+    folder: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None
+) -> Iterator[list[Callable[[], None]]]:
+    """The jobs that train the base models, the longest first, for `in_one_thread`; none if `folder` exists. It is
+    complete when the context ends.
+    """
     steps = steps or Steps()
     with build_once(Path(folder), _parameters(seed, steps)) as target:
         if target is None:
+            yield []
             return
-        jobs = [
-            partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),  # the slowest first
+        yield [
+            partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),
             partial(make_eva, target / "eva", seed=seed, n_steps=steps.eva),
             partial(make_hubert, target / "hubert", seed=seed, n_steps=steps.hubert),
             partial(make_videomae, target / "videomae", seed=seed, n_steps=steps.videomae),
         ]
-        for _ in Processes(min(n_processes or n_cores(), len(jobs))).map(in_one_thread, jobs):
-            pass
 
 
 def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) -> Path:
@@ -126,14 +140,14 @@ def _parameters(seed: int, steps: Steps | None) -> dict[str, Any]:
     return {"code": CODE_VERSION, "seed": seed, "steps": asdict(steps or Steps())}
 
 
-def in_one_thread(job: Callable[[], None]) -> None:
-    """Run `job` with one torch thread, restoring the global random state afterwards."""
+def in_one_thread(job: Callable[[], Result]) -> Result:
+    """The result of `job`, run with one torch thread, restoring the global random state afterwards."""
     quiet_libraries()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            job()
+            return job()
     finally:
         torch.set_num_threads(before)
 

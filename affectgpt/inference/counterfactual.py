@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.cache.reader import cache_mode
 from affectgpt.clauses import split
 from affectgpt.config import EvalConfig, QuestionConfig
 from affectgpt.data.facts import facts_in
@@ -68,8 +69,13 @@ def measure(config: EvalConfig) -> tuple[dict[str, Any], Path]:
     samples = [sample for sample in samples if sample.modalities]
     if len(samples) < 2:
         raise UserError(f"found {len(samples)} usable clips with media; interventions need two or more")
-    facts = facts_in(Path(config.paths.cache))
-    reader = loaded.reader(backend=config.data.backend, cache_folder=None, facts=facts)
+    cache = Path(config.paths.cache)
+    reader = loaded.reader(
+        backend=config.data.backend,
+        cache_folder=None if cache_mode(config.data.cache_features) == "off" else cache,
+        limit_gb=config.paths.cache_limit_gb,
+        facts=facts_in(cache),
+    )
 
     def answer(question: QuestionConfig, asked: Sequence[Sample]) -> list[Prediction]:
         seed_everything(config.seed)

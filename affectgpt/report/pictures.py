@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from affectgpt.media import MediaError, read_frames
+from affectgpt.plots import picture
 from affectgpt.report.html import Html, el, join
 from affectgpt.schema import Sample
 
@@ -25,11 +24,8 @@ def plot(draw: Callable[..., None], *values: Any, alt: str, **options: Any) -> H
     Args:
         alt: what the picture shows, for readers who do not see it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plot"
-        draw(path, *values, **options)
-        data = path.with_suffix(".svg").read_bytes()
-    return el("img", src=_data_uri("image/svg+xml", data), alt=alt, class_="plot")
+    drawn = picture(draw, *values, **options)
+    return el("img", src=_data_uri("image/svg+xml", drawn.svg), alt=alt, class_="plot")
 
 
 def frames(sample: Sample | None, n_frames: int) -> Html:
