@@ -22,7 +22,7 @@ def fields_of(schema: type) -> Iterator[tuple[str, str, str | None, str]]:
     Raises:
         ValueError: a field has no comment.
     """
-    lines = [line for owner in schema.__mro__[:-1] for line in inspect.getsource(owner).splitlines()]
+    lines = [line for owner in schema.__mro__[-2::-1] for line in inspect.getsource(owner).splitlines()]
     found = {match[1]: match for line in lines if (match := _FIELD.match(line))}
     for field in dataclasses.fields(schema):
         if field.name not in found:

@@ -19,8 +19,27 @@ class PathsConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters (peft); stage.trainable names them lora, those of an encoder encoders.<name>.lora."""
+
+    r: int = 0  # rank, for example 16; 0 = no adapters
+    alpha: int = 32  # the adapters' output is scaled by alpha / r
+    dropout: float = 0.05  # on the adapters' input during training
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # adapted layers
+    use_dora: bool = False  # DoRA: also train the norm of each row of the adapted weights; slower (docs/models.md)
+    use_rslora: bool = False  # rsLoRA: scale by alpha / sqrt(r) instead, so that a high rank learns as fast
+
+
+@dataclass
+class EncoderLoraConfig(LoraConfig):
+    """Low-rank adapters of an encoder."""
+
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj", "query", "value", "qkv"])  # adapted
+
+
+@dataclass
 class EncoderConfig:
-    """One frozen encoder."""
+    """One encoder, frozen unless stage.trainable names it."""
 
     path: str = "???"  # hub id or folder of a model that transformers' AutoModel builds, or timm:<name>
     revision: str | None = None  # hub revision; checkpoints store the commit
@@ -33,6 +52,7 @@ class EncoderConfig:
     channels: str = "rgb"  # images: rgb, or bgr = in this order, as for weights that were trained on swapped channels
     resize: str = "bicubic"  # images: bicubic, or bilinear = without antialiasing, as OpenCV resizes by default
     per_frame: bool = False  # motion: an image encoder sees the frames one by one; false = a video encoder, the clip
+    lora: EncoderLoraConfig = field(default_factory=EncoderLoraConfig)  # low-rank adapters
 
 
 @dataclass
@@ -55,20 +75,8 @@ class ProjectorConfig:
 
 
 @dataclass
-class LoraConfig:
-    """Low-rank adapters of the LLM (peft); add lora to stage.trainable to train them."""
-
-    r: int = 0  # rank, for example 16; 0 = no adapters
-    alpha: int = 32  # the adapters' output is scaled by alpha / r
-    dropout: float = 0.05  # on the adapters' input during training
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # adapted layers
-    use_dora: bool = False  # DoRA: also train the norm of each row of the adapted weights; slower (docs/models.md)
-    use_rslora: bool = False  # rsLoRA: scale by alpha / sqrt(r) instead, so that a high rank learns as fast
-
-
-@dataclass
 class LLMConfig:
-    """The frozen language model."""
+    """The language model, frozen unless stage.trainable has llm."""
 
     path: str = "???"  # hub id or folder of any causal LM, or a GGUF file, which is converted on first use
     revision: str | None = None  # hub revision; checkpoints store the commit
@@ -121,7 +129,7 @@ class ModelConfig:
     """A model assembled from pretrained parts."""
 
     name: str = "???"  # short name, for tables and records
-    llm: LLMConfig = field(default_factory=LLMConfig)  # the frozen language model
+    llm: LLMConfig = field(default_factory=LLMConfig)  # the language model
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # audio, frames, motion, face, face_motion
     projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder; multi = pre-fusion
     sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and audio windows
@@ -182,12 +190,13 @@ class StageConfig:
     rewards: dict[str, float] = field(default_factory=dict)  # objective reward: weights; empty = its own
     group_size: int | None = None  # objective reward: answers sampled for each prompt; null = 8
     init_from: str | None = None  # a run name (its last complete run), a checkpoint folder, or null = new projectors
-    trainable: list[str] = field(default_factory=lambda: ["projectors"])  # projectors, projectors.audio ..., lora
+    trainable: list[str] = field(default_factory=lambda: ["projectors"])  # projectors, llm, encoders.audio.last2 ...
     epochs: int = 100  # number of epochs, of `iterations_per_epoch` steps each
     iterations_per_epoch: int = 1000  # optimizer steps per epoch
     batch_size: int = 3  # samples per step and process
     accumulation: int = 1  # batches accumulated per optimizer step
     learning_rate: float = 3e-5  # peak, at the end of the warm-up
+    learning_rates: dict[str, float] = field(default_factory=dict)  # peaks of some parts of trainable: {llm: 1e-5}
     warmup_learning_rate: float = 1e-6  # at the first step
     min_learning_rate: float = 1e-5  # at the last step, end of the cosine
     warmup_steps: int = 1000  # linear from warmup_learning_rate to learning_rate

@@ -122,6 +122,10 @@ class FeatureCache:
         """The name of the claim to encode these media: modality -> sha256."""
         return stable_hash([(name, self._stores[name].folder.name, sha256) for name, sha256 in sorted(hashes.items())])
 
+    def __contains__(self, modality: str) -> bool:
+        """Whether states of this modality are cached."""
+        return modality in self._stores
+
     def has(self, modality: str, sha256: str) -> bool:
         return sha256 in self._stores[modality]
 
@@ -213,7 +217,7 @@ class ClipReader:
         facts: dict[str, Any] = {}
         hashes: dict[str, str] = {}
         for name in modalities:
-            if self._cache is not None:
+            if self._cache is not None and name in self._cache:
                 hashes[name] = self._sha256(sample, name)
                 if (known := self._cache.read(name, hashes[name])) is not None:
                     media[name], facts[name] = known
@@ -252,7 +256,7 @@ class ClipReader:
             encode: False = do not fill the cache.
         """
         with gc_paused():  # only for the lookup: decoding and encoding leave reference cycles
-            lacking = [sample for sample in samples if self._lacks(sample, modalities)]
+            lacking = [sample for sample in samples if self._lacks(sample, modalities, every=on_bad == "skip")]
         encode = encode and self._cache is not None
         if not lacking or (not encode and on_bad == "raise"):
             self._facts.save()
@@ -262,9 +266,10 @@ class ClipReader:
 
         def check(sample: Sample, wait: bool = False) -> Sample:
             wanted = [name for name in sample.modalities or () if name in modalities]
-            if encode and self._cache is not None and not self._cache.is_full:
+            stored = [name for name in wanted if self._cache is not None and name in self._cache]
+            if encode and self._cache is not None and stored and not self._cache.is_full:
                 claims = self._cache.claims
-                claim = self._cache.claim_of({name: self._sha256(sample, name) for name in wanted})
+                claim = self._cache.claim_of({name: self._sha256(sample, name) for name in stored})
                 while not claims.acquire(claim):
                     if not wait:
                         elsewhere.append(sample)
@@ -280,6 +285,7 @@ class ClipReader:
                     claims.release(claim)
             elif on_bad == "skip":
                 load_clip(sample, wanted, self._sampling, backend=self._backend, facts=self._facts)
+                written.extend([True] * (encode and not stored))  # nothing of it is ever in the cache
             return sample
 
         check_all = partial(check_each, on_bad=on_bad, n_threads=self._n_threads, progress=progress)
@@ -294,11 +300,18 @@ class ClipReader:
         good = [sample for sample in samples if id(sample) not in left_out]
         return PreparedClips(good, bad, len(lacking) - len(bad) - sum(written))
 
-    def _lacks(self, sample: Sample, modalities: Sequence[str]) -> bool:
-        """Whether the cache lacks anything of `sample`; True if a file cannot be read, which is then reported."""
+    def _lacks(self, sample: Sample, modalities: Sequence[str], *, every: bool = False) -> bool:
+        """Whether the cache lacks anything of `sample`; True if a file cannot be read, which is then reported.
+
+        Args:
+            every: also of modalities that are not cached.
+        """
         if self._cache is None:
             return True
         wanted = [name for name in sample.modalities or () if name in modalities]
+        if every and any(name not in self._cache for name in wanted):
+            return True
+        wanted = [name for name in wanted if name in self._cache]
         try:
             hashes: dict[Any, str] = {}  # by file and use, since several modalities come from one
             for name in wanted:
@@ -346,6 +359,8 @@ def clip_reader(
 ) -> ClipReader:
     """The reader that gives `processor.encode` its media; with a cache folder, as encoder states.
 
+    States of an encoder that trains are never cached: the media of its modality are decoded.
+
     Args:
         limit_gb: maximum size of the encoder states in the folder; None = no limit.
         facts: known facts about files; None = those in the cache folder, if there is one.
@@ -373,14 +388,15 @@ def clip_reader(
         | {"n_tokens": None}
         for name, settings in processor.branches.items()
     }
-    fingerprints = {name: [model.encoder_fingerprint(name), inputs[name], backend] for name in model.modalities}
+    cached = [name for name in model.modalities if name not in model.training_encoders()]
+    fingerprints = {name: [model.encoder_fingerprint(name), inputs[name], backend] for name in cached}
     cache = FeatureCache(
         cache_folder / "features",
         fingerprints,
         about=model.config.spec["encoders"],
         limit_bytes=None if limit_gb is None else round(limit_gb * 1e9),
     )
-    on_gpu = any(next(encoder.parameters()).is_cuda for encoder in model.encoders.values())
+    on_gpu = any(next(encoder.parameters()).is_cuda for encoder in model.every_encoder().values())
     # A GPU encodes faster than one thread decodes; on the CPU both share the cores.
     n_threads = min(16, max(2, n_cores() // torch.cuda.device_count())) if on_gpu else 2
     return ClipReader(

@@ -63,7 +63,9 @@ def packed_loss(
     if len(packs) == 1:
         total = loss_of(packs[0], embeds)
     else:
-        trained = [parameter for parameter in llm.parameters() if parameter.requires_grad]
+        # Word embeddings have been looked up before; where they are tied, they are also the head.
+        looked_up = {id(llm.get_input_embeddings().weight)} - {id(llm.lm_head.weight)}
+        trained = [each for each in llm.parameters() if each.requires_grad and id(each) not in looked_up]
         total = _PackByPack.apply(loss_of, packs, n_workers, embeds, *trained)
     n_items = sum(len(pack.answers) for pack in packs) if num_items_in_batch is None else num_items_in_batch
     return total / (n_items.to(total.device) if isinstance(n_items, Tensor) else n_items)
@@ -159,5 +161,5 @@ class _PackByPack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        sums = iter(ctx.saved_tensors)
-        return None, None, None, *((next(sums) * grad if needed else None) for needed in ctx.needs_input_grad[3:])
+        sums = iter(ctx.saved_tensors)  # scaled in place: of an LLM that trains, a copy is as large as the LLM
+        return None, None, None, *((next(sums).mul_(grad) if needed else None) for needed in ctx.needs_input_grad[3:])

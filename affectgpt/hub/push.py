@@ -154,9 +154,7 @@ def model_card(
         _front_matter(models, config),
         f"# {config.repo.rpartition('/')[2]}",
         "A multimodal LLM that explains which emotions a person in a video shows, and from which visual, acoustic and "
-        "lexical clues: frozen encoders, trained projections into a frozen LLM"
-        + (", LoRA adapters" if spec.get("lora") else "")
-        + ". Made with AffectGPT.",
+        "lexical clues: " + _design(manifest) + ". Made with AffectGPT.",
         "## Use\n\n" + _usage(config),
         "## Parts\n\n" + _parts(models, spec, config),
         "## Training data\n\n" + _data(trained, record),
@@ -168,6 +166,18 @@ def model_card(
         "## Citation\n\n" + _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _design(manifest: Mapping[str, Any]) -> str:
+    from affectgpt.models.modeling_affectgpt import is_of_base, part_of
+
+    parts = {part_of(name) for name in manifest["tensors"]}
+    design = "encoders and an LLM with trained projections between them"
+    if tuned := sorted(filter(is_of_base, parts)):
+        design += f"; of the base models, weights of {', '.join(tuned)} were trained"
+    else:
+        design = "frozen encoders, trained projections into a frozen LLM"
+    return design + ", LoRA adapters" * any(part.endswith("lora") for part in parts)
 
 
 def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig) -> str:

@@ -11,7 +11,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from affectgpt import bases
-from affectgpt.config import SAMPLED, EncoderConfig, FacesConfig, LLMConfig, ProjectorConfig, SamplingConfig
+from affectgpt.config import (
+    SAMPLED,
+    EncoderConfig,
+    FacesConfig,
+    LLMConfig,
+    LoraConfig,
+    ProjectorConfig,
+    SamplingConfig,
+)
 from affectgpt.models import encoders, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
@@ -149,24 +157,29 @@ def _config(
     placeholder_token_ids: Mapping[str, int],
     fingerprints: Mapping[str, str] | None = None,
 ) -> AffectGPTConfig:
-    lora = spec.llm.lora
-    peft_fields = {
+    return AffectGPTConfig(
+        text_config=text_config,
+        branches=branches.architectures,
+        placeholder_token_ids=placeholder_token_ids,
+        lora=_peft_fields(spec.llm.lora),
+        seed=spec.seed,
+        spec=spec.to_dict(),
+        base_fingerprints=fingerprints,
+        dtype=getattr(torch, spec.llm.dtype),
+    )
+
+
+def _peft_fields(lora: LoraConfig) -> dict[str, Any] | None:
+    """Fields of peft's LoraConfig; None = no adapters."""
+    if not lora.r:
+        return None
+    return {
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": list(lora.target_modules),
         **{variant: True for variant in ("use_dora", "use_rslora") if getattr(lora, variant)},
     }
-    return AffectGPTConfig(
-        text_config=text_config,
-        branches=branches.architectures,
-        placeholder_token_ids=placeholder_token_ids,
-        lora=peft_fields if lora.r else None,
-        seed=spec.seed,
-        spec=spec.to_dict(),
-        base_fingerprints=fingerprints,
-        dtype=getattr(torch, spec.llm.dtype),
-    )
 
 
 def _stored_encoder(encoder: EncoderConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -254,10 +267,12 @@ def _branch(
     if encoder.per_frame and name not in VIDEOS:
         raise InputError(f"encoders.{name}.per_frame is for {list(VIDEOS)}; leave it out")
     same = ("layers", "pool", "dtype", "stride", "grid", "per_frame")
-    architecture = EncoderArchitecture(base=base, **{key: getattr(encoder, key) for key in same})
+    architecture = EncoderArchitecture(
+        base=base, lora=_peft_fields(encoder.lora), **{key: getattr(encoder, key) for key in same}
+    )
     # A copy on the meta device shows how many states of what width one window, frame or clip gives.
     with torch.device("meta"):
-        hollow = encoders.FrozenEncoder(name, architecture).to("meta")
+        hollow = encoders.Encoder(name, architecture).to("meta")
     settings: dict[str, Any] = {"n_tokens": projector.n_queries}
     if projector.unless:
         settings["unless"] = projector.unless

@@ -1,9 +1,9 @@
 """Training checkpoints: the trained tensors, and the identity of the base models.
 
-A checkpoint folder holds `trained.safetensors` (projectors and LoRA) and `affectgpt.json`, the manifest: the
-`ModelSpec`, a fingerprint of each base model, the name, shape and dtype of every tensor, and the sha256 of the file of
-tensors and of the manifest. Loading builds the model from the spec, refuses base models and files that changed, and
-requires exactly the tensors that the model has.
+A checkpoint folder holds `trained.safetensors` (projectors, LoRA, and what was trained of the base models) and
+`affectgpt.json`, the manifest: the `ModelSpec`, a fingerprint of each base model, the name, shape and dtype of every
+tensor, and the sha256 of the file of tensors and of the manifest. Loading builds the model from the spec, refuses base
+models and files that changed, and requires exactly the tensors that the model has.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from torch import Tensor
 
 import affectgpt
 from affectgpt import bases
+from affectgpt.config import LoraConfig
 from affectgpt.models.assemble import build
 from affectgpt.models.integrity import CheckpointError, check_finite
-from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration, is_of_base, part_of
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
 from affectgpt.prompts import PROMPT_VERSION
@@ -41,7 +42,7 @@ log = logging.getLogger("affectgpt")
 
 
 def trained_tensors(model: AffectGPTForConditionalGeneration, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Name -> tensor of projectors and LoRA, frozen or not; or only of `parts`."""
+    """Name -> tensor of the model's `own_parts`, frozen or not; or only of `parts`."""
     own = model.own_parts()
     parts = list(own if parts is None else parts)
     if unknown := [part for part in parts if part not in own and part != "projectors"]:
@@ -72,6 +73,11 @@ def save_trained(
             f"the processor's placeholder ids {processor.placeholder_token_ids} are not the model's "
             f"{model.config.placeholder_token_ids}; pass the processor that was built with the model"
         )
+    if absent := sorted(set(model.config.tuned) - model.own_tensors().keys()):
+        raise CheckpointError(
+            f"the model was loaded without encoders of which {len(absent)} tensors were trained ({absent[0]} ...), so "
+            "it cannot be saved; load it with them"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     own = trained_tensors(model)
@@ -94,6 +100,8 @@ def save_trained(
         "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in sorted(tensors.items())},
         "sha256": {TENSORS_NAME: sha256_of_file(temporary)},
     }
+    if sums := {name: value for name in model.modalities if (value := model.encoder_sum(name))}:
+        manifest["encoder_sums"] = sums
     manifest["manifest_sha256"] = _digest(manifest)
     os.replace(temporary, folder / TENSORS_NAME)
     write_text_atomic(folder / TRAINED_MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -180,8 +188,9 @@ def load_trained(
     Args:
         base_models: "llm" or modality -> folder or id of base models that were moved since training.
         load_encoders: False to run from cached states.
-        llm_dtype: precision of the frozen LLM; None = as in training.
-        llm_quantization: quantization of the frozen LLM; "none" = not quantized, None = as in training.
+        llm_dtype: precision of the LLM; None = as in training.
+        llm_quantization: quantization of the LLM; "none" = not quantized, None = as in training. An LLM that was
+            trained cannot be quantized.
 
     Raises:
         CheckpointError: a base model changed, or a tensor is missing, unexpected or of another shape.
@@ -242,16 +251,55 @@ def load_trained_tensors(
             raise CheckpointError(
                 f"{folder}: it was trained on another base model {part} (found {found[:20]}, expected {expected[:20]})"
             )
-    own = trained_tensors(model, parts)
+    before = model.config.tuned
+    model.config.tuned = sorted({*before, *_tuned(model, stored, parts)})
+    try:
+        own = trained_tensors(model, parts)
+        stored = _checked(model, folder, manifest, stored, own, parts)
+    except BaseException:
+        model.config.tuned = before
+        raise
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(stored[name])
+    model.encoder_sums = dict(manifest.get("encoder_sums", {}))
+
+
+def _tuned(model: AffectGPTForConditionalGeneration, stored: Iterable[str], parts: Iterable[str] | None) -> list[str]:
+    """The names of tensors of the model's base models among `stored`, or only of those of `parts`."""
+    of_base = {name for part, tensors in model.parts().items() if is_of_base(part) for name in tensors}
+    absent = tuple(f"encoders.{name}." for name in set(model.modalities) - model.every_encoder().keys())
+    chosen = [name for name in stored if parts is None or part_of(name) in parts]
+    return [name for name in chosen if name in of_base or (absent and is_of_base(part_of(name)))]
+
+
+def _checked(
+    model: AffectGPTForConditionalGeneration,
+    folder: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    stored: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    parts: Iterable[str] | None,
+) -> dict[str, Tensor]:
+    """Those of the stored tensors that are loaded; raises CheckpointError unless they are exactly `own`."""
     if set(stored) != set(manifest["tensors"]):
         raise CheckpointError(
             f"{folder}: {TENSORS_NAME} and {TRAINED_MANIFEST} list different tensors "
             f"({sorted(set(stored) ^ set(manifest['tensors']))[:5]}); the folder mixes two checkpoints"
         )
     if parts is not None:
-        chosen = {_part(name) for name in own}
-        stored = {name: tensor for name, tensor in stored.items() if _part(name) in chosen}
-    _check_adapters(folder, manifest["spec"].get("lora"), model.config.lora, stored, own)
+        chosen = {part_of(name) for name in own}
+        stored = {name: tensor for name, tensor in stored.items() if part_of(name) in chosen}
+    if absent := set(model.modalities) - model.every_encoder().keys():  # a model that was built without them
+        stored = {name: t for name, t in stored.items() if not name.startswith(tuple(f"encoders.{m}." for m in absent))}
+    if packed := [name for name, tensor in own.items() if not tensor.is_floating_point()]:
+        raise CheckpointError(
+            f"{folder}: the LLM was trained ({packed[0]} ...), so it cannot be loaded into a quantized one; turn "
+            "quantization off (null in training, none in inference)"
+        )
+    adapters = {part for names in (stored, own) for name in names if (part := part_of(name)).endswith("lora")}
+    for part in sorted(adapters & {part_of(name) for name in stored} & {part_of(name) for name in own}):
+        _check_adapters(folder, part, *(_lora_of(spec, part) for spec in (manifest["spec"], model.config.spec or {})))
     missing, unexpected = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
     shapes = [
         f"{name} {list(stored[name].shape)} instead of {list(own[name].shape)}"
@@ -270,27 +318,31 @@ def load_trained_tensors(
             )
             + ("; it was trained without LoRA: parts=['projectors'] loads the rest" if only_lora_is_missing else "")
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(stored[name])
+    return stored
+
+
+def _lora_of(spec: Mapping[str, Any], part: str) -> LoraConfig | None:
+    """The settings of the adapters of a part in a stored spec."""
+    fields = spec.get("lora") if part == "lora" else spec.get("encoders", {}).get(part.split(".")[1], {}).get("lora")
+    return LoraConfig(**fields) if fields else None
 
 
 def _check_adapters(
-    folder: str | os.PathLike[str],
-    theirs: Mapping[str, Any] | None,
-    mine: Mapping[str, Any] | None,
-    stored: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
+    folder: str | os.PathLike[str], part: str, theirs: LoraConfig | None, mine: LoraConfig | None
 ) -> None:
-    """Refuse adapters of another variant: with rsLoRA the same tensors would have another scale, without an error."""
-    if not (theirs and mine and any(".lora_" in name for name in stored) and any(".lora_" in name for name in own)):
+    """Refuse adapters that would have another scale, or be of another variant, with the same tensors."""
+    if theirs is None or mine is None:
         return
-    for setting in ("use_dora", "use_rslora"):
-        if (was := bool(theirs.get(setting))) != bool(mine.get(setting)):
+    setting = "model.llm.lora" if part == "lora" else f"model.{part}"
+    for name in ("alpha", "use_dora", "use_rslora"):
+        was, now = (str(getattr(each, name)).lower() for each in (theirs, mine))
+        if was != now:
             raise CheckpointError(
-                f"{folder}: its adapters were trained with {setting}={str(was).lower()}, this model has "
-                f"{str(not was).lower()}; set model.llm.lora.{setting}={str(was).lower()}"
+                f"{folder}: its adapters were trained with {name}={was}, this model has {now}; "
+                f"set {setting}.{name}={was}"
             )
+    if theirs.dropout != mine.dropout:  # of training alone: it does not change what the adapters compute
+        log.info("%s: %s.dropout was %g, and is %g from now on", folder, setting, theirs.dropout, mine.dropout)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -315,10 +367,6 @@ def differing_tensors(folder: str | os.PathLike[str], tensors: Mapping[str, Tens
         for name in set(stored) | set(tensors)
         if name not in stored or name not in tensors or not torch.equal(stored[name], tensors[name].cpu())
     )
-
-
-def _part(name: str) -> str:
-    return "lora" if ".lora_" in name else ".".join(name.split(".")[:2])
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -53,7 +53,7 @@ def layers_to_average(layers: int | str) -> int | None:
 
 @dataclass(frozen=True)
 class EncoderArchitecture:
-    """One frozen encoder with the configuration of its base model.
+    """One encoder with the configuration of its base model.
 
     Attributes:
         base: the base model's own configuration as a dictionary with `model_type`, or `{"timm": name}`.
@@ -67,6 +67,7 @@ class EncoderArchitecture:
         grid: with pool "tokens": the patches of a step are averaged to grid x grid states, without the class token, or
             the states of all audio windows together to `grid` states; 0 = all tokens.
         per_frame: video with an image encoder: each frame is a step of its own.
+        lora: fields of peft's LoraConfig, or None.
     """
 
     base: Mapping[str, Any]
@@ -76,6 +77,7 @@ class EncoderArchitecture:
     stride: int = EncoderConfig.stride
     grid: int = EncoderConfig.grid
     per_frame: bool = EncoderConfig.per_frame
+    lora: Mapping[str, Any] | None = None
 
     @property
     def takes_final_norm(self) -> bool:
@@ -167,6 +169,7 @@ class AffectGPTConfig(InstalledCode, PreTrainedConfig):
         spec, base_fingerprints: what the model was built from (`ModelSpec.to_dict`; "llm" or modality -> identity of
             the base model's content). Checkpoints and feature caches depend on them.
         init: the origin of the initial weights (`affectgpt.models.pretrained.start_from`); None = random.
+        tuned: names of the tensors of base models that were trained, so that they are no longer those of the base.
     """
 
     model_type = "affectgpt"
@@ -182,6 +185,7 @@ class AffectGPTConfig(InstalledCode, PreTrainedConfig):
         spec: Mapping[str, Any] | None = None,
         base_fingerprints: Mapping[str, str] | None = None,
         init: Mapping[str, Any] | None = None,
+        tuned: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         if text_config is None:
@@ -204,6 +208,7 @@ class AffectGPTConfig(InstalledCode, PreTrainedConfig):
         self.spec = dict(spec) if spec else None
         self.base_fingerprints = dict(base_fingerprints or {})
         self.init = dict(init) if init else None
+        self.tuned = sorted(tuned)
         for name in self.slots:
             if name != "multi":
                 check_pool(name, self.encoder(name).pool)

@@ -1,10 +1,11 @@
-"""Frozen encoders: media tensors of one sample -> states [T, E].
+"""Encoders: media tensors of one sample -> states [T, E].
 
 An encoder is any model that `AutoModel` builds for audio (HuBERT, WavLM, wav2vec2 ...; Whisper's encoder with its
 log-mel spectrogram), images (CLIP, SigLIP, DINOv2, ViTMAE, and `Blip2VisionModel`, which has the layout of EVA-CLIP
 ViT-g, optionally followed by BLIP-2's image Q-Former) or short videos (VideoMAE), or a timm model named `timm:<name>`.
-It runs one sample at a time, in eval mode, without gradients and outside autocast, so that its states are a pure
-function of that sample: they are bit-identical in a batch, from the cache and for a single file.
+It runs one sample at a time, in eval mode and outside autocast, so that its states are a pure function of its weights
+and that sample: they are bit-identical in a batch, from the cache and for a single file. Gradients are computed only
+where some of its weights train.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from affectgpt import bases
-from affectgpt.models.configuration_affectgpt import IMAGES, EncoderArchitecture, layers_to_average
+from affectgpt.models.configuration_affectgpt import IMAGES, VIDEOS, EncoderArchitecture, layers_to_average
 from affectgpt.runtime import InputError, MissingLibrary
 
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # transformers registers only the configuration
@@ -146,29 +147,76 @@ CLASSES: dict[str, tuple[Any, dict[str, str] | None]] = {
 }
 
 
-class FrozenEncoder(nn.Module):
-    """A base model that never trains.
+class Encoder(nn.Module):
+    """A base model, frozen until its weights are told to train.
 
-    `train()` leaves it in eval mode, so HuBERT's dropout, SpecAugment and LayerDrop and any other noise stay off.
+    `train()` leaves it in eval mode, so HuBERT's dropout, SpecAugment and LayerDrop and any other noise stay off; only
+    the dropout of its LoRA follows.
+
+    Args:
+        lora_seed: for the initial weights of the LoRA that `config` may have.
     """
 
-    def __init__(self, modality: str, config: EncoderArchitecture, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, modality: str, config: EncoderArchitecture, model: nn.Module | None = None, lora_seed: int = 0
+    ) -> None:
         super().__init__()
         self.modality = modality
         self.config = config
         self.model = model if model is not None else from_config(config.base)
+        if config.lora:
+            inject_lora(self.model, config.lora, lora_seed, what=f"encoders.{modality}")
         self.model.requires_grad_(False)
         self.train(False)
 
-    def cast(self, dtype: torch.dtype) -> FrozenEncoder:
+    def cast(self, dtype: torch.dtype) -> Encoder:
         """Convert to `dtype` in place, except parts that need fp32."""
+        adapters = {name: tensor.data for name, tensor in self.named_parameters() if ".lora_" in name}
         cast(self.model, dtype)
+        for name, values in adapters.items():
+            self.get_parameter(name).data = values
         return self
 
-    def train(self, mode: bool = True) -> FrozenEncoder:
-        return super().train(False)
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(False)
+        for name, module in self.named_modules():
+            if ".lora_dropout" in name:
+                module.train(mode)
+        return self
 
-    @torch.no_grad()
+    @property
+    def trains(self) -> bool:
+        """Whether any of its weights does."""
+        return any(tensor.requires_grad for tensor in self.parameters())
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Name -> block: the members of the last list of blocks that its states pass through, in order."""
+        used = self.used()
+
+        def is_used(name: str) -> bool:
+            return any(tensor.startswith(f"{name}.") for tensor in used)
+
+        lists = [(name, module) for name, module in self.named_modules() if _is_blocks(module) and is_used(name)]
+        outermost = [pair for pair in lists if not any(pair[0].startswith(f"{other}.") for other, _ in lists)]
+        each = {f"{name}.{key}": block for name, found in outermost[-1:] for key, block in found.named_children()}
+        return {name: block for name, block in each.items() if is_used(name)}
+
+    def used(self) -> set[str]:
+        """Names of the parameters that its states depend on: not those of unused layers, poolings and mask tokens.
+
+        Found by differentiating a copy without memory.
+        """
+        with torch.device("meta"):
+            hollow = Encoder(self.modality, self.config).to("meta").requires_grad_(True)
+        if self.modality == "audio":
+            probe = torch.zeros(1, 16000, device="meta")
+        else:
+            n_frames = getattr(hollow.model.config, "num_frames", 1) if self.modality in VIDEOS else 1
+            probe = torch.zeros(n_frames, 3, *_pair(image_size(hollow.model.config)), device="meta")
+        states, parameters = hollow(probe), dict(hollow.named_parameters())
+        gradients = torch.autograd.grad(states.sum(), list(parameters.values()), allow_unused=True)
+        return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode one sample.
 
@@ -180,9 +228,11 @@ class FrozenEncoder(nn.Module):
             states [T, E], pooled by `config.pool`.
         """
         weight = next(self.model.parameters())
+        grad = torch.is_grad_enabled() and self.trains
         takes_fp32 = isinstance(self.model, WhisperAudio)  # in half precision the spectrogram is noise
         inputs = inputs.to(weight.device, torch.float32 if takes_fp32 else weight.dtype)
-        with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
+        device = "cpu" if weight.is_meta else weight.device.type
+        with torch.set_grad_enabled(grad), torch.autocast(device, enabled=False):
             if self.modality == "audio":
                 steps = self._audio(inputs, lengths)
             elif self.modality in IMAGES or self.config.per_frame:
@@ -293,6 +343,31 @@ class FrozenEncoder(nn.Module):
         """Rows and columns of patches in an image."""
         height, width = _pair(self.model.config.patch_size)
         return frame_size[0] // height, frame_size[1] // width
+
+
+def _is_blocks(module: nn.Module) -> bool:
+    """Whether it is a list of modules of one kind that are more than a single layer."""
+    members = list(module.children())
+    is_list = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(each) for each in members}) == 1
+    return is_list and next(members[0].children(), None) is not None
+
+
+def inject_lora(model: nn.Module, fields: Mapping[str, Any], seed: int, *, what: str) -> None:
+    """Add LoRA to a model in place, in fp32, with initial weights drawn from `seed`; `what` names it in errors."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(LoraConfig(**fields), model)
+        except ValueError as error:  # none of its layers has such a name, or it is of a kind that peft does not adapt
+            linear = {name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+            raise InputError(
+                f"{what}.lora: {error}; set lora.target_modules to some of its linear layers {sorted(linear)}"
+            ) from error
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -1,4 +1,6 @@
-"""The model: frozen encoders -> trained projectors -> soft tokens among the words of a frozen LLM, with LoRA if set.
+"""The model: encoders -> projectors -> soft tokens among the words of an LLM.
+
+Projectors train, with LoRA if set; encoders and LLM are frozen unless `set_trainable` names them.
 
     media or cached states --encoders--> states [N, T, E] --projectors--> soft tokens [N, Q, D]
     (a pre-fusion projector takes the states of several modalities: the slot "multi")
@@ -12,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from affectgpt.config import SAMPLED
 from affectgpt.models import backend
 from affectgpt.models.auto import AUTO_MAP, InstalledCode, write_auto_file
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig
-from affectgpt.models.encoders import FrozenEncoder
+from affectgpt.models.encoders import Encoder, inject_lora
 from affectgpt.models.integrity import check_finite, check_sums, follow_umask, write_sums
 from affectgpt.models.processing_affectgpt import BATCH_MEDIA_KEYS, MEDIA_KEYS, pad_states
 from affectgpt.models.projectors import projector_of
@@ -40,7 +43,12 @@ from affectgpt.tables import format_table
 _LOSS_KEYS = {"num_items_in_batch"}
 # Initial weights are drawn with seed + index in this tuple. The order never changes, so that a new kind of branch does
 # not change the weights of the others.
-_DRAWN = ("audio", "frames", "motion", "lora", "face", "face_motion", "multi")
+_DRAWN = (
+    *("audio", "frames", "motion", "lora", "face", "face_motion", "multi"),
+    *("audio.lora", "frames.lora", "motion.lora", "face.lora", "face_motion.lora"),
+)
+_LAST = re.compile(r"(.+)\.last([1-9]\d*)")
+_FROM_BASE = re.compile(r"language_model$|encoders\.[a-z_]+$")
 
 
 @dataclass
@@ -92,13 +100,14 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.language_model = language_model
-        self.encoders = nn.ModuleDict(
-            {
-                name: FrozenEncoder(name, config.encoder(name), encoders[name] if encoders is not None else None)
-                for name in config.modalities
-                if encoders is None or name in encoders
-            }
-        )
+        self.encoders = nn.ModuleDict()
+        for name in config.modalities:
+            if encoders is None or name in encoders:
+                seed = config.seed + _DRAWN.index(f"{name}.lora")
+                loaded = None if encoders is None else encoders[name]
+                self.encoders[name] = Encoder(name, config.encoder(name), loaded, seed)
+        self.encoders_aside: dict[str, Encoder] = {}
+        self.encoder_sums: dict[str, str] = {}
         self.projectors = nn.ModuleDict()
         width = language_model.get_input_embeddings().weight.shape[1]
         for name in config.slots:
@@ -107,7 +116,8 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
                 torch.manual_seed(config.seed + _DRAWN.index(name))
                 self.projectors[name] = projector_of(config.projector(name), width).float()
         if config.lora:
-            _inject_lora(self.language_model, config.lora, config.seed + _DRAWN.index("lora"))
+            fields = {"task_type": "CAUSAL_LM", **config.lora}
+            inject_lora(self.language_model, fields, config.seed + _DRAWN.index("lora"), what="model.llm")
         self.set_trainable(["projectors", "lora"] if config.lora else ["projectors"])
         self.post_init()
 
@@ -129,34 +139,99 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """`named_parameters`, with those of encoders that were set aside."""
+        yield from self.named_parameters()
+        for name, encoder in self.encoders_aside.items():
+            yield from encoder.named_parameters(prefix=f"encoders.{name}")
+
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Part ("language_model", "lora", "encoders.audio", "projectors.audio" ...) -> its parameters by name."""
+        """Part -> its parameters by name.
+
+        The parts are "language_model", "lora" (its adapters), "encoders.audio", "encoders.audio.lora",
+        "projectors.audio" ... A layer with adapters has the names that it has without.
+        """
         parts: dict[str, dict[str, nn.Parameter]] = {"language_model": {}}
-        for name, parameter in self.named_parameters():
-            top = name.split(".")[0]
-            part = "lora" if ".lora_" in name else top if top == "language_model" else ".".join(name.split(".")[:2])
-            parts.setdefault(part, {})[name] = parameter
+        for name, parameter in self.named_tensors():
+            name = name.replace(".base_layer.", ".")
+            parts.setdefault(part_of(name), {})[name] = parameter
         return parts
 
     def own_parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Those of `parts` that are not base models, frozen or not: "projectors.<slot>" and "lora"."""
-        return {part: t for part, t in self.parts().items() if part == "lora" or part.startswith("projectors.")}
+        """What is not as in the base models, frozen or not: projectors, adapters, and what was trained of the base."""
+        tuned, own = set(self.config.tuned), {}
+        for part, tensors in self.parts().items():
+            mine = {name: tensors[name] for name in tensors if name in tuned} if is_of_base(part) else tensors
+            if mine:
+                own[part] = mine
+        return own
+
+    def own_tensors(self) -> dict[str, nn.Parameter]:
+        """`own_parts` in one dictionary."""
+        return {name: tensor for tensors in self.own_parts().values() for name, tensor in tensors.items()}
 
     def set_trainable(self, parts: Iterable[str]) -> int:
-        """Freeze all but `parts` (projectors, projectors.audio, lora); returns the number of parameters that train."""
-        parts, own = list(parts), self.own_parts()
-        known = ["projectors", *own]
-        if unknown := [part for part in parts if part not in known]:
+        """Freeze all but `parts`; returns the number of parameters that train.
+
+        From then on checkpoints contain what trains of the base models, also once it is frozen again.
+
+        Args:
+            parts: projectors, projectors.<slot>, lora, llm, encoders.<name> (all weights that its states depend on),
+                encoders.<name>.last<N> (its last N blocks), encoders.<name>.lora.
+
+        Raises:
+            InputError: a part is unknown, or its weights are quantized.
+        """
+        chosen = [tensor for part in parts for tensor in self.tensors_of(part).items()]
+        if packed := [name for name, tensor in chosen if not tensor.is_floating_point()]:
             raise InputError(
-                f"trainable parts {unknown} are unknown; expected some of {known} "
-                "(encoders and LLM are frozen; LoRA needs `lora` in the model's config)"
+                f"llm: {len(packed)} weights are quantized ({packed[0]} ...), and only floating-point weights can be "
+                "trained; set model.llm.quantization=null, or train lora"
             )
         self.requires_grad_(False)
-        for name, tensors in own.items():
-            if name in parts or name.split(".")[0] in parts:
-                for tensor in tensors.values():
-                    tensor.requires_grad_(True)
+        for _, tensor in chosen:
+            tensor.requires_grad_(True)
+        new = {name for name, _ in chosen if is_of_base(part_of(name))}
+        self.config.tuned = sorted({*self.config.tuned, *new})
         return sum(tensor.numel() for tensor in self.parameters() if tensor.requires_grad)
+
+    def tensors_of(self, part: str) -> dict[str, nn.Parameter]:
+        """Name -> tensor of one of the parts that `set_trainable` takes."""
+        parts, found = self.parts(), _LAST.fullmatch(part)
+        own = [name for name in parts if not is_of_base(name)]
+        if part == "projectors":
+            return {name: t for each in own if each.startswith("projectors.") for name, t in parts[each].items()}
+        if part in own:
+            if part.startswith("encoders."):
+                encoder = self.encoders[part.split(".")[1]]
+                if idle := {name for name, _ in encoder.named_parameters() if ".lora_" in name} - encoder.used():
+                    raise InputError(
+                        f"{part}: the states do not depend on {len(idle)} of its tensors ({min(idle)} ...), so they "
+                        "would not learn; leave these layers out of lora.target_modules"
+                    )
+            return parts[part]
+        if part == "llm":
+            return parts["language_model"]
+        name = found[1] if found else part
+        if name not in parts or not name.startswith("encoders."):
+            blocks = {each: len(encoder.blocks()) for each, encoder in self.encoders.items()}
+            raise InputError(
+                f"trainable parts {[part]} are unknown; expected some of {['projectors', *own, 'llm']}, "
+                + ", ".join(f"encoders.{each}, encoders.{each}.last1 to last{n}" for each, n in blocks.items())
+                + " (adapters need lora.r in the settings of the LLM or the encoder)"
+            )
+        encoder = self.encoders[name.removeprefix("encoders.")]
+        used = {f"{name}.{tensor}".replace(".base_layer.", ".") for tensor in encoder.used()}
+        tensors = {tensor: parameter for tensor, parameter in parts[name].items() if tensor in used}
+        if found is None:
+            return tensors
+        blocks = list(encoder.blocks())
+        if int(found[2]) > len(blocks):
+            raise InputError(
+                f"{part}: the states of this encoder pass through {len(blocks)} blocks; name fewer, or {name} for all"
+            )
+        last = tuple(f"{name}.{block}." for block in blocks[-int(found[2]) :])
+        return {tensor: parameter for tensor, parameter in tensors.items() if tensor.startswith(last)}
 
     def checkpoint_layers(self, n: int | None = None) -> None:
         """Turn on gradient checkpointing in the first `n` layers of the LLM; None = in all."""
@@ -168,23 +243,39 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
                 layer.gradient_checkpointing = False
 
     def set_encoders_aside(self) -> nn.ModuleDict:
-        """Return the encoders and keep a reference that is not a submodule.
+        """Make frozen encoders no submodules of the model any more, and return them.
 
         They still work, but moving, wrapping or splitting the model does not affect them: ZeRO-3 would gather their
         weights in collective calls whose number depends on a process's samples.
         """
-        encoders = self.encoders
-        del self.encoders
-        object.__setattr__(self, "encoders", dict(encoders.items()))
-        return encoders
+        for name in [name for name, encoder in self.encoders.items() if not encoder.trains]:
+            self.encoders_aside[name] = self.encoders.pop(name)
+        return nn.ModuleDict(self.encoders_aside)
+
+    def every_encoder(self) -> dict[str, Encoder]:
+        """Modality -> encoder, also of those that were set aside."""
+        return {**dict(self.encoders.items()), **self.encoders_aside}
+
+    def training_encoders(self) -> tuple[str, ...]:
+        """Modalities whose encoder trains, so that its states change with every step."""
+        return tuple(name for name, encoder in self.encoders.items() if encoder.trains)
 
     # ---------------------------------------------------------------- media -> soft tokens
 
     def encoder_fingerprint(self, modality: str) -> str:
-        """Identity of what `encode` returns for `modality`: base model, layers, pool, precision and sampling.
+        """Identity of what `encode` returns for `modality`: base model, layers, pool, precision and sampling, and the
+        values of weights that are not as in the base model.
 
         With the identity of the medium it is the key of cached states; it is the same on all machines.
+
+        Raises:
+            InputError: the encoder trains, so that its states must not be cached, or the model has no spec.
         """
+        if modality in self.training_encoders():
+            raise InputError(
+                f"{modality}: its encoder trains, so its states change with every step and cannot be cached; leave "
+                f"encoders.{modality} out of stage.trainable, or do not cache this modality"
+            )
         encoder, spec = self.config.encoder(modality), self.config.spec
         if spec is None or modality not in self.config.base_fingerprints:
             raise InputError(f"{modality}: no fingerprint, since the model was not built by affectgpt.models.build")
@@ -195,6 +286,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             "per_frame": encoder.per_frame or None,
             "image_size": spec["encoders"][modality].get("image_size"),
             "last": "normed" if encoder.takes_final_norm else None,
+            "own": self.encoder_sum(modality),
         }
         identity = {
             "base": self.config.base_fingerprints[modality],
@@ -204,6 +296,22 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
+    def encoder_sum(self, modality: str) -> str | None:
+        """Hash of the weights of an encoder that are not as in its base model, with its LoRA; None = all are.
+
+        Of a model that was loaded without its encoders, the one that its checkpoint states.
+        """
+        if modality not in self.every_encoder():
+            return self.encoder_sums.get(modality)
+        own, part = self.own_parts(), f"encoders.{modality}"
+        if not (tensors := {**own.get(part, {}), **own.get(f"{part}.lora", {})}):
+            return None
+        digest = hashlib.sha256(json.dumps(self.config.encoder(modality).lora, sort_keys=True).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encoder states of one sample, modality -> [T, E], from the unbatched output of the processor's `encode`."""
         return {
@@ -212,14 +320,15 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             if key in features
         }
 
-    def _encoder(self, modality: str) -> FrozenEncoder:
-        if modality not in self.encoders:
+    def _encoder(self, modality: str) -> Encoder:
+        every = self.every_encoder()
+        if modality not in every:
             reason = "was built without encoders" if modality in self.modalities else "has no such branch"
             raise ValueError(
-                f"{modality}: the batch has media, but this model {reason} (it encodes {list(self.encoders)}); "
+                f"{modality}: the batch has media, but this model {reason} (it encodes {list(every)}); "
                 f"pass cached {modality}_states, or build it with its encoders"
             )
-        return self.encoders[modality]
+        return every[modality]
 
     def with_states(self, batch: Mapping[str, Tensor], modalities: Iterable[str] = MODALITIES) -> dict[str, Tensor]:
         """The batch with `<m>_states` [N, T, E] and their masks instead of the media of `modalities`."""
@@ -269,6 +378,13 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         """
         slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}
         embeds = self.get_input_embeddings()(_without_placeholders(input_ids, slots))
+        if self.training:
+            for name in self.training_encoders():
+                if f"{name}_states" in batch:
+                    raise ValueError(f"{name}: its encoder trains, but the batch has states of it instead of media")
+                if MEDIA_KEYS[name] not in batch:  # its gradients are then zero instead of missing, see `_idle`
+                    trained = [tensor for tensor in self.encoders[name].parameters() if tensor.requires_grad]
+                    embeds = embeds + sum(tensor.sum() * 0.0 for tensor in trained).to(embeds.dtype)
         batch = self.with_states(batch)
         for name in SLOTS:
             tokens = self.soft_tokens(name, batch)
@@ -501,16 +617,22 @@ def _without_placeholders(input_ids: Tensor, slots: Mapping[str, Tensor]) -> Ten
     return input_ids
 
 
-def _inject_lora(language_model: PreTrainedModel, fields: Mapping[str, Any], seed: int) -> None:
-    """Add LoRA to the LLM in place, in fp32, with initial weights drawn from `seed`."""
-    from peft import LoraConfig, inject_adapter_in_model
+def part_of(name: str) -> str:
+    """The part that a tensor belongs to.
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **fields), language_model)
-    for name, parameter in language_model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
+    >>> part_of("language_model.model.norm.weight"), part_of("encoders.audio.model.encoder.layers.0.lora_A.weight")
+    ('language_model', 'encoders.audio.lora')
+    """
+    top, second = name.split(".")[:2]
+    is_adapter = ".lora_" in name
+    if top == "language_model":
+        return "lora" if is_adapter else top
+    return f"{top}.{second}.lora" if is_adapter else f"{top}.{second}"
+
+
+def is_of_base(part: str) -> bool:
+    """Whether a part comes from a base model: the LLM or an encoder, without adapters."""
+    return _FROM_BASE.fullmatch(part) is not None
 
 
 def merge_lora_into(model: AffectGPTForConditionalGeneration) -> None:
@@ -549,8 +671,8 @@ def trainable_table(model: AffectGPTForConditionalGeneration) -> str:
     for part, tensors in model.parts().items():
         if part.startswith("projectors."):
             kind = model.config.projector(part.split(".")[1]).kind
-        elif part == "lora":
-            kind = lora_kind(model.config.lora)
+        elif part.endswith("lora"):
+            kind = lora_kind(model.config.lora if part == "lora" else model.config.encoder(part.split(".")[1]).lora)
         else:
             kind = type(model.get_submodule(f"{part}.model" if part.startswith("encoders.") else part)).__name__
         trained = [t.numel() for t in tensors.values() if t.requires_grad]

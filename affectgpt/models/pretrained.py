@@ -105,7 +105,7 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
             f"{folder} has projectors of {sorted(described['branches'])}, this model of {sorted(model.projectors)}; "
             "they have none in common, so model.init=pretrained would have no effect"
         )
-    adapters = {name: tensor for name, tensor in own.items() if ".lora_" in name}
+    adapters = model.own_parts().get("lora", {})
     if adapters and (folder / ADAPTERS).is_dir():
         if (folder / SUMS).is_file():  # else there was a warning
             check_sums(folder, [f"{ADAPTERS}/{name}" for name in _ADAPTER_FILES])

@@ -9,6 +9,7 @@ from typing import Any
 
 from affectgpt.config import (
     EncoderConfig,
+    EncoderLoraConfig,
     FacesConfig,
     LLMConfig,
     LoraConfig,
@@ -92,7 +93,10 @@ class ModelSpec:
         encoders = {name: dict(fields) for name, fields in values["encoders"].items()}
         return cls(
             llm=LLMConfig(**llm, lora=LoraConfig(**values.get("lora") or {})),
-            encoders={name: EncoderConfig(path=fields.pop("name"), **fields) for name, fields in encoders.items()},
+            encoders={
+                name: EncoderConfig(path=fields.pop("name"), lora=EncoderLoraConfig(**fields.pop("lora", {})), **fields)
+                for name, fields in encoders.items()
+            },
             projectors={name: ProjectorConfig(**fields) for name, fields in values["projectors"].items()},
             sampling=_sampling(values.get("sampling", {})),
             seed=values["seed"],
@@ -112,7 +116,12 @@ def _stored(settings: EncoderConfig | ProjectorConfig | SamplingConfig | LoraCon
         "use_rslora": LoraConfig.use_rslora,
         "faces": asdict(FacesConfig()),
     }
-    return {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}
+    fields = {key: value for key, value in asdict(settings).items() if key not in later or value != later[key]}
+    if isinstance(settings, EncoderConfig):
+        fields.pop("lora")
+        if settings.lora.r:
+            fields["lora"] = _stored(settings.lora)
+    return fields
 
 
 def _sampling(values: Mapping[str, Any]) -> SamplingConfig:

@@ -134,13 +134,14 @@ def memory(parts: Sequence[PartSize], n_linear: int, cost: SampleCost, setup: Se
         n_linear: number of weights that quantization affects.
     """
     n = setup.n_gpus
-    trained = sum(part.trainable for part in parts)
+    trained, masters = (sum(getattr(part, key) for part in parts) for key in ("trainable", "trainable_16bit"))
+    training = trained_encoders(cost)
     weights = {"LLM weights": 0.0, "projector and LoRA weights": 0.0}
     encoders = 0.0  # removed from the GPU once states are cached; not sharded by any strategy
     for part in parts:
-        kind = part.name.split(".")[0]
+        kind, *names = part.name.split(".")
         if kind == "encoders":
-            encoders += part.bytes if setup.online else 0.0
+            encoders += part.bytes if setup.online or names[0] in training else 0.0
         else:
             weights["LLM weights" if kind == "language_model" else "projector and LoRA weights"] += part.bytes
     if setup.quantization:
@@ -152,21 +153,34 @@ def memory(parts: Sequence[PartSize], n_linear: int, cost: SampleCost, setup: Se
         weights = {kind: size * split for kind, size in weights.items()}
         weights["gathered layers"] = 2 * layer  # the current layer and the prefetched next one
     sharded = setup.strategy in ("zero2", "zero3")
+    gradients = 4.0 * trained  # of 16-bit weights, while the optimizer steps
+    if setup.accumulation > 1 and at_once(cost, setup) < setup.batch_size:
+        # Those of a batch are summed pack by pack before they are added to those of the batches before it.
+        gradients += 4.0 * sum(part.trainable - part.trainable_16bit for part in parts if part.name == "language_model")
     buffers = 0.0 if setup.strategy == "single" else 4.0 * trained  # gradients are averaged in flat buckets
     return {
         **weights,
         "encoder weights": encoders,
-        "gradients": 4.0 * trained / (n if sharded else 1),
+        "gradients": gradients / (n if sharded else 1),
         "optimizer state": 0.0
         if setup.offload_optimizer
         # DeepSpeed updates a flat fp32 copy of its shard of the trained weights.
-        else (ADAM_BYTES + (4 if sharded else 0)) * trained / (n if sharded else 1),
+        # Elsewhere weights in 16 bits have fp32 masters.
+        else (ADAM_BYTES + 4) * trained / n
+        if sharded
+        else ADAM_BYTES * trained + 4 * masters,
         "gradient buckets": buffers,
         "LLM activations": at_once(cost, setup) * activation_bytes(cost, setup),
+        "encoder activations": setup.batch_size * sum(each.kept_bytes for each in cost.encoders.values()),
         "projector activations": setup.batch_size * sum(part.kept_bytes for part in cost.projectors.values()),
         "logits": logit_bytes(cost, setup),
         "CUDA context": float(CONTEXT_BYTES),
     }
+
+
+def trained_encoders(cost: SampleCost) -> tuple[str, ...]:
+    """Modalities whose encoder trains; it then runs in every step, and its states are not cached."""
+    return tuple(name for name, encoder in cost.encoders.items() if encoder.trains)
 
 
 def at_once(cost: SampleCost, setup: Setup) -> float:
@@ -225,19 +239,21 @@ def sample_flops(cost: SampleCost, setup: Setup) -> dict[str, dict[str, float]]:
     Frozen weights get no gradient, so the LLM's backward pass takes one product per weight instead of two: 2 passes in
     total instead of the 3 of full training.
     """
-    head = cost.head_flops
+    head, head_backward = cost.head_flops, cost.head_backward_flops
     longer = setup.tokens(cost) / cost.tokens  # attention grows faster, but is less than 2 % of the total
     forward = (cost.llm.forward - head * cost.head_positions) * longer
-    backward = (cost.llm.backward - head * cost.head_positions) * longer
+    backward = (cost.llm.backward - head_backward * cost.head_positions) * longer
     flops: dict[str, dict[str, float]] = {
         "LLM": {cost.llm_dtype: forward * (setup.n_passes - 1) + backward},
-        "logits": {cost.llm_dtype: 2 * head * setup.head_positions(cost)},
+        "logits": {cost.llm_dtype: (head + head_backward) * setup.head_positions(cost)},
         "projectors": {"float32": float(sum(part.forward + part.backward for part in cost.projectors.values()))},
     }
-    if setup.online:
+    running = [encoder for encoder in cost.encoders.values() if setup.online or encoder.trains]
+    if running:
         flops["encoders"] = {}
-        for encoder in cost.encoders.values():
-            flops["encoders"][encoder.dtype] = flops["encoders"].get(encoder.dtype, 0.0) + encoder.flops
+    for encoder in running:
+        both = encoder.flops + encoder.backward
+        flops["encoders"][encoder.dtype] = flops["encoders"].get(encoder.dtype, 0.0) + both
     return flops
 
 
@@ -302,6 +318,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
 
     require_engine("python -m affectgpt.plan")  # whose training step is counted
     from affectgpt.plan.costs import count_sample, linear_weights, parameters
+    from affectgpt.training.distributed import check_encoders
     from affectgpt.training.memory import check_activation_gb, layers_to_checkpoint
 
     check_activation_gb(config.stage, config.strategy.name)
@@ -311,6 +328,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     spec = model_spec(config.model, seed=0)  # the seed changes no count
     model = build_hollow(spec)
     model.set_trainable(config.stage.trainable)
+    check_encoders(config.strategy, model.training_encoders())
     parts, n_linear = parameters(model), linear_weights(model)
     cost = count_sample(
         model, spec, sound_s=config.sound_s, text_tokens=config.text_tokens, answer_tokens=config.answer_tokens
@@ -365,7 +383,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         },
         "stage_samples": samples,
         "n_clips": config.n_clips,
-        "cache_bytes": {name: encoder.bytes for name, encoder in cost.encoders.items()},
+        "cache_bytes": {name: encoder.bytes for name, encoder in cost.encoders.items() if not encoder.trains},
         "cards": rows,
     }
 
@@ -415,11 +433,13 @@ def text_of(plan: Mapping[str, Any]) -> str:
 def _head(plan: Mapping[str, Any]) -> str:
     setup, sample = plan["setup"], plan["sample"]
     n = setup["n_gpus"]
+    training = [name for name, encoder in sample["encoders"].items() if encoder["trains"]]
     soft = " + ".join(f"{count} {name}" for name, count in sample["soft_tokens"].items())
     return "\n".join(
         [
             f"model {plan['model']}, stage {plan['stage']}, strategy {setup['strategy']} on {n} GPU{'s' * (n > 1)}",
             "encoders " + ("in every step" if setup["online"] else "read from the cache")
+            + (f", in every step of {', '.join(training)}, which trains" if training and not setup["online"] else "")
             + (", packed samples" if setup["packed"] else f", samples padded to {setup['padding']:g} x the mean length")
             + (f", {setup['quantization']} LLM" if setup["quantization"] else "")
             + (f", {setup['checkpointing']:.0%} of its layers checkpointed" if setup["checkpointing"] else ""),

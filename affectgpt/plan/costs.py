@@ -31,6 +31,7 @@ class PartSize:
     """Parameters of one part of the model.
 
     Attributes:
+        trainable_16bit: those of the trainable ones in 16 bits, which have fp32 masters.
         dtype: of the largest share of the parameters.
         bytes: size of all parameters.
     """
@@ -38,20 +39,26 @@ class PartSize:
     name: str
     parameters: int
     trainable: int
+    trainable_16bit: int
     dtype: str
     bytes: int
 
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """FLOPs and output of one frozen encoder for one sample.
+    """FLOPs and output of one encoder for one sample.
 
     Attributes:
+        flops, backward: of the forward pass, and of the backward pass if it trains.
+        kept_bytes: saved for the backward pass.
         states: (T, E).
         bytes: size of the states, in the cache too.
     """
 
     flops: int
+    backward: int
+    kept_bytes: int
+    trains: bool
     dtype: str
     states: tuple[int, int]
     bytes: int
@@ -76,7 +83,7 @@ class SampleCost:
         head_positions: number of positions with logits in `llm`.
         encoders: modality -> cost; projectors: branch -> cost of training it (frozen ones have no backward pass).
         llm: cost of all tokens, with logits at `head_positions`.
-        head_flops: FLOPs of one position's logits in one pass.
+        head_flops, head_backward_flops: FLOPs of one position's logits in the forward and in the backward pass.
         llm_bytes_per_token: bytes that the LLM's `n_layers` layers save for each token, the same in each layer.
         vocab_size, hidden_bytes: V, and the bytes of one token's hidden state.
     """
@@ -88,6 +95,7 @@ class SampleCost:
     projectors: Mapping[str, PassCost]
     llm: PassCost
     head_flops: int
+    head_backward_flops: int
     llm_bytes_per_token: int
     n_layers: int
     vocab_size: int
@@ -104,6 +112,7 @@ def parameters(model: AffectGPTForConditionalGeneration) -> list[PartSize]:
     found = []
     for name, tensors in model.parts().items():
         by_dtype: dict[str, int] = {}
+        trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
         for tensor in tensors.values():
             dtype = str(tensor.dtype).removeprefix("torch.")
             by_dtype[dtype] = by_dtype.get(dtype, 0) + tensor.numel()
@@ -111,7 +120,8 @@ def parameters(model: AffectGPTForConditionalGeneration) -> list[PartSize]:
             PartSize(
                 name,
                 sum(tensor.numel() for tensor in tensors.values()),
-                sum(tensor.numel() for tensor in tensors.values() if tensor.requires_grad),
+                sum(tensor.numel() for tensor in trained),
+                sum(tensor.numel() for tensor in trained if tensor.element_size() == 2),
                 max(by_dtype, key=lambda dtype: by_dtype[dtype]) if by_dtype else "",
                 sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             )
@@ -159,7 +169,7 @@ def count_sample(
     llm = model.language_model
     hidden = llm.get_input_embeddings().weight
     forward, backward = _llm_flops(llm, n_tokens, positions)
-    one_more, _ = _llm_flops(llm, n_tokens, positions + 1)
+    one_more, one_more_backward = _llm_flops(llm, n_tokens, positions + 1)
     kept = _llm_bytes_per_token(llm)
     config = llm.config.get_text_config()
     return SampleCost(
@@ -170,6 +180,7 @@ def count_sample(
         projectors=projectors,
         llm=PassCost(forward, backward, kept * n_tokens),
         head_flops=one_more - forward,
+        head_backward_flops=one_more_backward - backward,
         llm_bytes_per_token=kept,
         n_layers=config.num_hidden_layers,
         vocab_size=llm.get_output_embeddings().weight.shape[0],
@@ -194,9 +205,25 @@ def _encoder(model: AffectGPTForConditionalGeneration, spec: ModelSpec, name: st
         )  # [T, 3, H, W]
     with FlopCounterMode(display=False) as counter:
         states = encoder(media)  # [T, E]
-    flops = counter.get_total_flops()
+        flops = counter.get_total_flops()
+        if encoder.trains:
+            states.sum().backward()
+    backward = counter.get_total_flops() - flops
+    encoder.zero_grad(set_to_none=True)
+    kept = _encoder_bytes(encoder, media) if encoder.trains else 0
     dtype = str(weight.dtype).removeprefix("torch.")
-    return EncoderCost(flops, dtype, tuple(states.shape), states.numel() * states.element_size())
+    n_bytes = states.numel() * states.element_size()
+    return EncoderCost(flops, backward, kept, encoder.trains, dtype, tuple(states.shape), n_bytes)
+
+
+def _encoder_bytes(encoder: nn.Module, media: Tensor) -> int:
+    """Bytes that an encoder saves for the backward pass of one sample."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = {name: _fake(tensor) for name, tensor in encoder.state_dict(keep_vars=True).items()}
+        fake |= {name: _fake(buffer) for name, buffer in encoder.named_buffers()}
+        with kept_tensors(fake.values()) as kept:
+            torch.func.functional_call(encoder, fake, (_fake(media),))
+    return sum(kept.values())
 
 
 def _projectors(

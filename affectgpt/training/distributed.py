@@ -179,6 +179,15 @@ def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
         raise UserError(f"strategy.offload_parameters works with zero3, not with {name}")
 
 
+def check_encoders(strategy: StrategyConfig, training: Sequence[str]) -> None:
+    """Refuse the strategies that cannot train encoders; `training` names the modalities whose encoder trains."""
+    if training and strategy.name.startswith("zero"):
+        raise UserError(
+            f"strategy={strategy.name} does not train encoders ({', '.join(training)}): it reduces gradients in the "
+            "order in which they arrive, which depends on the modalities of a process's samples; use strategy=ddp"
+        )
+
+
 def deepspeed_config(strategy: StrategyConfig, n_trainable: int) -> dict[str, Any] | None:
     """DeepSpeed's configuration; None for strategies without it. transformers replaces "auto".
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from affectgpt.models.checkpoint import load_trained_tensors, trained_tensors
+from affectgpt.models.checkpoint import CheckpointError, load_trained_tensors, read_manifest
+from affectgpt.models.modeling_affectgpt import is_of_base, part_of
 
 
 def turn_dropout_off(model: nn.Module) -> None:
@@ -51,10 +52,24 @@ class Reference:
         Raises:
             CheckpointError: they do not fit the model.
         """
-        own = {name: model.get_parameter(name) for name in trained_tensors(model)}
+        stored = {name for name in read_manifest(folder)["tensors"] if is_of_base(part_of(name))}
+        if differing := sorted(stored.symmetric_difference(model.config.tuned)):
+            raise CheckpointError(
+                f"{folder}: of the base models, other tensors were trained than of this model ({differing[0]} ...); "
+                "train both from the same checkpoint, with the same stage.trainable"
+            )
+        ids = {id(tensor) for tensor in model.own_tensors().values()}
+        own = {name: tensor for name, tensor in model.named_tensors() if id(tensor) in ids}
         now = {name: tensor.data.clone() for name, tensor in own.items()}
+        sums = [model.encoder_sum(name) for name in model.modalities]
         try:
             load_trained_tensors(model, folder)
+            for name, before in zip(model.modalities, sums, strict=True):
+                if name not in model.training_encoders() and model.encoder_sum(name) != before:
+                    raise CheckpointError(
+                        f"{folder}: its encoder of {name} has other weights than this model's, whose states both read; "
+                        "train both from the same checkpoint"
+                    )
             found = cls.__new__(cls)
             found.is_copy, found._values = True, {name: tensor.data.clone() for name, tensor in own.items()}
         finally:
@@ -65,7 +80,7 @@ class Reference:
     @contextmanager
     def inside(self, model: Any) -> Iterator[None]:
         """While it is open, `model` (not wrapped) is the reference; without gradients and dropout."""
-        parameters = {name: model.get_parameter(name) for name in self._values}
+        parameters = {name: tensor for name, tensor in model.named_tensors() if name in self._values}
         now = {name: tensor.data for name, tensor in parameters.items()}
         was_training = model.training
         model.eval()

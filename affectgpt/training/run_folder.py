@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from affectgpt.config import TrainConfig
+from affectgpt.config import EncoderConfig, ProjectorConfig, TrainConfig
 from affectgpt.journal.locks import held
 from affectgpt.models import pretrained
 from affectgpt.runs import (
@@ -115,7 +115,10 @@ def changed_settings(record: RunRecord, config: TrainConfig) -> str:
 
     A setting that did not exist when the run started counts as its default.
     """
-    differing = _differing(record.values["config"], asdict(config), asdict(TrainConfig()))
+    default = asdict(TrainConfig())
+    default["model"]["encoders"] = {name: asdict(EncoderConfig()) for name in config.model.encoders}
+    default["model"]["projectors"] = {name: asdict(ProjectorConfig()) for name in config.model.projectors}
+    differing = _differing(record.values["config"], asdict(config), default)
     return "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, old, new in differing)
 
 

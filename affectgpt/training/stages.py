@@ -159,7 +159,7 @@ def _train(
     )
     sources, bad_clips, n_uncached = prepare_clips(sources, config.data, reader, model.modalities, processes)
     if n_uncached == 0:  # all encoder states are in the cache, so the GPU needs no encoders
-        for encoder in model.encoders.values():
+        for encoder in model.encoders_aside.values():
             encoder.to("cpu")
     bad = [*bad, *bad_clips]
     if processes.is_main:
@@ -224,6 +224,7 @@ def _train(
         schedule=Schedule(
             n_steps, stage.warmup_steps, stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
         ),
+        rates=stage.learning_rates,
         validate=validate,
     )
     assert trainer.args.world_size == processes.world_size, "the Trainer counts other processes than were started"

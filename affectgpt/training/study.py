@@ -251,14 +251,6 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
     }
     parts["whole"] = [*parts["train"], *parts["test"]]
     loaded = load(str(checkpoints[0]), run.parent, device=config.device)
-    reader = clip_reader(
-        loaded.model,
-        loaded.processor,
-        backend=config.data.backend,
-        cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
-        limit_gb=config.paths.cache_limit_gb,
-        facts=facts,
-    )
     question = QuestionConfig(task="labels")
     generate = GenerateConfig(4 * config.generate.batch_size, config.study.max_new_tokens)
     for number, checkpoint in enumerate(checkpoints):
@@ -266,6 +258,14 @@ def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) ->
             continue
         log.info("scoring %s on %d clips", checkpoint, len(parts["whole"]))
         load_trained_tensors(loaded.model, checkpoint)
+        reader = clip_reader(  # of its own, since encoders may have been trained
+            loaded.model,
+            loaded.processor,
+            backend=config.data.backend,
+            cache_folder=None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache),
+            limit_gb=config.paths.cache_limit_gb,
+            facts=facts,
+        )
         rows = list(
             predict(loaded.model, loaded.processor, parts["whole"], reader, question=question, generate=generate)
         )

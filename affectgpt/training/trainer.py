@@ -22,13 +22,13 @@ from affectgpt.models.checkpoint import (
     differing_tensors,
     load_trained_tensors,
     save_trained,
-    trained_tensors,
 )
 from affectgpt.runs import BEST, mark_complete, replace_best
 from affectgpt.runtime import disk_full_named, write_json_atomic
 from affectgpt.training import distributed
 from affectgpt.training.loader import shielded_processes
 from affectgpt.training.objectives import Hooks, Objective
+from affectgpt.training.optimizer import keep_masters, set_rates, split_groups
 from affectgpt.training.schedule import Schedule
 
 log = logging.getLogger("affectgpt")
@@ -92,6 +92,7 @@ class StageTrainer(Trainer):
         objective: computes the loss.
         processor: saved with the trained tensors.
         schedule: the learning rate.
+        rates: peak learning rate of parts (entries of `stage.trainable`) that have one of their own.
         validate: called as validate(model, step) every `eval_steps`; returns scores with the key "f_s", by which the
             best checkpoint is chosen. None = no validation.
     """
@@ -102,6 +103,7 @@ class StageTrainer(Trainer):
         objective: Objective,
         processor: Any,
         schedule: Schedule,
+        rates: Mapping[str, float],
         validate: Callable[[nn.Module, int], Mapping[str, float]] | None,
         **kwargs: Any,
     ) -> None:
@@ -110,6 +112,7 @@ class StageTrainer(Trainer):
         self._hooks = objective if isinstance(objective, Hooks) else Hooks()
         self._processor = processor
         self._schedule = schedule
+        self._rates = rates
         self._validate = validate
         self._resumed_from: Path | None = None
         self._unknown_steps = 0  # whose losses a checkpoint of an older version does not have
@@ -121,6 +124,21 @@ class StageTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices decay; biases, norms and other vectors do not (reference recipe)."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            if self._rates:
+                named = {part: self.model.tensors_of(part).values() for part in self._rates}
+                set_rates(
+                    optimizer,
+                    {id(each): self._rates[part] / self._schedule.peak for part in named for each in named[part]},
+                )
+            if self.is_deepspeed_enabled:
+                split_groups(optimizer, lambda parameter: parameter.dtype)  # it flattens each group to one tensor
+            else:
+                keep_masters(optimizer)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None:
@@ -224,8 +242,7 @@ class StageTrainer(Trainer):
             save_trained(self.model, self._processor, Path(output_dir or self.args.output_dir), state_dict=state)
 
     def _trained_tensors(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
-        parameters = {name: self.model.get_parameter(name) for name in trained_tensors(self.model)}
-        return distributed.gathered(parameters, keep=keep)
+        return distributed.gathered(self.model.own_tensors(), keep=keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_tensors(self.model, Path(resume_from_checkpoint))

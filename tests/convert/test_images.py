@@ -38,7 +38,7 @@ def test_converted_image_qformer_computes_what_blip2_computes(base, states):
 def test_an_encoder_with_pool_queries_reads_pictures_as_blip2_does(base, states):
     folder = str(base / "eva_qformer")
     config = EncoderArchitecture(base=encoders.load_config(folder, pool="queries"), pool="queries")
-    encoder = encoders.FrozenEncoder("frames", config, encoders.load(folder, pool="queries"))
+    encoder = encoders.Encoder("frames", config, encoders.load(folder, pool="queries"))
     frames = torch.randn(3, 3, 28, 28)
     expected = reference.image_tokens(frames, states["eva"], states["blip2"]).flatten(0, 1)
     torch.testing.assert_close(encoder(frames), expected, rtol=1e-5, atol=1e-5)

@@ -35,9 +35,9 @@ SMALL_VIT = {
 MOTION = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
-def encoder(modality, folder, **options) -> encoders.FrozenEncoder:
+def encoder(modality, folder, **options) -> encoders.Encoder:
     config = EncoderArchitecture(base=encoders.load_config(str(folder)), **options)
-    return encoders.FrozenEncoder(modality, config, encoders.load(str(folder)))
+    return encoders.Encoder(modality, config, encoders.load(str(folder)))
 
 
 # ---------------------------------------------------------------- layers and pools
@@ -262,7 +262,7 @@ def test_a_timm_model_gives_layers_and_pools_as_the_others(bases):
     tokens = reference.forward_features(images)
 
     def run(**options):
-        return encoders.FrozenEncoder("frames", EncoderArchitecture(base={"timm": name}, **options), model)(images)
+        return encoders.Encoder("frames", EncoderArchitecture(base={"timm": name}, **options), model)(images)
 
     torch.testing.assert_close(run(), tokens.flatten(0, 1))
     torch.testing.assert_close(run(pool="cls"), tokens[:, 0])
@@ -270,7 +270,7 @@ def test_a_timm_model_gives_layers_and_pools_as_the_others(bases):
     assert run(layers="last2_mean", pool="cls").shape == run(layers=-2, pool="cls").shape == (2, 192)
     eva = EncoderArchitecture(base={"timm": "eva_giant_patch14_224.clip_ft_in1k"})
     with torch.device("meta"):
-        giant = encoders.FrozenEncoder("frames", eva).to("meta")
+        giant = encoders.Encoder("frames", eva).to("meta")
     assert giant(torch.zeros(1, 3, 224, 224, device="meta")).shape == (257, 1408)
 
 

@@ -33,10 +33,10 @@ def whisper(tmp_path_factory):
     return tiny.write_whisper(tmp_path_factory.mktemp("whisper"))
 
 
-def load_as(modality, folder, dtype="float32", **options) -> encoders.FrozenEncoder:
+def load_as(modality, folder, dtype="float32", **options) -> encoders.Encoder:
     pool = options.get("pool", "tokens")
     config = EncoderArchitecture(base=encoders.load_config(str(folder), pool=pool), dtype=dtype, **options)
-    return encoders.FrozenEncoder(modality, config, encoders.load(str(folder), dtype=dtype, pool=pool))
+    return encoders.Encoder(modality, config, encoders.load(str(folder), dtype=dtype, pool=pool))
 
 
 # ---------------------------------------------------------------- image Q-Former

@@ -30,7 +30,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionConfig, Blip2V
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from affectgpt.models.configuration_affectgpt import EncoderArchitecture
-from affectgpt.models.encoders import FrozenEncoder, WhisperAudio
+from affectgpt.models.encoders import Encoder, WhisperAudio
 
 N_LAYERS, WIDTH = 4, 32
 SIZES = {
@@ -175,7 +175,7 @@ def kind(request):
 def states(kind, layers) -> Tensor:
     modality, model, inputs, *_ = kind
     base = {"model_type": model.config.model_type} | {key: SIZES[key] for key in ("num_hidden_layers",)}
-    return FrozenEncoder(modality, EncoderArchitecture(base=base, layers=layers), model)(inputs)
+    return Encoder(modality, EncoderArchitecture(base=base, layers=layers), model)(inputs)
 
 
 def test_the_last_hidden_state_has_the_final_norm(kind):

@@ -291,3 +291,33 @@ def test_a_limit_of_activations_checkpoints_as_few_layers_as_it_asks_for(small_p
         make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=0.5 * least / 1e9)))
     with pytest.raises(UserError, match=r"stage\.activation_gb is -1; expected GB above 0, auto, or null"):
         make_plan(replace(small_plan, stage=replace(small_plan.stage, activation_gb=-1)))
+
+
+def test_parts_that_train_are_counted_with_their_memory_and_not_cached(small_plan):
+    base, encoder, llm = (
+        make_plan(replace(small_plan, stage=replace(small_plan.stage, trainable=["projectors", *more])))
+        for more in ([], ["encoders.frames.last1"], ["llm"])
+    )
+    plain, with_encoder, with_llm = (plan["memory"]["plain"] for plan in (base, encoder, llm))
+    assert plain["encoder weights"] == plain["encoder activations"] == 0
+    assert with_encoder["encoder weights"] > 0
+    (cost,) = encoder["sample"]["encoders"].values()
+    assert 0 < cost["backward"] < cost["flops"] * 2
+    assert with_encoder["encoder activations"] == 3 * cost["kept_bytes"] > 0
+    assert encoder["cache_bytes"] == {}
+    assert "read from the cache, in every step of frames, which trains" in text_of(encoder)
+    (part,) = [part for part in llm["parts"] if part["name"] == "language_model"]
+    assert part["trainable"] == part["parameters"]
+    assert with_llm["optimizer state"] - plain["optimizer state"] == 8 * part["trainable"]
+    assert with_llm["LLM activations"] > plain["LLM activations"]
+    flops = [plan["sample"]["flops"]["LLM"]["float32"] for plan in (base, llm)]
+    assert 1.3 * flops[0] < flops[1] < 1.5 * flops[0]  # three products a weight instead of two; attention is the same
+    logits = [plan["sample"]["flops"]["logits"]["float32"] for plan in (base, llm)]
+    assert logits[1] == 1.5 * logits[0]
+    refused = replace(
+        small_plan,
+        stage=replace(small_plan.stage, trainable=["encoders.frames"]),
+        strategy=conf.StrategyConfig(name="zero2"),
+    )
+    with pytest.raises(UserError, match="strategy=zero2 does not train encoders"):
+        make_plan(refused)
