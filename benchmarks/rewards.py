@@ -17,13 +17,12 @@ from typing import Any
 from affectgpt.cli import compose
 from affectgpt.demo.corpus import build_corpus
 from affectgpt.inference.evaluate import evaluate_config
-from affectgpt.journal import read_journal
 from affectgpt.metrics import read_predictions, read_references
 from affectgpt.metrics.compare import compare
 from affectgpt.metrics.faithfulness import absent_modality
-from affectgpt.plots import Panel, draw_curves
 from affectgpt.runtime import write_json_atomic
 from affectgpt.tables import format_table
+from affectgpt.training.rollouts import draw_rollouts
 from affectgpt.training.stages import run_stage
 
 HELD_OUT_SEED = 7
@@ -74,7 +73,7 @@ def main() -> None:
     files: dict[str, Path] = {}
     for name in given.only:
         init, task, settings = VARIANTS[name]
-        folder = out / name.replace(": ", "-").replace(", ", "-")
+        folder = folder_of(out, name)
         if not (folder / "run.json").exists():
             steps = [
                 f"stage.iterations_per_epoch={given.steps}",
@@ -94,8 +93,12 @@ def main() -> None:
         results[f"{name} ({task})"] |= difference(files, f"{name} ({task})", f"{init} ({task})", corpus)
     write_json_atomic(out / "rewards.json", results)
     print(table(results))
-    draw(out, given.only)
+    draw_rollouts(out / "rewards", {name: folder_of(out, name) for name in given.only})
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes; {out}")
+
+
+def folder_of(out: Path, name: str) -> Path:
+    return out / name.replace(": ", "-").replace(", ", "-")
 
 
 def answer(checkpoint: Path, corpus: Path, out: Path, task: str, shared: list[str]) -> Path:
@@ -146,19 +149,6 @@ def table(results: Mapping[str, Any]) -> str:
         figures = [f"{100 * row[key]:.1f}" for key in ("f_s", "precision", "recall")]
         rows.append((name, *figures, f"{row['n_labels']:.2f}", change, absent))
     return format_table(rows, "lrrrrll")
-
-
-def draw(out: Path, names: list[str]) -> None:
-    """Reward and number of labels of the sampled answers, by step."""
-    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {"wheel F": {}, "labels of an answer": {}}
-    for name in names:
-        rows = read_journal(out / name.replace(": ", "-").replace(", ", "-") / "rollouts.jsonl")
-        steps = sorted({row["step"] for row in rows})
-        by_step = {step: [row for row in rows if row["step"] == step] for step in steps}
-        wheel = [sum(row["rewards"]["wheel"] for row in by_step[step]) / len(by_step[step]) for step in steps]
-        labels = [sum(len(row["labels"]) for row in by_step[step]) / len(by_step[step]) for step in steps]
-        curves["wheel F"][name], curves["labels of an answer"][name] = (steps, wheel), (steps, labels)
-    draw_curves(out / "rewards", [Panel(title, "step", title, each) for title, each in curves.items()], n_columns=2)
 
 
 if __name__ == "__main__":

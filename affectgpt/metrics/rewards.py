@@ -179,7 +179,7 @@ class Scorer:
     """Computes rewards by name; a name with a dot is the path of a user's function, `package.module.function`.
 
     Args:
-        penalty: length penalty of `wheel` and `dual`, one of `PENALTIES`.
+        penalty: length penalty of `wheel`, `recall` and `dual`, one of `PENALTIES`.
         judge: the chat model of the reward `judge`.
     """
 
@@ -216,17 +216,19 @@ class Scorer:
 
     def _wheel(self, attempt: Attempt) -> float:
         """Wheel F of the labels, times the length penalty."""
-        return self._penalized(attempt, attempt.labels)
+        return self._penalized(attempt, attempt.labels)[2]
 
-    def _penalized(self, attempt: Attempt, labels: Sequence[str]) -> float:
+    def _penalized(self, attempt: Attempt, labels: Sequence[str]) -> tuple[float, ...]:
+        """`wheel_scores`, times the length penalty."""
         factor = length_penalty(self._penalty, len(set(labels)), len(set(attempt.truth)))
-        return factor * wheel_scores(self._grouping, attempt.truth, labels)[2]
+        return tuple(factor * score for score in wheel_scores(self._grouping, attempt.truth, labels))
 
     def _precision(self, attempt: Attempt) -> float:
         return wheel_scores(self._grouping, attempt.truth, attempt.labels)[0]
 
     def _recall(self, attempt: Attempt) -> float:
-        return wheel_scores(self._grouping, attempt.truth, attempt.labels)[1]
+        """Wheel recall, times the length penalty: without one, the longer list is never worse."""
+        return self._penalized(attempt, attempt.labels)[1]
 
     def _format(self, attempt: Attempt) -> float:
         return float(in_format(attempt))
@@ -241,7 +243,7 @@ class Scorer:
 
     def _dual(self, attempt: Attempt) -> float:
         """`wheel` of the emotion words of the explanation."""
-        return self._penalized(attempt, self._words(attempt))
+        return self._penalized(attempt, self._words(attempt))[2]
 
     def _faithfulness(self, attempt: Attempt) -> float:
         """Minus the share of the modalities that were not shown about which the explanation makes a statement."""

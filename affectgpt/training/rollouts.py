@@ -309,31 +309,36 @@ class Rollouts:
             sync(self._file)
 
 
-def draw_rollouts(run: Path) -> None:
-    """Draw rewards, labels, tokens and repetition of the answers of a run, by step, as <run>/rollouts.png, .svg, .pdf.
+def draw_rollouts(path: Path, runs: Mapping[str, Path]) -> None:
+    """Draw rewards, labels, tokens and repetition of the answers of runs, by step, as `path` with .png, .svg and .pdf.
+
+    Args:
+        runs: a curve for each, by title; those without an answer are left out.
 
     Raises:
         MissingLibrary: matplotlib is not installed.
     """
-    by_step: dict[int, list[dict[str, Any]]] = {}
-    for row in read_journal(run / FILE):
-        by_step.setdefault(row["step"], []).append(row)
-    if not by_step:
-        return
-
-    def curve(value: Callable[[dict[str, Any]], float]) -> tuple[list[int], list[float]]:
-        return list(by_step), [sum(map(value, rows)) / len(rows) for rows in by_step.values()]
-
-    names = next(iter(by_step.values()))[0]["rewards"]
-    rewards = {name: curve(lambda row, name=name: row["rewards"][name]) for name in names}  # type: ignore[misc]
-    others = {
-        "labels of an answer": lambda row: len(row["labels"]),
-        "tokens of an answer": lambda row: row["n_tokens"],
-        "repeated word triples": lambda row: repetition(row["text"]),
-    }
-    panels = [Panel("rewards", "step", "mean of the answers", rewards)]
-    panels += [Panel(title, "step", title, {title: curve(value)}) for title, value in others.items()]
-    draw_curves(run / "rollouts", panels, n_columns=2)
+    panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for title, run in runs.items():
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for row in read_journal(run / FILE):
+            by_step.setdefault(row["step"], []).append(row)
+        if not by_step:
+            continue
+        figures: dict[str, Callable[[dict[str, Any]], float]] = {
+            f"reward {name}": lambda row, name=name: row["rewards"][name]  # type: ignore[misc]
+            for name in next(iter(by_step.values()))[0]["rewards"]
+        }
+        figures |= {
+            "labels of an answer": lambda row: len(row["labels"]),
+            "tokens of an answer": lambda row: row["n_tokens"],
+            "repeated word triples": lambda row: repetition(row["text"]),
+        }
+        for name, value in figures.items():
+            means = [sum(map(value, rows)) / len(rows) for rows in by_step.values()]
+            panels.setdefault(name, {})[title] = (list(by_step), means)
+    if panels:
+        draw_curves(path, [Panel(name, "step", name, curves) for name, curves in panels.items()], n_columns=3)
 
 
 _WHAT = {

@@ -1,12 +1,13 @@
-"""Studies: two stages under different settings, as one sweep that ends with the paper's table and curves.
+"""Studies: one or two stages under different settings, as one sweep that ends with a table and curves.
 
     python train.py -m experiment=table4        # initialisation x length of stage 1 x stage 2 (AffectGPT, Table 4)
     python train.py -m experiment=llms          # comparison of frozen LLMs (its Figure 3)
+    python train.py -m experiment=rewards       # variants of one stage from the same start: `training.variants`
     python -m affectgpt.study runs/table4       # table and pictures again from a finished sweep
 
-A cell of the sweep is one way of training: a variant (what the columns compare), a share of stage 1, with or without
-stage 2. Cells share runs: stage 1 is trained once per variant, and the 50-epoch cell is the checkpoint at half its
-steps. Scored cells are not recomputed, so the same command continues a stopped sweep.
+With two stages, a cell of the sweep is one way of training: a variant (what the columns compare), a share of stage 1,
+with or without stage 2. Cells share runs: stage 1 is trained once per variant, and the 50-epoch cell is the checkpoint
+at half its steps. Scored cells are not recomputed, so the same command continues a stopped sweep.
 
 Nothing is chosen on the test split: stage 2 ends with its best checkpoint by validation on held-out training samples;
 the curves over the complete, training and test set are computed afterwards.
@@ -16,36 +17,38 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from affectgpt.config import EvalConfig, GenerateConfig, QuestionConfig, StudyConfig, StudyReportConfig, TrainConfig
+from affectgpt.config import GenerateConfig, QuestionConfig, StudyConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
-from affectgpt.runs import COMPLETE, RunRecord, best_checkpoint, complete_checkpoints, runs_named
-from affectgpt.runs.boards import boards
+from affectgpt.runs import COMPLETE, best_checkpoint, complete_checkpoints
+from affectgpt.runs.boards import boards, markdown_table
 from affectgpt.runtime import InputError, MissingLibrary, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
+from affectgpt.tables import format_table
+from affectgpt.training.variants import (
+    CELL,
+    HEADS,
+    Stopped,
+    draw_variants,
+    lock,
+    of_variants,
+    run_variant,
+    score_cell,
+    slug,
+    train,
+    variant_rows,
+)
 
 log = logging.getLogger("affectgpt")
 
 SETS = ("whole", "train", "test")
 CURVE = "curve.json"
-_CELL = "cell.json"
 _LEFT_OUT = "left_out.json"
-
-
-class Stopped(Exception):
-    """Training was stopped by a signal; the command exits with `exit_code`."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(f"stopped with exit code {exit_code}")
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -61,26 +64,32 @@ class Cell:
         return f"{self.variant}-stage1-{self.stage1_epochs}-stage2-{'best' if self.stage2 else 'none'}"
 
 
-def stage_names(study: StudyConfig) -> tuple[str, str]:
-    """Names of stage 1 and stage 2, whose configurations `run_cell` takes."""
-    if len(study.stages) != 2:
-        raise InputError(f"study.stages is {study.stages}; expected the names of two stages")
-    return study.stages[0], study.stages[1]
+def stage_names(study: StudyConfig) -> list[str]:
+    """Names of the stages, whose configurations `run_sweep_job` takes."""
+    if len(study.stages) not in (1, 2):
+        raise InputError(f"study.stages is {study.stages}; expected the names of one or two stages")
+    return study.stages
 
 
 class LeftOut(InputError):
     """A cell that these settings cannot train, such as half of one epoch; a sweep has the others."""
 
 
-def run_sweep_job(stage1: TrainConfig, stage2: TrainConfig) -> int:
-    """`run_cell` as a job of a sweep; returns the exit code. A cell that is left out is logged and in the report."""
+def run_sweep_job(stage1: TrainConfig, stage2: TrainConfig | None = None) -> int:
+    """`run_cell`, or with one stage `run_variant`, as a job of a sweep; returns the exit code.
+
+    A cell that is left out is logged and in the report.
+    """
     try:
-        run_cell(stage1, stage2)
+        if stage2 is None:
+            run_variant(stage1)
+        else:
+            run_cell(stage1, stage2)
     except Stopped as stopped:
         return stopped.exit_code
     except LeftOut as reason:
         study = stage1.study
-        name = f"{_slug(study.variant)}, stage 1: {study.stage1_share:g}, stage 2: {'best' if study.stage2 else 'none'}"
+        name = f"{slug(study.variant)}, stage 1: {study.stage1_share:g}, stage 2: {'best' if study.stage2 else 'none'}"
         log.warning("left out: %s: %s", name, reason)
         folder = Path(stage1.paths.runs) / study.name / "cells" / f"left-out-{stable_hash(name)[:8]}"
         write_json_atomic(folder / _LEFT_OUT, {"cell": name, "reason": str(reason)})
@@ -110,33 +119,23 @@ def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
     if share and not round(share * stage1.stage.epochs):
         raise LeftOut(f"study.stage1_share={share} of stage.epochs={stage1.stage.epochs} is less than an epoch")
     folder = Path(stage1.paths.runs) / study.name
-    variant = _slug(study.variant)
+    variant = slug(study.variant)
     cell = Cell(variant, round(share * stage1.stage.epochs), study.stage2)
     log.info("\n=== study %s, cell %s", study.name, cell.name)
     start = _start_folder(stage1, folder / f"{variant}-start")
     chosen = start
     if share:
         # Stage 2 starts from fixed epochs of stage 1, so only stage 2 needs validation to choose its best checkpoint.
-        run = _train(_prepared(stage1, folder, f"{variant}-stage1", None, validate_always=False))
+        run = train(_prepared(stage1, folder, f"{variant}-stage1", None, validate_always=False))
         _score_curve(run, [start, *complete_checkpoints(run)], stage2)
         chosen = complete_checkpoints(run)[round(share * n_points) - 1]
     if study.stage2:
         name = f"{variant}-stage2-after-{cell.stage1_epochs}"
-        run = _train(_prepared(stage2, folder, name, chosen, validate_always=True))
+        run = train(_prepared(stage2, folder, name, chosen, validate_always=True))
         _score_curve(run, [chosen, *complete_checkpoints(run)], stage2)
         chosen = best_checkpoint(run) or complete_checkpoints(run)[-1]
-    _score_cell(cell, chosen, stage2, folder / "cells" / cell.name)
+    score_cell(asdict(cell), chosen, stage2, folder / "cells" / cell.name)
     return cell
-
-
-def _slug(variant: str) -> str:
-    """The last part of an id or path, as a folder name."""
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", variant.rstrip("/").rpartition("/")[2]).strip("-.")
-    if not name:
-        raise UserError(
-            f"study.variant={variant!r} has no letter or digit; set it to what varies, such as ${{model.init}}"
-        )
-    return name
 
 
 def _prepared(
@@ -160,40 +159,12 @@ def _prepared(
     return replace(config, stage=stage, study=study, name=name, paths=replace(config.paths, runs=str(folder)))
 
 
-def _lock(folder: Path) -> FileLock:
-    locks = folder.parent / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{folder.name}.lock")
-
-
-def _train(config: TrainConfig) -> Path:
-    """The finished run of that name; trained or resumed if necessary."""
-    from affectgpt.training.run_folder import changed_settings
-    from affectgpt.training.stages import run_stage
-
-    runs = Path(config.paths.runs)
-    assert config.name is not None
-    with _lock(runs / config.name):  # concurrent cells share stage 1
-        named = runs_named(runs, config.name)
-        record = RunRecord.read(named[-1]) if named else None
-        if record is not None and record.values["status"] == "finished":
-            if changed := changed_settings(record, config):
-                raise UserError(
-                    f"{named[-1]} was trained with other settings; give this study another study.name:\n{changed}"
-                )
-            return named[-1]
-        result = run_stage(replace(config, resume=record is not None))
-        if result.exit_code:
-            raise Stopped(result.exit_code)
-        return result.run
-
-
 def _start_folder(config: TrainConfig, folder: Path) -> Path:
     """A checkpoint of the variant before its first step."""
     from affectgpt.models.checkpoint import save_trained
     from affectgpt.training.setup import starting_model
 
-    with _lock(folder):
+    with lock(folder):
         if not (folder / COMPLETE).exists():
             save_trained(*starting_model(config), folder)
             (folder / COMPLETE).write_text("step 0\n", encoding="utf-8")
@@ -201,24 +172,6 @@ def _start_folder(config: TrainConfig, folder: Path) -> Path:
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
-
-
-def _score_cell(cell: Cell, checkpoint: Path, config: TrainConfig, out: Path) -> None:
-    from affectgpt.inference.evaluate import evaluate_config
-
-    if (out / _CELL).exists():
-        return
-    report, _ = evaluate_config(
-        EvalConfig(
-            checkpoint=str(checkpoint),
-            data=config.data,
-            out=str(out),
-            generate=config.generate,
-            paths=config.paths,
-            device=config.device,
-        )
-    )
-    write_json_atomic(out / _CELL, {**asdict(cell), "checkpoint": str(checkpoint), "score": report.primary.to_dict()})
 
 
 def _score_curve(run: Path, checkpoints: Sequence[Path], config: TrainConfig) -> None:
@@ -287,18 +240,23 @@ def report(folder: Path) -> str:
     Raises:
         UserError: no cell of the study has been scored yet.
     """
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"cells/*/{_CELL}"))]
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"cells/*/{CELL}"))]
     if not cells:
         raise UserError(f"{folder} has no scored cell; run a study first: python train.py -m experiment=table4")
     write_json_atomic(folder / "table.json", cells)
-    text = table(cells)
+    if of_variants(cells):
+        rows = variant_rows(folder, cells)
+        text, in_markdown = format_table([HEADS, *rows], "lrrrrlll"), markdown_table(HEADS, rows)
+    else:
+        text, in_markdown = table(cells), markdown(cells)
     for path in sorted(folder.glob(f"cells/*/{_LEFT_OUT}")):
         left_out = json.loads(path.read_text(encoding="utf-8"))
         text += f"\nleft out: {left_out['cell']}: {left_out['reason']}"
-    (folder / "table.md").write_text(f"{markdown(cells)}\n", encoding="utf-8")
+    (folder / "table.md").write_text(f"{in_markdown}\n", encoding="utf-8")
     written = ["table.md", "table.json"]
     try:
-        written += [f"{name}.png" for name in draw(folder)]
+        drawn = draw_variants(folder, cells) if of_variants(cells) else draw(folder)
+        written += [f"{name}.png" for name in drawn]
     except MissingLibrary as error:
         written.append(f"no pictures ({error})")
     return f"{text}\n\n{folder}: {', '.join(written)}"
@@ -432,12 +390,18 @@ def run_report(config: StudyReportConfig) -> int:
     with boards(config.logging, folder, job="study", group=folder.name, config=asdict(config)) as shown:
         cells = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         for board in shown:
-            _show(board, cells, sorted(folder.glob("*.png")))
+            _show(board, folder, cells)
     return 0
 
 
-def _show(board: Any, cells: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+def _show(board: Any, folder: Path, cells: Sequence[Mapping[str, Any]]) -> None:
     """The table of a study, its figures and its pictures on wandb or TensorBoard."""
+    board.pictures("study/curves", {path.stem: path for path in sorted(folder.glob("*.png"))})
+    if of_variants(cells):
+        for cell in cells:
+            board.figures({f"study/{cell['variant']}/{column}": cell["score"][column] for column, _ in _COLUMNS})
+        board.rows("study/table", HEADS, variant_rows(folder, cells))
+        return
     variants, rows = _rows(cells)
     texts = []
     for key, by_variant in rows.items():
@@ -450,4 +414,3 @@ def _show(board: Any, cells: Sequence[Mapping[str, Any]], pictures: Sequence[Pat
         texts.append([*titles, *(None if score is None else score[name] for score in scores for name, _ in _COLUMNS)])
     heads = [f"{variant}: {title}" for variant in variants for _, title in _COLUMNS]
     board.rows("study/table", ["stage 1", "stage 2", *heads], texts)
-    board.pictures("study/curves", {path.stem: path for path in pictures})

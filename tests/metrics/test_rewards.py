@@ -38,8 +38,21 @@ def test_a_long_list_is_rewarded_without_penalty_and_not_with_one():
     truth = ("sad",)
     short, long = (Attempt("a", both(*labels), truth=truth) for labels in (("sad",), ("sad", "gloomy", "sorrowful")))
     for penalty, shrinks in (("none", False), ("p1", True), ("p2", True), ("p3", True), ("nano", True)):
-        rewards = Scorer(penalty=penalty).reward("wheel", [short, long])
-        assert (rewards[1] < rewards[0]) == shrinks, penalty
+        for name in ("wheel", "recall"):
+            rewards = Scorer(penalty=penalty).reward(name, [short, long])
+            assert (rewards[1] < rewards[0]) == shrinks, (name, penalty)
+
+
+def test_where_clips_cannot_be_told_apart_longer_lists_pay_and_with_p1_they_cost():
+    # Each of six feelings is as likely as the others, and an answer names the first n.
+    feelings = ("happy", "sad", "angry", "afraid", "surprised", "disgusted")
+    for penalty, sign in (("none", 1), ("p1", -1)):
+        scorer = Scorer(penalty=penalty)
+        means = []
+        for n in range(1, 7):
+            attempts = [Attempt("a", ", ".join(feelings[:n]), "labels", truth=(feeling,)) for feeling in feelings]
+            means.append(np.mean(scorer.reward("wheel", attempts)))
+        assert (sign * np.diff(means) > 0).all(), (penalty, means)
 
 
 def test_penalties_are_the_published_formulas():

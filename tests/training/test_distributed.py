@@ -30,7 +30,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def launch(n_processes, base_models, manifest, jobs, timeout_s=240):
+def launch(n_processes, base_models, manifest, jobs, timeout_s=900):  # a busy machine takes minutes
     """Run `jobs` in n processes; returns for each job what its processes wrote."""
     for job in jobs:
         Path(job["folder"]).mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ def test_the_slurm_launcher_composes_with_one_task_per_gpu():
     pytest.importorskip("submitit", reason="needs the slurm extra")
     command = [sys.executable, "train.py", "hydra/launcher=slurm", "strategy=ddp", "hydra.launcher.tasks_per_node=8"]
     shown = subprocess.run(
-        [*command, "--cfg", "hydra", "-p", "hydra.launcher"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*command, "--cfg", "hydra", "-p", "hydra.launcher"], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert shown.returncode == 0, shown.stderr
     assert "SlurmLauncher" in shown.stdout

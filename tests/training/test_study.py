@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from affectgpt.cli import run
-from affectgpt.config import StudyConfig
-from affectgpt.runtime import UserError
-from affectgpt.training import study
+from affectgpt.config import QuestionConfig, StudyConfig
+from affectgpt.journal import append_rows
+from affectgpt.metrics import read_predictions
+from affectgpt.metrics.clip_scores import read_scores, write_scores
+from affectgpt.runtime import InputError, UserError
+from affectgpt.training import study, variants
 from tests.conftest import make_train_config
 
 
@@ -118,3 +121,48 @@ def test_a_sweep_leaves_out_cells_that_its_settings_cannot_train_and_its_report_
         one = {"variant": "random", "stage1_epochs": 1, "stage2": True, "score": score}
         (folder / "cells" / "other" / "cell.json").write_text(json.dumps(one))
         assert "left out: random, stage 1: 0.5, stage 2: best: study.stage1_share=0.5" in study.report(folder)
+
+
+# ---- studies of one stage --------------------------------------------------------------------------------------------
+
+
+def one_stage(base_models, manifest, folder, variant, start):
+    config = make_train_config(
+        base_models, manifest, folder, init_from=start and str(start), epochs=1, save_every=3, n_validation=0
+    )
+    question = QuestionConfig(task="labels", modalities=["frames"], use_subtitle=False)
+    return replace(config, study=StudyConfig(name="one", variant=variant, stages=["coarse"], question=question))
+
+
+def test_variants_of_one_stage_are_asked_as_the_study_says_and_compared_with_their_start(
+    swept, base_models, manifest, tmp_path
+):
+    start = swept / "random-stage1"
+    for variant in ("a", "b"):
+        assert study.run_sweep_job(one_stage(base_models, manifest, tmp_path, variant, start)) == 0
+    folder = tmp_path / "runs" / "one"
+    assert cell(folder, "start")["checkpoint"] == str((start / "checkpoint-6").resolve())
+    answers = {name: read_predictions(folder / "cells" / name / "predictions.jsonl") for name in ("start", "a", "b")}
+    assert {(row.task, tuple(row.modalities)) for rows in answers.values() for row in rows} == {("labels", ("frames",))}
+    # The figures do not depend on what tiny models answer.
+    scores = read_scores(folder / "cells" / "a" / "scores.jsonl")
+    for name, n_more in (("start", 0), ("a", 2)):
+        rows = [replace(row, predicted_labels=("sad",) * (1 + n_more)) for row in scores]
+        write_scores(folder / "cells" / name / "scores.jsonl", rows)
+    step = {"step": 1, "rewards": {"wheel": 0.5}, "labels": ["sad"], "n_tokens": 2, "text": "sad"}
+    append_rows(folder / "a" / "rollouts.jsonl", [step, {**step, "step": 2}])
+    lines = study.report(folder).splitlines()
+    assert lines[0].split()[0] == "F_S"
+    assert [line.split()[0] for line in lines[1:4]] == ["start", "a", "b"]
+    assert lines[2].endswith("+2.00 (+2.00 to +2.00)")
+    assert "+0.0 (+0.0 to +0.0)" in lines[2]
+    assert (folder / "rollouts.png").stat().st_size > 5000
+    with pytest.raises(UserError, match=r"one compares with .*checkpoint-6, not with .*checkpoint-3"):
+        variants.run_variant(one_stage(base_models, manifest, tmp_path, "c", start / "checkpoint-3"))
+
+
+def test_a_study_of_one_stage_needs_a_start_and_one_of_three_does_not_exist(base_models, manifest, tmp_path):
+    with pytest.raises(InputError, match=r"compared with their start, but stage\.init_from is empty"):
+        variants.run_variant(one_stage(base_models, manifest, tmp_path, "a", None))
+    with pytest.raises(InputError, match="expected the names of one or two stages"):
+        study.stage_names(StudyConfig(stages=["coarse", "fine", "reward"]))

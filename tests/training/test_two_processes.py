@@ -54,7 +54,7 @@ def together(base_models, manifest, pairs, tmp_path_factory):
     for name in STRATEGIES:
         wanted = fields(preference(base_models, pairs, folder), name)
         jobs.append({"folder": folder / f"pairs-{name}", "manifest": pairs, "fields": {**wanted, "data.test": []}})
-    answers = launch(2, base_models, manifest, jobs, timeout_s=900)  # a busy machine takes minutes
+    answers = launch(2, base_models, manifest, jobs)
     return folder, [[answer.get("exit_code", answer) for answer in each] for each in answers]
 
 

@@ -52,7 +52,7 @@ class Objective(Hooks):
         rewards: name -> weight, see `metrics.rewards`; weight 0 = only logged.
         group_size: answers to a prompt.
         advantages: group, centred or each, see `metrics.rewards.advantages`.
-        penalty: length penalty of the rewards wheel and dual: none, p1, p2, p3 or nano.
+        penalty: length penalty of the rewards wheel, recall and dual: none, p1, p2, p3 or nano.
         reduction: grpo = mean over answers of their token means; dr_grpo = sum / (answers * max_new_tokens);
             dapo = mean over all tokens of the step.
         clip, clip_high: bounds of the ratio, 1 - clip and 1 + clip_high; clip_high None = clip.
@@ -250,7 +250,8 @@ class Objective(Hooks):
 
     def finish(self) -> None:
         try:
-            draw_rollouts(self._started.run)
+            run = self._started.run
+            draw_rollouts(run / "rollouts", {run.name: run})
         except MissingLibrary as error:
             log.info("no picture of the rewards: %s", error)
 
