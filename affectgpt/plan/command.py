@@ -318,7 +318,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
 
     require_engine("python -m affectgpt.plan")  # whose training step is counted
     from affectgpt.plan.costs import count_sample, linear_weights, parameters
-    from affectgpt.training.distributed import check_encoders
+    from affectgpt.training.distributed import check_trained
     from affectgpt.training.memory import check_activation_gb, layers_to_checkpoint
 
     check_activation_gb(config.stage, config.strategy.name)
@@ -328,8 +328,8 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     spec = model_spec(config.model, seed=0)  # the seed changes no count
     model = build_hollow(spec)
     model.set_trainable(config.stage.trainable)
-    check_encoders(config.strategy, model.training_encoders())
     parts, n_linear = parameters(model), linear_weights(model)
+    check_trained(config.strategy, model.training_encoders(), sum(part.trainable_16bit for part in parts))
     cost = count_sample(
         model, spec, sound_s=config.sound_s, text_tokens=config.text_tokens, answer_tokens=config.answer_tokens
     )

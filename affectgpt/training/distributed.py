@@ -179,12 +179,22 @@ def check_strategy(strategy: StrategyConfig, world_size: int) -> None:
         raise UserError(f"strategy.offload_parameters works with zero3, not with {name}")
 
 
-def check_encoders(strategy: StrategyConfig, training: Sequence[str]) -> None:
-    """Refuse the strategies that cannot train encoders; `training` names the modalities whose encoder trains."""
+def check_trained(strategy: StrategyConfig, training: Sequence[str], n_16bit: int) -> None:
+    """Refuse strategies that cannot train what is to be trained.
+
+    Args:
+        training: modalities whose encoder trains.
+        n_16bit: number of trained parameters in 16 bits.
+    """
     if training and strategy.name.startswith("zero"):
         raise UserError(
             f"strategy={strategy.name} does not train encoders ({', '.join(training)}): it reduces gradients in the "
             "order in which they arrive, which depends on the modalities of a process's samples; use strategy=ddp"
+        )
+    if n_16bit and strategy.name == "zero3":  # with DeepSpeed 0.19 the run fails at its start
+        raise UserError(
+            f"strategy=zero3 does not train weights in 16 bits beside those in fp32 ({n_16bit:,} parameters); set "
+            "model.llm.dtype=float32, or use strategy=zero2"
         )
 
 

@@ -56,7 +56,8 @@ def set_up(model: Any, config: TrainConfig, processes: Processes, device: torch.
     model.token_budget = None if strategy.name == "zero3" else stage.token_budget
     log.info("%s", trainable_table(model))
     _say_what_it_costs(model)
-    distributed.check_encoders(strategy, model.training_encoders())
+    n_16bit = sum(each.numel() for each in model.parameters() if each.requires_grad and each.element_size() == 2)
+    distributed.check_trained(strategy, model.training_encoders(), n_16bit)
     if unknown := sorted(set(stage.learning_rates) - set(stage.trainable)):
         raise UserError(f"stage.learning_rates names {unknown}; expected some of stage.trainable {stage.trainable}")
     quantize.check_shapes(model, device)  # an evaluation would find out too late

@@ -13,7 +13,7 @@ from affectgpt.config import StrategyConfig
 from affectgpt.models.checkpoint import read_manifest
 from affectgpt.runs import complete_checkpoints
 from affectgpt.runtime import UserError
-from affectgpt.training.distributed import check_encoders
+from affectgpt.training.distributed import check_trained
 from affectgpt.training.optimizer import keep_masters, set_rates
 from affectgpt.training.setup import starting_model
 from affectgpt.training.stages import run_stage
@@ -81,10 +81,13 @@ def test_the_start_of_a_run_says_what_trains_and_what_it_costs(coarse, caplog):
         run_stage(config)
 
 
-def test_zero_refuses_encoders_that_train():
+def test_zero_refuses_encoders_that_train_and_zero3_trained_weights_in_16_bits():
     with pytest.raises(UserError, match=r"strategy=zero2 does not train encoders \(audio\).* use strategy=ddp"):
-        check_encoders(StrategyConfig(name="zero2"), ["audio"])
-    check_encoders(StrategyConfig(name="ddp"), ["audio"])
+        check_trained(StrategyConfig(name="zero2"), ["audio"], 0)
+    with pytest.raises(UserError, match=r"16 bits .*\(1,000 parameters\); set model\.llm\.dtype=float32, or .*zero2"):
+        check_trained(StrategyConfig(name="zero3"), [], 1000)
+    check_trained(StrategyConfig(name="ddp"), ["audio"], 1000)
+    check_trained(StrategyConfig(name="zero2"), [], 1000)
 
 
 # ---------------------------------------------------------------- the optimizer
