@@ -56,10 +56,11 @@ def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
 
 def export_data(settings: config.DataExportConfig, given: Settings) -> int:
     """As `check_data`, with the benchmark that a task of another tool is scored by."""
-    named = {item.partition("=")[0] for item in settings.overrides}
-    composed = compose("eval", settings.overrides) if named else None
-    data = composed.data if composed and "data" in named else None
-    benchmark = composed.benchmark if composed and "benchmark" in named else None
+    # Apart, because an evaluation with a benchmark leaves the sources of its data as they are.
+    scored = [item for item in settings.overrides if item.startswith("benchmark")]
+    others = [item for item in settings.overrides if item not in scored]
+    data = compose("eval", others).data if others else None
+    benchmark = compose("eval", scored).benchmark if scored else None
     return load("affectgpt.othertools.command:export_data")(settings, data, benchmark)
 
 

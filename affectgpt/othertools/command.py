@@ -94,6 +94,9 @@ def _sources(config: DataExportConfig, data: DataConfig | None) -> list[SourceCo
     """The manifest or data set that the command names, or the part of `data` that `use` names."""
     if data is None:
         return [source_of(config)]
+    if config.manifest or config.format:
+        given = ", ".join(config.overrides)
+        raise InputError(f"name {config.manifest or config.format!r} or data=, not both; found {given}")
     known = {**data.training(), "test": data.test}
     use = config.use or ("test" if config.to == "lmms-eval" else "fine")
     if not known.get(use):

@@ -100,6 +100,11 @@ def test_pairs_are_those_of_people_and_those_made_from_clues(manifest, tmp_path)
     ]
 
 
+def test_a_manifest_beside_data_is_refused(manifest, tmp_path, capsys):
+    assert run("data", ["export", str(manifest), "to=ms-swift", f"out={tmp_path}", "data=ovmerd"]) == 2
+    assert "or data=, not both; found data=ovmerd" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
