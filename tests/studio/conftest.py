@@ -1,6 +1,8 @@
 """A studio in a thread, over twelve small clips and the predictions of two made-up systems."""
 
 import contextlib
+import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +15,11 @@ from affectgpt.serve.command import bind
 from affectgpt.serve.connections import http_server
 from affectgpt.studio.app import build_app
 from affectgpt.studio.command import make_studio
+from tests.models import tiny
 from tests.serve.conftest import trained  # noqa: F401
 
-CHROMIUM = next(
-    (
-        path
-        for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-        if Path(path).exists()
-    ),
-    None,
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 ATTACK = "<img src=x onerror=\"document.title='attacked'\"><script>document.title='attacked'</script>"
 
 
@@ -57,8 +54,20 @@ def predictions(manifest, tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def studio_config(manifest, predictions):
-    return StudioConfig(predictions=list(map(str, predictions)), references=str(manifest), browser=False)
+def tables(tmp_path_factory) -> Path:
+    """Tables of action units: of clip0, where the face is lost in between, and a damaged one of clip1."""
+    folder = tmp_path_factory.mktemp("openface")
+    header = "frame, timestamp, confidence, success, AU04_r, AU12_r"
+    rows = [f"{n}, {n / 10}, 0.98, {int(n != 3)}, 0.2, {n}" for n in range(5)]
+    (folder / "clip0.csv").write_text("\n".join([header, *rows]))
+    (folder / "clip1.csv").write_text("frame\n1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def studio_config(manifest, predictions, tables):
+    files = list(map(str, predictions))
+    return StudioConfig(predictions=files, references=str(manifest), openface=str(tables), browser=False)
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +76,22 @@ def address(studio_config):
         yield url
 
 
-@pytest.fixture(scope="module")
-def trying(trained, studio_config):  # noqa: F811
-    """The address of a studio with a tiny trained model, twice, and the predictions."""
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory) -> Path:
+    """A tiny Whisper that hears some letters in anything."""
+    folder = tiny.write_whisper(tmp_path_factory.mktemp("whisper"))
+    tiny.write_bpe_tokenizer(folder, ["<|endoftext|>"], eos_token="<|endoftext|>")
+    file = folder / "generation_config.json"
+    settings = {"max_new_tokens": 8, "_from_model_config": False}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trying(trained, studio_config, whisper):  # noqa: F811
+    """The address of a studio with a tiny trained model, twice, the predictions, and a tiny Whisper."""
     config = replace(studio_config, checkpoints=[str(trained), str(trained)], max_new_tokens=6, device="cpu")
-    with running(make_studio(config)) as url:
+    with running(make_studio(replace(config, transcriber=str(whisper)))) as url:
         yield url
 
 
@@ -80,7 +100,7 @@ def browser():
     """One Chromium for a module."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("no Chromium in /usr/bin")
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM,

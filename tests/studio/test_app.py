@@ -1,22 +1,30 @@
 """What the server answers to programs: lists, clips, uploads, and what it refuses."""
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from affectgpt.config import GenerateConfig, InferConfig
+from affectgpt.annotate.clips import ClipMedia
+from affectgpt.annotate.store import Store
+from affectgpt.annotate.transcribe import Transcriber
+from affectgpt.config import BenchmarkConfig, EvalConfig, GenerateConfig, InferConfig, StudioConfig
+from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.inference.infer import run_inference
 from affectgpt.runtime import UserError
+from affectgpt.schema import Sample
 from affectgpt.studio.app import STATIC
 from affectgpt.studio.command import check, make_studio
+from affectgpt.studio.gallery import clip, difference, read_gallery
 from affectgpt.studio.uploads import PREFIX
 from tests.studio.conftest import running
 
@@ -55,12 +63,67 @@ def test_a_statement_about_what_was_not_shown_is_marked(address):
     }
 
 
+def test_numbers_of_labels_and_lengths_are_those_of_the_clips_that_the_filters_leave(address):
+    found = httpx.get(f"{address}/api/lengths", params={"system": "a", "other": "b"}).json()
+    assert [sum(found["true"]), *map(sum, found["predicted"]), *map(sum, found["lengths"])] == [12] * 5
+    assert found["predicted"][1][1] == 12  # b says one word everywhere
+    assert len(found["spans"]) == len(found["lengths"][0])
+    wrong = httpx.get(f"{address}/api/lengths", params={"system": "a", "state": "wrong"}).json()
+    assert (sum(wrong["true"]), wrong["predicted"][0][:2]) == (1, [0, 1])
+
+
+def test_scores_of_a_benchmark_are_shown_as_the_benchmark_gave_them(tmp_path):
+    (tmp_path / "truth.csv").write_text("name,discrete\nx,happy\ny,sad\nz,sad\n")
+    (tmp_path / "p.csv").write_text("name,discrete\nx,glad\ny,happy\n")
+    benchmark = BenchmarkConfig(
+        name="toy", title="Toy", kind="classes", classes=["happy", "sad"], folder=str(tmp_path), references="truth.csv"
+    )
+    run_evaluation(EvalConfig(predictions=str(tmp_path / "p.csv"), benchmark=benchmark, n_bootstrap=0))
+    for scores in (None, str(tmp_path / "scores-toy.jsonl")):  # found next to the predictions, or named
+        gallery = read_gallery(StudioConfig(predictions=str(tmp_path / "p.csv"), scores=scores), [])
+        assert [(row.id, row.f, row.missing) for row in gallery.system("p").scores] == [
+            ("x", 1.0, False),
+            ("y", 0.0, False),
+            ("z", 0.0, True),
+        ]
+        assert clip(gallery, "z")["true"] == ["sad"]
+        assert difference(gallery, {"system": "p", "other": "p"})["equal"] == 3
+    with pytest.raises(UserError, match="scores= names 2 files and predictions= 1; expected one for each"):
+        read_gallery(StudioConfig(predictions=str(tmp_path / "p.csv"), scores=["a.jsonl", "b.jsonl"]), [])
+
+
+def test_action_units_of_a_table_are_curves_with_gaps_where_no_face_was_tracked(address):
+    found = httpx.get(f"{address}/media/gallery/clip0/units").json()
+    assert (found["of"], found["most"]) == ("intensity", 5)
+    curves = {one["name"]: one["points"] for one in found["curves"]}
+    assert curves["AU12"] == [[0.0, 0], [0.1, 1], [0.2, 2], [0.3, None], [0.4, 4]]
+    assert found["curves"][1]["words"] == {"en": "lip corners pulled up", "zh": "嘴角上拉"}
+    assert httpx.get(f"{address}/media/gallery/clip2/units").json() is None
+    damaged = httpx.get(f"{address}/media/gallery/clip1/units").json()["error"]
+    assert damaged.startswith("clip1.csv: no columns")
+    assert httpx.get(f"{address}/media/gallery/clip99/units").status_code == 404
+
+
+def test_a_proposed_subtitle_is_the_transcript_of_the_annotation(trying, address, whisper, manifest, tmp_path):
+    path = manifest.parent / "clip1.mp4"
+    media = ClipMedia(Sample("clip1", video=str(path)), "sha256", detector="none")
+    row, _ = asyncio.run(Transcriber(str(whisper), Store(tmp_path), device="cpu").answer("transcribe", media, "en"))
+    assert row["text"].strip()
+    assert httpx.get(f"{trying}/api/about").json()["hears"] == str(whisper)
+    found = httpx.post(f"{trying}/media/gallery/clip1/transcript", json={}, timeout=60)
+    assert found.json() == {"text": row["text"].strip()}
+    assert httpx.post(f"{trying}/media/gallery/clip1/transcript?lang=fr", json={}).status_code == 400
+    without = httpx.post(f"{address}/media/gallery/clip1/transcript", json={}).json()["error"]["message"]
+    assert "start the studio with transcriber=" in without
+
+
 def test_a_clip_has_frames_with_times_and_a_waveform(address):
     values = httpx.get(f"{address}/media/gallery/clip0/evidence").json()
     assert len(values["frames"]) == 8
     assert len(values["wave"]) > 100
     assert httpx.get(f"{address}/media/gallery/clip0/frame/7").headers["content-type"] == "image/jpeg"
     assert httpx.get(f"{address}/media/gallery/clip0/frame/8").status_code == 404
+    assert httpx.get(f"{address}/media/gallery/clip0/thumbnail").headers["content-type"] == "image/jpeg"
     assert httpx.get(f"{address}/media/gallery/clip0/faces", timeout=60).json()["faces"] == [[]] * 8  # noise
     part = httpx.get(f"{address}/media/gallery/clip0/file", headers={"Range": "bytes=0-9"})
     assert (part.status_code, len(part.content)) == (206, 10)
@@ -141,6 +204,14 @@ def test_an_answer_streams_and_is_that_of_infer(trying, trained, manifest, tmp_p
     assert events[-1]["answer"]["text"] == expected["clip1"]
     assert len(events) > 1
     assert all(expected["clip1"].startswith(event["text"]) for event in events[:-1])
+    with ThreadPoolExecutor(4) as people:  # several at once get the answers to their own clips
+
+        def ask(name):
+            reply = httpx.post(f"{trying}/api/ask", json={**body, "id": name, "model": 0}, timeout=60)
+            return json.loads(reply.text.splitlines()[-2].removeprefix("data: "))["answer"]["text"]
+
+        names = ["clip1", "clip2", "clip1", "clip3"]
+        assert list(people.map(ask, names)) == [expected[name] for name in names]
     wrong = httpx.post(f"{trying}/api/ask", json={**body, "modalities": ["face"]}, timeout=60).text
     assert "modalities ['face'] asked for, but this model has" in wrong
     assert str(manifest.parent) not in wrong

@@ -1,15 +1,20 @@
 """The pages in headless Chromium."""
 
+import contextlib
+import re
 from dataclasses import replace
 
 import pytest
 
 from affectgpt.annotate.review.answers import ReviewAnswers
 from affectgpt.config import StudioConfig, StudioReviewConfig
+from affectgpt.journal import append_rows
+from affectgpt.runs import RunRecord
 from affectgpt.schema import Prediction, write_jsonl
 from affectgpt.studio.app import Studio
 from affectgpt.studio.command import make_studio
 from affectgpt.studio.reviewing import ReviewRoom, set_up_round
+from affectgpt.studio.watching import PART, Watch
 from tests.annotate.review.rounds import RECORDS
 from tests.annotate.toy import write_records
 from tests.data.conftest import write_clip
@@ -17,6 +22,16 @@ from tests.studio.conftest import ATTACK, opened, running
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 expect.set_options(timeout=60_000)
+
+
+@pytest.fixture
+def round_of_two(tmp_path):
+    """A folder with a clip to review by ann and bob."""
+    records = [replace(RECORDS[0], media={"video": str(write_clip(tmp_path / "clip1.mp4"))})]
+    coarse = write_records(tmp_path / "coarse", records)
+    config = StudioReviewConfig(records=str(coarse), to=str(tmp_path), round=1, annotators="ann,bob", browser=False)
+    set_up_round(config, coarse, tmp_path)
+    return config, ReviewRoom(tmp_path)
 
 
 def test_a_filter_leaves_the_clips_that_it_names_and_nothing_is_requested_elsewhere(browser, address):
@@ -28,6 +43,8 @@ def test_a_filter_leaves_the_clips_that_it_names_and_nothing_is_requested_elsewh
         assert page.locator(".row .id").inner_text().startswith("clip3")
         page.get_by_role("button", name="Clear").click()
         expect(page.locator(".count")).to_have_text("12 clips")
+        page.get_by_text("Labels and lengths").click()
+        expect(page.locator(".bars svg").first).to_have_attribute("aria-label", re.compile("True: 0: 0, .*; a: "))
         page.locator(".cell:not([disabled])").first.click()  # a cell of the matrix filters
         expect(page.locator(".count")).not_to_have_text("12 clips")
         assert page.requests.others == []
@@ -43,6 +60,7 @@ def test_texts_are_shown_as_text_and_chinese_too(browser, address):
         assert "attacked" not in page.title()
         assert page.locator("nav a").first.inner_text() == "结果浏览"
         assert page.locator(".sentence.unsupported").count() == 2  # of both systems
+        expect(page.locator(".moves")).to_contain_text(["AU12 嘴角上拉"])
     with opened(browser, address, "/#/clip/clip1?system=a") as page:
         page.wait_for_selector(".answer")
         assert "他看起来很高兴。" in page.locator(".answer").first.inner_text()
@@ -62,10 +80,16 @@ def test_the_gallery_works_by_keyboard_alone(browser, address):
         page.wait_for_selector(".gallery")
 
 
-def test_nothing_is_wider_than_a_phone(browser, address):
-    for path in ("/#/gallery", "/#/clip/clip1?system=a"):
-        with opened(browser, address, path, viewport={"width": 375, "height": 740}) as page:
-            page.wait_for_selector(".row, .answer")
+def test_nothing_is_wider_than_a_phone(browser, trying):
+    phone = {"width": 375, "height": 740}
+    for path, shown in (
+        ("/#/gallery", ".row"),
+        ("/#/clip/clip0?system=a", ".moves .move"),
+        ("/#/try?id=clip0", ".frame img"),
+        ("/#/runs", ".runs tr"),
+    ):
+        with opened(browser, trying, path, viewport=phone) as page:
+            page.wait_for_selector(shown)
             assert page.evaluate("document.documentElement.scrollWidth") <= 375, path
 
 
@@ -100,23 +124,31 @@ def test_a_clip_is_uploaded_and_answered_by_two_models_with_what_each_sentence_r
         assert page.requests.errors == []
 
 
+def test_a_subtitle_is_proposed_and_what_somebody_writes_is_kept(browser, trying, manifest):
+    with opened(browser, trying, "/#/try") as page:
+        subtitle = page.get_by_label("Subtitle")
+        page.set_input_files("input[type=file]", manifest.parent / "clip2.mp4")
+        expect(page.locator(".ask")).to_contain_text("correct it if it is wrong")
+        proposed = subtitle.input_value()
+        assert proposed
+        page.get_by_role("button", name="✕").click()
+        subtitle.fill("my own words")
+        page.set_input_files("input[type=file]", manifest.parent / "clip3.mp4")
+        page.wait_for_selector(".frame img")
+        expect(page.get_by_role("button", name="Listen")).to_be_enabled()
+        assert subtitle.input_value() == "my own words"
+
+
 def test_a_clip_can_be_recorded(browser, trying):
     with opened(browser, trying, "/#/try", permissions=["camera", "microphone"]) as page:
         page.get_by_role("button", name="Record").click()
-        page.wait_for_selector("video[autoplay]")
-        page.wait_for_timeout(700)
+        expect(page.locator(".recorded")).to_contain_text("kB")  # something was recorded
         page.get_by_role("button", name="Stop recording").click()
         page.wait_for_selector(".frame img")  # of the clip that was sent
 
 
-def test_a_review_by_keyboard_is_saved_and_an_unsaved_draft_survives_the_page(browser, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("review")
-    clip = write_clip(folder / "clip1.mp4")
-    records = [replace(RECORDS[0], media={"video": str(clip)})]
-    coarse = write_records(folder / "coarse", records)
-    config = StudioReviewConfig(records=str(coarse), to=str(folder), round=1, annotators="ann,bob", browser=False)
-    set_up_round(config, coarse, folder)
-    room = ReviewRoom(folder)
+def test_a_review_by_keyboard_is_saved_and_an_unsaved_draft_survives_the_page(browser, round_of_two):
+    config, room = round_of_two
     with running(Studio(config, review=room)) as url, opened(browser, url, f"/review/{room.keys['ann']}") as page:
         fields = page.locator("textarea")
         expect(fields).to_have_count(3)
@@ -136,6 +168,59 @@ def test_a_review_by_keyboard_is_saved_and_an_unsaved_draft_survives_the_page(br
         expect(page.locator(".done-count")).to_have_text("2 / 2")
         assert "attacked" not in page.title()
         assert page.requests.errors == []
-    answers = ReviewAnswers(folder)
+    answers = ReviewAnswers(room.folder)
     assert answers.of(1, "labels", "clip1")["ann"]["labels"] == ["puzzled", "惊讶"]
     assert answers.of(1, "clues", "clip1")["ann"]["clues"]["visual"] == ["The person waves at somebody.", ATTACK]
+
+
+def test_two_people_review_one_clip_at_once(browser, round_of_two):
+    config, room = round_of_two
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(running(Studio(config, review=room)))
+        pages = {
+            name: stack.enter_context(opened(browser, url, f"/review/{room.keys[name]}")) for name in ("ann", "bob")
+        }
+        for page in pages.values():
+            expect(page.locator("textarea")).to_have_count(3)
+        pages["ann"].keyboard.press("Alt+Backspace")  # bob's page stays as it is
+        expect(pages["ann"].locator("textarea")).to_have_count(2)
+        pages["bob"].keyboard.press("Control+Enter")
+        pages["ann"].keyboard.press("Control+Enter")
+        for page, key in ((pages["bob"], "1"), (pages["ann"], "2")):
+            expect(page.locator(".tick-label")).to_have_count(2)
+            page.keyboard.press(key)
+            page.keyboard.press("Control+Enter")
+        for page in pages.values():
+            expect(page.locator(".done-count")).to_have_text("2 / 2")
+    answers = ReviewAnswers(room.folder)
+    assert {name: row["labels"] for name, row in answers.of(1, "labels", "clip1").items()} == {
+        "ann": [RECORDS[0].labels[1]],
+        "bob": [RECORDS[0].labels[0]],
+    }
+    clues = {name: sum(map(len, row["clues"].values())) for name, row in answers.of(1, "clues", "clip1").items()}
+    assert clues == {"ann": 2, "bob": 3}
+
+
+def test_rollouts_of_a_step_are_shown_in_parts_with_their_number_and_new_steps_appear(browser, tmp_path):
+    def rows(step, n_clips):
+        return [
+            {"step": step, "id": f"clip{n}", "text": f"{ATTACK} {k}", "reward": k / 2, "rewards": {"wheel": k / 2}}
+            for n in range(n_clips)
+            for k in range(2)
+        ]
+
+    RunRecord.start(tmp_path / "reward", kind="train reward", config={})
+    append_rows(tmp_path / "reward" / "rollouts.jsonl", rows(1, PART + 3))
+    watch = Watch([tmp_path])
+    with running(Studio(StudioConfig(browser=False), watch=watch)) as url, opened(browser, url, "/#/runs") as page:
+        page.get_by_role("link", name="reward").click()
+        section = page.locator("section section").filter(has_text="Rollouts")
+        expect(section).to_contain_text(f"1–{PART} of {PART + 3} clips")
+        expect(section.locator(".reward").first).to_have_text("reward 0.50")
+        page.get_by_role("button", name="Next").press("Enter")
+        expect(section).to_contain_text(f"{PART + 1}–{PART + 3} of {PART + 3} clips")
+        expect(section.locator(".sample")).to_have_count(3)
+        append_rows(tmp_path / "reward" / "rollouts.jsonl", rows(2, 1))
+        expect(section).to_contain_text("1–1 of 1 clips")
+        assert "attacked" not in page.title()
+        assert page.requests.errors == []
