@@ -76,7 +76,7 @@ export function wheelPicture(wheels, number, groups) {
   return h("figure", { class: "wheel" },
     s("svg", { viewBox: `0 0 ${SIZE} ${HEIGHT}`, role: "img", "aria-label": `${t("Wheel")} ${number + 1}: ${words}` }, parts, marks),
     h("figcaption", {}, kinds.size > 1 ? `● ${t("Predicted")}  ○ ${t("True")}  ◉ ${t("both")}` : "",
-      absent.length ? h("span", { class: "absent" }, `; ${t("not on this wheel")}: ${[...new Set(absent.map((one) => one.label))].join(", ")}`) : null));
+      absent.length ? h("span", { class: "absent" }, `${kinds.size > 1 ? "; " : ""}${t("not on this wheel")}: ${[...new Set(absent.map((one) => one.label))].join(", ")}`) : null));
 }
 
 export function wheelWithChoice(wheels, groups, state) {
