@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installation
 
-from affectgpt.cli import compose
+from omegaconf import OmegaConf
+
 from affectgpt.config import BenchmarkConfig
 
 HERE = Path(__file__).resolve().parent
@@ -67,8 +68,8 @@ def metric_of(benchmark: BenchmarkConfig) -> str:
 
 
 def shipped() -> list[BenchmarkConfig]:
-    names = sorted(path.stem for path in (HERE.parent / "conf" / "benchmark").glob("*.yaml"))
-    return [compose("eval", [f"benchmark={name}"]).benchmark for name in names]
+    files = sorted((HERE.parent / "conf" / "benchmark").glob("*.yaml"))
+    return [OmegaConf.to_object(OmegaConf.merge(BenchmarkConfig, OmegaConf.load(file))) for file in files]
 
 
 if __name__ == "__main__":

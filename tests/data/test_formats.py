@@ -257,7 +257,7 @@ def test_conversations_of_another_form_are_bad_rows(tmp_path, turns):
 @pytest.mark.parametrize(
     ("format", "options", "words"),
     [
-        ("mer2040", {}, r"unknown format 'mer2040'; expected one of \['manifest', 'emer_v1'"),
+        ("mer2040", {}, r"unknown format 'mer2040'; expected one of \['manifest', 'datasets', 'emer_v1'"),
         ("ovmerd", {}, r"track2_train_ovmerd\.csv: no such file; the folder has \['track1_train\.csv'\]"),
         ("mer_onehot", {"label": "x"}, "has no option 'label'; its options are .*'labels'"),
         ("mer_onehot", {"video": "clips"}, r"no video in 'clips'.* found folders \['video'\].*options: \{video"),
