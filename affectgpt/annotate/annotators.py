@@ -35,8 +35,11 @@ from affectgpt.runtime import UserError, redacted, stable_hash
 
 log = logging.getLogger("affectgpt")
 
-CODE_VERSION = "2"
+CODE_VERSION = "1"
 """Changes whenever the same request would be sent in another way."""
+
+PICTURES_VERSION = "2"
+"""Changes whenever the same sampling gives other pictures."""
 
 STRUCTURED = ("json_schema", "json_object", "prompt", "none")
 
@@ -65,7 +68,8 @@ class Question:
 
     def key(self, model: str, request: Mapping[str, Any]) -> str:
         """The key of the answer to `request`, the question as it is stored."""
-        return stable_hash([CODE_VERSION, self.clip.sha256, self.step, model, request])
+        code = f"{CODE_VERSION} {PICTURES_VERSION}" if "images" in self.shows else CODE_VERSION
+        return stable_hash([code, self.clip.sha256, self.step, model, request])
 
     def request(self, chat: Chat | None = None) -> Request:
         """The question with its media decoded, as `chat` takes them; None = as a server does."""

@@ -34,13 +34,13 @@ PLAIN = Question("merge", "What?", {"type": "object"}, CLIP)
         (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}}, "5ac3fcec"),
         (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}, "structured": "json_object"}, "d4122295"),
         (PLAIN, {"kind": "openai", "seed": 1, "extra": {"top_p": 1}, "structured": "prompt"}, "4750697e"),
-        (SHOWN, {"kind": "openai"}, "f71220b6"),
-        (SHOWN, {"kind": "transformers", "structured": "prompt"}, "7f4be593"),
-        (SHOWN, {"kind": "transformers"}, "f2264f49"),
+        (SHOWN, {"kind": "openai"}, "922084a0"),
+        (SHOWN, {"kind": "transformers", "structured": "prompt"}, "b8cfc8f4"),
+        (SHOWN, {"kind": "transformers"}, "d59f1a6b"),
     ],
 )
 def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp_path, monkeypatch):
-    """With changed keys, paid questions would be asked again."""
+    """With changed keys, paid questions would be asked again; those about pictures are, since the pictures changed."""
     found = []
 
     async def get_or_make(rows, claims, key, make):

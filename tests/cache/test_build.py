@@ -89,9 +89,14 @@ def test_a_killed_build_resumes_and_encodes_nothing_twice(base_models, manifest,
     assert records(tmp_path / "cache") == sum(len(store) for store in stores(tmp_path / "cache")) == N_STATES
 
 
+def _build(config):
+    torch.set_num_threads(1)  # after a fork torch makes its pool anew, in which two threads at once fail
+    run_build(config)
+
+
 def _builds(config):
     context = multiprocessing.get_context("fork")  # of a process that has imported torch
-    builds = [context.Process(target=run_build, args=(config,)) for _ in range(2)]
+    builds = [context.Process(target=_build, args=(config,)) for _ in range(2)]
     for build in builds:
         build.start()
     return builds

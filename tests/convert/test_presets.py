@@ -215,7 +215,7 @@ def test_emotion_llama_v2_takes_its_own_checkpoint_completely(tiny_bases, rank, 
         torch.stack([video[0], nothing, video[1]]),
         state,
     )
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_minigpt_v2_starts_emotion_llama_v2(tiny_bases, rank, tmp_path):

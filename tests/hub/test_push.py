@@ -252,7 +252,9 @@ def test_trained_tensors_with_local_base_models_are_not_published_alone(base_mod
 
 def test_a_card_without_a_run_record_asks_the_author_to_fill_in():
     spec = {"llm": "meta-llama/Llama-2-7b-hf", "llm_dtype": "bfloat16", "encoders": {}, "projectors": {}}
-    card = model_card({"spec": spec, "prompts": "1", "affectgpt": "0"}, {}, None, PushConfig(repo="user/x"))
+    card = model_card(
+        {"spec": spec, "prompts": "1", "affectgpt": "0", "tensors": {}}, {}, None, PushConfig(repo="user/x")
+    )
     assert "| llm | meta-llama/Llama-2-7b-hf | - | Llama 2 Community License |" in card
     assert card.count("please fill") == 2
 
@@ -269,7 +271,9 @@ def test_a_card_lists_the_sources_that_the_stage_names():
         "train": {"ours": {"format": "llava", "weight": 0.5}},
     }  # fmt: skip
     record = {"config": {"seed": 1, "stage": stage, "data": data}}
-    card = model_card({"spec": spec, "prompts": "1", "affectgpt": "0"}, record, None, PushConfig(repo="user/x"))
+    card = model_card(
+        {"spec": spec, "prompts": "1", "affectgpt": "0", "tensors": {}}, record, None, PushConfig(repo="user/x")
+    )
     assert "Stage polish, data `toy`:" in card
     assert "| ovmerd | all | 1 | not counted |" in card
     assert "| llava | all | 0.5 | not counted |" in card
