@@ -388,6 +388,8 @@ class EvalConfig(QuestionConfig):
     label_reading: str = "auto"  # of label cells: published, exact (our parser), or auto: published with its tables
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
     faithfulness: bool = True  # also score what explanations say about modalities, clues and labels
+    engine: str = "auto"  # generation backend: auto, or vllm (if that package is installed)
+    vllm: dict[str, Any] = field(default_factory=dict)  # engine=vllm: further arguments of vllm.LLM
     out: str | None = None  # folder for predictions.jsonl and report.json; null = next to the checkpoint or predictions
     base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # generation settings
@@ -867,6 +869,7 @@ class DemoConfig:
 
     brief: bool = False  # smoke test with a few steps; also --brief
     runs: str = "runs"  # folder of the runs; also --runs DIR
+    bases: str | None = None  # only train the four base models anew, as the package carries them, into this new folder
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Train and score the embedded demo, in minutes on two CPU cores: python -m affectgpt.demo [--brief] [--runs DIR]
 
-Builds the corpus and the small base models, trains fine alone, explains one clip, trains coarse, and fine after coarse,
-scores each checkpoint and two baselines on the test split, and asks the last one again with every subset of the inputs.
+Draws the corpus, unpacks the small base models, trains fine alone, explains one clip, trains coarse, and fine after
+coarse, scores each checkpoint and two baselines on the test split, and asks the last one again with every subset of
+the inputs.
 It runs the same code as train.py, eval.py and infer.py.
 """
 
@@ -39,8 +40,11 @@ Compose = Callable[..., Any]
 
 
 def run(config: DemoConfig, compose: Compose) -> int:
-    from affectgpt.demo.models import in_one_thread
+    from affectgpt.demo.models import in_one_thread, store_base_models
 
+    if config.bases is not None:
+        store_base_models(Path(config.bases))
+        return 0
     start = time.monotonic()
     runs = Path(config.runs)
     build(Path(compose("cache ls").paths.cache))

@@ -14,15 +14,13 @@ PRETRAINED = "projectors"
 
 
 def build(cache: Path) -> None:
-    """Build corpus and base models below `cache` in one go, unless they exist: one core trains the LLM, the longest
-    job, and the others do the rest meanwhile.
-    """
+    """Build corpus and base models below `cache` in one go, unless they exist."""
     from affectgpt.demo.models import in_one_thread, model_jobs, models_folder
 
-    with corpus_jobs(corpus_folder(cache / "demo")) as clips, model_jobs(models_folder(cache / "demo")) as trainings:
-        jobs = [*trainings, *clips]
+    with corpus_jobs(corpus_folder(cache / "demo")) as clips, model_jobs(models_folder(cache / "demo")) as models:
+        jobs = [*models, *clips]
         if jobs:
-            log.info("=== %d clips and %d base models are made on first use", len(clips), len(trainings))
+            log.info("=== on first use, %d clips are drawn and %d base models unpacked", len(clips), len(models))
         for _ in processes_for(len(jobs)).map(in_one_thread, jobs):
             pass
 

@@ -9,6 +9,9 @@ Like real base models, they are trained on other data than the corpus: the encod
 predict action units, gaze, head pose, pitch, loudness and similar targets through a head that is then discarded; no
 target is an emotion. The LLM is trained on text to map clues in words to descriptions and labels, because a frozen LLM
 with random weights cannot be steered through its inputs.
+
+The package carries them trained (`weights/`, half precision, written by `python -m affectgpt.demo bases=FOLDER`);
+first use unpacks them. With other steps or another seed they are trained.
 """
 
 from __future__ import annotations
@@ -16,16 +19,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -46,21 +52,23 @@ from transformers import (
 )
 
 from affectgpt import prompts
-from affectgpt.demo.corpus import build_once
+from affectgpt.demo.corpus import MARKER, build_once
 from affectgpt.demo.emotions import CHINESE, draw_scene, perform
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import ACTION_UNITS, Performance, sample_curve, syllables
 from affectgpt.demo.text import N_LINES, Clues, checked_clues, describe, hide, labels_in_chinese, subtitle_of
 from affectgpt.demo.voice import render_voice
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.runtime import n_cores, quiet_libraries, stable_hash
+from affectgpt.runtime import InputError, n_cores, quiet_libraries, stable_hash, write_json_atomic
 from affectgpt.schema import Sample
 from affectgpt.spread import Processes
 
 Result = TypeVar("Result")
 
-CODE_VERSION = "5"
-"""Increased when the same parameters give different models."""
+CODE_VERSION = "6"
+"""Increased when the same parameters give different models; the stored weights must be trained again then."""
+STORED = Path(__file__).with_name("weights")
+"""The trained base models that the package carries, their tensors in half precision."""
 
 RATE_HZ = 16000
 PEOPLE = 4
@@ -72,7 +80,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimizer steps of each model; the defaults take about two minutes on two cores."""
+    """Optimizer steps of each model. The defaults are those of the stored weights; seven minutes on two cores."""
 
     llm: int = 700
     hubert: int = 400
@@ -92,7 +100,7 @@ def build_base_models(
     steps: Steps | None = None,
     n_processes: int | None = None,
 ) -> None:
-    """Train the four base models and write them to `folder`, unless it exists.
+    """Write the four base models to `folder`, unless it exists: those of the package unpacked, others trained.
 
     If several processes need them, one builds. The same arguments give the same weights on the same machine, for any
     `n_processes`: each model is trained in one thread.
@@ -108,22 +116,64 @@ def build_base_models(
 
 @contextmanager
 def model_jobs(
-    folder: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None
+    folder: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None, stored: Path = STORED
 ) -> Iterator[list[Callable[[], None]]]:
-    """The jobs that train the base models, the longest first, for `in_one_thread`; none if `folder` exists. It is
-    complete when the context ends.
+    """The jobs that unpack or train the base models, the longest first, for `in_one_thread`; none if `folder` exists.
+    It is complete when the context ends.
+
+    Args:
+        stored: models that are unpacked if they have these parameters.
     """
-    steps = steps or Steps()
-    with build_once(Path(folder), _parameters(seed, steps)) as target:
+    parameters = _parameters(seed, steps)
+    with build_once(Path(folder), parameters) as target:
         if target is None:
             yield []
-            return
-        yield [
-            partial(make_llm, target / "llm", seed=seed, n_steps=steps.llm),
-            partial(make_eva, target / "eva", seed=seed, n_steps=steps.eva),
-            partial(make_hubert, target / "hubert", seed=seed, n_steps=steps.hubert),
-            partial(make_videomae, target / "videomae", seed=seed, n_steps=steps.videomae),
-        ]
+        elif (stored / MARKER).is_file() and json.loads((stored / MARKER).read_text()) == parameters:
+            yield [partial(unpack, stored / name, target / name) for name in MODELS]
+        else:
+            yield _trainings(target, seed, steps or Steps())
+
+
+MODELS = ("llm", "eva", "hubert", "videomae")
+
+
+def _trainings(folder: Path, seed: int, steps: Steps) -> list[Callable[[], None]]:
+    makers = {"llm": make_llm, "eva": make_eva, "hubert": make_hubert, "videomae": make_videomae}
+    return [partial(makers[name], folder / name, seed=seed, n_steps=getattr(steps, name)) for name in MODELS]
+
+
+def store_base_models(folder: Path, *, seed: int = 0, steps: Steps | None = None) -> None:
+    """Train the base models and write them to `folder` as the package carries them.
+
+    Raises:
+        InputError: `folder` exists.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists; name a folder that does not, or delete it")
+    with TemporaryDirectory() as trained:
+        jobs = _trainings(Path(trained), seed, steps or Steps())
+        for _ in Processes(min(n_cores(), len(jobs))).map(in_one_thread, jobs):
+            pass
+        pack(Path(trained), folder, _parameters(seed, steps))
+
+
+def pack(trained: Path, folder: Path, parameters: dict[str, Any]) -> None:
+    """Copy the base models, their tensors in half precision."""
+    for name in MODELS:
+        _copy(trained / name, folder / name, torch.float16)
+    write_json_atomic(folder / MARKER, parameters)
+
+
+def unpack(stored: Path, folder: Path) -> None:
+    """Copy a model, its tensors in single precision."""
+    _copy(stored, folder, torch.float32)
+
+
+def _copy(source: Path, folder: Path, dtype: torch.dtype) -> None:
+    shutil.copytree(source, folder)
+    weights = folder / "model.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def build_second_llm(cache: Path, *, seed: int = 0, n_steps: int | None = None) -> Path:

@@ -1,23 +1,35 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import affectgpt.models.encoders  # noqa: F401 - registers Blip2VisionModel with AutoModel
 from affectgpt import prompts
 from affectgpt.demo import models
-from affectgpt.demo.corpus import draw_scenes
+from affectgpt.demo.corpus import MARKER, draw_scenes
 from affectgpt.demo.emotions import CHINESE, Scene, perform
-from affectgpt.demo.models import Steps, build_base_models, models_folder
+from affectgpt.demo.models import STORED, Steps, build_base_models, models_folder
+from affectgpt.runtime import InputError
 
+WEIGHTS = "model.safetensors"
 TWO = Steps(llm=2, hubert=2, eva=2, videomae=2)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    folder = models_folder(tmp_path_factory.mktemp("cache"), steps=TWO)
-    build_base_models(folder, steps=TWO, n_processes=1)
+    """The models that the package carries."""
+    folder = models_folder(tmp_path_factory.mktemp("cache"))
+    build_base_models(folder, n_processes=1)
     return folder
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    """Tokenizers that are made in a second."""
+    monkeypatch.setattr(models, "N_TOKENIZER_TEXTS", 100)
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +110,41 @@ def test_notes_contain_no_clues_of_hidden_modalities_and_no_labels():
         assert not {word for note in example.notes.values() for word in note.split()} & (set(CHINESE) - {"calm"})
 
 
-def test_two_builds_give_the_same_weights_and_existing_models_are_not_rebuilt(built, tmp_path):
+def test_two_trainings_give_the_same_weights_and_existing_models_are_not_trained_again(tmp_path, few_texts):
+    trained = tmp_path / "models"
+    build_base_models(trained, steps=TWO, n_processes=1)
     models.make_eva(tmp_path / "eva", seed=0, n_steps=2)
     models.make_llm(tmp_path / "llm", seed=0, n_steps=2)
     for name in ("eva", "llm"):
-        assert (tmp_path / name / "model.safetensors").read_bytes() == (built / name / "model.safetensors").read_bytes()
-    before = (built / "llm" / "model.safetensors").stat().st_mtime_ns
-    build_base_models(built, steps=TWO, n_processes=1)
-    assert (built / "llm" / "model.safetensors").stat().st_mtime_ns == before
+        assert (tmp_path / name / WEIGHTS).read_bytes() == (trained / name / WEIGHTS).read_bytes()
+    before = (trained / "llm" / WEIGHTS).stat().st_mtime_ns
+    build_base_models(trained, steps=TWO, n_processes=1)
+    assert (trained / "llm" / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_the_models_of_the_package_are_of_todays_code_and_unpack_in_single_precision(built):
+    assert json.loads((STORED / MARKER).read_text()) == models._parameters(0, None), "train them anew: docs/demo.md"
+    for name in models.MODELS:
+        stored, unpacked = (load_file(folder / name / WEIGHTS) for folder in (STORED, built))
+        assert stored.keys() == unpacked.keys()
+        for key, tensor in unpacked.items():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, stored[key].float())
+
+
+def test_models_that_are_packed_unpack_as_they_were_but_for_rounding(built, tmp_path):
+    models.pack(built, tmp_path / "stored", models._parameters(0, TWO))
+    with models.model_jobs(tmp_path / "unpacked", steps=TWO, stored=tmp_path / "stored") as jobs:
+        assert {job.func for job in jobs} == {models.unpack}
+        for job in jobs:
+            job()
+    for name in models.MODELS:
+        before, after = (load_file(folder / name / WEIGHTS) for folder in (built, tmp_path / "unpacked"))
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            torch.testing.assert_close(after[key], tensor, rtol=2**-11, atol=2**-25)
+    with pytest.raises(InputError, match="exists; name a folder that does not"):
+        models.store_base_models(tmp_path / "stored", steps=TWO)
 
 
 def test_other_seeds_and_steps_use_other_folders(tmp_path):
@@ -161,7 +200,9 @@ def test_a_clip_without_a_voice_has_no_voice_targets():
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory):
-    return models.build_second_llm(tmp_path_factory.mktemp("cache"), n_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "N_TOKENIZER_TEXTS", 100)
+        return models.build_second_llm(tmp_path_factory.mktemp("cache"), n_steps=2)
 
 
 def test_the_second_llm_has_another_architecture_tokenizer_and_chat_format(second):
