@@ -145,11 +145,13 @@ def _predict(config: EvalConfig) -> Path:
     from affectgpt.cache.reader import cache_mode
     from affectgpt.data.facts import facts_in
     from affectgpt.data.sources import report_bad
-    from affectgpt.inference.infer import check_question
+    from affectgpt.inference.infer import check_engine, check_question
     from affectgpt.inference.loading import load, settings_of
     from affectgpt.inference.prediction import predict, predict_to_file
+    from affectgpt.inference.vllm import engine_named
     from affectgpt.runtime import seed_everything
 
+    check_engine(config.engine)
     check_question(config, config.generate)
     loaded = load(
         config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models,
@@ -172,11 +174,13 @@ def _predict(config: EvalConfig) -> Path:
         name=loaded.name,
         on_bad=config.data.on_bad,
         bad=bad,
+        answer=engine_named(config.engine, loaded, Path(config.paths.cache), config.vllm),
     )
     seed_everything(config.seed)
     out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
     file = out / "predictions.jsonl"
-    predict_to_file(predictions, samples, file, settings=settings_of(loaded, config, config.generate, config.seed))
+    settings = settings_of(loaded, config, config.generate, config.seed, config.engine)
+    predict_to_file(predictions, samples, file, settings=settings)
     report_bad(bad, out)
     return file
 

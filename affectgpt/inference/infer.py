@@ -30,8 +30,7 @@ NOT_SHOWN = {
 
 def run_inference(config: InferConfig) -> int:
     """Explain every input: print the predictions, or append them to `out`. Exit code 3 if samples were left out."""
-    if config.engine not in ("auto", "vllm"):
-        raise UserError(f"engine is {config.engine!r}; expected auto or vllm")
+    check_engine(config.engine)
     if config.attribute and config.engine == "vllm":
         raise UserError("attribute=true needs the model in this process: leave out engine=vllm")
     check_question(config, config.generate)
@@ -40,10 +39,9 @@ def run_inference(config: InferConfig) -> int:
     facts = MediaFacts()
     samples, bad = _samples(config, facts)  # unreadable files are named before the model is loaded
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
-        from affectgpt.inference.answers import answers
         from affectgpt.inference.loading import load, settings_of
         from affectgpt.inference.prediction import predict, predict_to_file
-        from affectgpt.inference.vllm import VllmEngine
+        from affectgpt.inference.vllm import engine_named
     loaded = load(
         config.checkpoint,
         Path(config.paths.runs),
@@ -71,7 +69,7 @@ def run_inference(config: InferConfig) -> int:
         on_bad=config.on_bad,
         bad=bad,
         attribution=config.attribute,
-        answer=VllmEngine(loaded, Path(config.paths.cache), config.vllm) if config.engine == "vllm" else answers,
+        answer=engine_named(config.engine, loaded, Path(config.paths.cache), config.vllm),
     )
     seed_everything(config.seed)
     if config.out is None:
@@ -79,13 +77,17 @@ def run_inference(config: InferConfig) -> int:
         for prediction in predictions(samples):
             print(to_json(prediction) if config.json else f"{format_prediction(prediction, by_id[prediction.id])}\n")
     else:
-        settings = settings_of(loaded, config, config.generate, config.seed)
-        if config.engine != "auto":
-            settings["engine"] = config.engine
+        settings = settings_of(loaded, config, config.generate, config.seed, config.engine)
         done = predict_to_file(predictions, samples, Path(config.out), settings=settings)
         log.info("%d predictions in %s", len(done), config.out)
     _report(bad, config.out)
     return 3 if bad else 0
+
+
+def check_engine(engine: str) -> None:
+    """Raise UserError for an unknown generation backend."""
+    if engine not in ("auto", "vllm"):
+        raise UserError(f"engine is {engine!r}; expected auto or vllm")
 
 
 def check_question(question: QuestionConfig, generate: GenerateConfig) -> None:

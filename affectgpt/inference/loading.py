@@ -243,7 +243,9 @@ def _weights_sha256(folder: Path) -> str:
     return next(iter(found.values())) if len(found) == 1 else stable_hash(found)
 
 
-def settings_of(loaded: LoadedModel, question: QuestionConfig, generate: GenerateConfig, seed: int) -> dict[str, Any]:
+def settings_of(
+    loaded: LoadedModel, question: QuestionConfig, generate: GenerateConfig, seed: int, engine: str = "auto"
+) -> dict[str, Any]:
     """Everything that decides the answers, for `prediction.predict_to_file`; batch size and speed do not."""
     values = {field.name: getattr(question, field.name) for field in fields(QuestionConfig)}
     values |= {key: value for key, value in asdict(generate).items() if key not in ("batch_size", "compile")}
@@ -252,4 +254,6 @@ def settings_of(loaded: LoadedModel, question: QuestionConfig, generate: Generat
         del values["constrain"]
     if quantization := (loaded.model.config.spec or {}).get("llm_quantization"):
         values["quantization"] = quantization
+    if engine != "auto":
+        values["engine"] = engine
     return values

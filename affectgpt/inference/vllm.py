@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from affectgpt.config import GenerateConfig
-from affectgpt.inference.answers import Answer, answer_of, prompt_embeds, stop_ids
+from affectgpt.inference.answers import Answer, answer_of, answers, prompt_embeds, stop_ids
 from affectgpt.inference.loading import LoadedModel
 from affectgpt.models.checkpoint import read_manifest
 from affectgpt.models.modeling_affectgpt import merge_lora_into
@@ -84,6 +84,13 @@ class VllmEngine:
                 [{"prompt_embeds": each.cpu()} for each in prompts], parameters, use_tqdm=False
             )
             yield from (answer_of(processor, list(output.outputs[0].token_ids)) for output in outputs)
+
+
+def engine_named(
+    name: str, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None
+) -> Callable[..., Iterator[Answer]]:
+    """The `answer` of `predict` for engine=auto or engine=vllm; the rest as for `VllmEngine`."""
+    return VllmEngine(loaded, folder, options) if name == "vllm" else answers
 
 
 def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:

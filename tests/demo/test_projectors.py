@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from affectgpt.cli import compose
 from affectgpt.demo.emotions import CHINESE, FEELINGS
-from affectgpt.demo.models import Steps, build_base_models
+from affectgpt.demo.models import build_base_models
 from affectgpt.demo.performance import sample_curve
 from affectgpt.demo.projectors import PEOPLE, Settings, build_projectors, demo_spec, draw_clip, render_media
 from affectgpt.models import build, model_spec
@@ -21,7 +21,7 @@ SHORT = Settings(people=6, steps=3, batch=2, held_out=4)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "models"
-    build_base_models(folder, steps=Steps(llm=2, hubert=2, eva=2, videomae=2), n_processes=1)
+    build_base_models(folder, n_processes=1)
     return folder
 
 

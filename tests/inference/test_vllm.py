@@ -5,6 +5,7 @@ vLLM itself is not run here: its wheel is for CUDA.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from affectgpt.config import GenerateConfig, InferConfig, LoraConfig
+from affectgpt.config import EvalConfig, GenerateConfig, InferConfig, LoraConfig
 from affectgpt.hub.export import export
 from affectgpt.inference.answers import answers
+from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import run_inference
 from affectgpt.inference.loading import LoadedModel, load
 from affectgpt.inference.vllm import VllmEngine, sampling_values
 from affectgpt.models import build, save_trained
 from affectgpt.runtime import UserError
+from affectgpt.schema import Sample, write_jsonl
 from tests.models import tiny
 
 SHOWN = (("audio", "frames"), ("frames",), (), ("audio",))
@@ -168,6 +171,22 @@ def test_what_vllm_cannot_run_is_refused_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="engine=vllm needs the package vllm: pip install vllm"):
         VllmEngine(given, tmp_path)
+
+
+def test_an_evaluation_asks_the_engine_that_is_set_and_its_answers_name_it(tmp_path):
+    folder = checkpoint(tmp_path)
+    write_jsonl(tmp_path / "m.jsonl", [Sample(id=str(i), subtitle=f"Line {i}.", labels=("sad",)) for i in range(3)])
+    files = []
+    for engine in ("auto", "vllm"):
+        config = EvalConfig(checkpoint=str(folder), references=str(tmp_path / "m.jsonl"), out=str(tmp_path / engine))
+        config.engine, config.device, config.n_bootstrap, config.generate.max_new_tokens = engine, "cpu", 0, 7
+        config.paths.cache = str(tmp_path / "cache")
+        evaluate_config(config)
+        files.append(tmp_path / engine / "predictions.jsonl")
+    assert files[0].read_text() == files[1].read_text()
+    settings = [json.loads(Path(f"{file}.settings.json").read_text()) for file in files]
+    assert "engine" not in settings[0]
+    assert settings[1] == settings[0] | {"engine": "vllm"}
 
 
 def test_an_unknown_engine_is_refused_before_anything_is_loaded():
