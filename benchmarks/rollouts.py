@@ -112,9 +112,11 @@ class Updates:
             self.compared = torch.cat(self.model(**self.reward_batch, log_probs=True).log_probs).float()
 
     def update(self) -> None:
-        new = torch.cat(self.model(**self.reward_batch, log_probs=True).log_probs)
-        losses, _, _ = policy_loss(new, new.detach(), self.advantages, self.compared, 0.2, 0.2, 0.04)
-        self._step((losses * self.weights).sum())
+        def token_loss(new: Tensor, at: slice) -> Tensor:
+            parts = new.detach(), self.advantages[at], self.compared[at]
+            return policy_loss(new, *parts, 0.2, 0.2, 0.04)[0] * self.weights[at]
+
+        self._step(self.model(**self.reward_batch, token_loss=token_loss).loss)
 
 
 def time_steps(updates: Updates, rollout: Callable[[], Any], n_rounds: int) -> dict[str, tuple[float, float]]:

@@ -19,7 +19,7 @@ from affectgpt.engine.activations import Kept, kept_bytes, kept_tensors
 from affectgpt.engine.generation import Prompt, can_generate, greedy
 from affectgpt.engine.groups import Group, continue_groups
 from affectgpt.engine.layers import FAMILIES, supports
-from affectgpt.engine.packing import SampleTooLong, packed_log_probs, packed_loss
+from affectgpt.engine.packing import SampleTooLong, packed_log_probs, packed_loss, packed_token_loss
 
 __all__ = [
     "FAMILIES",
@@ -34,5 +34,6 @@ __all__ = [
     "kept_tensors",
     "packed_log_probs",
     "packed_loss",
+    "packed_token_loss",
     "supports",
 ]

@@ -5,7 +5,7 @@ Where weights are frozen, each function saves no more for the backward pass than
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -176,14 +176,32 @@ class _Gated(torch.autograd.Function):
 # ---------------------------------------------------------------- losses
 
 
-def summed_loss(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross-entropies of states [K, D] under the LLM's output layer against targets [K]."""
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""(log-probabilities of some labels [n], which of all labels these are) -> the loss of each [n], from its own alone."""
+
+
+def summed_loss(
+    head: nn.Module, states: Tensor, targets: Tensor, token_loss: TokenLoss | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of targets [K] under the LLM's output layer at states [K, D].
+
+    Args:
+        token_loss: None = cross-entropy.
+        first: the place of the first target among all labels.
+
+    Returns:
+        the sum, and the targets' log-probabilities [K] in fp32 without gradients.
+    """
     if is_frozen_linear(head):
-        return _FrozenHeadLoss.apply(states, head.weight, targets)
+        return _FrozenHeadLoss.apply(states, head.weight, targets, token_loss, first)
     n_rows = _rows_at_once(head.out_features, states.device)
-    chunks = zip(states.split(n_rows), targets.split(n_rows), strict=True)
-    losses = [checkpoint(_chunk_loss, head, rows, wanted, use_reentrant=False) for rows, wanted in chunks]
-    return torch.stack(losses).sum()
+    losses, found = [], []
+    for rows, wanted in zip(states.split(n_rows), targets.split(n_rows), strict=True):
+        own = checkpoint(_chunk_log_probs, head, rows, wanted, use_reentrant=False)
+        losses.append((-own if token_loss is None else token_loss(own, slice(first, first + len(own)))).sum())
+        found.append(own.detach())
+        first += len(own)
+    return torch.stack(losses).sum(), torch.cat(found)
 
 
 def _rows_at_once(vocabulary: int, device: torch.device) -> int:
@@ -191,34 +209,47 @@ def _rows_at_once(vocabulary: int, device: torch.device) -> int:
     return max(64, (_CPU_LOGITS if device.type == "cpu" else _LOGITS) // vocabulary)
 
 
-def _chunk_loss(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(head(states).float(), targets, reduction="sum")
-
-
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Summed cross-entropy; the gradient of the states is computed with the logits and kept instead of them."""
+    """Summed losses; the gradient of the states is computed with the logits and kept instead of them."""
 
     @staticmethod
-    def forward(ctx, states, weight, targets):  # type: ignore[no-untyped-def]
+    def forward(ctx, states, weight, targets, token_loss, first):  # type: ignore[no-untyped-def]
         n_rows = _rows_at_once(len(weight), states.device)
         total = torch.zeros((), dtype=torch.float32, device=states.device)
+        own = torch.empty(len(states), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), n_rows):
-            rows, wanted = states[start : start + n_rows], targets[start : start + n_rows, None]
-            logits = functional.linear(rows, weight).float()  # [n, V]
+            part, wanted = slice(start, start + n_rows), targets[start : start + n_rows, None]
+            logits = functional.linear(states[part], weight).float()  # [n, V]
             found = torch.log_softmax(logits, dim=-1)
-            total -= found.gather(1, wanted).sum()
+            own[part] = found.gather(1, wanted)[:, 0]
+            if token_loss is None:
+                loss, slope = -own[part].sum(), None
+            else:
+                loss, slope = _with_slope(token_loss, own[part], first + start)
+            total += loss
             if gradient is not None:
-                slope = found.exp_()
-                slope.scatter_add_(1, wanted, slope.new_full((), -1.0).expand(wanted.shape))
-                torch.mm(slope.to(weight.dtype), weight, out=gradient[start : start + n_rows])
+                rise = found.exp_()  # of minus the log-probability, along the logits
+                rise.scatter_add_(1, wanted, rise.new_full((), -1.0).expand(wanted.shape))
+                torch.mm(rise.to(weight.dtype), weight, out=gradient[part])
+                if slope is not None:
+                    gradient[part].mul_(-slope[:, None])
         ctx.save_for_backward(gradient)
-        return total
+        ctx.mark_non_differentiable(own)
+        return total, own
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(gradient.dtype), None, None
+        return (gradient * grad).to(gradient.dtype), None, None, None, None
+
+
+def _with_slope(token_loss: TokenLoss, log_probs: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The sum of the losses, and the derivative of each [n] by its log-probability."""
+    with torch.enable_grad():
+        leaf = log_probs.detach().clone().requires_grad_()
+        total = token_loss(leaf, slice(first, first + len(leaf))).sum()
+        return total.detach(), torch.autograd.grad(total, leaf)[0]
 
 
 def log_probs(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:

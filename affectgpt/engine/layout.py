@@ -21,12 +21,14 @@ class Pack:
         lengths: tokens of each sample; their sum is stop - start.
         firsts: for each sample the position, within the sample, of the first token that predicts a label.
         answers: positions in the row of all tokens that predict a label, [K] int64 on the CPU.
+        n_before: such tokens in the row before this pack.
     """
 
     start: int
     lengths: tuple[int, ...]
     firsts: tuple[int, ...]
     answers: Tensor
+    n_before: int = 0
 
     @property
     def stop(self) -> int:
@@ -68,7 +70,8 @@ def find_spans(position_ids: Tensor, predicts: Tensor) -> tuple[list[Span], Tens
 
 def make_packs(spans: Sequence[Span], marks: Tensor, limit: int) -> list[Pack]:
     """Packs of at most `limit` tokens; a longer sample is a pack of its own."""
-    packs = []
+    packs: list[Pack] = []
+    n_before = 0
     for group in group_spans(spans, limit):
         found = [marks[start:stop].nonzero()[:, 0] for start, stop in group]
         packs.append(
@@ -78,8 +81,10 @@ def make_packs(spans: Sequence[Span], marks: Tensor, limit: int) -> list[Pack]:
                 # At least one query per sample, so that attention kernels need not handle empty ones.
                 tuple(int(f[0]) if len(f) else stop - start - 1 for f, (start, stop) in zip(found, group, strict=True)),
                 torch.cat([f + start for f, (start, _) in zip(found, group, strict=True)]),
+                n_before,
             )
         )
+        n_before += len(packs[-1].answers)
     return packs
 
 

@@ -52,23 +52,29 @@ def packed_loss(
         SampleTooLong: a sample is longer than the LLM's sliding window.
         ValueError: the row does not start with a sample.
     """
-    targets, spans, marks = _targets(llm, position_ids, labels)
-    n_workers, limit = cpu.split_work(spans, token_budget or len(marks), _n_threads(llm, embeds.device))
-    packs, seed = make_packs(spans, marks, limit), _dropout_seed(llm)
-
-    def loss_of(pack: Pack, embeds: Tensor) -> Tensor:
-        states = _label_states(llm, embeds, position_ids, pack, seed)
-        return kernels.summed_loss(llm.lm_head, states, targets[pack.answers.to(targets.device)])
-
-    if len(packs) == 1:
-        total = loss_of(packs[0], embeds)
-    else:
-        # Word embeddings have been looked up before; where they are tied, they are also the head.
-        looked_up = {id(llm.get_input_embeddings().weight)} - {id(llm.lm_head.weight)}
-        trained = [each for each in llm.parameters() if each.requires_grad and id(each) not in looked_up]
-        total = _PackByPack.apply(loss_of, packs, n_workers, embeds, *trained)
-    n_items = sum(len(pack.answers) for pack in packs) if num_items_in_batch is None else num_items_in_batch
+    total, log_probs = _summed(llm, embeds, position_ids, labels, None, token_budget)
+    n_items = len(log_probs) if num_items_in_batch is None else num_items_in_batch
     return total / (n_items.to(total.device) if isinstance(n_items, Tensor) else n_items)
+
+
+def packed_token_loss(
+    llm: Any,
+    embeds: Tensor,
+    position_ids: Tensor,
+    labels: Tensor,
+    token_loss: kernels.TokenLoss,
+    token_budget: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of a loss of each label that is a function of its own log-probability, in one pass as `packed_loss`.
+
+    Args:
+        token_loss: called with the log-probabilities of some labels [n] and which of all labels [K] these are, perhaps
+            in several threads; returns the losses [n].
+
+    Returns:
+        the sum, and the log-probabilities of all labels [K] in fp32 without gradients.
+    """
+    return _summed(llm, embeds, position_ids, labels, token_loss, token_budget)
 
 
 def packed_log_probs(
@@ -77,20 +83,56 @@ def packed_log_probs(
     """Log-probabilities of all labels of a packed row, in order and in fp32, with gradients.  -> [K]
 
     The arguments and errors are those of `packed_loss`. With several packs each is computed again in the backward pass,
-    when it is known how the gradients are weighted; memory grows with the budget and not with the batch.
+    when it is known how the gradients are weighted; memory grows with the budget and not with the batch. Losses of
+    single tokens need no second pass: see `packed_token_loss`.
     """
     targets, spans, marks = _targets(llm, position_ids, labels)
-    seed = _dropout_seed(llm)
+    seed, needs_grad = _dropout_seed(llm), torch.is_grad_enabled()
 
     def log_probs_of(pack: Pack, embeds: Tensor) -> Tensor:
         states = _label_states(llm, embeds, position_ids, pack, seed)
         return kernels.log_probs(llm.lm_head, states, targets[pack.answers.to(targets.device)])
 
-    packs = make_packs(spans, marks, token_budget or len(marks))
+    def alone(pack: Pack) -> Tensor:
+        with torch.no_grad():  # threads have modes of their own
+            return log_probs_of(pack, embeds[:, pack.start : pack.stop])
+
+    n_workers, limit = 1, token_budget or len(marks)
+    if not needs_grad:
+        n_workers, limit = cpu.split_work(spans, limit, _n_threads(llm, embeds.device))
+    packs = make_packs(spans, marks, limit)
+    if not needs_grad:
+        return torch.cat(list(cpu.map_packs(alone, packs, n_workers)))
     if len(packs) == 1:
         return log_probs_of(packs[0], embeds)
     parts = [(pack, embeds[:, pack.start : pack.stop]) for pack in packs]
     return torch.cat([checkpoint(log_probs_of, *part, use_reentrant=False) for part in parts])
+
+
+def _summed(
+    llm: Any,
+    embeds: Tensor,
+    position_ids: Tensor,
+    labels: Tensor,
+    token_loss: kernels.TokenLoss | None,
+    token_budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The summed losses, None = cross-entropies, and the labels' log-probabilities [K] without gradients."""
+    targets, spans, marks = _targets(llm, position_ids, labels)
+    n_workers, limit = cpu.split_work(spans, token_budget or len(marks), _n_threads(llm, embeds.device))
+    packs, seed = make_packs(spans, marks, limit), _dropout_seed(llm)
+
+    def loss_of(pack: Pack, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        states = _label_states(llm, embeds, position_ids, pack, seed)
+        wanted = targets[pack.answers.to(targets.device)]
+        return kernels.summed_loss(llm.lm_head, states, wanted, token_loss, pack.n_before)
+
+    if len(packs) == 1:
+        return loss_of(packs[0], embeds)
+    # Word embeddings have been looked up before; where they are tied, they are also the head.
+    looked_up = {id(llm.get_input_embeddings().weight)} - {id(llm.lm_head.weight)}
+    trained = [each for each in llm.parameters() if each.requires_grad and id(each) not in looked_up]
+    return _PackByPack.apply(loss_of, packs, n_workers, embeds, *trained)
 
 
 def _targets(llm: Any, position_ids: Tensor, labels: Tensor) -> tuple[Tensor, list[Span], Tensor]:
@@ -142,24 +184,28 @@ class _PackByPack(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[3:]
         inputs = [tensor for tensor, needed in zip((embeds, *trained), needs_grad, strict=True) if needed]
 
-        def differentiate(pack: Pack) -> tuple[Tensor, tuple[Tensor, ...]]:
+        def differentiate(pack: Pack) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
             piece = embeds[:, pack.start : pack.stop].detach().requires_grad_(needs_grad[0])
             with torch.set_grad_enabled(bool(inputs)):
-                loss = loss_of(pack, piece)
+                loss, log_probs = loss_of(pack, piece)
             own_inputs = [piece if tensor is embeds else tensor for tensor in inputs]
-            return loss.detach(), torch.autograd.grad(loss, own_inputs) if inputs else ()
+            return loss.detach(), log_probs, torch.autograd.grad(loss, own_inputs) if inputs else ()
 
-        total = torch.zeros((), dtype=torch.float32, device=embeds.device)
+        total, found = torch.zeros((), dtype=torch.float32, device=embeds.device), []
         sums = [torch.zeros_like(tensor) for tensor in inputs]
         # In the order of the packs, whichever finishes first, so that the sums are the same in every run.
-        for pack, (loss, gradients) in zip(packs, cpu.map_packs(differentiate, packs, n_workers), strict=True):
+        results = cpu.map_packs(differentiate, packs, n_workers)
+        for pack, (loss, log_probs, gradients) in zip(packs, results, strict=True):
             total += loss
+            found.append(log_probs)
             for tensor, into, gradient in zip(inputs, sums, gradients, strict=True):
                 (into[:, pack.start : pack.stop] if tensor is embeds else into).add_(gradient)
         ctx.save_for_backward(*sums)
-        return total
+        log_probs = torch.cat(found)
+        ctx.mark_non_differentiable(log_probs)
+        return total, log_probs
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         sums = iter(ctx.saved_tensors)  # scaled in place: of an LLM that trains, a copy is as large as the LLM
         return None, None, None, *((next(sums).mul_(grad) if needed else None) for needed in ctx.needs_input_grad[3:])

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -418,6 +418,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor | None = None,
         log_probs: bool = False,
+        token_loss: Callable[[Tensor, slice], Tensor] | None = None,
         copies: int = 1,
         **kwargs: Any,
     ) -> AffectGPTOutput:
@@ -432,6 +433,9 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             copies: see `embed`.
             log_probs: return the log-probabilities of the labels, sample by sample and with gradients, instead of the
                 loss; memory is bounded as for the loss.
+            token_loss: (log-probabilities of some labels [n], which of all labels these are) -> a loss of each [n] that
+                depends on its own log-probability alone. `loss` is then the sum of these, which a packed batch takes no
+                longer for than for its usual loss, and `log_probs` are without gradients.
             kwargs: media or cached states (`BATCH_MEDIA_KEYS`), `num_items_in_batch` (labels in the complete optimizer
                 step: the loss is then a sum divided by it, so that accumulation equals one large batch), and arguments
                 of the LLM. Keys and values come as `cache`, from transformers before 5.24 as `past_key_values`.
@@ -451,7 +455,9 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         needs_logits = labels is None or logits_to_keep is not None or use_cache or kwargs.keys() - _LOSS_KEYS
         engine = backend.engine
         if is_packed and not needs_logits and engine is not None and engine.supports(self.language_model):
-            return self._packed(inputs_embeds, position_ids, labels, log_probs=log_probs, **kwargs)
+            return self._packed(
+                inputs_embeds, position_ids, labels, log_probs=log_probs, token_loss=token_loss, **kwargs
+            )
         targets = None
         if labels is not None:
             targets = functional.pad(labels, (0, 1), value=-100)[:, 1:]  # position t predicts token t + 1
@@ -470,12 +476,13 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             **kwargs,
         )
         found: dict[str, Any] = {}
-        if targets is not None and log_probs:
+        if targets is not None and (log_probs or token_loss is not None):
             logits = output.logits.float().flatten(0, 1)
             flat = -functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="none")
-            found["log_probs"] = _by_sample(
-                flat[targets.flatten() != -100], labels, position_ids if is_packed else None
-            )
+            flat = flat[targets.flatten() != -100]
+            if token_loss is not None:
+                found["loss"], flat = token_loss(flat, slice(0, len(flat))).sum(), flat.detach()
+            found["log_probs"] = _by_sample(flat, labels, position_ids if is_packed else None)
         elif targets is not None:
             found["loss"] = self.loss_function(
                 logits=output.logits,
@@ -494,11 +501,15 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         labels: Tensor,
         *,
         log_probs: bool,
+        token_loss: Callable[[Tensor, slice], Tensor] | None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> AffectGPTOutput:
         """The loss, or the log-probabilities, of a packed batch from the engine."""
         rows, budget = (self.language_model, embeds, position_ids, labels), self.token_budget
         try:
+            if token_loss is not None:
+                loss, flat = backend.engine.packed_token_loss(*rows, token_loss, token_budget=budget)
+                return AffectGPTOutput(loss=loss, log_probs=_by_sample(flat, labels, position_ids))
             if log_probs:
                 flat = backend.engine.packed_log_probs(*rows, token_budget=budget)
                 return AffectGPTOutput(log_probs=_by_sample(flat, labels, position_ids))

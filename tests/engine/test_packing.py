@@ -342,6 +342,38 @@ def test_the_supervised_loss_is_minus_the_mean_of_the_log_probs(fresh):
         torch.testing.assert_close(model(**batch).loss, -found.mean())
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["frozen", "lora"])
+def test_a_loss_of_single_tokens_has_the_gradients_of_the_log_probs_and_goes_forward_once(bases, lora, monkeypatch):
+    model, processor = build(tiny.tiny_spec(bases, lora=lora))
+    randomize_lora(model)
+    rows = samples(processor)
+    batch = processor.collate(rows, packed=True)
+    weights = torch.randn(int((batch["labels"] != -100).sum()), generator=torch.Generator().manual_seed(0))
+
+    def token_loss(new: torch.Tensor, at: slice) -> torch.Tensor:
+        return weights[at] * new.exp() - new**2
+
+    model.zero_grad()
+    log_probs = torch.cat(model(**batch, log_probs=True).log_probs)
+    loss = token_loss(log_probs, slice(0, len(weights))).sum()
+    loss.backward()
+    expected = gradients(model)
+    seen, layer = [], layers.decoder_layer
+    monkeypatch.setattr(
+        layers, "decoder_layer", lambda *args, **more: seen.append(len(args[2])) or layer(*args, **more)
+    )
+    for budget, packed in ((None, True), (90, True), (None, False)):
+        model.zero_grad()
+        seen.clear()
+        model.token_budget = budget
+        found = model(**processor.collate(rows, packed=packed), token_loss=token_loss)
+        found.loss.backward()
+        torch.testing.assert_close(found.loss, loss, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat(found.log_probs), log_probs.detach(), rtol=1e-5, atol=1e-5)
+        assert largest_difference(gradients(model), expected) < 1e-5
+        assert sum(seen) == packed * 2 * batch["labels"].numel()  # two layers; padded batches do not run here
+
+
 # ---------------------------------------------------------------- the LLM alone
 
 
@@ -432,13 +464,31 @@ def test_torchs_attention_on_each_sample_equals_the_blocks_of_the_cpu():
 
 
 @pytest.mark.parametrize("kind", ["frozen", "trained", "biased"])
+def test_a_loss_of_single_tokens_in_chunks_has_value_and_gradient_of_the_log_probs(kind, monkeypatch):
+    monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 3)
+    torch.manual_seed(0)
+    head = nn.Linear(6, 11, bias=kind == "biased").double().requires_grad_(kind == "trained")
+    states, targets = torch.randn(10, 6, dtype=torch.float64), torch.randint(0, 11, (10,))
+    weights = torch.randn(14, dtype=torch.float64)
+    ours, theirs = states.clone().requires_grad_(), states.clone().requires_grad_()
+    loss, own = kernels.summed_loss(head, ours, targets, lambda new, at: weights[at] * new.exp(), 4)
+    (3 * loss).backward()
+    grad, head.weight.grad = head.weight.grad, None
+    log_probs = -functional.cross_entropy(head(theirs), targets, reduction="none")
+    (3 * weights[4:] * log_probs.exp()).sum().backward()
+    torch.testing.assert_close(own.double(), log_probs.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, head.weight.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trained", "biased"])
 def test_the_loss_in_chunks_has_value_and_gradient_of_cross_entropy(kind, monkeypatch):
     monkeypatch.setattr(kernels, "_rows_at_once", lambda *_: 3)
     torch.manual_seed(0)
     head = nn.Linear(6, 11, bias=kind == "biased").double().requires_grad_(kind == "trained")
     states, targets = torch.randn(10, 6, dtype=torch.float64), torch.randint(0, 11, (10,))
     ours, theirs = states.clone().requires_grad_(), states.clone().requires_grad_()
-    (3 * kernels.summed_loss(head, ours, targets)).backward()
+    (3 * kernels.summed_loss(head, ours, targets)[0]).backward()
     grad, head.weight.grad = head.weight.grad, None
     (3 * functional.cross_entropy(head(theirs), targets, reduction="sum")).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
@@ -452,7 +502,7 @@ def test_logits_never_exist_for_all_answers_at_once(monkeypatch):
     monkeypatch.setattr(functional, "linear", lambda *args: sizes.append(len(args[0])) or linear(*args))
     head = nn.Linear(8, 100, bias=False).requires_grad_(False)
     states, targets = torch.randn(10, 8, requires_grad=True), torch.zeros(10, dtype=torch.long)
-    kernels.summed_loss(head, states, targets).backward()
+    kernels.summed_loss(head, states, targets)[0].backward()
     assert sizes == [4, 4, 2]
     sizes.clear()
     kernels.log_probs(head, states, targets).sum().backward()

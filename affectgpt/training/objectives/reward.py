@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,16 +236,26 @@ class Objective(Hooks):
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any], n_labels: Tensor | None) -> Tensor:
         inputs = {key: value for key, value in batch.items() if key not in _OWN}
-        new = torch.cat(model(**inputs, log_probs=True).log_probs)  # [K]
-        old = batch["old"] if "old" in batch else new.detach()
-        if self.passes > 1 and "old" not in batch:
-            self._buffer[batch["number"]].old = old.float().cpu()
-        losses, clipped, divergence = policy_loss(
-            new, old, batch["advantages"], batch.get("reference"), self.clip, self.clip_high or self.clip, self.kl
-        )
+        found = model(**inputs, token_loss=partial(self._token_loss, batch))
+        with torch.no_grad():
+            new = torch.cat(found.log_probs)  # [K]
+            if self.passes > 1 and "old" not in batch:
+                self._buffer[batch["number"]].old = new.float().cpu()
+            _, clipped, divergence = self._policy_loss(batch, new, slice(0, len(new)))
         sums = [divergence.sum().item(), clipped.sum().item(), len(new)]
         self._updates += torch.tensor(sums, dtype=torch.float64)
-        return (losses * batch["weights"]).sum()
+        return found.loss
+
+    def _token_loss(self, batch: Mapping[str, Any], new: Tensor, at: slice) -> Tensor:
+        return self._policy_loss(batch, new, at)[0] * batch["weights"][at]
+
+    def _policy_loss(self, batch: Mapping[str, Any], new: Tensor, at: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """`policy_loss` of the tokens `at` of the batch, whose log-probabilities are `new`."""
+        old, reference = (batch[name][at] if name in batch else None for name in ("old", "reference"))
+        return policy_loss(
+            new, new.detach() if old is None else old, batch["advantages"][at], reference,
+            self.clip, self.clip_high or self.clip, self.kl,
+        )  # fmt: skip
 
     # ---- log and checkpoints -----------------------------------------------------------------------------------------
 
