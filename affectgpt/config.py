@@ -149,6 +149,7 @@ class SourceConfig:
     split: str | None = None  # only rows with this split; null = all
     split_file: str | None = None  # instead: only the names in this list (.txt, .csv), beside the data set
     limit: int | None = None  # at most this many samples, a fixed choice by id; null = all
+    person: str | None = None  # whose emotion samples without a column person are about: speaker or listener
     weight: float = 1.0  # share of the draws relative to other sources
     tasks: dict[str, float] = field(default_factory=dict)  # weights of this source's tasks; empty = stage.tasks
     langs: dict[str, float] = field(default_factory=dict)  # weights of its answer languages; empty = stage.langs
@@ -309,6 +310,10 @@ class InferConfig(QuestionConfig):
     input: list[str] = field(default_factory=list)  # media files, folders or one manifest; also as positional arguments
     checkpoint: str | None = None  # run or checkpoint folder; null = the newest complete run
     model: ModelConfig | None = None  # model=..., the preset of a folder of converted weights given as checkpoint
+    format: str | None = None  # instead of input: a published format, see `python -m affectgpt.data formats`
+    folder: str | None = None  # folder of a data set in that format
+    options: dict[str, Any] = field(default_factory=dict)  # options of the format: options.<name>=...
+    person: str | None = None  # whose emotion is asked of clips without a column person: speaker or listener
     subtitle: str | None = None  # transcript, for media files given without a manifest
     columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
     split: str | None = None  # only manifest rows with this split
@@ -381,6 +386,7 @@ class EvalConfig(QuestionConfig):
     llm: LlmConfig = field(default_factory=LlmConfig)  # optional LLM for grouping and label extraction
     logging: LoggingConfig = field(default_factory=LoggingConfig)  # wandb, TensorBoard
     references: str | None = None  # manifest with the reference labels; null = the test sources of `data`
+    person: str | None = None  # whose emotion is asked of clips without a column person: speaker or listener
     data: DataConfig = field(default_factory=DataConfig)  # data=demo, or a file of conf/data
     columns: dict[str, str] = field(default_factory=dict)  # own column names of `references`: {labels: emotions}
     split: str | None = None  # only rows of `references` with this split
@@ -466,12 +472,64 @@ class ZeroShotConfig:
     manifest: str | None = None  # instead: the clips of this manifest
     columns: dict[str, str] = field(default_factory=dict)  # own column names of the manifest: {subtitle: text}
     split: str | None = None  # only manifest rows with this split
+    person: str | None = None  # whose emotion is asked of clips without a column person: speaker or listener
     out: str | None = None  # predictions.jsonl to append to; finished ids are skipped, so a killed run can resume
     batch_size: int = 4  # local models: clips per batch
     concurrency: int = 8  # served models: concurrent requests
     offline: bool = False  # served models: use stored answers only
     device: str = "auto"  # auto, cpu or cuda
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the embedded corpus
+
+
+@dataclass
+class PreferConfig:
+    """python -m affectgpt.prefer"""
+
+    strategy: str = "s1"  # s1 = sees clip and descriptions, s2 to s4 = describes, then compares (docs/preferences.md)
+    folder: str = "???"  # folder of the table, of the media (video/, audio/) and of subtitle_chieng.csv
+    file: str = "track3_candidate.csv"  # table in the folder: name, a1, a2, and preference if it is known
+    options: dict[str, Any] = field(default_factory=dict)  # names of the media folders: {video: clips, audio: wav}
+    subtitles: str = "subtitle_chieng.csv"  # table of subtitles in the folder; "" = none
+    reversed: bool = False  # exchange a1 and a2 in every row, for the swap consistency
+    limit: int | None = None  # only the first rows, up to this number
+    model: str | None = None  # a multimodal chat model: hub id or folder; with base_url the name on the server
+    revision: str | None = None  # hub revision of model
+    base_url: str | None = None  # OpenAI-compatible server, such as http://localhost:8000/v1
+    checkpoint: str | None = None  # instead of model: a model of ours, run or checkpoint folder
+    judge: str | None = None  # s3, s4: the text LLM that compares: hub id or folder, or the name on the server
+    judge_base_url: str | None = None  # its server, if it is served
+    descriptions: str | None = None  # s2 to s4: predictions.jsonl with descriptions by name; null = model writes them
+    show: list[str] | None = None  # model: images, sound; null = all of its inputs (of a served model: images)
+    use_subtitle: bool = True  # false = the model does not see the subtitle
+    lang: str = "en"  # en or zh: language of prompts and answers
+    n_frames: int = 8  # model: evenly spaced frames
+    longest_px: int = 768  # served models: frames are downscaled to this longer side
+    max_new_tokens: int = 512  # longest description and longest reasoning
+    max_answer_tokens: int = 32  # longest answer a1, a2 or same
+    temperature: float | None = 0.0  # served models: null = not sent; a model that refuses it is noticed
+    max_tokens_name: str = "max_tokens"  # served models: request field of the longest answer; a refusal is noticed
+    dtype: str = "auto"  # local chat models: auto (as published), float32, bfloat16 or float16
+    out: str | None = None  # CSV to write, in the order of the rows; its folder <out>.steps resumes a killed run
+    on_bad: str = "raise"  # clips that cannot be read, and rows that a server does not answer: raise or skip
+    batch_size: int = 4  # local models: rows per batch
+    concurrency: int = 8  # served models: concurrent requests
+    backend: str = "pyav"  # video decoder
+    base_models: dict[str, str] = field(default_factory=dict)  # checkpoint: new locations of base models
+    offline: bool = False  # served models: use stored answers only
+    device: str = "auto"  # auto, cpu or cuda
+    paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
+
+
+@dataclass
+class PreferScoreConfig:
+    """python -m affectgpt.prefer score"""
+
+    files: list[str] = field(default_factory=list)  # answers by row, with preference or text; also positional
+    references: str | None = None  # the same rows with the choices of people: track3_emoprefer.csv
+    reversed: str | None = None  # answers to the same rows with a1 and a2 exchanged, for the swap consistency
+    n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
+    seed: int = 42  # of the bootstrap
+    out: str | None = None  # JSON file with all scores; null = none
 
 
 @dataclass
@@ -843,6 +901,27 @@ class SubmitConfig:
     track: int | None = None  # 1, 2 or 3: the official form of that track of MER2026
     candidates: str | None = None  # file with the ids (track 3: the rows) that must have exactly one prediction each
     empty: str | None = None  # label for clips without labels; null = an error, and [] in track 2
+
+
+@dataclass
+class EnsembleConfig:
+    """python -m affectgpt.ensemble"""
+
+    files: list[str] = field(default_factory=list)  # predictions of several systems on the same clips, also positional
+    how: str = "union"  # union, majority (of label sets), vote (one label a clip) or routing (one system a clip)
+    at_least: int | None = None  # majority: systems that must give a label; null = more than half
+    equal: str = "word"  # union, majority: labels are one if they are the same word, or in one group of M1, M2 ...
+    classes: list[str] = field(default_factory=list)  # vote, routing: the labels of one-label predictions
+    pairs: bool = False  # vote: the files are answers about pairs of descriptions, by row, as `prefer` writes them
+    validation: list[str] = field(default_factory=list)  # routing: the systems' predictions on labelled clips, in order
+    references: str | None = None  # routing: the true labels of these clips
+    split: str | None = None  # routing: only references with this split
+    by: str = "sector"  # routing: all, modalities, sector (of the first system's labels), or a table of name, group
+    min_clips: int = 20  # routing: validation clips without which a group gets the system that is best on all
+    lexicon: str = "builtin"  # builtin, or a folder with the published emotion wheel tables
+    label_reading: str = "auto"  # of label cells: published, exact (our parser), or auto: published with its tables
+    seed: int = 42  # routing: of the folds of the held-out score
+    out: str | None = None  # predictions file to write: .jsonl, with pairs .csv
 
 
 @dataclass

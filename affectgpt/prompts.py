@@ -12,6 +12,9 @@ Tasks:
 - ``think``: the explanation in `<think>`, then the labels in `<answer>`, the form of AffectGPT-R1;
 - ``fixed``: one label out of given candidates.
 
+A sample with a `person` is asked about the speaker or the listener: a sentence before the question of the task says so,
+in published formats, too, which are otherwise unchanged.
+
 Weights that were published with other code were trained on its prompts. `PUBLISHED` has these formats: the order of
 the parts, the tags around them, the sentences between them and the separators are part of what the weights were trained
 on and are therefore literal. Where the published code has no words (task ``both``, Chinese, ``labels`` or ``fixed`` in
@@ -67,6 +70,18 @@ _QUESTION = {
     },
 }
 _SUBTITLE = {"en": 'The person says: "{subtitle}"', "zh": "这个人说：“{subtitle}”"}
+_SUBTITLE_OF_OTHER = {"en": 'The other person says: "{subtitle}"', "zh": "对方说：“{subtitle}”"}
+_ABOUT = {
+    "en": {
+        "speaker": "The question is about the person who speaks. ",
+        "listener": "The question is about the person who listens; the voice and the words are those of the other "
+        "person. ",
+    },
+    "zh": {
+        "speaker": "问题针对说话的人。",
+        "listener": "问题针对倾听的人；声音和话语来自对方。",
+    },
+}
 LABEL_LINE = {"en": "Emotions: ", "zh": "情绪："}
 """The start of the last line of a ``both`` answer; parsed by `affectgpt.metrics.extract`."""
 THOUGHT = "<think>{thought}</think>\n<answer>{words}</answer>"
@@ -216,7 +231,13 @@ def published_parts(prompt_format: str, slots: Sequence[str], subtitle: str | No
 
 
 def _published_question(
-    prompt_format: str, task: str, lang: str, candidates: Sequence[str], sample_id: str, shown: Sequence[str]
+    prompt_format: str,
+    task: str,
+    lang: str,
+    candidates: Sequence[str],
+    sample_id: str,
+    shown: Sequence[str],
+    person: str | None = None,
 ) -> str:
     known, kind = PUBLISHED[prompt_format].questions, task
     if task == "description" and len(shown) == 1:  # the perception tasks of Emotion-LLaMA v2 show one stream
@@ -224,17 +245,26 @@ def _published_question(
         kind = clue if clue in known else task
     asked = known.get("description" if task == "both" else kind)
     if lang != "en" or asked is None:
-        return task_question(task, lang, candidates)
+        return whose(person, lang) + task_question(task, lang, candidates)
     task_question(task, lang, candidates)  # checks the candidates
     question = asked[zlib.crc32(sample_id.encode()) % len(asked)].format(candidates=", ".join(candidates))
     tags = {"emotion_llama": _TAGS, "emotion_llama_v2": _TAGS_V2}.get(prompt_format, {})
-    return tags.get(kind, "") + question + (_BOTH if task == "both" else "")
+    return tags.get(kind, "") + whose(person, lang) + question + (_BOTH if task == "both" else "")
 
 
 def _caption(text: str) -> str:
     """An answer as Emotion-LLaMA's code prepares it: in lower case, without some punctuation, at most 200 words."""
     text = re.sub(r"\s{2,}", " ", re.sub(r'([.!"()*#:;~])', " ", text.lower())).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:_CAPTION_WORDS])
+
+
+def whose(person: str | None, lang: str = "en") -> str:
+    """What precedes a question: whose emotion it asks about (`Sample.person`), with a space; "" if that is not told.
+
+    >>> whose("speaker"), whose(None)
+    ('The question is about the person who speaks. ', '')
+    """
+    return "" if person is None else _ABOUT[lang][person]
 
 
 def task_question(task: str, lang: str = "en", candidates: Sequence[str] = ()) -> str:
@@ -364,16 +394,16 @@ def render(
     if question is None and task == "description" and lang == sample.lang:
         question = sample.question
     if question is None and published:
-        question = _published_question(prompt_format, task, lang, candidates, sample.id, wanted)
+        question = _published_question(prompt_format, task, lang, candidates, sample.id, wanted, sample.person)
     elif question is None:
-        question = task_question(task, lang, candidates)
+        question = whose(sample.person, lang) + task_question(task, lang, candidates)
     if unknown := [name for name in wanted if name not in MODALITIES]:
         raise InputError(f"sample {sample.id!r}: unknown modalities {unknown}; expected some of {list(MODALITIES)}")
     if lacking := [name for name in wanted if name not in has]:
         raise InputError(f"sample {sample.id!r} has no {lacking}; it has {list(has)}")
     subtitle = sample.in_language(lang, strict=False).subtitle if with_subtitle else None
     said = "" if subtitle is None and with_subtitle and published else subtitle
-    messages = [user_message(wanted, question, said, lang, prompt_format)]
+    messages = [user_message(wanted, question, said, lang, prompt_format, sample.person)]
     if with_answer:
         messages.append(Message("assistant", target_text(sample, task, lang, prompt_format=prompt_format)))
     return messages
@@ -385,11 +415,13 @@ def user_message(
     subtitle: str | None = None,
     lang: str = "en",
     prompt_format: str = "chat",
+    person: str | None = None,
 ) -> Message:
     """A user turn that shows `modalities` and asks `question`.
 
     Args:
         subtitle: what the person says. None leaves it out; an empty one is told only in published formats.
+        person: whom the question is about; of a listener, the subtitle is what the other one says.
 
     >>> user_message(["frames"], "What now?").content
     '<frames>\\nWhat now?'
@@ -400,7 +432,8 @@ def user_message(
     if prompt_format in PUBLISHED:
         return Message("user", "\n".join([*lines, question]), subtitle)
     if subtitle:
-        lines.append(_SUBTITLE[lang].format(subtitle=" ".join(subtitle.split())))
+        says = _SUBTITLE_OF_OTHER if person == "listener" else _SUBTITLE
+        lines.append(says[lang].format(subtitle=" ".join(subtitle.split())))
     return Message("user", "\n".join([*lines, question]))
 
 

@@ -39,6 +39,8 @@ CLUES = ("visual", "acoustic", "lexical")
 
 TASKS = ("description", "labels", "both", "think", "fixed")
 LANGUAGES = ("en", "zh")
+PERSONS = ("speaker", "listener")
+"""Whose emotion a sample is about, in a conversation of two."""
 MANIFEST_HELP = "see docs/data-format.md"
 FACE_ORDERS = ("bgr", "rgb")  # channel orders of face crop files
 _TEXT_FIELDS = ("subtitle", "description", "labels", "label", "clauses")  # the fields of a translation
@@ -136,7 +138,9 @@ class Sample:
     where they are needed. Texts are in `lang`; `translations` has the other languages. `modalities` are those that the
     media contain, set by probing; None = not probed yet. `question` takes the place of the question of task
     `description`, in the language of the sample: for sets in which each sample has its own, such as visual questions.
-    `rejected` is another description in `lang`, which people like less.
+    `rejected` is another description in `lang`, which people like less. `person` says whose emotion the sample is about
+    in a conversation of two, one of `PERSONS`: prompts ask about this person, and face crops show it; None = not told.
+    The sound and the subtitle are those of the speaker.
     """
 
     id: str
@@ -156,9 +160,12 @@ class Sample:
     modalities: tuple[str, ...] | None = None
     question: str | None = None
     rejected: str | None = None
+    person: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
+        if self.person is not None and self.person not in PERSONS:
+            raise InputError(f"person is {self.person!r}; expected one of {list(PERSONS)}")
         _check_texts(vars(self))
         for texts in self.translations.values():
             _check_texts(texts)
@@ -205,9 +212,9 @@ class Prediction:
 
     `labels` None = not parsed yet. `modalities` lists the inputs that were used (soft-token branches, and "text" for
     the subtitle); `media` has details such as frame times and seconds of audio. `finish` is "eos" or "length";
-    `strategy` is the subtitle strategy of a zero-shot run (s0, s1, s2). `unsupported` lists the sentences about a
-    modality that the model was not shown, as {"sentence", "modality"}; `attribution` what each clause rests on, if
-    asked for (see `inference.attribution`).
+    `strategy` is the subtitle strategy of a zero-shot run (s0, s1, s2), `person` that of the sample. `unsupported`
+    lists the sentences about a modality that the model was not shown, as {"sentence", "modality"}; `attribution` what
+    each clause rests on, if asked for (see `inference.attribution`).
     """
 
     id: str
@@ -223,6 +230,7 @@ class Prediction:
     model: str | None = None
     prompt_version: str | None = None
     strategy: str | None = None
+    person: str | None = None
     unsupported: tuple[Mapping[str, str], ...] = ()
     attribution: tuple[Mapping[str, Any], ...] = ()
 

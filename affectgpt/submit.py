@@ -7,6 +7,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from affectgpt.metrics import load_lexicon, read_predictions
 from affectgpt.metrics.classification import to_class
 from affectgpt.metrics.evaluate import labels_by_id
 from affectgpt.metrics.io import write_predictions_npz
-from affectgpt.metrics.preference import CHOICES, published_choice
+from affectgpt.metrics.preference import CHOICES, check_rows, read_answers, read_choice
 from affectgpt.runtime import InputError, NotFound
-from affectgpt.tables import cell_text, id_of, read_names, read_rows, write_csv
+from affectgpt.tables import read_names, write_csv
 
 
 def build_submission(
@@ -243,27 +244,13 @@ def _preferences(track: int, source: Path, candidates: Sequence[_Row], empty: st
     """The rows of track 3. Predictions are in the same rows of `source`, as preference or as text."""
     if empty is not None:
         raise InputError("empty= is for tracks 1 and 2; an answer without a choice counts as same in track 3")
-    rows: list[_Row] = []
-    n_read = n_none = 0
-    for number, (where, row) in enumerate(read_rows(source, known=("a1", "a2", "preference", "text")), 1):
-        if number > len(candidates):
-            raise InputError(f"{where}: more rows than the {len(candidates)} candidates")
-        wanted = candidates[number - 1]
-        own = (id_of(row, where), *(row.get(key, text) for key, text in zip(("a1", "a2"), wanted[1:], strict=True)))
-        if [str(cell).split() for cell in own] != [cell.split() for cell in wanted]:
-            raise InputError(
-                f"{where}: row {number} is of {own[0]!r}, and not row {number} of the candidates, {wanted[0]!r}"
-            )
-        answer = cell_text(row.get("preference", row.get("text")))
-        if answer is None:
-            raise InputError(f"{where}: row {number} ({own[0]!r}) has no preference and no text")
-        choice = published_choice(answer)
-        n_read += answer != choice
-        n_none += not any(known in answer.lower() for known in CHOICES)
-        rows.append((*wanted, choice))
-    if len(rows) != len(candidates):
-        raise InputError(f"{source}: {len(rows)} rows, but {len(candidates)} candidates; rows must have their order")
-    return rows, f"{n_read} choices read from longer answers, {n_none} of them without a choice, which count as same"
+    answers = read_answers(source)
+    check_rows(answers, candidates, "the candidates")
+    found = [read_choice(row.answer) for row in answers]
+    n = Counter(how for _, how in found)
+    n_read = len(found) - n["exact"]
+    how = f"{n_read} choices read from longer answers, {n['none']} of them without a choice, which count as same"
+    return [(*wanted, choice) for wanted, (choice, _) in zip(candidates, found, strict=True)], how
 
 
 def _read_text(path: Path) -> str:

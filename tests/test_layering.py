@@ -36,6 +36,8 @@ LEVELS = (
         "study",
         "loading",
         "othertools",
+        "prefer",
+        "ensemble",
     ),
     ("demo", "studio"),
 )

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
-from affectgpt.prompts import render, split_placeholders, task_question
-from affectgpt.schema import LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Sample
+from affectgpt.prompts import PUBLISHED, render, split_placeholders, task_question, whose
+from affectgpt.schema import LANGUAGES, MODALITIES, PERSONS, PLACEHOLDERS, TASKS, Sample
 
 FULL = Sample(
     id="v1",
@@ -105,3 +107,28 @@ def test_a_custom_question_replaces_that_of_the_task():
     own = render(sample, question="Does she lie?")[0].content
     assert own == render(sample)[0].content.replace(task_question("both"), "Does she lie?")
     assert own.endswith("\nDoes she lie?")
+
+
+@pytest.mark.parametrize("prompt_format", ["chat", *PUBLISHED])
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_prompt_says_whose_emotion_is_asked_and_is_else_the_same(prompt_format, lang):
+    def asked(person):
+        sample = replace(FULL, person=person)
+        return render(sample, task="fixed", candidates=("sad", "happy"), lang=lang, prompt_format=prompt_format)[0]
+
+    unset = asked(None)
+    for person in PERSONS:
+        said = whose(person, lang)
+        told = asked(person)
+        assert told.content.count(said) == 1
+        without = told.content.replace(said, "").replace("The other person says", "The person says")
+        assert without.replace("对方说", "这个人说") == unset.content
+        assert told.subtitle == unset.subtitle
+    assert len({asked(person).content for person in (None, *PERSONS)}) == 3
+
+
+def test_a_listener_does_not_say_the_subtitle_and_an_own_question_stands_alone():
+    heard = render(Sample(id="v", subtitle="Fine.", modalities=(), person="listener"))[0].content
+    assert heard.startswith('The other person says: "Fine."')
+    own = Sample(id="v", modalities=("audio",), person="listener", question="Who smiles?")
+    assert render(own, task="description")[0].content == "<audio>\nWho smiles?"

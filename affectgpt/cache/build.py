@@ -114,7 +114,7 @@ def run_build(config: CacheConfig) -> int:
 
 
 def _media(sample: Sample) -> tuple[str | None, ...]:
-    return sample.video, sample.audio, sample.face, sample.face_order
+    return sample.video, sample.audio, sample.face, sample.face_order, sample.person
 
 
 def make_encoder(

@@ -26,7 +26,7 @@ from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
 from affectgpt.journal.locks import NamedLocks
 from affectgpt.runtime import InputError, gc_paused, n_cores, stable_hash
-from affectgpt.schema import BadSample, Sample
+from affectgpt.schema import PERSONS, BadSample, Sample
 
 log = logging.getLogger("affectgpt")
 
@@ -192,7 +192,7 @@ class ClipReader:
         self._encode = encode
         self._facts = facts or MediaFacts()
         self._n_threads = n_threads
-        self._faces_key = FaceNeeds(sampling.faces).key
+        self._faces_keys = {person: FaceNeeds(sampling.faces).of(person).key for person in (None, *PERSONS)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}  # a model; loader processes do not encode
@@ -332,7 +332,7 @@ class ClipReader:
         assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
         digest = self._facts.sha256(path)
         if self._is_cut(sample, modality):
-            return stable_hash([digest, self._faces_key])
+            return stable_hash([digest, self._faces_keys[sample.person]])
         is_bgr = path != sample.face or sample.face_order == "bgr"
         return digest if is_bgr else stable_hash([digest, sample.face_order])
 

@@ -73,6 +73,7 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
   python infer.py a.mp4 b.mp4 subtitle="I'm fine."
   python infer.py clips/ out=predictions.jsonl task=labels lang=zh
   python infer.py manifest.csv out=predictions.jsonl          # ids, subtitles and paths from a manifest; resumes
+  python infer.py format=candidates folder=/data/MER2025 out=predictions.jsonl      # a published data set
   python infer.py video.mp4 attribute=true                    # what each sentence rests on: which input, which seconds
   python infer.py video.mp4 json=true generate.do_sample=true generate.temperature=0.7""",
         conf="infer",
@@ -230,6 +231,33 @@ It prints a link for each annotator. Answers are saved one by one; Ctrl-C stops 
 docs/baselines.md lists the models that run in process.""",
         conf="zeroshot",
         rewrite="affectgpt.cli.words:zeroshot",
+    ),
+    "prefer": Command(
+        "affectgpt.prefer.run:run",
+        config.PreferConfig,
+        """Say which of two descriptions of a clip fits better (MER2026 track 3, EmoPrefer), by one of four strategies.
+
+  python -m affectgpt.prefer strategy=s1 model=... base_url=http://localhost:8000/v1 folder=/data/MER2026 out=s1.csv
+  python -m affectgpt.prefer strategy=s2 checkpoint=runs/fine folder=/data/MER2026 out=s2.csv
+  python -m affectgpt.prefer strategy=s4 checkpoint=runs/fine judge=Qwen3-8B judge_base_url=... folder=... out=s4.csv
+  python -m affectgpt.prefer strategy=s3 descriptions=predictions.jsonl judge=... folder=... out=s3.csv
+  python -m affectgpt.prefer ... file=track3_emoprefer.csv reversed=true out=s1-reversed.csv
+
+s1: the model sees the clip and both descriptions. s2: it describes the clip, then compares its description with both.
+s3: as s2, but the text LLM `judge` compares. s4: as s3, and the LLM reasons before it answers.
+Repeat the command to continue where it stopped. Exit code 3 if rows were not answered (on_bad=skip).""",
+    ),
+    "prefer score": Command(
+        "affectgpt.prefer.score:run_score",
+        config.PreferScoreConfig,
+        """Score choices between two descriptions: the official two classes, three classes, swap consistency.
+
+  python -m affectgpt.prefer score s1.csv s3.csv references=track3_emoprefer.csv
+  python -m affectgpt.prefer score s1.csv references=track3_emoprefer.csv reversed=s1-reversed.csv
+  python -m affectgpt.prefer score s1.csv reversed=s1-reversed.csv                 # consistency alone
+
+Rows go by their number, because names may repeat.""",
+        plain="files",
     ),
     "annotate": Command(
         "affectgpt.annotate.run:run_annotation",
@@ -390,6 +418,23 @@ The npz holds `filenames` and `fileitems` ("[happy, proud]"); a name ending in .
 form of that track of MER2026: exit code 1 and a line for each row that differs.""",
         plain="files",
         next="upload the file; docs/score-and-submit.md",
+    ),
+    "ensemble": Command(
+        "affectgpt.ensemble:run",
+        config.EnsembleConfig,
+        """Combine the predictions of several systems into one file, in which every row tells its origin.
+
+  python -m affectgpt.ensemble a.jsonl b.jsonl c.jsonl how=union out=union.jsonl
+  python -m affectgpt.ensemble a.jsonl b.jsonl c.jsonl how=majority at_least=2 equal=M1 out=majority.jsonl
+  python -m affectgpt.ensemble a.jsonl b.jsonl c.jsonl how=vote classes=[happy,sad,neutral] out=vote.jsonl
+  python -m affectgpt.ensemble s1.csv s2.csv s3.csv how=vote pairs=true out=vote.csv
+  python -m affectgpt.ensemble a.jsonl b.jsonl how=routing by=sector \\
+      validation=[a-val.jsonl,b-val.jsonl] references=val.csv out=routed.jsonl
+
+union, majority: label sets. vote: the most frequent label (of equals, that of the first system). routing: each clip is
+answered by the system with the highest mean score on the validation clips of its group.""",
+        plain="files",
+        next="python -m affectgpt.submit track=1|2|3 {out} ...; docs/score-and-submit.md",
     ),
     "convert": Command(
         "affectgpt.convert.command:run",

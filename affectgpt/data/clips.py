@@ -60,11 +60,11 @@ def load_clip(
     sets: dict[str, Frames] = {}
     if sample.face is None and sample.video is not None and (wanted or faces):
         facts = facts or MediaFacts()
-        needs = FaceNeeds(sampling.faces, wanted if backend == "pyav" else {})
+        needs = FaceNeeds(sampling.faces, wanted if backend == "pyav" else {}).of(sample.person)
         reading = facts.faces_in(sample.video, needs) if faces else facts.read_ahead(sample.video, needs)
         if reading is not None and (faces or not set(wanted) - set(reading.sets or ())):
             if faces and not reading.crops.n:
-                raise InputError(f"{sample.video}: no face was found (faces.person={sampling.faces.person})")
+                raise InputError(f"{sample.video}: no face was found (faces.person={needs.settings.person})")
             sets, crops = reading.read(sample.video, needs.counts, faces, sampling.faces.size_px)
             for name, images in crops.items():
                 arrays[name] = images[_order(len(reading.crops.indices), len(images), sampling)]

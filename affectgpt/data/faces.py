@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,12 @@ class FaceNeeds:
 
     settings: FacesConfig
     counts: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, person: str | None) -> FaceNeeds:
+        """The needs for a sample about this person (`Sample.person`); settings other than `person: main` stay."""
+        if person is None or self.settings.person != "main":
+            return self
+        return replace(self, settings=replace(self.settings, person=person))
 
     @property
     def key(self) -> str:

@@ -373,8 +373,19 @@ def mer_human(
     return mer_openset(folder, labels=labels, subtitles=subtitles)
 
 
-def mer_onehot(folder: Folder, *, labels: str = "track1_train.csv", subtitles: str = "subtitle_chieng.csv") -> Rows:
-    """one-hot emotions: track1_train.csv with name, discrete (task fixed)"""
+def mer_onehot(
+    folder: Folder,
+    *,
+    labels: str = "track1_train.csv",
+    subtitles: str = "subtitle_chieng.csv",
+    test_share: float = 0.0,
+) -> Rows:
+    """one-hot emotions: track1_train.csv with name, discrete (task fixed); test_share of them are our own test split"""
+    rows = _mer_onehot(folder, labels, subtitles)
+    return _with_split(rows, test_share) if test_share else rows
+
+
+def _mer_onehot(folder: Folder, labels: str, subtitles: str) -> Rows:
     spoken = Subtitles(folder, subtitles)
     for where, row in folder.rows(labels, "discrete"):
         yield _sample(folder, where, id_of(row, where), spoken, label=row["discrete"])

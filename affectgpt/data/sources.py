@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -164,11 +164,19 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
         files = [*files, path]
     elif source.split is not None:
         samples = _of_split(samples, source.split, name)
+    samples = with_person(samples, source.person)
     if bad and on_bad == "raise":
         raise bad_rows_error(bad)
     if source.limit is not None and source.limit < len(samples):
         samples = hold_out(samples, n=source.limit, seed=0)[1]
     return SourceRows(name, samples, bad, files)
+
+
+def with_person(samples: Sequence[Sample], person: str | None) -> list[Sample]:
+    """The samples, those without a person of their own about this one."""
+    if person is None:
+        return list(samples)
+    return [replace(sample, person=person) if sample.person is None else sample for sample in samples]
 
 
 def probe_sample(sample: Sample, facts: MediaFacts | None = None, faces: FaceNeeds | None = None) -> Sample:
@@ -199,7 +207,7 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None, faces: FaceNee
         found |= set(FACE_MODALITIES)
     elif faces is not None and "frames" in found and _may_show_faces(sample):
         assert sample.video is not None
-        if facts.faces_in(sample.video, faces, read_ahead=True).crops.n:
+        if facts.faces_in(sample.video, faces.of(sample.person), read_ahead=True).crops.n:
             found |= set(FACE_MODALITIES)
     if sample.modalities is not None:
         if lacking := [name for name in sample.modalities if name not in found]:
@@ -284,7 +292,7 @@ def _files(sample: Sample, faces: FaceNeeds | None) -> list[tuple[str, str]]:
     """(path, fact) of everything that probing reads."""
     found = [(sample.video, "info"), (sample.audio, "info"), (sample.face, "faces")]
     if faces is not None and sample.face is None and _may_show_faces(sample):
-        found.append((sample.video, faces.fact))
+        found.append((sample.video, faces.of(sample.person).fact))
     return [(path, fact) for path, fact in found if path is not None]
 
 

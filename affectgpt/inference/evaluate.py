@@ -127,14 +127,15 @@ def score_rows(
 def read_test_samples(config: EvalConfig, faces: FaceNeeds | None = None) -> tuple[list[Sample], list[BadSample]]:
     """The samples of `references` or of the test sources, with probed modalities, and those that cannot be used."""
     from affectgpt.data.facts import facts_in
-    from affectgpt.data.sources import probe_samples, read_source
+    from affectgpt.data.sources import probe_samples, read_source, with_person
 
     samples: list[Sample] = []
     bad: list[BadSample] = []
     for source in reference_sources(config):
         rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
         facts = facts_in(Path(config.paths.cache))
-        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad, facts=facts, faces=faces)
+        asked = with_person(rows.samples, config.person)
+        usable, bad_media = probe_samples(asked, on_bad=config.data.on_bad, facts=facts, faces=faces)
         samples += usable
         bad += rows.bad + bad_media
     return samples, bad
@@ -180,6 +181,8 @@ def _predict(config: EvalConfig) -> Path:
     out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
     file = out / "predictions.jsonl"
     settings = settings_of(loaded, config, config.generate, config.seed, config.engine)
+    if config.person is not None:
+        settings["person"] = config.person
     predict_to_file(predictions, samples, file, settings=settings)
     report_bad(bad, out)
     return file

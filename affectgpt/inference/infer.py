@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.config import GenerateConfig, InferConfig, QuestionConfig
+from affectgpt.config import GenerateConfig, InferConfig, QuestionConfig, SourceConfig
 from affectgpt.prompts import LABEL_LINE, LABEL_SEPARATOR, task_question
 from affectgpt.runtime import UserError, gc_paused, seed_everything
 from affectgpt.schema import BadSample, Prediction, Sample, to_json
@@ -78,6 +78,8 @@ def run_inference(config: InferConfig) -> int:
             print(to_json(prediction) if config.json else f"{format_prediction(prediction, by_id[prediction.id])}\n")
     else:
         settings = settings_of(loaded, config, config.generate, config.seed, config.engine)
+        if config.person is not None:
+            settings["person"] = config.person
         done = predict_to_file(predictions, samples, Path(config.out), settings=settings)
         log.info("%d predictions in %s", len(done), config.out)
     _report(bad, config.out)
@@ -104,21 +106,31 @@ def _samples(
     config: InferConfig, facts: MediaFacts, faces: FaceNeeds | None = None
 ) -> tuple[list[Sample], list[BadSample]]:
     """The inputs with probed media, and those that cannot be used."""
-    from affectgpt.data.sources import probe_samples, read_manifest, samples_from_paths
+    from affectgpt.data.sources import probe_samples, read_manifest, read_source, samples_from_paths, with_person
 
-    if not config.input:
+    if config.format is not None and (config.input or config.subtitle is not None):
+        raise UserError(f"format={config.format} reads a data set; leave out subtitle= and the input {config.input}")
+    if not config.input and config.format is None:
         raise UserError("no input given: python infer.py video.mp4 (or a folder, or a manifest); see --help")
     manifests = [path for path in config.input if is_table(path)]
     if manifests and len(config.input) > 1:
         raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
     bad: list[BadSample] = []
-    if not manifests:
+    if config.format is not None:
+        source = SourceConfig(
+            format=config.format, folder=config.folder, options=config.options, columns=config.columns,
+            split=config.split,
+        )  # fmt: skip
+        rows = read_source(source, ".", on_bad=config.on_bad)
+        samples, bad = rows.samples, rows.bad
+    elif not manifests:
         samples = samples_from_paths(config.input, config.subtitle)
     elif config.subtitle is not None:
         raise UserError("subtitle= is for media files; a manifest has its own subtitle column")
     else:
         samples, bad = read_manifest(manifests[0], split=config.split, on_bad=config.on_bad, columns=config.columns)
-    usable, bad_media = probe_samples(samples, on_bad=config.on_bad, facts=facts, faces=faces)
+    asked = with_person(samples, config.person)
+    usable, bad_media = probe_samples(asked, on_bad=config.on_bad, facts=facts, faces=faces)
     return usable, bad + bad_media
 
 

@@ -110,6 +110,7 @@ def predict(
             media=features.facts,
             model=name,
             prompt_version=PROMPT_VERSION,
+            person=sample.person,
         )
         encoded = processor.encode(messages, features.media)
         if generate.constrain and question.task == "fixed":

@@ -84,6 +84,23 @@ def classify(truths: Sequence[str], predictions: Sequence[str | None], classes: 
     )
 
 
+def weighted_f1_interval(scored: Classification, *, n_bootstrap: int, seed: int) -> Interval | None:
+    """95 % percentile bootstrap interval over samples of the weighted F1; None without resamples.
+
+    Drawing samples with replacement is drawing the cells of the confusion by their shares.
+    """
+    if not n_bootstrap:
+        return None
+    counts = scored.confusion.ravel()
+    drawn = np.random.default_rng(seed).multinomial(scored.n, counts / scored.n, n_bootstrap)
+    drawn = drawn.reshape(n_bootstrap, *scored.confusion.shape)  # [K, C, C + 1]
+    support, predicted = drawn.sum(axis=2).astype(float), drawn[:, :, :-1].sum(axis=1).astype(float)  # [K, C]
+    hits = np.diagonal(drawn, axis1=1, axis2=2).astype(float)  # [K, C]
+    total = support + predicted
+    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    return percentile_interval((f1 * support).sum(axis=1) / scored.n, seed)
+
+
 @dataclass(frozen=True)
 class MultiLabel:
     """Scores of sets of labels; `unknown` words are predicted labels that no truth has, which `strict` counts as wrong.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from affectgpt.prompts import LABEL_LINE
+from affectgpt.prompts import LABEL_LINE, whose
 
 VERSION = "zeroshot-1"
 """Changes with every change of the wording below; recorded in every prediction."""
@@ -29,6 +29,7 @@ _SHOWN = {
     },
 }
 _SUBTITLE = {"en": 'The person says: "{subtitle}"', "zh": "视频中的人说：“{subtitle}”"}
+_SUBTITLE_OF_OTHER = {"en": 'The other person says: "{subtitle}"', "zh": "视频中的对方说：“{subtitle}”"}
 _END = {
     "en": 'End with one line that begins with "{head}" and lists every emotion word that fits, separated by commas.',
     "zh": "最后单独写一行，以“{head}”开头，列出所有合适的情绪词，用逗号分隔。",
@@ -69,6 +70,7 @@ _MERGE = {
         "audio": "What was heard",
         "video": "What was seen",
         "subtitle": "What the person says",
+        "subtitle of the other": "What the other person says",
         "ask": "Merge them into one description of the person's emotional state. Weigh the notes against each other; "
         "where they contradict, look for a feeling that explains both, such as irony or restraint, and say so. "
         "Add no facts that the notes do not hold.",
@@ -79,6 +81,7 @@ _MERGE = {
         "audio": "听到的内容",
         "video": "看到的内容",
         "subtitle": "此人所说的话",
+        "subtitle of the other": "对方所说的话",
         "ask": "请将它们合并成一段关于此人情绪状态的描述。请相互印证这些笔记；"
         "若有矛盾，请寻找能同时解释两者的感受，例如反讽或克制，并说明。"
         "不要添加笔记中没有的事实。",
@@ -87,13 +90,16 @@ _MERGE = {
 _JOIN = {"en": "; ", "zh": "；"}
 
 
-def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str | None = None) -> str:
+def question(
+    kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str | None = None, person: str | None = None
+) -> str:
     """The question about one clip.
 
     Args:
         kind: "whole", "audio" or "video".
         shown: the media of the request, some of "images" and "sound".
         subtitle: what the person says; None = not given (strategy S0).
+        person: whom it is about, see `Sample.person`.
 
     >>> print(question("whole", ["sound"], subtitle="Fine.").splitlines()[1])
     The person says: "Fine."
@@ -103,9 +109,7 @@ def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str
         raise ValueError(f"unknown kind of question {kind!r}; expected one of {list(KINDS)}")
     if not media and not subtitle:
         raise ValueError("neither media nor a subtitle to ask about")
-    lines = [_SHOWN[lang][media]] if media else []
-    if subtitle:
-        lines.append(_SUBTITLE[lang].format(subtitle=_one_line(subtitle)))
+    lines = introduction(shown, lang=lang, subtitle=subtitle, person=person)
     where = [_WHERE[lang][name] for name in (*media, *(["subtitle"] if subtitle else []))]
     lines.append(_ASK[lang][kind].format(where=_JOIN[lang].join(where)))
     if kind == "whole":
@@ -113,14 +117,28 @@ def question(kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str
     return "\n".join(lines)
 
 
-def merge(notes: Mapping[str, str], *, lang: str = "en", subtitle: str | None = None) -> str:
+def introduction(
+    shown: Sequence[str], *, lang: str = "en", subtitle: str | None = None, person: str | None = None
+) -> list[str]:
+    """The lines before a question: what the media of a request are, what is said, and whom it is about."""
+    media = tuple(name for name in ("images", "sound") if name in shown)
+    lines = [_SHOWN[lang][media]] if media else []
+    if subtitle:
+        says = _SUBTITLE_OF_OTHER if person == "listener" else _SUBTITLE
+        lines.append(says[lang].format(subtitle=_one_line(subtitle)))
+    return [*lines, *([whose(person, lang).strip()] if person else [])]
+
+
+def merge(notes: Mapping[str, str], *, lang: str = "en", subtitle: str | None = None, person: str | None = None) -> str:
     """The question to an LLM that merges notes (`whole`, or `audio` and `video`) with each other and the subtitle."""
     if unknown := set(notes) - set(KINDS):
         raise ValueError(f"unknown notes {sorted(unknown)}; expected some of {list(KINDS)}")
     words = _MERGE[lang]
-    given = {name: text.strip() for name, text in notes.items()} | ({"subtitle": subtitle} if subtitle else {})
+    said = "subtitle of the other" if person == "listener" else "subtitle"
+    given = {name: text.strip() for name, text in notes.items()} | ({said: subtitle} if subtitle else {})
     blocks = [f"{words[name]}:\n{text}" if lang == "en" else f"{words[name]}：\n{text}" for name, text in given.items()]
-    return "\n\n".join([words["open"], *blocks, f"{words['ask']} {_end(lang)}"])
+    about = [whose(person, lang).strip()] if person else []
+    return "\n\n".join([words["open"], *about, *blocks, f"{words['ask']} {_end(lang)}"])
 
 
 def _end(lang: str) -> str:

@@ -24,7 +24,7 @@ from affectgpt.chat.request import Request
 from affectgpt.chat.served import ChatClient
 from affectgpt.chat.transport import RequestFailed
 from affectgpt.config import AskConfig, SourceConfig, ZeroShotConfig
-from affectgpt.data.sources import attempt, probe_samples, read_source, report_bad
+from affectgpt.data.sources import attempt, probe_samples, read_source, report_bad, with_person
 from affectgpt.inference.prediction import predict_to_file
 from affectgpt.metrics.extract import read_labels
 from affectgpt.runs import RunRecord
@@ -204,7 +204,7 @@ def _samples(config: ZeroShotConfig) -> tuple[list[Sample], list[BadSample], lis
     files: list[Path] = []
     for source in sources:
         rows = read_source(source, config.data.folder, on_bad=config.data.on_bad)
-        usable, bad_media = probe_samples(rows.samples, on_bad=config.data.on_bad)
+        usable, bad_media = probe_samples(with_person(rows.samples, config.person), on_bad=config.data.on_bad)
         samples += usable
         bad += rows.bad + bad_media
         files += rows.files
@@ -229,7 +229,7 @@ def _settings(config: ZeroShotConfig) -> dict[str, Any]:
     for name in ("temperature", "max_tokens_name"):  # unknown to files of earlier releases
         if kept[name] == getattr(AskConfig, name):
             del kept[name]
-    return {"prompt_version": prompts.VERSION, **kept}
+    return {"prompt_version": prompts.VERSION, **kept, **({"person": config.person} if config.person else {})}
 
 
 def _has(sample: Sample) -> list[str]:
@@ -241,6 +241,10 @@ def wanted(kind: str, show: Sequence[str] | None, *, is_served: bool = False) ->
     and most refuse a request with sound instead of ignoring it."""
     allowed = ("images",) if show is None and is_served and kind == "whole" else show or _OF_KIND[kind]
     return tuple(name for name in _OF_KIND[kind] if name in allowed)
+
+
+Question = Callable[[Sample, Sequence[str], str | None], str]
+"""(clip, what is shown of it, its subtitle or None) -> the prompt."""
 
 
 class _Asked(NamedTuple):
@@ -260,18 +264,21 @@ def ask_clips(
     kind: str,
     config: ZeroShotConfig,
     bad: list[BadSample],
+    question: Question | None = None,
 ) -> Iterator[Prediction]:
     """One answer per clip; with on_bad=skip, clips that cannot be read and clips that a server does not answer are left
     out and listed in `bad`, else they raise.
 
     Args:
         make: opens the system; called only if there are clips.
+        question: takes the place of the question of this kind; labels are then not read from the answers.
     """
     if not samples:
         return
     system = make()
     is_served = isinstance(system, Model) and isinstance(system.chat, ChatClient)
     show = wanted(kind, config.ask.show, is_served=is_served)
+    has_labels = kind == "whole" and question is None
 
     def prepare(sample: Sample) -> _Asked:
         shown = tuple(name for name in show if name in system.sees and name in _has(sample))
@@ -281,7 +288,10 @@ def ask_clips(
                 f"{list(show)}: nothing is left to show"
             )
         subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
-        prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle)
+        if question is None:
+            prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle, person=sample.person)
+        else:
+            prompt = question(sample, shown, subtitle)
         return _Asked(sample, shown, subtitle, *system.request(sample, shown, prompt))
 
     for start in range(0, len(samples), system.batch_size):
@@ -290,13 +300,13 @@ def ask_clips(
         replies = system.answer([item.sample.id for item in asked], [item.request for item in asked])
         for (sample, shown, subtitle, _, facts), reply in zip(asked, replies, strict=True):
             if isinstance(reply, RequestFailed):
-                bad.append(_unanswered(sample, system, reply))
+                bad.append(unanswered(sample, system, reply))
                 continue
             yield Prediction(
                 id=sample.id,
                 text=reply.text,
-                labels=read_labels(reply.text).labels if kind == "whole" else None,
-                task="both" if kind == "whole" else "description",
+                labels=read_labels(reply.text).labels if has_labels else None,
+                task="both" if has_labels else "description",
                 lang=config.ask.lang,
                 modalities=(*(_SHOWN[name] for name in shown), *(["text"] if subtitle else [])),
                 subtitle=subtitle,
@@ -306,6 +316,7 @@ def ask_clips(
                 model=system.name,
                 strategy=config.ask.strategy,
                 prompt_version=prompts.VERSION,
+                person=sample.person,
             )
 
 
@@ -328,10 +339,14 @@ def merge_notes(
         chunk = samples[start : start + system.batch_size]
         subtitles = {item.id: _subtitle(item, config) if config.ask.strategy == "s2" else None for item in chunk}
         asked = [item.id for item in chunk if "whole" not in notes[item.id] or subtitles[item.id]]
+        person = {item.id: item.person for item in chunk}
         requests = [
             Request(
                 prompts.merge(
-                    {kind: row.text for kind, row in notes[key].items()}, lang=config.ask.lang, subtitle=subtitles[key]
+                    {kind: row.text for kind, row in notes[key].items()},
+                    lang=config.ask.lang,
+                    subtitle=subtitles[key],
+                    person=person[key],
                 )
             )
             for key in asked
@@ -341,7 +356,7 @@ def merge_notes(
             parts = notes[sample.id]
             reply, subtitle = replies.get(sample.id), subtitles[sample.id]
             if isinstance(reply, RequestFailed):
-                bad.append(_unanswered(sample, system, reply))
+                bad.append(unanswered(sample, system, reply))
                 continue
             shown_subtitle = next((row.subtitle for row in parts.values() if row.subtitle), subtitle)
             text = reply.text if reply else parts["whole"].text
@@ -361,10 +376,11 @@ def merge_notes(
                 ),
                 strategy=config.ask.strategy,
                 prompt_version=prompts.VERSION,
+                person=sample.person,
             )
 
 
-def _unanswered(sample: Sample, system: System, error: RequestFailed) -> BadSample:
+def unanswered(sample: Sample, system: System, error: RequestFailed) -> BadSample:
     return BadSample(sample.id, str(sample.video or sample.audio), f"{system.name} does not answer: {error}")
 
 
@@ -382,7 +398,9 @@ def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
         subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
         row = {
             "id": sample.id,
-            "prompt": prompts.question(config.kind, shown, lang=config.ask.lang, subtitle=subtitle),
+            "prompt": prompts.question(
+                config.kind, shown, lang=config.ask.lang, subtitle=subtitle, person=sample.person
+            ),
             "show": shown,
             "video": sample.video and str(Path(sample.video).resolve()),
             "audio": sample.audio and str(Path(sample.audio).resolve()),

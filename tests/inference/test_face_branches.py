@@ -16,7 +16,7 @@ from affectgpt.cli import compose
 from affectgpt.config import FacesConfig, SamplingConfig
 from affectgpt.convert.conversion import convert
 from affectgpt.data.clips import load_clip
-from affectgpt.data.faces import FaceNeeds
+from affectgpt.data.faces import FaceNeeds, read_faces_of
 from affectgpt.data.facts import FILE, MediaFacts
 from affectgpt.data.sources import probe_sample
 from affectgpt.inference.evaluate import run_evaluation
@@ -113,6 +113,25 @@ def test_without_speech_there_is_no_speaker_and_so_no_face(films):
     needs = FaceNeeds(FacesConfig(person="speaker"))
     sample = probe_sample(Sample(id="a", video=str(films / "face0.mp4")), MediaFacts(), needs)  # its sound is a tone
     assert sample.modalities == ("audio", "frames", "motion")
+
+
+def test_the_face_is_that_of_the_sample_unless_a_setting_names_another(films, monkeypatch):
+    asked = []
+
+    def read(path, needs):
+        asked.append(needs.settings.person)
+        return read_faces_of(path, FaceNeeds(FacesConfig()))
+
+    monkeypatch.setattr("affectgpt.data.facts.read_faces_of", read)
+    facts = MediaFacts()
+    for person in (None, "speaker", "listener"):
+        sample = probe_sample(Sample(id="a", video=str(films / "face0.mp4"), person=person), facts, NEEDS)
+        assert load_clip(sample, ("face",), SAMPLING, facts=facts).arrays["face"].shape[0] == 2
+    assert asked == ["main", "speaker", "listener"]  # each is a fact of its own, looked for once
+    assert FaceNeeds(FacesConfig(person="largest")).of("listener").settings.person == "largest"
+    reader = ClipReader(SAMPLING)
+    keys = {reader._sha256(replace(sample, person=person), "face") for person in (None, "speaker", "listener")}
+    assert len(keys) == 3
 
 
 def test_a_manifest_can_ask_for_no_faces_and_a_clip_without_the_listed_one_is_bad(films, passes):

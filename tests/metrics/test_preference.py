@@ -1,9 +1,17 @@
-"""Bradley-Terry strengths: a maximum of the likelihood, the order of wins, and what comparisons leave open."""
+"""Choices between two descriptions: the published scores, and Bradley-Terry strengths of models."""
 
 import numpy as np
 import pytest
 
-from affectgpt.metrics.preference import bradley_terry, rank_models
+from affectgpt.metrics.classification import weighted_f1_interval
+from affectgpt.metrics.preference import (
+    bradley_terry,
+    check_rows,
+    rank_models,
+    read_answers,
+    score_choices,
+    true_choices,
+)
 from affectgpt.runtime import InputError
 
 
@@ -60,3 +68,54 @@ def test_wrong_comparisons_are_named():
         rank_models([("x", "y", "a1"), ("x", "y", "b")])
     with pytest.raises(InputError, match="1 comparisons, none of which counts"):
         rank_models([("x", "y", "same")])
+
+
+TRUTHS = ["a1", "a2", "a2", "same", "a1", "a2"]
+
+
+def test_the_two_class_score_leaves_same_out_and_counts_a_predicted_same_as_a1():
+    """Equal to the definition, written out: per class F1, weighted by how often people chose it."""
+    answers = ["a1", "a2", "same", "a2", "A2 I think", "none of them: neither"]
+    found = score_choices(TRUTHS, answers)
+    chosen = ["a1", "a2", "a1", "a2", "a1"]  # of the five judged rows, in the order of TRUTHS without same
+    judged = ["a1", "a2", "a2", "a1", "a2"]
+    f1 = {}
+    for name in ("a1", "a2"):
+        hits = sum(a == b == name for a, b in zip(chosen, judged, strict=True))
+        f1[name] = 2 * hits / (chosen.count(name) + judged.count(name))
+    assert found.two.weighted_f1 == pytest.approx((2 * f1["a1"] + 3 * f1["a2"]) / 5)
+    assert (found.two.n, found.n_same, found.three.n) == (5, 1, 6)
+    assert found.three.accuracy == pytest.approx(2 / 6)
+    assert found.strict.unparsed == 2  # "same", and an answer without a choice
+    assert found.read == {"exact": 4, "beginning": 1, "first": 0, "none": 1}
+
+
+def test_right_answers_score_one_and_the_interval_surrounds_the_score():
+    assert score_choices(TRUTHS, TRUTHS).two.weighted_f1 == score_choices(TRUTHS, TRUTHS).three.weighted_f1 == 1
+    scored = score_choices(TRUTHS * 20, ["a1", "a2", "a1", "same", "a1", "a2"] * 20).two
+    interval = weighted_f1_interval(scored, n_bootstrap=200, seed=0)
+    assert interval.low < scored.weighted_f1 < interval.high < 1
+    assert weighted_f1_interval(scored, n_bootstrap=0, seed=0) is None
+
+
+def test_wrong_rows_are_named(tmp_path):
+    with pytest.raises(InputError, match="1 true choices and 2 answers"):
+        score_choices(["a1"], ["a1", "a2"])
+    with pytest.raises(InputError, match="people prefer neither in all 2 pairs"):
+        score_choices(["same", "same"], ["a1", "a2"])
+    path = tmp_path / "t.csv"
+    path.write_text("name,a1,a2,preference\nv,X,Y,a1\nw,X,Y,tie\n", encoding="utf-8")
+    rows = read_answers(path)
+    assert true_choices(rows) == ["a1", "same"]
+    check_rows(rows, [("v", "Y", "X"), ("w", None, None)], "the list", exchanged=True)
+    for wanted, words in (
+        ([("w", "X", "Y"), ("v", "X", "Y")], "row 1 is of 'v', and not row 1 of the list, 'w' .another clip"),
+        ([("v", "X", "Z")], "row 1 is of 'v'.*other descriptions"),
+        ([("v", "X", "Y")], "more rows than the 1 of the list"),
+        ([("v", "X", "Y"), ("w", "X", "Y"), ("w", "X", "Y")], "2 rows, but 3 of the list"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_rows(rows, wanted, "the list")
+    path.write_text("name,a1,a2,preference\nv,X,Y,both\n", encoding="utf-8")
+    with pytest.raises(InputError, match="preference is 'both'"):
+        true_choices(read_answers(path))

@@ -47,3 +47,15 @@ def test_a_question_about_nothing_is_an_error():
         prompts.question("smell", ["images"])
     with pytest.raises(ValueError, match=r"unknown notes \['smell'\]"):
         prompts.merge({"smell": "x"})
+
+
+def test_whom_a_question_is_about_is_told_once_and_a_listener_does_not_speak():
+    plain = prompts.question("whole", ["images"], subtitle="Fine.")
+    for person in ("speaker", "listener"):
+        told = prompts.question("whole", ["images"], subtitle="Fine.", person=person)
+        about = f"The question is about the person who {'speaks' if person == 'speaker' else 'listens'}"
+        rest = [line for line in told.splitlines() if not line.startswith(about)]
+        assert len(rest) == len(told.splitlines()) - 1
+        assert "\n".join(rest).replace("The other person says", "The person says") == plain
+    merged = prompts.merge({"whole": "She smiles."}, subtitle="Fine.", person="listener")
+    assert "What the other person says:\nFine." in merged
