@@ -125,6 +125,16 @@ SAMPLED = {
 
 
 @dataclass
+class OmniConfig:
+    """A whole omni model at llm.path: its own towers and aligners take the place of encoders and projectors."""
+
+    modalities: list[str] = field(default_factory=lambda: ["audio", "frames"])  # what it is shown: audio, frames
+    interleave: bool = True  # sound among the frames in the order of time (use_audio_in_video); false = after them
+    min_pixels: int = 100352  # of a frame, height x width; smaller ones are enlarged
+    max_pixels: int = 200704  # larger ones are reduced; 28 x 28 pixels of two frames are one soft token
+
+
+@dataclass
 class ModelConfig:
     """A model assembled from pretrained parts."""
 
@@ -132,6 +142,7 @@ class ModelConfig:
     llm: LLMConfig = field(default_factory=LLMConfig)  # the language model
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # audio, frames, motion, face, face_motion
     projectors: dict[str, ProjectorConfig] = field(default_factory=dict)  # one for each encoder; multi = pre-fusion
+    omni: OmniConfig | None = None  # instead of encoders and projectors: a whole omni model at llm.path
     sampling: SamplingConfig = field(default_factory=SamplingConfig)  # frames and audio windows
     init: str = "random"  # initial projectors of a stage without init_from: random, or pretrained (from init_from)
     init_from: str | None = None  # folder of pretrained projectors, as written by `python -m affectgpt.convert`

@@ -49,6 +49,10 @@ def run_build(config: CacheConfig) -> int:
     quiet_libraries()
     if config.engine not in ("processes", "ray"):
         raise InputError(f"engine is {config.engine!r}; expected processes or ray")
+    if config.model.omni is not None:
+        raise InputError(
+            f"model={config.model.name}: states of omni models are not cached (docs/models.md); train without this step"
+        )
     sources = [source for sources in config.data.training().values() for source in sources] + config.data.test
     if not sources:
         raise InputError(f"data {config.data.name!r} names no manifest; see conf/data")

@@ -359,7 +359,7 @@ def clip_reader(
 ) -> ClipReader:
     """The reader that gives `processor.encode` its media; with a cache folder, as encoder states.
 
-    States of an encoder that trains are never cached: the media of its modality are decoded.
+    States of an encoder that trains, and of an omni model, are never cached: the media of its modality are decoded.
 
     Args:
         limit_gb: maximum size of the encoder states in the folder; None = no limit.
@@ -373,7 +373,7 @@ def clip_reader(
     if short := {settings["short_clips"] for settings in processor.branches.values() if "short_clips" in settings}:
         (sampled["short_clips"],) = short
     sampling = SamplingConfig(**sampled, faces=faces_of(processor))
-    if cache_folder is None:
+    if cache_folder is None or not model.cacheable:
         return ClipReader(sampling, backend=backend, facts=facts)
 
     def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -51,11 +51,25 @@ class Prompt:
     Attributes:
         key: returned with the answer.
         embeds: [L, D], without padding.
+        rope_ids: [3, L] positions of a multimodal rotary embedding; None = 0 to L - 1. New tokens follow the last one.
     """
 
     key: Any
     embeds: Tensor
     max_new_tokens: int
+    rope_ids: Tensor | None = None
+
+
+def positions_of(prompts: Sequence[Any]) -> Tensor:
+    """Positions of prompts in a row, [1, T]; [3, 1, T] if they have `rope_ids`, which all or none must have."""
+    if all(prompt.rope_ids is None for prompt in prompts):
+        return torch.cat([torch.arange(len(prompt.embeds)) for prompt in prompts])[None]
+    return torch.cat([prompt.rope_ids for prompt in prompts], dim=1)[:, None]
+
+
+def shift_of(prompt: Any) -> int:
+    """The position of the first new token minus the number of tokens of the prompt."""
+    return 0 if prompt.rope_ids is None else int(prompt.rope_ids[:, -1].max()) + 1 - len(prompt.embeds)
 
 
 def can_generate(model: Any) -> bool:
@@ -171,6 +185,7 @@ class _Rows:
     Attributes:
         tokens: the newest token of each row [n], not cached yet.
         lengths: `n_cached` of each row [n].
+        shifts: what the position of a new token is beyond `n_cached` [n]; 0 without `Prompt.rope_ids`.
     """
 
     def __init__(self, llm: Any, n_slots: int, *, compiled: bool = False) -> None:
@@ -183,7 +198,7 @@ class _Rows:
             for layer in llm.model.layers
         ]
         self.active: list[_Row] = []
-        self.tokens = self.lengths = torch.zeros(0, dtype=torch.int64, device=self._device)
+        self.tokens = self.lengths = self.shifts = torch.zeros(0, dtype=torch.int64, device=self._device)
 
     def __len__(self) -> int:
         return len(self.active)
@@ -196,7 +211,7 @@ class _Rows:
         lengths = tuple(len(prompt.embeds) for prompt in prompts)
         pack = Pack(0, lengths, tuple(length - 1 for length in lengths), _NONE)
         embeds = torch.cat([prompt.embeds for prompt in prompts])[None]  # [1, T, D]
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(self._device)[None]
+        positions = positions_of(prompts).to(self._device)
         attends = [partial(buffer.attend_and_store, len(self)) for buffer in self._buffers]
         return layers.final_states(self._llm, embeds, positions, pack, attends)
 
@@ -205,6 +220,7 @@ class _Rows:
         new = [_Row(prompt.key, prompt.max_new_tokens, len(prompt.embeds)) for prompt in prompts]
         self.active += new
         self.lengths = torch.cat([self.lengths, torch.tensor([row.n_cached for row in new], device=self._device)])
+        self.shifts = torch.cat([self.shifts, torch.tensor(list(map(shift_of, prompts)), device=self._device)])
         self.tokens = torch.cat([self.tokens, first])
         _append(new, first)
 
@@ -214,13 +230,15 @@ class _Rows:
         compiled = self._compiled and 2 * n > self._n_slots
         # Compiled code has one shape: all slots, and all tokens that the buffers can hold.
         n_slots = self._n_slots if compiled else n
-        tokens, lengths = (functional.pad(each, (0, n_slots - n)) for each in (self.tokens, self.lengths))
+        tokens, lengths, shifts = (
+            functional.pad(each, (0, n_slots - n)) for each in (self.tokens, self.lengths, self.shifts)
+        )
         states = self._embedding(tokens)  # [P, D]
         buffers = [buffer.view(n_slots, longest, complete=compiled) for buffer in self._buffers]
         unseen = torch.arange(buffers[0][0].shape[2], device=self._device) > lengths[:, None]  # [P, C]
         bias = torch.zeros(unseen.shape, dtype=states.dtype, device=self._device).masked_fill_(unseen, float("-inf"))
         decoder = self._llm.model
-        rotation = layers.rotary_tables(decoder, states[None], lengths[None])
+        rotation = layers.rotary_tables(decoder, states[None], (lengths + shifts)[None])
         step = _compiled_step(n_slots, bias.shape[1]) if compiled else _layer_step
         for layer, (keys, values) in zip(decoder.layers, buffers, strict=True):
             states = step(layer, states, *rotation, lengths, bias, keys, values)
@@ -250,6 +268,7 @@ class _Rows:
         self.active = [self.active[slot] for slot in order]
         remaining = torch.tensor(order, dtype=torch.int64, device=self._device)
         self.tokens, self.lengths = self.tokens[remaining], self.lengths[remaining]
+        self.shifts = self.shifts[remaining]
         return done
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from affectgpt.engine import kernels, layers
 from affectgpt.engine.buffers import KeyValueBuffer
+from affectgpt.engine.generation import positions_of, shift_of
 from affectgpt.engine.layout import Pack
 
 # Buffers of the answers' own tokens grow by this many, up to the longest answer: each time all of it is copied.
@@ -36,18 +37,21 @@ class Group:
     Attributes:
         keys: one per answer, returned with it.
         embeds: [L, D], without padding.
+        rope_ids: [3, L], see `generation.Prompt`.
     """
 
     keys: Sequence[Any]
     embeds: Tensor
     max_new_tokens: int
+    rope_ids: Tensor | None = None
 
 
 @dataclass(eq=False)
 class _Prefix:
-    """A prompt in the LLM: for each layer its keys [Hk, d, L] and values [Hk, L, d]; `logits` [V] of its next token."""
+    """A prompt in the LLM: for each layer its keys [Hk, d, L] and values [Hk, L, d]; `logits` [V] of its next token,
+    whose position is `end`."""
 
-    n_tokens: int
+    end: int
     limit: int
     waiting: deque[Any]
     keys: list[Tensor] = field(default_factory=list)
@@ -165,8 +169,10 @@ class _Active:
         lengths = tuple(len(group.embeds) for group in groups)
         pack = Pack(0, lengths, tuple(length - 1 for length in lengths), torch.empty(0, dtype=torch.int64))
         embeds = torch.cat([group.embeds for group in groups])[None]  # [1, T, D]
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(self._device)[None]
-        new = [_Prefix(len(group.embeds), group.max_new_tokens, deque(group.keys)) for group in groups]
+        positions = positions_of(groups).to(self._device)
+        new = [
+            _Prefix(len(group.embeds) + shift_of(group), group.max_new_tokens, deque(group.keys)) for group in groups
+        ]
         attends = [partial(_attend_and_store, new)] * len(self._buffers)
         logits = logits_of(layers.final_states(self._llm, embeds, positions, pack, attends))  # [k, V]
         for prefix, row in zip(new, logits, strict=True):
@@ -201,7 +207,7 @@ class _Active:
         decoder = self._llm.model
         longest, at_most = max(len(row.tokens) for row in self.rows), max(row.prefix.limit for row in self.rows)
         states = self._embedding(self.tokens)  # [n, D]
-        starts = torch.tensor([row.prefix.n_tokens for row in self.rows], device=self._device)
+        starts = torch.tensor([row.prefix.end for row in self.rows], device=self._device)
         rotation = layers.rotary_tables(decoder, states[None], (starts + self.n_cached)[None])
         unseen = torch.arange(longest, device=self._device) > self.n_cached[:, None]  # [n, C]
         bias = torch.zeros(unseen.shape, dtype=states.dtype, device=self._device).masked_fill_(unseen, float("-inf"))

@@ -1,4 +1,5 @@
-"""The decoder layers of LLaMA, Mistral, Qwen2 and Qwen3 in transformers, run on a packed row without padding.
+"""The decoder layers of LLaMA, Mistral, Qwen2, Qwen3 and Qwen2.5-Omni in transformers, run on a packed row without
+padding.
 
 The layers' own submodules are called, so that LoRA, quantized layers and weights that ZeRO-3 has split work as usual.
 On a CPU some steps have their own version, see `cpu`.
@@ -17,7 +18,7 @@ from affectgpt.engine import cpu, kernels
 from affectgpt.engine.layout import Pack, bounds_of
 from affectgpt.engine.lora import Dropout, products
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen2_5_omni_text")
 """Model types of transformers whose decoder layers `decoder_layer` reproduces."""
 
 
@@ -46,7 +47,7 @@ def final_states(
     attends: Sequence[Callable[..., Tensor]] | None = None,
     seed: int | None = None,
 ) -> Tensor:
-    """Final states [Q, D] of the tokens `pack.queries()`, from embeds [1, T, D] with positions [1, T].
+    """Final states [Q, D] of the tokens `pack.queries()`, from embeds [1, T, D] with positions [1, T] or [3, 1, T].
 
     Args:
         seed: of the dropout of LoRA, from 0 to 2**62.
@@ -73,7 +74,11 @@ def final_states(
 
 
 def rotary_tables(decoder: Any, embeds: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary embedding at positions [1, T], [T, d/2] each, in the dtype of `embeds`."""
+    """Cosine and sine of the rotary embedding, [T, d/2] each, in the dtype of `embeds`.
+
+    Args:
+        position_ids: [1, T], or [3, 1, T] in time, height and width of a multimodal rotary embedding.
+    """
     cos, sin = (table[0] for table in decoder.rotary_emb(embeds, position_ids=position_ids))  # [T, d], equal halves
     half = cos.shape[-1] // 2
     return cos[:, :half].contiguous(), sin[:, :half].contiguous()

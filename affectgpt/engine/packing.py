@@ -39,6 +39,7 @@ def packed_loss(
     labels: Tensor,
     num_items_in_batch: Tensor | int | None = None,
     token_budget: int | None = None,
+    rope_ids: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of a packed row.
 
@@ -47,12 +48,14 @@ def packed_loss(
         num_items_in_batch: the sum over all labels is divided by this number; None = the mean.
         token_budget: tokens that go through the LLM at once. Each pack is differentiated before the next one starts, so
             memory grows with the budget and not with the batch, without a second pass. None = all at once.
+        rope_ids: [3, 1, T] positions in time, height and width of an LLM with multimodal rotary embedding; None =
+            `position_ids` in all three.
 
     Raises:
         SampleTooLong: a sample is longer than the LLM's sliding window.
         ValueError: the row does not start with a sample.
     """
-    total, log_probs = _summed(llm, embeds, position_ids, labels, None, token_budget)
+    total, log_probs = _summed(llm, embeds, position_ids, labels, None, token_budget, rope_ids)
     n_items = len(log_probs) if num_items_in_batch is None else num_items_in_batch
     return total / (n_items.to(total.device) if isinstance(n_items, Tensor) else n_items)
 
@@ -64,6 +67,7 @@ def packed_token_loss(
     labels: Tensor,
     token_loss: kernels.TokenLoss,
     token_budget: int | None = None,
+    rope_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of a loss of each label that is a function of its own log-probability, in one pass as `packed_loss`.
 
@@ -74,11 +78,16 @@ def packed_token_loss(
     Returns:
         the sum, and the log-probabilities of all labels [K] in fp32 without gradients.
     """
-    return _summed(llm, embeds, position_ids, labels, token_loss, token_budget)
+    return _summed(llm, embeds, position_ids, labels, token_loss, token_budget, rope_ids)
 
 
 def packed_log_probs(
-    llm: Any, embeds: Tensor, position_ids: Tensor, labels: Tensor, token_budget: int | None = None
+    llm: Any,
+    embeds: Tensor,
+    position_ids: Tensor,
+    labels: Tensor,
+    token_budget: int | None = None,
+    rope_ids: Tensor | None = None,
 ) -> Tensor:
     """Log-probabilities of all labels of a packed row, in order and in fp32, with gradients.  -> [K]
 
@@ -88,9 +97,10 @@ def packed_log_probs(
     """
     targets, spans, marks = _targets(llm, position_ids, labels)
     seed, needs_grad = _dropout_seed(llm), torch.is_grad_enabled()
+    places = position_ids if rope_ids is None else rope_ids
 
     def log_probs_of(pack: Pack, embeds: Tensor) -> Tensor:
-        states = _label_states(llm, embeds, position_ids, pack, seed)
+        states = _label_states(llm, embeds, places, pack, seed)
         return kernels.log_probs(llm.lm_head, states, targets[pack.answers.to(targets.device)])
 
     def alone(pack: Pack) -> Tensor:
@@ -116,14 +126,16 @@ def _summed(
     labels: Tensor,
     token_loss: kernels.TokenLoss | None,
     token_budget: int | None,
+    rope_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The summed losses, None = cross-entropies, and the labels' log-probabilities [K] without gradients."""
     targets, spans, marks = _targets(llm, position_ids, labels)
     n_workers, limit = cpu.split_work(spans, token_budget or len(marks), _n_threads(llm, embeds.device))
     packs, seed = make_packs(spans, marks, limit), _dropout_seed(llm)
+    places = position_ids if rope_ids is None else rope_ids
 
     def loss_of(pack: Pack, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        states = _label_states(llm, embeds, position_ids, pack, seed)
+        states = _label_states(llm, embeds, places, pack, seed)
         wanted = targets[pack.answers.to(targets.device)]
         return kernels.summed_loss(llm.lm_head, states, wanted, token_loss, pack.n_before)
 
@@ -145,9 +157,9 @@ def _targets(llm: Any, position_ids: Tensor, labels: Tensor) -> tuple[Tensor, li
     return targets, spans, marks
 
 
-def _label_states(llm: Any, embeds: Tensor, position_ids: Tensor, pack: Pack, seed: int | None) -> Tensor:
+def _label_states(llm: Any, embeds: Tensor, places: Tensor, pack: Pack, seed: int | None) -> Tensor:
     """Final states of the pack's tokens that predict a label.  embeds of the pack [1, T, D] -> [K, D]"""
-    states = layers.final_states(llm, embeds, position_ids[:, pack.start : pack.stop], pack, seed=seed)  # [Q, D]
+    states = layers.final_states(llm, embeds, places[..., pack.start : pack.stop], pack, seed=seed)  # [Q, D]
     rows = torch.isin(pack.queries() + pack.start, pack.answers, assume_unique=True).nonzero()[:, 0]
     return states[rows.to(states.device)]
 

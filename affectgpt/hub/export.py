@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from affectgpt.media import Waveform
-from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, load_trained
+from affectgpt.models import AffectGPTForConditionalGeneration, AffectGPTProcessor, load_trained, read_spec
 from affectgpt.models.integrity import write_sums
 from affectgpt.models.modeling_affectgpt import merge_lora_into
 from affectgpt.prompts import Message
@@ -55,6 +55,11 @@ def export(
         raise UserError(f"out={out} is not empty; name a new folder, or delete it first")
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    if read_spec(checkpoint).omni is not None:
+        raise UserError(
+            f"{checkpoint} belongs to an omni model, which is not exported as one folder (docs/models.md); share the "
+            "checkpoint, which names its base model"
+        )
     model, processor = load_trained(checkpoint, base_models=base_models, llm_dtype=dtype)
     if merge_lora:
         merge_lora_into(model)

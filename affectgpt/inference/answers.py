@@ -172,8 +172,8 @@ def _by_engine(
         choices.update((number, row[CHOICES]) for number, row in taken if CHOICES in row)
         embeds = prompt_embeds(model, processor, [row for _, row in taken])
         return [
-            engine.Prompt(number, each, generate.max_new_tokens)
-            for (number, _), each in zip(taken, embeds, strict=True)
+            engine.Prompt(number, each, generate.max_new_tokens, row.get("rope_ids"))
+            for (number, row), each in zip(taken, embeds, strict=True)
         ]
 
     finished: dict[int, list[int]] = {}
@@ -287,7 +287,10 @@ def sample_groups(
     drawn: dict[Any, Sequence[int]] = {}
     engine = backend.engine
     if engine is not None and engine.can_generate(model):
-        groups = (engine.Group(some, each, sampling.max_new_tokens) for some, each in zip(keys, embeds, strict=True))
+        groups = (
+            engine.Group(some, each, sampling.max_new_tokens, row.get("rope_ids"))
+            for some, each, row in zip(keys, embeds, prompts, strict=True)
+        )
         for key, tokens in engine.continue_groups(
             model.language_model,
             lambda: next(groups, None),
@@ -298,7 +301,11 @@ def sample_groups(
         ):
             drawn[key] = tokens
     else:
-        jobs = [(key, each) for some, each in zip(keys, embeds, strict=True) for key in some]
+        jobs = [
+            (key, each, row.get("rope_ids"))
+            for some, each, row in zip(keys, embeds, prompts, strict=True)
+            for key in some
+        ]
         for start in range(0, len(jobs), batch_size):
             some = jobs[start : start + batch_size]
             drawn |= _sampled_by_transformers(model, some, dice, sampling)
@@ -374,22 +381,27 @@ def _least(likely: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _sampled_by_transformers(
-    model: Any, jobs: Sequence[tuple[Any, torch.Tensor]], dice: Mapping[Any, torch.Tensor], sampling: Sampling
+    model: Any,
+    jobs: Sequence[tuple[Any, torch.Tensor, torch.Tensor | None]],
+    dice: Mapping[Any, torch.Tensor],
+    sampling: Sampling,
 ) -> dict[Any, list[int]]:
-    """New tokens for (key, prompt embeddings [L, D])."""
-    longest = max(len(embeds) for _, embeds in jobs)
-    padded = torch.stack([functional.pad(embeds, (0, 0, longest - len(embeds), 0)) for _, embeds in jobs])  # [B, L, D]
-    lengths = torch.tensor([len(embeds) for _, embeds in jobs], device=padded.device)
+    """New tokens for (key, prompt embeddings [L, D], `rope_ids` [3, L] if the model has them)."""
+    longest = max(len(embeds) for _, embeds, _ in jobs)
+    padded = torch.stack([functional.pad(each, (0, 0, longest - len(each), 0)) for _, each, _ in jobs])  # [B, L, D]
+    lengths = torch.tensor([len(embeds) for _, embeds, _ in jobs], device=padded.device)
     mask = torch.arange(longest, device=padded.device)[None] >= longest - lengths[:, None]  # [B, L]
+    places = [functional.pad(each, (longest - each.shape[1], 0)) for _, _, each in jobs if each is not None]
     output = model.generate(
         inputs_embeds=padded,
+        **({"rope_ids": torch.stack(places, dim=1).to(padded.device)} if places else {}),
         attention_mask=mask.long(),
         max_new_tokens=sampling.max_new_tokens,
-        logits_processor=LogitsProcessorList([_Draw([dice[key] for key, _ in jobs], sampling)]),
+        logits_processor=LogitsProcessorList([_Draw([dice[key] for key, _, _ in jobs], sampling)]),
         # `_Draw` leaves one token; settings of a chat model's generation config would change the distribution.
         **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0},
     )
-    return dict(zip((key for key, _ in jobs), output.tolist(), strict=True))
+    return dict(zip((key for key, _, _ in jobs), output.tolist(), strict=True))
 
 
 class _Draw(LogitsProcessor):

@@ -21,7 +21,7 @@ from affectgpt.clauses import split
 from affectgpt.config import EvalConfig, QuestionConfig
 from affectgpt.data.facts import facts_in
 from affectgpt.inference.evaluate import read_test_samples
-from affectgpt.inference.loading import load
+from affectgpt.inference.loading import load, refuse_for_omni
 from affectgpt.inference.prediction import predict
 from affectgpt.inference.probes import probe_clues
 from affectgpt.metrics import evaluate, load_lexicon
@@ -65,6 +65,7 @@ def measure(config: EvalConfig) -> tuple[dict[str, Any], Path]:
         base_models=config.base_models,
         model=config.model,
     )
+    refuse_for_omni(loaded.model, {"analyze faithfulness": True})
     samples, bad = read_test_samples(config, loaded.face_needs(config.data.backend))
     samples = [sample for sample in samples if sample.modalities]
     if len(samples) < 2:

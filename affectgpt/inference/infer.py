@@ -39,7 +39,7 @@ def run_inference(config: InferConfig) -> int:
     facts = MediaFacts()
     samples, bad = _samples(config, facts)  # unreadable files are named before the model is loaded
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
-        from affectgpt.inference.loading import load, settings_of
+        from affectgpt.inference.loading import load, refuse_for_omni, settings_of
         from affectgpt.inference.prediction import predict, predict_to_file
         from affectgpt.inference.vllm import engine_named
     loaded = load(
@@ -56,6 +56,7 @@ def run_inference(config: InferConfig) -> int:
         facts = facts_in(cache)
     if (faces := loaded.face_needs(config.backend)) is not None:
         samples, bad = _samples(config, facts, faces)
+    refuse_for_omni(loaded.model, {"attribute=true": config.attribute, "engine=vllm": config.engine == "vllm"})
     predictions = partial(
         predict,
         loaded.model,

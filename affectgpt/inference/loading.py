@@ -14,7 +14,7 @@ from typing import Any
 from affectgpt import bases
 from affectgpt.cache.reader import ClipReader, clip_reader, face_needs_of
 from affectgpt.chat.streaming import TextCallback
-from affectgpt.config import GenerateConfig, ModelConfig, QuestionConfig
+from affectgpt.config import GenerateConfig, LoraConfig, ModelConfig, QuestionConfig
 from affectgpt.data.faces import FaceNeeds
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.sources import probe_samples, samples_from_paths
@@ -32,6 +32,7 @@ from affectgpt.models import (
 )
 from affectgpt.models.checkpoint import read_manifest, respecified
 from affectgpt.models.integrity import read_sums
+from affectgpt.models.omni import OmniForConditionalGeneration
 from affectgpt.models.pretrained import ADAPTERS, PROJECTORS_JSON, start_from
 from affectgpt.prompts import PROMPT_VERSION
 from affectgpt.runs import TRAINED_MANIFEST, chosen_checkpoint
@@ -152,6 +153,8 @@ def load(
 ) -> LoadedModel:
     """Load a checkpoint folder, a run (its best by validation, else its last), or the newest complete run (None).
 
+    An omni model (`model.omni`) needs no checkpoint: without one it answers as it was published.
+
     Args:
         dtype: precision of the frozen LLM; None = as in training.
         quantization: quantization of the frozen LLM (nf4, int8, none); None = as in training.
@@ -163,6 +166,8 @@ def load(
         CheckpointError: the weights do not fit the preset, or leave a part of it without weights.
     """
     quiet_libraries()
+    if model is not None and model.omni is not None and checkpoint is None:
+        return _load_published(model, runs, device, base_models, dtype, quantization)
     converted = checkpoint is not None and (Path(checkpoint) / PROJECTORS_JSON).is_file()
     if converted and model is None:
         raise UserError(
@@ -172,7 +177,8 @@ def load(
     if model is not None:
         if not converted:
             raise UserError(
-                f"model={model.name} is for a folder of `python -m affectgpt.convert`; checkpoint is {checkpoint!r}. "
+                f"model={model.name} is for a folder of `python -m affectgpt.convert`, or an omni model without a "
+                f"checkpoint; checkpoint is {checkpoint!r}. "
                 "A trained checkpoint has its own model: leave model= out"
             )
         spec = respecified(model_spec(model, seed=0), base_models, llm_dtype=dtype, llm_quantization=quantization)
@@ -191,6 +197,24 @@ def load(
     _ready(loaded, device)
     name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
     return LoadedModel(folder, name, loaded, processor, _weights_sha256(folder))
+
+
+def _load_published(
+    config: ModelConfig,
+    runs: Path,
+    device: str,
+    base_models: Mapping[str, str] | None,
+    dtype: str | None,
+    quantization: str | None,
+) -> LoadedModel:
+    """An omni model without any training; what is made of it belongs below runs/<its name>/."""
+    untrained = replace(config, llm=replace(config.llm, lora=LoraConfig()))
+    spec = respecified(model_spec(untrained, seed=0), base_models, llm_dtype=dtype, llm_quantization=quantization)
+    log.info("%s as it was published, from %s", config.name, spec.llm.path)
+    model, processor = build(spec)
+    _ready(model, device)
+    weights = model.config.base_fingerprints["llm"]
+    return LoadedModel(runs / config.name / "published", config.name, model, processor, weights)
 
 
 def _refuse_for_full_model(
@@ -241,6 +265,14 @@ def _weights_sha256(folder: Path) -> str:
         recorded = read_sums(folder) or {}
     found = {path.name: recorded.get(path.name) or sha256_of_file(path) for path in folder.glob("*.safetensors")}
     return next(iter(found.values())) if len(found) == 1 else stable_hash(found)
+
+
+def refuse_for_omni(model: Any, asked: Mapping[str, bool]) -> None:
+    """Raise UserError if something is asked for that is not built for omni models: its name -> whether it is."""
+    if (name := next((name for name, wanted in asked.items() if wanted), None)) and isinstance(
+        model, OmniForConditionalGeneration
+    ):
+        raise UserError(f"{name} is not built for omni models (docs/models.md); leave it out")
 
 
 def settings_of(

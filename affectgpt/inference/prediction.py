@@ -112,7 +112,7 @@ def predict(
             prompt_version=PROMPT_VERSION,
             person=sample.person,
         )
-        encoded = processor.encode(messages, features.media)
+        encoded = processor.encode(messages, features.media, facts=features.facts)
         if generate.constrain and question.task == "fixed":
             texts = candidate_texts(question.candidates, question.lang, processor.prompt_format)
             encoded[CHOICES] = processor.answer_ids(messages, texts)

@@ -16,11 +16,10 @@ from affectgpt.config import (
     EncoderConfig,
     FacesConfig,
     LLMConfig,
-    LoraConfig,
     ProjectorConfig,
     SamplingConfig,
 )
-from affectgpt.models import encoders, quantize, shapes
+from affectgpt.models import encoders, omni, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
     VIDEOS,
@@ -32,7 +31,7 @@ from affectgpt.models.configuration_affectgpt import (
 from affectgpt.models.integrity import SUMS, check_sums
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
-from affectgpt.models.spec import ModelSpec
+from affectgpt.models.spec import ModelSpec, peft_fields
 from affectgpt.runtime import InputError, loading_models
 from affectgpt.schema import SLOTS
 
@@ -68,6 +67,8 @@ def build(
         NotFound: a base model is not there; names which.
         InputError: a base model does not fit the spec.
     """
+    if spec.omni is not None and not (load_encoders and load_llm):
+        raise InputError(f"{spec.llm.path} is a whole omni model: its states are not cached, and it is loaded as one")
     spec, fingerprints = _pin(spec, load_llm)
     used: dict[str, LLMConfig | EncoderConfig] = {"llm": spec.llm} if load_llm else {}
     used |= spec.encoders if load_encoders else {}
@@ -83,6 +84,10 @@ def build(
 def _assemble(
     spec: ModelSpec, fingerprints: Mapping[str, str], load_encoders: bool, load_llm: bool
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
+    if spec.omni is not None:
+        model, processor = omni.assemble(spec, fingerprints)
+        model.generation_config = _generation_config(model, processor)
+        return model, processor
     source = {"pretrained_model_name_or_path": spec.llm.path, "revision": spec.llm.revision}
     text_config = AutoConfig.from_pretrained(**source)
     branches = _branches(spec, _stored_encoder)
@@ -105,16 +110,21 @@ def _assemble(
         with torch.device("meta"):
             language_model = AutoModelForCausalLM.from_config(text_config, dtype=config.dtype)
     model = AffectGPTForConditionalGeneration(config, language_model=language_model, encoders=loaded)
+    model.generation_config = _generation_config(model, processor)
+    return model, processor
+
+
+def _generation_config(model: AffectGPTForConditionalGeneration, processor: AffectGPTProcessor) -> GenerationConfig:
+    """Greedy, up to the end of an answer, without tokens that stand for media."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    inside = [token for token in processor.placeholder_token_ids.values() if token < vocabulary]
-    model.generation_config = GenerationConfig(
+    inside = sorted(token for token in processor.media_token_ids if token < vocabulary)
+    return GenerationConfig(
         do_sample=False,
         eos_token_id=processor.stop_token_ids,
         pad_token_id=processor.tokenizer.pad_token_id,
         bos_token_id=processor.tokenizer.bos_token_id,
         suppress_tokens=inside or None,  # padded vocabularies have rows at these ids, which are no words
     )
-    return model, processor
 
 
 def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForConditionalGeneration:
@@ -128,6 +138,8 @@ def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForCondition
     Raises:
         InputError: a base model is neither a folder nor one whose shape is known.
     """
+    if spec.omni is not None:
+        return omni.build_hollow(spec, device)
     branches = _branches(spec, _shape_of_encoder)
     path = spec.llm.path
     text_config = AutoConfig.from_pretrained(path) if bases.is_local(path) else shapes.published_config(path)
@@ -161,25 +173,12 @@ def _config(
         text_config=text_config,
         branches=branches.architectures,
         placeholder_token_ids=placeholder_token_ids,
-        lora=_peft_fields(spec.llm.lora),
+        lora=peft_fields(spec.llm.lora),
         seed=spec.seed,
         spec=spec.to_dict(),
         base_fingerprints=fingerprints,
         dtype=getattr(torch, spec.llm.dtype),
     )
-
-
-def _peft_fields(lora: LoraConfig) -> dict[str, Any] | None:
-    """Fields of peft's LoraConfig; None = no adapters."""
-    if not lora.r:
-        return None
-    return {
-        "r": lora.r,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": list(lora.target_modules),
-        **{variant: True for variant in ("use_dora", "use_rslora") if getattr(lora, variant)},
-    }
 
 
 def _stored_encoder(encoder: EncoderConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -209,7 +208,7 @@ def _pin(spec: ModelSpec, with_llm: bool = True) -> tuple[ModelSpec, dict[str, s
 
     fingerprints: dict[str, str] = {}
     llm = pin(spec.llm, "llm") if with_llm else spec.llm
-    pinned = {name: pin(spec.encoders[name], name) for name in spec.modalities}
+    pinned = {name: pin(spec.encoders[name], name) for name in spec.modalities if name in spec.encoders}
     return replace(spec, llm=llm, encoders=pinned), fingerprints
 
 
@@ -268,7 +267,7 @@ def _branch(
         raise InputError(f"encoders.{name}.per_frame is for {list(VIDEOS)}; leave it out")
     same = ("layers", "pool", "dtype", "stride", "grid", "per_frame")
     architecture = EncoderArchitecture(
-        base=base, lora=_peft_fields(encoder.lora), **{key: getattr(encoder, key) for key in same}
+        base=base, lora=peft_fields(encoder.lora), **{key: getattr(encoder, key) for key in same}
     )
     # A copy on the meta device shows how many states of what width one window, frame or clip gives.
     with torch.device("meta"):

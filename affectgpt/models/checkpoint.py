@@ -215,8 +215,8 @@ def respecified(
     spec: ModelSpec, base_models: Mapping[str, str] | None, llm_dtype: str | None, llm_quantization: str | None
 ) -> ModelSpec:
     """`spec` with moved base models and another precision of the LLM; for the arguments see `load_trained`."""
-    if unknown := sorted(set(base_models or {}) - {"llm", *spec.modalities}):
-        raise CheckpointError(f"base_models {unknown} are unknown; expected some of {['llm', *spec.modalities]}")
+    if unknown := sorted(set(base_models or {}) - {"llm", *spec.encoders}):
+        raise CheckpointError(f"base_models {unknown} are unknown; expected some of {['llm', *spec.encoders]}")
     for part, name in (base_models or {}).items():
         if part == "llm":
             spec = replace(spec, llm=replace(spec.llm, path=name, revision=None))

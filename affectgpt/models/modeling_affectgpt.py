@@ -77,6 +77,10 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
     main_input_name = "input_ids"
     input_modalities = ("audio", "image", "video", "text")
     supports_gradient_checkpointing = True
+    new_parts: tuple[str, ...] = ("projectors",)
+    """What does not come from a base model and therefore trains unless told otherwise."""
+    cacheable = True
+    """Whether states of its encoders can be cached."""
     in_lockstep = False
     """True where processes share the projectors' weights (ZeRO-3): generation then also runs all of them."""
     token_budget: int | None = None
@@ -103,9 +107,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         self.encoders = nn.ModuleDict()
         for name in config.modalities:
             if encoders is None or name in encoders:
-                seed = config.seed + _DRAWN.index(f"{name}.lora")
-                loaded = None if encoders is None else encoders[name]
-                self.encoders[name] = Encoder(name, config.encoder(name), loaded, seed)
+                self.encoders[name] = self._new_encoder(name, None if encoders is None else encoders[name])
         self.encoders_aside: dict[str, Encoder] = {}
         self.encoder_sums: dict[str, str] = {}
         self.projectors = nn.ModuleDict()
@@ -118,8 +120,13 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         if config.lora:
             fields = {"task_type": "CAUSAL_LM", **config.lora}
             inject_lora(self.language_model, fields, config.seed + _DRAWN.index("lora"), what="model.llm")
-        self.set_trainable(["projectors", "lora"] if config.lora else ["projectors"])
+        self.set_trainable([*self.new_parts, "lora"] if config.lora else self.new_parts)
         self.post_init()
+
+    def _new_encoder(self, name: str, loaded: nn.Module | None) -> Any:
+        """The encoder of a modality around its base model; without one, untrained."""
+        seed = self.config.seed + _DRAWN.index(f"{name}.lora")
+        return Encoder(name, self.config.encoder(name), loaded, seed)
 
     def init_weights(self) -> None:
         """Keep the weights of all parts: `post_init` calls this, and transformers' own version draws anew whatever it
@@ -420,6 +427,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         log_probs: bool = False,
         token_loss: Callable[[Tensor, slice], Tensor] | None = None,
         copies: int = 1,
+        rope_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> AffectGPTOutput:
         """Logits; with labels also the loss, or the labels' log-probabilities.
@@ -431,6 +439,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
                 without labels, and with labels only the positions that predict one [B, K, V], which saves most of the
                 output layer; a packed batch then gives no logits where the engine supports the LLM.
             copies: see `embed`.
+            rope_ids: [3, B, L] positions in time, height and width of an LLM with multimodal rotary embedding.
             log_probs: return the log-probabilities of the labels, sample by sample and with gradients, instead of the
                 loss; memory is bounded as for the loss.
             token_loss: (log-probabilities of some labels [n], which of all labels these are) -> a loss of each [n] that
@@ -456,7 +465,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         engine = backend.engine
         if is_packed and not needs_logits and engine is not None and engine.supports(self.language_model):
             return self._packed(
-                inputs_embeds, position_ids, labels, log_probs=log_probs, token_loss=token_loss, **kwargs
+                inputs_embeds, position_ids, labels, rope_ids, log_probs=log_probs, token_loss=token_loss, **kwargs
             )
         targets = None
         if labels is not None:
@@ -467,10 +476,15 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         if use_cache is None and (self.training or labels is not None):
             use_cache = False  # nothing is continued, and with a cache the LLM would not see that a batch is packed
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_KEYS if key in kwargs}
+        places = position_ids
+        if rope_ids is not None:
+            # transformers takes the order of the tokens, by which it finds packed samples, as the first of four axes.
+            assert position_ids is not None, "rope_ids come with position_ids or a mask"
+            places = torch.cat([position_ids.expand(rope_ids.shape[1:])[None], rope_ids])
         output = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=places,
             use_cache=use_cache,
             logits_to_keep=0 if logits_to_keep is None else logits_to_keep,
             **kwargs,
@@ -499,21 +513,23 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         embeds: Tensor,
         position_ids: Tensor,
         labels: Tensor,
+        rope_ids: Tensor | None = None,
         *,
         log_probs: bool,
         token_loss: Callable[[Tensor, slice], Tensor] | None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> AffectGPTOutput:
         """The loss, or the log-probabilities, of a packed batch from the engine."""
-        rows, budget = (self.language_model, embeds, position_ids, labels), self.token_budget
+        rows = (self.language_model, embeds, position_ids, labels)
+        options = {"token_budget": self.token_budget, "rope_ids": rope_ids}
         try:
             if token_loss is not None:
-                loss, flat = backend.engine.packed_token_loss(*rows, token_loss, token_budget=budget)
+                loss, flat = backend.engine.packed_token_loss(*rows, token_loss, **options)
                 return AffectGPTOutput(loss=loss, log_probs=_by_sample(flat, labels, position_ids))
             if log_probs:
-                flat = backend.engine.packed_log_probs(*rows, token_budget=budget)
+                flat = backend.engine.packed_log_probs(*rows, **options)
                 return AffectGPTOutput(log_probs=_by_sample(flat, labels, position_ids))
-            loss = backend.engine.packed_loss(*rows, num_items_in_batch=num_items_in_batch, token_budget=budget)
+            loss = backend.engine.packed_loss(*rows, num_items_in_batch=num_items_in_batch, **options)
             return AffectGPTOutput(loss=loss)
         except backend.engine.SampleTooLong as error:
             raise InputError(f"{error}; shorten the samples, or set stage.packing=false") from error
@@ -545,6 +561,8 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         Encoders and projectors run once, before beams are expanded. Greedy unless the settings say otherwise.
         """
         batch = {key: kwargs.pop(key) for key in BATCH_MEDIA_KEYS if key in kwargs}
+        if (rope_ids := kwargs.pop("rope_ids", None)) is not None:
+            kwargs["position_ids"] = rope_ids  # transformers continues each of their three axes
         if input_ids is None:
             return super().generate(**kwargs)
         slots = {name: input_ids == token for name, token in self.config.placeholder_token_ids.items()}

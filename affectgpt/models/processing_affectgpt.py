@@ -52,11 +52,14 @@ MEDIA_KEYS = {
     "face": "pixel_values_faces",
     "face_motion": "pixel_values_face_videos",
 }
+OMNI_KEYS = ("input_features", "feature_lengths", "video_grid_thw")
+"""Further keys of the media of omni models, see `affectgpt.models.omni.processing`."""
 TEXT_KEYS = ("input_ids", "labels", "position_ids")
 """What `encode` makes of the text alone."""
 BATCH_MEDIA_KEYS = (
     "input_lengths",
     "multi_rows",
+    *OMNI_KEYS,
     *MEDIA_KEYS.values(),
     *(f"{name}_states{suffix}" for name in MODALITIES for suffix in ("", "_mask")),
 )
@@ -111,6 +114,7 @@ class AffectGPTProcessor(ConversationMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # padding is identified by position, so the two may share an id
         self.placeholder_token_ids = {name: tokenizer.convert_tokens_to_ids(PLACEHOLDERS[name]) for name in slots}
+        self.media_token_ids = list(self.placeholder_token_ids.values())
         added = sorted((str(token) for token in tokenizer.get_added_vocab() if token.strip()), key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in added))
         self._placeholder = re.compile("(" + "|".join(re.escape(PLACEHOLDERS[name]) for name in slots) + ")")
@@ -373,6 +377,7 @@ class AffectGPTProcessor(ConversationMixin):
         media: Mapping[str, Any] | None = None,
         answer: str | None = None,
         text: Mapping[str, Tensor] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """One sample's tensors, without batch dimension (`collate` batches them).
 
@@ -382,10 +387,19 @@ class AffectGPTProcessor(ConversationMixin):
                 states [T, E]; exactly the modalities whose placeholders the messages show.
             answer: the target text; None and no assistant message = a prompt for generation, without labels.
             text: the `TEXT_KEYS` of the messages and the answer, if already tokenised.
+            facts: about the media, as `data.clips.load_clip` gives them; for models that use the time of a frame.
         """
         messages, media = list(messages), dict(media or {})
         if answer is None and messages[-1].role == "assistant":
             answer = messages.pop().content
+        shown = self._shown(messages, media)
+        features = self._tokens(*self._prompt(messages), answer) if text is None else dict(text)
+        for name in shown:
+            features.update(self.media(name, media[name]))
+        return features
+
+    def _shown(self, messages: Sequence[Message], media: Mapping[str, Any]) -> list[str]:
+        """The modalities whose placeholders the messages show; raises ValueError unless they are those of `media`."""
         asked = [message.content for message in messages if message.role == "user"]
         shown = [name for content in asked for name in split_placeholders(content)[0]]
         for name in sorted({*shown, *media}):
@@ -394,10 +408,7 @@ class AffectGPTProcessor(ConversationMixin):
                     f"{name}: the prompt has {shown.count(name)} placeholders for it, the media are {sorted(media)}; "
                     "each modality needs one placeholder and its media"
                 )
-        features = self._tokens(*self._prompt(messages), answer) if text is None else dict(text)
-        for name in shown:
-            features.update(self.media(name, media[name]))
-        return features
+        return shown
 
     def _tokens(self, prompt: str, ids: list[int], places: list[int] | None, answer: str | None) -> dict[str, Tensor]:
         """`input_ids` [L] of a prompt, or of prompt and answer with their `labels` [L]; see `_prompt`."""

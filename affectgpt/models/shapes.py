@@ -16,6 +16,7 @@ from transformers import (
     HubertConfig,
     LlamaConfig,
     PreTrainedConfig,
+    Qwen2_5OmniThinkerConfig,
     Qwen2Config,
     Qwen3Config,
     SiglipVisionConfig,
@@ -75,6 +76,14 @@ def _qwen3_small() -> Qwen3Config:
         num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, rope_parameters=_rope(1e6),
         tie_word_embeddings=True, bos_token_id=151643, eos_token_id=151645,
     )  # fmt: skip
+
+
+def _qwen25_omni() -> Qwen2_5OmniThinkerConfig:
+    rope = _rope(1e6) | {"mrope_section": [16, 24, 24]}
+    # The other sizes are transformers' defaults; those of the vision tower's width are not the published ones.
+    return Qwen2_5OmniThinkerConfig(
+        text_config={"rope_parameters": rope, "tie_word_embeddings": False}, vision_config={"hidden_size": 1280}
+    )
 
 
 def _hubert() -> HubertConfig:
@@ -157,6 +166,7 @@ _PUBLISHED: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": (lambda: _smollm2(**_SMOLLM2["135M"]), {}),
     "HuggingFaceTB/SmolLM2-360M-Instruct": (lambda: _smollm2(**_SMOLLM2["360M"]), {}),
 }
+_OMNI: dict[str, Callable[[], PreTrainedConfig]] = {"Qwen/Qwen2.5-Omni-7B": _qwen25_omni}
 PUBLISHED = tuple(_PUBLISHED)
 """Hub ids with a known configuration."""
 
@@ -164,6 +174,16 @@ PUBLISHED = tuple(_PUBLISHED)
 def published_config(hub_id: str) -> PreTrainedConfig:
     """The configuration of a published base model; raises InputError with the known ids."""
     return _entry(hub_id)[0]()
+
+
+def published_thinker(hub_id: str) -> PreTrainedConfig:
+    """The configuration of the thinker of a published omni model; raises InputError with the known ids."""
+    if hub_id not in _OMNI:
+        raise InputError(
+            f"no configuration of the omni model {hub_id!r} is known; use a local folder with a config.json, or one of "
+            f"{tuple(_OMNI)}"
+        )
+    return _OMNI[hub_id]()
 
 
 def published_preprocessing(hub_id: str) -> dict[str, Any]:

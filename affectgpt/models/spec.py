@@ -14,11 +14,15 @@ from affectgpt.config import (
     LLMConfig,
     LoraConfig,
     ModelConfig,
+    OmniConfig,
     ProjectorConfig,
     SamplingConfig,
 )
 from affectgpt.runtime import InputError
 from affectgpt.schema import MODALITIES
+
+OMNI_MODALITIES = ("audio", "frames")
+"""What an omni model can be shown: its towers take one sound and one video."""
 
 _LLM_KEYS = {
     "path": "llm",
@@ -36,9 +40,11 @@ class ModelSpec:
     Attributes:
         encoders, projectors: modality -> settings; both have the same modalities. A projector "multi" is a pre-fusion.
         seed: for the initial weights of projectors and LoRA.
+        omni: settings of a whole omni model at `llm.path`, which has no encoders and projectors; None = it is none.
 
     Raises:
-        InputError: unknown modalities, or ones with only an encoder or only a projector.
+        InputError: unknown modalities, or ones with only an encoder or only a projector; settings that an omni model
+            does not have.
     """
 
     llm: LLMConfig
@@ -46,8 +52,11 @@ class ModelSpec:
     projectors: Mapping[str, ProjectorConfig]
     sampling: SamplingConfig
     seed: int = 42
+    omni: OmniConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.omni is not None:
+            self._check_omni(self.omni)
         if set(self.encoders) != set(self.projectors) - {"multi"}:
             raise InputError(
                 f"encoders name {sorted(self.encoders)}, projectors {sorted(self.projectors)}; a modality needs both"
@@ -58,9 +67,31 @@ class ModelSpec:
             if absent := sorted({*projector.sources, *filter(None, [projector.unless])} - set(self.encoders)):
                 raise InputError(f"{name}: sources and unless name {absent}; this model has {list(self.modalities)}")
 
+    def _check_omni(self, omni: OmniConfig) -> None:
+        if self.encoders or self.projectors:
+            raise InputError(
+                f"model.omni: {self.llm.path} has its own towers, but encoders are {sorted(self.encoders)} and "
+                f"projectors {sorted(self.projectors)}; leave them out, or set model.omni=null"
+            )
+        if not omni.modalities or (odd := sorted(set(omni.modalities) - set(OMNI_MODALITIES))):
+            raise InputError(f"model.omni.modalities has {odd if omni.modalities else 'none'}; expected some of "
+                             f"{list(OMNI_MODALITIES)}")  # fmt: skip
+        if self.llm.quantization or self.llm.prompt_format not in ("auto", "chat"):
+            raise InputError(
+                f"model.omni: quantization is {self.llm.quantization!r}, prompt_format {self.llm.prompt_format!r}; an "
+                "omni model runs in float32 or bfloat16, with its own chat template: set model.llm.quantization=null "
+                "and model.llm.prompt_format=auto"
+            )
+        if self.sampling.max_windows != 1:
+            raise InputError(
+                f"model.omni: sampling.max_windows is {self.sampling.max_windows}; its sound is one piece of at most "
+                "sampling.window_s seconds: set model.sampling.max_windows=1"
+            )
+
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(name for name in MODALITIES if name in self.encoders)
+        shown = self.encoders if self.omni is None else self.omni.modalities
+        return tuple(name for name in MODALITIES if name in shown)
 
     @property
     def fused(self) -> tuple[str, ...]:
@@ -84,6 +115,7 @@ class ModelSpec:
             "lora": _stored(lora) if lora.r else None,
             "prompt_format": llm.prompt_format,
             "seed": self.seed,
+            **({} if self.omni is None else {"omni": asdict(self.omni)}),
         }
 
     @classmethod
@@ -100,6 +132,7 @@ class ModelSpec:
             projectors={name: ProjectorConfig(**fields) for name, fields in values["projectors"].items()},
             sampling=_sampling(values.get("sampling", {})),
             seed=values["seed"],
+            omni=OmniConfig(**values["omni"]) if "omni" in values else None,
         )
 
 
@@ -131,4 +164,17 @@ def _sampling(values: Mapping[str, Any]) -> SamplingConfig:
 def model_spec(config: ModelConfig, seed: int) -> ModelSpec:
     """What `affectgpt.models.build` takes, from a configuration; later changes of `config` do not reach it."""
     projectors = {name: projector for name, projector in config.projectors.items() if projector.kind != "none"}
-    return copy.deepcopy(ModelSpec(config.llm, config.encoders, projectors, config.sampling, seed))
+    return copy.deepcopy(ModelSpec(config.llm, config.encoders, projectors, config.sampling, seed, config.omni))
+
+
+def peft_fields(lora: LoraConfig) -> dict[str, Any] | None:
+    """Fields of peft's LoraConfig; None = no adapters."""
+    if not lora.r:
+        return None
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.target_modules),
+        **{variant: True for variant in ("use_dora", "use_rslora") if getattr(lora, variant)},
+    }

@@ -383,7 +383,9 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         },
         "stage_samples": samples,
         "n_clips": config.n_clips,
-        "cache_bytes": {name: encoder.bytes for name, encoder in cost.encoders.items() if not encoder.trains},
+        "cache_bytes": {}
+        if config.model.omni
+        else {name: encoder.bytes for name, encoder in cost.encoders.items() if not encoder.trains},
         "cards": rows,
     }
 
@@ -402,7 +404,7 @@ def setup_of(config: PlanConfig) -> Setup:
         packed=stage.packing,
         token_budget=stage.token_budget if stage.packing and strategy.name != "zero3" else None,
         padding=config.padding,
-        online=config.online,
+        online=config.online or config.model.omni is not None,  # whose states are not cached
         quantization=config.model.llm.quantization,
         share=config.share,
     )
@@ -513,7 +515,8 @@ def _gpu_table(plan: Mapping[str, Any]) -> str:
 
 
 def _cache(plan: Mapping[str, Any]) -> str:
-    sizes = plan["cache_bytes"]
+    if not (sizes := plan["cache_bytes"]):
+        return "no states are cached"
     total = sum(sizes.values())
     each = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
     return f"cached states per clip: {each} MB; for {plan['n_clips']:,} clips {total * plan['n_clips'] / 1e9:,.0f} GB"

@@ -22,6 +22,7 @@ from affectgpt.engine import kept_tensors
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
 from affectgpt.models.assemble import hollow_settings
+from affectgpt.plan import omni
 
 GIB = 1 << 30
 
@@ -154,16 +155,7 @@ def count_sample(
         text_tokens: tokens of prompt and answer, without soft tokens.
         answer_tokens: positions with logits; None = all.
     """
-    encoders, states = {}, {}
-    for name in spec.modalities:
-        encoders[name] = _encoder(model, spec, name, sound_s)
-        states[f"{name}_states"] = torch.zeros(1, *encoders[name].states)
-        states[f"{name}_states_mask"] = torch.ones(1, encoders[name].states[0], dtype=torch.bool)
-    if "multi" in spec.projectors:
-        states["multi_rows"] = torch.zeros(1, len(model.config.projector("multi").sources), dtype=torch.long)
-    # A branch hidden by its `unless` is not in the prompt of a sample with all modalities.
-    shown = [name for name in model.projectors if spec.projectors[name].unless not in spec.encoders]
-    projectors, soft_tokens = _projectors(model, shown, states)
+    encoders, projectors, soft_tokens = (_towers if spec.omni else _branches)(model, spec, sound_s)
     n_tokens = sum(soft_tokens.values()) + text_tokens
     positions = n_tokens if answer_tokens is None else min(answer_tokens, n_tokens)
     llm = model.language_model
@@ -187,6 +179,42 @@ def count_sample(
         hidden_bytes=hidden.shape[1] * hidden.element_size(),
         llm_dtype=str(hidden.dtype).removeprefix("torch."),
     )
+
+
+_Costs = tuple[dict[str, EncoderCost], dict[str, PassCost], dict[str, int]]
+"""Of encoders and projectors, and the soft tokens of each branch."""
+
+
+def _towers(model: Any, spec: ModelSpec, sound_s: float) -> _Costs:
+    """The towers of an omni model with their aligners."""
+    found, soft_tokens = {}, omni.tokens_of(model, spec, sound_s)
+    for name, n_tokens in soft_tokens.items():
+        tower = model.encoders[name]
+        if name == "audio":
+            flops, aligner = omni.audio_flops(tower.model, 4 * n_tokens), tower.model.proj
+        else:
+            flops, aligner = omni.video_flops(tower.model, omni.grid_of(spec, tower.model.config)), tower.model.merger
+        backward, kept = omni.aligner_backward(aligner, n_tokens) if tower.trains else (0, 0)
+        weight = next(tower.parameters())
+        width = model.get_input_embeddings().weight.shape[1]
+        n_bytes = n_tokens * width * weight.element_size()
+        dtype = str(weight.dtype).removeprefix("torch.")
+        found[name] = EncoderCost(flops, backward, kept, tower.trains, dtype, (n_tokens, width), n_bytes)
+    return found, {}, soft_tokens
+
+
+def _branches(model: AffectGPTForConditionalGeneration, spec: ModelSpec, sound_s: float) -> _Costs:
+    encoders, states = {}, {}
+    for name in spec.modalities:
+        encoders[name] = _encoder(model, spec, name, sound_s)
+        states[f"{name}_states"] = torch.zeros(1, *encoders[name].states)
+        states[f"{name}_states_mask"] = torch.ones(1, encoders[name].states[0], dtype=torch.bool)
+    if "multi" in spec.projectors:
+        states["multi_rows"] = torch.zeros(1, len(model.config.projector("multi").sources), dtype=torch.long)
+    # A branch hidden by its `unless` is not in the prompt of a sample with all modalities.
+    shown = [name for name in model.projectors if spec.projectors[name].unless not in spec.encoders]
+    projectors, soft_tokens = _projectors(model, shown, states)
+    return encoders, projectors, soft_tokens
 
 
 def _encoder(model: AffectGPTForConditionalGeneration, spec: ModelSpec, name: str, sound_s: float) -> EncoderCost:

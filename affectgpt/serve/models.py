@@ -125,7 +125,8 @@ class AffectGPT:
             "media": media_facts,
             "prompt_version": PROMPT_VERSION,
         }
-        return Prepared(processor.encode(messages, media), request.decoding, facts, not asked and task != "description")
+        encoded = processor.encode(messages, media, facts=media_facts)
+        return Prepared(encoded, request.decoding, facts, not asked and task != "description")
 
     def _why_left_out(self, name: str, request: ChatRequest, has: Sequence[str]) -> str:
         if request.options and request.options.modalities is not None and name not in request.options.modalities:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.cache.reader import CacheKey, ClipReader
+from affectgpt.cache.reader import CacheKey, ClipReader, Features
 from affectgpt.data.stream import Draw
 from affectgpt.models.processing_affectgpt import MEDIA_KEYS, TEXT_KEYS
 from affectgpt.prompts import Message, render
@@ -134,16 +134,16 @@ class Batches:
             with_subtitle=draw.with_subtitle,
             prompt_format=draw.prompt_format,
         )
-        return self._objective.rows(draw, lambda answer: self._row(prompt, found.media, answer)), found.missing
+        return self._objective.rows(draw, lambda answer: self._row(prompt, found, answer)), found.missing
 
-    def _row(self, prompt: Sequence[Message], media: Mapping[str, Any], answer: str | None) -> Row:
+    def _row(self, prompt: Sequence[Message], found: Features, answer: str | None) -> Row:
         texts = [text for message in prompt for text in (message.content, message.subtitle or "")] + (
             [] if answer is None else [answer]
         )
         key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
         known = self._texts.get(key)
         text = None if known is None else {name: ids.long() for name, ids in known.items()}
-        row = self._processor.encode(prompt, media, answer=answer, text=text)
+        row = self._processor.encode(prompt, found.media, answer=answer, text=text, facts=found.facts)
         # The first texts stay until the end: a pass meets each text once, so a later one would not come back sooner.
         if known is None and self._n_tokens < _MAX_TOKENS:
             self._texts[key] = {name: row[name].to(torch.int32) for name in TEXT_KEYS if name in row}

@@ -74,6 +74,8 @@ class Rollout:
             new = torch.tensor(tokens, dtype=ids.dtype)
             labels = torch.cat([torch.full_like(ids, -100), new])
             made.append({"input_ids": torch.cat([ids, new]), "labels": labels})
+            if "rope_ids" in row:  # of the prompt; `collate` continues them
+                made[-1]["rope_ids"] = row["rope_ids"]
             if (places := row.get("position_ids")) is not None:
                 after = places[-1] + 1 + torch.arange(len(new))
                 made[-1]["position_ids"] = torch.cat([places, after])
