@@ -56,7 +56,7 @@ def run_inference(config: InferConfig) -> int:
         facts = facts_in(cache)
     if (faces := loaded.face_needs(config.backend)) is not None:
         samples, bad = _samples(config, facts, faces)
-    refuse_for_omni(loaded.model, {"attribute=true": config.attribute, "engine=vllm": config.engine == "vllm"})
+    refuse_for_omni(loaded.model, {"attribute=true": config.attribute})
     predictions = partial(
         predict,
         loaded.model,

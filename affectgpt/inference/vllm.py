@@ -17,7 +17,7 @@ from typing import Any
 
 from affectgpt.config import GenerateConfig
 from affectgpt.inference.answers import Answer, answer_of, answers, prompt_embeds, stop_ids
-from affectgpt.inference.loading import LoadedModel
+from affectgpt.inference.loading import LoadedModel, refuse_for_omni
 from affectgpt.models.checkpoint import read_manifest
 from affectgpt.models.modeling_affectgpt import merge_lora_into
 from affectgpt.runs import TRAINED_MANIFEST
@@ -90,6 +90,7 @@ def engine_named(
     name: str, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Iterator[Answer]]:
     """The `answer` of `predict` for engine=auto or engine=vllm; the rest as for `VllmEngine`."""
+    refuse_for_omni(loaded.model, {f"engine={name}": name == "vllm"})
     return VllmEngine(loaded, folder, options) if name == "vllm" else answers
 
 
