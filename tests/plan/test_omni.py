@@ -38,8 +38,8 @@ def test_a_plan_counts_tokens_parameters_and_memory(folder):
     config = compose("plan", ["model=qwen2_5_omni", "stage=fine", f"model.llm.path={folder}", "gpu=h100", "sound_s=2"])
     config.model.omni, config.model.sampling = OmniConfig(**PIXELS), replace(SAMPLING, n_frames=3)
     plan = make_plan(config)
-    # 50 tokens of sound; frames of 720p become 16 x 32 pixels, 2 x 4 tokens for each of two pairs
-    assert plan["sample"]["soft_tokens"] == {"audio": 50, "frames": 16}
+    # 50 tokens of sound; frames of 720p become 16 x 24 pixels, 2 x 3 tokens for each of two pairs
+    assert plan["sample"]["soft_tokens"] == {"audio": 50, "frames": 12}
     parts = {part["name"]: part for part in plan["parts"]}
     assert {name for name, part in parts.items() if part["trainable"]} == {"lora"}
     assert plan["memory"]["plain"]["encoder weights"] == sum(
