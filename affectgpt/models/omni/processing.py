@@ -24,7 +24,7 @@ from affectgpt.config import OmniConfig, SamplingConfig
 from affectgpt.media import audio_windows
 from affectgpt.models.omni import layout
 from affectgpt.models.processing_affectgpt import TEXT_KEYS, AffectGPTProcessor
-from affectgpt.prompts import Message, Slot, split_placeholders
+from affectgpt.prompts import Message, split_placeholders
 from affectgpt.runtime import InputError
 
 _PART = {"audio": "audio", "frames": "video"}  # modality -> type of a part of a message
@@ -79,21 +79,16 @@ class OmniProcessor(AffectGPTProcessor):
         start = texts[1].index(_MARK)
         return texts[0][start : texts[0].index(_MARK)]
 
-    def _soft(self, slot: Slot) -> str:
-        return self._marks[slot.name]
-
     def _turns(self, messages: Sequence[Message], complete: bool = False) -> list[tuple[str, str]]:
         turns = []
         for message in messages:
             shown, rest = split_placeholders(message.content) if message.role == "user" else ((), message.content)
-            media = [] if self._is_interleaved(shown) else [name for name in ("audio",) if name in shown]
-            media = [name for name in shown if name not in ("audio",)] + media
-            turns.append((message.role, "".join(map(self._mark, media)) + self.plain(rest).removeprefix("\n")))
+            for name in shown:
+                self._branch(name)  # refuses what the model is not shown
+            written = ("frames",) if self._is_interleaved(shown) else ("frames", "audio")
+            media = "".join(self._marks[name] for name in written if name in shown)
+            turns.append((message.role, media + self.plain(rest).removeprefix("\n")))
         return turns
-
-    def _mark(self, name: str) -> str:
-        self._branch(name)  # refuses what the model is not shown
-        return self._marks[name]
 
     def _is_interleaved(self, shown: Iterable[str]) -> bool:
         return self._omni.interleave and {"audio", "frames"} <= set(shown)
