@@ -31,6 +31,7 @@ from affectgpt.metrics.benchmarks import read_true_values, true_scores
 from affectgpt.metrics.classification import UNPARSED, classify, pearson, pearson_interval, to_class, top_k_accuracy
 from affectgpt.metrics.clip_scores import score_clips, sector_confusion, wheel_order
 from affectgpt.metrics.compare import compare, named_after_files, over_seeds
+from affectgpt.metrics.confidence import score_confidence
 from affectgpt.metrics.evaluate import evaluate_samples, labels_by_id
 from affectgpt.metrics.faithfulness import phrases
 from affectgpt.metrics.io import ScoreFileError, read_descriptions
@@ -652,6 +653,34 @@ def _shared(
     return shared, {"n": len(shared), "unreadable": unreadable, **only}
 
 
+def confidence(config: AnalyzeConfig) -> dict[str, Any]:
+    """Stated confidence against correctness, as EmoCaliber's code counts them and as we do."""
+    truth = _column(config, ("label", "discrete", "emotion", "emo"))
+    texts = {row.id: row.text for row in read_predictions(_prediction_file(config))}
+    classes = config.classes or sorted({label.lower() for label in truth.values()})
+    found = score_confidence(texts, truth, classes, load_lexicon(config.lexicon))
+    if found.ours is None:
+        raise InputError(
+            f"{_prediction_file(config)}: none of {found.n} answers states a confidence, such as "
+            "<confidence>0.85</confidence>"
+        )
+    both = {"EmoCaliber's code": found.published, "ours": found.ours}
+    rows = [("", "ECE", "ECE, 1 included", "Brier", "ROC AUC", "accuracy", "mean confidence", "n")]
+    for name, scored in both.items():
+        if scored is not None:
+            values = (scored.ece, scored.ece_closed, scored.brier, scored.roc_auc, scored.accuracy)
+            shown = ("-" if value is None else percent(value) for value in (*values, scored.mean_confidence))
+            rows.append((name, *shown, str(scored.n)))
+    print(format_table(rows, "lrrrrrrr"))
+    print(f"without a confidence: {found.without} of {found.n}; by EmoCaliber's code {found.without_published}")
+    bins = [item for item in found.ours.bins if item.n]
+    _draw(
+        config, plots.draw_reliability, [(item.confidence, item.accuracy, item.n) for item in bins],
+        title=f"Stated confidence, {found.ours.n} answers",
+    )  # fmt: skip
+    return asdict(found)
+
+
 def _print_counts(counts: Mapping[str, int], by: str) -> None:
     print("; ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items()) + f"; by {by}")
 
@@ -666,7 +695,7 @@ ANALYSES: dict[str, Callable[[AnalyzeConfig], dict[str, Any]]] = {
     "baselines": baselines, "correlation": correlation, "language": language, "onehot": onehot, "labels": labels,
     "subtitles": side_by_side, "modalities": side_by_side, "wheel": wheel, "sectors": sectors, "confusion": confusion,
     "seeds": seeds, "texts": texts, "judge": by_judge, "discrete": discrete, "valence": valence, "clues": clues,
-    "clue_texts": clue_texts, "annotations": annotations, "ranking": ranking,
+    "clue_texts": clue_texts, "annotations": annotations, "ranking": ranking, "confidence": confidence,
 }  # fmt: skip
 
 

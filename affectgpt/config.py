@@ -355,6 +355,8 @@ class LlmConfig:
     extract: bool = False  # let it extract labels from texts in which the parser finds none
     clues: bool = False  # let it decide which clues of an explanation are in the reference; false = by words
     groups: str | None = None  # published answers of an LLM: a folder or zip of <id>.npy with lists of groups
+    steps_model: str | None = None  # benchmark=mme_emotion: model that divides answers into steps; null = model
+    n_frames: int = 10  # benchmark=mme_emotion: frames that the model sees, one a second; 0 = none
     cache: str | None = None  # JSONL file with all answers; null = llm-answers.jsonl next to the report
     concurrency: int = 8  # concurrent requests
     temperature: float | None = 0.0  # null = not sent; a model that refuses it is noticed
@@ -370,7 +372,7 @@ class BenchmarkConfig:
     title: str = ""  # name in tables
     folder: str | None = None  # folder of your copy
     references: str = ""  # reference file inside the folder: .csv, .jsonl or .npz
-    kind: str = "openset"  # openset, hit_rate, sentiment, classes, classes_valence or multilabel
+    kind: str = "openset"  # how it is scored, see the module affectgpt.metrics.benchmarks
     metric: str = ""  # kinds classes and multilabel: the primary score, one of those in the result
     split: str | None = None  # only rows with this split; null = all
     n_test: int | None = None  # without a column split: test is this many ids by their seeded hash, train the others
@@ -381,6 +383,8 @@ class BenchmarkConfig:
     classes: list[str] = field(default_factory=list)  # kind classes: the labels, in the order of numbered classes
     array: str = "test_corpus"  # name of the array in a label.npz
     trust_pickle: bool = False  # unpickle a label.npz with objects that are not plain; only if you trust its source
+    alpha: float = 0.5  # kind mme_emotion: share of recognition in the CoT score, the rest is reasoning
+    media: str = "."  # kind mme_emotion: folder inside `folder` that the paths of its clips are relative to
     members: list[str] = field(default_factory=list)  # a mean over these benchmarks
     published: list[Any] = field(default_factory=list)  # published: system, value, source, metric, split, certainty
 

@@ -206,6 +206,26 @@ def _error_bars(values: np.ndarray, intervals: Sequence[Range | None]) -> np.nda
     return np.maximum(np.stack([values - ends[0], ends[1] - values]), 0)
 
 
+def draw_reliability(path: Path, bins: Sequence[tuple[float, float, int]], *, title: str) -> None:
+    """A reliability diagram: the share of right answers over the stated confidence, with the number of answers.
+
+    Args:
+        bins: mean confidence, share of right answers and number of answers of each bin with answers.
+    """
+    with figure_file(path, 5.0, 4.5) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="as sure as right")
+        stated, right, counts = zip(*bins, strict=True)
+        axes.plot(stated, right, color=COLOURS[0], marker="o", label="answers")
+        for x, y, n in zip(stated, right, counts, strict=True):
+            axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7)
+        axes.set(
+            xlim=(0, 1.02), ylim=(0, 1.05), xlabel="stated confidence", ylabel="share of right answers", title=title
+        )
+        axes.grid()
+        axes.legend(loc="upper left")
+
+
 def draw_heat_map(
     path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, fmt: str = "{:.2f}",
     low: float | None = None, high: float | None = None, labels: tuple[str, str] | None = None,

@@ -20,6 +20,7 @@ METRIC = {  # of kinds without a `metric`
     "classes": "weighted F1",
     "classes_valence": "weighted F1 - 0.25 MSE of the valence",
 }
+JUDGED = ("mme_emotion", "emobench_m")  # kinds that a chat model scores, or scores a part of
 HEAD = """\
 # What is published on each test set
 
@@ -32,7 +33,8 @@ model of this size was trained or run here. `python docs/make_leaderboard.py` ma
 - Our score under the set's own metric, with a 95 % interval, comes from the command under the title. `DATA` is the
   folder with your copy of the files; `answers.jsonl` comes from `python infer.py DATA/clips.csv checkpoint=runs/fine
   out=answers.jsonl` or from any other system ([baselines](baselines.md), [score and submit](score-and-submit.md)). With
-  the published wheel tables, add `lexicon=DATA/emotion_wheel`.
+  the published wheel tables, add `lexicon=DATA/emotion_wheel`. Sets with questions of their own are asked by name, and
+  some need a chat model as judge: [benchmarks with questions](question-benchmarks.md).
 """
 
 
@@ -49,7 +51,8 @@ def section(benchmark: BenchmarkConfig) -> Iterator[str]:
     answers = "answers/" if benchmark.members else "answers.jsonl"
     yield f"## {benchmark.title}\n"
     yield f"Its metric: {own}.\n"
-    yield f"    python eval.py benchmark={benchmark.name} benchmark.folder=DATA predictions={answers}\n"
+    judge = " llm.model=..." if benchmark.kind in JUDGED else ""
+    yield f"    python eval.py benchmark={benchmark.name} benchmark.folder=DATA predictions={answers}{judge}\n"
     scored = [(row.get("metric"), row.get("split", benchmark.split)) for row in benchmark.published]
     for metric, split in sorted(dict.fromkeys(scored), key=lambda key: key[0] is not None):
         rows = [row for row, key in zip(benchmark.published, scored, strict=True) if key == (metric, split)]

@@ -74,6 +74,11 @@ def folder(tmp_path):
         for name, first, valence in found
     ]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+    sure = [
+        {"id": name, "text": f"<answer>{word}</answer><confidence>{stated}</confidence>"}
+        for name, word, stated in (("a", "happy", 0.9), ("b", "sad", 0.8), ("c", "sad", 1.0))
+    ]
+    (tmp_path / "sure.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sure), encoding="utf-8")
     (tmp_path / "preferences.csv").write_text(
         "name,a1,a2,preference\nv,x,y,a1\nv,x,y,a1\nw,y,x,a1\nw,y,x,tie\n", encoding="utf-8"
     )
@@ -100,6 +105,7 @@ COMMANDS = {
     "valence": ["references={}/gt.csv", "{}/records.jsonl"],
     "clues": ["{}/records.jsonl"],
     "ranking": ["people={}/preferences.csv"],
+    "confidence": ["references={}/gt.csv", "{}/sure.jsonl"],
     "annotations": ["human={}/good.csv", "both={0}/gt.csv,{0}/records.jsonl"],
 }
 

@@ -16,7 +16,7 @@ LEVELS = (
     ("runtime", "config", "engine", "autoclasses"),
     ("tables", "journal", "plots", "spread", "confdoc", "media", "bases"),
     ("schema",),
-    ("clauses", "cli"),
+    ("questions", "clauses", "cli"),
     ("prompts", "runs"),
     ("chat",),
     ("data", "metrics", "models"),

@@ -384,6 +384,7 @@ python -m affectgpt.analyze <analysis> [name=value ...] [prediction files ...]
   clue_texts   references=gt.csv descriptions.csv subtitles=s.csv model=...   CLUE-Text, -Audio, -Video and -Multi
   annotations  human=a.csv human_llm=b.csv,b-labels.csv    two annotations of the same clips: lengths, labels, overlap
   ranking      preferences.csv [more.csv]                  Bradley-Terry strengths of models (a1, a2, preference)
+  confidence   references=gt.csv answers.jsonl [classes=sad,...]   ECE, Brier, ROC AUC of stated confidence
   faithfulness checkpoint=runs/fine data=...               answers with changed inputs; its own --help""",
         plain="files",
         rewrite="affectgpt.cli.words:analyze",

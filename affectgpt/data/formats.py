@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.data.question_formats import emobench_m, emotion_hallucer, intent_bench, mme_emotion
 from affectgpt.data.splits import hold_out
 from affectgpt.data.streamed import manifest_of
+from affectgpt.data.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, medium_field
 from affectgpt.runtime import InputError, parse_json
 from affectgpt.schema import FACE_ORDERS, BadSample, Sample, check_id, finite, listed, parse_label_list, read_samples
 from affectgpt.tables import (
@@ -43,48 +45,6 @@ from affectgpt.tables import (
 log = logging.getLogger("affectgpt")
 
 _HELP = "see docs/data-sets.md"
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".avi",
-    ".webm",
-    ".mkv",
-    ".mov",
-    ".m4v",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".wmv",
-    ".asf",
-    ".mpg",
-    ".mpeg",
-    ".vob",
-    ".flv",
-    ".f4v",
-    ".3gp",
-    ".3g2",
-    ".ogv",
-    ".mxf",
-)
-AUDIO_SUFFIXES = (
-    ".wav",
-    ".mp3",
-    ".flac",
-    ".m4a",
-    ".ogg",
-    ".opus",
-    ".oga",
-    ".mka",
-    ".aac",
-    ".ac3",
-    ".wma",
-    ".amr",
-    ".aif",
-    ".aiff",
-    ".caf",
-    ".mp2",
-    ".au",
-)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".txt", ".npz")
 _TRUST = "options: {trust_pickle: true}"
 
@@ -551,7 +511,7 @@ def llava(folder: Folder, *, file: str, answer: str = "description", questions: 
             if medium is None:
                 raise InputError(f"no image or video, found {sorted(entry)}")
             asked = _first_question(entry) if questions else None
-            yield Sample(id=name, **_medium_field(folder.path, medium), **{answer: value}, question=asked)
+            yield Sample(id=name, **medium_field(folder.path, medium), **{answer: value}, question=asked)
         except InputError as error:
             yield BadSample(name, where, str(error))
     if n_left_out:
@@ -585,14 +545,6 @@ def _shared_stems(entries: Sequence[Mapping[str, Any]]) -> set[str]:
         if seen.setdefault(Path(medium).stem, medium) != medium:
             shared.add(Path(medium).stem)
     return shared
-
-
-def _medium_field(folder: Path, medium: str) -> dict[str, str]:
-    """The media field of a listed path, which must be inside the folder."""
-    path = Path(medium)
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"path {medium!r} is outside the folder of the data set; expected a path relative to it")
-    return {"audio" if path.suffix.lower() in AUDIO_SUFFIXES else "video": str(folder / path)}
 
 
 def _answers(entry: Mapping[str, Any]) -> list[str]:
@@ -707,6 +659,10 @@ FORMATS: dict[str, Callable[..., Rows]] = {
     "sharegpt": llava,
     "predictions": predictions,
     "preference_pairs": preference_pairs,
+    "mme_emotion": mme_emotion,
+    "emotion_hallucer": emotion_hallucer,
+    "emobench_m": emobench_m,
+    "intent_bench": intent_bench,
 }
 PREFERENCE = "preference"
 FOLDER_OPTIONS = ("video", "audio", "faces", "face_order")

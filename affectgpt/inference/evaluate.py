@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.config import BenchmarkConfig, EvalConfig, LlmConfig, SourceConfig
 from affectgpt.runs import RunRecord, is_checkpoint_name
 from affectgpt.runs.boards import boards
-from affectgpt.runtime import UserError, redacted
+from affectgpt.runtime import UserError, json_line, redacted, write_lines_atomic
 from affectgpt.schema import BadSample, Prediction, Sample, true_labels
 
 if TYPE_CHECKING:
@@ -306,10 +306,12 @@ def _compare(config: EvalConfig, files: list[Path]) -> None:
 def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[BenchmarkConfig]) -> None:
     """Score predictions on a published test set; a mean of several (`parts`) takes a file for each, named after it."""
     from affectgpt.metrics import load_lexicon, read_predictions
-    from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, read_valences, run_benchmark, truth_path
+    from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, read_valences, run_benchmark, truth_files
     from affectgpt.metrics.clip_scores import benchmark_scores, write_scores
 
     benchmark = config.benchmark
+    if not files and not benchmark.members and config.data.name == benchmark.name:
+        files = [_predict(config)]
     if len(files) != 1:
         raise UserError("a benchmark scores one predictions= (a folder of <member>.jsonl files, if it has members)")
     source = files[0]
@@ -320,9 +322,10 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
         members = [(part, _member_file(source, part.name)) for part in parts]
     out = Path(config.out) if config.out else (source if source.is_dir() else source.parent)
     answers = [read_predictions(file) for _, file in members]
-    inputs = [path for member, file in members for path in (file, truth_path(member))]
+    inputs = [path for member, file in members for path in (file, *truth_files(member))]
     record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
     client = _client(config.llm, out) if config.llm.model else None
+    divider = _client(replace(config.llm, model=config.llm.steps_model), out) if config.llm.steps_model else None
     lexicon = load_lexicon(config.lexicon, config.label_reading)
     results = []
 
@@ -331,6 +334,8 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
         result.write(out / f"benchmark-{name}.json")
         if result.clips:
             write_scores(benchmark_scores(out, name), result.clips)
+        if result.answers:
+            write_lines_atomic(out / f"answers-{name}.jsonl", map(json_line, result.answers))
         results.append(result)
 
     for (member, file), rows in zip(members, answers, strict=True):
@@ -340,6 +345,7 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
         result = run_benchmark(
             member, rows, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, client=client,
             valences=read_valences(file) if member.kind == "classes_valence" else None, groups=config.llm.groups,
+            divider=divider, n_frames=config.llm.n_frames,
         )  # fmt: skip
         if extraction:
             read = f"{extraction['read']} of {extraction['asked']} texts without a list"

@@ -7,7 +7,9 @@ A benchmark is a YAML file in conf/benchmark/, read as a `BenchmarkConfig`. Kind
 - ``sentiment``: sentiment scores as truth, weighted F1 of two classes (CMU-MOSI, CMU-MOSEI, CH-SIMS, CH-SIMS v2);
 - ``classes``: one-hot truth, predictions mapped to the classes: weighted F1 (MER2023-SEMI) or UAR and WAR (DFEW);
 - ``multilabel``: several true labels, F1 over labels (MAFW and BOLD in MMEVerse-Bench);
-- ``classes_valence``: classes and a valence: weighted F1 - 0.25 MSE (MER2023-MULTI and MER2023-NOISE).
+- ``classes_valence``: classes and a valence: weighted F1 - 0.25 MSE (MER2023-MULTI and MER2023-NOISE);
+- ``mme_emotion``, ``emotion_hallucer``, ``emobench_m``, ``intent_bench``, ``clues``: a question or
+  true clues of each clip, see `affectgpt.metrics.question_benchmarks`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ import numpy as np
 
 from affectgpt.chat.served import ChatClient
 from affectgpt.config import BenchmarkConfig
+from affectgpt.metrics.benchmark_result import BenchmarkResult
 from affectgpt.metrics.classification import (
     classify,
     hit_rate,
@@ -45,84 +48,18 @@ from affectgpt.metrics.judge import (
     sentiment_by_llm,
 )
 from affectgpt.metrics.lexicon import Lexicon, load_lexicon, split_published, split_published_2024
-from affectgpt.metrics.report import Report, percent
-from affectgpt.runtime import InputError, write_json_atomic
+from affectgpt.metrics.question_benchmarks import QUESTION_KINDS, question_files, run_questions
+from affectgpt.metrics.report import Report
+from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, held_out
-from affectgpt.tables import format_table, id_of, read_names, read_pickled_mapping, read_rows
+from affectgpt.tables import id_of, read_names, read_pickled_mapping, read_rows
 
-BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence", "multilabel")
+BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence", "multilabel", *QUESTION_KINDS)
 COMBINED = "weighted F1 - 0.25 MSE of the valence"
 _HELP = "see docs/metrics.md, section 'Benchmarks'"
 _LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
 _SCORE_COLUMNS = ("valence", "val", "score", "sentiment")
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """The primary `value` (a fraction of 1) of a benchmark, its n, further scores, and published results.
-
-    `intervals` are 95 % bootstrap intervals over clips of `value`, by the name `metric`, and of figures in `details`.
-    `clips` are the scores of single clips; a mean of several benchmarks has none.
-    """
-
-    name: str
-    title: str
-    metric: str
-    value: float
-    n: int
-    details: Mapping[str, Any]
-    lexicon: str
-    published: Sequence[Mapping[str, Any]] = ()
-    report: Report | None = field(default=None, repr=False)
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    clips: Sequence[ClipScore] = field(default=(), repr=False)
-
-    def table(self) -> str:
-        lines = [self.report.table(), ""] if self.report else []
-        score = f"{self.metric} {percent(self.value)}{self._range(self.metric)}"
-        lines.append(f"{self.title}: {score}  (n = {self.n}, {self.lexicon})")
-        for key, value in self.details.items():
-            if not isinstance(value, list):
-                shown = percent(value) if isinstance(value, float) and not key.startswith("MSE") else value
-                lines.append(f"  {key}: {shown}{self._range(key)}")
-        if self.published:
-            lines += ["", self.beside_published()]
-        return "\n".join(lines)
-
-    def _range(self, figure: str) -> str:
-        if figure not in self.intervals:
-            return ""
-        low, high = self.intervals[figure]
-        return f" [{percent(low)}, {percent(high)}]"
-
-    def beside_published(self) -> str:
-        """This result and the published ones, in percent: a column for each metric, since they are not comparable."""
-        metrics = list(dict.fromkeys([self.metric, *(str(row.get("metric", self.metric)) for row in self.published)]))
-        own = {self.metric: self.value} | {
-            metric: value
-            for metric in metrics
-            for name, value in self.details.items()
-            if isinstance(value, float) and (name == metric or name.startswith(f"{metric} ("))
-        }
-        cells = [("", *metrics, "source"), ("these predictions", *(_cell(own.get(name)) for name in metrics), "")]
-        for row in self.published:
-            value, of = row["value"] / 100, row.get("metric", self.metric)
-            values = (_cell(value if name == of else None) for name in metrics)
-            mark = " (secondary)" if row.get("certainty") == "secondary" else ""
-            cells.append((row["system"], *values, row["source"] + mark))
-        return format_table(cells, "l" + "r" * len(metrics) + "l")
-
-    def to_dict(self) -> dict[str, Any]:
-        row = {key: value for key, value in vars(self).items() if key not in ("report", "published", "clips")}
-        return row | {"report": self.report.to_dict() if self.report else None}
-
-    def write(self, path: str | Path) -> None:
-        write_json_atomic(Path(path), self.to_dict())
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def run_benchmark(
@@ -135,12 +72,17 @@ def run_benchmark(
     client: ChatClient | None = None,
     valences: Mapping[str, float] | None = None,
     groups: str | Path | None = None,
+    divider: ChatClient | None = None,
+    n_frames: int = 10,
 ) -> BenchmarkResult:
     """Score predictions on one benchmark.
 
     Args:
         client: a language model, which then groups the labels of the kind `openset` in addition, and tells the
-            sentiment of the labels of the kind `sentiment` instead of the lexicon.
+            sentiment of the labels of the kind `sentiment` instead of the lexicon. The kind `mme_emotion` needs it: it
+            is the judge.
+        divider: for `mme_emotion`, the model that divides answers into steps; None = `client`.
+        n_frames: for `mme_emotion`, the frames that the judge sees at most; 0 = none.
         valences: id -> predicted valence, for the kind `classes_valence`.
         groups: stored groups of words (`judge.read_stored_answers`), instead of those of `client`, for `openset`.
 
@@ -150,6 +92,11 @@ def run_benchmark(
     """
     if config.kind not in BENCHMARK_KINDS:
         raise InputError(f"benchmark {config.name!r}: kind {config.kind!r} is not one of {list(BENCHMARK_KINDS)}")
+    if config.kind in QUESTION_KINDS:
+        return run_questions(
+            config, truth_path(config), predictions, client=client, divider=divider, n_frames=n_frames, seed=seed,
+            n_bootstrap=n_bootstrap,
+        )  # fmt: skip
     path = truth_path(config)
     lexicon = load_lexicon(lexicon)
     rows = predictions if isinstance(predictions, Mapping) else list(predictions)
@@ -397,12 +344,18 @@ def truth_path(config: BenchmarkConfig) -> Path:
     if config.folder is None:
         raise InputError(f"benchmark {config.name!r}: set the folder of your copy: benchmark.folder=/path; {_HELP}")
     path = Path(config.folder) / config.references
-    if not path.is_file():
+    if not (path.is_file() or (config.kind in QUESTION_KINDS and path.is_dir())):
         raise ScoreFileError(
             f"benchmark {config.name!r}: no {config.references!r} in {config.folder!r}; set the file with "
             f"benchmark.references=, or the folder with benchmark.folder=; {_HELP}"
         )
     return path
+
+
+def truth_files(config: BenchmarkConfig) -> list[Path]:
+    """The files with the true answers, for the record of a run."""
+    path = truth_path(config)
+    return [path] if path.is_file() else question_files(config, path)
 
 
 def read_true_values(path: Path, config: BenchmarkConfig, columns: Sequence[str]) -> dict[str, Any]:

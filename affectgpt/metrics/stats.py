@@ -7,7 +7,7 @@ and recall, and with its own n (samples without a known truth are left out, as i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,3 +188,27 @@ def _share_up_to_zero(values: np.ndarray) -> float:
         return float(n_below > 0)
     last, following = values[n_below - 1], values[n_below]
     return (n_below - 1 - last / (following - last)) / (len(values) - 1)
+
+
+def weighted_mean_interval(
+    strata: Sequence[tuple[float, Sequence[float]]], *, n_bootstrap: int, seed: int, level: float = 0.95
+) -> Interval | None:
+    """Percentile bootstrap interval of sum(weight * mean of values); each stratum is resampled by itself.
+
+    None without resamples, or with an empty stratum.
+
+    >>> found = weighted_mean_interval([(1.0, [1.0, 1.0])], n_bootstrap=10, seed=0)
+    >>> found.low, found.high
+    (1.0, 1.0)
+    """
+    if n_bootstrap < 1 or not strata or not all(len(values) for _, values in strata):
+        return None
+    rng = np.random.default_rng(seed)
+    total = np.zeros(n_bootstrap)
+    for weight, found in strata:
+        values = np.asarray(found, dtype=float)
+        for start in range(0, n_bootstrap, _CHUNK):
+            n_rows = min(_CHUNK, n_bootstrap - start)
+            drawn = rng.integers(len(values), size=(n_rows, len(values)))
+            total[start : start + n_rows] += weight * values[drawn].mean(axis=1)
+    return percentile_interval(total, seed, level)

@@ -91,7 +91,13 @@ _JOIN = {"en": "; ", "zh": "；"}
 
 
 def question(
-    kind: str, shown: Sequence[str], *, lang: str = "en", subtitle: str | None = None, person: str | None = None
+    kind: str,
+    shown: Sequence[str],
+    *,
+    lang: str = "en",
+    subtitle: str | None = None,
+    person: str | None = None,
+    own: str | None = None,
 ) -> str:
     """The question about one clip.
 
@@ -100,6 +106,7 @@ def question(
         shown: the media of the request, some of "images" and "sound".
         subtitle: what the person says; None = not given (strategy S0).
         person: whom it is about, see `Sample.person`.
+        own: the clip's own question, which is asked instead; it may be about text alone.
 
     >>> print(question("whole", ["sound"], subtitle="Fine.").splitlines()[1])
     The person says: "Fine."
@@ -107,9 +114,11 @@ def question(
     media = tuple(name for name in ("images", "sound") if name in shown)
     if kind not in KINDS:
         raise ValueError(f"unknown kind of question {kind!r}; expected one of {list(KINDS)}")
-    if not media and not subtitle:
+    if not media and not subtitle and own is None:
         raise ValueError("neither media nor a subtitle to ask about")
     lines = introduction(shown, lang=lang, subtitle=subtitle, person=person)
+    if own is not None:
+        return "\n".join([*lines, own])
     where = [_WHERE[lang][name] for name in (*media, *(["subtitle"] if subtitle else []))]
     lines.append(_ASK[lang][kind].format(where=_JOIN[lang].join(where)))
     if kind == "whole":

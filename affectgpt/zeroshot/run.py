@@ -94,7 +94,7 @@ def _with_media(samples: Sequence[Sample], config: ZeroShotConfig, bad: list[Bad
     """The clips with video or sound; others raise, or are added to `bad`."""
 
     def check_media(sample: Sample) -> Sample:
-        if not _has(sample):
+        if not _has(sample) and sample.question is None:
             raise InputError("it has neither video nor sound, so there is nothing to show")
         return sample
 
@@ -118,6 +118,12 @@ def _ask(
     bad: list[BadSample],
 ) -> list[Prediction]:
     """The answers to one kind of question: the last step of a single system, else a step before merging."""
+    own = next((item.id for item in samples if item.question is not None), None)
+    if own is not None and (kind != "whole" or config.ask.strategy == "s2"):
+        raise UserError(
+            f"sample {own!r} has a question of its own, and answers to it cannot be merged: give one model= and "
+            "strategy=s0 or s1"
+        )
     askable = [item for item in samples if kind == "whole" or set(_has(item)) & set(_OF_KIND[kind])]
     if len(askable) < len(samples):
         log.info("%d of %d clips have no %s", len(samples) - len(askable), len(samples), _OF_KIND[kind][0])
@@ -282,14 +288,16 @@ def ask_clips(
 
     def prepare(sample: Sample) -> _Asked:
         shown = tuple(name for name in show if name in system.sees and name in _has(sample))
-        if not shown:
+        if not shown and (_has(sample) or sample.question is None):
             raise InputError(
                 f"it has {_has(sample)}, {system.name} takes {sorted(system.sees)}, and the question shows "
                 f"{list(show)}: nothing is left to show"
             )
         subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
         if question is None:
-            prompt = prompts.question(kind, shown, lang=config.ask.lang, subtitle=subtitle, person=sample.person)
+            prompt = prompts.question(
+                kind, shown, lang=config.ask.lang, subtitle=subtitle, person=sample.person, own=sample.question
+            )
         else:
             prompt = question(sample, shown, subtitle)
         return _Asked(sample, shown, subtitle, *system.request(sample, shown, prompt))
@@ -305,8 +313,8 @@ def ask_clips(
             yield Prediction(
                 id=sample.id,
                 text=reply.text,
-                labels=read_labels(reply.text).labels if has_labels else None,
-                task="both" if has_labels else "description",
+                labels=read_labels(reply.text).labels if has_labels and sample.question is None else None,
+                task="both" if has_labels and sample.question is None else "description",
                 lang=config.ask.lang,
                 modalities=(*(_SHOWN[name] for name in shown), *(["text"] if subtitle else [])),
                 subtitle=subtitle,
@@ -393,13 +401,13 @@ def export(config: ZeroShotConfig, samples: Sequence[Sample], out: Path) -> int:
     rows = []
     for sample in samples:
         shown = [name for name in wanted(config.kind, config.ask.show) if name in _has(sample)]
-        if not shown:
+        if not shown and (_has(sample) or sample.question is None):
             continue
         subtitle = _subtitle(sample, config) if config.ask.strategy == "s1" else None
         row = {
             "id": sample.id,
             "prompt": prompts.question(
-                config.kind, shown, lang=config.ask.lang, subtitle=subtitle, person=sample.person
+                config.kind, shown, lang=config.ask.lang, subtitle=subtitle, person=sample.person, own=sample.question
             ),
             "show": shown,
             "video": sample.video and str(Path(sample.video).resolve()),

@@ -22,7 +22,7 @@ def configure(data, tmp_path, stage="fine"):
 def test_every_ready_name_is_a_valid_configuration(name):
     data = compose("eval", [f"data={name}"]).data
     assert data.name == name
-    assert data.coarse or data.fine or data.train
+    assert data.coarse or data.fine or data.train or data.test
 
 
 @pytest.mark.parametrize(

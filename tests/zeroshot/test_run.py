@@ -12,7 +12,7 @@ import pytest
 from affectgpt import config as conf_schema
 from affectgpt.cli import compose, words
 from affectgpt.cli.parser import conf_folder
-from affectgpt.config import AskConfig, DataConfig, ZeroShotConfig
+from affectgpt.config import AskConfig, DataConfig, SourceConfig, ZeroShotConfig
 from affectgpt.metrics import read_predictions
 from affectgpt.runtime import UserError
 from affectgpt.zeroshot import prompts, systems
@@ -257,6 +257,28 @@ def test_answers_to_exported_questions_become_predictions(config, tmp_path):
     run(replace(config, action="import", model=answers, strategy="s1"))
     rows = read_predictions(config.out)
     assert {(row.labels, row.model, row.strategy) for row in rows} == {(("happy", "proud"), "salmonn", "s1")}
+
+
+def test_a_clip_with_a_question_of_its_own_is_asked_it_also_about_text_alone(config, manifest, tmp_path):
+    sides = (("basic", "Is he sad?", "yes"), ("hallucination", "Is he glad?", "no"))
+    seen = {side: {"question": text, "answer": answer, "video": "clip9.mp4"} for side, text, answer in sides}
+    told = {side: {"question": text, "answer": answer} for side, text, answer in sides}
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "all.json").write_text(json.dumps([seen, told]))
+    source = SourceConfig(format="emotion_hallucer", options={"video": "."})
+    (tmp_path / "h" / "clip9.mp4").write_bytes((manifest.parent / "clip9.mp4").read_bytes())
+    asks = replace(config, manifest=None, data=DataConfig(name="h", folder=str(tmp_path / "h"), test=[source]))
+    with ChatServer(lambda body: "Yes. Emotions: sad") as server:
+        run(replace(asks, model="m", base_url=server.url, split=None))
+        bodies = server.requests
+    rows = read_predictions(config.out)
+    assert [row.id for row in rows] == [f"all~{n}~{side}" for n in (0, 1) for side, _, _ in sides]
+    assert {(row.task, row.labels) for row in rows} == {("description", None)}
+    assert [row.modalities for row in rows] == [("frames",), ("frames",), (), ()]
+    assert all("Describe what points" not in texts_of(body) for body in bodies)
+    assert sorted(texts_of(body) for body in bodies)[0] == "Is he glad?\nAnswer with yes or no only."
+    with pytest.raises(UserError, match="'all~0~basic' has a question of its own, and answers to it cannot be merged"):
+        run(replace(asks, model="m", base_url="http://x", strategy="s2", merge_model="n", split=None))
 
 
 def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path, caplog):
