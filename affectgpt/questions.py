@@ -285,8 +285,9 @@ def intent_bench(path: Path, files: list[Path] | None = None) -> Questions:
             if kind in (CHOICE, LETTERS):
                 asked = "\n".join([f"{asked} Options:", *options])
             asked += f"\nThink first. Then write {_FORM.get(kind, 'the answer')} inside <answer></answer>."
-            answer = answer_span(_text(row, "solution", "answer")) or _text(row, "answer", "solution").strip()
+            solution = _text(row, "solution", "answer")
+            answer = answer_span(solution) or _text(row, "answer", "solution").strip()
             medium = _medium(row, "video", "path")
-            yield Question(f"{number:05d}", kind, asked, answer, medium, options, {"problem": row["problem"]})
+            yield Question(f"{number:05d}", kind, asked, answer, medium, options, {"solution": solution})
         except InputError as error:
             yield BadSample(f"{number:05d}", f"{path}[{number}]", str(error))

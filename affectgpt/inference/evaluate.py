@@ -308,9 +308,15 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     from affectgpt.metrics import load_lexicon, read_predictions
     from affectgpt.metrics.benchmarks import BenchmarkResult, mean_result, read_valences, run_benchmark, truth_files
     from affectgpt.metrics.clip_scores import benchmark_scores, write_scores
+    from affectgpt.metrics.question_benchmarks import QUESTION_KINDS
 
     benchmark = config.benchmark
     if not files and not benchmark.members and config.data.name == benchmark.name:
+        truth_files(benchmark)  # before hours of prediction
+        if benchmark.kind in QUESTION_KINDS and config.task != "description":
+            raise UserError(
+                f"{benchmark.name} has questions of its own, which task=description asks; found {config.task}"
+            )
         files = [_predict(config)]
     if len(files) != 1:
         raise UserError("a benchmark scores one predictions= (a folder of <member>.jsonl files, if it has members)")

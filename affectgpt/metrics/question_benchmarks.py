@@ -24,6 +24,7 @@ from affectgpt.metrics import steps
 from affectgpt.metrics.benchmark_result import BenchmarkResult
 from affectgpt.metrics.evaluate import Predictions
 from affectgpt.metrics.faithfulness import clue_scores
+from affectgpt.metrics.judge import CLUES_VERSION, match_by_llm
 from affectgpt.metrics.stats import weighted_mean_interval
 from affectgpt.questions import EMOBENCH, GENERATED, MME_MULTIPLE, Question
 from affectgpt.runtime import InputError
@@ -61,7 +62,7 @@ def run_questions(
     rows = _rows(predictions)
     options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
     if config.kind == "clues":
-        return _clues(config, path, rows, options)
+        return _clues(config, path, rows, client, options)
     asked = files.usable(_READERS[config.kind](path))
     given = {row.id: row.text for row in rows}
     known = {question.id for question in asked}
@@ -311,13 +312,16 @@ def _intent_bench(
 # ---- clues -----------------------------------------------------------------------------------------------------------
 
 
-def _clues(config: BenchmarkConfig, path: Path, rows: list[Prediction], options: Mapping[str, Any]) -> BenchmarkResult:
+def _clues(
+    config: BenchmarkConfig, path: Path, rows: list[Prediction], client: ChatClient | None, options: Mapping[str, Any]
+) -> BenchmarkResult:
     """Utilisation and faithfulness, which the abstract of MEP-Bench names but does not define, by our own matching."""
     truths = read_clues(path)
     known = [row for row in rows if row.id in truths]
     if not known:
         raise InputError(f"{path}: no prediction has true clues; ids are like {next(iter(truths))!r}")
-    found = clue_scores(known, truths, **options)
+    match = match_by_llm(client) if client else None
+    found = clue_scores(known, truths, match=match, **options)
     everything = found["all"]
     if everything.recall is None:
         raise InputError(f"{path}: no clip that was answered has a true clue")
@@ -331,7 +335,7 @@ def _clues(config: BenchmarkConfig, path: Path, rows: list[Prediction], options:
         "true clues": everything.n_reference,
         "stated clues": everything.n_predicted,
         "missing": len(set(truths) - {row.id for row in rows}),
-        "clues compared by": "their words (MEP-Bench's own comparison is not public)",
+        "clues compared by": f"{client.name}, prompt version {CLUES_VERSION}" if client else "their words",
     }
     interval = everything.recall_interval
     result = _result(config, "utilisation", everything.recall, len(known), details, [], options, ())
@@ -346,6 +350,8 @@ def _clues(config: BenchmarkConfig, path: Path, rows: list[Prediction], options:
 def read_clues(path: Path) -> dict[str, tuple[Clause, ...]]:
     """id -> true clues, from the columns `visual_clues`, `audio_clues` and `text_clues` of a table: lists of phrases.
 
+    In JSONL they may be in an object `extracted_clues`, the form of the public development code of HumanOmniV2's line.
+
     Raises:
         TableError: none of these columns, a cell that is no list, or a duplicate id.
     """
@@ -353,9 +359,11 @@ def read_clues(path: Path) -> dict[str, tuple[Clause, ...]]:
     for where, row in read_rows(path, known=CLUE_COLUMNS):
         if (key := id_of(row, where)) in found:
             raise TableError(f"{where}: duplicate id {key!r}; ids must be unique")
-        if not set(CLUE_COLUMNS) & set(row):
+        if not {*CLUE_COLUMNS, "extracted_clues"} & set(row):
             raise TableError(f"{where}: expected a column of {list(CLUE_COLUMNS)}, found {sorted(map(str, row))}")
         try:
+            if isinstance(nested := row.get("extracted_clues"), Mapping):
+                row = nested
             lists = {modality: parse_label_list(row.get(column)) or () for column, modality in CLUE_COLUMNS.items()}
         except InputError as error:
             raise TableError(f"{where}: sample {key!r}: {error}") from None

@@ -281,7 +281,7 @@ def test_an_unquoted_comma_does_not_cut_a_description_short(tmp_path):
 def test_every_format_has_a_description_and_options():
     for name, reader in FORMATS.items():
         assert reader.__doc__
-        assert {"video", "audio", "faces", "face_order"} < set(options_of(name))
+        assert {"video", "audio", "faces", "face_order"} <= set(options_of(name))
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------

@@ -29,6 +29,26 @@ def test_evaluating_a_checkpoint_equals_scoring_its_predictions_file(trained, tm
     assert first["counts"]["references"] == 3
 
 
+def test_a_benchmark_asks_its_own_questions_and_scores_the_answers(trained, manifest, tmp_path, capsys):
+    row = {"problem": "Is she sad?", "problem_type": "judge", "solution": "<answer>Yes</answer>", "path": "clip9.mp4"}
+    (tmp_path / "qa.json").write_text(json.dumps([row, {**row, "problem": "Is she glad?"}]))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "clip9.mp4").write_bytes((manifest.parent / "clip9.mp4").read_bytes())
+    source = conf.SourceConfig(format="intent_bench", options={"video": "videos"})
+    config = conf.EvalConfig(checkpoint=str(trained[1]), device="cpu", n_bootstrap=0, out=str(tmp_path / "eval"))
+    config.data = conf.DataConfig(name="intent_bench", folder=str(tmp_path), test=[source])
+    config.benchmark = conf.BenchmarkConfig("intent_bench", "T", str(tmp_path), "qa.json", "intent_bench")
+    config.generate, config.paths = conf.GenerateConfig(max_new_tokens=3), trained[0].paths
+    with pytest.raises(UserError, match="questions of its own, which task=description asks; found both"):
+        run_evaluation(config)
+    config.task = "description"
+    assert run_evaluation(config) == 0
+    assert "T: mean accuracy" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "answers-intent_bench.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["truth"]) for row in rows] == [("00000", "Yes"), ("00001", "Yes")]
+    assert json.loads((tmp_path / "eval" / "benchmark-intent_bench.json").read_text())["n"] == 2
+
+
 def test_any_predictions_file_is_scored_against_a_csv(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text(
         '{"id": "a", "text": "The emotional state is happy."}\n{"id": "b", "text": "?"}\n'

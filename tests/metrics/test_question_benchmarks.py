@@ -260,6 +260,9 @@ def test_utilisation_is_the_share_of_true_clues_and_faithfulness_that_of_stated_
     assert (result.metric, result.value) == ("utilisation", pytest.approx(1 / 3))
     assert result.details["faithfulness"] == pytest.approx(1 / 2)
     assert result.details["utilisation, acoustic"] == 0
+    nested = {"id": "a", "extracted_clues": {"visual_clues": row["visual_clues"]}}
+    (tmp_path / "clues.jsonl").write_text(json.dumps(nested) + "\n", encoding="utf-8")
+    assert run_benchmark(config(tmp_path, "clues", "clues.jsonl"), text).value == pytest.approx(1 / 2)
     (tmp_path / "clues.jsonl").write_text('{"id": "a", "clues": ["x"]}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"clues\.jsonl:1: expected a column of \['visual_clues', 'audio_clues'"):
         run_benchmark(config(tmp_path, "clues", "clues.jsonl"), text)
