@@ -362,9 +362,9 @@ def read_clues(path: Path) -> dict[str, tuple[Clause, ...]]:
         if not {*CLUE_COLUMNS, "extracted_clues"} & set(row):
             raise TableError(f"{where}: expected a column of {list(CLUE_COLUMNS)}, found {sorted(map(str, row))}")
         try:
-            if isinstance(nested := row.get("extracted_clues"), Mapping):
-                row = nested
-            lists = {modality: parse_label_list(row.get(column)) or () for column, modality in CLUE_COLUMNS.items()}
+            nested = row.get("extracted_clues")
+            cells: Mapping[str, Any] = nested if isinstance(nested, Mapping) else row
+            lists = {modality: parse_label_list(cells.get(column)) or () for column, modality in CLUE_COLUMNS.items()}
         except InputError as error:
             raise TableError(f"{where}: sample {key!r}: {error}") from None
         found[key] = tuple(Clause(text, modality) for modality, texts in lists.items() for text in texts)
