@@ -542,6 +542,7 @@ class PreferScoreConfig:
     files: list[str] = field(default_factory=list)  # answers by row, with preference or text; also positional
     references: str | None = None  # the same rows with the choices of people: track3_emoprefer.csv
     reversed: str | None = None  # answers to the same rows with a1 and a2 exchanged, for the swap consistency
+    names: str | None = None  # the same rows with the models that wrote a1 and a2, to rank these models by the choices
     n_bootstrap: int = 1000  # bootstrap resamples for the 95 % interval
     seed: int = 42  # of the bootstrap
     out: str | None = None  # JSON file with all scores; null = none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,11 +113,13 @@ def _combined(
         "vote": "vote of {systems}",
     }[config.how].format(systems=", ".join(systems))
     rows: list[Row] = []
+    silent: Counter[str] = Counter()  # clips without a vote of a system
     for key, row in next(iter(systems.values())).items():
         given = {system: found[key] for system, found in labels.items()}
         if config.how == "vote":
             classes = {system: _class_of(words, config.classes, lexicon) for system, words in given.items()}
             voting = {system: word for system, word in classes.items() if word is not None}
+            silent.update(system for system in classes if system not in voting)
             choice, by = plurality(voting) if voting else ("", ())
             found = {choice: by} if choice else {}
             chosen = tuple(found)
@@ -129,7 +132,10 @@ def _combined(
         )  # fmt: skip
         rows.append((made, {"how": config.how, "votes": {label: list(found[label]) for label in chosen}}))
     equal = "" if config.how == "vote" else f"; labels are equal by {config.equal}"
-    return rows, {"rule": name + equal, "equal": config.equal, "at_least": at_least, "classes": list(config.classes)}
+    facts = {"equal": config.equal, "at_least": at_least, "classes": list(config.classes), "without_vote": dict(silent)}
+    if silent:
+        equal += "; clips without a vote: " + ", ".join(f"{system} {n}" for system, n in silent.items())
+    return rows, {"rule": name + equal, **facts}
 
 
 def _same(equal: str, lexicon: Lexicon) -> Callable[[str], Hashable]:

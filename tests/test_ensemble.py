@@ -47,11 +47,17 @@ def test_union_and_majority_write_labels_with_the_systems_that_gave_them(files, 
     assert "2 rows, 1 without a label" in capsys.readouterr().out
 
 
-def test_a_vote_gives_one_class_a_clip(files, tmp_path):
-    systems = [files("x", {"a": "happy"}), files("y", {"a": "furious"}), files("z", {"a": "angry"})]
+def test_a_vote_gives_one_class_a_clip(files, tmp_path, capsys):
+    systems = [
+        files("x", {"a": "happy", "b": "qwrx"}),
+        files("y", {"a": "furious", "b": "happy"}),
+        files("z", {"a": "angry", "b": "angry"}),
+    ]
     out = tmp_path / "e.jsonl"
     assert run("ensemble", [*systems, "how=vote", "classes=[happy,angry]", f"out={out}"]) == 0
     assert rows_of(out)["a"]["ensemble"]["votes"] == {"angry": ["y", "z"]}
+    assert rows_of(out)["b"]["ensemble"]["votes"] == {"happy": ["y"]}  # a tie: the first system that votes
+    assert "clips without a vote: x 1" in capsys.readouterr().out
 
 
 def test_a_vote_on_pairs_goes_by_rows(tmp_path):

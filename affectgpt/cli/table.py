@@ -255,6 +255,7 @@ Repeat the command to continue where it stopped. Exit code 3 if rows were not an
   python -m affectgpt.prefer score s1.csv s3.csv references=track3_emoprefer.csv
   python -m affectgpt.prefer score s1.csv references=track3_emoprefer.csv reversed=s1-reversed.csv
   python -m affectgpt.prefer score s1.csv reversed=s1-reversed.csv                 # consistency alone
+  python -m affectgpt.prefer score s1.csv references=track3_emoprefer.csv names=models.csv        # and rank the models
 
 Rows go by their number, because names may repeat.""",
         plain="files",

@@ -161,6 +161,8 @@ def format_prediction(prediction: Prediction, sample: Sample) -> str:
         lines.append(f"  saw    a face, in {shown} {'frames' if 'detector' in faces else 'saved crops'}")
     if sound := media.get("audio"):
         lines.append(f"  heard  {sound['heard_s']:.1f} of {sound['duration_s']:.1f} s of sound")
+    if prediction.person is not None:
+        lines.append(f"  about  the {prediction.person}")
     if prediction.subtitle and "text" in prediction.modalities:
         lines.append(f"  read   {prediction.subtitle!r}")
     unused = [name for name in sample.modalities or () if name not in prediction.modalities]

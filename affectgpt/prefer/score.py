@@ -13,6 +13,8 @@ from affectgpt.metrics.compare import named_after_files
 from affectgpt.metrics.preference import (
     AnsweredPair,
     check_rows,
+    published_choice,
+    rank_models,
     read_answers,
     score_choices,
     swap_consistency,
@@ -20,19 +22,21 @@ from affectgpt.metrics.preference import (
 )
 from affectgpt.metrics.report import percent
 from affectgpt.runtime import UserError, write_json_atomic
-from affectgpt.tables import format_table
+from affectgpt.tables import cell_text, format_table, id_of, read_rows
 
 
 def run_score(config: PreferScoreConfig) -> int:
     """Print the scores of each file, and write them to `out` if it is set."""
-    if not config.files or not (config.references or config.reversed):
-        raise UserError("give files of answers, and references= or reversed=; --help shows how")
+    if not config.files or not (config.references or config.reversed or config.names):
+        raise UserError("give files of answers, and references=, reversed= or names=; --help shows how")
     if config.reversed and len(config.files) != 1:
         raise UserError(f"reversed= is about one file of answers, found {config.files}")
     systems = {name: read_answers(path) for name, path in named_after_files(config.files).items()}
     result: dict[str, Any] = {name: {"rows": len(rows)} for name, rows in systems.items()}
     if config.references:
         _score(config, systems, result)
+    if config.names:
+        result["ranking"] = _rank(config, systems)
     if config.reversed:
         (name,) = systems
         exchanged = read_answers(Path(config.reversed))
@@ -77,6 +81,37 @@ def _score(config: PreferScoreConfig, systems: dict[str, list[AnsweredPair]], re
         result[name] |= {"true_same": scores.n_same, "read": dict(read)}
     print(format_table(table))
     print("\n".join(notes))
+
+
+def _rank(config: PreferScoreConfig, systems: dict[str, list[AnsweredPair]]) -> dict[str, Any]:
+    """Bradley-Terry strengths of the models that wrote the descriptions by people and by each system, without ties."""
+    table = Path(str(config.names))
+    names: list[tuple[str, str, str]] = []
+    for where, row in read_rows(table, known=("a1", "a2")):
+        first, second = cell_text(row.get("a1")), cell_text(row.get("a2"))
+        if first is None or second is None:
+            raise UserError(f"{where}: expected name, a1 and a2, the models that wrote the descriptions")
+        names.append((id_of(row, where), first, second))
+    choices = {name: [published_choice(row.answer) for row in rows] for name, rows in systems.items()}
+    for rows in systems.values():
+        check_rows(rows, [(name, None, None) for name, _, _ in names], str(table))
+    if config.references:
+        choices = {"people": true_choices(read_answers(Path(config.references))), **choices}
+    found = {}
+    for by, chosen in choices.items():
+        pairs = [(first, second, choice) for (_, first, second), choice in zip(names, chosen, strict=True)]
+        found[by] = rank_models(pairs, n_bootstrap=0)
+    models = list(dict.fromkeys(model for ranking in found.values() for model in ranking.strengths))
+    rows: list[Sequence[str]] = [("strength, %", *found)]
+    for model in models:
+        shown = (ranking.strengths.get(model) for ranking in found.values())
+        rows.append((model, *("-" if value is None else percent(value) for value in shown)))
+    print(format_table(rows))
+    for by, ranking in found.items():
+        if ranking.undetermined:
+            weaker, stronger = ranking.undetermined
+            print(f"by {by}, no chain of wins leads from {weaker} to {stronger}: their distance is not determined")
+    return {by: asdict(ranking) for by, ranking in found.items()}
 
 
 def _to_dict(scored: Classification) -> dict[str, Any]:

@@ -152,6 +152,12 @@ def test_reversed_answers_are_scored_for_swap_consistency(mer, tmp_path, capsys)
     assert scores["two-class"]["weighted_f1"] == scores["three-class"]["accuracy"] == 1
     assert (scores["two-class"]["n"], scores["three-class"]["n"], scores["true_same"]) == (2, 3, 1)
     assert scores["read"] == {"exact": 1, "beginning": 0, "first": 1, "none": 1}
+    models = tmp_path / "models.csv"
+    models.write_text("name,a1,a2\nv,M,N\nw,N,M\nv,N,M\n", "utf-8")
+    assert cli("prefer", ["score", str(plain), f"references={references}", f"names={models}", f"out={out}"]) == 0
+    ranking = json.loads(out.read_text())["ranking"]
+    assert ranking["people"]["strengths"] == ranking["plain"]["strengths"] == {"M": 1.0, "N": 0.0}
+    assert "by people, no chain of wins leads from N to M" in capsys.readouterr().out
     assert cli("prefer", ["score", str(plain), f"reversed={plain}"]) == 2
     assert "after exchanging a1 and a2" in capsys.readouterr().err
 
@@ -188,7 +194,7 @@ def test_contradicting_settings_are_named(mer, tmp_path, changes, words):
         run(settings(mer, tmp_path, **changes))
 
 
-def test_a_model_of_ours_answers_s1_and_s2(mer, tmp_path, checkpoint):
+def test_a_model_of_ours_answers_s1_and_s2_and_describes_for_a_judge(mer, tmp_path, checkpoint):
     for strategy in ("s1", "s2"):
         config = settings(
             mer, tmp_path, strategy=strategy, checkpoint=str(checkpoint), max_new_tokens=4,
@@ -201,6 +207,10 @@ def test_a_model_of_ours_answers_s1_and_s2(mer, tmp_path, checkpoint):
         assert [row["id"] for row in rows] == ["1", "2", "3"]
         assert ("frames" in rows[0].get("modalities", ())) == (strategy == "s1")
         assert (steps / "descriptions.jsonl").exists() == (strategy == "s2")
+    with ChatServer(likes_glad) as server:
+        judge = {"strategy": "s3", "judge": "j", "judge_base_url": server.url, "max_new_tokens": 4}
+        assert run(settings(mer, tmp_path, **judge, checkpoint=str(checkpoint))) == 0
+    assert [row["preference"] for row in read(tmp_path / "out.csv")] == ["a1", "a2", "same"]
 
 
 @pytest.fixture(scope="module")
