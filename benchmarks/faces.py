@@ -27,6 +27,7 @@ from PIL import Image
 from affectgpt.annotate.clips import read_nearest
 from affectgpt.annotate.face import Shown, evenly
 from affectgpt.config import FacesConfig
+from affectgpt.data.sources import samples_from_paths
 from affectgpt.demo.video import write_mp4
 from affectgpt.media import NoAudioStream, probe, read_audio, read_frames
 from affectgpt.media.faces import FaceTracks, measure_face, read_with_faces, track, track_and_keep
@@ -142,7 +143,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        paths = [file for path in options.clips for file in (sorted(path.glob("*.m*")) if path.is_dir() else [path])]
+        samples = samples_from_paths(options.clips)
+        paths = [Path(sample.video) for sample in samples if sample.video]
+        if options.clips and not paths:
+            parser.error("no video among --clips")
         paths = paths or [write_clip(Path(temporary) / "portrait_720p.mp4")]
         for path in paths:
             one(path, options.rounds, options.detectors)

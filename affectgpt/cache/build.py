@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from affectgpt.cache.reader import clip_reader
+from affectgpt.cache.reader import clip_reader, face_needs_of
 from affectgpt.cache.store import folder_bytes
 from affectgpt.config import CacheConfig
 from affectgpt.data.faces import face_needs
 from affectgpt.data.facts import facts_in
-from affectgpt.data.mixture import read_samples
-from affectgpt.data.sources import report_bad
+from affectgpt.data.mixture import read_unprobed
+from affectgpt.data.sources import probe_sample, report_bad
 from affectgpt.models import ModelSpec, build, model_spec
 from affectgpt.runtime import InputError, n_cores, quiet_libraries, torch_device
 from affectgpt.schema import BadSample, Sample
@@ -58,7 +58,7 @@ def run_build(config: CacheConfig) -> int:
         raise InputError(f"data {config.data.name!r} names no manifest; see conf/data")
     folder = Path(config.paths.cache)
     faces = face_needs(config.model.encoders, config.model.sampling, backend=config.data.backend)
-    found, bad = read_samples(sources, config.data, facts_in(folder), faces)
+    found, bad = read_unprobed(sources, config.data, facts_in(folder), faces)
     samples = list({_media(sample): sample for sample in found}.values())
     device = torch_device(config.device).type
     size = _CLIPS_PER_TASK[device]
@@ -133,6 +133,9 @@ def make_encoder(
 ) -> Callable[[Sequence[Sample]], Outcome]:
     """The encoders of a model without its LLM, in one worker: a function that encodes clips into the cache.
 
+    It takes samples that are not probed. Faces are looked for here, so that a clip is decoded once for them and for the
+    encoders.
+
     Args:
         worker: number of the worker; with device "cuda", of its card.
         n_threads: of torch; None = as they are.
@@ -142,10 +145,12 @@ def make_encoder(
         torch.set_num_threads(n_threads)
     model, processor = build(spec, load_llm=False)
     model.encoders.to(f"cuda:{worker % torch.cuda.device_count()}" if device == "cuda" else device)
-    reader = clip_reader(model, processor, backend=backend, cache_folder=cache_folder, limit_gb=limit_gb)
+    facts = facts_in(cache_folder)
+    reader = clip_reader(model, processor, backend=backend, cache_folder=cache_folder, limit_gb=limit_gb, facts=facts)
+    probe = partial(probe_sample, facts=facts, faces=face_needs_of(model, processor, backend=backend))
 
     def encode(samples: Sequence[Sample]) -> Outcome:
-        prepared = reader.prepare(samples, model.modalities, on_bad="skip", progress=False)
+        prepared = reader.prepare(samples, model.modalities, on_bad="skip", progress=False, probe=probe)
         return Outcome(len(prepared.good) - prepared.n_uncached, prepared.bad, prepared.n_uncached)
 
     return encode

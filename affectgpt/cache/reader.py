@@ -192,7 +192,7 @@ class ClipReader:
         self._encode = encode
         self._facts = facts or MediaFacts()
         self._n_threads = n_threads
-        self._faces_keys = {person: FaceNeeds(sampling.faces).of(person).key for person in (None, *PERSONS)}
+        self._faces = {person: FaceNeeds(sampling.faces).of(person) for person in (None, *PERSONS)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}  # a model; loader processes do not encode
@@ -245,6 +245,7 @@ class ClipReader:
         encode: bool = True,
         what: str = "reading clips",
         progress: bool = True,
+        probe: Callable[[Sample], Sample] | None = None,
     ) -> PreparedClips:
         """Go through all samples before training: fill the cache, or only decode, so that bad media are found now.
 
@@ -254,17 +255,29 @@ class ClipReader:
 
         Args:
             encode: False = do not fill the cache.
+            probe: for samples that are not probed: does it, right before they are decoded, so that what it decodes is
+                still in memory; only to fill the cache.
         """
+        every = on_bad == "skip"
         with gc_paused():  # only for the lookup: decoding and encoding leave reference cycles
-            lacking = [sample for sample in samples if self._lacks(sample, modalities, every=on_bad == "skip")]
+            lacking = [
+                sample for sample in samples if probe is not None or self._lacks(sample, modalities, every=every)
+            ]
         encode = encode and self._cache is not None
         if not lacking or (not encode and on_bad == "raise"):
             self._facts.save()
             return PreparedClips(list(samples), [], len(lacking))
         written: list[bool] = []
         elsewhere: list[Sample] = []  # another process, or another thread of this one, is encoding them
+        probed: dict[int, Sample] = {}
 
-        def check(sample: Sample, wait: bool = False) -> Sample:
+        def check(given: Sample, wait: bool = False) -> Sample:
+            sample = given
+            if probe is not None:
+                sample = probed[id(given)] = probe(given)
+                if not self._lacks(sample, modalities, every=every):
+                    written.append(True)
+                    return given
             wanted = [name for name in sample.modalities or () if name in modalities]
             stored = [name for name in wanted if self._cache is not None and name in self._cache]
             if encode and self._cache is not None and stored and not self._cache.is_full:
@@ -272,8 +285,8 @@ class ClipReader:
                 claim = self._cache.claim_of({name: self._sha256(sample, name) for name in stored})
                 while not claims.acquire(claim):
                     if not wait:
-                        elsewhere.append(sample)
-                        return sample
+                        elsewhere.append(given)
+                        return given
                     time.sleep(_LOOK_AGAIN_S)
                 try:
                     found = self.load(sample, wanted)
@@ -286,7 +299,7 @@ class ClipReader:
             elif on_bad == "skip":
                 load_clip(sample, wanted, self._sampling, backend=self._backend, facts=self._facts)
                 written.extend([True] * (encode and not stored))  # nothing of it is ever in the cache
-            return sample
+            return given
 
         check_all = partial(check_each, on_bad=on_bad, n_threads=self._n_threads, progress=progress)
         checked, bad = check_all(lacking, check, what=what)
@@ -297,7 +310,7 @@ class ClipReader:
             bad += more_bad
         self._facts.save()
         left_out = {id(sample) for sample in lacking} - done
-        good = [sample for sample in samples if id(sample) not in left_out]
+        good = [probed.get(id(sample), sample) for sample in samples if id(sample) not in left_out]
         return PreparedClips(good, bad, len(lacking) - len(bad) - sum(written))
 
     def _lacks(self, sample: Sample, modalities: Sequence[str], *, every: bool = False) -> bool:
@@ -325,14 +338,16 @@ class ClipReader:
             return True
 
     def _sha256(self, sample: Sample, modality: str) -> str:
-        """Hash of the media file; for faces of a video combined with what decides its crops, for saved crops in RGB
-        order with the order.
+        """Hash of the media file; for faces of a video combined with what decides its crops (if the speech does, with
+        the file of the sound), for saved crops in RGB order with the order.
         """
         path = self._file(sample, modality)
         assert path is not None, f"sample {sample.id!r} lists {modality} without a file"
         digest = self._facts.sha256(path)
         if self._is_cut(sample, modality):
-            return stable_hash([digest, self._faces_keys[sample.person]])
+            faces = self._faces[sample.person]
+            by_sound = [self._facts.sha256(sample.audio)] if sample.audio and faces.by_speech else []
+            return stable_hash([digest, faces.key, *by_sound])
         is_bgr = path != sample.face or sample.face_order == "bgr"
         return digest if is_bgr else stable_hash([digest, sample.face_order])
 
@@ -419,9 +434,11 @@ def faces_of(processor: Any) -> FacesConfig:
 
 def face_needs_of(model: Any, processor: Any, *, backend: str = "pyav") -> FaceNeeds | None:
     """What probing needs to know to find faces for a model; None if it takes none."""
-    counts = {
+    sampled = {
         SAMPLED[name][0]: settings["n_frames"]
         for name, settings in processor.branches.items()
         if name in ("frames", "motion")
     }
-    return face_needs(model.modalities, SamplingConfig(**counts, faces=faces_of(processor)), backend=backend)
+    if "audio" in processor.branches:
+        sampled["rate_hz"] = processor.branches["audio"]["rate_hz"]
+    return face_needs(model.modalities, SamplingConfig(**sampled, faces=faces_of(processor)), backend=backend)

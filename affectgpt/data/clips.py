@@ -13,6 +13,7 @@ from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds
 from affectgpt.data.facts import MediaFacts
 from affectgpt.media import (
     Frames,
+    Waveform,
     audio_windows,
     probe_faces,
     read_audio,
@@ -20,6 +21,7 @@ from affectgpt.media import (
     read_frame_sets,
     uniform_indices,
 )
+from affectgpt.media.faces.tracks import ABSENT
 from affectgpt.runtime import InputError
 from affectgpt.schema import Sample
 
@@ -58,13 +60,18 @@ def load_clip(
     wanted = {name: counts[name] for name in ("frames", "motion") if name in counts}
     faces = {name: counts[name] for name in FACE_MODALITIES if name in counts}
     sets: dict[str, Frames] = {}
-    if sample.face is None and sample.video is not None and (wanted or faces):
+    sound: Waveform | None = None
+    if sample.face is None and sample.video is not None and modalities:
         facts = facts or MediaFacts()
-        needs = FaceNeeds(sampling.faces, wanted if backend == "pyav" else {}).of(sample.person)
-        reading = facts.faces_in(sample.video, needs) if faces else facts.read_ahead(sample.video, needs)
+        rate_hz = sampling.rate_hz if "audio" in modalities else None
+        needs = FaceNeeds(sampling.faces, wanted if backend == "pyav" else {}, rate_hz).of(sample.person)
+        look = facts.faces_in if faces else facts.read_ahead
+        reading = look(sample.video, needs, sound=sample.audio)
+        sound = None if reading is None else reading.sound
         if reading is not None and (faces or not set(wanted) - set(reading.sets or ())):
             if faces and not reading.crops.n:
-                raise InputError(f"{sample.video}: no face was found (faces.person={needs.settings.person})")
+                why = ABSENT[reading.crops.absent]
+                raise InputError(f"{sample.video}: {why} (faces.person={needs.settings.person})")
             sets, crops = reading.read(sample.video, needs.counts, faces, sampling.faces.size_px)
             for name, images in crops.items():
                 arrays[name] = images[_order(len(reading.crops.indices), len(images), sampling)]
@@ -83,7 +90,9 @@ def load_clip(
             arrays[name] = saved[_order(n_crops, len(saved), sampling)]
             infos[name] = {"n_crops": n_crops}
     if "audio" in modalities:
-        arrays["audio"] = waveform = read_audio(sample.audio or sample.video, sampling.rate_hz)
+        is_read = sound is not None and sound.rate_hz == sampling.rate_hz
+        waveform = sound if is_read else read_audio(sample.audio or sample.video, sampling.rate_hz)
+        arrays["audio"] = waveform
         heard_s, duration_s = _heard_s(len(waveform.samples), sampling), len(waveform.samples) / sampling.rate_hz
         infos["audio"] = {"heard_s": round(heard_s, 3), "duration_s": round(duration_s, 3)}
     return Clip(arrays, infos)

@@ -15,9 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from affectgpt.data.faces import FaceNeeds, FaceReading, ReadAhead, read_faces_of
+from affectgpt.data.faces import FaceNeeds, FaceReading, read_faces_of
 from affectgpt.journal import append_rows
 from affectgpt.media import MediaError, MediaInfo, MissingMedia, probe, probe_faces
+from affectgpt.media.ahead import ReadAhead
+from affectgpt.media.faces.tracks import ABSENT
 from affectgpt.runtime import sha256_of_file
 
 log = logging.getLogger("affectgpt")
@@ -39,10 +41,7 @@ class MediaFacts:
         self._file = file
         self._known: dict[str, tuple[int, int, dict[str, Any]]] | None = None
         self._changed: dict[str, None] = {}
-        self._ahead = ReadAhead()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ahead": ReadAhead()}  # pictures; loader processes decode their own
+        self._ahead: ReadAhead[FaceReading] = ReadAhead()
 
     def info(self, path: str) -> MediaInfo:
         """`media.probe`, stored; its errors are not."""
@@ -60,34 +59,45 @@ class MediaFacts:
         n, height, width = facts["faces"]
         return n, height, width
 
-    def faces_in(self, path: str, needs: FaceNeeds, *, read_ahead: bool = False) -> FaceReading:
-        """Where the face crops of a video are, stored; and its pictures, if they are in memory.
+    def faces_in(
+        self, path: str, needs: FaceNeeds, *, sound: str | None = None, read_ahead: bool = False
+    ) -> FaceReading:
+        """Where the face crops of a video are, stored; and its pictures and sound, if they are in memory.
 
         Args:
-            read_ahead: keep the pictures in memory, within limits, until `faces_in` asks for them, which is soon.
+            sound: the file with the sound; None = the video.
+            read_ahead: keep pictures and sound in memory, within limits, until `faces_in` asks for them, which is soon.
 
         Raises:
             MediaError: the video cannot be decoded completely.
         """
         facts = self._facts(path)
-        if not read_ahead and (reading := self.read_ahead(path, needs)) is not None:
+        if not read_ahead and (reading := self.read_ahead(path, needs, sound)) is not None:
             return reading
-        if needs.fact in facts:
-            return FaceReading.from_fact(facts[needs.fact])
-        reading = read_faces_of(path, needs)
-        self._remember(path, facts, needs.fact, reading.to_fact())
+        if (name := self._fact_of(needs, sound)) in facts:
+            return FaceReading.from_fact(facts[name])
+        reading = read_faces_of(path, needs, sound)
+        self._remember(path, facts, name, reading.to_fact())
         if read_ahead:
-            self._ahead.put(self._address(path, needs), reading)
+            self._ahead.put(self._address(path, needs, sound), reading, reading.n_bytes)
         return reading
 
-    def read_ahead(self, path: str, needs: FaceNeeds) -> FaceReading | None:
-        """The pictures of a video that `faces_in` has read ahead, once; None if there are none."""
-        return self._ahead.pop(self._address(path, needs))
+    def why_no_face(self, path: str, needs: FaceNeeds, sound: str | None = None) -> str:
+        """Why `faces_in` has found no crops, in words."""
+        return ABSENT[FaceReading.from_fact(self._facts(path)[self._fact_of(needs, sound)]).crops.absent]
 
-    def _address(self, path: str, needs: FaceNeeds) -> tuple[Any, ...]:
+    def read_ahead(self, path: str, needs: FaceNeeds, sound: str | None = None) -> FaceReading | None:
+        """What `faces_in` has decoded ahead of a video, once; None if there is nothing."""
+        return self._ahead.pop(self._address(path, needs, sound))
+
+    def _fact_of(self, needs: FaceNeeds, sound: str | None) -> str:
+        """With a sound of its own that tells the person, where the crops are depends on that file, too."""
+        return f"{needs.fact} {self.sha256(sound)}" if sound is not None and needs.by_speech else needs.fact
+
+    def _address(self, path: str, needs: FaceNeeds, sound: str | None) -> tuple[Any, ...]:
         self._facts(path)
         assert self._known is not None
-        return (path, *self._known[path][:2], needs.fact)
+        return (path, *self._known[path][:2], self._fact_of(needs, sound))
 
     def forget(self, path: str) -> None:
         """Drop what is known about a file, for files that exist for a moment."""

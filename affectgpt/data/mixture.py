@@ -53,6 +53,25 @@ def read_samples(
     return [sample for each in rows for sample in each.samples], [row for each in rows for row in each.bad]
 
 
+def read_unprobed(
+    sources: Sequence[SourceConfig], data: DataConfig, facts: MediaFacts, faces: FaceNeeds | None
+) -> tuple[list[Sample], list[BadSample]]:
+    """All samples of the sources as they are in the tables, for `probe_sample` with `faces`, and the bad ones.
+
+    Their files are opened, but not decoded. Errors are those of `read_samples`.
+    """
+    found: list[Sample] = []
+    bad: list[BadSample] = []
+    for source in sources:
+        rows = read_source(source, data.folder, on_bad=data.on_bad)
+        usable, lacking = probe_samples(rows.samples, on_bad=data.on_bad, facts=facts, faces=faces, later=True)
+        _check_not_empty(rows.name, usable, [*rows.bad, *lacking])
+        ids = {sample.id for sample in usable}
+        found += [sample for sample in rows.samples if sample.id in ids]
+        bad += [*rows.bad, *lacking]
+    return found, bad
+
+
 def read_mixture(
     sources: Sequence[SourceConfig],
     data: DataConfig,

@@ -179,12 +179,15 @@ def with_person(samples: Sequence[Sample], person: str | None) -> list[Sample]:
     return [replace(sample, person=person) if sample.person is None else sample for sample in samples]
 
 
-def probe_sample(sample: Sample, facts: MediaFacts | None = None, faces: FaceNeeds | None = None) -> Sample:
+def probe_sample(
+    sample: Sample, facts: MediaFacts | None = None, faces: FaceNeeds | None = None, *, later: bool = False
+) -> Sample:
     """Set `modalities` to what the media contain (by their headers); a subset listed in the manifest is respected.
 
     Args:
         facts: known facts about files; None = open each file.
         faces: look for faces in videos without a file of face crops; None = such samples have no faces.
+        later: faces are looked for later; until then, every such video may show some.
 
     Raises:
         MediaError: a file is missing or unreadable.
@@ -207,7 +210,8 @@ def probe_sample(sample: Sample, facts: MediaFacts | None = None, faces: FaceNee
         found |= set(FACE_MODALITIES)
     elif faces is not None and "frames" in found and _may_show_faces(sample):
         assert sample.video is not None
-        if facts.faces_in(sample.video, faces.of(sample.person), read_ahead=True).crops.n:
+        needs = faces.of(sample.person)
+        if later or facts.faces_in(sample.video, needs, sound=sample.audio, read_ahead=True).crops.n:
             found |= set(FACE_MODALITIES)
     if sample.modalities is not None:
         if lacking := [name for name in sample.modalities if name not in found]:
@@ -266,25 +270,31 @@ def probe_samples(
     on_bad: str = "raise",
     facts: MediaFacts | None = None,
     faces: FaceNeeds | None = None,
+    later: bool = False,
 ) -> tuple[list[Sample], list[BadSample]]:
     """`probe_sample` for many, in order, with the policy of `attempt`. New facts are saved.
 
-    With `faces`, it is logged in how many videos no face was found.
+    With `faces`, it is logged how many videos give no face crops, and why.
     """
     facts = facts or MediaFacts()
-    check = partial(probe_sample, facts=facts, faces=faces)
+    check = partial(probe_sample, facts=facts, faces=faces, later=later)
+    faces = None if later else faces
     unknown = [sample for sample in samples if not all(facts.lists(path, fact) for path, fact in _files(sample, faces))]
     if unknown:  # files are opened in threads; then all facts are known, and threads would only slow the rest down
         check_each(unknown, check, on_bad="skip", what="probing media" if faces is None else "looking for faces")
     facts.save()
     good, bad = check_each(samples, check, on_bad=on_bad, what="probing media", n_threads=0)
     if faces is not None:
-        asked = [
-            sample for sample in good if sample.video and not sample.face and "frames" in (sample.modalities or ())
-        ]
-        without = [sample.id for sample in asked if not {*FACE_MODALITIES} & {*(sample.modalities or ())}]
-        if without:
-            log.info("no face in %d of %d videos, for example %s", len(without), len(asked), without[:3])
+        looked_at = {sample.id for sample in samples if sample.video and not sample.face and _may_show_faces(sample)}
+        asked = [sample for sample in good if sample.id in looked_at and "frames" in (sample.modalities or ())]
+        without: dict[str, list[str]] = {}
+        for sample in asked:
+            if sample.video and not {*FACE_MODALITIES} & {*(sample.modalities or ())}:
+                without.setdefault(facts.why_no_face(sample.video, faces.of(sample.person), sample.audio), []).append(
+                    sample.id
+                )
+        for why, ids in without.items():
+            log.info("%s in %d of %d videos, for example %s", why, len(ids), len(asked), ids[:3])
     return good, bad
 
 

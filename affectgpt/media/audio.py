@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -58,21 +59,46 @@ def read_audio(path: PathLike, rate_hz: int = 16000) -> Waveform:
     Raises:
         NoAudioStream, TruncatedMedia, DamagedMedia, EmptyMedia, MissingMedia: all are MediaError.
     """
+    return read_audio_at(path, (rate_hz,))[rate_hz]
+
+
+@isolatable
+def read_audio_at(path: PathLike, rates_hz: Collection[int | None]) -> dict[int | None, Waveform]:
+    """`read_audio` at several sampling rates from one pass over the file; None = the rate of the file.
+
+    Each waveform is, bit for bit, that of a pass of its own.
+    """
     with open_media(path) as container:
         streams = [stream.index for stream in audio_streams(container)]
         playable = [stream.index for stream in audio_streams(container) if stream.codec_context is not None]
         if not streams:
             raise NoAudioStream(f"{path}: no audio stream, found {stream_kinds(container)}; use it without audio")
         check_bytes(path, container)
-    first = _decode_mono(path, streams[0], rate_hz)
-    if first.loudest < _SILENCE:
-        others = (_decode_mono(path, index, rate_hz) for index in playable[1:])
-        first = next((other for other in others if other.loudest >= _SILENCE), first)
-    if not first.cancels:
-        return first.waveform
-    channel = int(np.argmax(first.energies))
-    log.warning("%s: its audio channels have opposite phase and cancel; channel %d is used", path, channel + 1)
-    return _decode_mono(path, first.stream, rate_hz, channel=channel).waveform
+    chosen = _decode_mono(path, streams[0], rates_hz)
+    if silent := [rate_hz for rate_hz, mono in chosen.items() if mono.loudest < _SILENCE]:
+        for index in playable[1:]:
+            others = _decode_mono(path, index, silent)
+            chosen |= {rate_hz: mono for rate_hz, mono in others.items() if mono.loudest >= _SILENCE}
+            if not (silent := [rate_hz for rate_hz in silent if chosen[rate_hz].loudest < _SILENCE]):
+                break
+    for rate_hz, mono in chosen.items():
+        if mono.cancels:
+            channel = int(np.argmax(mono.energies))
+            log.warning("%s: its audio channels have opposite phase and cancel; channel %d is used", path, channel + 1)
+            chosen[rate_hz] = _decode_mono(path, mono.stream, (rate_hz,), channel=channel)[rate_hz]
+    return {rate_hz: mono.waveform for rate_hz, mono in chosen.items()}
+
+
+def resampled(waveform: Waveform, rate_hz: int) -> Waveform:
+    """`waveform` at another sampling rate."""
+    if rate_hz == waveform.rate_hz:
+        return waveform
+    frame = av.AudioFrame.from_ndarray(waveform.samples[None], format="flt", layout="mono")
+    frame.sample_rate = waveform.rate_hz
+    resampler = av.AudioResampler("flt", "mono", rate_hz)
+    parts = [_channels(part)[0] for given in (frame, None) for part in resampler.resample(given)]
+    samples = np.concatenate([*parts, np.zeros(0, np.float32)])
+    return replace(waveform, samples=samples, rate_hz=rate_hz, duration_s=len(samples) / rate_hz)
 
 
 @dataclass(frozen=True)
@@ -91,27 +117,53 @@ class _Mono:
         return n > 1 and self.loudest >= _SILENCE and energy < 0.01 * self.energies.sum() / n**2
 
 
-def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | None = None) -> _Mono:
-    """Decode the stream at `index` and average its channels, or select one."""
-    chunks: list[np.ndarray] = []
-    resampler = None
-    source: tuple[str, str, int] | None = None
-    source_rate_hz = n_channels = n_samples = 0
-    energies = np.zeros(MAX_CHANNELS)
-    loudest = first_s = end_s = decoded_s = 0.0
+class _Mixer:
+    """Decoded frames of one stream -> mono samples at one rate (None = the stream's), or one channel of it."""
 
-    def mono(frames: list[Any]) -> None:
-        nonlocal loudest, n_samples
+    def __init__(self, rate_hz: int | None, channel: int | None) -> None:
+        self.rate_hz = rate_hz
+        self._channel = channel
+        self._resampler: Any = None
+        self.chunks: list[np.ndarray] = []
+        self.energies = np.zeros(MAX_CHANNELS)
+        self.loudest, self.n_samples = 0.0, 0
+
+    def add(self, path: PathLike, frame: Any, *, is_new: bool) -> None:
+        """A frame; `is_new`: the first one, or the first one of another format."""
+        if is_new:
+            self.flush(path)
+            self.rate_hz = self.rate_hz or frame.sample_rate
+            # Packed: with 8 or more planes PyAV reads pointers behind the last one.
+            self._resampler = av.AudioResampler("flt", frame.layout, self.rate_hz)
+        self._mix(path, self._resampler.resample(frame))
+
+    def flush(self, path: PathLike) -> None:
+        """After the last frame of a format: add what the resampler still holds."""
+        if self._resampler is not None:
+            self._mix(path, self._resampler.resample(None))
+
+    def _mix(self, path: PathLike, frames: list[Any]) -> None:
+        assert self.rate_hz is not None
         for frame in frames:
             channels = _channels(frame)
-            loudest = max(loudest, float(np.abs(channels).max(initial=0)))
-            energies[: len(channels)] += np.square(channels, dtype=np.float64).sum(axis=1)
-            chosen = channels.mean(axis=0) if channel is None else channels[min(channel, len(channels) - 1)].copy()
-            chunks.append(chosen)  # [C,S] -> [S]
-            n_samples += len(chosen)
-        if n_samples > MAX_AUDIO_S * rate_hz:
+            self.loudest = max(self.loudest, float(np.abs(channels).max(initial=0)))
+            self.energies[: len(channels)] += np.square(channels, dtype=np.float64).sum(axis=1)
+            one = self._channel
+            chosen = channels.mean(axis=0) if one is None else channels[min(one, len(channels) - 1)].copy()
+            self.chunks.append(chosen)  # [C,S] -> [S]
+            self.n_samples += len(chosen)
+        if self.n_samples > MAX_AUDIO_S * self.rate_hz:
             raise MediaError(f"{path}: its audio is longer than the limit of {MAX_AUDIO_S // 3600} hours; split it")
 
+
+def _decode_mono(
+    path: PathLike, index: int, rates_hz: Collection[int | None], *, channel: int | None = None
+) -> dict[int | None, _Mono]:
+    """Decode the stream at `index` and average its channels, or select one, at each of these rates."""
+    mixers = {rate_hz: _Mixer(rate_hz, channel) for rate_hz in rates_hz}
+    source: tuple[str, str, int] | None = None
+    source_rate_hz = n_channels = 0
+    first_s = end_s = decoded_s = 0.0
     with open_media(path) as container:
         stream = container.streams[index]
         for frame in decode(container, stream, path):
@@ -121,17 +173,15 @@ def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | Non
             end_s = time_s + frame.samples / frame.sample_rate
             decoded_s += frame.samples / frame.sample_rate
             kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if kind != source:  # the first frame, or the format changes mid-stream
-                if resampler is not None:
-                    mono(resampler.resample(None))
-                # Packed: with 8 or more planes PyAV reads pointers behind the last one.
-                resampler = av.AudioResampler("flt", frame.layout, rate_hz)
+            is_new = kind != source  # the first frame, or the format changes mid-stream
+            if is_new:
                 source, source_rate_hz, n_channels = kind, frame.sample_rate, frame.layout.nb_channels
             frame.pts = None  # the resampler raises an error when timestamps jump
-            assert resampler is not None
-            mono(resampler.resample(frame))
-        if resampler is not None:
-            mono(resampler.resample(None))
+            for mixer in mixers.values():
+                mixer.add(path, frame, is_new=is_new)
+        if source is not None:
+            for mixer in mixers.values():
+                mixer.flush(path)
             check_end(path, stream, first_s, end_s)
             missing_s = 0.0
             if container.format.name == "flac":
@@ -139,10 +189,15 @@ def _decode_mono(path: PathLike, index: int, rate_hz: int, *, channel: int | Non
                     missing_s = end_s - decoded_s - (0 if flac_starts_at_zero(file) else first_s)
             if missing_s > 0.05:
                 raise DamagedMedia(f"{path}: {missing_s:.2f} s of its audio are missing in between; copy it again")
-    if not n_samples:
+    if not all(mixer.n_samples for mixer in mixers.values()):
         raise EmptyMedia(f"{path}: its audio stream has no samples; copy or download it again, or leave it out")
-    waveform = Waveform(np.concatenate(chunks), rate_hz, n_samples / rate_hz, source_rate_hz, n_channels)
-    return _Mono(waveform, index, energies[:n_channels], loudest)
+    monos: dict[int | None, _Mono] = {}
+    for asked_hz, mixer in mixers.items():
+        rate_hz = mixer.rate_hz or source_rate_hz
+        samples = np.concatenate(mixer.chunks)
+        waveform = Waveform(samples, rate_hz, mixer.n_samples / rate_hz, source_rate_hz, n_channels)
+        monos[asked_hz] = _Mono(waveform, index, mixer.energies[:n_channels], mixer.loudest)
+    return monos
 
 
 def _channels(frame: Any) -> np.ndarray:

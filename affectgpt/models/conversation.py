@@ -21,7 +21,11 @@ from transformers import BatchFeature, ProcessorMixin
 
 from affectgpt.config import FacesConfig
 from affectgpt.media import Waveform, probe, read_audio, read_frame_sets, uniform_indices
+from affectgpt.media.audio import resampled
 from affectgpt.media.faces.reading import choose_crops, read_with_faces, speech_in
+from affectgpt.media.faces.tracks import HEARD
+from affectgpt.media.speech import RATE_HZ as SPEECH_HZ
+from affectgpt.media.speech import find_speech
 from affectgpt.models.auto import InstalledCode, write_auto_file
 from affectgpt.prompts import Message, task_question, user_message
 from affectgpt.runtime import InputError
@@ -125,6 +129,7 @@ class ClipMedia:
         self._counts = {name: branches[name]["n_frames"] for name in _FROM_VIDEO if name in branches}
         self._faces = [name for name in _FACES if name in branches]
         self._media: dict[str, Any] | None = None
+        self._heard: Waveform | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -162,8 +167,7 @@ class ClipMedia:
         elif self._media is None and self._faces:
             settings = FacesConfig(**next((s for n in self._faces if (s := self._branches[n].get("faces"))), {}))
             reading = read_with_faces(self._video, self._counts, settings)
-            speech_s = speech_in(self._video) if settings.person in ("speaker", "listener") else ()
-            crops = reading.crops_of(settings.person, speech_s)
+            crops = reading.crops_of(settings.person, self._speech_s() if settings.person in HEARD else ())
             self._media = {name: frames.images for name, frames in reading.sets.items()}
             if crops.n and crops.images is not None:
                 ns = {name: self._branches[name]["n_frames"] for name in self._faces}
@@ -173,10 +177,20 @@ class ClipMedia:
             self._media = {name: frames.images for name, frames in sets.items()}
         return self._media
 
+    def _speech_s(self) -> Sequence[tuple[float, float]]:
+        """Where somebody speaks; the sound that the model takes is decoded in the same pass."""
+        sound = self._video if self._audio is None else self._audio
+        if not isinstance(sound, (str, Path)):
+            return find_speech(resampled(self._sound(), SPEECH_HZ)).segments_s
+        segments_s, self._heard = speech_in(sound, self._branches.get("audio", {}).get("rate_hz"))
+        return segments_s
+
     def _sound(self) -> Waveform:
-        expected_hz, sound = self._branches["audio"]["rate_hz"], self._video if self._audio is None else self._audio
+        expected_hz = self._branches.get("audio", {}).get("rate_hz", SPEECH_HZ)
+        sound = self._video if self._audio is None else self._audio
         if isinstance(sound, (str, Path)):
-            return read_audio(sound, expected_hz)
+            self._heard = self._heard or read_audio(sound, expected_hz)
+            return self._heard
         samples = np.asarray(sound, dtype=np.float32)
         if samples.ndim != 1 or self._rate_hz not in (None, expected_hz):
             raise InputError(

@@ -23,6 +23,7 @@ from affectgpt.serve.request import ChatRequest, Decoding, Options
 if TYPE_CHECKING:
     from affectgpt.chat.local import TransformersChat
     from affectgpt.inference.loading import LoadedModel
+    from affectgpt.schema import Sample
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class AffectGPT:
             self._facts,
             self._faces,
         )
+        no_face = self._why_no_face(sample)
         if request.images:
             has = {"frames", *(sample.modalities or ())}
             sample = replace(sample, modalities=tuple(name for name in MODALITIES if name in has))
@@ -118,7 +120,7 @@ class AffectGPT:
             "lang": options.lang,
             "modalities": [*shown, *(["text"] if options.subtitle else [])],
             "left_out": {
-                name: self._why_left_out(name, request, sample.modalities or ())
+                name: self._why_left_out(name, request, sample.modalities or (), no_face)
                 for name in self.sees
                 if name not in shown
             },
@@ -128,15 +130,22 @@ class AffectGPT:
         encoded = processor.encode(messages, media, facts=media_facts)
         return Prepared(encoded, request.decoding, facts, not asked and task != "description")
 
-    def _why_left_out(self, name: str, request: ChatRequest, has: Sequence[str]) -> str:
+    def _why_no_face(self, sample: Sample) -> str | None:
+        """Why the video of a request gives no face crops, in words; None = no face was looked for, or it gives some."""
+        has = sample.modalities or ()
+        if self._faces is None or sample.video is None or "frames" not in has or {*FACE_MODALITIES} & {*has}:
+            return None
+        return self._facts.why_no_face(sample.video, self._faces, sample.audio)
+
+    def _why_left_out(self, name: str, request: ChatRequest, has: Sequence[str], no_face: str | None) -> str:
         if request.options and request.options.modalities is not None and name not in request.options.modalities:
             return "not asked for"
         if name in has:
             return "replaced by another modality"
         if request.images and name == "motion":
             return "the clip was sent as images, not as a video"
-        if name in FACE_MODALITIES and "frames" in has and not request.images:
-            return "no face was found"
+        if name in FACE_MODALITIES and no_face is not None:
+            return no_face
         return "not in the request"
 
     def generate(self, items: Sequence[Prepared]) -> list[Reply]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,25 @@ import pytest
 import torch
 
 from affectgpt import config as conf
+from affectgpt.cache.build import run_build
 from affectgpt.cache.reader import ClipReader, FeatureCache
 from affectgpt.cli import compose
 from affectgpt.config import FacesConfig, SamplingConfig
 from affectgpt.convert.conversion import convert
 from affectgpt.data.clips import load_clip
-from affectgpt.data.faces import FaceNeeds, read_faces_of
+from affectgpt.data.faces import FaceNeeds, face_needs, read_faces_of
 from affectgpt.data.facts import FILE, MediaFacts
-from affectgpt.data.sources import probe_sample
+from affectgpt.data.sources import probe_sample, probe_samples
+from affectgpt.demo.face import render_face
+from affectgpt.demo.performance import Identity, Performance, Voice
+from affectgpt.demo.video import write_mp4
+from affectgpt.demo.voice import render_voice
 from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.inference.infer import run_inference
 from affectgpt.inference.loading import load
-from affectgpt.media import video
+from affectgpt.media import audio, read_audio, read_frames, video
 from affectgpt.media.faces import read_faces
+from affectgpt.models.conversation import ClipMedia
 from affectgpt.runtime import InputError
 from affectgpt.schema import Sample, write_jsonl
 from affectgpt.serve.models import AffectGPT
@@ -61,6 +68,20 @@ def passes(monkeypatch) -> list[str]:
         return original(path, *rest)
 
     monkeypatch.setattr(video, "_decode_selected", decode)
+    return decoded
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[str]:
+    """The names of the files whose sound is decoded, once for each pass."""
+    decoded: list[str] = []
+    original = audio.decode
+
+    def decode(container, stream, path):
+        decoded.append(Path(path).name)
+        return original(container, stream, path)
+
+    monkeypatch.setattr(audio, "decode", decode)
     return decoded
 
 
@@ -108,17 +129,73 @@ def test_where_the_faces_are_is_stored_so_that_a_second_start_looks_for_none(fil
     assert len(passes) == 2
 
 
-def test_without_speech_there_is_no_speaker_and_so_no_face(films):
+@pytest.mark.parametrize("person", ["speaker", "listener"])
+def test_without_speech_there_is_no_speaker_and_so_no_face_which_is_said_and_stored(person, films, tmp_path, caplog):
     pytest.importorskip("silero_vad")
-    needs = FaceNeeds(FacesConfig(person="speaker"))
-    sample = probe_sample(Sample(id="a", video=str(films / "face0.mp4")), MediaFacts(), needs)  # its sound is a tone
-    assert sample.modalities == ("audio", "frames", "motion")
+    caplog.set_level("INFO")
+    needs = FaceNeeds(FacesConfig(person=person))
+    why = f"no speech is heard, so the {person} cannot be told"
+    names = ("face0", "none")  # their sound is a tone
+    asked = [Sample(id=name, video=str(films / f"{name}.mp4")) for name in names]
+    for _ in range(2):
+        facts = MediaFacts(tmp_path / FILE)
+        samples, _ = probe_samples(asked, facts=facts, faces=needs)
+        assert [sample.modalities for sample in samples] == [("audio", "frames", "motion")] * 2
+        for reason, name in ((why, "face0"), ("no face is seen", "none")):
+            assert f"{reason} in 1 of 2 videos, for example ['{name}']" in caplog.text
+        caplog.clear()
+    with pytest.raises(InputError, match=rf"face0\.mp4: {why} \(faces\.person={person}\)"):
+        load_clip(samples[0], ("face",), replace(SAMPLING, faces=needs.settings), facts=facts)
+
+
+def test_a_sound_in_a_file_of_its_own_tells_the_speaker(films, talk, tmp_path):
+    pytest.importorskip("silero_vad")
+    silent = write_media(tmp_path / "silent.mp4", read_frames(talk, 15).images, rate_hz=12)
+    facts, needs = MediaFacts(tmp_path / FILE), FaceNeeds(FacesConfig(person="speaker"))
+    for sound, has_face in ((str(talk), True), (str(films / "face0.mp4"), False)):
+        sample = probe_sample(Sample(id="a", video=str(silent), audio=sound), facts, needs)
+        assert ("face" in sample.modalities) is has_face
+    reader = ClipReader(replace(SAMPLING, faces=needs.settings), facts=facts)
+    samples = [Sample(id="a", video=str(silent), audio=sound) for sound in (str(talk), str(films / "face0.mp4"), None)]
+    assert len({reader._sha256(sample, "face") for sample in samples}) == 3
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory) -> Path:
+    """A drawn face that speaks for 1.2 s."""
+    act = Performance(1.2, Identity(3), voice=Voice(), text="I can not believe that you really told him")
+    frames, voice = render_face(act, size_px=112, rate_hz=12.5), render_voice(act).astype(np.float32)
+    path = tmp_path_factory.mktemp("talk") / "talk.mp4"
+    write_mp4(path, frames, rate_hz=12.5, waveform=voice)
+    return path
+
+
+@pytest.mark.parametrize("rate_hz", [16000, 24000])
+def test_the_sound_that_tells_the_speaker_is_the_one_that_the_model_hears(rate_hz, talk, heard, passes):
+    pytest.importorskip("silero_vad")
+    sampling = replace(SAMPLING, rate_hz=rate_hz, faces=FacesConfig(person="speaker"))
+    needs = face_needs(("audio", "frames", "face"), sampling)
+    facts = MediaFacts()
+    sample = probe_sample(Sample(id="a", video=str(talk)), facts, needs)
+    assert "face" in sample.modalities
+    clip = load_clip(sample, ("audio", "frames", "face"), sampling, facts=facts)
+    assert (heard, passes) == (["talk.mp4"], ["talk.mp4"])
+    np.testing.assert_array_equal(clip.arrays["audio"].samples, read_audio(talk, rate_hz).samples)
+    heard.clear()
+    load_clip(sample, ("audio", "frames", "face"), sampling, facts=facts)  # where the crops are is known
+    assert heard == ["talk.mp4"]
+    listener = replace(needs, settings=FacesConfig(person="listener"))
+    alone = probe_sample(Sample(id="a", video=str(talk)), facts, listener)
+    assert alone.modalities == ("audio", "frames", "motion")
+    heard.clear()
+    load_clip(alone, ("audio",), replace(sampling, faces=listener.settings), facts=facts)
+    assert heard == []
 
 
 def test_the_face_is_that_of_the_sample_unless_a_setting_names_another(films, monkeypatch):
     asked = []
 
-    def read(path, needs):
+    def read(path, needs, sound):
         asked.append(needs.settings.person)
         return read_faces_of(path, FaceNeeds(FacesConfig()))
 
@@ -172,6 +249,19 @@ def test_the_cache_keeps_states_of_crops_apart_by_how_they_were_made(films, tmp_
     assert encoded[2:] == [["face"]]
 
 
+def test_the_interface_of_transformers_decodes_the_sound_that_tells_the_speaker_once(talk, heard, passes):
+    pytest.importorskip("silero_vad")
+    branches = {
+        "audio": {"rate_hz": 24000},
+        "frames": {"n_frames": 2},
+        "face": {"n_frames": 2, "faces": {"person": "speaker"}},
+    }
+    media = ClipMedia(str(talk), None, branches)
+    assert media.modalities() == tuple(branches)
+    assert media.read(tuple(branches))["audio"].rate_hz == 24000
+    assert (heard, passes) == (["talk.mp4"], ["talk.mp4"])
+
+
 # ---- published presets -----------------------------------------------------------------------------------------------
 
 
@@ -208,7 +298,7 @@ def published(folder: Path, preset: str) -> list[str]:
     ],
 )
 def test_infer_answers_about_raw_videos_with_the_published_presets(
-    preset, with_face, without, films, tmp_path, passes, caplog
+    preset, with_face, without, films, tmp_path, passes, heard, caplog
 ):
     arguments = [*published(tmp_path, preset), f"input=[{films / 'face0.mp4'},{films / 'none.mp4'}]", "task=labels"]
     caplog.set_level("INFO")
@@ -216,8 +306,8 @@ def test_infer_answers_about_raw_videos_with_the_published_presets(
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
     assert rows["face0"]["modalities"] == with_face
     assert rows["none"]["modalities"] == without
-    assert sorted(passes) == ["face0.mp4", "none.mp4"]
-    assert "no face in 1 of 2 videos, for example ['none']" in caplog.text
+    assert sorted(passes) == sorted(heard) == ["face0.mp4", "none.mp4"]
+    assert "no face is seen in 1 of 2 videos, for example ['none']" in caplog.text
 
 
 # ---- training, evaluation and serving --------------------------------------------------------------------------------
@@ -260,6 +350,23 @@ def test_training_takes_the_faces_of_videos_and_caches_them(run, films):
     facts = MediaFacts(Path(config.paths.cache) / FILE)
     fact = FaceNeeds(config.model.sampling.faces).fact
     assert all(facts.lists(str(path), fact) for path in films.glob("*.mp4"))
+
+
+@pytest.mark.parametrize("person", ["main", "speaker"])
+def test_a_build_of_the_cache_decodes_pictures_and_sound_of_a_clip_once(person, run, talk, tmp_path, passes, heard):
+    config, _ = run
+    model = copy.deepcopy(config.model)
+    model.sampling.faces.person = person
+    write_jsonl(tmp_path / "m.jsonl", [Sample(id="talk", video=str(talk), labels=("sad",), description="She speaks.")])
+    data = conf.DataConfig(coarse=[conf.SourceConfig(manifest=str(tmp_path / "m.jsonl"))])
+    build = conf.CacheConfig(model, data, conf.PathsConfig(cache=str(tmp_path / "cache")), n_processes=1, device="cpu")
+    assert run_build(build) == 0
+    assert (passes, heard) == (["talk.mp4"], ["talk.mp4"])
+    assert {path.name for path in (tmp_path / "cache" / "features").iterdir() if path.name != "claims"} == {
+        *("audio", "frames", "face")
+    }
+    assert run_build(build) == 0
+    assert (passes, heard) == (["talk.mp4"], ["talk.mp4"])
 
 
 def test_evaluation_and_serving_use_the_crops_of_training(run, films, tmp_path, passes):

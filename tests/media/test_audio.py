@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from affectgpt.media import DamagedMedia, EmptyMedia, MediaError, NoAudioStream, audio_windows, probe, read_audio
+from affectgpt.media import DamagedMedia, EmptyMedia, MediaError, NoAudioStream, audio, audio_windows, probe, read_audio
 from tests.media.media_files import numbered_clip, sine, write_media
 
 
@@ -73,6 +73,26 @@ def test_audio_at_the_right_rate_is_returned_unchanged(tmp_path):
     samples = sine(1, rate_hz=16000)
     path = write_media(tmp_path / "a.wav", sound=samples, sound_rate_hz=16000, audio_codec="pcm_f32le")
     np.testing.assert_array_equal(read_audio(path).samples, samples)
+
+
+def test_sound_at_several_rates_is_decoded_once_and_equals_that_of_a_pass_each(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.mp4", sound=np.stack([sine(1), sine(1, frequency_hz=1000)]))
+    alone = {rate_hz: read_audio(path, rate_hz or 44100) for rate_hz in (16000, 8000, None)}
+    passes = []
+    monkeypatch.setattr(audio, "decode", lambda *args, decode=audio.decode: passes.append(args) or decode(*args))
+    together = audio.read_audio_at(path, (16000, 8000, None))
+    assert len(passes) == 1
+    assert together[None].rate_hz == 44100
+    for rate_hz, expected in alone.items():
+        np.testing.assert_array_equal(together[rate_hz].samples, expected.samples)
+
+
+def test_a_waveform_is_resampled_like_a_file(tmp_path):
+    sound = audio.read_audio_at(write_media(tmp_path / "a.wav", sound=sine(2), audio_codec="pcm_s16le"), (None, 24000))
+    again = audio.resampled(sound[None], 24000)
+    assert (again.rate_hz, again.source_rate_hz, again.duration_s) == (24000, 44100, len(again.samples) / 24000)
+    np.testing.assert_allclose(again.samples, sound[24000].samples, atol=1e-6)
+    assert audio.resampled(again, 24000) is again
 
 
 @pytest.mark.parametrize("duration_s", [0.01, 0.3, 2.0])

@@ -1,4 +1,6 @@
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,8 +76,26 @@ def test_without_mediapipe_a_task_file_is_refused_with_what_to_install(monkeypat
         detector_of(FacesConfig(detector="face.task"))
 
 
+TASK = "AFFECTGPT_FACE_TASK"
+"""Environment variable: MediaPipe's face_landmarker.task."""
+
+
+def test_a_real_task_file_gives_points_and_blendshapes_of_the_face(film):
+    pytest.importorskip("mediapipe")
+    if not Path(task := os.environ.get(TASK, "")).is_file():
+        pytest.skip(f"{TASK} names no face_landmarker.task")
+    tracks = track(film, FacesConfig(detector=task))
+    (person,) = tracks.persons
+    assert len(person) == tracks.n_frames
+    assert tracks.detector.startswith("mediapipe 1.")
+    np.testing.assert_allclose(person.five[0, :2], IRISES + np.array([100, 20]), atol=6)
+    assert np.isfinite(person.blendshapes).all()
+    smile = person.blendshapes[:, detectors._BLENDSHAPES.index("mouthSmileLeft")]
+    assert smile.mean() > 0.2
+
+
 def test_points_and_blendshapes_of_a_landmarker_are_taken_as_they_are(film, monkeypatch):
-    """What FaceLandmarker returns, made of our own mesh: MediaPipe needs a model file that no package has."""
+    """What FaceLandmarker returns, made of our own mesh, where its model file is not at hand."""
     smile = detectors._BLENDSHAPES.index("mouthSmileLeft")
 
     def detect(images):

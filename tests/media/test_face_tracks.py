@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,8 +85,8 @@ def test_of_many_frames_every_second_is_a_candidate_for_crops_so_that_memory_is_
 def test_no_face_is_a_fact_and_no_error(films):
     tracks = track(films / "empty.mp4")
     assert tracks.persons == ()
-    assert tracks.main is None
-    assert tracks.choose("speaker") is None
+    assert (tracks.main, tracks.absent) == (None, "no_face")
+    assert tracks.choose_or_say("speaker") == (None, "no_face")
     assert tracks.n_frames == 15
 
 
@@ -113,9 +115,13 @@ def test_the_speaker_moves_the_mouth_while_speech_is_heard_and_the_listener_is_a
     tracks = FaceTracks(np.arange(20) / 10, np.arange(20), (quiet, speaks), 0, 640, 360, 2.0, "test")
     speech = ((0.0, 1.0),)
     assert (tracks.choose("speaker", speech), tracks.choose("listener", speech)) == (1, 0)
-    assert (tracks.choose("speaker"), tracks.choose("listener")) == (None, None)
+    for which in ("speaker", "listener"):
+        assert tracks.choose_or_say(which) == (None, f"no_speech_for_{which}")
     assert (tracks.choose("main"), tracks.choose("main", speech)) == (0, 1)
-    assert tracks.choose("speaker", ((5.0, 6.0),)) is None  # nobody is seen then
+    assert tracks.choose_or_say("speaker", ((5.0, 6.0),)) == (None, "no_moving_mouth")  # nobody is seen then
+    assert tracks.choose_or_say("2") == (None, "too_few_persons")
+    alone = replace(tracks, persons=(speaks,))
+    assert (alone.choose("speaker", speech), alone.choose_or_say("listener", speech)) == (0, (None, "nobody_else"))
 
 
 def test_crops_have_the_eyes_at_the_places_of_the_template(films, moving):

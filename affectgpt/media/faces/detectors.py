@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,8 @@ def _landmarker(path: str, min_score: float) -> Detector:
             found.append(_landmarks(landmarker.detect(picture), image.size))
         return found
 
+    # Before the interpreter takes its modules apart: MediaPipe's own __del__ fails then.
+    weakref.finalize(detect, landmarker.close)
     blank = detect([Image.new("RGB", (64, 64))])  # a task file of another kind fails here
     assert blank == [[]]
     name = f"mediapipe {mediapipe.__version__} {sha256_of_file(path)[:12]}"

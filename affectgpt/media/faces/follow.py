@@ -8,7 +8,7 @@ a false detection is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ class Crops:
         regions: the squares to cut out of them.
         shrunk: frames are made smaller by this factor first.
         images: uint8 [k,size,size,3] RGB; None if they were not cut out.
+        absent: if there are no candidates, a name in `tracks.ABSENT`.
     """
 
     n: int
@@ -69,6 +70,7 @@ class Crops:
     regions: tuple[Region, ...] = ()
     shrunk: int = 1
     images: np.ndarray | None = None
+    absent: str = ""
 
 
 class Cutter:
@@ -172,7 +174,8 @@ class Follower:
             detector=", ".join([self._detector.name, *([] if self._gives_points else [mesh.MESH_VERSION]), RULES]),
             blendshape_names=self._detector.blendshape_names,
         )
-        object.__setattr__(found, "main", found.choose())
+        main, absent = found.choose_or_say()
+        found = replace(found, main=main, absent=absent)
         return found, [self._crops_of(track) for track in tracks]
 
     def nearest(self, time_s: float) -> Frames:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from affectgpt.config import FacesConfig
-from affectgpt.media.audio import read_audio
+from affectgpt.media.audio import Waveform, read_audio_at
 from affectgpt.media.container import PathLike
 from affectgpt.media.errors import NoAudioStream
 from affectgpt.media.faces.follow import Crops, Cutter, Follower
@@ -53,7 +53,8 @@ def track_and_keep(
     follower = Follower(settings, keep=choose is not None)
     read_frame_sets(video, {}, watcher=follower)
     found = follower.finish()[0]
-    found = replace(found, main=found.choose(settings.person, speech_s))
+    main, absent = found.choose_or_say(settings.person, speech_s)
+    found = replace(found, main=main, absent=absent)
     times_s = () if choose is None else choose(found)
     return found, {time_s: follower.nearest(time_s) for time_s in times_s}
 
@@ -67,9 +68,9 @@ class Reading:
     crops: list[Crops]
 
     def crops_of(self, which: str, speech_s: Sequence[tuple[float, float]] = ()) -> Crops:
-        """The candidates of a person, see `FaceTracks.choose`; without a person, none."""
-        number = self.tracks.choose(which, speech_s)
-        return Crops(0) if number is None else self.crops[number]
+        """The candidates of a person, see `FaceTracks.choose_or_say`; without a person, none, and why."""
+        number, absent = self.tracks.choose_or_say(which, speech_s)
+        return Crops(0, absent=absent) if number is None else self.crops[number]
 
 
 @isolatable
@@ -106,9 +107,14 @@ def choose_crops(crops: Crops, n: int) -> np.ndarray:
     return uniform_indices(len(crops.indices), n)
 
 
-def speech_in(path: PathLike) -> tuple[tuple[float, float], ...]:
-    """(start, end) of the speech in a file's sound track; () if it has none."""
+def speech_in(path: PathLike, rate_hz: int | None = None) -> tuple[tuple[tuple[float, float], ...], Waveform | None]:
+    """((start, end) of the speech in a file's sound, its sound at `rate_hz`) from one pass; without sound (), None.
+
+    Args:
+        rate_hz: None = the sound is not needed.
+    """
     try:
-        return find_speech(read_audio(path, RATE_HZ)).segments_s
+        sounds = read_audio_at(path, {RATE_HZ, rate_hz or RATE_HZ})
     except NoAudioStream:
-        return ()
+        return (), None
+    return find_speech(sounds[RATE_HZ]).segments_s, sounds[rate_hz] if rate_hz else None

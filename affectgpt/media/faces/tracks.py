@@ -19,6 +19,18 @@ LIPS, EYE_LIDS = (13, 14), ((159, 145), (386, 374))
 """(upper, lower)"""
 
 PERSONS = ("main", "largest", "central", "speaker", "listener")
+HEARD = ("speaker", "listener")
+"""Persons who are told by the speech."""
+
+ABSENT = {
+    "no_face": "no face is seen",
+    "no_speech_for_speaker": "no speech is heard, so the speaker cannot be told",
+    "no_speech_for_listener": "no speech is heard, so the listener cannot be told",
+    "no_moving_mouth": "speech is heard, but no mouth is seen to move with it, so the speaker cannot be told",
+    "nobody_else": "nobody but the speaker is seen",
+    "too_few_persons": "fewer persons are seen than the number in faces.person",
+}
+"""Why a video has no person of the kind that is asked for; all but the first say that faces are seen."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +83,11 @@ class FaceTracks:
         times_s: float64 [T], of the frames that were looked at, since the first frame of the video.
         indices: int64 [T], their positions in the source.
         persons: all persons, the earliest first; () = no face was found.
-        main: the number of the main person, see `choose`; None = no face was found.
+        main: the number of the main person, see `choose`; None = nobody, because of `absent`.
         width, height: of a frame in pixels, upright and with square pixels.
         duration_s: time of the last frame of the video.
         detector: names and versions of the detector, the landmark model and the rules, for records.
+        absent: a name in `ABSENT` if there is no main person.
     """
 
     times_s: np.ndarray
@@ -86,6 +99,7 @@ class FaceTracks:
     duration_s: float
     detector: str
     blendshape_names: tuple[str, ...] = field(default=())
+    absent: str = ""
 
     @property
     def n_frames(self) -> int:
@@ -101,7 +115,13 @@ class FaceTracks:
         return len(self.persons[person]) / self.n_frames
 
     def choose(self, which: str = "main", speech_s: Sequence[tuple[float, float]] = ()) -> int | None:
-        """The number of a person; None if there is no face, or nobody of that kind.
+        """The number of a person; None if there is no face, or nobody of that kind. See `choose_or_say`."""
+        return self.choose_or_say(which, speech_s)[0]
+
+    def choose_or_say(
+        self, which: str = "main", speech_s: Sequence[tuple[float, float]] = ()
+    ) -> tuple[int | None, str]:
+        """(number of a person, ""), or (None, why there is none: a name in `ABSENT`).
 
         Args:
             which: "main" = the largest product of height, share of the frames and closeness to the centre, where moving
@@ -113,25 +133,27 @@ class FaceTracks:
             InputError: another word.
         """
         check_person(which)
-        if which.isdigit():
-            return int(which) if int(which) < len(self.persons) else None
         if not self.persons:
-            return None
+            return None, "no_face"
+        if which.isdigit():
+            return (int(which), "") if int(which) < len(self.persons) else (None, "too_few_persons")
+        if which in HEARD and not speech_s:
+            return None, f"no_speech_for_{which}"
         size = np.array([np.median(person.heights_px) / self.height for person in self.persons])
         share = np.array([self.share_of(number) for number in range(len(self.persons))])
         central = np.array([self._centrality(person) for person in self.persons])
         speaks = np.array([self._speaks(person, speech_s) for person in self.persons])
         spoken = speaks / speaks.max() if speaks.max() > 0 else speaks
         main = size * share * central * (1 + spoken)
-        if which in ("speaker", "listener"):
+        if which in HEARD:
             if not speaks.max() > 0:
-                return None
+                return None, "no_moving_mouth"
             speaker = int(np.argmax(speaks * np.sqrt(share)))
             if which == "speaker":
-                return speaker
+                return speaker, ""
             main[speaker] = -1
-            return int(np.argmax(main)) if len(main) > 1 else None
-        return int(np.argmax({"main": main, "largest": size * share, "central": central * share}[which]))
+            return (int(np.argmax(main)), "") if len(main) > 1 else (None, "nobody_else")
+        return int(np.argmax({"main": main, "largest": size * share, "central": central * share}[which])), ""
 
     def _centrality(self, person: Person) -> float:
         """1 in the middle of the picture, 0.5 at its edge."""
