@@ -10,6 +10,7 @@ decoded for an answer that is stored. The server's address, the rate limits and 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import json
 import logging
@@ -75,8 +76,7 @@ class Question:
         """The question with its media decoded, as `chat` takes them; None = as a server does."""
         images = times_s = sound = None
         if sampling := self.shows.get("images"):
-            n_frames = (chat and chat.n_frames) or sampling["n_frames"]
-            frames = self.clip.frames(n_frames, sampling.get("at_s"), sampling.get("crop", False))
+            frames = self.clip.frames(sampling["n_frames"], sampling.get("at_s"), sampling.get("crop", False))
             images, times_s = frames.images, frames.times_s
         if "sound" in self.shows:
             sound = self.clip.sound((chat and chat.rate_hz) or 16000)
@@ -146,6 +146,7 @@ class Annotator(Protocol):
         structured: it answers with a JSON object; False = with plain text.
         retries: requests that were sent again.
         enforces_schema: (optional) its decoding cannot leave the schema of a question.
+        n_frames: (optional) the one number of pictures that it takes; None = any. Steps show it as many.
     """
 
     asks_model: ClassVar[bool]
@@ -308,6 +309,12 @@ class InProcess:
         self._batcher = Batcher(self._generate, max_batch=config.batch_size, max_wait_s=0.02)
         self._work: asyncio.Task[None] | None = None
         self._chat: Chat | None = None
+
+    @functools.cached_property
+    def n_frames(self) -> int | None:
+        from affectgpt.chat.local import frames_of
+
+        return frames_of(self.name, self.config.revision)
 
     def parameters(self) -> dict[str, Any]:
         return {"revision": self.config.revision, "dtype": self.config.dtype, "max_new_tokens": self.config.max_tokens}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from affectgpt.annotate.face import Shown, evenly
+from affectgpt.annotate.record import Fact
+from affectgpt.annotate.sound import measure_sound
 from affectgpt.config import AnnotateConfig, FacesConfig
 from affectgpt.data.sources import samples_from_paths
 from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
+from affectgpt.media.audio import read_audio_at, resampled
 from affectgpt.media.container import PathLike
 from affectgpt.media.faces import FaceTracks, track_and_keep
 from affectgpt.media.isolated import isolatable
 from affectgpt.media.openface import ActionUnits, read_openface
-from affectgpt.media.speech import Speech, find_speech
+from affectgpt.media.speech import RATE_HZ, Speech, find_speech
 from affectgpt.runtime import UserError, sha256_of_file, stable_hash
 from affectgpt.schema import MANIFEST_HELP, BadSample, Sample, stream_samples
 from affectgpt.tables import is_table
@@ -87,6 +90,7 @@ class ClipMedia:
         detector: who finds speech: "silero" or "none".
         faces: how faces are found; detector "none" = not at all.
         shown: the pictures that steps will show; those of followed faces are kept while the faces are found.
+        any_rate: keep the sound at its own rate, too, for models in this process, which may ask for other rates.
     """
 
     sample: Sample
@@ -96,6 +100,7 @@ class ClipMedia:
     detector: str = "silero"
     faces: FacesConfig = field(default_factory=lambda: FacesConfig(detector="none"))
     shown: Shown = field(default_factory=Shown)
+    any_rate: bool = False
     _decoded: dict[Any, Any] = field(default_factory=dict)
     _lock: RLock = field(default_factory=RLock)
 
@@ -136,12 +141,32 @@ class ClipMedia:
         joined = [np.concatenate([getattr(one, name) for one in found]) for name in ("images", "times_s", "indices")]
         return Frames(*joined, n_source_frames=found[0].n_source_frames)
 
-    def sound(self, rate_hz: int = 16000) -> Waveform:
-        return self._once(("sound", rate_hz), lambda: read_audio(self.sample.audio or self.sample.video or "", rate_hz))
+    def sound(self, rate_hz: int = RATE_HZ) -> Waveform:
+        """The sound at a rate, from one pass for `RATE_HZ` and, with `any_rate`, for all others."""
+        path = self.sample.audio or self.sample.video or ""
+        if rate_hz != RATE_HZ and not self.any_rate:
+            return self._once(("sound", rate_hz), lambda: read_audio(path, rate_hz))
+        rates_hz = (RATE_HZ, None) if self.any_rate else (RATE_HZ,)
+        sounds = self._once("sounds", lambda: read_audio_at(path, rates_hz))
+        if rate_hz == RATE_HZ:
+            return sounds[RATE_HZ]
+        return self._once(("sound", rate_hz), lambda: resampled(sounds[None], rate_hz))
 
     def speech(self) -> Speech | None:
         """Where somebody speaks; None = not looked for."""
         return None if self.detector == "none" else self._once("speech", lambda: find_speech(self.sound()))
+
+    def voice(self) -> tuple[list[Fact], list[str]] | None:
+        """What `measure_sound` says; None = speech is not looked for."""
+        speech = self.speech()
+        return None if speech is None else self._once("voice", lambda: measure_sound(self.sound(), speech))
+
+    def heard(self) -> dict[Any, Any]:
+        """What was decoded and measured of the sound, for `hear` of another object of this clip."""
+        return {name: self._decoded[name] for name in ("sounds", "speech", "voice") if name in self._decoded}
+
+    def hear(self, heard: Mapping[Any, Any]) -> None:
+        self._decoded |= heard
 
     def tracks(self) -> FaceTracks | None:
         """The faces of the clip, followed; None = not looked for (no picture, or a table of OpenFace is given)."""

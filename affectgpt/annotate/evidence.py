@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from affectgpt.annotate.face import MOVEMENTS, movement_phrase
+from affectgpt.annotate.face import MOVEMENTS, NOT_TOLD, movement_phrase
 from affectgpt.annotate.record import Fact
 from affectgpt.annotate.sound import runs
+from affectgpt.media.faces.tracks import ABSENT
 from affectgpt.media.openface import ActionUnits
 
-EVIDENCE_VERSION = "evidence-3"
+EVIDENCE_VERSION = "evidence-4"
 """Changes with every change of a fact; part of every record's key."""
 
 MIN_INTENSITY = 1.0  # OpenFace's scale 0 to 5; 1 = trace
@@ -96,6 +97,8 @@ def phrase(fact: Fact, lang: str = "en") -> str | None:
         return f"{words}{span}"
     if fact.name in MOVEMENTS:
         return movement_phrase(fact, zh)
+    if fact.name in NOT_TOLD:
+        return NOT_TOLD[fact.name] if zh else ABSENT[fact.name]
     for low, high, english, chinese in _PHRASES.get(fact.name, ()):
         if low <= value < high:
             template = chinese if zh else english
@@ -169,7 +172,10 @@ _PHRASES: dict[str, tuple[tuple[float, float, str, str], ...]] = {
         (-_INF, 0.005, "no face is seen", "画面中没有人脸"),
         (0.005, _INF, "a face is tracked in {value:.0%} of the frames", "{value:.0%} 的画面中追踪到人脸"),
     ),
-    "persons": ((2, _INF, "{value:.0f} persons are seen", "画面中有 {value:.0f} 个人"),),
+    "persons": (
+        (1, 2, "one person is seen", "画面中有一个人"),
+        (2, _INF, "{value:.0f} persons are seen", "画面中有 {value:.0f} 个人"),
+    ),
     "blinks": (
         (1, 2, "one blink", "眨眼一次"),
         (2, _INF, "{value:.0f} blinks", "眨眼 {value:.0f} 次"),

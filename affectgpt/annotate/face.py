@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,15 @@ MOVEMENTS = {
 }
 """Names of `affectgpt.media.faces.Movement`, in English and Chinese; no names of emotions."""
 
+NOT_TOLD = {
+    "no_speech_for_speaker": "听不到有人说话，因此无法确定谁是说话人",
+    "no_speech_for_listener": "听不到有人说话，因此无法确定谁是听者",
+    "no_moving_mouth": "能听到有人说话，但没有看到嘴随之动，因此无法确定谁是说话人",
+    "nobody_else": "除说话人外看不到其他人",
+    "too_few_persons": "看到的人数少于 faces.person 指定的编号",
+}
+"""Facts that say why faces are seen and none of them is the main person, in Chinese; in English, see `ABSENT`."""
+
 _AMOUNTS = {
     "eye distances": (" by {value:.2f} of the eye distance", "（两眼间距的 {value:.2f}）"),
     "eye widths": (" by {value:.2f} of the eye's width", "（眼宽的 {value:.2f}）"),
@@ -46,9 +57,12 @@ def track_facts(tracks: FaceTracks) -> tuple[list[Fact], dict[str, Any]]:
 
     The share of the looked-at frames in which it is seen, the number of persons if there are several, the time of the
     peak, the largest movement of each kind (of closed eyes the longest), and the number of blinks. Without a face: the
-    share 0.
+    share 0. With faces of which none is the main person: their number, and a fact of `NOT_TOLD` with the value 0.
     """
     how: dict[str, Any] = {"faces": tracks.detector, "frames": tracks.n_frames}
+    if tracks.main is None and tracks.persons:
+        persons = Fact("persons", "visual", len(tracks.persons), "count")
+        return [persons, Fact(tracks.absent, "visual", 0, "persons")], how
     if tracks.main is None:
         return [Fact("face_tracked_share", "visual", 0.0, "of frames")], how
     facts = [Fact("face_tracked_share", "visual", round(tracks.share_of(tracks.main), 3), "of frames")]
@@ -109,6 +123,27 @@ def three_times(tracks: FaceTracks, peak_s: float | None) -> list[float] | None:
     return [round(start, 3), round(middle, 3), round(end, 3)]
 
 
+def as_many(times_s: Sequence[float], n: int | None) -> list[float]:
+    """These times as exactly `n`, for models that take one number of pictures; None = as they are.
+
+    More times are thinned out evenly. To fewer, the middle of the longest gap is added until there are enough, so that
+    all are shown; one time alone is repeated.
+
+    >>> as_many([0.0, 1.0, 4.0], 4), as_many([2.0], 3), as_many([0.0, 1.0, 4.0], 1)
+    ([0.0, 1.0, 2.5, 4.0], [2.0, 2.0, 2.0], [1.0])
+    """
+    times = list(times_s)
+    if n is None or not times:
+        return times
+    if len(times) > n:
+        return [times[(2 * place + 1) * len(times) // (2 * n)] for place in range(n)]
+    while len(times) < n:
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        place = gaps.index(max(gaps)) if gaps else 0
+        times.insert(place + 1, (times[place] + times[min(place + 1, len(times) - 1)]) / 2)
+    return times
+
+
 def evenly(tracks: FaceTracks, n_frames: int) -> list[float]:
     """The middle of each of n equal parts of a video: seconds [n]."""
     return [(2 * place + 1) / (2 * n_frames) * tracks.duration_s for place in range(n_frames)]
@@ -121,19 +156,22 @@ class Shown:
     Attributes:
         of_face: the start, the peak and the end of the main person's track.
         counts: numbers of evenly spaced frames.
+        exactly: numbers of frames of the face for models that take one number only, see `as_many`.
     """
 
     of_face: bool = False
     counts: tuple[int, ...] = ()
+    exactly: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.of_face or bool(self.counts)
+        return self.of_face or bool(self.counts) or bool(self.exactly)
 
     def __call__(self, tracks: FaceTracks) -> list[float]:
         """Seconds, as `three_times`, the fact `peak_s` and `evenly` give them."""
         times_s = [time_s for n_frames in self.counts for time_s in evenly(tracks, n_frames)]
-        if self.of_face:
+        if self.of_face or self.exactly:
             peak_s = next((fact.value for fact in track_facts(tracks)[0] if fact.name == "peak_s"), None)
-            times_s += three_times(tracks, peak_s) or []
-            times_s += [] if peak_s is None else [peak_s]
+            of_face, peak = three_times(tracks, peak_s) or [], [] if peak_s is None else [peak_s]
+            for n in (*self.exactly, *([None] if self.of_face else [])):
+                times_s += as_many(of_face, n) + as_many(peak, n)
         return times_s

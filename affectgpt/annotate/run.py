@@ -12,6 +12,7 @@ from affectgpt.annotate.single import run_single
 from affectgpt.annotate.steps import needs_openface
 from affectgpt.config import AnnotateConfig
 from affectgpt.media import isolated_media
+from affectgpt.media.faces.tracks import HEARD
 from affectgpt.media.speech import DETECTORS
 from affectgpt.runtime import UserError
 from affectgpt.schema import LANGUAGES, Sample
@@ -57,6 +58,11 @@ def check_settings(config: AnnotateConfig) -> None:
         raise UserError(f"lang is {config.lang!r}; expected one of {list(LANGUAGES)}")
     if config.speech not in DETECTORS:
         raise UserError(f"speech is {config.speech!r}; expected one of {list(DETECTORS)}")
+    if config.speech == "none" and config.faces.detector != "none" and config.faces.person in HEARD:
+        raise UserError(
+            f"faces.person={config.faces.person} is told by the speech, but with speech=none, none is looked for; set "
+            "speech=silero, or another faces.person"
+        )
     check_pipeline(config.pipeline)
     if needs_openface(config) and config.openface is None:
         raise UserError(

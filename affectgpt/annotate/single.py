@@ -96,7 +96,6 @@ class _Run:
         }
         given = {name: value for name, value in optional.items() if value}
         self.settings = settings_hash(config.pipeline, configs, config.lang, **given)
-        self.speakers = Speakers(config.speaker, config.speech)
         self.transcriber = None
         if config.transcriber:
             self.transcriber = Transcriber(config.transcriber, store, device=config.annotator.device)
@@ -110,6 +109,9 @@ class _Run:
                 self.distinct[number] = make_annotator(configs[role], store, self.stop, budget)
             self.annotators[role] = self.distinct[number]
         self.shown = shown_by(config.pipeline.steps, self.annotators)
+        hearing = any(one.in_process and "sound" in one.sees for one in self.distinct.values() if one.asks_model)
+        self.any_rate = hearing or self.transcriber is not None
+        self.speakers = Speakers(config.speaker, store, config.speech, any_rate=self.any_rate)
         self.later: list[Sample | BadSample] = []  # clips that another process is annotating
 
     async def annotate_all(self, clips: Clips) -> None:
@@ -165,8 +167,9 @@ class _Run:
                 probed = await asyncio.to_thread(_probe, sample)
                 config = self.config
                 clip = ClipMedia(
-                    probed, sha256, openface, config.backend, config.speech, config.faces, shown=self.shown
+                    probed, sha256, openface, config.backend, config.speech, config.faces, self.shown, self.any_rate
                 )
+                clip.hear(self.speakers.heard(sample))
                 await store.records.put(await self._record(clip, key))
                 self._clear_failure(sample.id)
                 self._advance(made=1)

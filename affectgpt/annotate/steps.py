@@ -26,6 +26,7 @@ from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.annotate.words import WORD_FACTS, Word, word_facts
 from affectgpt.chat.completion import REFUSED
 from affectgpt.config import AnnotateConfig, StepConfig
+from affectgpt.media.faces.tracks import ABSENT
 from affectgpt.runtime import UserError, redacted
 
 StepOutput = dict[str, Any]
@@ -33,8 +34,7 @@ StepOutput = dict[str, Any]
 
 NO_CLUE = "no clue: nothing was seen, heard or said that could be described"
 NO_EVIDENCE = "no evidence: nothing was measured from which a description could be made"
-_NOBODY = ("face_tracked_share", "speech_s", "music_like_share")
-
+_NOBODY = ("face_tracked_share", *face.NOT_TOLD, "speech_s", "music_like_share")
 
 NO_PEAK = "no peak frame: no face is seen, or it does not move"
 
@@ -95,12 +95,32 @@ def shown_by(steps: Sequence[StepConfig], annotators: Mapping[str, Annotator]) -
     """The pictures that the steps show to models, as far as it is known before; local rules are shown none."""
     seeing = {role for role, one in annotators.items() if one.asks_model and "images" in one.sees}
     asking = [spec for spec in steps if spec.annotator in seeing]
-    counts = [
-        int(spec.options.get("n_frames", default))
-        for spec in asking
-        if (default := _N_FRAMES.get(function_of(spec))) is not None
-    ]
-    return face.Shown(any(function_of(spec) in (visual, peak) for spec in asking), tuple(sorted(set(counts))))
+    counts: set[int] = set()
+    of_face: set[int | None] = set()
+    for spec in asking:
+        function, n = function_of(spec), _n_frames_of(annotators[spec.annotator])
+        if (default := _N_FRAMES.get(function)) is not None:
+            counts.add(n or int(spec.options.get("n_frames", default)))
+        if function in (visual, peak):
+            of_face.add(n)
+    return face.Shown(None in of_face, tuple(sorted(counts)), tuple(sorted(n for n in of_face if n is not None)))
+
+
+def _n_frames_of(annotator: Annotator) -> int | None:
+    """The one number of pictures that a model takes; None = any."""
+    return getattr(annotator, "n_frames", None)
+
+
+def _sampling(work: Work, spec: StepConfig, n_frames: int, at_s: float | Sequence[float] | None = None) -> StepOutput:
+    """What a step shows: evenly spaced frames, or those at these times; as many as its model takes. option: crop."""
+    n = _n_frames_of(annotator_of(work, spec))
+    sampling: dict[str, Any] = {"n_frames": n or n_frames}
+    if at_s is not None:
+        times_s = [at_s] if isinstance(at_s, float) else list(at_s)
+        sampling["at_s"] = at_s if n is None else face.as_many(times_s, n)
+    if spec.options.get("crop", False):
+        sampling["crop"] = True
+    return sampling
 
 
 async def run_step(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
@@ -127,12 +147,10 @@ def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
         how |= how_seen
     if (crops := clip.face_crops()) is not None:
         facts += evidence.crop_facts(crops)
-    if "sound" in clip.sees:
-        speech = clip.speech()
-        if speech is not None:
-            heard, unreliable = sound.measure_sound(clip.sound(), speech)
-            facts += heard + sound.speaker_facts(heard, work.usual)
-            how |= sound.method(speech) | ({"left_out": unreliable} if unreliable else {})
+    if "sound" in clip.sees and (speech := clip.speech()) is not None and (voice := clip.voice()) is not None:
+        heard, unreliable = voice
+        facts += heard + sound.speaker_facts(heard, work.usual)
+        how |= sound.method(speech) | ({"left_out": unreliable} if unreliable else {})
     work.note_local(spec.name, "measured", evidence.EVIDENCE_VERSION, time.monotonic() - started, **how)
     return {"evidence": facts}
 
@@ -259,12 +277,10 @@ async def visual(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """
     if "images" not in work.clip.sees:
         return {}
-    sampling: dict[str, Any] = {"n_frames": int(spec.options.get("n_frames", _N_FRAMES[visual]))}
+    n_frames = int(spec.options.get("n_frames", _N_FRAMES[visual]))
     tracks = await asyncio.to_thread(work.clip.tracks)
-    if sampling["n_frames"] == 3 and tracks is not None and (times := face.three_times(tracks, _peak_s(about))):
-        sampling["at_s"] = times
-    if spec.options.get("crop", False):
-        sampling["crop"] = True
+    times = face.three_times(tracks, _peak_s(about)) if n_frames == 3 and tracks is not None else None
+    sampling = _sampling(work, spec, n_frames, times)
     values, model = await ask(work, spec, about, spec.prompt or "visual", shows={"images": sampling})
     return await asyncio.to_thread(_visual_clues, work.clip, values, model, sampling)
 
@@ -301,10 +317,9 @@ async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """An objective description of the frame at which the face moves most. options: crop (false), as in `visual`."""
     peak_s = _peak_s(about)
     if peak_s is None:
-        raise Dropped(NO_PEAK)
-    sampling: dict[str, Any] = {"n_frames": 1, "at_s": peak_s}
-    if spec.options.get("crop", False):
-        sampling["crop"] = True
+        names = [fact.name for fact in about.get("evidence", ()) if fact.name in face.NOT_TOLD]
+        raise Dropped(f"no peak frame: {ABSENT[names[0]]}" if names else NO_PEAK)
+    sampling = _sampling(work, spec, 1, peak_s)
     values, model = await ask(work, spec, about, spec.prompt or "peak", shows={"images": sampling})
     if not values:
         return {}
@@ -409,7 +424,8 @@ async def explain(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput
     seen = {name for name in ("images", "sound") if name in work.clip.sees and name in annotator.sees}
     if not seen:
         raise Dropped(f"nothing to show: the clip holds {sorted(work.clip.sees)}")
-    shows = {"images": {"n_frames": int(spec.options.get("n_frames", _N_FRAMES[explain]))}, "sound": {}}
+    images = _sampling(work, spec, int(spec.options.get("n_frames", _N_FRAMES[explain])))
+    shows: dict[str, StepOutput] = {"images": images, "sound": {}}
     known = about if spec.options.get("subtitle", False) else {**about, "transcript": None}
     values, _ = await ask(
         work, spec, known, spec.prompt or "explain", shows={name: shows[name] for name in shows if name in seen}

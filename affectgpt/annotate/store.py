@@ -17,9 +17,10 @@ class Store:
         store/answers.jsonl   every answer of a model, by the hash of the complete call
         store/failures.jsonl  clips that failed, with the reason
         store/hashes.jsonl    hashes of the media files
+        store/voices.jsonl    what the medians of speakers are made from
         store/claims          locks, no data
 
-    With `answers_in`, answers, hashes and claims are in that folder's store, which several outputs share.
+    With `answers_in`, answers, hashes, voices and claims are in that folder's store, which several outputs share.
 
     Attributes:
         cost, n_answers, tokens_in, tokens_out: of all answers in the folder, by any process.
@@ -36,6 +37,7 @@ class Store:
         self.records = Journal(folder / "records.jsonl", name=lambda row: row["id"], fsync=fsync)
         self.failures = Journal(folder / "store" / "failures.jsonl", name=lambda row: row["id"])
         self.hashes = Journal(shared / "hashes.jsonl")
+        self.voices = Journal(shared / "voices.jsonl")
         self.claims = NamedLocks(shared / "claims")
 
     def answered(self, media_sha256: str, step: str, model: str) -> int:
@@ -43,7 +45,7 @@ class Store:
         return self.answers.count(f"{media_sha256} {step} {model}")
 
     def close(self) -> None:
-        for file in (self.answers, self.records, self.failures, self.hashes, self.claims):
+        for file in (self.answers, self.records, self.failures, self.hashes, self.voices, self.claims):
             file.close()
 
     def _count(self, row: dict[str, Any]) -> None:

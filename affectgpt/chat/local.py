@@ -26,6 +26,7 @@ import torch
 from affectgpt.chat.constrained import Grammars, SchemaLogits
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
+from affectgpt.chat.transport import RequestFailed
 from affectgpt.runtime import UserError, loading_models
 
 log = logging.getLogger("affectgpt")
@@ -182,6 +183,7 @@ class TransformersChat:
         self, requests: Sequence[Request], max_new_tokens: int, streamer: GenerateStreamer | None
     ) -> list[Reply]:
         inputs, ends = self.encode(requests), self._ends
+        self._check_question(inputs)
         by_schema = {
             row: self._grammars.answer(request.schema, max_new_tokens)
             for row, request in enumerate(requests)
@@ -248,6 +250,17 @@ class TransformersChat:
                     f"{self.name} takes at most {self.max_sound_s:g} s of sound, found {duration_s:.1f} s; cut it"
                 )
 
+    def _check_question(self, inputs: Mapping[str, Any]) -> None:
+        """InstructBLIP's Q-Former reads the question, too, and its processor does not limit it."""
+        if "qformer_input_ids" not in inputs:
+            return
+        n, most = inputs["qformer_input_ids"].shape[1], self.model.config.qformer_config.max_position_embeddings
+        if n > most:
+            raise RequestFailed(
+                f"{self.name}: its Q-Former takes questions of at most {most} tokens, found {n}; ask a shorter one, or "
+                "another model"
+            )
+
     def _as_text(self, text: str) -> str:
         """`text` without control tokens: each gets a space after its first character."""
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
@@ -289,7 +302,6 @@ def load(
     Raises:
         UserError: no such model, an unsupported type, missing weights, or no chat template.
     """
-    import transformers
 
     name = str(name)
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16", "float16"):
@@ -299,16 +311,7 @@ def load(
             f"{name} is a GGUF file; convert it once with `python -m affectgpt.convert {name} out=FOLDER`, and name "
             "the folder"
         )
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: its configuration cannot be read ({_first_line(error)}); check the name, and download a model "
-            f"of the hub first where there is no network: hf download {name}"
-        ) from error
-    if config.model_type == "instructblip":  # published for images; the video model takes its weights unchanged
-        config = transformers.InstructBlipVideoConfig.from_pretrained(name, revision=revision)
-        config.model_type = "instructblipvideo"
+    config = _config_of(name, revision)
     kind, model_class, model_config = _model_class(name, config)
     try:
         processor = _processor(name, revision, config, kind)
@@ -337,6 +340,29 @@ def load(
     if device == "cuda" and target == "cpu":
         raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` reports why")
     return TransformersChat(name, model.to(target).eval(), processor, kind)
+
+
+@loading_models()
+def frames_of(name: str, revision: str | None = None) -> int | None:
+    """The one number of frames that a model takes, by its configuration; None = any, or none. UserError as `load`."""
+    kind = MODEL_TYPES.get(_config_of(name, revision).model_type)
+    return kind.n_frames if kind else None
+
+
+def _config_of(name: str, revision: str | None) -> Any:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: its configuration cannot be read ({_first_line(error)}); check the name, and download a model "
+            f"of the hub first where there is no network: hf download {name}"
+        ) from error
+    if config.model_type == "instructblip":  # published for images; the video model takes its weights unchanged
+        config = transformers.InstructBlipVideoConfig.from_pretrained(name, revision=revision)
+        config.model_type = "instructblipvideo"
+    return config
 
 
 def _first_line(error: Exception) -> str:

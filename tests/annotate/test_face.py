@@ -13,13 +13,15 @@ import pytest
 from affectgpt.annotate.clips import cropped
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.face import MOVEMENTS, movement_facts, three_times
+from affectgpt.annotate.face import MOVEMENTS, NOT_TOLD, as_many, movement_facts, three_times
 from affectgpt.annotate.record import Fact
 from affectgpt.demo.face import render_face
 from affectgpt.demo.performance import Identity, Performance
 from affectgpt.demo.video import write_mp4
 from affectgpt.media import Frames
 from affectgpt.media.faces import FaceMeasures, FaceTracks, Movement, Person
+from affectgpt.media.faces.tracks import ABSENT
+from affectgpt.runtime import UserError
 from affectgpt.schema import Sample, write_jsonl
 from tests.annotate.conftest import annotate, rows_of, served
 from tests.chat.chat_server import ChatServer, fill_in
@@ -78,6 +80,29 @@ def test_merr_needs_nothing_but_the_video_and_a_model_sees_the_facts_and_the_fra
     assert [clue.start_s for clue in record.clues if clue.modality == "visual"] == pytest.approx(at, abs=0.1)
 
 
+def test_without_speech_it_is_said_that_nobody_can_be_told_and_not_that_no_face_is_seen(drawn, tmp_path):
+    steps = "pipeline.steps=[{name: measure}, {name: visual, annotator: vision, needs: [measure]}]"
+    annotate(drawn, tmp_path / "out", "faces.person=speaker", steps)
+    smile, sky = sorted(records_in(tmp_path / "out"), key=lambda record: record.id == "sky")
+    assert {fact.name: fact.value for fact in smile.evidence} == {"persons": 1, "no_speech_for_speaker": 0}
+    assert smile.clues[0].text == "one person is seen, no speech is heard, so the speaker cannot be told"
+    assert [(fact.name, fact.value) for fact in sky.evidence] == [("face_tracked_share", 0)]
+    annotate(drawn, tmp_path / "merr", "faces.person=listener", "pipeline=merr")
+    assert {row["id"]: row["reason"] for row in rows_of(tmp_path / "merr" / "failed.jsonl")} == {
+        "smile": "no peak frame: no speech is heard, so the listener cannot be told",
+        "sky": "no peak frame: no face is seen, or it does not move",
+    }
+    with pytest.raises(UserError, match=r"faces\.person=speaker is told by the speech, but with speech=none"):
+        annotate(drawn, tmp_path / "none", "faces.person=speaker", "speech=none")
+
+
+def test_every_reason_why_nobody_is_the_main_person_has_a_phrase_in_both_languages():
+    assert {"no_face", *NOT_TOLD} == set(ABSENT)
+    for name in NOT_TOLD:
+        fact = Fact(name, "visual", 0, "persons")
+        assert (phrase(fact), phrase(fact, "zh")) == (ABSENT[name], NOT_TOLD[name])
+
+
 def tracks(start_row: int, stop_row: int) -> FaceTracks:
     rows = np.arange(start_row, stop_row)
     boxes = np.tile(np.float32([40, 30, 60, 50]), (len(rows), 1))
@@ -89,6 +114,14 @@ def test_three_frames_are_the_start_the_peak_and_the_end_of_the_track():
     assert three_times(tracks(5, 16), 1.2) == [0.5, 1.2, 1.5]
     assert three_times(tracks(5, 16), 0.5) == [0.5, 1.0, 1.5]  # a peak at the edge: the middle takes its place
     assert three_times(tracks(5, 16), None) == [0.5, 1.0, 1.5]
+
+
+def test_a_model_that_takes_another_number_of_frames_is_still_shown_all_times():
+    three = [0.5, 1.25, 1.5]
+    assert as_many(three, None) == as_many(three, 3) == three
+    assert as_many(three, 4) == [0.5, 0.875, 1.25, 1.5]
+    assert set(three) <= set(as_many(three, 8))
+    assert (as_many(three, 1), as_many([1.25], 2), as_many([], 4)) == ([1.25], [1.25, 1.25], [])
 
 
 def test_a_cropped_frame_holds_the_person_at_three_times_the_size_of_the_face():

@@ -10,6 +10,7 @@ import torch
 
 from affectgpt.chat.local import MODEL_TYPES, load
 from affectgpt.chat.request import Request
+from affectgpt.chat.transport import RequestFailed
 from affectgpt.chat.video import VIDEO_PROCESSORS
 from affectgpt.media import Waveform
 from affectgpt.runtime import UserError
@@ -163,6 +164,8 @@ def test_another_number_of_frames_is_an_error_of_a_model_that_takes_one_number(t
         chat.answer([Request("Hm?", images=pictures(n=3))])
     with pytest.raises(UserError, match="about a video only; add images"):
         chat.answer([Request("Hm?")])
+    with pytest.raises(RequestFailed, match="its Q-Former takes questions of at most 512 tokens, found 6"):
+        chat.answer([Request("x" * 600, images=pictures(n=4))])
 
 
 def test_frame_times_reach_a_model_that_uses_time(tmp_path):

@@ -220,14 +220,20 @@ def write_llava_onevision(folder: Path) -> Path:
     )
 
 
-def write_instructblip_video(folder: Path) -> Path:
+def write_instructblip_video(folder: Path, n_positions: int = 512) -> Path:
+    """A model that takes four frames; `n_positions`: the longest question of its Q-Former, in tokens."""
     write_bpe_tokenizer(folder / "qformer_tokenizer", ["[PAD]", "[CLS]", "[SEP]"], pad_token="[PAD]", cls_token="[CLS]")
     return _write(
         folder,
         "InstructBlipVideo",
         {
             "vision_config": {**_CLIP, "model_type": "instructblipvideo_vision_model"},
-            "qformer_config": {**_BLOCKS, "vocab_size": 500, "encoder_hidden_size": 32},
+            "qformer_config": {
+                **_BLOCKS,
+                "vocab_size": 500,
+                "encoder_hidden_size": 32,
+                "max_position_embeddings": n_positions,
+            },
             "text_config": _LLAMA,
             "num_query_tokens": 3,
         },
