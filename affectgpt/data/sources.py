@@ -195,6 +195,7 @@ def probe_sample(
     """
     facts = facts or MediaFacts()
     found: set[str] = set()
+    no_face = ""
     if sample.video is not None:
         info = facts.info(sample.video)
         if info.has_video:
@@ -213,9 +214,11 @@ def probe_sample(
         needs = faces.of(sample.person)
         if later or facts.faces_in(sample.video, needs, sound=sample.audio, read_ahead=True).crops.n:
             found |= set(FACE_MODALITIES)
+        else:
+            no_face = f" ({facts.why_no_face(sample.video, needs, sample.audio)})"
     if sample.modalities is not None:
         if lacking := [name for name in sample.modalities if name not in found]:
-            raise InputError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}")
+            raise InputError(f"the manifest lists {lacking}, but the media hold only {sorted(found)}{no_face}")
         found &= set(sample.modalities)
     return sample.with_modalities(tuple(name for name in MODALITIES if name in found))
 
@@ -290,9 +293,8 @@ def probe_samples(
         without: dict[str, list[str]] = {}
         for sample in asked:
             if sample.video and not {*FACE_MODALITIES} & {*(sample.modalities or ())}:
-                without.setdefault(facts.why_no_face(sample.video, faces.of(sample.person), sample.audio), []).append(
-                    sample.id
-                )
+                why = facts.why_no_face(sample.video, faces.of(sample.person), sample.audio)
+                without.setdefault(why, []).append(sample.id)
         for why, ids in without.items():
             log.info("%s in %d of %d videos, for example %s", why, len(ids), len(asked), ids[:3])
     return good, bad

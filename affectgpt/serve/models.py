@@ -135,7 +135,7 @@ class AffectGPT:
         has = sample.modalities or ()
         if self._faces is None or sample.video is None or "frames" not in has or {*FACE_MODALITIES} & {*has}:
             return None
-        return self._facts.why_no_face(sample.video, self._faces, sample.audio)
+        return self._facts.why_no_face(sample.video, self._faces.of(sample.person), sample.audio)
 
     def _why_left_out(self, name: str, request: ChatRequest, has: Sequence[str], no_face: str | None) -> str:
         if request.options and request.options.modalities is not None and name not in request.options.modalities:
