@@ -1,7 +1,7 @@
 """Words with times, as Whisper's attention gives them, and what they say about the speech: rate and pauses.
 
-The times of a word reach up to the next word, so that a pause is inside one of the two. Facts therefore count only that
-part of a word in which somebody speaks.
+The times of a word reach up to the next word, so that a pause is inside one of the two, and they are inexact. Facts
+therefore count only that part of a word in which somebody speaks; of parts with a pause between, the longest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def words_of(tokens: Sequence[int], times_s: Sequence[float], decode: Callable[[
             pieces.append(Word(text, float(started_s), float(times_s[place])))
         held = []
     words: list[Word] = []
-    for piece in pieces:
+    for piece in _with_first_time(pieces):
         spoken = any(character.isalnum() for character in piece.text)
         if not spoken and not words:
             continue
@@ -61,6 +61,20 @@ def words_of(tokens: Sequence[int], times_s: Sequence[float], decode: Callable[[
         else:
             words[-1] = Word(words[-1].text + piece.text.rstrip(), words[-1].start_s, piece.end_s)
     return words
+
+
+def _with_first_time(pieces: list[Word]) -> list[Word]:
+    """The pieces, the first two with times in proportion to their letters, if the first one has none.
+
+    transformers (5.x, `_extract_token_timestamps`) leaves out the attention that predicts the first token, so the first
+    always ends at 0 and the second has the time of both.
+    """
+    if len(pieces) < 2 or pieces[0].end_s > pieces[0].start_s:
+        return pieces
+    first, second = pieces[:2]
+    n, m = (sum(character.isalnum() for character in piece.text) for piece in (first, second))
+    border_s = second.start_s + (second.end_s - second.start_s) * n / max(n + m, 1)
+    return [replace(first, end_s=border_s), replace(second, start_s=border_s), *pieces[2:]]
 
 
 def _is_ideograph(character: str) -> bool:
@@ -96,10 +110,18 @@ def word_facts(words: Sequence[Word], speech: Speech, lang: str) -> tuple[list[F
 
 
 def _within_speech(word: Word, speech: Speech) -> Word | None:
-    """The word from the first to the last speech within its time; None = nobody speaks there."""
-    parts = [(max(start, word.start_s), min(end, word.end_s)) for start, end in speech.segments_s]
-    parts = [(start, end) for start, end in parts if start < end]
+    """The word where somebody speaks within its time; None = nobody speaks there.
+
+    No word has a pause inside: of several parts, the rest belongs to a neighbour.
+    """
+    parts: list[tuple[float, float]] = []
+    for start, end in ((max(start, word.start_s), min(end, word.end_s)) for start, end in speech.segments_s):
+        if start < end and parts and start - parts[-1][1] < PAUSE_S:
+            parts[-1] = parts[-1][0], end
+        elif start < end:
+            parts.append((start, end))
     if parts:
-        return replace(word, start_s=parts[0][0], end_s=parts[-1][1])
+        start_s, end_s = max(parts, key=lambda part: part[1] - part[0])
+        return replace(word, start_s=start_s, end_s=end_s)
     is_near = any(start - _MARGIN_S < word.end_s and word.start_s < end + _MARGIN_S for start, end in speech.segments_s)
     return word if is_near else None

@@ -23,6 +23,14 @@ def test_words_begin_with_a_space_and_punctuation_takes_no_time():
     assert words == [Word("I", 0.0, 0.3), Word("don't,", 0.3, 0.8), Word("know", 1.6, 2.0)]
 
 
+def test_the_first_two_tokens_share_a_time_by_their_letters_since_the_first_is_given_none():
+    pieces = [b" Wait", b",", b" now", b" go"]
+    times = [0.0, 1.0, 1.6, 2.0]
+    assert words_of(range(4), times, decoder(pieces))[:2] == [Word("Wait,", 0.0, 1.0), Word("now", 1.0, 1.6)]
+    both = words_of([0, 2, 3], [0.0, 1.4, 2.0], decoder(pieces))
+    assert [(word.text, round(word.end_s, 3)) for word in both] == [("Wait", 0.8), ("now", 1.4), ("go", 2.0)]
+
+
 def test_chinese_characters_are_words_even_when_two_tokens_hold_the_bytes_of_one():
     first, second = "你好".encode()[:3], "你好".encode()[3:]
     pieces = [first, second[:1], second[1:], "。".encode()]
@@ -37,7 +45,7 @@ def test_rate_and_pauses_count_only_the_speech_within_words():
     found = {fact.name: fact for fact in facts}
     assert n_outside == 1
     assert found["word_rate_hz"].value == pytest.approx(3 / 2.4, abs=0.01)
-    assert found["word_pauses"].value == 0  # "know" holds both ends of the silence: its time is inexact
+    assert found["word_pauses"].value == 1  # "know" holds both ends of the silence, which is not inside a word
     facts, _ = word_facts([words[0], Word("know", 0.6, 1.8), Word("him", 1.8, 3.0)], speech, "en")
     found = {fact.name: fact for fact in facts}
     assert found["word_pauses"].value == 1
