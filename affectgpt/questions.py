@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,14 @@ def _id(*parts: str) -> str:
     return check_id("~".join(re.sub(r"[/\\]", "_", part.strip()) for part in parts))
 
 
+def _numbered(rows: Questions) -> Questions:
+    """Rows whose ids are made unique: the second of an id ends with ~2, since the row is the question."""
+    n_of: Counter[str] = Counter()
+    for row in rows:
+        n_of[row.id] += 1
+        yield row if n_of[row.id] == 1 else replace(row, id=f"{row.id}~{n_of[row.id]}")
+
+
 # ---- MME-Emotion -----------------------------------------------------------------------------------------------------
 
 MME_TASKS = ("ER-Lab", "ER-Wild", "Noise-ER", "FG-ER", "ML-ER", "SA", "FG-SA", "IR")
@@ -158,6 +167,10 @@ def mme_emotion(folder: Path, tasks: Iterable[str] = MME_TASKS, files: list[Path
     Args:
         files: the files that were read are added, here and in the other readers.
     """
+    return _numbered(_mme_emotion(folder, tasks, files))
+
+
+def _mme_emotion(folder: Path, tasks: Iterable[str], files: list[Path] | None) -> Questions:
     present = [task for task in tasks if (folder / task / "question").is_dir()]
     if not present:
         raise InputError(f"{folder}: no <task>/question of MME-Emotion's {list(MME_TASKS)}; {_HELP}")
@@ -235,6 +248,10 @@ def emobench_file(path: Path) -> str:
 
 def emobench_m(folder: Path, files: list[Path] | None = None) -> Questions:
     """The first question and answer of each conversation; the id is `<file>~<id>`."""
+    return _numbered(_emobench_m(folder, files))
+
+
+def _emobench_m(folder: Path, files: list[Path] | None) -> Questions:
     for path in json_files(folder / "benchmark_json", "the conversations of EmoBench-M"):
         name = emobench_file(path)
         media = next((item for item in (path.stem, f"{path.stem}_test") if (folder / "dataset" / item).is_dir()), None)

@@ -276,6 +276,9 @@ def test_the_files_become_samples_with_their_questions(mme, tmp_path):
     assert rows[0].video == str(mme / "clips" / "CAER" / "video" / "a.avi")
     assert rows[0].question.endswith("Choose the emotion from: happy, sad, angry.")
     assert "every emotion that fits" in rows[2].question
+    twice = [{"video_id": "x.mp4", "label": label} for label in ("sad", "happy")]
+    write(tmp_path / "twice" / "SA" / "question" / "SA.json", twice)
+    assert [row.id for row in questions.mme_emotion(tmp_path / "twice")] == ["SA~x.mp4", "SA~x.mp4~2"]
     assert len(files) == 4
     write(tmp_path / "i" / "qa.json", intent_rows())
     rows, _ = read_format("intent_bench", tmp_path / "i", {"video": "videos"})
