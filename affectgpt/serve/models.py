@@ -83,6 +83,7 @@ class AffectGPT:
                 video=files.path(request.video),
                 audio=files.path(request.sound),
                 subtitle=options.subtitle,
+                person=options.person,
                 lang=options.lang,
             ),
             self._facts,

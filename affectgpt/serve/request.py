@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import ServeConfig
-from affectgpt.schema import LANGUAGES, TASKS
+from affectgpt.schema import LANGUAGES, PERSONS, TASKS
 from affectgpt.serve.errors import APIError, short
 
 HELP = "see docs/serve.md"
@@ -67,6 +67,7 @@ class Options:
     subtitle: str | None = None
     candidates: tuple[str, ...] = ()
     modalities: tuple[str, ...] | None = None
+    person: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ def _read_options(value: Any) -> Options | None:
             raise APIError(
                 400, f"affectgpt.{name} is {short(words)}; expected a list of strings", param=f"affectgpt.{name}"
             )
-    texts = {name: _get(value, name, str, None, "affectgpt.") for name in ("task", "lang", "subtitle")}
-    for name, known in (("task", TASKS), ("lang", LANGUAGES)):
+    texts = {name: _get(value, name, str, None, "affectgpt.") for name in ("task", "lang", "subtitle", "person")}
+    for name, known in (("task", TASKS), ("lang", LANGUAGES), ("person", PERSONS)):
         if texts[name] is not None and texts[name] not in known:
             raise APIError(
                 400, f"affectgpt.{name} is {texts[name]!r}; expected one of {list(known)}", param=f"affectgpt.{name}"
@@ -200,6 +201,7 @@ def _read_options(value: Any) -> Options | None:
         texts["subtitle"],
         tuple(lists["candidates"] or ()),
         None if modalities is None else tuple(modalities),
+        texts["person"],
     )
 
 

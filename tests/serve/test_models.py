@@ -35,6 +35,13 @@ def test_a_video_gets_the_answer_of_infer_from_the_same_media(client, inferred, 
             assert told["left_out"] == ({} if name == "clip0" else {"audio": "not in the request"})
 
 
+def test_the_prompt_says_whom_it_is_about(client, manifest):
+    clip = video(uri(manifest.parent / "clip0.mp4"))
+    asked = ({"lang": "en"}, {"person": "speaker"}, {"person": "listener"})
+    n_tokens = [ask(client, clip, affectgpt=options).usage.prompt_tokens for options in asked]
+    assert n_tokens[0] < n_tokens[1] < n_tokens[2]
+
+
 def test_frames_sent_as_images_leave_out_the_motion_branch_and_the_answer_reports_it(client, manifest):
     clip = manifest.parent / "clip3.mp4"
     told = ask(client, *frames_of(clip, 4), affectgpt={"task": "labels"}).affectgpt

@@ -65,6 +65,7 @@ SPEAKS = {"role": "assistant", "content": "Yes."}
         (asking(MP3), 400, "format is mp3, found wav"),
         (asking(text("Hm?"), affectgpt={"task": "labels"}), 400, "a task has its own question"),
         (asking(affectgpt={"task": "sing"}), 400, "affectgpt.task is 'sing'; expected one of"),
+        (asking(affectgpt={"person": "me"}), 400, "affectgpt.person is 'me'; expected one of"),
         (asking(affectgpt={"tusk": "labels"}), 400, r"an object with \['tusk'\]; expected an object with some of"),
         (asking(affectgpt={"modalities": ["smell"]}), 400, r"modalities \['smell'\] asked for, but this model has"),
         (asking(), 400, "has nothing to show"),
