@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from affectgpt.demo.corpus import build_corpus, corpus_folder, corpus_jobs, processes_for
-from affectgpt.runtime import InputError, log
+from affectgpt.runtime import InputError, json_line, log, write_lines_atomic
 
 MANIFESTS = ("coarse", "fine")
 MODELS = ("hubert", "eva", "videomae", "llm")
 SECOND_LLM = "llm_qwen2"
+HELD_OUT = "held-out"
+"""332 clips of other people, annotated like the fine set, for differences that 66 test clips would not show."""
+_HELD_OUT = {"seed": 7, "n_coarse": 0}
 PRETRAINED = "projectors"
 
 
@@ -35,6 +39,8 @@ def path_of(name: str, cache: Path) -> Path:
         corpus = corpus_folder(cache / "demo")
         build_corpus(corpus)
         return corpus / f"{name}.jsonl"
+    if name == HELD_OUT:
+        return _held_out(cache / "demo")
     if name == SECOND_LLM:
         from affectgpt.demo.models import build_second_llm
 
@@ -51,5 +57,17 @@ def path_of(name: str, cache: Path) -> Path:
         folder = projectors_folder(cache / "demo")
         build_projectors(folder, path_of("llm", cache).parent)
         return folder
-    known = [*MANIFESTS, *MODELS, SECOND_LLM, PRETRAINED]
+    known = [*MANIFESTS, HELD_OUT, *MODELS, SECOND_LLM, PRETRAINED]
     raise InputError(f"demo:{name} is not part of the embedded demo; expected one of {known}")
+
+
+def _held_out(folder: Path) -> Path:
+    """The manifest of the held-out clips. Their ids are their own, so that none is taken for a training clip."""
+    corpus = corpus_folder(folder, **_HELD_OUT)
+    build_corpus(corpus, **_HELD_OUT)
+    path = corpus / f"{HELD_OUT}.jsonl"
+    if not path.exists():
+        rows = [json.loads(line) for line in (corpus / "fine.jsonl").read_text(encoding="utf-8").splitlines()]
+        own = [row | {"id": row["id"].replace("fine", HELD_OUT), "split": "test"} for row in rows]
+        write_lines_atomic(path, [json_line(row) for row in own])
+    return path

@@ -41,6 +41,7 @@ from affectgpt.training.variants import (
     score_cell,
     slug,
     train,
+    true_labels,
     variant_rows,
 )
 
@@ -246,7 +247,8 @@ def report(folder: Path) -> str:
     write_json_atomic(folder / "table.json", cells)
     if of_variants(cells):
         rows = variant_rows(folder, cells)
-        text, in_markdown = format_table([HEADS, *rows], "lrrrrlll"), markdown_table(HEADS, rows)
+        text, in_markdown = format_table([HEADS, *rows], "lrrrrllll"), markdown_table(HEADS, rows)
+        text += f"\n{true_labels(folder, cells)}"
     else:
         text, in_markdown = table(cells), markdown(cells)
     for path in sorted(folder.glob(f"cells/*/{_LEFT_OUT}")):

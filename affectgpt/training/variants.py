@@ -21,10 +21,13 @@ from filelock import FileLock
 
 from affectgpt.config import EvalConfig, TrainConfig
 from affectgpt.metrics.clip_scores import SCORES, ClipScore, read_scores
+from affectgpt.metrics.io import read_predictions
 from affectgpt.metrics.report import percent
+from affectgpt.metrics.rewards import Attempt, in_format
 from affectgpt.metrics.stats import PairedTest, Rate, paired_test
 from affectgpt.runs import RunRecord, best_checkpoint, checkpoint_to_start_from, complete_checkpoints, runs_named
 from affectgpt.runtime import InputError, UserError, write_json_atomic
+from affectgpt.schema import Prediction
 
 CELL = "cell.json"
 START = "start"
@@ -134,7 +137,7 @@ def score_cell(values: Mapping[str, Any], checkpoint: Path, config: TrainConfig,
 
 # ---- table and picture -----------------------------------------------------------------------------------------------
 
-HEADS = ("", "F_S", "precision", "recall", "labels", "absent modality", "F_S - start", "labels - start")
+HEADS = ("", "F_S", "precision", "recall", "labels", "in format", "absent modality", "F_S - start", "labels - start")
 
 
 def of_variants(cells: Sequence[Mapping[str, Any]]) -> bool:
@@ -143,7 +146,9 @@ def of_variants(cells: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def variant_rows(folder: Path, cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """A row of `HEADS` for the start and each variant: percent, labels of an answer, paired 95 % intervals."""
+    """A row of `HEADS` for the start and each variant: percent, labels of an answer, answers in format and with a
+    statement about what was not shown, paired 95 % intervals.
+    """
     clips = {cell["variant"]: read_scores(folder / "cells" / cell["variant"] / SCORES) for cell in cells}
     rows = []
     for cell in sorted(cells, key=lambda cell: (cell["variant"] != START, cell["variant"])):
@@ -157,8 +162,20 @@ def variant_rows(folder: Path, cells: Sequence[Mapping[str, Any]]) -> list[tuple
             changes = (_change(scores, 100, 1), _change(labels, 1, 2))
         figures = [percent(score[key]) for key in ("f_score", "precision", "recall")]
         n_labels = f"{np.mean([row.n_predicted for row in own]):.2f}"
-        rows.append((name, *figures, n_labels, f"{absent.count} of {absent.n}" if absent.n else "", *changes))
+        formed = [_in_format(row) for row in read_predictions(folder / "cells" / name / "predictions.jsonl")]
+        shares = [f"{sum(formed)} of {len(formed)}", f"{absent.count} of {absent.n}" if absent.n else ""]
+        rows.append((name, *figures, n_labels, *shares, *changes))
     return rows
+
+
+def _in_format(answer: Prediction) -> bool:
+    return in_format(Attempt(answer.id, answer.text, answer.task, answer.lang, finish=answer.finish or "eos"))
+
+
+def true_labels(folder: Path, cells: Sequence[Mapping[str, Any]]) -> str:
+    """How many labels the truth has, to compare the answers' with."""
+    rows = read_scores(folder / "cells" / cells[0]["variant"] / SCORES)
+    return f"{len(rows)} clips, whose truth has {np.mean([row.n_true for row in rows]):.2f} labels"
 
 
 def differences(own: Sequence[ClipScore], before: Sequence[ClipScore]) -> tuple[PairedTest, PairedTest]:

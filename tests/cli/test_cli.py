@@ -92,6 +92,9 @@ def test_every_value_of_an_experiment_arrives(folder):
             for key, value in part.items():
                 if isinstance(value, dict):
                     check(value, whole[key])
+                elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
+                    for item, given in zip(value, whole[key], strict=True):
+                        check(item, given)
                 elif "${" not in str(value):
                     assert whole[key] == value, f"{file.name}: {key}"
 

@@ -1,10 +1,14 @@
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from affectgpt.demo import embedded, models
 from affectgpt.demo.corpus import MARKER, build_corpus, build_once, corpus_folder, corpus_jobs
+from affectgpt.runtime import InputError
+from affectgpt.schema import read_samples
 
 TINY = {"n_coarse": 2, "n_fine": 3, "size_px": 32}
 
@@ -52,3 +56,16 @@ def test_neither_is_complete_if_a_job_fails(one_model, tmp_path):
     with pytest.raises(ArithmeticError):
         embedded.build(tmp_path)
     assert not list(tmp_path.rglob(MARKER))
+
+
+def test_the_held_out_clips_are_other_clips_of_other_people_under_other_ids(tmp_path, monkeypatch):
+    assert embedded._HELD_OUT["seed"] != 0  # that of the corpus: a seed has its own people
+    monkeypatch.setattr(embedded, "_HELD_OUT", {"seed": 7, "n_coarse": 0, "n_fine": 3, "size_px": 32})
+    samples, _ = read_samples(embedded.path_of("held-out", tmp_path))
+    assert [sample.id for sample in samples] == ["held-out_0000", "held-out_0001", "held-out_0002"]
+    fine, _ = read_samples(Path(samples[0].video).parents[2] / "fine.jsonl")
+    assert [replace(own, id=other.id, split=other.split) for own, other in zip(samples, fine, strict=True)] == fine
+    assert {sample.split for sample in samples} == {"test"}
+    assert Path(samples[2].video).is_file()
+    with pytest.raises(InputError, match=r"demo:held is not part of the embedded demo; expected one of .*held-out"):
+        embedded.path_of("held", tmp_path)

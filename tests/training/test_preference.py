@@ -13,7 +13,7 @@ from affectgpt import config as conf
 from affectgpt.data.pairs import PairMaker
 from affectgpt.data.stream import Draw
 from affectgpt.journal import read_journal
-from affectgpt.models.checkpoint import load_trained
+from affectgpt.models.checkpoint import CheckpointError, load_trained, save_trained
 from affectgpt.prompts import render
 from affectgpt.runs import complete_checkpoints
 from affectgpt.runtime import InputError
@@ -215,6 +215,29 @@ def test_a_reward_model_ranks_pairs_and_rewards_answers_inside_the_model_that_wr
     )  # fmt: skip
     rollouts = read_journal(run_stage(learner).run / "rollouts.jsonl")
     assert len({row["rewards"]["model"] for row in rollouts}) > 1
+
+
+def test_a_reward_model_whose_base_models_were_trained_otherwise_is_refused_and_changes_nothing(finished, tmp_path):
+    plain = complete_checkpoints(finished[1])[-1]
+    models = {name: load_trained(plain)[0] for name in ("policy", "tuned", "other")}
+    processor = load_trained(plain)[1]
+    for name in ("tuned", "other"):
+        models[name].set_trainable(["projectors", "encoders.audio.last1"])
+    with torch.no_grad():
+        for tensor in models["other"].own_parts()["encoders.audio"].values():
+            tensor.mul_(1.5)
+    for name in ("tuned", "other"):
+        save_trained(models[name], processor, tmp_path / name)
+    before = {name: {key: value.clone() for key, value in model.state_dict().items()} for name, model in models.items()}
+    differing = r": of the base models, other tensors were trained than of this model \(encoders\.audio\.\S+ \.\.\.\)"
+    for name, folder in (("policy", tmp_path / "tuned"), ("tuned", plain)):
+        with pytest.raises(CheckpointError, match=rf"{folder.name}{differing}; train both .* same stage\.trainable"):
+            RewardModel(models[name], processor, folder)
+    models["tuned"].set_trainable(["projectors"])  # its encoder is tuned and now frozen: both read the same states
+    with pytest.raises(CheckpointError, match=r"other: its encoder of audio has other weights"):
+        RewardModel(models["tuned"], processor, tmp_path / "other")
+    for name, model in models.items():
+        assert all(torch.equal(value, before[name][key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

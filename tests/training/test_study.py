@@ -10,6 +10,7 @@ from affectgpt.journal import append_rows
 from affectgpt.metrics import read_predictions
 from affectgpt.metrics.clip_scores import read_scores, write_scores
 from affectgpt.runtime import InputError, UserError
+from affectgpt.schema import write_jsonl
 from affectgpt.training import study, variants
 from tests.conftest import make_train_config
 
@@ -149,6 +150,9 @@ def test_variants_of_one_stage_are_asked_as_the_study_says_and_compared_with_the
     for name, n_more in (("start", 0), ("a", 2)):
         rows = [replace(row, predicted_labels=("sad",) * (1 + n_more)) for row in scores]
         write_scores(folder / "cells" / name / "scores.jsonl", rows)
+    texts = ["sad", *["She seems sad."] * (len(scores) - 1)]
+    formed = [replace(row, text=text, finish="eos") for row, text in zip(answers["a"], texts, strict=True)]
+    write_jsonl(folder / "cells" / "a" / "predictions.jsonl", formed)
     step = {"step": 1, "rewards": {"wheel": 0.5}, "labels": ["sad"], "n_tokens": 2, "text": "sad"}
     append_rows(folder / "a" / "rollouts.jsonl", [step, {**step, "step": 2}])
     lines = study.report(folder).splitlines()
@@ -156,6 +160,8 @@ def test_variants_of_one_stage_are_asked_as_the_study_says_and_compared_with_the
     assert [line.split()[0] for line in lines[1:4]] == ["start", "a", "b"]
     assert lines[2].endswith("+2.00 (+2.00 to +2.00)")
     assert "+0.0 (+0.0 to +0.0)" in lines[2]
+    assert f"1 of {len(scores)}" in lines[2]  # in format
+    assert lines[4] == "3 clips, whose truth has 1.67 labels"
     assert (folder / "rollouts.png").stat().st_size > 5000
     with pytest.raises(UserError, match=r"one compares with .*checkpoint-6, not with .*checkpoint-3"):
         variants.run_variant(one_stage(base_models, manifest, tmp_path, "c", start / "checkpoint-3"))
