@@ -351,6 +351,18 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             batch[f"{name}_states"], batch[f"{name}_states_mask"] = pad_states(each)
         return batch
 
+    @torch.no_grad()
+    def encoded(self, row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A row of the processor with states in place of the media of frozen encoders, which so run once for it."""
+        names = [name for name, key in MEDIA_KEYS.items() if key in row and name not in self.training_encoders()]
+        lengths = row.get("input_lengths")
+        states = {
+            f"{name}_states": self._encoder(name)(row[MEDIA_KEYS[name]], lengths if name == "audio" else None)
+            for name in names
+        }
+        replaced = {MEDIA_KEYS[name] for name in names} | ({"input_lengths"} if "audio" in names else set())
+        return {**{key: value for key, value in row.items() if key not in replaced}, **states}
+
     def soft_tokens(self, slot: str, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Projected tokens [N, Q, D] of the samples that have `slot`; None if no sample of the batch has it."""
         if slot == "multi":

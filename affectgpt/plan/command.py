@@ -516,7 +516,7 @@ def _gpu_table(plan: Mapping[str, Any]) -> str:
 
 def _cache(plan: Mapping[str, Any]) -> str:
     if not (sizes := plan["cache_bytes"]):
-        return "no states are cached"
+        return "no states are cached: python -m affectgpt.cache has nothing to do"
     total = sum(sizes.values())
     each = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
     return f"cached states per clip: {each} MB; for {plan['n_clips']:,} clips {total * plan['n_clips'] / 1e9:,.0f} GB"

@@ -150,6 +150,19 @@ def test_answers_of_a_group_share_the_media_of_their_prompt(built, rows):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_towers_that_ran_before_give_the_same_log_probabilities(built, rows):
+    model, processor = built
+    with torch.no_grad():
+        direct = model(**processor.collate(rows, packed=True), log_probs=True).log_probs
+        encoded = [model.encoded(row) for row in rows]
+        assert not {"input_features", "pixel_values_videos"} & {key for row in encoded for key in row}
+        for batch in (processor.collate(encoded, packed=True), model.with_states(processor.collate(rows, packed=True))):
+            assert "frames_states" in batch
+            assert not {"input_features", "feature_lengths", "pixel_values_videos"} & batch.keys()
+            for ours, theirs in zip(model(**batch, log_probs=True).log_probs, direct, strict=True):
+                assert torch.equal(ours, theirs)
+
+
 def test_the_spectrogram_is_the_one_that_transformers_pads(built, folder):
     sound = clip("audio", seconds=1.2345)["audio"]
     ours = built[1].encode([Message("user", "<audio>\nWhat?")], {"audio": sound})["input_features"]

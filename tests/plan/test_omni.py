@@ -46,7 +46,7 @@ def test_a_plan_counts_tokens_parameters_and_memory(folder):
         parts[f"encoders.{name}"]["bytes"] for name in ("audio", "frames")
     )
     assert plan["sample"]["flops"]["encoders"]["bfloat16"] > 0
-    assert text_of(plan).endswith("no states are cached")
+    assert text_of(plan).endswith("no states are cached: python -m affectgpt.cache has nothing to do")
 
 
 def test_the_published_size_is_counted():

@@ -16,6 +16,7 @@ from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.inference.infer import run_inference
 from affectgpt.inference.loading import load
 from affectgpt.journal import read_journal
+from affectgpt.models.omni.modeling import Tower
 from affectgpt.runs import complete_checkpoints
 from affectgpt.runtime import InputError, UserError
 from affectgpt.training.stages import run_stage
@@ -114,7 +115,20 @@ def test_the_published_model_answers_without_training(omni, manifest, tmp_path):
         run_inference(replace(config, checkpoint=str(tmp_path)))
 
 
-def test_rewards_train_lora_on_answers_to_shared_prompts(omni, manifest, finished, tmp_path):
+@pytest.fixture
+def n_encoded(monkeypatch):
+    """How often a tower has run, in a list."""
+    run, calls = Tower.forward, [0]
+
+    def counted(self, *media):
+        calls[0] += 1
+        return run(self, *media)
+
+    monkeypatch.setattr(Tower, "forward", counted)
+    return calls
+
+
+def test_rewards_train_lora_on_answers_to_shared_prompts(omni, manifest, finished, tmp_path, n_encoded):
     config = omni_config(
         omni, manifest, tmp_path, objective="reward", rewards={"tests.training.test_reward.letters": 1.0}, group_size=3,
         tasks={"labels": 1.0}, modality_dropout=0.0, n_validation=0, epochs=1, warmup_steps=0,
@@ -123,13 +137,14 @@ def test_rewards_train_lora_on_answers_to_shared_prompts(omni, manifest, finishe
     run = run_stage(config).run
     rows = read_journal(run / "rollouts.jsonl")
     assert len(rows) == 2 * 2 * 3
+    assert n_encoded == [2 * 4]  # sound and frames of four prompts, for three answers, their reference and the update
     assert len({row["text"] for row in rows}) > 1
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert log[1]["kl"] == pytest.approx(0, abs=1e-6)  # of the first update, before which nothing had moved
     assert any(not torch.equal(tensor, tensors(finished[1])[name]) for name, tensor in tensors(run).items())
 
 
-def test_preferences_start_from_a_margin_of_0(omni, manifest, tmp_path):
+def test_preferences_start_from_a_margin_of_0(omni, manifest, tmp_path, n_encoded):
     samples = [json.loads(line) for line in manifest.read_text().splitlines()]
     rejected = [
         {**row, "video": str(manifest.parent / row["video"]), "rejected": "Nobody is there."} for row in samples
@@ -142,6 +157,7 @@ def test_preferences_start_from_a_margin_of_0(omni, manifest, tmp_path):
     )  # fmt: skip
     run = run_stage(config).run
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert n_encoded == [2 * 2 * 4]  # of both answers of four pairs
     assert log[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert log[1]["margin"] > 0
 

@@ -10,7 +10,7 @@ trains them. All else of the towers stays frozen. LoRA, packing, objectives, che
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,15 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 
 from affectgpt.models.configuration_affectgpt import AffectGPTConfig, EncoderArchitecture
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.models.processing_affectgpt import pad_states
 from affectgpt.runtime import InputError
+from affectgpt.schema import MODALITIES
 
 _ALIGNER = {"audio": "proj.", "frames": "merger."}  # modality -> the tensors of its tower that are the aligner
+_MEDIA = {
+    "audio": ("input_features",),
+    "frames": ("pixel_values_videos", "video_grid_thw"),
+}  # what a tower takes of a row
 
 
 class OmniModelConfig(AffectGPTConfig):
@@ -160,9 +166,29 @@ class OmniForConditionalGeneration(AffectGPTForConditionalGeneration):
                 embeds = embeds.flatten(0, 1).index_copy(0, places, new).view_as(embeds)
         return embeds
 
+    @torch.no_grad()
+    def encoded(self, row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made = dict(row)
+        for name, tower in self.every_encoder().items():
+            if not tower.trains and _MEDIA[name][0] in row:
+                made[f"{name}_states"] = tower(*(made.pop(key).to(self.device) for key in _MEDIA[name]))
+        return made
+
+    def with_states(self, batch: Mapping[str, Tensor], modalities: Iterable[str] = MODALITIES) -> dict[str, Tensor]:
+        """The batch with the towers' tokens `<m>_states` [N, S, D] and their masks instead of the media."""
+        made = dict(batch)
+        for name, tower in self.every_encoder().items():
+            if name in modalities and (each := self._tokens(name, tower, batch)):
+                replaced = {*_MEDIA[name], *(("feature_lengths",) if name == "audio" else ())}
+                made = {key: value for key, value in made.items() if key not in replaced}
+                made[f"{name}_states"], made[f"{name}_states_mask"] = pad_states(each)
+        return made
+
     @staticmethod
     def _tokens(name: str, tower: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """The tokens [S_i, D] of each sample that has the modality; a tower sees one sample at a time."""
+        if (states := batch.get(f"{name}_states")) is not None:
+            return [tokens[mask] for tokens, mask in zip(states, batch[f"{name}_states_mask"], strict=True)]
         if name == "audio":
             heard = zip(batch.get("input_features", ()), batch.get("feature_lengths", ()), strict=True)
             return [tower(features[:, :length]) for features, length in heard]

@@ -8,6 +8,7 @@ Keys of a batch beside `input_ids`, `labels`, `attention_mask` and `position_ids
     feature_lengths      [N]           int64    their mel frames
     pixel_values_videos  [P, E]        float32  patches of all samples with frames, one after the other
     video_grid_thw       [N, 3]        int64    their patches in time, height and width
+    <m>_states, <m>_states_mask        [N, S, D], [N, S] bool   the towers' tokens instead of that modality's media
 """
 
 from __future__ import annotations
@@ -192,7 +193,8 @@ class OmniProcessor(AffectGPTProcessor):
         self, rows: Iterable[Mapping[str, Tensor]], *, for_generation: bool = False, packed: bool = False
     ) -> dict[str, Tensor]:
         rows = list(rows)
-        texts = [{key: row[key] for key in TEXT_KEYS if key in row} for row in rows]
+        kept = (*TEXT_KEYS, "audio_states", "frames_states")
+        texts = [{key: row[key] for key in kept if key in row} for row in rows]
         batch = super().collate(texts, for_generation=for_generation, packed=packed)
         places = [_continued(row["rope_ids"], len(row["input_ids"])) for row in rows]
         if packed:

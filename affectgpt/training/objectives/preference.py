@@ -173,6 +173,10 @@ class Objective(Hooks):
             if self._reference is not None:
                 with self._reference.inside(model):
                     inputs = {key: value.to(model.device) for key, value in batch.items()}
+                    if not model.training_encoders():  # they run once for reference and update
+                        inputs = model.with_states(inputs)
+                        batch.clear()
+                        batch.update(inputs)
                     batch["reference"] = self._totals(model(**inputs, log_probs=True).log_probs)
         # All processes have batches of the same size.
         return batches, torch.tensor(n_pairs * self._started.processes.world_size, device=model.device)

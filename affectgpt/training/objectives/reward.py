@@ -193,6 +193,8 @@ class Objective(Hooks):
     def prepare(
         self, batches: list[Prompts], step: int, n_labels: Tensor | None
     ) -> tuple[list[dict[str, Any]], Tensor | None]:
+        model = self._started.model  # whose frozen encoders run once for sampling, reference and update
+        batches = [Prompts([model.encoded(row) for row in prompts.rows], prompts.draws) for prompts in batches]
         if step % self.passes == 0 or not self._buffer:
             updates, self._updates = self._updates.tolist(), torch.zeros_like(self._updates)
             self._buffer, *counts = self._rollouts(batches, step, step // self.passes, updates)
