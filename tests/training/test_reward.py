@@ -175,8 +175,15 @@ def test_rewards_rise(base_models, manifest, tmp_path):
         {"lora": True, "stage": {"trainable": ["projectors", "lora"], "accumulation": 2, "batch_size": 1}},
         {"stage": {"packing": False, "tasks": {"think": 1.0}, "modality_dropout": 0.3}},
         {"stage": {"n_workers": 1, "token_budget": 40}, "cache": "first_epoch"},
+        {"cache": "off"},
     ],
-    ids=["lora, bf16", "projectors and lora, accumulated", "padded, think", "cached in the first epoch, token budget"],
+    ids=[
+        "lora, bf16",
+        "projectors and lora, accumulated",
+        "padded, think",
+        "cached in the first epoch, token budget",
+        "encoders in every step",
+    ],  # fmt: skip
 )
 def test_it_trains_every_kind_of_model(base_models, manifest, tmp_path, changes):
     config = reward_config(base_models, manifest, tmp_path, epochs=1, **changes.get("stage", {}))
