@@ -183,7 +183,7 @@ def test_rewards_rise(base_models, manifest, tmp_path):
         "padded, think",
         "cached in the first epoch, token budget",
         "encoders in every step",
-    ],  # fmt: skip
+    ],
 )
 def test_it_trains_every_kind_of_model(base_models, manifest, tmp_path, changes):
     config = reward_config(base_models, manifest, tmp_path, epochs=1, **changes.get("stage", {}))
