@@ -6,8 +6,8 @@ answers of 0.8 to 1.2 of the mean number of tokens to the same prompts of words 
 are cached. --step times a complete step instead: a rollout, then the update of stage=reward with the forward pass of
 its reference (without the scoring of answers), and a supervised step on the same answers.
 
-Rows take turns, and a row's time is the median of its turns. Wall and processor time stand side by side: on a busy
-machine the latter, with --threads 1, says more.
+Rows take turns, and a row's time is the median of its turns; a ratio is the median of those to the first row in the
+same turn. Wall and processor time stand side by side: on a busy machine the latter, with --threads 1, says more.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def by_transformers(
 def by_engine(
     model: Any, rows: list[dict[str, Tensor]], limits: list[list[int]], n_prompts: int
 ) -> list[list[list[int]]]:
+    """`n_prompts` groups are written together."""
     n_answers, sampling = len(limits[0]), Sampling()
     embeds = prompt_embeds(model, Collator(), rows)
     ends = {(i, j): end for i, group in enumerate(limits) for j, end in enumerate(group)}
@@ -135,6 +136,7 @@ def time_steps(updates: Updates, rollout: Callable[[], Any], n_rounds: int) -> d
 
 
 def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of wall and processor time."""
     wall, processor = zip(*times, strict=True)
     return statistics.median(wall), statistics.median(processor)
 
@@ -150,6 +152,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step", action="store_true", help="time complete steps instead")
+    parser.add_argument(
+        "--best", action="store_true", help="only one prompt per call by transformers, and the engine's largest batch"
+    )
+    parser.add_argument("--batch", type=int, help="answers that the engine writes together; default: all")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -200,12 +206,15 @@ def main() -> None:
         print(f"load average after {', '.join(f'{value:.1f}' for value in os.getloadavg())}")
         write_figures(options.json, {"seconds": {name: wall for name, (wall, _) in took.items()}})
         return
+    n_together = options.batch or n_answers
     rows = [
         ("transformers, one prompt per call", by_transformers, 1),
         (f"transformers, {options.prompts} prompts per call", by_transformers, options.prompts),
         (f"engine, batch {options.group}", by_engine, 1),
-        (f"engine, batch {n_answers}", by_engine, options.prompts),
+        (f"engine, batch {n_together}", by_engine, n_together // options.group),
     ]
+    if options.best:
+        rows = [rows[0], rows[-1]]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in rows}
 
     def turn(name: str, run: Callable[..., list[list[list[int]]]], n_prompts: int) -> None:
@@ -220,12 +229,13 @@ def main() -> None:
         name: peak_memory_mb(lambda run=run, n=n_prompts: run(model, prompts, few, n)) for name, run, n_prompts in rows
     }
     seconds = {name: medians(each) for name, each in times.items()}
-    first = seconds[rows[0][0]]
+    first = times[rows[0][0]]
     print(f"\n{'':<36}{'answers/s':>10}{'ratio':>8}{'processor s an answer':>23}{'ratio':>8}{'memory MB':>11}")
     for name, (wall, processor) in seconds.items():
+        ratios = medians([(base[0] / own[0], base[1] / own[1]) for base, own in zip(first, times[name], strict=True)])
         print(
-            f"{name:<36}{n_answers / wall:>10.2f}{first[0] / wall:>7.2f}x{processor / n_answers:>23.3f}"
-            f"{first[1] / processor:>7.2f}x{memory[name]:>11.0f}"
+            f"{name:<36}{n_answers / wall:>10.2f}{ratios[0]:>7.2f}x{processor / n_answers:>23.3f}"
+            f"{ratios[1]:>7.2f}x{memory[name]:>11.0f}"
         )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"took {time.perf_counter() - began:.0f} s; load average after {load}")

@@ -27,8 +27,9 @@ _BLOCK = 96
 _SAVED = 8
 # Tokens that go through a feed-forward block at once.
 _ROWS = 1536
-# Rows for which reading a weight takes longer than computing with it.
-_FEW_ROWS = 16
+# In fp32 with AVX-512, what is read once belongs on the left of a product: keys, values, and weights that meet up to 16
+# rows; without it only weights that meet 2 to 7 rows.
+_HAS_AVX512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 # Tokens that a thread needs before it gets a pack of its own.
 _THREAD_TOKENS = 384
 
@@ -253,7 +254,8 @@ class _FeedForward(torch.autograd.Function):
 def prefers_own_product(linear: Any, states: Tensor) -> bool:
     """Whether `product` is faster than the module: few rows in fp32 without gradients; a plain layer."""
     is_fp32 = states.dtype == torch.float32 and states.device.type == "cpu"
-    is_few = is_fp32 and len(states) <= _FEW_ROWS and not torch.is_grad_enabled()
+    low, high = (1, 16) if _HAS_AVX512 else (2, 7)
+    is_few = is_fp32 and low <= len(states) <= high and not torch.is_grad_enabled()
     return is_few and type(linear) is nn.Linear and not hasattr(linear.weight, "ds_id")
 
 
@@ -269,8 +271,9 @@ def product(linear: Any, states: Tensor) -> Tensor:
 
 
 def transposed_buffers(dtype: torch.dtype) -> tuple[bool, bool]:
-    """Whether keys [C, d] and values [C, d] are fastest to read if stored transposed: values in fp32, keys in bf16."""
-    return dtype != torch.float32, dtype == torch.float32
+    """Whether keys [C, d] and values [C, d] are fastest to read if stored transposed: keys in 16 bits; values in fp32
+    with AVX-512."""
+    return dtype != torch.float32, dtype == torch.float32 and _HAS_AVX512
 
 
 def attend_newest(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -278,7 +281,7 @@ def attend_newest(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sca
     n, n_heads, head_dim = query.shape
     n_kv = keys.shape[1]
     grouped = (query * scale).reshape(n * n_kv, n_heads // n_kv, head_dim)  # [n*Hk, G, d]
-    if query.dtype == torch.float32:
+    if query.dtype == torch.float32 and _HAS_AVX512:
         scores = torch.bmm(keys.flatten(0, 1), grouped.transpose(1, 2))  # [n*Hk, C, G]
         scores.view(n, n_kv, *scores.shape[1:]).add_(bias[:, None, :, None])
         mixed = torch.bmm(values.transpose(2, 3).flatten(0, 1), scores.softmax(dim=1)).transpose(1, 2)  # [n*Hk, G, d]

@@ -231,7 +231,8 @@ class _Active:
         """Attention of the newest token of each row in layer `number`, whose key and value it also stores."""
         query, key, value = (flat.unflatten(1, (-1, head_dim)) for flat in (query, key, value))  # [n, H, d]
         keys, values = buffer
-        keys[slots, :, self.n_cached], values[slots, :, self.n_cached] = kernels.rotate(key, cos, sin), value
+        for buffered, new in ((keys, kernels.rotate(key, cos, sin)), (values, value)):
+            buffered.transpose(1, 2)[slots, self.n_cached] = new
         n, n_own = len(query), bias.shape[1]
         own = keys[:n, :, :n_own], values[:n, :, :n_own]
         prefixes = [(rows, prefix.keys[number], prefix.values[number]) for rows, prefix in shared]
@@ -312,22 +313,24 @@ def attend_shared(
     by_slot = slots.argsort()  # the row in each slot
     # One row of scores per query, prefix and own tokens, so that there is one softmax for all.
     scores = query.new_empty(n_kv, n * n_together, longest + n_own)
-    own = torch.bmm(grouped[by_slot].view(n * n_kv, n_together, head_dim), keys.flatten(0, 1).transpose(1, 2))
+    in_slots = grouped.index_select(0, by_slot).view(n * n_kv, n_together, head_dim)
+    own = torch.bmm(in_slots, keys.flatten(0, 1).transpose(1, 2)).view(n, n_kv, n_together, n_own)
     into = scores[:, :, longest:].view(n_kv, n, n_together, n_own).transpose(0, 1)
-    torch.add(own.view(n, n_kv, n_together, n_own)[slots], bias[:, None, None], out=into)
+    torch.add(own.index_select(0, slots), bias[:, None, None], out=into)
     parts = []
     for rows, prefix_keys, prefix_values in prefixes:
         lines, n_prefix = slice(rows.start * n_together, rows.stop * n_together), prefix_keys.shape[2]
-        torch.bmm(by_head[:, lines], prefix_keys, out=scores[:, lines, :n_prefix])  # [Hk, g*G, L]
+        # Copied, since torch multiplies into a part of a tensor head by head.
+        scores[:, lines, :n_prefix] = torch.bmm(by_head[:, lines], prefix_keys)  # [Hk, g*G, L]
         if n_prefix < longest:
             scores[:, lines, n_prefix:longest] = float("-inf")
         parts.append((lines, n_prefix, prefix_values))
     weights = scores.softmax(dim=2, dtype=torch.float32).to(query.dtype)
     mixed = torch.empty_like(by_head)  # [Hk, n*G, d]
     for lines, n_prefix, prefix_values in parts:
-        torch.bmm(weights[:, lines, :n_prefix], prefix_values, out=mixed[:, lines])
+        mixed[:, lines] = torch.bmm(weights[:, lines, :n_prefix], prefix_values)
     own_weights = weights[:, :, longest:].view(n_kv, n, n_together, n_own).transpose(0, 1)
     rest = torch.bmm(own_weights.index_select(0, by_slot).view(n * n_kv, n_together, n_own), values.flatten(0, 1))
-    rest = rest.view(n, n_kv, n_together, head_dim)[slots]
+    rest = rest.view(n, n_kv, n_together, head_dim).index_select(0, slots)
     mixed = mixed.view(n_kv, n, n_together, head_dim).transpose(0, 1) + rest
     return mixed.reshape(n, n_heads, head_dim)

@@ -189,7 +189,9 @@ def test_buffers_grow_no_longer_than_the_longest_row_needs(built):
     assert {buffer._keys.shape[2] for buffer in rows._buffers} == {generation._GROWTH}
 
 
-def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():
+@pytest.mark.parametrize("wide", [True, False], ids=["avx512", "avx2"])
+def test_attention_of_one_token_on_any_processor_is_that_of_torch_and_in_bf16_up_to_rounding(wide, monkeypatch):
+    monkeypatch.setattr(cpu, "_HAS_AVX512", wide)
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (
         torch.randn(*shape, generator=generator) for shape in ((3, 4, 8), (3, 2, 9, 8), (3, 2, 9, 8))
@@ -201,6 +203,18 @@ def test_bf16_attention_of_one_token_equals_that_of_fp32_up_to_rounding():
     torch.testing.assert_close(cpu.attend_newest(query, keys, values, bias, 0.3), plain, rtol=1e-5, atol=1e-6)
     half = cpu.attend_newest(*(tensor.bfloat16() for tensor in (query, keys, values, bias)), 0.3)
     torch.testing.assert_close(half.float(), plain, rtol=0.05, atol=0.03)
+
+
+def test_few_rows_have_the_weights_on_the_left_where_the_processor_reads_them_faster_so(monkeypatch):
+    linear, n_rows = torch.nn.Linear(4, 3).requires_grad_(False), {}
+    with torch.no_grad():
+        for wide in (True, False):
+            monkeypatch.setattr(cpu, "_HAS_AVX512", wide)
+            n_rows[wide] = [n for n in range(1, 20) if cpu.prefers_own_product(linear, torch.ones(n, 4))]
+            for n in n_rows[wide]:
+                states = torch.arange(4.0 * n).view(n, 4)
+                torch.testing.assert_close(cpu.product(linear, states), linear(states))
+    assert n_rows == {True: list(range(1, 17)), False: list(range(2, 8))}
 
 
 @pytest.mark.parametrize(
