@@ -44,7 +44,7 @@ def test_layers_of_one_input_have_outputs_and_gradients_of_peft():
 def test_with_dropout_the_gradients_are_those_of_the_function_with_this_mask():
     layers, states = list(adapted(0.5).values()), torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: tuple(products(layers, x, noise(), 0)), states)
-    mask = noise().mask(0, 5, 6, 0.5, states.device)
+    mask = mask_of(noise(), 0, 5, 6, 0.5)
     for layer, out in zip(layers, products(layers, states, noise(), 0), strict=True):
         adapter = adapter_of(layer)
         branch = (states * mask / 0.5) @ adapter.down.t() @ adapter.up.t() * adapter.scaling
@@ -52,24 +52,48 @@ def test_with_dropout_the_gradients_are_those_of_the_function_with_this_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_a_mask_of_bits_keeps_values_exactly(dtype):
-    states = torch.tensor([[1.5, -0.1, float("inf")], [-3e-5, 7.0, float("-inf")]], dtype=dtype)
-    mask = torch.tensor([[-1, 0, 0], [-1, -1, -1]], dtype=torch.int8)
-    assert torch.equal(_kept(states, mask), torch.where(mask.bool(), states, 0))
+def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_is_unchanged(dtype):
+    states = torch.tensor([[1.5, -0.1, float("inf")], [-3e-5, float("nan"), float("-inf")]], dtype=dtype)
+    expected = torch.tensor([[1.5, -0.1, 0], [-3e-5, 0, float("-inf")]], dtype=dtype)
+    assert torch.equal(_kept(states, torch.tensor([2, 4, 6])), expected)  # 6 is the place after the end
+    assert torch.equal(_kept(expected, torch.tensor([6, 6])), expected)
+
+
+def mask_of(dropout: Dropout, number: int, n_rows: int, width: int, p: float) -> torch.Tensor:
+    dropped = dropout.dropped(number, n_rows, width, p, torch.device("cpu"))
+    return torch.ones(n_rows * width + 1, dtype=torch.bool).index_fill_(0, dropped, False)[:-1].view(n_rows, width)
 
 
 def test_a_mask_depends_on_its_sample_and_not_on_the_samples_around_it():
-    device = torch.device("cpu")
-    both = Dropout(7, 3, [0, 40], [40, 60], [40, 60]).mask(1, 100, 50, 0.1, device)
-    alone = Dropout(7, 3, [40], [60], [60]).mask(1, 60, 50, 0.1, device)
+    both = mask_of(Dropout(7, 3, [0, 40], [40, 60], [40, 60]), 1, 100, 50, 0.1)
+    alone = mask_of(Dropout(7, 3, [40], [60], [60]), 1, 60, 50, 0.1)
     assert torch.equal(both[40:], alone)
     others = [Dropout(8, 3, [40], [60], [60]), Dropout(7, 2, [40], [60], [60]), Dropout(7, 3, [41], [60], [60])]
-    masks = [alone, *(other.mask(1, 60, 50, 0.1, device) for other in others), both[40:].roll(1, 0)]
+    masks = [alone, *(mask_of(other, 1, 60, 50, 0.1) for other in others), both[40:].roll(1, 0)]
     assert len({mask.numpy().tobytes() for mask in masks}) == 5
-    kept = torch.cat(masks[:4]).double().mean()
-    assert kept == pytest.approx(0.9, abs=4 * (0.09 / 12000) ** 0.5)
     first, last = masks[0].double() - 0.9, masks[1].double() - 0.9  # neighbouring seeds are not correlated
     assert abs((first * last).mean()) < 4 * 0.09 / 3000**0.5
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_every_value_is_dropped_with_the_same_probability_independently_of_its_neighbours(p):
+    """Over 400 seeds: the mean of all values, of the first and the last one, and the products of neighbours."""
+    masks = torch.stack([mask_of(Dropout(seed, 0, [0], [20], [20]), 0, 20, 30, p).flatten() for seed in range(400)])
+    centred, spread = masks.double() - (1 - p), p * (1 - p)
+    for values, sigma in (
+        (centred, spread**0.5),
+        (centred[:, 0], spread**0.5),
+        (centred[:, -1], spread**0.5),
+        (centred[:, 1:] * centred[:, :-1], spread),
+        (centred[:, 30:] * centred[:, :-30], spread),
+    ):
+        assert abs(values.mean()) < 4 * sigma / values.numel() ** 0.5
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0.05), (3, 0.5), (40, 0.9)])
+def test_few_values_are_dropped_as_often_as_many(n, p):
+    masks = torch.stack([mask_of(Dropout(seed, 0, [0], [1], [1]), 0, 1, n, p) for seed in range(600)]).double()
+    assert abs(masks.mean() - (1 - p)) < 4 * (p * (1 - p) / masks.numel()) ** 0.5
 
 
 @pytest.mark.parametrize("odd", ["dora", "merged", "off", "two", "trained"])
