@@ -47,8 +47,25 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def complete_model(batches, faces, windows, suppressed) -> dict:
-    """Trained tensors (random), soft tokens, loss and greedy answer of the published model on one clip."""
+def prepare(code: Path, task: dict) -> None:
+    """Make the published code importable, with the base models of the task."""
+    sys.path.insert(0, str(code))
+    torch.library.register_fake = _register_fake
+    sys.meta_path.insert(0, Stubs())
+    for package in ("", ".datasets", ".datasets.datasets", ".models"):
+        module = types.ModuleType(f"my_affectgpt{package}")  # without running its __init__, which imports everything
+        module.__path__ = [str(code / "my_affectgpt" / package.strip(".").replace(".", "/"))]
+        sys.modules[module.__name__] = module
+
+    import config
+
+    config.PATH_TO_LLM["Qwen25"] = task["llm"]
+    config.PATH_TO_AUDIO["HUBERT_LARGE"] = task["hubert"]
+    config.PATH_TO_VISUAL["CLIP_VIT_LARGE"] = task["clip"]
+
+
+def make_model():
+    """The published model of its configuration for faces, with random adapters and projections."""
     from my_affectgpt.models.base_model import BaseModel
 
     sys.modules["my_affectgpt.models"].BaseModel = BaseModel
@@ -65,11 +82,38 @@ def complete_model(batches, faces, windows, suppressed) -> dict:
         "CLIP_VIT_LARGE", "HUBERT_LARGE", "Qwen25", lora_r=16, image_fusion_type="mean", **kinds,
         **{f"frozen_{name}": False for name in flags},
         **{f"num_{name}_query_token": 1 for name in ("video", "audio", "multi", "image")},
-    ).eval()  # fmt: skip
+    )  # fmt: skip
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, so that adapters would have no effect
             torch.nn.init.normal_(parameter, std=0.05)
-    seen = {}
+    return model
+
+
+def make_data():
+    """The published data set without its clips: prompts, tokens and batches."""
+    from my_affectgpt.datasets.datasets.base_dataset import BaseDataset
+    from my_affectgpt.models.tokenizer import load_tokenizer_from_LLM
+
+    data = BaseDataset.__new__(BaseDataset)
+    data.tokenizer = load_tokenizer_from_LLM("Qwen25")
+    for name in ("video", "audio", "multi", "image"):
+        setattr(data, f"num_{name}_query_token", 1)
+    return data
+
+
+def make_instance(data, sample: dict, kind: str, shown: str) -> dict:
+    """Tokens of a clip's prompt and answer, without media."""
+    pair = data.get_qa_pairs("MERCaptionPlus", kind, sample)
+    prompt = data.get_prompt_for_multimodal(shown, sample["subtitle"], pair["question"])
+    prompt = data.to_token_ids(data.replace_token_for_multimodal(prompt), 1024)
+    target = data.to_token_ids(pair["answer"] + "###", 1024)
+    labels = torch.cat([torch.full([len(prompt)], -100), target])
+    return {"text_input": torch.cat([prompt, target]), "label": labels, "dataset": "d", "face_or_frame": shown}
+
+
+def complete_model(batches, faces, windows, suppressed) -> dict:
+    """Trained tensors (random), soft tokens, loss and greedy answer of the published model on one clip."""
+    model, seen = make_model().eval(), {}
     model.llama_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
     batch = batches["ovlabel multiface_audio_face_text"]
     media = {"faces": faces[None], "raw_faces": faces[None], "audios": windows, "raw_audios": windows}
@@ -90,41 +134,15 @@ def complete_model(batches, faces, windows, suppressed) -> dict:
 
 def main() -> None:
     code, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    sys.path.insert(0, str(code))
-    torch.library.register_fake = _register_fake
-    sys.meta_path.insert(0, Stubs())
-    for package in ("", ".datasets", ".datasets.datasets", ".models"):
-        module = types.ModuleType(f"my_affectgpt{package}")  # without running its __init__, which imports everything
-        module.__path__ = [str(code / "my_affectgpt" / package.strip(".").replace(".", "/"))]
-        sys.modules[module.__name__] = module
+    task, inputs = json.loads((folder / "task.json").read_text()), torch.load(folder / "inputs.pt")
+    prepare(code, task)
 
     import config
 
-    task, inputs = json.loads((folder / "task.json").read_text()), torch.load(folder / "inputs.pt")
-    config.PATH_TO_LLM["Qwen25"] = task["llm"]
-    config.PATH_TO_AUDIO["HUBERT_LARGE"] = task["hubert"]
-    config.PATH_TO_VISUAL["CLIP_VIT_LARGE"] = task["clip"]
-    result = {}
-
-    from my_affectgpt.datasets.datasets.base_dataset import BaseDataset
-    from my_affectgpt.models.tokenizer import load_tokenizer_from_LLM
-
-    data = BaseDataset.__new__(BaseDataset)
-    data.tokenizer = load_tokenizer_from_LLM("Qwen25")
-    for name in ("video", "audio", "multi", "image"):
-        setattr(data, f"num_{name}_query_token", 1)
-    sample = task["sample"]
-    result["ids"], batches = {}, {}
+    data, result, batches = make_data(), {"ids": {}}, {}
     for kind in ("description", "ovlabel"):
-        pair = data.get_qa_pairs("MERCaptionPlus", kind, sample)
         for shown in task["shown"]:
-            prompt = data.get_prompt_for_multimodal(shown, sample["subtitle"], pair["question"])
-            prompt = data.to_token_ids(data.replace_token_for_multimodal(prompt), 1024)
-            target = data.to_token_ids(pair["answer"] + "###", 1024)
-            ids = torch.cat([prompt, target])
-            labels = torch.cat([torch.full([len(prompt)], -100), target])
-            instance = {"text_input": ids, "label": labels, "dataset": "d", "face_or_frame": shown}
-            batch = batches[f"{kind} {shown}"] = data.collater([instance])
+            batch = batches[f"{kind} {shown}"] = data.collater([make_instance(data, task["sample"], kind, shown)])
             result["ids"][f"{kind} {shown}"] = (batch["input_ids"][0], batch["labels"][0])
     vocabulary = data.tokenizer.get_vocab()
     tokens = {"audio": "AUDIO", "frames": "FRAME", "face": "FACE", "multi": "MULTI"}

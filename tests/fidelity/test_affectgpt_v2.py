@@ -1,6 +1,7 @@
 """The preset affectgpt_v2 next to the published code: MERTOOLS=/path/to/MERTools PUBLISHED_PYTHON=/env/bin/python.
 
-The environment needs torch, transformers 4.49, peft 0.13, timm, omegaconf, einops, pandas, torchvision and OpenCV.
+The environment needs torch, transformers 4.49, peft 0.13, timm, omegaconf, einops, pandas, ftfy, torchvision
+and OpenCV.
 """
 
 from __future__ import annotations
