@@ -189,6 +189,9 @@ def _routed(
         row = replace(row, model=f"{row.model or system} (chosen by routing)")
         rows.append((row, {"how": "routing", "system": system, "group": of[key]}))
     unseen = sorted(set(of.values()) - set(routing.routes))
+    if unseen:
+        n = sum(group in unseen for group in of.values())
+        print(f"{n} clips are in groups without a validation clip, {', '.join(unseen)}: {routing.best} answers")
     rule = (
         f"routing by {config.by}: the best of {', '.join(systems)} on the {len(keys)} validation clips of the clip's "
         f"group, and {routing.best}, the best on all of them, for groups of fewer than {config.min_clips}"

@@ -95,6 +95,12 @@ def test_routing_takes_the_better_system_of_each_group(files, tmp_path, capsys):
     assert "100.00 routed, 50.00 by x alone, 100.00 on held-out fifths" in capsys.readouterr().out
     facts = json.loads((tmp_path / "e.jsonl.ensemble.json").read_text())
     assert facts["routing"]["routes"]["odd"]["scores"] == {"x": 1.0, "y": 0.0}
+    groups.write_text(groups.read_text("utf-8").replace("v1,odd", "v1,new"), "utf-8")
+    systems_of_new = [files("x2", {"v1": "[glad]"}), files("y2", {"v1": "[blue]"})]
+    checks = [files(f"{name}-rest", dict.fromkeys([key for key in truth if key != "v1"], "[sad]")) for name in "xy"]
+    rest = [*systems_of_new, *words[2:-1], f"validation=[{checks[0]},{checks[1]}]", f"by={groups}"]
+    assert run("ensemble", rest) == 0
+    assert "1 clips are in groups without a validation clip, new: x2 answers" in capsys.readouterr().out
     assert run("ensemble", [*words, "by=all"]) == 0
     assert {row["ensemble"]["system"] for row in rows_of(out).values()} == {"x"}
     words = [word for word in words if not word.startswith("references")]

@@ -78,7 +78,9 @@ def run(config: PreferConfig) -> int:
     report_bad(bad, folder)
     record.finish("finished", n=len(pairs), counts=counts, n_bad=len(bad))
     table = Path(config.folder) / config.file
-    if config.file == PreferConfig.file and not config.reversed:
+    if config.reversed:
+        log.info("next: python -m affectgpt.prefer score ANSWERS.csv references=%s reversed=%s", table, out)
+    elif config.file == PreferConfig.file:
         log.info("next: python -m affectgpt.submit track=3 %s answer.zip candidates=%s", out, table)
     else:
         log.info("next: python -m affectgpt.prefer score %s references=%s", out, table)

@@ -41,13 +41,15 @@ def run_score(config: PreferScoreConfig) -> int:
         (name,) = systems
         exchanged = read_answers(Path(config.reversed))
         check_rows(exchanged, _rows(systems[name]), config.files[0], exchanged=True)
-        rate = swap_consistency(*([row.answer for row in rows] for rows in (systems[name], exchanged)))
+        answers = [[row.answer for row in rows] for rows in (systems[name], exchanged)]
+        rate = swap_consistency(*answers)
+        n_same = sum({*map(published_choice, pair)} == {"same"} for pair in zip(*answers, strict=True))
         low, high = rate.interval or (0.0, 0.0)
         print(
             f"swap consistency: {percent(rate.value or 0.0)} % [{percent(low)}, {percent(high)}] "
-            f"({rate.count} of {rate.n} rows)"
+            f"({rate.count} of {rate.n} rows, {n_same} of them same, or without a choice, in both orders)"
         )
-        result[name]["swap_consistency"] = rate.to_dict()
+        result[name]["swap_consistency"] = rate.to_dict() | {"same_in_both": n_same}
     if config.out:
         write_json_atomic(Path(config.out), result)
     return 0

@@ -148,6 +148,7 @@ def test_reversed_answers_are_scored_for_swap_consistency(mer, tmp_path, capsys)
     assert cli("prefer", words) == 0
     shown = capsys.readouterr().out
     assert "swap consistency: 100.00 %" in shown
+    assert "3 of 3 rows, 1 of them same, or without a choice, in both orders" in shown
     scores = json.loads(out.read_text())["plain"]
     assert scores["two-class"]["weighted_f1"] == scores["three-class"]["accuracy"] == 1
     assert (scores["two-class"]["n"], scores["three-class"]["n"], scores["true_same"]) == (2, 3, 1)
