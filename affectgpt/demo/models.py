@@ -118,18 +118,17 @@ def build_base_models(
 def model_jobs(
     folder: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None, stored: Path = STORED
 ) -> Iterator[list[Callable[[], None]]]:
-    """The jobs that unpack or train the base models, the longest first, for `in_one_thread`; none if `folder` exists.
-    It is complete when the context ends.
-
-    Args:
-        stored: models that are unpacked if they have these parameters.
+    """The jobs that train the base models, the longest first, for `in_one_thread`; none if `folder` exists, or if
+    models with these parameters are `stored`, which are unpacked. It is complete when the context ends.
     """
     parameters = _parameters(seed, steps)
     with build_once(Path(folder), parameters) as target:
         if target is None:
             yield []
         elif (stored / MARKER).is_file() and json.loads((stored / MARKER).read_text()) == parameters:
-            yield [partial(unpack, stored / name, target / name) for name in MODELS]
+            for name in MODELS:
+                _copy(stored / name, target / name, torch.float32)
+            yield []
         else:
             yield _trainings(target, seed, steps or Steps())
 
@@ -162,11 +161,6 @@ def pack(trained: Path, folder: Path, parameters: dict[str, Any]) -> None:
     for name in MODELS:
         _copy(trained / name, folder / name, torch.float16)
     write_json_atomic(folder / MARKER, parameters)
-
-
-def unpack(stored: Path, folder: Path) -> None:
-    """Copy a model, its tensors in single precision."""
-    _copy(stored, folder, torch.float32)
 
 
 def _copy(source: Path, folder: Path, dtype: torch.dtype) -> None:

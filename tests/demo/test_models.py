@@ -135,9 +135,7 @@ def test_the_models_of_the_package_are_of_todays_code_and_unpack_in_single_preci
 def test_models_that_are_packed_unpack_as_they_were_but_for_rounding(built, tmp_path):
     models.pack(built, tmp_path / "stored", models._parameters(0, TWO))
     with models.model_jobs(tmp_path / "unpacked", steps=TWO, stored=tmp_path / "stored") as jobs:
-        assert {job.func for job in jobs} == {models.unpack}
-        for job in jobs:
-            job()
+        assert jobs == []
     for name in models.MODELS:
         before, after = (load_file(folder / name / WEIGHTS) for folder in (built, tmp_path / "unpacked"))
         assert before.keys() == after.keys()
