@@ -32,7 +32,6 @@ from affectgpt.models import (
 )
 from affectgpt.models.checkpoint import read_manifest, respecified
 from affectgpt.models.integrity import read_sums
-from affectgpt.models.omni import OmniForConditionalGeneration
 from affectgpt.models.pretrained import ADAPTERS, PROJECTORS_JSON, start_from
 from affectgpt.prompts import PROMPT_VERSION
 from affectgpt.runs import TRAINED_MANIFEST, chosen_checkpoint
@@ -269,9 +268,7 @@ def _weights_sha256(folder: Path) -> str:
 
 def refuse_for_omni(model: Any, asked: Mapping[str, bool]) -> None:
     """Raise UserError if something is asked for that is not built for omni models: its name -> whether it is."""
-    if (name := next((name for name, wanted in asked.items() if wanted), None)) and isinstance(
-        model, OmniForConditionalGeneration
-    ):
+    if (name := next((name for name, wanted in asked.items() if wanted), None)) and "omni" in (model.config.spec or {}):
         raise UserError(f"{name} is not built for omni models (docs/models.md); leave it out")
 
 

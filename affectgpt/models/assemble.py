@@ -19,7 +19,7 @@ from affectgpt.config import (
     ProjectorConfig,
     SamplingConfig,
 )
-from affectgpt.models import encoders, omni, quantize, shapes
+from affectgpt.models import encoders, quantize, shapes
 from affectgpt.models.configuration_affectgpt import (
     IMAGES,
     VIDEOS,
@@ -85,6 +85,8 @@ def _assemble(
     spec: ModelSpec, fingerprints: Mapping[str, str], load_encoders: bool, load_llm: bool
 ) -> tuple[AffectGPTForConditionalGeneration, AffectGPTProcessor]:
     if spec.omni is not None:
+        from affectgpt.models import omni
+
         model, processor = omni.assemble(spec, fingerprints)
         model.generation_config = _generation_config(model, processor)
         return model, processor
@@ -139,6 +141,8 @@ def build_hollow(spec: ModelSpec, device: str = "meta") -> AffectGPTForCondition
         InputError: a base model is neither a folder nor one whose shape is known.
     """
     if spec.omni is not None:
+        from affectgpt.models import omni  # loads modules of transformers that no other model needs
+
         return omni.build_hollow(spec, device)
     branches = _branches(spec, _shape_of_encoder)
     path = spec.llm.path

@@ -22,7 +22,6 @@ from affectgpt.engine import kept_tensors
 from affectgpt.media import audio_windows
 from affectgpt.models import AffectGPTForConditionalGeneration, ModelSpec
 from affectgpt.models.assemble import hollow_settings
-from affectgpt.plan import omni
 
 GIB = 1 << 30
 
@@ -187,6 +186,8 @@ _Costs = tuple[dict[str, EncoderCost], dict[str, PassCost], dict[str, int]]
 
 def _towers(model: Any, spec: ModelSpec, sound_s: float) -> _Costs:
     """The towers of an omni model with their aligners."""
+    from affectgpt.plan import omni  # loads modules of transformers that no other model needs
+
     found, soft_tokens = {}, omni.tokens_of(model, spec, sound_s)
     for name, n_tokens in soft_tokens.items():
         tower = model.encoders[name]

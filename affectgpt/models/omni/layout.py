@@ -15,13 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import __version__
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
     Qwen2_5OmniPreTrainedModelForConditionalGeneration as ThinkerPositions,
 )
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, MissingLibrary
+
+if not hasattr(Qwen2_5OmniProcessor, "replace_video_with_audio_token"):
+    raise MissingLibrary(
+        f"omni models need transformers 5.23 or newer, found {__version__}: pip install -U transformers"
+    )
 
 _LEAST_S = 1e-3  # between frames that have the same time
 
