@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from affectgpt.models import build
+from affectgpt.models import build, shapes
 from tests.models import tiny
 
 torch.set_num_threads(1)
@@ -46,6 +46,27 @@ def built(bases):
     """A model with all three modalities, shared: tests must not change it."""
     model, processor = build(tiny.tiny_spec(bases))
     return model.eval(), processor
+
+
+@pytest.fixture
+def few_layers(monkeypatch):
+    """Published shapes with at most six layers, for what does not depend on their number."""
+    entry = shapes._entry
+
+    def shallow(hub_id):
+        make, preprocessing = entry(hub_id)
+
+        def config():
+            made = make()
+            for part in (made, *(getattr(made, name, None) for name in ("vision_config", "text_config"))):
+                for name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
+                    if part is not None and hasattr(part, name):
+                        setattr(part, name, min(6, getattr(part, name)))
+            return made
+
+        return config, preprocessing
+
+    monkeypatch.setattr(shapes, "_entry", shallow)
 
 
 @pytest.fixture

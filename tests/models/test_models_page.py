@@ -17,6 +17,7 @@ COMMANDS = re.findall(r"^    python train\.py (.+)$", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--config-dir" not in command])
+@pytest.mark.usefixtures("few_layers")
 def test_a_command_of_the_page_builds_a_model_and_trains_what_it_has(command):
     config = compose("train", shlex.split(command))
     model = build_hollow(model_spec(config.model, seed=42))

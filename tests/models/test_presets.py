@@ -110,8 +110,9 @@ def test_the_parts_of_emotion_llama_v2_are_those_of_its_paper():
 
 
 @pytest.mark.parametrize(("llm", "width"), LLMS.items())
+@pytest.mark.usefixtures("few_layers")
 def test_each_llm_goes_with_the_preset(llm, width):
-    model = hollow("affectgpt_v1", f"model/llm={llm}")
+    model = build_hollow(spec_of("affectgpt_v1", f"model/llm={llm}"))
     assert {projector.project.output.out_features for projector in model.projectors.values()} == {width}
     assert model.language_model.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)

@@ -1,5 +1,5 @@
 import json
-import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -261,18 +261,15 @@ def test_help_answers_without_torch():
     assert "torch" not in {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
 
 
-def test_the_gpu_benchmark_runs_as_a_toy_and_says_when_there_is_no_gpu():
+def test_the_gpu_benchmark_runs_as_a_toy_and_says_when_there_is_no_gpu(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    command = [sys.executable, str(ROOT / "benchmarks" / "train_gpu.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    toy = [*command, "model=tiny", "n_steps=1", "batch_size=2", "text_tokens=12", "answer_tokens=6"]
-    shown = subprocess.run(toy, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True)
-    rows = [line.split()[:2] for line in shown.stdout.splitlines()]
+    main = runpy.run_path(str(ROOT / "benchmarks" / "train_gpu.py"))["main"]
+    assert main(["model=tiny", "n_steps=1", "batch_size=2", "text_tokens=12", "answer_tokens=6"]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
     assert rows[-4:] == [["online", "padded"], ["online", "packed"], ["cached", "padded"], ["cached", "packed"]]
-    refused = subprocess.run([*command, "model=affectgpt"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "no GPU; use a machine with one" in refused.stdout
+    assert main(["model=affectgpt"]) == 1
+    assert "no GPU; use a machine with one" in capsys.readouterr().out
 
 
 def test_a_limit_of_activations_checkpoints_as_few_layers_as_it_asks_for(small_plan):
