@@ -24,7 +24,7 @@ from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import QUIET, annotate, rows_of, served, settings, write_clips
 from tests.chat.chat_server import ChatServer, fill_in
-from tests.media.crashing import read_audio_or_crash
+from tests.media.crashing import read_audio_at_or_crash
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("acoustic", "disambiguate", "merge", "translate", "labels")  # calls of emer_coarse for a sound with a subtitle
@@ -443,7 +443,7 @@ def test_training_reads_the_folder_as_data(clips, tmp_path):
 
 @pytest.mark.isolated
 def test_a_decoder_that_crashes_costs_one_clip(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("affectgpt.annotate.clips.read_audio", read_audio_or_crash)
+    monkeypatch.setattr("affectgpt.annotate.clips.read_audio_at", read_audio_at_or_crash)
     out = tmp_path / "out"
     assert annotate(clips, out) == 3
     (failed,) = rows_of(out / "failed.jsonl")
