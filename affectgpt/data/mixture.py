@@ -27,6 +27,7 @@ class Source:
         weight: share of the draws relative to other sources.
         tasks, langs: weights, which need not sum to 1.
         candidates: task fixed: the labels to choose from.
+        drop_candidates: candidate -> share of the questions with another answer that leave it out.
         files: the tables that the samples come from.
     """
 
@@ -36,6 +37,7 @@ class Source:
     langs: Mapping[str, float] = field(default_factory=lambda: {"en": 1.0})
     candidates: Sequence[str] = ()
     files: Sequence[str] = ()
+    drop_candidates: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_samples(
@@ -96,13 +98,24 @@ def read_mixture(
         if "fixed" in tasks:
             labels = sorted({sample.label for sample in rows.samples if sample.label})
             candidates = tuple(source.candidates or stage.candidates or labels)
+        _check_dropped(source.drop_candidates, candidates, rows.name)
         fit = stage.targets == "shown"
         samples, lacking = with_texts(rows.samples, tasks, langs, candidates, fit=fit, on_bad=data.on_bad)
         bad += [*rows.bad, *lacking]
         _check_not_empty(rows.name, samples, [*rows.bad, *lacking])
         weight = source.weight * (len(samples) if data.weights == "proportional" else 1)
-        mixture.append(Source(samples, weight, tasks, langs, candidates, tuple(map(str, rows.files))))
+        files = tuple(map(str, rows.files))
+        mixture.append(Source(samples, weight, tasks, langs, candidates, files, dict(source.drop_candidates)))
     return mixture, bad
+
+
+def _check_dropped(dropped: Mapping[str, float], candidates: Sequence[str], name: str) -> None:
+    for candidate, share in dropped.items():
+        if candidate not in candidates or not 0 <= share <= 1:
+            raise InputError(
+                f"{name}: drop_candidates={{{candidate}: {share}}}; expected shares from 0 to 1 of candidates of task "
+                f"fixed, which are {list(candidates)}"
+            )
 
 
 def _read(

@@ -90,7 +90,7 @@ class TrainingStream:
         if (weights < 0).any() or weights.sum() <= 0:
             raise InputError(f"weights of sources must be at least 0 with a positive sum, found {weights.tolist()}")
         # Independent seeds per column, so that adding a modality does not reshuffle the samples.
-        columns = ("source", "task", "lang", "drop", "drop_faces")
+        columns = ("source", "task", "lang", "drop", "drop_faces", "candidates")
         column = {name: np.random.default_rng([seed, number]) for number, name in enumerate(columns)}
         self._source = column["source"].choice(len(sources), length, p=weights / weights.sum()).astype(np.int32)
         self._index = np.empty(length, dtype=np.int32)
@@ -105,6 +105,9 @@ class TrainingStream:
         dice = column["drop"].random((length, 4), dtype=np.float32)
         faces = column["drop_faces"].random((length, len(MODALITIES) - 3), dtype=np.float32)
         self._dice = np.concatenate([dice[:, :3], faces, dice[:, 3:]], axis=1)  # [length, modalities + subtitle]
+
+        n_dropped = max(len(source.drop_candidates) for source in sources)
+        self._candidate_dice = column["candidates"].random((length, n_dropped), dtype=np.float32)
 
     def __len__(self) -> int:
         return self._length
@@ -132,12 +135,20 @@ class TrainingStream:
         if has and not shown:
             shown = [max(has, key=lambda name: dice[name])]
         with_subtitle = not shown or bool(self._dice[n, -1] >= self._subtitle_dropout)
-        candidates = tuple(source.candidates) if task == "fixed" else ()
+        candidates = self._candidates(n, source, target_text(sample, task, lang)) if task == "fixed" else ()
         clues = self._clues(sample, lang, shown, with_subtitle)
         if clues is not None and task == "description" and not says_something(sample, lang, clues):
             shown, with_subtitle = has, True
             clues = self._clues(sample, lang, shown, with_subtitle)
         return Draw(sample, task, lang, tuple(shown), with_subtitle, candidates, clues, self._prompt_format)
+
+    def _candidates(self, n: int, source: Source, answer: str) -> tuple[str, ...]:
+        dice = dict(zip(source.drop_candidates, self._candidate_dice[n], strict=False))  # others have more columns
+        return tuple(
+            name
+            for name in source.candidates
+            if name == answer or name not in dice or dice[name] >= source.drop_candidates[name]
+        )
 
     def _clues(self, sample: Sample, lang: str, shown: Sequence[str], with_subtitle: bool) -> frozenset[str] | None:
         if not self._fit:

@@ -141,6 +141,30 @@ def test_each_source_has_its_own_tasks_languages_and_candidates(tmp_path):
     assert found["b", "fixed", "en", ("sad",)] / 1000 == pytest.approx(0.5, abs=0.06)
 
 
+def test_a_wrong_candidate_is_left_out_of_its_share_of_the_questions_and_a_right_one_never():
+    asked = [*samples(5, "sad", labels=None, label="sad"), *samples(5, "calm", labels=None, label="neutral")]
+    names = ("happy", "neutral", "sad")
+    fixed = {"tasks": {"fixed": 1.0}, "candidates": names}
+    dropping = stream([Source(asked, 1.0, **fixed, drop_candidates={"neutral": 0.5})], length=2000)
+    keeping = stream([Source(asked, 1.0, **fixed)], length=2000)
+    lists = {"sad": Counter(), "calm": Counter()}
+    for n in range(2000):
+        draw, other = dropping.draw(n), keeping.draw(n)
+        assert (draw.sample, draw.modalities, other.candidates) == (other.sample, other.modalities, names)
+        lists[draw.sample.id[:-1]][draw.candidates] += 1
+    assert set(lists["calm"]) == {names}
+    assert set(lists["sad"]) == {names, ("happy", "sad")}
+    assert lists["sad"][names] / lists["sad"].total() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("dropped", [{"angry": 0.5}, {"sad": 1.5}])
+def test_candidates_that_cannot_be_left_out_are_refused(tmp_path, dropped):
+    rows = samples(5, labels=None, label="sad", modalities=None)
+    given = {"tasks": {"fixed": 1.0}, "candidates": ["sad", "happy"], "drop_candidates": dropped}
+    with pytest.raises(InputError, match=r"drop_candidates=.*expected shares from 0 to 1 of candidates of task fixed"):
+        mixture(tmp_path, [(rows, given)])
+
+
 def test_tasks_are_drawn_as_by_the_generators_own_choice():
     dataset = stream([(samples(5), 1.0)], seed=9)
     chosen = np.random.default_rng([9, 1]).choice(2, 60, p=[0.5, 0.5])
