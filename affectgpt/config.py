@@ -165,9 +165,7 @@ class SourceConfig:
     tasks: dict[str, float] = field(default_factory=dict)  # weights of this source's tasks; empty = stage.tasks
     langs: dict[str, float] = field(default_factory=dict)  # weights of its answer languages; empty = stage.langs
     candidates: list[str] = field(default_factory=list)  # task fixed: what to choose from; empty = all its labels
-    drop_candidates: dict[str, float] = field(
-        default_factory=dict
-    )  # wrong ones left out: name -> share of the questions
+    drop_candidates: dict[str, float] = field(default_factory=dict)  # wrong ones left out: name -> share of draws
 
 
 @dataclass

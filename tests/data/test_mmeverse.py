@@ -21,7 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 ROWS = (
     (NAMES[0], "happy", "Hi.", "train", "A bright voice.", "A smile.", "He smiles. He is happy."),
-    (NAMES[1], "sad", "", "train", "", "Tears.", "word " * 201),
+    (NAMES[1], "neutral", "", "train", "", "Nothing.", "word " * 201),
     (NAMES[2], "angry", "No!", "test1", "Loud.", "A frown.", "He frowns."),
 )
 READ = {"file": "MER2024_merged.csv", "mode": "MER2023_mode"}
