@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from affectgpt.cache.reader import Features
 from affectgpt.config import GenerateConfig
 from affectgpt.data.mixture import Source
 from affectgpt.data.stream import TrainingStream
@@ -83,9 +84,7 @@ def test_answers_are_those_of_the_masked_prompt(built):
 def test_a_text_that_is_kept_between_draws_keeps_its_positions(built):
     model, processor = built
     sample = Sample(id="a", subtitle="Fine.", labels=("sad",), modalities=("audio", "frames"))
-    reader = SimpleNamespace(
-        load=lambda sample, shown: SimpleNamespace(media={n: MEDIA[n] for n in shown}, missing={}, facts={})
-    )
+    reader = SimpleNamespace(load=lambda sample, shown: Features({n: MEDIA[n] for n in shown}, {}))
     batches = Batches(Objective(), processor, reader, model=model, packed=False)
     stream = TrainingStream([Source([sample], tasks={"labels": 1.0})], modalities=("audio",), length=2, seed=0)
     draws = [replace(stream[n], prompt_format="emotion_llama_v2") for n in range(2)]

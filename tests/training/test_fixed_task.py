@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
+from affectgpt.cache.reader import Features
 from affectgpt.data.mixture import Source
 from affectgpt.data.stream import TrainingStream
 from affectgpt.schema import Sample
@@ -27,7 +28,7 @@ class Processor:
 
 def encode(task: str):
     sample = Sample(id="v1", label="sad", labels=("sad",), modalities=("audio", "frames"))
-    reader = SimpleNamespace(load=lambda sample, shown: SimpleNamespace(media=dict.fromkeys(shown), missing={}))
+    reader = SimpleNamespace(load=lambda sample, shown: Features(dict.fromkeys(shown), {}))
     source = Source([sample], tasks={task: 1.0}, candidates=("sad", "happy"))
     stream = TrainingStream([source], modalities=("audio", "frames"), length=1, seed=0)
     processor = Processor()
