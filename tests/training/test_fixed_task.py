@@ -18,7 +18,7 @@ class Processor:
     def visible(self, modalities):
         return tuple(name for name in modalities if name != "frames")
 
-    def encode(self, messages, media, answer, text):
+    def encode(self, messages, media, answer, text, facts):
         self.seen = messages[0].content, sorted(media), answer
         return {"input_ids": torch.zeros(1), "labels": torch.zeros(1)}
 
