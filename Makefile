@@ -22,7 +22,9 @@ gpu: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m affectgpt.confdoc > docs/configuration.md
 
-# Without --no-compile, pip compiles every module of torch and transformers; Python compiles those that are imported.
+# Without --no-compile, pip compiles every module of torch and transformers; Python compiles those that are imported, once,
+# unless this variable (which container images like to set) makes every process compile them again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
 $(VENV)/.core: pyproject.toml
