@@ -205,7 +205,7 @@ def emotion_hallucer(folder: Path, files: list[Path] | None = None) -> Questions
         for number, pair in enumerate(list_of(path, files)):
             for side in (BASIC, HALLUCINATED):
                 try:
-                    row = pair.get(side) if isinstance(pair, Mapping) else pair
+                    row: Any = pair.get(side) if isinstance(pair, Mapping) else pair
                     asked = f"{_text(row, 'question').strip()}\nAnswer with yes or no only."
                     answer = _text(row, "answer").strip().lower()
                     if answer != (expected := "yes" if side == BASIC else "no"):
