@@ -24,7 +24,8 @@ def build(cache: Path) -> None:
     with corpus_jobs(corpus_folder(cache / "demo")) as clips, model_jobs(models_folder(cache / "demo")) as models:
         jobs = [*models, *clips]
         if jobs:
-            log.info("=== on first use, %d clips are drawn and %d base models trained", len(clips), len(models))
+            trained = f" and {len(models)} base models trained" if models else ""
+            log.info("=== on first use, %d clips are drawn%s", len(clips), trained)
         for _ in processes_for(len(jobs)).map(in_one_thread, jobs):
             pass
 
