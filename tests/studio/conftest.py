@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.config import StudioConfig
+from affectgpt.config import PathsConfig, StudioConfig
 from affectgpt.schema import Prediction, read_samples, write_jsonl
 from affectgpt.serve.command import bind
 from affectgpt.serve.connections import http_server
@@ -65,9 +65,11 @@ def tables(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def studio_config(manifest, predictions, tables):
+def studio_config(manifest, predictions, tables, tmp_path_factory):
+    """Of two predictions files, with a folder of runs of its own: the checkout may have runs of a demo."""
     files = list(map(str, predictions))
-    return StudioConfig(predictions=files, references=str(manifest), openface=str(tables), browser=False)
+    paths = PathsConfig(runs=str(tmp_path_factory.mktemp("no-runs")))
+    return StudioConfig(predictions=files, references=str(manifest), openface=str(tables), browser=False, paths=paths)
 
 
 @pytest.fixture(scope="session")
