@@ -29,14 +29,14 @@ CONFIG = {"stage": {"epochs": 2, "iterations_per_epoch": 5}, "model": {"name": "
 def runs(tmp_path):
     """A finished run with two evaluations, a run that was killed, and a damaged record."""
     RunRecord.start(tmp_path / "b-coarse", kind="train coarse", config=CONFIG).finish(
-        "finished", best_validation_f_s=0.5, steps=10
+        "finished", best_validation_score=0.5, steps=10
     )
     for name, score in (("eval-best", 0.4), ("eval-last", 0.3)):
         folder = tmp_path / "b-coarse" / name
         config = {"checkpoint": "b-coarse/best", "references": "data/test.csv"}
         RunRecord.start(folder, kind="eval", config=config).finish("finished", f_s=score, n=7)
     RunRecord.start(tmp_path / "实验", kind="train fine", config=CONFIG)
-    append_rows(tmp_path / "实验" / "metrics.jsonl", [{"step": 2, "loss": 2.0}, {"step": 4, "eval_f_s": 0.25}])
+    append_rows(tmp_path / "实验" / "metrics.jsonl", [{"step": 2, "loss": 2.0}, {"step": 4, "eval_score": 0.25}])
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "run.json").write_text("{")
     checkpoint = tmp_path / "b-coarse" / "checkpoint-10"
@@ -97,7 +97,7 @@ def test_curves_are_finite_and_the_last_value_of_a_step_counts(tmp_path):
     found = curves(tmp_path)
     assert list(found) == ["loss"]
     assert (found["loss"].steps, found["loss"].values) == ((1, 2), (5.0, 2.0))
-    assert curves(tmp_path, ["eval_f_s"]) == {}
+    assert curves(tmp_path, ["eval_score"]) == {}
     assert curves(tmp_path / "new") == {}
 
 

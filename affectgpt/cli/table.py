@@ -142,7 +142,6 @@ Groups: stage=coarse|fine, model=..., data=..., experiment=..., debug=... name f
 
 It needs no weights, no hub and no GPU. Groups: model=..., stage=..., strategy=... name files under conf/.""",
         conf="plan",
-        next="python -m affectgpt.cache, then python train.py, with the same settings",
     ),
     "export": Command(
         "affectgpt.hub.export:run_export",

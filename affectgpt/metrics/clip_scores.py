@@ -411,12 +411,18 @@ def in_order(rows: Iterable[ClipScore], key: str = "f", *, descending: bool = Fa
     """Clips sorted by one of `SORT_KEYS`, those without this value last, equal ones in their order before."""
     if key not in SORT_KEYS:
         raise InputError(f"cannot sort by {key!r}; expected one of {list(SORT_KEYS)}")
-    value = SORT_KEYS[key]
+    return sorted_by(SORT_KEYS[key], rows, descending=descending)
+
+
+def sorted_by(
+    value: Callable[[ClipScore], Any], rows: Iterable[ClipScore], *, descending: bool = False
+) -> list[ClipScore]:
+    """Clips sorted by a value, those without it (None) last, equal ones in their order before."""
     known: list[ClipScore] = []
     unknown: list[ClipScore] = []
     for row in rows:
         (unknown if value(row) is None else known).append(row)
-    return sorted(known, key=value, reverse=descending) + unknown  # type: ignore[arg-type]
+    return sorted(known, key=value, reverse=descending) + unknown
 
 
 def select(

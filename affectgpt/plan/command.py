@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from affectgpt.config import PlanConfig
     from affectgpt.engine import Kept
     from affectgpt.plan.costs import PartSize, SampleCost
+
+log = logging.getLogger("affectgpt")
 
 GIB = 1 << 30
 
@@ -420,6 +423,8 @@ def run_plan(config: PlanConfig) -> int:
     """Print the plan."""
     plan = make_plan(config)
     print(json.dumps(plan, indent=1) if config.json else text_of(plan))
+    first = "python -m affectgpt.cache, then " if plan["cache_bytes"] else ""
+    log.info("next: %spython train.py, with the same settings", first)
     return 0
 
 

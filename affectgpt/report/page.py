@@ -74,7 +74,8 @@ def page(content: Content, config: ReportConfig) -> str:
 def _summary(content: Content, first: System | None) -> Html:
     if first is None:
         best = [
-            f"{name}: best F_S by validation {percent(run.get('best_validation_f_s'))} %"
+            f"{name}: best {run.get('validation_metric', 'score')} by validation "
+            f"{percent(run.get('best_validation_score'))} %"
             for name, run in content.records.items()
         ]
         return join(*(el("p", line) for line in best))
@@ -124,12 +125,13 @@ def _training(content: Content, config: ReportConfig) -> Html:
         return Html("")
     loss = {name: (c["loss"].steps, c["loss"].values) for name, c in content.curves.items() if "loss" in c}
     score = {
-        name: (c["eval_f_s"].steps, [100 * value for value in c["eval_f_s"].values])
+        name: (c["eval_score"].steps, [100 * value for value in c["eval_score"].values])
         for name, c in content.curves.items()
-        if "eval_f_s" in c
+        if "eval_score" in c
     }
+    metric = ", ".join(sorted({run.get("validation_metric", "score") for run in content.records.values()}))
     panels = [Panel("Training loss", "step", "loss", loss)] if loss else []
-    panels += [Panel("Validation", "step", "F_S, %", score)] if score else []
+    panels += [Panel("Validation", "step", f"{metric}, %", score)] if score else []
     rewards: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
     for name, found in content.curves.items():
         for key, curve in found.items():
@@ -138,15 +140,15 @@ def _training(content: Content, config: ReportConfig) -> Html:
     panels += [Panel(key, "step", key, lines) for key, lines in rewards.items()]
     if panels:
         ends = "; ".join(f"{name} ends with loss {values[-1]:.3f}" for name, (_, values) in loss.items())
-        best = "; ".join(f"{name} has at best F_S {max(values):.1f} percent" for name, (_, values) in score.items())
+        best = "; ".join(f"{name} has at best {metric} {max(ys):.1f} percent" for name, (_, ys) in score.items())
         parts.append(plot(draw_curves, panels, n_columns=2, alt=f"Curves over the steps of training: {ends}; {best}"))
     rows: list[tuple[object, ...]] = []
     for name, values in content.records.items():
         settings = [_setting(values, *path) for path in (("stage", "name"), ("model", "name"), ("data", "name"))]
-        best_score = percent(values.get("best_validation_f_s"))
+        best_score = f"{values.get('validation_metric', '')} {percent(values.get('best_validation_score'))}".strip()
         ending = (values.get("steps", "–"), best_score, values.get("status", "–"), duration(values.get("duration_s")))
         rows.append((name, *settings, *ending))
-    head = ("Run", "Stage", "Model", "Data", "Steps", "Best F_S by validation, %", "Status", "Duration")
+    head = ("Run", "Stage", "Model", "Data", "Steps", "Best by validation, %", "Status", "Duration")
     return join(*parts, table("Training runs", head, rows, numbers_from=4))
 
 

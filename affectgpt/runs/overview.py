@@ -133,10 +133,10 @@ def _summary(name: str, folder: Path, values: Mapping[str, Any]) -> RunSummary:
 
 
 def _training(folder: Path, values: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
-    best, steps = _number(values.get("best_validation_f_s")), _number(values.get("steps"))
+    best, steps = _number(values.get("best_validation_score")), _number(values.get("steps"))
     if best is None or steps is None:
         rows = read_metrics(folder)
-        scores = [row["eval_f_s"] for row in rows if "eval_f_s" in row]
+        scores = [row["eval_score"] for row in rows if "eval_score" in row]
         best = max(scores, default=None) if best is None else best
         steps = rows[-1]["step"] if rows and steps is None else steps
     planned = [_number(stage.get(name)) for name in ("epochs", "iterations_per_epoch")]

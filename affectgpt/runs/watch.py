@@ -47,7 +47,7 @@ def curves(run: Path, names: Iterable[str] | None = None) -> dict[str, Curve]:
     """The quantities of metrics.jsonl by name, in the order of their first appearance.
 
     Args:
-        names: which ones, such as ("loss", "learning_rate", "eval_f_s"); None = all.
+        names: which ones, such as ("loss", "learning_rate", "eval_score"); None = all.
 
     Values that are no finite numbers are left out. A step that is logged twice has its last value.
     """

@@ -27,6 +27,7 @@ from affectgpt.metrics.clip_scores import (
     score_clips,
     sector_confusion,
     select,
+    sorted_by,
     wheel_order,
 )
 from affectgpt.metrics.compare import named_after_files
@@ -267,11 +268,11 @@ def chosen(gallery: Gallery, system: System, query: Mapping[str, str]) -> list[C
     if query.get("sort") == "difference" and query.get("other"):
         other = gallery.system(query["other"]).by_id
 
-        def gap(row: ClipScore) -> float:
+        def gap(row: ClipScore) -> float | None:
             theirs = other[row.id].f if row.id in other else None
-            return abs(row.f - theirs) if row.f is not None and theirs is not None else -1.0
+            return None if row.f is None or theirs is None else abs(row.f - theirs)
 
-        return sorted(rows, key=gap, reverse=True)
+        return sorted_by(gap, rows, descending=descending)
     return in_order(rows, query.get("sort") or "f", descending=descending)
 
 

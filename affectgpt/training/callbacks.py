@@ -35,15 +35,15 @@ _SHOWN = {
     "loss": "loss {:.3f}",
     "learning_rate": "lr {:.1e}",
     "samples_per_s": "{:.1f} samples/s",
-    "eval_f_s": "F_S {:.1f}",
 }
 
 
 class ProgressBar(TrainerCallback):
-    """One bar with the latest loss, learning rate, speed and validation score."""
+    """One bar with the latest loss, learning rate, speed and validation score, whose name is `metric`."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, metric: str) -> None:
         self._title = title
+        self._metric = metric
         self._shown: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -57,7 +57,9 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         for key, form in _SHOWN.items():
             if key in (logs or {}):
-                self._shown[key] = form.format(logs[key] * 100 if key == "eval_f_s" else logs[key])
+                self._shown[key] = form.format(logs[key])
+        if logs and "eval_score" in logs:
+            self._shown["eval_score"] = f"{self._metric} {100 * logs['eval_score']:.1f}"
         self._bar.set_postfix_str(", ".join(self._shown.values()), refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -217,7 +219,7 @@ def shown_rollouts(
 
 
 def _grouped(key: str) -> str:
-    """eval_f_s -> eval/f_s, loss -> train/loss."""
+    """eval_score -> eval/score, loss -> train/loss."""
     return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
 
 

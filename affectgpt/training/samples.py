@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from affectgpt.cache.reader import ClipReader, cache_mode
-from affectgpt.config import DataConfig, SourceConfig, TrainConfig
+from affectgpt.config import DataConfig, QuestionConfig, SourceConfig, TrainConfig
 from affectgpt.data import leaks
 from affectgpt.data.faces import face_needs
 from affectgpt.data.facts import facts_in
 from affectgpt.data.mixture import Source, read_mixture
 from affectgpt.data.splits import hold_out
 from affectgpt.runtime import UserError
-from affectgpt.schema import BadSample, Sample
+from affectgpt.schema import BadSample, Sample, true_labels
 from affectgpt.training.distributed import Processes
 
 _LARGE_SHARE = 1 / 3  # of the training data, held out for validation without being a mistake
@@ -77,13 +77,25 @@ def prepare_clips(
     return usable, bad, n_uncached
 
 
-def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[list[Source], list[Sample]]:
-    """(training sources, validation samples): `n` samples in all, from each source in proportion to its size."""
-    n_all = sum(len(source.samples) for source in sources)
-    if n >= n_all:
+def question_of(source: Source) -> QuestionConfig:
+    """What held-out samples of `source` are asked: the first task that its training has of both, think, labels and
+    fixed; labels if it trains descriptions only. In the language that it trains most."""
+    task = next((task for task in ("both", "think", "labels", "fixed") if source.tasks.get(task)), "labels")
+    lang = max(source.langs, key=lambda lang: source.langs[lang])
+    return QuestionConfig(task=task, lang=lang, candidates=list(source.candidates) if task == "fixed" else [])
+
+
+def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[list[Source], list[Source]]:
+    """(training sources, held-out sources): `n` samples in all, from each source in proportion to its size.
+
+    Only samples with labels are held out, since others cannot be scored.
+    """
+    scored = [[sample for sample in source.samples if _has_labels(sample, source)] for source in sources]
+    n_all = sum(map(len, scored))
+    if n and n >= n_all:
         raise UserError(
-            f"stage.n_validation={n} would hold out all of {n_all} usable training samples; lower it (0 = no "
-            "validation) or add samples"
+            f"stage.n_validation={n} would hold out all of {n_all} usable training samples with labels; lower it (0 = "
+            "no validation) or add samples"
         )
     if n > n_all * _LARGE_SHARE:
         log.warning(
@@ -92,9 +104,17 @@ def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[l
             n, n_all, n_all - n, n,
         )  # fmt: skip
     training: list[Source] = []
-    validation: list[Sample] = []
-    for source in sources:
-        rest, held = hold_out(source.samples, n=round(n * len(source.samples) / n_all), seed=seed)
-        training.append(replace(source, samples=rest))
-        validation += held
+    validation: list[Source] = []
+    for source, labelled in zip(sources, scored, strict=True):
+        share = min(round(n * len(labelled) / max(n_all, 1)), max(len(labelled) - 1, 0))
+        _, held = hold_out(labelled, n=share, seed=seed) if share else ([], [])
+        ids = {sample.id for sample in held}
+        training.append(replace(source, samples=[sample for sample in source.samples if sample.id not in ids]))
+        if held:
+            validation.append(replace(source, samples=held))
     return training, validation
+
+
+def _has_labels(sample: Sample, source: Source) -> bool:
+    question = question_of(source)
+    return question.task == "fixed" or bool(true_labels(sample, question.lang))

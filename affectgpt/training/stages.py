@@ -47,7 +47,7 @@ from affectgpt.training.samples import hold_out_validation, prepare_clips, train
 from affectgpt.training.schedule import Schedule
 from affectgpt.training.setup import set_up, starting_model
 from affectgpt.training.trainer import StageTrainer, training_arguments
-from affectgpt.training.validation import Validation
+from affectgpt.training.validation import Validation, metric_of
 
 log = logging.getLogger("affectgpt")
 
@@ -165,6 +165,7 @@ def _train(
     if processes.is_main:
         record.values["n_bad_samples"] = report_bad(bad, run)
     training, validation = hold_out_validation(sources, stage.n_validation, config.seed)
+    held_out = [sample for source in validation for sample in source.samples]
     n_steps = stage.epochs * stage.iterations_per_epoch
     samples_per_step = stage.batch_size * stage.accumulation * processes.world_size
     stream: Any = TrainingStream(
@@ -182,7 +183,7 @@ def _train(
     log.info(
         "%d training samples, %d held out for validation, %d bad; %d steps of %d samples",
         sum(len(source.samples) for source in training),
-        len(validation),
+        len(held_out),
         len(bad),
         n_steps,
         samples_per_step,
@@ -190,7 +191,7 @@ def _train(
 
     # The loop
     callbacks: list[Any] = [
-        ProgressBar(stage.name),
+        ProgressBar(stage.name, metric_of(validation)),
         MetricsFile(run / "metrics.jsonl"),
         CompleteCheckpoints(run, stage.keep_last, processes.wait),
         stop,
@@ -216,7 +217,7 @@ def _train(
             config, run, has_validation=bool(validation), use_cpu=device.type == "cpu", deepspeed=deepspeed
         ),
         train_dataset=stream,
-        eval_dataset=validation or None,
+        eval_dataset=held_out or None,
         data_collator=Batches(objective, processor, reader, model, packed=stage.packing),
         callbacks=callbacks,
         objective=objective,
@@ -234,15 +235,16 @@ def _train(
         return {}
     if isinstance(objective, Hooks) and processes.is_main:
         objective.finish()
-    best = trainer.state.best_metric
+    best, metric = trainer.state.best_metric, metric_of(validation)
     log.info(
         "finished: %s%s",
         complete_checkpoints(run)[-1],
-        f", best by validation (F_S {best * 100:.1f}): {run / BEST}" if best is not None else "",
+        f", best by validation ({metric} {best * 100:.1f}): {run / BEST}" if best is not None else "",
     )
     if not config.study.name:
         log.info("%s", next_commands(config, run))
-    return {"loss": trainer.mean_loss, "best_validation_f_s": best, "steps": trainer.state.global_step}
+    scored = {} if best is None else {"best_validation_score": best, "validation_metric": metric}
+    return {"loss": trainer.mean_loss, **scored, "steps": trainer.state.global_step}
 
 
 def next_commands(config: TrainConfig, run: Path, command: Sequence[str] = sys.argv) -> str:

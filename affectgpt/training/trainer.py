@@ -54,7 +54,7 @@ def training_arguments(
         logging_steps=stage.log_every,
         eval_strategy="steps" if has_validation else "no",
         eval_steps=stage.validate_every if has_validation else None,
-        metric_for_best_model="f_s" if has_validation else None,
+        metric_for_best_model="score" if has_validation else None,
         greater_is_better=True if has_validation else None,
         save_strategy="steps",
         save_steps=stage.save_every,
@@ -93,7 +93,7 @@ class StageTrainer(Trainer):
         processor: saved with the trained tensors.
         schedule: the learning rate.
         rates: peak learning rate of parts (entries of `stage.trainable`) that have one of their own.
-        validate: called as validate(model, step) every `eval_steps`; returns scores with the key "f_s", by which the
+        validate: called as validate(model, step) every `eval_steps`; returns scores with the key "score", by which the
             best checkpoint is chosen. None = no validation.
     """
 
@@ -202,7 +202,7 @@ class StageTrainer(Trainer):
         """The validation of the step that the run resumes from, if it was stopped before it."""
         step = self.state.global_step
         due = step and self._validate is not None and (step % self.args.eval_steps == 0 or step >= self.state.max_steps)
-        if due and not any("eval_f_s" in row and row["step"] == step for row in self.state.log_history):
+        if due and not any("eval_score" in row and row["step"] == step for row in self.state.log_history):
             log.info("validating step %d, where the run was stopped", step)
             self._determine_best_metric(self.evaluate(), None)
 
@@ -211,7 +211,7 @@ class StageTrainer(Trainer):
         found = self._validate(self.model, self.state.global_step)
         scores = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.model.train()
-        if self.state.best_metric is None or found["f_s"] > self.state.best_metric:
+        if self.state.best_metric is None or found["score"] > self.state.best_metric:
             self._save_best(scores)
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)

@@ -22,6 +22,7 @@ from affectgpt.plan.command import (
     largest_batch,
     make_plan,
     memory,
+    run_plan,
     sample_flops,
     step_time,
     text_of,
@@ -252,6 +253,17 @@ def test_an_unknown_card_and_a_wrong_number_of_cards_are_named(small_plan):
         make_plan(replace(small_plan, gpu="tpu"))
     with pytest.raises(UserError, match="strategy=single uses one GPU, n_gpus is 8; add strategy=ddp"):
         make_plan(replace(small_plan, n_gpus=8))
+
+
+def test_the_next_step_is_the_cache_only_if_states_are_cached(small_plan, capsys, caplog):
+    caplog.set_level("INFO", "affectgpt")
+    assert run_plan(small_plan) == 0
+    assert "next: python -m affectgpt.cache, then python train.py" in caplog.text
+    caplog.clear()
+    trained = replace(small_plan, stage=replace(small_plan.stage, trainable=["projectors", "encoders.frames"]))
+    assert run_plan(trained) == 0
+    assert "next: python train.py, with the same settings" in caplog.text
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_help_answers_without_torch():

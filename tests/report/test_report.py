@@ -139,8 +139,10 @@ def test_the_page_shows_scores_tests_clips_and_frames(comparison, folder):
 def test_a_run_shows_its_evaluations_curves_and_record(folder, tmp_path):
     run = tmp_path / "精细"
     command = {"stage": {"name": "fine"}, "model": {"name": "demo"}, "data": {"name": "emer"}}
-    RunRecord.start(run, kind="train fine", config=command).finish("finished", best_validation_f_s=0.5, steps=4)
-    append_rows(run / "metrics.jsonl", [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 1.0, "eval_f_s": 0.5}])
+    RunRecord.start(run, kind="train fine", config=command).finish(
+        "finished", best_validation_score=0.5, validation_metric="F_S", steps=4
+    )
+    append_rows(run / "metrics.jsonl", [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 1.0, "eval_score": 0.5}])
     assert run_command("report", [str(run), f"out={tmp_path / 'r.html'}"]) == 0
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "has no finished evaluation; python eval.py checkpoint=" in page.text
@@ -154,7 +156,14 @@ def test_a_run_shows_its_evaluations_curves_and_record(folder, tmp_path):
     (run / "eval-two" / "scores.jsonl").unlink()  # of a version that did not write it
     assert run_command("report", [str(run), f"out={tmp_path / 'r.html'}", "n_frames=0"]) == 0
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
-    for shown in ("精细", "eval-one − eval-two", "Best F_S by validation", "sha256", str(folder / "truth.jsonl")):
+    for shown in (
+        "精细",
+        "eval-one − eval-two",
+        "Best by validation, %",
+        "F_S 50.0",
+        "sha256",
+        str(folder / "truth.jsonl"),
+    ):
         assert shown in page.text
     assert run_command("report", [str(run / "eval-one"), f"out={tmp_path / 'r.html'}", "pictures=false"]) == 0
     assert "eval-two" not in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -37,8 +37,11 @@ def test_the_list_is_sorted_filtered_and_given_in_parts(address):
     assert len(found["rows"]) == 2
     wrong = httpx.get(f"{address}/api/gallery", params={**query, "state": "wrong"}).json()
     assert [row["id"] for row in wrong["rows"]] == ["clip3"]
-    with_other = httpx.get(f"{address}/api/gallery", params={**query, "other": "b", "sort": "difference"}).json()
-    assert abs(with_other["rows"][0]["f"] - with_other["rows"][0]["other_f"]) == 1
+    by_difference = {**query, "other": "b", "sort": "difference", "limit": 12}
+    for descending, place in (("true", 0), ("", -1)):
+        rows = httpx.get(f"{address}/api/gallery", params={**by_difference, "descending": descending}).json()["rows"]
+        assert abs(rows[place]["f"] - rows[place]["other_f"]) == 1
+        assert rows[-1 - place]["f"] == rows[-1 - place]["other_f"]
 
 
 def test_the_matrix_counts_the_clips_and_the_difference_is_the_paired_test_of_eval(address, manifest, predictions):

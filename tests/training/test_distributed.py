@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -87,30 +88,40 @@ def alone(base_models, manifest, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
-def pair(request, base_models, manifest, tmp_path_factory):
-    """The same six steps in two processes of batch size 2 (whole/), and with dropout, uninterrupted and resumed."""
-    if request.param != "ddp":
-        pytest.importorskip("deepspeed", reason="zero2 and zero3 need the deepspeed extra")
-    folder = tmp_path_factory.mktemp(request.param)
-    # A clip without sound and dropped media: the two processes do not show the same branches in a step.
-    fields = {"strategy.name": request.param, "strategy.num_processes": 2}
-    noisy = {
-        "folder": folder / "noisy",
-        "dropout": 0.3,
-        "fields": {**fields, "stage.keep_last": 9, "stage.log_every": 2},
-    }
-    stopped = {**noisy, "folder": folder / "stopped"}
-    jobs = [
-        {"folder": folder / "whole", "fields": fields},
-        noisy,
-        # Two draws a step, and the loader is one batch ahead: the signal comes within step 3, no multiple of 2.
-        {**stopped, "stop_rank": 1, "stop_at": 7},
-        {**stopped, "fields": {**noisy["fields"], "resume": True}},
-        {"folder": folder / "other", "fields": {**fields, "strategy.num_processes": 3}},
-    ]
+@pytest.fixture(scope="module")
+def pairs(base_models, manifest, tmp_path_factory):
+    """For each strategy that is installed: folder and answers of the same six steps in two processes of batch size 2
+    (whole/), and with dropout, uninterrupted and resumed. They are started once: importing takes longer than a run.
+    """
+    folders, jobs = {}, []
+    for name in STRATEGIES if find_spec("deepspeed") else ("ddp",):
+        folders[name] = folder = tmp_path_factory.mktemp(name)
+        # A clip without sound and dropped media: the two processes do not show the same branches in a step.
+        fields = {"strategy.name": name, "strategy.num_processes": 2}
+        noisy = {
+            "folder": folder / "noisy",
+            "dropout": 0.3,
+            "fields": {**fields, "stage.keep_last": 9, "stage.log_every": 2},
+        }
+        stopped = {**noisy, "folder": folder / "stopped"}
+        jobs += [
+            {"folder": folder / "whole", "fields": fields},
+            noisy,
+            # Two draws a step, and the loader is one batch ahead: the signal comes within step 3, no multiple of 2.
+            {**stopped, "stop_rank": 1, "stop_at": 7},
+            {**stopped, "fields": {**noisy["fields"], "resume": True}},
+            {"folder": folder / "other", "fields": {**fields, "strategy.num_processes": 3}},
+        ]
     answers = launch(2, base_models, manifest, jobs)
-    return folder, answers
+    n_each = len(jobs) // len(folders)
+    return {name: (folder, answers[n_each * at :][:n_each]) for at, (name, folder) in enumerate(folders.items())}
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def pair(request, pairs):
+    if request.param not in pairs:
+        pytest.skip("zero2 and zero3 need the deepspeed extra")
+    return pairs[request.param]
 
 
 def test_two_processes_log_the_losses_of_one(alone, pair):
@@ -123,7 +134,7 @@ def test_two_processes_log_the_losses_of_one(alone, pair):
 def test_two_processes_validate_like_one(alone, pair):
     folder, _ = pair
     assert generated(folder / "whole") == generated(alone)
-    for key in ("eval_f_s", "eval_precision", "eval_recall", "eval_n", "eval_unparsed"):
+    for key in ("eval_score", "eval_f_s", "eval_precision", "eval_recall", "eval_n", "eval_unparsed"):
         assert column(folder / "whole", key) == column(alone, key)
 
 

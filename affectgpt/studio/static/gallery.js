@@ -140,7 +140,7 @@ export async function galleryPage(page, about, query) {
       select("state", t("State"), gallery.states.map((one) => [one, t(one)])),
       select("fault", t("Fault"), gallery.faults.map((one) => [one, t(one)])),
       h("span", { class: "pair" }, typed("lowest", "F ≥", "number"), typed("highest", "F ≤", "number")),
-      h("button", { type: "button", onclick: () => { for (const key of Object.keys(state)) if (!["system", "other", "wheel", "sort"].includes(key)) delete state[key]; drawFilters(); reload(); } }, t("Clear")));
+      h("button", { type: "button", onclick: () => { for (const key of Object.keys(state)) if (!["system", "other", "wheel", "sort", "descending"].includes(key)) delete state[key]; drawFilters(); reload(); } }, t("Clear")));
   }
 
   function change(name, value) {
@@ -148,7 +148,10 @@ export async function galleryPage(page, about, query) {
     if (name === "wheel") { delete state.true_sector; delete state.predicted_sector; }
     if (["wheel", "system", "other"].includes(name)) {
       if (state.other === state.system) delete state.other;
-      if (name === "other") { if (state.other) state.sort = "difference"; else if (state.sort === "difference") state.sort = "f"; }
+      if (name === "other") {
+        if (state.other) Object.assign(state, { sort: "difference", descending: "true" });
+        else if (state.sort === "difference") { state.sort = "f"; delete state.descending; }
+      }
       drawFilters();
     }
     reload();

@@ -4,7 +4,7 @@ import { get, h, notice, percent, replace, s } from "./dom.js";
 import { t } from "./words.js";
 
 const WIDTH = 320, HEIGHT = 130, LEFT = 44, BOTTOM = 18, TOP = 8;
-const FIRST = ["loss", "eval_f_s", "reward", "learning_rate"];
+const FIRST = ["loss", "eval_score", "reward", "learning_rate"];
 
 function curve(name, points) {
   const xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
