@@ -31,7 +31,7 @@ def few_embedded_clips():
         return lambda folder, **given: function(folder, **{**few, **given})
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("corpus_folder", "build_corpus", "corpus_jobs"):
+        for name in ("corpus_folder", "build_corpus"):
             patch.setattr(embedded, name, with_few(getattr(embedded, name)))
         yield
 

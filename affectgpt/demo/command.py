@@ -1,8 +1,8 @@
 """Train and score the embedded demo, in minutes on two CPU cores: python -m affectgpt.demo [--brief] [--runs DIR]
 
-Draws the corpus, unpacks the small base models, trains fine alone, explains one clip, trains coarse, and fine after
-coarse, scores each checkpoint and two baselines on the test split, and asks the last one again with every subset of
-the inputs.
+Draws the fine clips, unpacks the small base models, trains fine alone, explains one clip, draws the coarse clips,
+trains coarse, and fine after coarse, scores each checkpoint and two baselines on the test split, and asks the last one
+again with every subset of the inputs.
 It runs the same code as train.py, eval.py and infer.py.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import DemoConfig
-from affectgpt.demo.embedded import build
 from affectgpt.inference import counterfactual
 from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import format_prediction
@@ -47,7 +46,6 @@ def run(config: DemoConfig, compose: Compose) -> int:
         return 0
     start = time.monotonic()
     runs = Path(config.runs)
-    build(Path(compose("cache ls").paths.cache))
     fine_only, coarse, fine = train_all(runs, compose, brief=config.brief)
     log.info("\n=== score all models, and ask the last one again with every subset of its inputs")
     jobs = [

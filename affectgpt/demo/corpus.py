@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -66,40 +66,27 @@ def corpus_folder(cache: str | os.PathLike[str], **parameters: int) -> Path:
 def build_corpus(folder: str | os.PathLike[str], *, n_processes: int | None = None, **parameters: int) -> None:
     """Render the corpus into `folder` unless it exists; about 1,050 clips of 2 to 3.5 s with the defaults.
 
-    The folder is written atomically, and by one process if several need it.
+    The folder is written atomically, and by one process if several need it. A set without clips has no manifest.
 
     Args:
         n_processes: None = one per available core.
-        parameters: those of `corpus_jobs`.
+        parameters: seed of all random choices, n_coarse and n_fine clips, size_px of the frames.
 
     Raises:
         InputError: the folder contains something else.
-    """
-    with corpus_jobs(folder, **parameters) as jobs:
-        rendered = processes_for(len(jobs), n_processes).map(call, jobs)
-        for _ in tqdm(rendered, total=len(jobs), desc="rendering clips", unit="clip", disable=not jobs):
-            pass
-
-
-@contextlib.contextmanager
-def corpus_jobs(folder: str | os.PathLike[str], **parameters: int) -> Iterator[list[Callable[[], None]]]:
-    """The jobs that render the clips, to be done in any order, in any process, within the context; none if `folder`
-    exists. It is complete when the context ends.
-
-    Args:
-        parameters: seed of all random choices, n_coarse and n_fine clips, size_px of the frames.
     """
     chosen = _with_defaults(parameters)
     seed, n_coarse, n_fine, size_px = (chosen[name] for name in ("seed", "n_coarse", "n_fine", "size_px"))
     with build_once(Path(folder), {"code": CODE_VERSION, **chosen}) as target:
         if target is None:
-            yield []
             return
-        scenes = draw_scenes(seed, n_coarse, n_fine)
+        scenes = {name: part for name, part in draw_scenes(seed, n_coarse, n_fine).items() if part}
         for name in scenes:
             (target / "clips" / name).mkdir(parents=True)
         clips = [(scene, target / _clip(name, n)) for name, part in scenes.items() for n, scene in enumerate(part)]
-        yield [partial(render_clip, clip, size_px=size_px) for clip in clips]
+        rendered = processes_for(len(clips), n_processes).map(partial(render_clip, size_px=size_px), clips)
+        for _ in tqdm(rendered, total=len(clips), desc=f"rendering {' and '.join(scenes)} clips", unit="clip"):
+            pass
         n_test = round(n_fine * TEST_SHARE)
         truth = []
         for name, part in scenes.items():
@@ -116,10 +103,6 @@ def corpus_jobs(folder: str | os.PathLike[str], **parameters: int) -> Iterator[l
             write_jsonl(target / f"{name}.jsonl", rows)
         lines = (json.dumps(row, ensure_ascii=False) for row in truth)
         (target / "truth.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def call(job: Callable[[], None]) -> None:
-    job()
 
 
 def draw_scenes(seed: int, n_coarse: int, n_fine: int) -> dict[str, list[Scene]]:

@@ -5,29 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from affectgpt.demo.corpus import build_corpus, corpus_folder, corpus_jobs, processes_for
-from affectgpt.runtime import InputError, json_line, log, write_lines_atomic
+from affectgpt.demo.corpus import build_corpus, corpus_folder
+from affectgpt.runtime import InputError, json_line, write_lines_atomic
 
-MANIFESTS = ("coarse", "fine")
-MODELS = ("hubert", "eva", "videomae", "llm")
-SECOND_LLM = "llm_qwen2"
 HELD_OUT = "held-out"
 """332 clips of other people, annotated like the fine set, for differences that 66 test clips would not show."""
-_HELD_OUT = {"seed": 7, "n_coarse": 0}
+CORPORA = {"coarse": {"n_fine": 0}, "fine": {"n_coarse": 0}, HELD_OUT: {"seed": 7, "n_coarse": 0}}
+"""Parameters of the corpus of each manifest. Each is drawn when it is first used: fine training need not wait for 720
+coarse clips."""
+MODELS = ("hubert", "eva", "videomae", "llm")
+SECOND_LLM = "llm_qwen2"
 PRETRAINED = "projectors"
-
-
-def build(cache: Path) -> None:
-    """Build corpus and base models below `cache` in one go, unless they exist."""
-    from affectgpt.demo.models import in_one_thread, model_jobs, models_folder
-
-    with corpus_jobs(corpus_folder(cache / "demo")) as clips, model_jobs(models_folder(cache / "demo")) as models:
-        jobs = [*models, *clips]
-        if jobs:
-            trained = f" and {len(models)} base models trained" if models else ""
-            log.info("=== on first use, %d clips are drawn%s", len(clips), trained)
-        for _ in processes_for(len(jobs)).map(in_one_thread, jobs):
-            pass
 
 
 def path_of(name: str, cache: Path) -> Path:
@@ -36,12 +24,10 @@ def path_of(name: str, cache: Path) -> Path:
     Raises:
         InputError: unknown name.
     """
-    if name in MANIFESTS:
-        corpus = corpus_folder(cache / "demo")
-        build_corpus(corpus)
-        return corpus / f"{name}.jsonl"
-    if name == HELD_OUT:
-        return _held_out(cache / "demo")
+    if name in CORPORA:
+        corpus = corpus_folder(cache / "demo", **CORPORA[name])
+        build_corpus(corpus, **CORPORA[name])
+        return _held_out(corpus) if name == HELD_OUT else corpus / f"{name}.jsonl"
     if name == SECOND_LLM:
         from affectgpt.demo.models import build_second_llm
 
@@ -58,14 +44,12 @@ def path_of(name: str, cache: Path) -> Path:
         folder = projectors_folder(cache / "demo")
         build_projectors(folder, path_of("llm", cache).parent)
         return folder
-    known = [*MANIFESTS, HELD_OUT, *MODELS, SECOND_LLM, PRETRAINED]
+    known = [*CORPORA, *MODELS, SECOND_LLM, PRETRAINED]
     raise InputError(f"demo:{name} is not part of the embedded demo; expected one of {known}")
 
 
-def _held_out(folder: Path) -> Path:
+def _held_out(corpus: Path) -> Path:
     """The manifest of the held-out clips. Their ids are their own, so that none is taken for a training clip."""
-    corpus = corpus_folder(folder, **_HELD_OUT)
-    build_corpus(corpus, **_HELD_OUT)
     path = corpus / f"{HELD_OUT}.jsonl"
     if not path.exists():
         rows = [json.loads(line) for line in (corpus / "fine.jsonl").read_text(encoding="utf-8").splitlines()]

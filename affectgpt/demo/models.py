@@ -21,7 +21,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
@@ -99,6 +98,7 @@ def build_base_models(
     seed: int = 0,
     steps: Steps | None = None,
     n_processes: int | None = None,
+    stored: Path = STORED,
 ) -> None:
     """Write the four base models to `folder`, unless it exists: those of the package unpacked, others trained.
 
@@ -108,29 +108,19 @@ def build_base_models(
     Args:
         seed: seed of weights and batches.
         n_processes: models trained in parallel; None = one per available core.
-    """
-    with model_jobs(folder, seed=seed, steps=steps) as jobs:
-        for _ in Processes(min(n_processes or n_cores(), max(1, len(jobs)))).map(in_one_thread, jobs):
-            pass
-
-
-@contextmanager
-def model_jobs(
-    folder: str | os.PathLike[str], *, seed: int = 0, steps: Steps | None = None, stored: Path = STORED
-) -> Iterator[list[Callable[[], None]]]:
-    """The jobs that train the base models, the longest first, for `in_one_thread`; none if `folder` exists, or if
-    models with these parameters are `stored`, which are unpacked. It is complete when the context ends.
+        stored: folder of packed models, unpacked if they have these parameters.
     """
     parameters = _parameters(seed, steps)
     with build_once(Path(folder), parameters) as target:
         if target is None:
-            yield []
-        elif (stored / MARKER).is_file() and json.loads((stored / MARKER).read_text()) == parameters:
+            return
+        if (stored / MARKER).is_file() and json.loads((stored / MARKER).read_text()) == parameters:
             for name in MODELS:
                 _copy(stored / name, target / name, torch.float32)
-            yield []
-        else:
-            yield _trainings(target, seed, steps or Steps())
+            return
+        jobs = _trainings(target, seed, steps or Steps())  # the longest first
+        for _ in Processes(min(n_processes or n_cores(), len(jobs))).map(in_one_thread, jobs):
+            pass
 
 
 MODELS = ("llm", "eva", "hubert", "videomae")

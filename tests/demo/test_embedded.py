@@ -1,66 +1,33 @@
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from affectgpt.demo import embedded, models
-from affectgpt.demo.corpus import MARKER, build_corpus, build_once, corpus_folder, corpus_jobs
+from affectgpt.demo import embedded
+from affectgpt.demo.corpus import build_corpus
 from affectgpt.runtime import InputError
 from affectgpt.schema import read_samples
 
 TINY = {"n_coarse": 2, "n_fine": 3, "size_px": 32}
 
 
-def fail():
-    raise ArithmeticError("a training that fails")
-
-
-@pytest.fixture
-def one_model(tmp_path, monkeypatch):
-    """In place of the base models one file, made by the job that is set; and a corpus of five clips."""
-
-    @contextmanager
-    def jobs(folder):
-        with build_once(folder, {}) as target:
-            yield [] if target is None else [job or (target / "llm").touch]
-
-    job = None
-    monkeypatch.setattr(models, "models_folder", lambda cache: cache / "models")
-    monkeypatch.setattr(models, "model_jobs", jobs)
-    monkeypatch.setattr(embedded, "corpus_folder", partial(corpus_folder, **TINY))
-    monkeypatch.setattr(embedded, "corpus_jobs", partial(corpus_jobs, **TINY))
-
-    def set_job(new):
-        nonlocal job
-        job = new
-
-    return set_job
-
-
-def test_corpus_and_base_models_that_are_made_together_are_those_that_are_made_apart(one_model, tmp_path):
-    embedded.build(tmp_path)
-    together = corpus_folder(tmp_path / "demo", **TINY)
-    build_corpus(tmp_path / "apart", **TINY, n_processes=1)
-    files = {path.relative_to(together): path.read_bytes() for path in together.rglob("*.*") if path.is_file()}
-    assert len(files) == 5 + 3 + 1
-    assert files == {name: (tmp_path / "apart" / name).read_bytes() for name in files}
-    assert (tmp_path / "demo" / "models" / "llm").is_file()
-    one_model(fail)
-    embedded.build(tmp_path)  # what exists is not made again
-
-
-def test_neither_is_complete_if_a_job_fails(one_model, tmp_path):
-    one_model(fail)
-    with pytest.raises(ArithmeticError):
-        embedded.build(tmp_path)
-    assert not list(tmp_path.rglob(MARKER))
+def test_the_clips_of_each_stage_are_drawn_when_it_needs_them_and_are_those_of_one_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "build_corpus", lambda folder, **given: build_corpus(folder, **{**TINY, **given}))
+    fine = embedded.path_of("fine", tmp_path)
+    assert not list(tmp_path.rglob("coarse*"))
+    coarse = embedded.path_of("coarse", tmp_path)
+    build_corpus(tmp_path / "whole", **TINY, n_processes=1)
+    for manifest, n_clips in ((fine, 3), (coarse, 2)):
+        files = [manifest, *manifest.parent.rglob("*.mp4")]
+        assert len(files) == 1 + n_clips
+        for path in files:
+            assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(manifest.parent)).read_bytes()
 
 
 def test_the_held_out_clips_are_other_clips_of_other_people_under_other_ids(tmp_path, monkeypatch):
-    assert embedded._HELD_OUT["seed"] != 0  # that of the corpus: a seed has its own people
-    monkeypatch.setattr(embedded, "_HELD_OUT", {"seed": 7, "n_coarse": 0, "n_fine": 3, "size_px": 32})
+    parameters = embedded.CORPORA["held-out"]
+    assert parameters["seed"] != 0  # that of the corpus: a seed has its own people
+    monkeypatch.setitem(embedded.CORPORA, "held-out", {**parameters, "n_fine": 3, "size_px": 32})
     samples, _ = read_samples(embedded.path_of("held-out", tmp_path))
     assert [sample.id for sample in samples] == ["held-out_0000", "held-out_0001", "held-out_0002"]
     fine, _ = read_samples(Path(samples[0].video).parents[2] / "fine.jsonl")
