@@ -16,6 +16,7 @@ from affectgpt.annotate.face import Shown, evenly
 from affectgpt.annotate.record import Fact
 from affectgpt.annotate.sound import measure_sound
 from affectgpt.config import AnnotateConfig, FacesConfig
+from affectgpt.data.faces import settings_for
 from affectgpt.data.sources import samples_from_paths
 from affectgpt.journal import Journal, SeenIdsOnDisk
 from affectgpt.media import Frames, MediaError, MissingMedia, Waveform, read_audio, read_faces, read_frames
@@ -105,6 +106,12 @@ class ClipMedia:
     _lock: RLock = field(default_factory=RLock)
 
     @property
+    def hears_other(self) -> bool:
+        """Whether the voice and the words are those of the other person of a conversation: they are no clues of how the
+        listener speaks."""
+        return self.sample.person == "listener"
+
+    @property
     def sees(self) -> frozenset[str]:
         """What a model can be shown of it: "images", "sound"."""
         has = self.sample.modalities or ()
@@ -177,7 +184,8 @@ class ClipMedia:
     def _follow(self) -> Any:
         speech = self.speech() if "sound" in self.sees else None
         choose = self.shown if self.shown else None
-        return track_and_keep(self.sample.video or "", self.faces, speech.segments_s if speech else (), choose)
+        faces = settings_for(self.faces, self.sample.person)
+        return track_and_keep(self.sample.video or "", faces, speech.segments_s if speech else (), choose)
 
     def action_units(self) -> ActionUnits | None:
         return None if self.openface is None else self._once("openface", lambda: read_openface(self.openface or ""))

@@ -81,6 +81,7 @@ def to_samples(records: Iterable[Annotation]) -> Iterator[Sample]:
             labels=tuple(own.get("labels") or record.labels) or None,
             label=own.get("label") or (record.ranking[0] if record.ranking else None),
             valence=given.get("valence", record.valence),
+            person=record.person,
             lang=record.lang,
             translations=translations,
         )

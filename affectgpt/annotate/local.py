@@ -142,6 +142,7 @@ _NONE = LabelRule(("calm", "平静"), 0, (), lambda values: True)
 
 _TO_RANKED = {"happy": 0, "excited": 0, "sad": 1, "angry": 2, "surprised": 3, "afraid": 4, "nervous": 6, "calm": 7}
 _SAYS = {"en": 'The person says: "{}"', "zh": "此人说：“{}”"}
+_OTHER_SAYS = {"en": 'The other person says: "{}"', "zh": "对方说：“{}”"}
 _SEEN = {"en": "In the picture: {}.", "zh": "画面中：{}。"}
 _HEARD = {"en": "In the sound: {}.", "zh": "声音中：{}。"}
 _THUMB = {
@@ -179,9 +180,9 @@ def answer_by_rules(prompt: str, lang: str, about: Mapping[str, Any]) -> dict[st
         text, names = in_words(facts, modality, lang)
         return {"clue": text, "evidence": names} if text else {}
     if prompt == "disambiguate":
-        return {"clue": quoted_transcript(about["transcript"], lang)}
+        return {"clue": quoted_transcript(about["transcript"], lang, about.get("person"))}
     if prompt in ("merge", "rewrite", "explain", "translate"):
-        text = describe_facts(facts, labels, lang, about.get("transcript"))
+        text = describe_facts(facts, labels, lang, about.get("transcript"), about.get("person"))
         key = "translation" if prompt == "translate" else "description"
         return {key: text, **({"labels": labels} if prompt == "explain" else {})} if text else {}
     if not rules:
@@ -196,8 +197,10 @@ def answer_by_rules(prompt: str, lang: str, about: Mapping[str, Any]) -> dict[st
     raise InputError(f"the local annotator cannot answer prompt {prompt!r}; choose a model for it with annotator=")
 
 
-def quoted_transcript(transcript: str, lang: str) -> str:
-    return _SAYS[lang].format(" ".join(transcript.split()))
+def quoted_transcript(transcript: str, lang: str, person: str | None = None) -> str:
+    """What is said, by the other person if the clip is about a listener (`Sample.person`)."""
+    says = _OTHER_SAYS if person == "listener" else _SAYS
+    return says[lang].format(" ".join(transcript.split()))
 
 
 def in_words(facts: Iterable[Fact], modality: str, lang: str) -> tuple[str, list[str]]:
@@ -206,7 +209,9 @@ def in_words(facts: Iterable[Fact], modality: str, lang: str) -> tuple[str, list
     return _COMMA[lang].join(words for _, words in phrases), [name for name, _ in phrases]
 
 
-def describe_facts(facts: Sequence[Fact], labels: Sequence[str], lang: str, transcript: str | None) -> str:
+def describe_facts(
+    facts: Sequence[Fact], labels: Sequence[str], lang: str, transcript: str | None, person: str | None = None
+) -> str:
     """One paragraph: what was seen, heard and said, and the labels; "" without labels."""
     if not labels:
         return ""
@@ -214,7 +219,7 @@ def describe_facts(facts: Sequence[Fact], labels: Sequence[str], lang: str, tran
     parts = [
         _SEEN[lang].format(seen) if seen else "",
         _HEARD[lang].format(heard) if heard else "",
-        quoted_transcript(transcript, lang) if transcript else "",
+        quoted_transcript(transcript, lang, person) if transcript else "",
         _THUMB[lang].format(_COMMA[lang].join(labels)),
     ]
     return (" " if lang == "en" else "").join(part for part in parts if part)

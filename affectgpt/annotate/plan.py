@@ -125,7 +125,12 @@ def _applies(spec: StepConfig, sample: Sample, config: AnnotateConfig) -> bool:
     """Whether a step would ask about this clip."""
     has = sample.modalities or ()
     speaks = bool(sample.in_language(config.lang, strict=False).subtitle or (config.transcriber and "audio" in has))
-    there = {"images": "frames" in has, "sound": "audio" in has, "transcript": speaks, "any": bool(has)}
+    there = {
+        "images": "frames" in has,
+        "sound": "audio" in has and sample.person != "listener",
+        "transcript": speaks,
+        "any": bool(has),
+    }
     return there.get(_NEEDS.get(spec.step or spec.name, ""), True)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
+from affectgpt.prompts import whose
 from affectgpt.schema import LANGUAGES
 
 PROMPTS_VERSION = "annotate-2"
@@ -196,6 +197,7 @@ _HEADS = {
         "acoustic": "Heard:",
         "lexical": "What the words mean:",
         "transcript": "What the person says:",
+        "other_transcript": "What the other person says:",
         "description": "Description:",
         "json": "Answer with one JSON object and nothing else:",
         "keys": "Answer with one JSON object. Its keys: {keys}.",
@@ -211,6 +213,7 @@ _HEADS = {
         "acoustic": "听到的内容：",
         "lexical": "话语的含义：",
         "transcript": "此人所说的话：",
+        "other_transcript": "对方所说的话：",
         "description": "描述：",
         "json": "请只用一个 JSON 对象回答：",
         "keys": "请用一个 JSON 对象回答，键为：{keys}。",
@@ -229,7 +232,8 @@ def render_question(
     """The text of question `name`.
 
     Args:
-        about: parts of the record: "evidence" (facts), "clues", "transcript", "description" (by language).
+        about: parts of the record: "evidence" (facts), "clues", "transcript", "description" (by language), and
+            "person" (`Sample.person`): whose emotion a question about more than a description asks about.
         structured: True = ask for JSON, False = for plain text, the first field.
         enforced: the decoding follows the schema: the question names the keys only. Small models copy an example.
 
@@ -240,7 +244,8 @@ def render_question(
     blocks = []
     for part in prompt.gives:
         blocks += _block(part, lang, about)
-    blocks.append(prompt.texts[lang].format(ranked=", ".join(RANKED[lang])))
+    asks_of = whose(about.get("person"), lang) if prompt.gives != ("description",) else ""
+    blocks.append(asks_of + prompt.texts[lang].format(ranked=", ".join(RANKED[lang])))
     if structured and enforced:
         blocks.append(heads["keys"].format(keys=", ".join(_fields(prompt, about))))
     elif structured:
@@ -267,6 +272,8 @@ def _block(part: str, lang: str, about: Mapping[str, Any]) -> list[str]:
     if key == "description":
         # In the language of the question, if there is one: the translator is shown the other language.
         value = value and (value.get(lang) or next(iter(value.values())))
+    if key == "transcript" and about.get("person") == "listener":
+        key = "other_transcript"
     return [f"{heads[key]}\n{' '.join(value.split())}"] if value else []
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from affectgpt.prompts import whose
 from affectgpt.runtime import InputError, parse_json
-from affectgpt.schema import LANGUAGES, Sample, check_id
+from affectgpt.schema import LANGUAGES, PERSONS, Sample, check_id
 
 CLUE_MODALITIES = ("visual", "acoustic", "lexical")
 VALENCE = (-5.0, 5.0)
@@ -74,6 +75,7 @@ class Annotation:
         id, media_sha256: the clip; the hash is over its media files.
         key: hash of everything that the record was made from: media, pipeline, prompts, models.
         media: paths of "video", "audio", "face".
+        person: whose emotion the record is about in a conversation of two (`Sample.person`); None = not told.
         transcript: what is said, in `lang`; None = unknown.
         labels: open-vocabulary emotion words; `ranking`: words of a fixed set, the best match first.
         description: language -> text.
@@ -89,6 +91,7 @@ class Annotation:
     key: str = ""
     media: Mapping[str, str] = field(default_factory=dict)
     lang: str = "en"
+    person: str | None = None
     transcript: str | None = None
     clues: tuple[Clue, ...] = ()
     labels: tuple[str, ...] = ()
@@ -100,6 +103,11 @@ class Annotation:
     checks: tuple[Mapping[str, str], ...] = ()
     provenance: tuple[Provenance, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
+
+
+def said_of(record: Annotation) -> str | None:
+    """What people are shown of the transcript: whose emotion they are asked about, and what is said."""
+    return f"{whose(record.person, record.lang)}{record.transcript or ''}".strip() or None
 
 
 def given_of(sample: Sample) -> dict[str, Any]:
@@ -124,6 +132,7 @@ def checked_record(record: Annotation) -> Annotation:
     _expect(set(record.description) <= set(LANGUAGES), name, "description", sorted(record.description), LANGUAGES)
     for text in (*record.description.values(), *record.labels, *record.ranking):
         _expect(isinstance(text, str) and bool(text.strip()), name, "texts", text, "a non-empty text")
+    _expect(record.person in (None, *PERSONS), name, "person", record.person, f"one of {list(PERSONS)}, or null")
     transcript = record.transcript
     _expect(transcript is None or isinstance(transcript, str), name, "transcript", transcript, "a text or null")
     for value, key, (low, high) in (

@@ -153,7 +153,10 @@ class _Run:
         try:
             openface = openface_of(sample, self.config.openface)
             sha256 = await asyncio.to_thread(media_sha256, list(files_of(sample, openface)), store.hashes)
-            key = stable_hash([self.settings, sample.id, sha256, sample.subtitle, self.speakers.usual_of(sample)])
+            person = [sample.person] if sample.person else []
+            key = stable_hash(
+                [self.settings, sample.id, sha256, sample.subtitle, self.speakers.usual_of(sample), *person]
+            )
             if self._is_there(sample, key):
                 self._advance(there=1)
                 return
@@ -202,6 +205,7 @@ class _Run:
             key=key,
             media={name: str(Path(path).resolve()) for name, path in media.items()},
             lang=self.config.lang,
+            person=sample.person,
             provenance=tuple(sorted(work.notes, key=lambda note: order[note.step])),
             given=self._given(sample),
             **{name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()},

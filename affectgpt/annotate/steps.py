@@ -147,7 +147,9 @@ def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
         how |= how_seen
     if (crops := clip.face_crops()) is not None:
         facts += evidence.crop_facts(crops)
-    if "sound" in clip.sees and (speech := clip.speech()) is not None and (voice := clip.voice()) is not None:
+    if clip.hears_other:
+        how["left_out"] = ["the voice, which is the other person's"]
+    elif "sound" in clip.sees and (speech := clip.speech()) is not None and (voice := clip.voice()) is not None:
         heard, unreliable = voice
         facts += heard + sound.speaker_facts(heard, work.usual)
         how |= sound.method(speech) | ({"left_out": unreliable} if unreliable else {})
@@ -171,9 +173,15 @@ async def transcribe(work: Work, spec: StepConfig, about: StepOutput) -> StepOut
     parameters: dict[str, Any] = {"language": sample.lang}
     facts: list[Fact] = []
     speech = await asyncio.to_thread(work.clip.speech)
-    if row.get("words") is None or speech is None:
+    if row.get("words") is None or speech is None or work.clip.hears_other:
         parameters["left_out"] = list(WORD_FACTS)
-        parameters["why"] = "no times of words" if speech is not None else "speech=none"
+        parameters["why"] = (
+            "the other person's words"
+            if work.clip.hears_other
+            else "no times of words"
+            if speech is not None
+            else "speech=none"
+        )
     else:
         facts, n_outside = word_facts([Word(*word) for word in row["words"]], speech, sample.lang)
         parameters |= {"word_times": "alignment heads", "speech": speech.detector}
@@ -210,6 +218,7 @@ async def ask(
         StepFailed: the second answer has the wrong form, too.
     """
     annotator, lang, shows = annotator_of(work, spec), lang or work.lang, shows or {}
+    about = {**about, "person": work.clip.sample.person}
     if not annotator.asks_model:
         started = time.monotonic()
         values = local.answer_by_rules(prompt, lang, about)
@@ -328,8 +337,8 @@ async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
 
 
 async def acoustic(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
-    """The acoustic clue: how the voice sounds."""
-    if "sound" not in work.clip.sees:
+    """The acoustic clue: how the voice sounds. None of a listener, whose voice is not heard."""
+    if "sound" not in work.clip.sees or work.clip.hears_other:
         return {}
     values, model = await ask(work, spec, about, spec.prompt or "acoustic", shows={"sound": {}})
     if not values:
@@ -377,7 +386,7 @@ def join(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """Clues and transcript joined into one text without a model, as MERR's coarse caption."""
     texts = [clue.text.rstrip(".。") for clue in about.get("clues", ())]
     if about.get("transcript"):
-        texts.append(local.quoted_transcript(about["transcript"], work.lang))
+        texts.append(local.quoted_transcript(about["transcript"], work.lang, work.clip.sample.person))
     if not texts:
         raise Dropped(NO_CLUE)
     work.note_local(spec.name, "template", prompts.PROMPTS_VERSION, 0.0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affectgpt import config
-from affectgpt.cli.parser import compose, composed_settings, embedded
+from affectgpt.cli.parser import compose, composed_settings, embedded, replace_strings
 from affectgpt.cli.table import COMMANDS, load
 from affectgpt.cli.words import literal
 
@@ -49,9 +49,7 @@ def demo(settings: config.DemoConfig, given: Settings) -> int:
 
 def check_data(settings: config.DataCheckConfig, given: Settings) -> int:
     """With data=NAME, all sources of conf/data/NAME.yaml by their use; else the one source that is described."""
-    # As eval.py composes it: train would also build the base models.
-    data = compose("eval", settings.overrides).data if settings.overrides else None
-    return load("affectgpt.data.command:check_data")(settings, data)
+    return load("affectgpt.data.command:check_data")(settings, _all_data(settings.overrides))
 
 
 def export_data(settings: config.DataExportConfig, given: Settings) -> int:
@@ -59,9 +57,17 @@ def export_data(settings: config.DataExportConfig, given: Settings) -> int:
     # Apart, because an evaluation with a benchmark leaves the sources of its data as they are.
     scored = [item for item in settings.overrides if item.startswith("benchmark")]
     others = [item for item in settings.overrides if item not in scored]
-    data = compose("eval", others).data if others else None
+    data = _all_data(others)
     benchmark = compose("eval", scored).benchmark if scored else None
     return load("affectgpt.othertools.command:export_data")(settings, data, benchmark)
+
+
+def _all_data(given: Settings) -> config.DataConfig | None:
+    """The data of these settings, of training and test; None without settings."""
+    if not given:
+        return None
+    composed = compose("eval", given)  # train would also build the base models
+    return replace_strings(composed.data, embedded, Path(composed.paths.cache))
 
 
 def annotator_study(settings: config.StudyOfAnnotatorsConfig, given: Settings) -> int:

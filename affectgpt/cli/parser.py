@@ -176,7 +176,8 @@ def cache_folder() -> str:
 
 
 def resolved(settings: Any) -> Any:
-    """`settings` with the cache folder expanded and names of the embedded default (demo:...) replaced by paths.
+    """`settings` with the cache folder expanded and names of the embedded default (demo:...) replaced by paths, except
+    those of data that the command does not use (`_unused_data`), which are not built.
 
     An LLM in a GGUF file is replaced by the folder to which it is converted on first use.
     """
@@ -185,17 +186,28 @@ def resolved(settings: Any) -> Any:
         settings.paths.cache = str(cache)
     if isinstance(getattr(settings, "model", None), config.ModelConfig) and settings.model.init != "pretrained":
         settings.model.init_from = None  # unused, so what it names is not built
-    has_own_references = isinstance(settings, config.EvalConfig) and (settings.references or settings.benchmark.name)
-    data = settings.data if has_own_references else None
-    if has_own_references:
-        settings.data = config.DataConfig()  # its sources are unused too
+    unused = [(source, source.manifest) for source in _unused_data(settings)]
+    for source, _ in unused:
+        source.manifest = None
     settings = replace_strings(settings, embedded, cache)
-    if data is not None:
-        settings.data = data
+    for source, manifest in unused:
+        source.manifest = manifest
     model = getattr(settings, "model", None)
     if isinstance(model, config.ModelConfig) and model.llm.path.endswith(".gguf"):
         model.llm.path = load("affectgpt.convert.gguf:base_model")(model.llm.path, cache)
     return settings
+
+
+def _unused_data(settings: Any) -> list[config.SourceConfig]:
+    """The sources of training data of other stages; in an evaluation those of all, and of its test data if it has
+    references of its own."""
+    if isinstance(settings, config.TrainConfig):
+        used = settings.stage.data or [settings.stage.name]
+        return [row for name, rows in settings.data.training().items() if name not in used for row in rows]
+    if not isinstance(settings, config.EvalConfig):
+        return []
+    test = settings.data.test if settings.references or settings.benchmark.name else []
+    return [*(row for rows in settings.data.training().values() for row in rows), *test]
 
 
 def embedded(text: str, cache: Path) -> str:

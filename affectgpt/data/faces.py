@@ -44,9 +44,7 @@ class FaceNeeds:
 
     def of(self, person: str | None) -> FaceNeeds:
         """The needs for a sample about this person (`Sample.person`); settings other than `person: main` stay."""
-        if person is None or self.settings.person != "main":
-            return self
-        return replace(self, settings=replace(self.settings, person=person))
+        return replace(self, settings=settings_for(self.settings, person))
 
     @property
     def key(self) -> str:
@@ -58,6 +56,11 @@ class FaceNeeds:
         """The name under which `MediaFacts` stores where the crops are, or why there are none."""
         is_always_told = self.settings.person in set(PERSONS) - set(HEARD)
         return f"{'faces' if is_always_told else 'person'} {self.key}"
+
+
+def settings_for(settings: FacesConfig, person: str | None) -> FacesConfig:
+    """The settings for a sample about this person (`Sample.person`); settings other than `person: main` stay."""
+    return settings if person is None or settings.person != "main" else replace(settings, person=person)
 
 
 def face_needs(modalities: Iterable[str], sampling: SamplingConfig, *, backend: str = "pyav") -> FaceNeeds | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.record import CLUE_MODALITIES, Annotation
+from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, said_of
 from affectgpt.annotate.review.answers import ReviewAnswers, save_answer
 from affectgpt.annotate.review.changes import report_rounds
 from affectgpt.annotate.review.finish import write_outcome
@@ -137,7 +137,7 @@ class ReviewRoom:
             "screen": screen,
             "id": clip,
             "lang": record.lang,
-            "said": record.transcript,
+            "said": said_of(record),
             "given": {
                 name: [clue_to_text(clue) for clue in clues if clue.modality == name] for name in CLUE_MODALITIES
             },

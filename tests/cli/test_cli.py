@@ -55,6 +55,25 @@ def test_scoring_against_own_references_does_not_build_the_embedded_corpus(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stage_and_an_evaluation_build_only_the_clips_that_they_use(monkeypatch):
+    monkeypatch.setattr("affectgpt.cli.parser.embedded", lambda text, cache: text.replace("demo:", "built:"))
+
+    def manifests(command, *settings):
+        data = compose(command, settings).data
+        return [source.manifest for source in (*data.coarse, *data.fine, *data.test)]
+
+    assert manifests("train", "stage=coarse") == [
+        "built:coarse",
+        "demo:fine",
+        "built:fine",
+    ]
+    assert manifests("train", "stage=fine") == ["demo:coarse", "built:fine", "built:fine"]
+    assert manifests("train", "stage=fine", "stage.data=[coarse,fine]") == ["built:coarse", "built:fine", "built:fine"]
+    assert manifests("eval") == ["demo:coarse", "demo:fine", "built:fine"]
+    assert manifests("eval", "benchmark=meld") == ["demo:coarse", "demo:fine", "demo:fine"]
+    assert manifests("cache") == ["built:coarse", "built:fine", "built:fine"]
+
+
 def test_the_embedded_default_changes_numbers_through_its_recipe_alone():
     demo, paper = compose("train", ["stage=fine"]), compose("train", ["stage=fine", "model=affectgpt"])
     recipe = OmegaConf.load(CONF / "recipe" / "demo_fine.yaml").stage

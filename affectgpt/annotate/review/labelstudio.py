@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, Clue
+from affectgpt.annotate.record import CLUE_MODALITIES, Annotation, Clue, said_of
 from affectgpt.runtime import InputError, parse_json
 
 SCREENS = ("clues", "labels")
@@ -157,7 +157,7 @@ def make_task(
     screen: str, record: Annotation, url: str, clues: Sequence[Clue], labels: Sequence[str], **about: Any
 ) -> dict[str, Any]:
     """One task: the clip, the machine's clues or labels, and in `data.about` the clip's id, round and annotator."""
-    data: dict[str, Any] = {"clip": url, "said": record.transcript or "—"}
+    data: dict[str, Any] = {"clip": url, "said": said_of(record) or "—"}
     given = {name: [clue_to_text(clue) for clue in clues if clue.modality == name] for name in CLUE_MODALITIES}
     if screen == "clues":
         # The task keeps the given texts, so that an export alone shows who changed what.
