@@ -83,30 +83,30 @@ class MetricsFile(TrainerCallback):
             append_rows(self._path, [{"step": state.global_step, **(logs or {})}])
 
 
-class TensorBoardLog(TrainerCallback):
-    """Scalars for TensorBoard, under the run folder."""
+class BoardLog(TrainerCallback):
+    """Scalars, and sample generations and rollouts, for a dashboard that `_open` starts in the first process."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer_class = tensorboard_writer()
-        self._board: TensorBoard | None = None
+    _board: WandbBoard | TensorBoard | None = None
+
+    def _open(self, step: int) -> WandbBoard | TensorBoard:
+        """The dashboard of a run that starts or resumes after `step`."""
+        raise NotImplementedError
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            # TensorBoard hides events after the step that a run resumes from.
-            self._board = TensorBoard(self._writer_class(str(self._folder), purge_step=state.global_step + 1))
+            self._board = self._open(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if self._board is not None:
             self._board.figures({_grouped(key): value for key, value in (logs or {}).items()}, state.global_step)
 
     def show_generations(self, step: int, rows: Sequence[Shown]) -> None:
-        """Texts and middle frames of validation clips."""
+        """Texts, middle frames and, where the dashboard plays them, videos of validation clips."""
         if self._board is not None:
             _show_generations(self._board, step, rows)
 
     def show_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]) -> None:
-        """Answers with their rewards and advantage, and frames uint8 [H,W,3] by id."""
+        """Answers with their rewards and advantage, frames uint8 [H,W,3] by id, and videos as above."""
         if self._board is not None:
             _show_rollouts(self._board, step, rows, frames)
 
@@ -115,8 +115,20 @@ class TensorBoardLog(TrainerCallback):
             self._board.close()
 
 
-class WandbLog(TrainerCallback):
-    """Scalars, and sample generations and rollouts with video, frames and text, for wandb.
+class TensorBoardLog(BoardLog):
+    """For TensorBoard, under the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer_class = tensorboard_writer()
+
+    def _open(self, step: int) -> TensorBoard:
+        # TensorBoard hides events after the step that a run resumes from.
+        return TensorBoard(self._writer_class(str(self._folder), purge_step=step + 1))
+
+
+class WandbLog(BoardLog):
+    """For wandb.
 
     The settings say "online" or "offline"; offline needs no account and can be synchronized later. The run folder
     stores the wandb id, so that a resumed run continues the same wandb run.
@@ -127,29 +139,9 @@ class WandbLog(TrainerCallback):
 
     def __init__(self, logging: LoggingConfig, folder: Path, config: Mapping[str, Any], **about: Any) -> None:
         self._start = partial(start_wandb, logging, folder, config=config, **about)
-        self._board: WandbBoard | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._board = WandbBoard(self._start())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
-        if self._board is not None:
-            self._board.figures({_grouped(key): value for key, value in (logs or {}).items()}, state.global_step)
-
-    def show_generations(self, step: int, rows: Sequence[Shown]) -> None:
-        """Texts, middle frames and videos of validation clips."""
-        if self._board is not None:
-            _show_generations(self._board, step, rows)
-
-    def show_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], frames: Mapping[str, Any]) -> None:
-        """Answers with their rewards and advantage, frames uint8 [H,W,3] by id, and videos."""
-        if self._board is not None:
-            _show_rollouts(self._board, step, rows, frames)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._board is not None:
-            self._board.close()
+    def _open(self, step: int) -> WandbBoard:
+        return WandbBoard(self._start())
 
 
 def _show_generations(board: WandbBoard | TensorBoard, step: int, rows: Sequence[Shown]) -> None:
@@ -188,7 +180,7 @@ def _show_rollouts(
 
 def shown_generations(callbacks: Sequence[Any]) -> Callable[[int, Sequence[Shown]], None] | None:
     """Shows answers to validation clips on the dashboards; None = there are none."""
-    boards = [board for board in callbacks if hasattr(board, "show_generations")]
+    boards = [board for board in callbacks if isinstance(board, BoardLog)]
 
     def show(step: int, rows: Sequence[Shown]) -> None:
         for board in boards:
@@ -201,7 +193,7 @@ def shown_rollouts(
     config: TrainConfig, callbacks: Sequence[Any]
 ) -> Callable[[int, Sequence[Mapping[str, Any]]], None] | None:
     """Shows rows of rollouts.jsonl on the dashboards, at the first step and at steps with a validation; None = none."""
-    boards = [board for board in callbacks if hasattr(board, "show_rollouts")]
+    boards = [board for board in callbacks if isinstance(board, BoardLog)]
     every, n_prompts = config.stage.validate_every, config.logging.n_sample_generations
     if not boards or not n_prompts:
         return None
