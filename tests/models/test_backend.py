@@ -76,12 +76,23 @@ def without_engine(tmp_path: Path, code: str) -> None:
     subprocess.run([sys.executable, "-c", check + code], env=environment, check=True, timeout=600, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("llm", ["write_llama3", "write_qwen3"])
-def test_without_the_engine_losses_gradients_training_and_answers_are_the_same(llm, manifest, tmp_path):
-    folders = [tmp_path / name for name in ("with", "without")]
+LLMS = ("write_llama3", "write_qwen3")
+
+
+@pytest.fixture(scope="module")
+def without(manifest, tmp_path_factory):
+    """The folder with what `use` writes without the engine for each LLM, in one process."""
+    folder = tmp_path_factory.mktemp("without")
+    calls = [f"use(Path({str(folder / llm)!r}), {llm!r}, Path({str(manifest)!r}))" for llm in LLMS]
+    start = ["from pathlib import Path", "from tests.models.test_backend import use"]
+    without_engine(folder, "\n".join(start + calls))
+    return folder
+
+
+@pytest.mark.parametrize("llm", LLMS)
+def test_without_the_engine_losses_gradients_training_and_answers_are_the_same(llm, manifest, without, tmp_path):
+    folders = [tmp_path / "with", without / llm]
     use(folders[0], llm, manifest)
-    call = f"use(Path({str(folders[1])!r}), {llm!r}, Path({str(manifest)!r}))"
-    without_engine(tmp_path, f"from pathlib import Path\nfrom tests.models.test_backend import use\n{call}")
     mine, theirs = (torch.load(folder / "tensors.pt") for folder in folders)
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=5e-6)
     assert (folders[0] / "answers.json").read_text() == (folders[1] / "answers.json").read_text()
