@@ -43,6 +43,12 @@ def test_a_filter_leaves_the_clips_that_it_names_and_nothing_is_requested_elsewh
         assert page.locator(".row .id").inner_text().startswith("clip3")
         page.get_by_role("button", name="Clear").click()
         expect(page.locator(".count")).to_have_text("12 clips")
+        page.get_by_label("Compare with").select_option("b")  # the largest differences first
+        expect(page.locator(".row .id").first).not_to_contain_text("clip0")
+        largest = page.locator(".row .id").first.inner_text()
+        page.get_by_label("descending").uncheck()
+        expect(page.locator(".row .id").first).not_to_have_text(largest)
+        page.get_by_label("Compare with").select_option("none")
         page.get_by_text("Labels and lengths").click()
         expect(page.locator(".bars svg").first).to_have_attribute("aria-label", re.compile("True: 0: 0, .*; a: "))
         page.locator(".cell:not([disabled])").first.click()  # a cell of the matrix filters

@@ -128,7 +128,7 @@ export async function galleryPage(page, about, query) {
     replace(filters,
       select("system", t("System"), gallery.systems.map((one) => [one.name, `${one.name} (${percent(one.mean_f)})`]), null),
       names.length > 1 ? select("other", t("Compare with"), names.filter((one) => one !== state.system).map((one) => [one, one]), t("none")) : null,
-      h("span", { class: "pair" }, select("sort", t("Sort by"), keys, null),
+      h("span", { class: "pair wide" }, select("sort", t("Sort by"), keys, null),
         h("label", { class: "tick" }, h("input", { type: "checkbox", checked: state.descending === "true",
           onchange: (event) => change("descending", event.target.checked ? "true" : "") }), t("descending"))),
       typed("text", t("Search id, text, subtitle")),
