@@ -291,7 +291,7 @@ class StudyConfig:
     stages: list[str] = field(default_factory=lambda: ["coarse", "fine"])  # stage 1 and stage 2, or one stage
     stage1_share: float = 1.0  # share of stage 1 that is trained before stage 2; 0 = none
     stage2: bool = True  # train stage 2 and use its best checkpoint by validation
-    n_points: int = 8  # checkpoints of each stage that are scored for the curves
+    n_points: int = 10  # checkpoints of each stage that are scored for the curves
     max_new_tokens: int = 32  # longest answer for the curves, which ask for labels only
     question: QuestionConfig = field(default_factory=QuestionConfig)  # what the table's answers are asked
 

@@ -26,7 +26,7 @@ from affectgpt.cli.parser import (
     resolved,
 )
 from affectgpt.cli.table import COMMANDS, Command, load
-from affectgpt.cli.words import quoted_values
+from affectgpt.cli.words import from_hydra, quoted_values
 from affectgpt.runtime import InputError, UserError, set_up_logging
 
 __all__ = ["compose", "main", "run", "script", "set_environment"]
@@ -155,7 +155,7 @@ def _run_by_hydra(command: Command, settings: Sequence[str]) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command.conf)
     def job(composed: DictConfig) -> None:
-        given = list(HydraConfig.get().overrides.task)
+        given = from_hydra(HydraConfig.get().overrides.task)
         config: Any = OmegaConf.to_object(composed)
         try:
             codes.append(_run_job(command, resolved(config), given))

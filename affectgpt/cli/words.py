@@ -230,6 +230,21 @@ def quoted_values(arguments: Sequence[str], schema: type) -> list[str]:
     return changed
 
 
+def from_hydra(overrides: Sequence[str]) -> list[str]:
+    r"""The overrides of one job of a sweep as arguments: Hydra escapes values that come from a file.
+
+    >>> from_hydra([r"model.llm.path=demo\:llm", "stage.epochs=2", "name='a b'", "stage.tasks={both:1.0}"])
+    ["model.llm.path='demo:llm'", 'stage.epochs=2', "name='a b'", 'stage.tasks={both:1.0}']
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found = []
+    for line, parsed in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        value = parsed.value()
+        found.append(f"{line.partition('=')[0]}={quoted(value)}" if isinstance(value, str) else line)
+    return found
+
+
 def _swept(value: str) -> str:
     """The values of a sweep, separated by commas, with quotes where Hydra needs them; functions of it stay.
 

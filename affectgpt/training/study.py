@@ -54,15 +54,15 @@ _LEFT_OUT = "left_out.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """One row and column of the table. stage1_epochs 0 = without stage 1."""
+    """One row and column of the table. stage1_epochs 0 = without stage 1, 2.5 = two and a half."""
 
     variant: str
-    stage1_epochs: int
+    stage1_epochs: float
     stage2: bool
 
     @property
     def name(self) -> str:
-        return f"{self.variant}-stage1-{self.stage1_epochs}-stage2-{'best' if self.stage2 else 'none'}"
+        return f"{self.variant}-stage1-{self.stage1_epochs:g}-stage2-{'best' if self.stage2 else 'none'}"
 
 
 def stage_names(study: StudyConfig) -> list[str]:
@@ -117,11 +117,11 @@ def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
             f"study.stage1_share={share} with study.n_points={n_points}: the share must be k / n_points for a "
             "whole number k from 0 to n_points"
         )
-    if share and not round(share * stage1.stage.epochs):
+    if 0 < share * stage1.stage.epochs < 1:
         raise LeftOut(f"study.stage1_share={share} of stage.epochs={stage1.stage.epochs} is less than an epoch")
     folder = Path(stage1.paths.runs) / study.name
     variant = slug(study.variant)
-    cell = Cell(variant, round(share * stage1.stage.epochs), study.stage2)
+    cell = Cell(variant, share * stage1.stage.epochs, study.stage2)
     log.info("\n=== study %s, cell %s", study.name, cell.name)
     start = _start_folder(stage1, folder / f"{variant}-start")
     chosen = start
@@ -131,7 +131,7 @@ def run_cell(stage1: TrainConfig, stage2: TrainConfig) -> Cell:
         _score_curve(run, [start, *complete_checkpoints(run)], stage2)
         chosen = complete_checkpoints(run)[round(share * n_points) - 1]
     if study.stage2:
-        name = f"{variant}-stage2-after-{cell.stage1_epochs}"
+        name = f"{variant}-stage2-after-{cell.stage1_epochs:g}"
         run = train(_prepared(stage2, folder, name, chosen, validate_always=True))
         _score_curve(run, [chosen, *complete_checkpoints(run)], stage2)
         chosen = best_checkpoint(run) or complete_checkpoints(run)[-1]
@@ -264,17 +264,19 @@ def report(folder: Path) -> str:
     return f"{text}\n\n{folder}: {', '.join(written)}"
 
 
-def _rows(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[tuple[int, bool], dict[str, Mapping[str, Any]]]]:
+def _rows(
+    cells: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], dict[tuple[float, bool], dict[str, Mapping[str, Any]]]]:
     """(variants, (epochs of stage 1, stage 2) -> variant -> score)."""
     variants = sorted({cell["variant"] for cell in cells})
-    rows: dict[tuple[int, bool], dict[str, Mapping[str, Any]]] = {}
+    rows: dict[tuple[float, bool], dict[str, Mapping[str, Any]]] = {}
     for cell in sorted(cells, key=lambda cell: (cell["stage1_epochs"], cell["stage2"])):
         rows.setdefault((cell["stage1_epochs"], cell["stage2"]), {})[cell["variant"]] = cell["score"]
     return variants, rows
 
 
-def _titles(epochs: int, stage2: bool) -> tuple[str, str]:
-    return f"{epochs} epochs" if epochs else "-", "best" if stage2 else "-"
+def _titles(epochs: float, stage2: bool) -> tuple[str, str]:
+    return f"{epochs:g} epochs" if epochs else "-", "best" if stage2 else "-"
 
 
 _COLUMNS = (("avg", "Avg"), ("precision", "precision"), ("recall", "recall"), ("f_score", "F_S"))

@@ -317,6 +317,33 @@ def test_a_sweep_takes_chinese_values_and_reports_a_misspelt_key_in_one_message(
     assert "folder: ../数据" in capsys.readouterr().out
 
 
+def test_each_job_of_a_shipped_sweep_gets_the_values_as_they_are_written(monkeypatch, tmp_path):
+    from affectgpt.cli import run as run_command
+    from affectgpt.training import study
+
+    jobs = []
+    monkeypatch.setattr(study, "run_sweep_job", lambda *stages: jobs.append(stages) or 0)
+    monkeypatch.setattr(study, "report", lambda folder: folder.name)
+    names = ["name=it's,x y", f"paths.runs={tmp_path}"]
+    assert run_command("train", ["-m", "experiment=llms", *names]) == 0
+    assert [(stage1.model.llm.path, stage1.study.variant) for stage1, _ in jobs] == [
+        (path, path) for path in ("demo:llm", "demo:llm_qwen2") for _ in range(2)
+    ]
+    assert {stage1.name for stage1, _ in jobs} == {"it's", "x y"}
+    assert {(stage1.stage.name, stage2.stage.name) for stage1, stage2 in jobs} == {("coarse", "fine")}
+
+
+@pytest.mark.parametrize("model", ["demo", "affectgpt_v1"])
+@pytest.mark.parametrize("experiment", ["table4", "llms"])
+def test_the_points_of_a_shipped_study_are_checkpoints_of_its_stages(experiment, model):
+    sweep = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
+    shares = [float(share) for share in str(sweep.get("study.stage1_share", 1)).split(",")]
+    for stage in ("coarse", "fine"):
+        config = compose("train", [f"experiment={experiment}", f"model={model}", f"stage={stage}"])
+        assert config.stage.epochs * config.stage.iterations_per_epoch % config.study.n_points == 0
+        assert all((share * config.study.n_points).is_integer() for share in shares)
+
+
 @pytest.mark.parametrize("command", sorted({command.conf for command in COMMANDS.values() if command.conf}))
 def test_a_sweep_writes_to_no_folder_of_hydras_own(command):
     sweep = OmegaConf.to_container(OmegaConf.load(CONF / f"{command}.yaml"))["hydra"]["sweep"]
