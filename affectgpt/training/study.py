@@ -358,7 +358,7 @@ def draw(folder: Path) -> list[str]:
     stage1 = {path.name.removesuffix("-stage1"): path for path in sorted(folder.glob("*-stage1"))}
     first = [run for name, path in stage1.items() if (run := _read_run(path, name))]
     second: dict[str, list[_Run]] = {}
-    for path in sorted(folder.glob("*-stage2-after-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+    for path in sorted(folder.glob("*-stage2-after-*"), key=lambda path: float(path.name.rpartition("-")[2])):
         variant, _, epochs = path.name.rpartition("-stage2-after-")
         title = f"stage 1: {epochs} epochs" if epochs != "0" else "without stage 1"
         if run := _read_run(path, title):

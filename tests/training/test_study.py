@@ -16,10 +16,11 @@ from tests.conftest import make_train_config
 
 
 def stages(base_models, manifest, folder, **values):
-    """Configurations of either stage: six steps, two scored checkpoints."""
+    """Configurations of either stage: three epochs, six steps, two scored checkpoints."""
     config = StudyConfig(name="toy", variant="models/random", n_points=2, max_new_tokens=4, **values)
-    coarse = make_train_config(base_models, manifest, folder)
-    fine = make_train_config(base_models, manifest, folder, name="fine", validate_every=3)
+    length = {"epochs": 3, "iterations_per_epoch": 2, "validate_every": 3}
+    coarse = make_train_config(base_models, manifest, folder, **length)
+    fine = make_train_config(base_models, manifest, folder, name="fine", **length)
     return [replace(item, study=config) for item in (coarse, fine)]
 
 
@@ -38,13 +39,13 @@ def cell(folder, name):
 
 def test_cells_share_stage_1_and_use_their_share_of_it(swept):
     assert [path.name for path in sorted(swept.glob("*stage1"))] == ["random-stage1"]
-    half, whole = (cell(swept, f"random-stage1-{epochs}-stage2-none") for epochs in (1, 2))
+    half, whole = (cell(swept, f"random-stage1-{epochs}-stage2-none") for epochs in ("1.5", "3"))
     assert half["checkpoint"].endswith("random-stage1/checkpoint-3")
     assert whole["checkpoint"].endswith("random-stage1/checkpoint-6")
 
 
 def test_stage_2_starts_from_the_checkpoint_of_its_cell_and_ends_with_its_best_by_validation(swept):
-    for epochs, start in ((0, "random-start"), (1, "random-stage1/checkpoint-3")):
+    for epochs, start in (("0", "random-start"), ("1.5", "random-stage1/checkpoint-3")):
         record = json.loads((swept / f"random-stage2-after-{epochs}" / "run.json").read_text())
         assert record["init_from"].endswith(start)
         chosen = Path(cell(swept, f"random-stage1-{epochs}-stage2-best")["checkpoint"])
@@ -69,14 +70,14 @@ def test_a_scored_cell_is_not_computed_again(swept, base_models, manifest, monke
 
 def test_the_report_has_the_scores_of_the_cells_and_draws_the_curves(swept):
     text = study.report(swept)
-    score = cell(swept, "random-stage1-1-stage2-best")["score"]
-    line = next(line for line in text.splitlines() if line.startswith("1 epochs") and "best" in line)
+    score = cell(swept, "random-stage1-1.5-stage2-best")["score"]
+    line = next(line for line in text.splitlines() if line.startswith("1.5 epochs") and "best" in line)
     assert f"{50 * (score['precision'] + score['recall']):.2f}" in line
     assert f"{100 * score['f_score']:.2f}" in line
     assert "not yet" not in text
     for name in ("stage1-sets", "stage1-variants", "stage2-sets", "stage2-necessity"):
         assert (swept / f"{name}.png").stat().st_size > 5000
-    assert "| 1 epochs | best |" in (swept / "table.md").read_text()
+    assert "| 1.5 epochs | best |" in (swept / "table.md").read_text()
 
 
 def test_other_settings_under_the_same_name_are_refused(swept, base_models, manifest):
