@@ -7,13 +7,16 @@ depends on no room, and every room may start it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from affectgpt import config
 from affectgpt.cli.parser import compose, composed_settings, embedded, replace_strings
 from affectgpt.cli.table import COMMANDS, load
-from affectgpt.cli.words import literal
+from affectgpt.cli.words import literal, unquoted
+
+log = logging.getLogger("affectgpt")
 
 Settings = Sequence[str]
 COLUMNS = ("audio", "video", "merge", "translate")  # settings of a study of annotators that name models
@@ -22,7 +25,12 @@ COLUMNS = ("audio", "video", "merge", "translate")  # settings of a study of ann
 def train(settings: config.TrainConfig, given: Settings) -> int:
     """One stage, or with a study's name one cell of the study: each of its stages, configured like this command."""
     if not settings.study.name:
-        return load("affectgpt.training.stages:run_stage")(settings).exit_code
+        result = load("affectgpt.training.stages:run_stage")(settings)
+        if result.exit_code == 0:
+            parts = [item.partition("=") for item in given]
+            plain = [key + equals + unquoted(value) for key, equals, value in parts]
+            log.info("%s", load("affectgpt.training.stages:next_commands")(settings, result.run, plain))
+        return result.exit_code
     others = [item for item in given if not item.startswith("stage=")]
     names = load("affectgpt.training.study:stage_names")(settings.study)
     configs = [compose("train", [*others, f"stage={name}"]) for name in names]

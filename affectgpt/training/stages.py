@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -241,19 +240,12 @@ def _train(
         complete_checkpoints(run)[-1],
         f", best by validation ({metric} {best * 100:.1f}): {run / BEST}" if best is not None else "",
     )
-    if not config.study.name:
-        log.info("%s", next_commands(config, run))
     scored = {} if best is None else {"best_validation_score": best, "validation_metric": metric}
     return {"loss": trainer.mean_loss, **scored, "steps": trainer.state.global_step}
 
 
-def next_commands(config: TrainConfig, run: Path, command: Sequence[str] = sys.argv) -> str:
-    """What to run after a stage, with the settings of this command that the next one needs, too.
-
-    Args:
-        command: of the training process; the settings are repeated only if it is train.py.
-    """
-    given = command[1:] if Path(command[0]).name in ("train.py", "affectgpt-train") else []
+def next_commands(config: TrainConfig, run: Path, given: Sequence[str]) -> str:
+    """What to run after a stage, with those of the settings given to train.py that the next command needs, too."""
     shared = [item for item in given if item.startswith(("data=", "data.", "paths.", "device=", "generate."))]
     shown = [f"checkpoint={run}", *shared]
     lines = [f"python eval.py {shlex.join(shown)}", f"python infer.py video.mp4 {shlex.join([f'checkpoint={run}'])}"]

@@ -333,6 +333,21 @@ def test_each_job_of_a_shipped_sweep_gets_the_values_as_they_are_written(monkeyp
     assert {(stage1.stage.name, stage2.stage.name) for stage1, stage2 in jobs} == {("coarse", "fine")}
 
 
+def test_after_each_job_of_a_sweep_the_next_commands_have_its_own_settings(monkeypatch, tmp_path, caplog):
+    from affectgpt.cli import run as run_command
+    from affectgpt.training import stages
+
+    caplog.set_level("INFO", "affectgpt")
+    results = iter([stages.StageResult(tmp_path / "a", 0), stages.StageResult(tmp_path / "b", 0)])
+    monkeypatch.setattr(stages, "run_stage", lambda config: next(results))
+    given = ["stage=coarse", "seed=1,2", "data.folder=/my data", "name=x", "hydra.sweep.dir=" + str(tmp_path)]
+    assert run_command("train", ["-m", *given]) == 0
+    for run, seed in (("a", 1), ("b", 2)):
+        start = f"stage.init_from={tmp_path / run}"
+        assert f"python train.py stage=fine {start} seed={seed} 'data.folder=/my data'\n" in caplog.text
+        assert f"python eval.py checkpoint={tmp_path / run} 'data.folder=/my data'\n" in caplog.text
+
+
 @pytest.mark.parametrize("model", ["demo", "affectgpt_v1"])
 @pytest.mark.parametrize("experiment", ["table4", "llms"])
 def test_the_points_of_a_shipped_study_are_checkpoints_of_its_stages(experiment, model):
