@@ -198,6 +198,7 @@ class StageConfig:
 
     name: str = "???"  # the stage's name, also the name of its runs
     data: list[str] = field(default_factory=list)  # training data: coarse, fine, names in data.train; empty = by name
+    limit: int | None = None  # at most this many samples of each source without a limit of its own; null = all
     objective: str = "supervised"  # the loss, a file of affectgpt/training/objectives: supervised, reward, preference
     objective_options: dict[str, Any] = field(default_factory=dict)  # settings of the objective
     rewards: dict[str, float] = field(default_factory=dict)  # objective reward: weights; empty = its own

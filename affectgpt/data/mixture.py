@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from affectgpt.clauses import shown_clues
 from affectgpt.config import DataConfig, SourceConfig, StageConfig
@@ -81,7 +81,7 @@ def read_mixture(
     facts: MediaFacts | None = None,
     faces: FaceNeeds | None = None,
 ) -> tuple[list[Source], list[BadSample]]:
-    """The sources of a stage; tasks, languages and candidates are the source's own, else those of the stage.
+    """The sources of a stage; tasks, languages, candidates and limit are the source's own, else those of the stage.
 
     Raises:
         UserError: as `read_samples`, where a sample without the texts that are asked for is bad, too.
@@ -91,7 +91,7 @@ def read_mixture(
     mixture: list[Source] = []
     bad: list[BadSample] = []
     for source in sources:
-        rows = _read(source, data, facts, faces)
+        rows = _read(source if source.limit else replace(source, limit=stage.limit), data, facts, faces)
         tasks = {task: weight for task, weight in (source.tasks or stage.tasks).items() if weight != 0}
         langs = {lang: weight for lang, weight in (source.langs or stage.langs).items() if weight != 0}
         candidates: Sequence[str] = ()

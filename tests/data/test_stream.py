@@ -111,6 +111,17 @@ def mixture(tmp_path, sources, **data):
     return mixed
 
 
+def test_the_limit_of_a_stage_is_that_of_sources_without_their_own(tmp_path):
+    text = {"modalities": None}
+    sources = []
+    for name, limit in (("a", None), ("b", 7), ("c", None)):
+        write_jsonl(tmp_path / f"{name}.jsonl", samples(9, name, **text))
+        sources.append(SourceConfig(manifest=str(tmp_path / f"{name}.jsonl"), limit=limit))
+    for limit, expected in ((4, [4, 7, 4]), (None, [9, 7, 9])):
+        mixed, _ = read_mixture(sources, DataConfig(name="d"), StageConfig(name="s", tasks=TASKS, limit=limit))
+        assert [len(source.samples) for source in mixed] == expected
+
+
 def test_each_source_has_its_own_tasks_languages_and_candidates(tmp_path):
     text = {"modalities": None}
     mixed = mixture(
