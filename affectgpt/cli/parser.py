@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,9 @@ def explained(error: Exception, command: Command, settings: Sequence[str]) -> st
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' not in '(\w+)'\s+full_key: (\S+)", text):
         key = match[1] or match[4]
         return f"unknown setting {key!r}{_nearest(key, _names(command))}; --help and docs/configuration.md list them"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]}= is missing; --help and docs/configuration.md say what it means"
+    if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        meaning = next((comment for name, _, comment in _documented(command) if name == match[1]), "")
+        return f"{match[1]}= is missing{meaning and f': {meaning}'}"
     found = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = next((line for line in lines if line.startswith("Value '")), lines[0]).rstrip(".")
@@ -139,10 +140,14 @@ def explained(error: Exception, command: Command, settings: Sequence[str]) -> st
     return f"{where}{first}; --help and docs/configuration.md list what each setting takes"
 
 
-def _names(command: Command) -> list[str]:
-    from affectgpt.confdoc import settings_of as documented
+def _documented(command: Command) -> Iterator[tuple[str, str | None, str]]:
+    from affectgpt.confdoc import settings_of
 
-    names = {name for name, _, _ in documented(command.schema)}
+    return settings_of(command.schema)
+
+
+def _names(command: Command) -> list[str]:
+    names = {name for name, _, _ in _documented(command)}
     return sorted({*names, *(field.name for field in dataclasses.fields(command.schema))})
 
 

@@ -333,6 +333,21 @@ def test_each_job_of_a_shipped_sweep_gets_the_values_as_they_are_written(monkeyp
     assert {(stage1.stage.name, stage2.stage.name) for stage1, stage2 in jobs} == {("coarse", "fine")}
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        ("data export", ["a.jsonl"], "error: to= is missing: the other tool: ms-swift, llamafactory or lmms-eval\n"),
+        ("data export", ["a.jsonl", "to=ms-swift"], "error: out= is missing: output folder\n"),
+        ("hub push", ["runs/fine"], "error: repo= is missing: user/name on the hub\n"),
+    ],
+)
+def test_a_missing_setting_is_named_with_what_it_means(command, given, said, capsys):
+    from affectgpt.cli import run as run_command
+
+    assert run_command(command, given) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_after_each_job_of_a_sweep_the_next_commands_have_its_own_settings(monkeypatch, tmp_path, caplog):
     from affectgpt.cli import run as run_command
     from affectgpt.training import stages
