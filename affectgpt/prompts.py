@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from affectgpt.clauses import fit, join, split, supported_labels
 from affectgpt.runtime import InputError
-from affectgpt.schema import CLUES, LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Clause, Sample
+from affectgpt.schema import CLUES, LANGUAGES, MODALITIES, PLACEHOLDERS, TASKS, Clause, Sample, hears_other
 
 PROMPT_VERSION = "1"
 """To be raised with every change of a prompt below; stored in predictions and checkpoints."""
@@ -432,7 +432,7 @@ def user_message(
     if prompt_format in PUBLISHED:
         return Message("user", "\n".join([*lines, question]), subtitle)
     if subtitle:
-        says = _SUBTITLE_OF_OTHER if person == "listener" else _SUBTITLE
+        says = _SUBTITLE_OF_OTHER if hears_other(person) else _SUBTITLE
         lines.append(says[lang].format(subtitle=" ".join(subtitle.split())))
     return Message("user", "\n".join([*lines, question]))
 

@@ -200,6 +200,15 @@ _TRANSLATED = {f"{name}_{lang}": (name, lang) for lang in LANGUAGES for name in 
 _READABLE = _COLUMNS | _TRANSLATED.keys() | {"name"}
 
 
+def hears_other(person: str | None) -> bool:
+    """Whether the voice and the words of a sample about `person` are those of the other person of the conversation.
+
+    >>> hears_other("listener"), hears_other("speaker"), hears_other(None)
+    (True, False, False)
+    """
+    return person == "listener"
+
+
 def true_labels(sample: Sample, lang: str = "en") -> tuple[str, ...]:
     """The labels that a prediction is scored against: the open-vocabulary labels, else the one-hot label."""
     texts = sample.in_language(lang)

@@ -106,12 +106,6 @@ class ClipMedia:
     _lock: RLock = field(default_factory=RLock)
 
     @property
-    def hears_other(self) -> bool:
-        """Whether the voice and the words are those of the other person of a conversation: they are no clues of how the
-        listener speaks."""
-        return self.sample.person == "listener"
-
-    @property
     def sees(self) -> frozenset[str]:
         """What a model can be shown of it: "images", "sound"."""
         has = self.sample.modalities or ()

@@ -14,6 +14,7 @@ from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.prompts import RANKED
 from affectgpt.annotate.record import Fact
 from affectgpt.runtime import InputError
+from affectgpt.schema import hears_other
 
 NAME = "local-rules"
 RULES_VERSION = "local-3"
@@ -199,7 +200,7 @@ def answer_by_rules(prompt: str, lang: str, about: Mapping[str, Any]) -> dict[st
 
 def quoted_transcript(transcript: str, lang: str, person: str | None = None) -> str:
     """What is said, by the other person if the clip is about a listener (`Sample.person`)."""
-    says = _OTHER_SAYS if person == "listener" else _SAYS
+    says = _OTHER_SAYS if hears_other(person) else _SAYS
     return says[lang].format(" ".join(transcript.split()))
 
 

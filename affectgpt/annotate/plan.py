@@ -23,7 +23,7 @@ from affectgpt.config import AnnotateConfig, AnnotatorConfig, StepConfig
 from affectgpt.data.sources import probe_sample
 from affectgpt.media import probe
 from affectgpt.runtime import UserError
-from affectgpt.schema import Sample
+from affectgpt.schema import Sample, hears_other
 from affectgpt.tables import format_table
 
 _NEEDS = {"visual": "images", "peak": "images", "acoustic": "sound", "disambiguate": "transcript", "explain": "any"}
@@ -127,7 +127,7 @@ def _applies(spec: StepConfig, sample: Sample, config: AnnotateConfig) -> bool:
     speaks = bool(sample.in_language(config.lang, strict=False).subtitle or (config.transcriber and "audio" in has))
     there = {
         "images": "frames" in has,
-        "sound": "audio" in has and sample.person != "listener",
+        "sound": "audio" in has and not hears_other(sample.person),
         "transcript": speaks,
         "any": bool(has),
     }

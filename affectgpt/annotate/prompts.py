@@ -15,7 +15,7 @@ from typing import Any
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
 from affectgpt.prompts import whose
-from affectgpt.schema import LANGUAGES
+from affectgpt.schema import LANGUAGES, hears_other
 
 PROMPTS_VERSION = "annotate-2"
 """Changes with every change of the texts below; part of every record and its key."""
@@ -272,7 +272,7 @@ def _block(part: str, lang: str, about: Mapping[str, Any]) -> list[str]:
     if key == "description":
         # In the language of the question, if there is one: the translator is shown the other language.
         value = value and (value.get(lang) or next(iter(value.values())))
-    if key == "transcript" and about.get("person") == "listener":
+    if key == "transcript" and hears_other(about.get("person")):
         key = "other_transcript"
     return [f"{heads[key]}\n{' '.join(value.split())}"] if value else []
 

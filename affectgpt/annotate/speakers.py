@@ -18,7 +18,7 @@ from affectgpt.data.sources import probe_sample
 from affectgpt.media.ahead import ReadAhead
 from affectgpt.media.speech import detector_name
 from affectgpt.runtime import MissingLibrary, UserError, n_cores, stable_hash
-from affectgpt.schema import Sample
+from affectgpt.schema import Sample, hears_other
 
 
 def speaker_of(sample: Sample, pattern: str | None) -> str | None:
@@ -57,13 +57,16 @@ class Speakers:
         return self._ahead.pop(sample.id) or {}
 
     async def learn(self, samples: Iterable[Sample], stop: StopSignal) -> None:
-        """Measure the sound of every clip once; unreadable clips are skipped here and fail when they are annotated."""
+        """Measure the sound of every clip once, except of listeners, who are not heard.
+
+        Unreadable clips are skipped here and fail when they are annotated.
+        """
         if not self._pattern:
             return
         found: dict[str, dict[str, list[float]]] = {}
 
         async def measure(sample: Sample) -> None:
-            if (speaker := speaker_of(sample, self._pattern)) is None:
+            if (speaker := speaker_of(sample, self._pattern)) is None or hears_other(sample.person):
                 return
             try:
                 values = await asyncio.to_thread(self._values, sample)

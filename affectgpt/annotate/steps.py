@@ -28,6 +28,7 @@ from affectgpt.chat.completion import REFUSED
 from affectgpt.config import AnnotateConfig, StepConfig
 from affectgpt.media.faces.tracks import ABSENT
 from affectgpt.runtime import UserError, redacted
+from affectgpt.schema import hears_other
 
 StepOutput = dict[str, Any]
 """Fields of `Annotation`, lists in place of tuples."""
@@ -147,7 +148,7 @@ def measure(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
         how |= how_seen
     if (crops := clip.face_crops()) is not None:
         facts += evidence.crop_facts(crops)
-    if clip.hears_other:
+    if hears_other(clip.sample.person):
         how["left_out"] = ["the voice, which is the other person's"]
     elif "sound" in clip.sees and (speech := clip.speech()) is not None and (voice := clip.voice()) is not None:
         heard, unreliable = voice
@@ -173,15 +174,13 @@ async def transcribe(work: Work, spec: StepConfig, about: StepOutput) -> StepOut
     parameters: dict[str, Any] = {"language": sample.lang}
     facts: list[Fact] = []
     speech = await asyncio.to_thread(work.clip.speech)
-    if row.get("words") is None or speech is None or work.clip.hears_other:
-        parameters["left_out"] = list(WORD_FACTS)
-        parameters["why"] = (
-            "the other person's words"
-            if work.clip.hears_other
-            else "no times of words"
-            if speech is not None
-            else "speech=none"
-        )
+    reasons = {
+        "the other person's words": hears_other(sample.person),
+        "speech=none": speech is None,
+        "no times of words": row.get("words") is None,
+    }
+    if why := next((reason for reason, holds in reasons.items() if holds), None):
+        parameters |= {"left_out": list(WORD_FACTS), "why": why}
     else:
         facts, n_outside = word_facts([Word(*word) for word in row["words"]], speech, sample.lang)
         parameters |= {"word_times": "alignment heads", "speech": speech.detector}
@@ -338,7 +337,7 @@ async def peak(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
 
 async def acoustic(work: Work, spec: StepConfig, about: StepOutput) -> StepOutput:
     """The acoustic clue: how the voice sounds. None of a listener, whose voice is not heard."""
-    if "sound" not in work.clip.sees or work.clip.hears_other:
+    if "sound" not in work.clip.sees or hears_other(work.clip.sample.person):
         return {}
     values, model = await ask(work, spec, about, spec.prompt or "acoustic", shows={"sound": {}})
     if not values:

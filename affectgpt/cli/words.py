@@ -233,16 +233,27 @@ def quoted_values(arguments: Sequence[str], schema: type) -> list[str]:
 def from_hydra(overrides: Sequence[str]) -> list[str]:
     r"""The overrides of one job of a sweep as arguments: Hydra escapes values that come from a file.
 
-    >>> from_hydra([r"model.llm.path=demo\:llm", "stage.epochs=2", "name='a b'", "stage.tasks={both:1.0}"])
-    ["model.llm.path='demo:llm'", 'stage.epochs=2', "name='a b'", 'stage.tasks={both:1.0}']
+    >>> from_hydra([r"model.llm.path=demo\:llm", "stage.epochs=2", "stage.tasks={both:1.0}", r"x=[a\:b,null]"])
+    ["model.llm.path='demo:llm'", 'stage.epochs=2', 'stage.tasks={both:1.0}', "x=['a:b',null]"]
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     found = []
     for line, parsed in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         value = parsed.value()
-        found.append(f"{line.partition('=')[0]}={quoted(value)}" if isinstance(value, str) else line)
+        found.append(f"{line.partition('=')[0]}={_written(value)}" if isinstance(value, str | list | dict) else line)
     return found
+
+
+def _written(value: Any) -> str:
+    """A parsed value in Hydra's syntax, its texts quoted."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _swept(value: str) -> str:

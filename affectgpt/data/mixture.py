@@ -91,7 +91,8 @@ def read_mixture(
     mixture: list[Source] = []
     bad: list[BadSample] = []
     for source in sources:
-        rows = _read(source if source.limit else replace(source, limit=stage.limit), data, facts, faces)
+        limited = replace(source, limit=stage.limit) if source.limit is None else source
+        rows = _read(limited, data, facts, faces)
         tasks = {task: weight for task, weight in (source.tasks or stage.tasks).items() if weight != 0}
         langs = {lang: weight for lang, weight in (source.langs or stage.langs).items() if weight != 0}
         candidates: Sequence[str] = ()

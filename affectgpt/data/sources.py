@@ -167,6 +167,8 @@ def read_source(source: SourceConfig, folder: str | None = None, *, on_bad: str 
     samples = with_person(samples, source.person)
     if bad and on_bad == "raise":
         raise bad_rows_error(bad)
+    if source.limit is not None and source.limit < 1:
+        raise InputError(f"{name}: limit is {source.limit}; expected 1 or more, or null for all samples")
     if source.limit is not None and source.limit < len(samples):
         samples = hold_out(samples, n=source.limit, seed=0)[1]
     return SourceRows(name, samples, bad, files)

@@ -90,7 +90,7 @@ def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[l
 
     Only samples with labels are held out, since others cannot be scored.
     """
-    scored = [[sample for sample in source.samples if _has_labels(sample, source)] for source in sources]
+    scored = [_scored(source) for source in sources]
     n_all = sum(map(len, scored))
     if n and n >= n_all:
         raise UserError(
@@ -103,11 +103,15 @@ def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[l
             "stage.n_validation=%d (0 = no validation), or add samples",
             n, n_all, n_all - n, n,
         )  # fmt: skip
+    shares = _shares(n, [len(each) for each in scored])
+    if sum(shares) < n:
+        log.warning(
+            "%d samples are held out for validation, not stage.n_validation=%d: every source keeps one", sum(shares), n
+        )
     training: list[Source] = []
     validation: list[Source] = []
-    for source, labelled in zip(sources, scored, strict=True):
-        share = min(round(n * len(labelled) / max(n_all, 1)), max(len(labelled) - 1, 0))
-        _, held = hold_out(labelled, n=share, seed=seed) if share else ([], [])
+    for source, labelled, share in zip(sources, scored, shares, strict=True):
+        held = hold_out(labelled, n=share, seed=seed)[1] if share else []
         ids = {sample.id for sample in held}
         training.append(replace(source, samples=[sample for sample in source.samples if sample.id not in ids]))
         if held:
@@ -115,6 +119,21 @@ def hold_out_validation(sources: Sequence[Source], n: int, seed: int) -> tuple[l
     return training, validation
 
 
-def _has_labels(sample: Sample, source: Source) -> bool:
+def _scored(source: Source) -> list[Sample]:
+    """The samples whose answers to `question_of` can be scored."""
     question = question_of(source)
-    return question.task == "fixed" or bool(true_labels(sample, question.lang))
+    return [sample for sample in source.samples if question.task == "fixed" or true_labels(sample, question.lang)]
+
+
+def _shares(n: int, sizes: Sequence[int]) -> list[int]:
+    """`n` divided in proportion to `sizes`, the rest to the largest remainders; every part keeps one of its own.
+
+    >>> _shares(3, [10, 10, 10, 10]), _shares(4, [90, 6, 4])
+    ([1, 1, 1, 0], [4, 0, 0])
+    """
+    exact = [n * size / max(sum(sizes), 1) for size in sizes]
+    shares = [min(int(part), max(size - 1, 0)) for part, size in zip(exact, sizes, strict=True)]
+    for place in sorted(range(len(sizes)), key=lambda place: shares[place] - exact[place]):
+        if sum(shares) < n and shares[place] < sizes[place] - 1:
+            shares[place] += 1
+    return shares

@@ -165,6 +165,7 @@ def _train(
         record.values["n_bad_samples"] = report_bad(bad, run)
     training, validation = hold_out_validation(sources, stage.n_validation, config.seed)
     held_out = [sample for source in validation for sample in source.samples]
+    metric = metric_of(validation)
     n_steps = stage.epochs * stage.iterations_per_epoch
     samples_per_step = stage.batch_size * stage.accumulation * processes.world_size
     stream: Any = TrainingStream(
@@ -190,7 +191,7 @@ def _train(
 
     # The loop
     callbacks: list[Any] = [
-        ProgressBar(stage.name, metric_of(validation)),
+        ProgressBar(stage.name, metric),
         MetricsFile(run / "metrics.jsonl"),
         CompleteCheckpoints(run, stage.keep_last, processes.wait),
         stop,
@@ -234,7 +235,7 @@ def _train(
         return {}
     if isinstance(objective, Hooks) and processes.is_main:
         objective.finish()
-    best, metric = trainer.state.best_metric, metric_of(validation)
+    best = trainer.state.best_metric
     log.info(
         "finished: %s%s",
         complete_checkpoints(run)[-1],

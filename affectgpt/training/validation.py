@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,14 +44,14 @@ class Validation:
     ) -> None:
         generate = config.generate
         self._greedy = GenerateConfig(generate.batch_size, generate.max_new_tokens, compile=generate.compile)
-        asked = defaultdict[str, list[Source]](list)
+        self._asked: list[tuple[QuestionConfig, list[Sample]]] = []
         for source in sources:
-            asked[repr(question_of(source))].append(source)
-        self._asked = [
-            # A clip of two sources is asked and counted once.
-            (question_of(alike[0]), list({sample.id: sample for source in alike for sample in source.samples}.values()))
-            for alike in asked.values()
-        ]
+            question = question_of(source)
+            samples = next((known for other, known in self._asked if other == question), None)
+            if samples is None:
+                self._asked.append((question, samples := []))
+            ids = {sample.id for sample in samples}  # a clip of two sources is asked and counted once
+            samples += [sample for sample in source.samples if sample.id not in ids]
         self._processor = processor
         self._reader = reader
         self._processes = processes
@@ -119,8 +118,8 @@ def combined_scores(
 
 def metric_of(sources: Sequence[Source]) -> str:
     """The name of the `score` that held-out samples of these sources get."""
-    fixed = {question_of(source).task == "fixed" for source in sources}
-    return {(False,): "F_S", (True,): "weighted F1"}.get(tuple(fixed), "F_S and weighted F1")
+    is_fixed = [question_of(source).task == "fixed" for source in sources]
+    return "weighted F1" if is_fixed and all(is_fixed) else "F_S and weighted F1" if any(is_fixed) else "F_S"
 
 
 def _chosen(prediction: Prediction, candidates: Sequence[str]) -> str | None:

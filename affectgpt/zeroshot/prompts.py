@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from affectgpt.prompts import LABEL_LINE, whose
+from affectgpt.schema import hears_other
 
 VERSION = "zeroshot-1"
 """Changes with every change of the wording below; recorded in every prediction."""
@@ -133,7 +134,7 @@ def introduction(
     media = tuple(name for name in ("images", "sound") if name in shown)
     lines = [_SHOWN[lang][media]] if media else []
     if subtitle:
-        says = _SUBTITLE_OF_OTHER if person == "listener" else _SUBTITLE
+        says = _SUBTITLE_OF_OTHER if hears_other(person) else _SUBTITLE
         lines.append(says[lang].format(subtitle=_one_line(subtitle)))
     return [*lines, *([whose(person, lang).strip()] if person else [])]
 
@@ -143,7 +144,7 @@ def merge(notes: Mapping[str, str], *, lang: str = "en", subtitle: str | None = 
     if unknown := set(notes) - set(KINDS):
         raise ValueError(f"unknown notes {sorted(unknown)}; expected some of {list(KINDS)}")
     words = _MERGE[lang]
-    said = "subtitle of the other" if person == "listener" else "subtitle"
+    said = "subtitle of the other" if hears_other(person) else "subtitle"
     given = {name: text.strip() for name, text in notes.items()} | ({said: subtitle} if subtitle else {})
     blocks = [f"{words[name]}:\n{text}" if lang == "en" else f"{words[name]}：\n{text}" for name, text in given.items()]
     about = [whose(person, lang).strip()] if person else []

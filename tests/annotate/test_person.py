@@ -12,12 +12,13 @@ from affectgpt.annotate.prompts import render_question
 from affectgpt.annotate.record import Annotation, RecordError, checked_record, said_of
 from affectgpt.config import FacesConfig
 from affectgpt.schema import Sample, read_samples, write_jsonl
-from tests.annotate.conftest import annotate, served
+from tests.annotate.conftest import annotate, served, write_clips
 from tests.chat.chat_server import ChatServer, fill_in
+from tests.models import tiny
 
 ABOUT_LISTENER = "The question is about the person who listens; the voice and the words are those of the other person. "
 
-
+WORDS = "pipeline.steps=[{name: transcribe}, {name: measure}]"
 PERSONS = {"speaks": "speaker", "listens": "listener", "nobody": None}
 
 
@@ -67,6 +68,34 @@ def test_questions_about_more_than_a_description_say_whose_emotion_is_asked_abou
     assert render_question("merge", "en", {**about, "person": "speaker"}) == render_question(
         "merge", "en", nobody
     ).replace("Above is", "The question is about the person who speaks. Above is")
+
+
+def test_the_usual_voice_of_a_speaker_is_not_taken_from_clips_about_a_listener(tmp_path):
+    clips = write_clips(tmp_path / "clips", 3, seconds=1.6)
+    samples = read_samples(clips)[0]
+    relative = {}
+    for name, persons in (("two", (None, None, "listener")), ("one", (None, "listener", "listener"))):
+        write_jsonl(clips, [replace(one, person=who) for one, who in zip(samples, persons, strict=True)])
+        annotate(clips, tmp_path / name, "speaker='^(clip)'")
+        records = [record for record in records_in(tmp_path / name) if record.person is None]
+        relative[name] = [{fact.name for fact in record.evidence if "speaker" in fact.name} for record in records]
+    assert relative == {  # a median needs two clips
+        "two": [{"pitch_vs_speaker_st", "loudness_vs_speaker_db", "rate_vs_speaker"}] * 2,
+        "one": [set()],
+    }
+
+
+def test_a_recogniser_writes_down_the_other_persons_words_and_measures_nothing_of_them(tmp_path):
+    whisper = tiny.write_whisper(tmp_path / "whisper")
+    tiny.write_bpe_tokenizer(whisper, ["<|endoftext|>"], eos_token="<|endoftext|>")
+    clips = about_each(write_clips(tmp_path / "clips", 3, subtitle=None))
+    annotate(clips, tmp_path / "out", f"transcriber='{whisper}'", WORDS)
+    why = {
+        record.id: next(note for note in record.provenance if note.step == "transcribe").parameters.get("why")
+        for record in records_in(tmp_path / "out")
+    }
+    assert why["listens"] == "the other person's words"
+    assert why["speaks"] == why["nobody"] != why["listens"]
 
 
 def test_local_rules_describe_no_listener_by_the_voice_of_the_other_person(clips, tmp_path):

@@ -120,6 +120,11 @@ def test_the_limit_of_a_stage_is_that_of_sources_without_their_own(tmp_path):
     for limit, expected in ((4, [4, 7, 4]), (None, [9, 7, 9])):
         mixed, _ = read_mixture(sources, DataConfig(name="d"), StageConfig(name="s", tasks=TASKS, limit=limit))
         assert [len(source.samples) for source in mixed] == expected
+    for limits in ({"stage": 0}, {"source": -1}):
+        source = SourceConfig(manifest=str(tmp_path / "a.jsonl"), limit=limits.get("source"))
+        stage = StageConfig(name="s", tasks=TASKS, limit=limits.get("stage"))
+        with pytest.raises(InputError, match=r"a\.jsonl: limit is (0|-1); expected 1 or more, or null for all samples"):
+            read_mixture([source], DataConfig(name="d"), stage)
 
 
 def test_each_source_has_its_own_tasks_languages_and_candidates(tmp_path):

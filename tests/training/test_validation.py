@@ -81,6 +81,15 @@ def test_samples_without_labels_are_trained_and_not_held_out():
     assert hold_out_validation([captions], 0, seed=0) == ([captions], [])
 
 
+def test_n_samples_are_held_out_of_however_many_sources(caplog):
+    many = [Source([Sample(id=f"{part}-{n}", labels=("sad",)) for n in range(20)]) for part in range(50)]
+    assert sum(len(source.samples) for source in hold_out_validation(many, 4, seed=0)[1]) == 4
+    assert not caplog.text
+    single = [Source([Sample(id=str(part), labels=("sad",))]) for part in range(3)]
+    assert hold_out_validation(single, 2, seed=0)[1] == []  # a source without samples could not be drawn from
+    assert "0 samples are held out for validation, not stage.n_validation=2: every source keeps one" in caplog.text
+
+
 def test_a_run_on_task_fixed_chooses_its_best_checkpoint_by_weighted_f1(base_models, manifest, tmp_path):
     rows = [replace(sample, label=sample.labels[0]) for sample in read_samples(manifest)[0]]
     path = manifest.with_name("one-label.jsonl")
