@@ -74,8 +74,7 @@ def page(content: Content, config: ReportConfig) -> str:
 def _summary(content: Content, first: System | None) -> Html:
     if first is None:
         best = [
-            f"{name}: best {run.get('validation_metric', 'score')} by validation "
-            f"{percent(run.get('best_validation_score'))} %"
+            f"{name}: best {_metric(run)} by validation {percent(run.get('best_validation_score'))} %"
             for name, run in content.records.items()
         ]
         return join(*(el("p", line) for line in best))
@@ -119,6 +118,11 @@ def _summary(content: Content, first: System | None) -> Html:
     )
 
 
+def _metric(run: Mapping[str, Any]) -> str:
+    """The name of a run's score by validation; a run that has not finished does not know it."""
+    return run.get("validation_metric", "score")
+
+
 def _training(content: Content, config: ReportConfig) -> Html:
     parts: list[Html] = []
     if not config.pictures:
@@ -129,7 +133,7 @@ def _training(content: Content, config: ReportConfig) -> Html:
         for name, c in content.curves.items()
         if "eval_score" in c
     }
-    metric = ", ".join(sorted({run.get("validation_metric", "score") for run in content.records.values()}))
+    metric = ", ".join(sorted({_metric(run) for run in content.records.values()}))
     panels = [Panel("Training loss", "step", "loss", loss)] if loss else []
     panels += [Panel("Validation", "step", f"{metric}, %", score)] if score else []
     rewards: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
@@ -140,12 +144,16 @@ def _training(content: Content, config: ReportConfig) -> Html:
     panels += [Panel(key, "step", key, lines) for key, lines in rewards.items()]
     if panels:
         ends = "; ".join(f"{name} ends with loss {values[-1]:.3f}" for name, (_, values) in loss.items())
-        best = "; ".join(f"{name} has at best {metric} {max(ys):.1f} percent" for name, (_, ys) in score.items())
+        best = "; ".join(
+            f"{name} has at best {_metric(content.records.get(name, {}))} {max(ys):.1f} percent"
+            for name, (_, ys) in score.items()
+        )
         parts.append(plot(draw_curves, panels, n_columns=2, alt=f"Curves over the steps of training: {ends}; {best}"))
     rows: list[tuple[object, ...]] = []
     for name, values in content.records.items():
         settings = [_setting(values, *path) for path in (("stage", "name"), ("model", "name"), ("data", "name"))]
-        best_score = f"{values.get('validation_metric', '')} {percent(values.get('best_validation_score'))}".strip()
+        best_value = values.get("best_validation_score")
+        best_score = percent(best_value) if best_value is None else f"{_metric(values)} {percent(best_value)}"
         ending = (values.get("steps", "–"), best_score, values.get("status", "–"), duration(values.get("duration_s")))
         rows.append((name, *settings, *ending))
     head = ("Run", "Stage", "Model", "Data", "Steps", "Best by validation, %", "Status", "Duration")
