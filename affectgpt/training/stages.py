@@ -247,16 +247,21 @@ def _train(
 
 def next_commands(config: TrainConfig, run: Path, given: Sequence[str]) -> str:
     """What to run after a stage, with those of the settings given to train.py that the next command needs, too."""
+    dropped = ("stage=", "stage.", "name=", "resume=", "debug=", "experiment=")
+    kept = [item for item in given if not item.startswith((*dropped, "-"))]
+    n_processes = os.environ.get("LOCAL_WORLD_SIZE", "N")
+    train = "python" if config.strategy.name == "single" else f"torchrun --nproc_per_node {n_processes}"
+    train += " train.py"
+    if config.stage.objective_options.get("variant") == "bradley_terry":  # it scores answers, and gives none
+        kept = [item for item in kept if not item.startswith(("data=", "data."))]  # pairs; rewards need labels
+        rewards = ["stage.rewards={model: 1.0, format: 0.1}", f"stage.objective_options.reward_model={run}"]
+        return f"next:\n  {train} {shlex.join(['stage=reward', *rewards, *kept])}"
     shared = [item for item in given if item.startswith(("data=", "data.", "paths.", "device=", "generate."))]
     shown = [f"checkpoint={run}", *shared]
     lines = [f"python eval.py {shlex.join(shown)}", f"python infer.py video.mp4 {shlex.join([f'checkpoint={run}'])}"]
     if config.stage.name == "coarse":
-        dropped = ("stage=", "stage.", "name=", "resume=", "debug=", "experiment=")
-        kept = [item for item in given if not item.startswith((*dropped, "-"))]
         start = [] if run.name == "coarse" else [f"stage.init_from={run}"]
-        n_processes = os.environ.get("LOCAL_WORLD_SIZE", "N")
-        python = "python" if config.strategy.name == "single" else f"torchrun --nproc_per_node {n_processes}"
-        lines.insert(0, f"{python} train.py {shlex.join(['stage=fine', *start, *kept])}")
+        lines.insert(0, f"{train} {shlex.join(['stage=fine', *start, *kept])}")
     return "next:" + "".join(f"\n  {line}" for line in lines)
 
 

@@ -501,6 +501,17 @@ def test_a_stage_ends_with_the_next_commands(finished, tmp_path):
     assert "train.py" not in next_commands(fine, run, given)
 
 
+def test_a_reward_model_is_followed_by_learning_from_it(finished):
+    config, run = copy.deepcopy(finished[0]), finished[1]
+    config.stage.name, config.stage.objective_options = "reward_model", {"variant": "bradley_terry"}
+    given = ["stage=reward_model", "data=emoprefer", "data.folder=pairs", "model.llm.lora.r=16"]
+    assert next_commands(config, run, given).splitlines() == [
+        "next:",
+        "  python train.py stage=reward 'stage.rewards={model: 1.0, format: 0.1}' "
+        f"stage.objective_options.reward_model={run} model.llm.lora.r=16",
+    ]
+
+
 def test_adapters_of_the_earlier_stage_are_loaded_or_the_difference_is_reported(
     finished, base_models, manifest, tmp_path
 ):
