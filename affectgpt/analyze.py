@@ -598,7 +598,7 @@ def _annotation(files: str, config: AnalyzeConfig) -> _Annotation:
     texts: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     for path in map(Path, files.split(",")):
-        columns = {name for _, row in read_rows(path) for name in row}
+        columns = {name for _, row in read_rows(path, known=("labels", "openset")) for name in row}
         if columns & {"labels", "openset"}:
             labels |= read_references(path, split=config.split, lang=config.lang)
         texts |= _flat(read_descriptions(path, split=config.split, lang=config.lang), config.lang)

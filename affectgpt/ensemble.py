@@ -233,8 +233,8 @@ def _clip_scores(
 def _classes(config: EnsembleConfig) -> dict[str, tuple[str, ...]]:
     """id -> its one true label, from a column label, discrete or labels."""
     found = {}
-    for where, row in read_rows(Path(str(config.references)), known=("label", "discrete", "labels")):
-        if config.split is not None and row.get("split") != config.split:
+    for where, row in read_rows(Path(str(config.references)), known=("label", "discrete", "labels", "split")):
+        if config.split is not None and cell_text(row.get("split")) != config.split:
             continue
         label = next((text for name in ("label", "discrete", "labels") if (text := cell_text(row.get(name)))), None)
         if label is None or label.lower() not in config.classes:

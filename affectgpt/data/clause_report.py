@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from affectgpt.clauses import sentences, shown_clues, split, unsupported
 from affectgpt.config import DataClausesConfig, LlmConfig
 from affectgpt.data.command import source_of, with_relative_paths
 from affectgpt.data.sources import probe_samples, read_source
-from affectgpt.runtime import InputError, log
+from affectgpt.runtime import InputError, log, parse_json
 from affectgpt.schema import CLAUSE_MODALITIES, CLUES, Clause, Sample, write_jsonl
 from affectgpt.tables import format_table
 
@@ -144,7 +143,7 @@ def _by_llm(texts: Mapping[str, str], lang: str, llm: LlmConfig) -> tuple[dict[s
         offline=llm.offline,
     )
     parts = {key: sentences(text, lang) for key, text in texts.items()}
-    answers = client.answer([Request(clause_question(each)) for each in parts.values()])
+    answers = client.answer([Request(clause_question(each)) for each in parts.values()], refused_is_empty=True)
     found, n_unreadable = {}, 0
     for (key, each), answer in zip(parts.items(), answers, strict=True):
         clauses = parse_answer(answer.text, each)
@@ -173,7 +172,7 @@ def parse_answer(text: str, parts: Sequence[str]) -> tuple[Clause, ...] | None:
     """
     match = re.search(r"\[.*\]", text, re.DOTALL)
     try:
-        rows = json.loads(match.group()) if match else None
+        rows = parse_json(match.group()) if match else None
         by_number = {int(row["n"]): row for row in rows} if isinstance(rows, list) else {}
         if sorted(by_number) != list(range(1, len(parts) + 1)):
             return None
@@ -182,7 +181,7 @@ def parse_answer(text: str, parts: Sequence[str]) -> tuple[Clause, ...] | None:
             modality = by_number[number]["modality"]
             needs = () if modality in CLUES else tuple(n for n in CLUES if n in (by_number[number].get("needs") or ()))
             clauses.append(Clause(part, modality, needs))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # another shape than asked for
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError):  # another shape than asked for
         return None
     return tuple(clauses)
 

@@ -295,7 +295,8 @@ def parse_rating(text: str) -> int | None:
     (4, None, None)
     """
     match = re.search(r"score\W{0,6}(\d+)", text, re.IGNORECASE) or re.fullmatch(r"\s*(\d+)\W*", text)
-    return int(match.group(1)) if match and 0 <= int(match.group(1)) <= 5 else None
+    rating = float(match.group(1)) if match else -1  # int() raises on thousands of digits
+    return int(rating) if 0 <= rating <= 5 else None
 
 
 @dataclass(frozen=True)

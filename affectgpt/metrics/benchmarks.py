@@ -52,7 +52,7 @@ from affectgpt.metrics.question_benchmarks import QUESTION_KINDS, question_files
 from affectgpt.metrics.report import Report
 from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, held_out
-from affectgpt.tables import id_of, read_names, read_pickled_mapping, read_rows
+from affectgpt.tables import cell_text, id_of, read_names, read_pickled_mapping, read_rows
 
 BENCHMARK_KINDS = ("openset", "hit_rate", "sentiment", "classes", "classes_valence", "multilabel", *QUESTION_KINDS)
 COMBINED = "weighted F1 - 0.25 MSE of the valence"
@@ -371,8 +371,8 @@ def _read_columns(
     path: Path, columns: Sequence[str], split: str | None, own: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for where, row in read_rows(path, columns=own or {}):
-        if split is not None and row.get("split") != split:
+    for where, row in read_rows(path, known=("split", *columns), columns=own or {}):
+        if split is not None and cell_text(row.get("split")) != split:
             continue
         values = [row[name] for name in columns if row.get(name) not in (None, "")]
         if not values:

@@ -12,7 +12,6 @@ their version. An answer that cannot be read is None.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -23,6 +22,7 @@ from affectgpt.clauses import join, sections
 from affectgpt.metrics.classification import to_class
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.lexicon import Lexicon
+from affectgpt.runtime import InputError, parse_json
 from affectgpt.schema import Clause
 
 CANDIDATES = ("happy", "angry", "worried", "sad", "surprise", "neutral")
@@ -124,8 +124,8 @@ def parse_clues(answer: str) -> tuple[str, ...] | None:
     """
     start, stop = answer.find("["), answer.rfind("]")
     try:
-        found = json.loads(answer[start : stop + 1]) if 0 <= start < stop else None
-    except (json.JSONDecodeError, RecursionError):
+        found = parse_json(answer[start : stop + 1]) if 0 <= start < stop else None
+    except InputError:
         return None
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         return None

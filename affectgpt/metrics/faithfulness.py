@@ -22,7 +22,7 @@ import numpy as np
 
 from affectgpt.clauses import claims, fit, shown_clues, split, unsupported
 from affectgpt.metrics.lexicon import Lexicon
-from affectgpt.metrics.stats import Interval, Rate
+from affectgpt.metrics.stats import Interval, Rate, resampling_weights
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.prompts import LABEL_LINE
 from affectgpt.schema import CLUES, Clause, Prediction
@@ -102,7 +102,7 @@ Matcher = Callable[[Sequence[CluePair]], Sequence[Matches]]
 
 @dataclass(frozen=True)
 class ClueScore:
-    """Micro-averaged over clues; intervals are percentile bootstrap intervals over samples."""
+    """Micro-averaged over the clues of `n` clips; intervals are percentile bootstrap intervals over clips."""
 
     precision: float | None
     recall: float | None
@@ -131,10 +131,9 @@ def clue_scores(
     Returns:
         precision None without a predicted clue, recall None without a reference clue.
     """
-    rows = {name: [row for _, row in found] for name, found in clue_counts(predictions, references, match).items()}
-    scores = {name: _clue_score(np.array(rows[name]).reshape(-1, 4), n_bootstrap, seed) for name in CLUES}
-    everything = np.array([row for name in CLUES for row in rows[name]]).reshape(-1, 4)
-    return {**scores, "all": _clue_score(everything, n_bootstrap, seed)}
+    counts = clue_counts(predictions, references, match)
+    everything = [row for rows in counts.values() for row in rows]
+    return {name: _clue_score(rows, n_bootstrap, seed) for name, rows in {**counts, "all": everything}.items()}
 
 
 class ClueCounts(NamedTuple):
@@ -180,13 +179,17 @@ def _clues_of(clauses: Iterable[Clause], modality: str, lang: str) -> list[str]:
     return [clue for clause in clauses if clause.modality == modality for clue in phrases(clause.text, lang)]
 
 
-def _clue_score(rows: np.ndarray, n_bootstrap: int, seed: int) -> ClueScore:
-    """Of [n_samples, 4]: right, predicted, found, reference clues."""
+def _clue_score(counts: Iterable[tuple[str, ClueCounts]], n_bootstrap: int, seed: int) -> ClueScore:
+    """The counts of one clip are one row: resampling draws clips, and its modalities stay together."""
+    by_clip: dict[str, np.ndarray] = {}
+    for key, row in counts:
+        by_clip[key] = by_clip.get(key, 0) + np.array(row)
+    rows = np.array(list(by_clip.values())).reshape(-1, 4)  # [n_clips, 4]
     right, n_predicted, found, n_reference = map(int, rows.sum(axis=0))
     intervals: list[Interval | None] = [None, None]
     if n_bootstrap and len(rows):
-        drawn = np.random.default_rng(seed).integers(len(rows), size=(n_bootstrap, len(rows)))
-        sums = rows[drawn].sum(axis=1).astype(float)  # [n_bootstrap, 4]
+        drawn = resampling_weights(len(rows), n_bootstrap=n_bootstrap, seed=seed)
+        sums = np.concatenate([weights @ rows for weights in drawn])  # [n_bootstrap, 4]
         for place, (top, bottom) in enumerate(((0, 1), (2, 3))):
             values = sums[sums[:, bottom] > 0, top] / sums[sums[:, bottom] > 0, bottom]
             if len(values):

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import numpy as np
 from affectgpt.metrics.lexicon import CellLabels
 from affectgpt.runtime import InputError
 from affectgpt.schema import LANGUAGES, Clause, Prediction, parse_clauses, parse_label_list, prediction_from_row
-from affectgpt.tables import TableError, cell_text, id_of, is_blank, read_rows
+from affectgpt.tables import Row, TableError, cell_text, id_of, is_blank, read_rows
 
 _HELP = "see docs/metrics.md, section 'Files'"
 _LABEL_COLUMNS = ("labels", "openset")
 _TEXT_COLUMNS = ("text", "reason", "description", "english")
 _COLUMNS = (*_LABEL_COLUMNS, *_TEXT_COLUMNS)
+_REFERENCE_COLUMNS = frozenset(
+    [*_COLUMNS, "chinese", "reasons", "split", "lang"]
+    + [f"{name}_{lang}" for name in ("labels", "description") for lang in LANGUAGES]
+)
 
 
 ScoreFileError = TableError
@@ -93,24 +98,20 @@ def read_references(
             ones; None = `schema.parse_label_list`, which also takes other separators and rejects what is no label.
 
     Raises:
+        InputError: an unknown `lang`.
         ScoreFileError: unreadable file, missing columns, a duplicate id, no row of that split.
     """
     path = Path(path)
     references: dict[str, tuple[str, ...]] = {}
     splits: set[str] = set()
-    known = {*_COLUMNS, "split", *(f"labels_{name}" for name in LANGUAGES)}
-    for where, row in read_rows(path, known=known, columns=columns):
-        sample_id = id_of(row, where)
-        splits.add(own_split := cell_text(row.get("split")) or "")
-        if split is not None and own_split != split:
-            continue
+    for where, sample_id, row in _reference_rows(path, split, lang, columns, splits):
         if sample_id in references:
             raise ScoreFileError(f"{where}: duplicate id {sample_id!r}; ids must be unique")
         present = [name for name in _LABEL_COLUMNS if name in row]
-        translated = (row.get("translations") or {}).get(lang, {}) if lang else {}
+        translated = _translation(row, lang, where) if lang else {}
         if lang and f"labels_{lang}" in row:
             value = row[f"labels_{lang}"]
-        elif lang and row.get("lang", "en") != lang and "labels" in translated:
+        elif lang and _lang_of(row) != lang and "labels" in translated:
             value = translated["labels"]
         elif present:
             value = row[present[0]]
@@ -132,32 +133,66 @@ def read_references(
 
 
 def read_descriptions(
-    path: str | Path, *, split: str | None = None, lang: str = "en"
+    path: str | Path,
+    *,
+    split: str | None = None,
+    lang: str = "en",
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, str | tuple[Clause, ...]]:
     """Read descriptions in `lang`: id -> clauses, or the text without clauses. Rows without one are left out.
 
     The text is in the column `description` (of a row in `lang`, or its translation), `english`/`chinese`, `reason` or
     `reasons`, or in `text`, the answer of a model.
 
+    Args:
+        split, columns: as of `read_references`.
+
     Raises:
+        InputError: an unknown `lang`.
         ScoreFileError: unreadable file, or clauses that are not valid.
     """
     found: dict[str, str | tuple[Clause, ...]] = {}
-    for where, row in read_rows(Path(path)):
-        if split is not None and row.get("split") != split:
-            continue
-        sample_id = id_of(row, where)
-        own = row if row.get("lang", "en") == lang else (row.get("translations") or {}).get(lang, {})
-        columns = (f"description_{lang}", {"en": "english", "zh": "chinese"}[lang], "reason", "reasons")
-        texts = [own.get("description"), *(row.get(name) for name in columns), own.get("text")]
+    for where, sample_id, row in _reference_rows(Path(path), split, lang, columns, set()):
+        own = row if _lang_of(row) == lang else _translation(row, lang, where)
+        names = (f"description_{lang}", {"en": "english", "zh": "chinese"}[lang], "reason", "reasons")
+        texts = [own.get("description"), *(row.get(name) for name in names), own.get("text")]
         try:
             clauses = parse_clauses(own.get("clauses"))
         except InputError as error:
             raise ScoreFileError(f"{where}: sample {sample_id!r}: {error}; {_HELP}") from None
-        text = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+        text = next((text for text in texts if isinstance(text, str) and not is_blank(text)), None)
         if clauses or text:
             found[sample_id] = clauses or text or ""
     return found
+
+
+def _reference_rows(
+    path: Path, split: str | None, lang: str | None, columns: Mapping[str, str] | None, splits: set[str]
+) -> Iterator[tuple[str, str, Row]]:
+    """Yield (file:line, id, row) of the rows of `split`; the splits of all rows are added to `splits`."""
+    if lang is not None and lang not in LANGUAGES:
+        raise InputError(f"lang={lang!r}: expected one of {list(LANGUAGES)}")
+    for where, row in read_rows(path, known=_REFERENCE_COLUMNS, columns=columns):
+        sample_id = id_of(row, where)
+        splits.add(own_split := cell_text(row.get("split")) or "")
+        if split is None or own_split == split:
+            yield where, sample_id, row
+
+
+def _lang_of(row: Row) -> str:
+    """The language of a row's own texts, as of a manifest."""
+    return cell_text(row.get("lang")) or "en"
+
+
+def _translation(row: Row, lang: str, where: str) -> Mapping[str, Any]:
+    """The texts of a row in another language than its own."""
+    translations = row.get("translations") or {}
+    texts = translations.get(lang, {}) if isinstance(translations, dict) else None
+    if not isinstance(texts, dict):
+        raise ScoreFileError(
+            f"{where}: translations must be texts by language, found {reprlib.repr(translations)}; {_HELP}"
+        )
+    return texts
 
 
 def write_predictions_npz(path: str | Path, labels: Mapping[str, Iterable[str]]) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from affectgpt.metrics.faithfulness import CluePair, Matcher, Matches
 from affectgpt.metrics.lexicon import split_published_2024
 from affectgpt.metrics.sets import Pair, SetScore, sample_score, set_score
 from affectgpt.metrics.stats import Statistic, bootstrap_interval, mean_f_statistic
-from affectgpt.runtime import InputError
+from affectgpt.runtime import InputError, parse_json
 from affectgpt.schema import Prediction
 from affectgpt.tables import table_errors
 from affectgpt.tables.arrays import read_array_folder
@@ -274,7 +275,7 @@ def sentiment_by_llm(labels: Mapping[str, Sequence[str]], client: ChatClient) ->
         sample_id: tuple(sorted({w for x in found if (w := x.lower().strip())})) for sample_id, found in labels.items()
     }
     asked = list(dict.fromkeys(found for found in words.values() if found))
-    replies = client.answer([Request(sentiment_question(found)) for found in asked])
+    replies = client.answer([Request(sentiment_question(found)) for found in asked], refused_is_empty=True)
     read = {found: parse_sentiment(reply.text) for found, reply in zip(asked, replies, strict=True)}
     return {sample_id: read[found] if found else "neutral" for sample_id, found in words.items()}, len(asked)
 
@@ -394,14 +395,12 @@ def parse_score(text: str) -> int | None:
     [7, 8, 9, 10, None, None]
     """
     value = _find_json(text, "{", "}")
-    found = value.get("score") if isinstance(value, dict) else None
+    found: Any = value.get("score") if isinstance(value, dict) else None
     if found is None:
         named = re.search(r"score\W{0,4}(\d+)\b", text, re.IGNORECASE)
         match = named or re.fullmatch(r"\s*(\d+)\s*(?:/\s*10)?\.?\s*", text)
-        found = int(match.group(1)) if match else None
-    if isinstance(found, (int, float)) and found == int(found) and 1 <= found <= 10:
-        return int(found)
-    return None
+        found = float(match.group(1)) if match else None  # int() raises on thousands of digits
+    return int(found) if not isinstance(found, bool) and found in range(1, 11) else None
 
 
 def _find_python_list(text: str) -> object:
@@ -411,7 +410,7 @@ def _find_python_list(text: str) -> object:
         return None
     try:
         return ast.literal_eval(text[start : stop + 1])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a set of lists
         return None
 
 
@@ -421,6 +420,6 @@ def _find_json(text: str, opening: str, closing: str) -> object:
     if start < 0 or stop < start:
         return None
     try:
-        return json.loads(text[start : stop + 1])
-    except (json.JSONDecodeError, RecursionError):
+        return parse_json(text[start : stop + 1])
+    except InputError:
         return None

@@ -7,7 +7,7 @@ and recall, and with its own n (samples without a known truth are left out, as i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,15 +95,18 @@ def weighted_means(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def resampled_means(scores: np.ndarray, *, n_bootstrap: int, seed: int) -> np.ndarray:
     """Means over `n_bootstrap` resamples of the samples, with replacement.  [N, G, 2] -> [n_bootstrap, G, 2]"""
-    n_samples = len(scores)
+    drawn = resampling_weights(len(scores), n_bootstrap=n_bootstrap, seed=seed)
+    return np.concatenate([weighted_means(scores, weights) for weights in drawn])
+
+
+def resampling_weights(n_samples: int, *, n_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each sample is in each resample, drawn with replacement, some resamples at a time.  [<=_CHUNK, N]"""
     rng = np.random.default_rng(seed)
-    values = []
     for start in range(0, n_bootstrap, _CHUNK):
         n_rows = min(_CHUNK, n_bootstrap - start)
         drawn = rng.integers(n_samples, size=(n_rows, n_samples)) + n_samples * np.arange(n_rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=n_rows * n_samples).reshape(n_rows, n_samples)
-        values.append(weighted_means(scores, weights.astype(float)))
-    return np.concatenate(values)
+        yield weights.astype(float)
 
 
 def bootstrap_interval(

@@ -123,7 +123,7 @@ def _rating_request(item: Question, steps: Reply, frames: Callable[[Question], n
 
 _SCORE = re.compile(r"<score>(.*?)</score>")
 _OF_ONE = re.compile(r": (\d)/1")
-_OF_SEVERAL = re.compile(r":\s*(\d+)/(\d+)")
+_OF_SEVERAL = re.compile(r":\s*(\d{1,9})/(\d{1,9})")  # int() raises on thousands of digits
 
 
 def ratings(reply: str, *, several: bool) -> list[float]:
@@ -198,8 +198,8 @@ def label_of(question: Question) -> str:
 
 # ---- strict ----------------------------------------------------------------------------------------------------------
 
-_STEP = re.compile(r"Step\s*(\d+)\s*:", re.IGNORECASE)
-_RATED = re.compile(r"Step\s*(\d+)\s*:\s*(\d+)\s*/\s*(\d+)", re.IGNORECASE)
+_STEP = re.compile(r"Step\s*(\d{1,9})\s*:", re.IGNORECASE)
+_RATED = re.compile(r"Step\s*(\d{1,9})\s*:\s*(\d{1,9})\s*/\s*(\d{1,9})", re.IGNORECASE)
 _NAMES = re.compile(r"\b(?:is|are|was|were|includes?)\b|:", re.IGNORECASE)
 
 

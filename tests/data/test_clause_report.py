@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from affectgpt.clauses import split
 from affectgpt.config import DataClausesConfig, LlmConfig
 from affectgpt.data.clause_report import divide, parse_answer, report_clauses
 from affectgpt.runtime import InputError
@@ -53,6 +54,11 @@ def test_a_chat_model_divides_and_unreadable_answers_are_counted(tmp_path):
         assert (report.by_llm, report.unreadable) == (1, 1)
         divide([sample(), sample("b", description="She nods.")], "en", llm)
         assert len(server.requests) == 2  # answers are kept
+        refusal = {"status": 400, "value": {"error": {"message": "content check"}}}
+        server.choose = lambda body: refusal if "hateful" in body["messages"][-1]["content"] else None
+        (_, third), report = divide([sample(), sample("c", description="She says hateful words.")], "en", llm)
+        assert third.clauses == split("She says hateful words.", "en")
+        assert report.unreadable == 1
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,11 @@ def test_a_chat_model_divides_and_unreadable_answers_are_counted(tmp_path):
 )
 def test_an_answer_of_another_shape_is_unreadable(answer):
     assert parse_answer(answer, ["She nods."]) is None
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "9" * 5000, "[" * 5000 + "]" * 5000], ids=len)
+def test_an_answer_whose_numbers_are_none_is_unreadable(number):
+    assert parse_answer(f'[{{"n": {number}, "modality": "visual"}}]', ["She nods."]) is None
 
 
 def test_the_written_manifest_reads_back_with_clauses(tmp_path, capsys):

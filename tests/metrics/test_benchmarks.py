@@ -102,6 +102,12 @@ def test_hit_rate_classes_and_sentiment(tmp_path):
         run_benchmark(benchmark(tmp_path, "sentiment", scores), {"a": ["happy"]})
 
 
+def test_the_split_of_a_benchmark_may_be_a_number(tmp_path):
+    rows = '{"id": "a", "val": 1, "split": 1}\n{"id": "b", "val": 1, "split": 2}\n'
+    scores = benchmark(tmp_path, "sentiment", write(tmp_path, "scores.jsonl", rows), split="1")
+    assert run_benchmark(scores, {"a": ["happy"], "b": ["happy"]}).n == 1
+
+
 def test_the_rule_of_emotion_llama_is_reported_beside_ours_and_takes_an_unreadable_answer_for_neutral(tmp_path):
     labels = write(tmp_path, "label.csv", "name,discrete\na,happy\nb,angry\nc,neutral\n")
     config = benchmark(tmp_path, "classes", labels, classes=["happy", "angry", "neutral"])

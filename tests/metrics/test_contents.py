@@ -31,8 +31,9 @@ def test_valences_and_clues_are_read_or_none():
         "b": None,
         "c": None,
     }
-    client = Asked({"brows": 'Here: ["raised brows"]', "smiles": "[1]"})
-    assert contents.list_visual_clues(TEXTS, client) == {"a": ("raised brows",), "b": None, "c": None}
+    for unreadable in ("[1]", "[" + "9" * 5000 + "]"):
+        client = Asked({"brows": 'Here: ["raised brows"]', "smiles": unreadable})
+        assert contents.list_visual_clues(TEXTS, client) == {"a": ("raised brows",), "b": None, "c": None}
 
 
 def test_each_text_is_written_from_its_own_modality_only():

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from affectgpt.config import EnsembleConfig
+from affectgpt.ensemble import _classes
 from affectgpt.metrics.ensemble import majority, plurality, route, union, votes
 from affectgpt.runtime import InputError
 
@@ -62,3 +64,10 @@ def test_scores_must_be_complete():
         route({"x": [1.0]}, ["p", "q"])
     with pytest.raises(InputError, match="has no score"):
         route({"x": [float("nan")]}, ["p"])
+
+
+def test_the_split_of_the_true_classes_may_be_a_number(tmp_path):
+    path = tmp_path / "truth.jsonl"
+    path.write_text('{"id": "a", "label": "sad", "split": 1}\n{"id": "b", "label": "sad", "split": 2}\n', "utf-8")
+    config = EnsembleConfig(references=str(path), classes=["sad"], split="1")
+    assert _classes(config) == {"a": ("sad",)}

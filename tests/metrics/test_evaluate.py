@@ -7,10 +7,13 @@ import sys
 import numpy as np
 import pytest
 
+from affectgpt.config import DataConfig, EvalConfig, SourceConfig
+from affectgpt.inference.evaluate import descriptions_of
 from affectgpt.metrics import empty, evaluate, random_labels, read_predictions, read_references
-from affectgpt.metrics.io import ScoreFileError, write_predictions_npz
+from affectgpt.metrics.io import ScoreFileError, read_descriptions, write_predictions_npz
 from affectgpt.metrics.report import PRIMARY
 from affectgpt.metrics.wheel import GROUPINGS, LEVEL1
+from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, write_jsonl
 
 REFERENCES = {"a": ("happy", "proud"), "b": ("angry",), "c": ("sad", "neutral"), "d": (), "e": ("worried",)}
@@ -148,6 +151,46 @@ def test_references_keep_empty_cells_apostrophes_splits_and_languages(tmp_path):
     path.write_text("".join(json.dumps(row | {"lang": "en"}) + "\n" for row in rows), encoding="utf-8")
     assert read_references(path) == {"a": ("happy",), "b": ()}
     assert read_references(path, lang="zh") == {"a": ("开心",), "b": ("生气",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options"),
+    [
+        ("refs.csv", "id,labels,text_en\na,sad,She weeps.\n", {"columns": {"description": "text_en"}}),
+        ("refs.csv", "ID,Labels,Description\na,sad,She weeps.\n", {}),
+        ("refs.csv", "id,labels,Description_EN\na,sad,She weeps.\n", {}),
+        ("refs.csv", "id,lang,labels,description\na,,sad,She weeps.\nb,zh,伤心,她哭。\n", {}),
+        ("refs.csv", "id,Split,labels,description\na,1,sad,She weeps.\nb,2,sad,She sobs.\n", {"split": "1"}),
+        ("refs.jsonl", '{"id": "a", "split": 1, "labels": ["sad"], "description": "She weeps."}\n', {"split": "1"}),
+        ("refs.jsonl", '{"id": "a", "lang": null, "labels": ["sad"], "description": "She weeps."}\n', {}),
+    ],
+)
+def test_what_has_its_labels_read_has_its_description_read(tmp_path, name, text, options):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_references(tmp_path / name, lang="en", **options)["a"] == ("sad",)
+    assert read_descriptions(tmp_path / name, lang="en", **options) == {"a": "She weeps."}
+
+
+def test_descriptions_are_read_from_the_columns_that_a_source_names(tmp_path):
+    (tmp_path / "refs.csv").write_text("clip,labels,text_en\na,sad,She weeps.\n", encoding="utf-8")
+    source = SourceConfig(manifest=str(tmp_path / "refs.csv"), columns={"id": "clip", "description": "text_en"})
+    assert descriptions_of(EvalConfig(data=DataConfig(name="toy", test=[source]))) == {"a": "She weeps."}
+
+
+@pytest.mark.parametrize("read", [read_references, read_descriptions])
+def test_an_unknown_language_of_references_is_an_error(tmp_path, read):
+    (tmp_path / "refs.csv").write_text("id,labels,description\na,sad,She weeps.\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"lang='fr': expected one of \['en', 'zh'\]"):
+        read(tmp_path / "refs.csv", lang="fr")
+
+
+@pytest.mark.parametrize("read", [read_references, read_descriptions])
+@pytest.mark.parametrize("translations", ['"{}"', '{"en": "sad"}', "[1]"])
+def test_translations_that_are_not_texts_by_language_are_an_error_with_the_line(tmp_path, read, translations):
+    row = f'{{"id": "a", "lang": "zh", "labels": ["伤心"], "translations": {translations}}}\n'
+    (tmp_path / "refs.jsonl").write_text(row, encoding="utf-8")
+    with pytest.raises(ScoreFileError, match=r"refs\.jsonl:1: translations must be texts by language, found"):
+        read(tmp_path / "refs.jsonl", lang="en")
 
 
 @pytest.mark.parametrize(

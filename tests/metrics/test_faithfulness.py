@@ -1,5 +1,7 @@
 """Scores of explanations on answers that one can count by hand, in English and Chinese."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,40 @@ def test_intervals_surround_the_scores_and_shrink_with_samples():
         return score.precision_interval.high - score.precision_interval.low
 
     assert width(200) < width(20)
+
+
+def test_over_all_modalities_clips_are_counted_and_drawn_with_all_their_clues():
+    reference = [Clause("The brows rise.", "visual"), Clause("The voice is loud.", "acoustic")]
+    rows = [answer("The brows rise. The voice trembles.", "frames", "audio", sample_id=str(i)) for i in range(20)]
+    score = clue_scores(rows, {row.id: reference for row in rows})["all"]
+    assert (score.n, score.n_predicted, score.precision, score.recall) == (20, 40, 1 / 2, 1 / 2)
+    for interval in (score.precision_interval, score.recall_interval):  # equal clips: every draw scores the same
+        assert (interval.low, interval.high) == (1 / 2, 1 / 2)
+
+
+def test_intervals_equal_recomputing_the_scores_of_the_drawn_clips():
+    texts = ["The brows rise.", "The nose wrinkles.", "The brows rise, the nose wrinkles and the eyes close."] * 7
+    rows = [answer(text, "frames", sample_id=str(i)) for i, text in enumerate(texts)]
+    ours = clue_scores(rows, dict.fromkeys(map(str, range(21)), "The brows rise."), n_bootstrap=100, seed=5)["all"]
+    right, predicted = np.array([1, 0, 1] * 7), np.array([1, 1, 3] * 7)
+    drawn = np.random.default_rng(5).integers(21, size=(100, 21))
+    expected = np.quantile(right[drawn].sum(axis=1) / predicted[drawn].sum(axis=1), [0.025, 0.975])
+    np.testing.assert_array_equal([ours.precision_interval.low, ours.precision_interval.high], expected)
+
+
+def test_more_resamples_take_no_more_memory():
+    rows = [answer("The brows rise.", "frames", sample_id=str(i)) for i in range(300)]
+    references = {row.id: "The brows rise." for row in rows}
+
+    def peak(n_bootstrap):
+        tracemalloc.start()
+        clue_scores(rows, references, n_bootstrap=n_bootstrap)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(64)  # fills the caches
+    assert peak(2000) < 2 * peak(64)
 
 
 def test_labels_without_support_and_explanations_that_contradict_them():

@@ -124,7 +124,7 @@ def test_judge_counts_unparsed_answers_and_scores_a_missing_prediction_1(server,
         judge(truths, predictions, client(server, tmp_path), "style")
 
 
-@pytest.mark.parametrize("text", ["", "[", "[1, 2]", "{'a'}", '["a", "b"]'])
+@pytest.mark.parametrize("text", ["", "[", "[1, 2]", "{'a'}", '["a", "b"]', "[{['a', 'b']}]", "[NaN]"])
 def test_an_answer_that_is_not_a_list_of_lists_is_not_parsed(text):
     assert parse_groups(text) is None
 
@@ -132,6 +132,18 @@ def test_an_answer_that_is_not_a_list_of_lists_is_not_parsed(text):
 @pytest.mark.parametrize("text", ["", "score", "0", "11", '{"score": "high"}', '{"score": 3.5}', "between 3 and 8"])
 def test_an_answer_without_a_score_is_none(text):
     assert parse_score(text) is None
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "true", "[7]"])
+def test_a_score_that_is_no_finite_number_is_none(value):
+    assert parse_score(f'{{"score": {value}}}') is None
+
+
+def test_numbers_of_thousands_of_digits_are_unreadable():
+    number = "9" * 5000
+    for text in (number, f"Score: {number}", f'{{"score": {number}}}'):
+        assert parse_score(text) is None
+    assert parse_groups(f"[[{number}]]") is None
 
 
 def test_groups_are_read_as_json_and_as_python_writes_them():
@@ -175,3 +187,6 @@ def test_a_question_that_the_server_refuses_is_unparsed_and_counted_unless_it_re
     assert (rated.mean, rated.n, rated.unparsed, rated.refused) == (7, 1, 1, 1)
     with pytest.raises(UserError, match=r"1 of 1 requests .*HTTP 400: content check"):
         judge({"b": truths["b"]}, truths, client(server, tmp_path), "clue overlap")
+    server.answer = lambda body: "negative"
+    found, _ = sentiment_by_llm({"a": ["sad"], "b": ["hateful words"]}, client(server, tmp_path))
+    assert found == {"a": "negative", "b": None}

@@ -10,10 +10,10 @@ from affectgpt import questions
 from affectgpt.chat.served import ChatClient
 from affectgpt.config import BenchmarkConfig
 from affectgpt.data.formats import read_format
-from affectgpt.metrics.answers import letters_of, pair_scores, score_intent
+from affectgpt.metrics.answers import letters_of, pair_scores, parse_rating, score_intent
 from affectgpt.metrics.benchmarks import run_benchmark
 from affectgpt.metrics.confidence import calibration, parse_confidence
-from affectgpt.metrics.steps import Judged, strict_score
+from affectgpt.metrics.steps import Judged, ratings, strict_score
 from affectgpt.questions import BadSample, Question
 from affectgpt.runtime import InputError, UserError
 from tests.chat.chat_server import ChatServer
@@ -145,6 +145,15 @@ def test_a_strict_reading_takes_one_sensible_rating_a_step(reply, expected):
     question = Question("a", "SA", "", "positive")
     found = strict_score(Judged(question, "", "<step>Step 1: x. Step 2: positive.</step>", reply))
     assert (None if found is None else (found.recognition, found.reasoning)) == expected
+
+
+def test_ratings_of_thousands_of_digits_are_left_out():
+    number = "9" * 5000
+    assert parse_rating(f"Score: {number}") is None
+    assert ratings(f"<score>Step 1: {number}/1, Step 2: 1/2</score>", several=True) == [0.5]
+    steps = f"<step>Step {number}: x. Step 1: positive.</step>"
+    reply = f"<score>Step 1: {number}/1</score>"
+    assert strict_score(Judged(Question("a", "SA", "", "positive"), "", steps, reply)) is None
 
 
 # ---- EmotionHallucer -------------------------------------------------------------------------------------------------
