@@ -14,10 +14,11 @@ from itertools import pairwise
 
 from affectgpt.schema import CLUES, Clause
 
+BRANCHES = {"visual": ("frames", "motion", "face", "face_motion"), "acoustic": ("audio",)}
+"""Clue modality -> the branches of a model that show it; words are shown as text."""
 _CLUE_OF = {
-    **{"audio": "acoustic", "sound": "acoustic"},
-    **dict.fromkeys(("frames", "motion", "face", "face_motion", "images", "video"), "visual"),
-    "text": "lexical",
+    **{name: clue for clue, names in BRANCHES.items() for name in names},
+    **{"images": "visual", "video": "visual", "sound": "acoustic", "text": "lexical"},
 }
 _JOINT = {"en": " ", "zh": ""}
 

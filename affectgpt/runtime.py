@@ -227,6 +227,26 @@ def _write_atomic(path: Path, texts: Iterable[str]) -> None:
         ) from error
 
 
+@contextmanager
+def folder_at_once(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `folder` once it is filled; after an error `folder` is as it was.
+
+    For one process at a time: callers hold a lock, or a name of their own.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    target = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(target, ignore_errors=True)  # of a killed process with the same number
+    target.mkdir()
+    try:
+        yield target
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        os.replace(target, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Force a file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from affectgpt.clauses import claims, fit, join, sentences, shown_clues, split, supported_labels, unsupported
+from affectgpt.clauses import BRANCHES, claims, fit, join, sentences, shown_clues, split, supported_labels, unsupported
 from affectgpt.runtime import InputError
-from affectgpt.schema import CLUES, Clause, sample_from_row
+from affectgpt.schema import CLUES, MODALITIES, Clause, sample_from_row
 
 V, A, L = CLUES
 
@@ -103,6 +103,12 @@ def test_shown_clues():
     assert shown_clues(("face",), subtitle=True) == {V, L}
     assert shown_clues(("audio",), hears_words=True) == {A, L}
     assert shown_clues(("frames", "text")) == {V, L}
+
+
+def test_every_branch_of_a_model_shows_one_kind_of_clue():
+    assert sorted(name for names in BRANCHES.values() for name in names) == sorted(MODALITIES)
+    for clue, names in BRANCHES.items():
+        assert all(shown_clues((name,)) == {clue} for name in names)
 
 
 def test_what_is_not_shown_leaves_no_clause():

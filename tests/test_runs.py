@@ -9,6 +9,7 @@ from affectgpt.runs import (
     RunRecord,
     best_checkpoint,
     changed_files,
+    checkpoint_to_start_from,
     chosen_checkpoint,
     mark_complete,
     new_run_folder,
@@ -43,6 +44,42 @@ def test_runs_are_found_by_exact_name_in_the_order_of_their_numbers(tmp_path):
         RunRecord.start(tmp_path / name, kind="train", config={})
     (tmp_path / "fine-3").mkdir()  # no record: not a run
     assert [path.name for path in runs_named(tmp_path, "fine")] == ["fine", "fine-2", "fine-10"]
+
+
+@pytest.mark.parametrize("name", ["typo", "/no/such/typo", "a**b", "[", "../typo"])
+def test_a_start_that_does_not_exist_is_one_message_whatever_its_name(tmp_path, name):
+    RunRecord.start(tmp_path / "coarse", kind="train coarse", config={})
+    with pytest.raises(UserError, match="has no complete run of that name, and it is not a checkpoint folder"):
+        checkpoint_to_start_from(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(UserError, "failed"), (ZeroDivisionError, "failed"), (KeyboardInterrupt, "stopped"),
+                          (SystemExit, "stopped")],
+)  # fmt: skip
+def test_a_record_says_how_a_command_ended_that_an_error_or_a_user_ends(tmp_path, error, status):
+    with pytest.raises(error), RunRecord.start(tmp_path, kind="eval", config={}):
+        raise error
+    values = RunRecord.read(tmp_path).values
+    assert (values["status"], values["ended"] >= values["started"]) == (status, True)
+
+
+def test_an_error_after_the_end_of_a_run_leaves_its_record_and_one_of_the_record_does_not_hide_it(tmp_path, caplog):
+    def fail(folder, before):
+        with RunRecord.start(folder, kind="eval", config={}) as record:
+            before(record)
+            raise ZeroDivisionError
+
+    def take_away(record):
+        record.folder.rename(tmp_path / "elsewhere")
+        record.folder.touch()  # a file, where the folder was
+
+    with pytest.raises(ZeroDivisionError):
+        fail(tmp_path / "ended", lambda record: record.finish("finished"))
+    assert RunRecord.read(tmp_path / "ended").values["status"] == "finished"
+    with pytest.raises(ZeroDivisionError):
+        fail(tmp_path / "gone", take_away)
+    assert "run.json: cannot be written" in caplog.text
 
 
 def test_a_record_contains_status_inputs_and_versions(tmp_path):

@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from affectgpt.runtime import UserError, disk_full_named, stable_hash, write_json_atomic, write_text_atomic
+from affectgpt.runtime import (
+    UserError,
+    disk_full_named,
+    folder_at_once,
+    stable_hash,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 
 def test_stable_hash_ignores_key_order_and_sees_values():
@@ -15,6 +22,18 @@ def test_stable_hash_ignores_key_order_and_sees_values():
 def test_atomic_write_leaves_no_temporary_file(tmp_path):
     write_text_atomic(tmp_path / "a" / "x.json", json.dumps(1))
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    for text in ("old", "new"):
+        with folder_at_once(folder) as target:
+            (target / text).touch()
+    with pytest.raises(KeyError), folder_at_once(folder) as target:
+        (target / {}["third"]).touch()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+    assert folder.stat().st_mode == tmp_path.joinpath("deep").stat().st_mode
 
 
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):

@@ -41,7 +41,15 @@ from affectgpt.config import AnnotateConfig, AnnotatorConfig, FacesConfig, Paths
 from affectgpt.journal import Journal
 from affectgpt.journal.locks import held
 from affectgpt.runs import RunRecord
-from affectgpt.runtime import UserError, n_cores, redacted, stable_hash, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import (
+    UserError,
+    json_line,
+    n_cores,
+    redacted,
+    stable_hash,
+    write_json_atomic,
+    write_lines_atomic,
+)
 from affectgpt.schema import Sample, to_json
 from affectgpt.spread import Ray, Threads, Workers
 
@@ -72,7 +80,13 @@ def run_sharded(config: AnnotateConfig, clips: Clips) -> int:
 def _run_held(config: AnnotateConfig, clips: Clips, out: Path, started: float) -> int:
     workers = workers_of(config)
     n_shards = number_of_shards(out, config.shards, workers.n)
-    record = RunRecord.start(out, kind="annotate", config=asdict(config))
+    with RunRecord.start(out, kind="annotate", config=asdict(config)) as record:
+        return _run_recorded(config, clips, out, workers, n_shards, started, record)
+
+
+def _run_recorded(
+    config: AnnotateConfig, clips: Clips, out: Path, workers: Workers, n_shards: int, started: float, record: RunRecord
+) -> int:
     folders = [out / "shards" / f"{number:05d}" for number in range(n_shards)]
     try:
         bad = split_clips(clips, folders, config.speaker)
@@ -131,7 +145,7 @@ def split_clips(clips: Iterable[Any], folders: Sequence[Path], speaker: str | No
             for number, folder in list(enumerate(folders))[first : first + _MAX_OPEN_FILES]:
                 folder.mkdir(parents=True, exist_ok=True)
                 files[number] = stack.enter_context((folder / ".input.tmp").open("w", encoding="utf-8"))
-            bad_file = stack.enter_context((folders[0].parent / _BAD).open("a" if first else "w"))
+            bad_file = stack.enter_context((folders[0].parent / _BAD).open("a" if first else "w", encoding="utf-8"))
             for item in clips:
                 if isinstance(item, Sample):
                     if file := files.get(shard_of(item, len(folders), speaker)):
@@ -140,7 +154,7 @@ def split_clips(clips: Iterable[Any], folders: Sequence[Path], speaker: str | No
                     bad["unusable row"] += 1
                     reason = f"{item.where}: {item.reason}"
                     row = {"id": item.id, "where": "input", "reason": reason, "dropped": False}
-                    bad_file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    bad_file.write(json_line(row) + "\n")
         for number in files:
             os.replace(folders[number] / ".input.tmp", folders[number] / "input.jsonl")
     return bad

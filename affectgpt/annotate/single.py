@@ -48,7 +48,11 @@ def run_single(config: AnnotateConfig, clips: Clips) -> int:
         raise UserError(f"{out} was made in shards; resume with engine=processes or engine=ray, or choose another out=")
     if config.transcriber or loads_models(config):
         quiet_libraries()
-    record = RunRecord.start(out, kind="annotate", config=asdict(config), inputs=manifests(config))
+    with RunRecord.start(out, kind="annotate", config=asdict(config), inputs=manifests(config)) as record:
+        return _run_recorded(config, clips, out, record)
+
+
+def _run_recorded(config: AnnotateConfig, clips: Clips, out: Path, record: RunRecord) -> int:
     store = Store(out, fsync=config.fsync, answers_in=Path(config.answers_in or out))
     try:
         before = {"tokens_in": store.tokens_in, "tokens_out": store.tokens_out, "cost": store.cost}

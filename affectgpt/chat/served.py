@@ -17,6 +17,7 @@ import time
 import wave
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,9 @@ class ChatClient:
         offline: answer from the log only; a missing answer is an error.
         server: base_url, api_key_env, max_retries, backoff_s, timeout_s ..., see `transport.Server`.
 
+    Raises:
+        InputError: a setting does not exist, or is out of range.
+
     Attributes:
         where: model and address of the server, for messages.
         n_asked, n_cached: requests answered by the server and from the log.
@@ -116,6 +120,9 @@ class ChatClient:
     ) -> None:
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}; expected at least 1")
+        known = [item.name for item in fields(Server)]
+        if unknown := sorted(server.keys() - set(known)):
+            raise InputError(f"a chat model on a server has no setting {unknown[0]!r}; expected some of {known}")
         self.name = model
         self.n_asked = self.n_cached = self.n_refused = self.n_empty = 0
         self._cache, self._offline = Path(cache), offline

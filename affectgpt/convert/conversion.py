@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from affectgpt.convert.outputs import Output, Source
 from affectgpt.convert.parts import Recognised, recognise
 from affectgpt.convert.trained import MINIGPT_IMAGE_SIZE, lora, projectors
 from affectgpt.models.integrity import write_sums
-from affectgpt.runtime import write_json_atomic
+from affectgpt.runtime import folder_at_once, write_json_atomic
 
 REPORT = "report.json"
 
@@ -67,9 +64,7 @@ def convert(
     }
     if not any(output.is_complete for output in outputs):
         return report
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp", dir=folder.parent))
-    try:
+    with folder_at_once(folder) as target:
         for output in outputs:
             if output.is_complete:
                 _write(output, target)
@@ -77,13 +72,6 @@ def convert(
             write_sums(weights)  # each can be used, and moved, alone
         write_json_atomic(target / REPORT, report)
         write_sums(target)
-        os.chmod(target, 0o755)  # mkdtemp denies others access
-        if folder.is_dir():  # an earlier conversion to replace, or an empty folder
-            shutil.rmtree(folder)
-        os.replace(target, folder)
-    finally:
-        if target.exists():
-            shutil.rmtree(target)
     return report
 
 

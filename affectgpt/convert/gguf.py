@@ -10,18 +10,15 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
-import shutil
 import struct
-import tempfile
 from pathlib import Path
 
 from affectgpt.bases import update_digest
 from affectgpt.convert.files import ConvertError
 from affectgpt.journal.locks import held
-from affectgpt.models.integrity import write_sums
-from affectgpt.runtime import MissingLibrary, NotFound, quiet_libraries, write_json_atomic
+from affectgpt.models.integrity import follow_umask, write_sums
+from affectgpt.runtime import MissingLibrary, NotFound, folder_at_once, quiet_libraries, write_json_atomic
 
 log = logging.getLogger("affectgpt")
 
@@ -92,22 +89,14 @@ def convert_gguf(path: Path, folder: Path) -> int:
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in read.state_dict().items()}, assign=True)
     model.tie_weights()
     model.generation_config = read.generation_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp", dir=folder.parent))
-    try:
+    with folder_at_once(folder) as target:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         about = {"file": path.name, "bytes": path.stat().st_size, "dtype": str(dtype).removeprefix("torch.")}
         write_json_atomic(target / SOURCE, {**about, "parameters": n_parameters})
-        for written in target.iterdir():
-            written.chmod(0o644)
+        for weights in target.glob("*.safetensors"):
+            follow_umask(weights)
         write_sums(target)
-        os.chmod(target, 0o755)  # mkdtemp denies others access
-        if folder.exists():  # empty, or an earlier conversion that is to be replaced
-            shutil.rmtree(folder)
-        os.replace(target, folder)
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
     return n_parameters
 
 

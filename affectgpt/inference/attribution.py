@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.clauses import shown_clues, split
+from affectgpt.clauses import BRANCHES, shown_clues, split
 from affectgpt.config import QuestionConfig
 from affectgpt.metrics.faithfulness import explanation_of
 from affectgpt.models.projectors import CrossAttention
 from affectgpt.prompts import render
 from affectgpt.schema import Sample
 
-INPUTS = {"visual": ("frames", "motion", "face", "face_motion"), "acoustic": ("audio",)}
 N_BINS = 20
 """Resolution of the shares over time."""
 
@@ -75,7 +74,7 @@ def attribute(
     shown = shown_clues(states, subtitle=subtitle)
     without = {}
     for clue in sorted(shown):
-        rest = {name: value for name, value in states.items() if name not in INPUTS.get(clue, ())}
+        rest = {name: value for name, value in states.items() if name not in BRANCHES.get(clue, ())}
         with torch.no_grad():
             other = encode_answer(processor, sample, rest, text, question, subtitle and clue != "lexical")
             without[clue] = log_probs(model, processor, other)

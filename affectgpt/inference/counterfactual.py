@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from affectgpt.cache.reader import cache_mode
-from affectgpt.clauses import split
+from affectgpt.clauses import BRANCHES, split
 from affectgpt.config import EvalConfig, QuestionConfig
 from affectgpt.data.facts import facts_in
 from affectgpt.inference.evaluate import read_test_samples
@@ -32,13 +32,12 @@ from affectgpt.metrics.report import percent
 from affectgpt.metrics.stats import Rate
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.plots import draw_heat_map
-from affectgpt.runtime import UserError, seed_everything, write_json_atomic
+from affectgpt.runtime import InputError, UserError, seed_everything, write_json_atomic
 from affectgpt.schema import CLUES, Prediction, Sample, true_labels
 from affectgpt.tables import format_table
 
 log = logging.getLogger("affectgpt")
 
-_BRANCHES = {"visual": ("frames", "motion", "face", "face_motion"), "acoustic": ("audio",)}
 _TITLES = {"visual": "pictures", "acoustic": "sound", "lexical": "subtitle"}
 _PARTS = (*CLUES, "conclusion")
 
@@ -113,6 +112,9 @@ def analyse(
         answer: (question, samples) -> their predictions.
         model_has: the modalities of the model.
         references: id -> reference description or clauses.
+
+    Raises:
+        InputError: the model can be shown nothing of any clip.
     """
     question = QuestionConfig(task="both", lang=config.lang)
     truth = {sample.id: true_labels(sample, config.lang) for sample in samples}
@@ -120,9 +122,10 @@ def analyse(
     rows = {}
     for size in (3, 2, 1):
         for shown in combinations(CLUES, size):
-            names = [name for clue in shown for name in _BRANCHES.get(clue, ()) if name in model_has]
+            branches = [[name for name in BRANCHES[clue] if name in model_has] for clue in shown if clue in BRANCHES]
+            names = [name for each in branches for name in each]
             asked = [sample for sample in samples if _has(sample, names, "lexical" in shown)]
-            if len(names) < len(set(shown) - {"lexical"}) or not asked:
+            if not all(branches) or not asked:
                 continue
             log.info("asking %d clips with %s", len(asked), " and ".join(_TITLES[clue] for clue in shown))
             found = answer(replace(question, modalities=names, use_subtitle="lexical" in shown), asked)
@@ -131,6 +134,10 @@ def analyse(
             score = evaluate(found, {key: truth[key] for key in labels}, lexicon=lexicon, n_bootstrap=0).primary
             scores = faithfulness(found, labels, references, lexicon, n_bootstrap=0)
             rows["+".join(shown)] = {"n": len(found), "f_s": score.f_score, "n_scored": score.n, **scores}
+    if not answers:
+        raise InputError(
+            f"none of the {len(samples)} clips has a subtitle or an input that the model takes: {', '.join(model_has)}"
+        )
     whole = next(iter(answers.values()))
     everything = next(iter(answers))
     return {

@@ -54,21 +54,21 @@ def evaluate_config(config: EvalConfig) -> tuple[Report, Path]:
     files = _prediction_files(config)
     if files and config.checkpoint is not None:
         raise UserError("give checkpoint= or predictions=, not both")
+    if config.llm.clues and not config.llm.model:
+        raise UserError("llm.clues=true needs a chat model: llm.model=...")
     lexicon = load_lexicon(config.lexicon, config.label_reading)
     references, tables = references_of(config, published_splitting(lexicon))  # before hours of prediction
     file = files[0] if files else _predict(config)
     out = Path(config.out) if config.out else file.parent
     rows = read_predictions(file)
-    record = RunRecord.start(out, kind="eval", config=asdict(config), inputs=[file, *tables])
     extras: dict[str, Any] = {}
-    if config.llm.clues and not config.llm.model:
-        raise UserError("llm.clues=true needs a chat model: llm.model=...")
-    if config.llm.model or config.llm.groups:
-        rows, extras = _ask_llm(config, lexicon, rows, references, out)
-    report, clips = score_rows(config, lexicon, rows, references, out, extras)
-    write_scores(out / SCORES, clips)
-    report.write(out / "report.json")
-    record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
+    with RunRecord.start(out, kind="eval", config=asdict(config), inputs=[file, *tables]) as record:
+        if config.llm.model or config.llm.groups:
+            rows, extras = _ask_llm(config, lexicon, rows, references, out)
+        report, clips = score_rows(config, lexicon, rows, references, out, extras)
+        write_scores(out / SCORES, clips)
+        report.write(out / "report.json")
+        record.finish("finished", f_s=report.primary.f_score, n=report.primary.n)
     _show(config, out, "eval", lambda board: _show_report(board, report, clips))
     return report, out
 
@@ -246,7 +246,7 @@ def descriptions_of(config: EvalConfig) -> dict[str, Any]:
     texts: dict[str, Any] = {}
     for source in reference_sources(config):
         if source.manifest is not None and source.split_file is None and source.limit is None:
-            texts |= read_descriptions(source.manifest, split=source.split, lang=config.lang)
+            texts |= read_descriptions(source.manifest, split=source.split, lang=config.lang, columns=source.columns)
         else:
             for sample in read_source(source, config.data.folder, on_bad=config.data.on_bad).samples:
                 localized = sample.in_language(config.lang, strict=False)
@@ -329,7 +329,6 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
     out = Path(config.out) if config.out else (source if source.is_dir() else source.parent)
     answers = [read_predictions(file) for _, file in members]
     inputs = [path for member, file in members for path in (file, *truth_files(member))]
-    record = RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs)
     client = _client(config.llm, out) if config.llm.model else None
     divider = _client(replace(config.llm, model=config.llm.steps_model), out) if config.llm.steps_model else None
     lexicon = load_lexicon(config.lexicon, config.label_reading)
@@ -344,22 +343,23 @@ def _run_benchmark(config: EvalConfig, files: list[Path], parts: Sequence[Benchm
             write_lines_atomic(out / f"answers-{name}.jsonl", map(json_line, result.answers))
         results.append(result)
 
-    for (member, file), rows in zip(members, answers, strict=True):
-        extraction: dict[str, Any] = {}
-        if client is not None and config.llm.extract:
-            rows, extraction = _extract(client, lexicon, rows)
-        result = run_benchmark(
-            member, rows, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, client=client,
-            valences=read_valences(file) if member.kind == "classes_valence" else None, groups=config.llm.groups,
-            divider=divider, n_frames=config.llm.n_frames,
-        )  # fmt: skip
-        if extraction:
-            read = f"{extraction['read']} of {extraction['asked']} texts without a list"
-            result = replace(result, details={**result.details, "labels read by the LLM": read})
-        add(result, member.name)
-    if benchmark.members:
-        add(mean_result(results, benchmark.name, benchmark.title, benchmark.published), benchmark.name)
-    record.finish("finished", benchmark=benchmark.name, value=results[-1].value, n=results[-1].n)
+    with RunRecord.start(out, kind="benchmark", config=asdict(config), inputs=inputs) as record:
+        for (member, file), rows in zip(members, answers, strict=True):
+            extraction: dict[str, Any] = {}
+            if client is not None and config.llm.extract:
+                rows, extraction = _extract(client, lexicon, rows)
+            result = run_benchmark(
+                member, rows, lexicon=lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap, client=client,
+                valences=read_valences(file) if member.kind == "classes_valence" else None, groups=config.llm.groups,
+                divider=divider, n_frames=config.llm.n_frames,
+            )  # fmt: skip
+            if extraction:
+                read = f"{extraction['read']} of {extraction['asked']} texts without a list"
+                result = replace(result, details={**result.details, "labels read by the LLM": read})
+            add(result, member.name)
+        if benchmark.members:
+            add(mean_result(results, benchmark.name, benchmark.title, benchmark.published), benchmark.name)
+        record.finish("finished", benchmark=benchmark.name, value=results[-1].value, n=results[-1].n)
     values = {f"benchmark/{item.name}": item.value for item in results}
     _show(config, out, "benchmark", lambda board: board.figures(values))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,12 +24,12 @@ from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.data.sources import attempt
 from affectgpt.inference.answers import CHOICES, AnswerFunction, answers
 from affectgpt.inference.attribution import attribute
-from affectgpt.journal import Journal, read_journal
+from affectgpt.journal import Journal
 from affectgpt.journal.locks import held
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import marked
 from affectgpt.prompts import PROMPT_VERSION, candidate_texts, render
-from affectgpt.runtime import InputError, UserError, remove_unfinished, stable_hash, write_json_atomic
+from affectgpt.runtime import InputError, UserError, n_cores, remove_unfinished, stable_hash, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
 from affectgpt.spread import in_threads
 
@@ -122,7 +121,7 @@ def predict(
         read_or_skip = partial(attempt, read, on_bad=on_bad)
         if len(samples) == 1:
             return map(read_or_skip, samples)
-        n_threads = min(_MAX_READERS, os.cpu_count() or 1)
+        n_threads = min(_MAX_READERS, n_cores())
         return in_threads(read_or_skip, samples, n_threads=n_threads, n_ahead=generate.batch_size + n_threads)
 
     pending: deque[tuple[Prediction, Any]] = deque()
@@ -165,7 +164,8 @@ def predict_to_file(
         what: title of the progress bar.
 
     Raises:
-        UserError: another process writes `out`, it was made with other settings, or it cannot be written.
+        UserError: another process writes `out`, it was made with other or unknown settings, holds something else than
+            predictions, or cannot be written.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file, such as {out / 'predictions.jsonl'}")
@@ -181,23 +181,28 @@ def _append_missing(
     what: str,
 ) -> list[Prediction]:
     sidecar = out.with_name(out.name + ".settings.json")
-    done = {row["id"]: row for row in read_journal(out)}
-    if done and sidecar.exists():
-        before = json.loads(sidecar.read_text(encoding="utf-8"))
-        if stable_hash(before) != stable_hash(settings):
-            differing = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-            raise UserError(f"{out} was made with other settings ({', '.join(differing)}); name another out= file")
-    remove_unfinished(sidecar)
-    write_json_atomic(sidecar, json.loads(json.dumps(settings, default=str)))
-    todo = [sample for sample in samples if sample.id not in done]
-    n_done = len(samples) - len(todo)
-    if done:
-        log.info("%s has %d of %d samples; %d to do", out, n_done, len(samples), len(todo))
-    rows = tqdm(predictions(todo), what, len(samples), initial=n_done, file=sys.stderr, disable=len(samples) == 1)
+    if not sidecar.exists() and out.exists() and out.stat().st_size:
+        raise UserError(
+            f"{out} has rows, but no {sidecar.name} that says how they were made, so it cannot be continued; restore "
+            "that file, or name another out= file"
+        )
     made: dict[str, Prediction] = {}
     with contextlib.closing(Journal(out, key="id", fsync=True)) as journal:
+        done = {row["id"]: prediction_from_row(row) for row in journal.rows()}
+        if done:
+            before = json.loads(sidecar.read_text(encoding="utf-8"))
+            if stable_hash(before) != stable_hash(settings):
+                differing = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+                raise UserError(f"{out} was made with other settings ({', '.join(differing)}); name another out= file")
+        remove_unfinished(sidecar)
+        write_json_atomic(sidecar, json.loads(json.dumps(settings, default=str)))
+        todo = [sample for sample in samples if sample.id not in done]
+        n_done = len(samples) - len(todo)
+        if done:
+            log.info("%s has %d of %d samples; %d to do", out, n_done, len(samples), len(todo))
+        rows = tqdm(predictions(todo), what, len(samples), initial=n_done, file=sys.stderr, disable=len(samples) == 1)
         for prediction in map(marked, rows):
             journal.append(to_row(prediction))
             made[prediction.id] = prediction
-    old = {key: prediction_from_row(row) for key, row in done.items()}
-    return [{**old, **made}[sample.id] for sample in samples if sample.id in old or sample.id in made]
+    known = {**done, **made}
+    return [known[sample.id] for sample in samples if sample.id in known]

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from affectgpt.cache.reader import ClipReader
-from affectgpt.clauses import fit, shown_clues, split
+from affectgpt.clauses import BRANCHES, fit, shown_clues, split
 from affectgpt.config import QuestionConfig
-from affectgpt.inference.attribution import INPUTS, encode_answer, encoder_states, log_probs
+from affectgpt.inference.attribution import encode_answer, encoder_states, log_probs
 from affectgpt.inference.prediction import shown_modalities
 from affectgpt.metrics.stats import Rate
 from affectgpt.schema import CLUES, Clause, Sample
@@ -51,7 +51,7 @@ def probe_clues(
         subtitle = question.use_subtitle and bool(sample.in_language(question.lang, strict=False).subtitle)
         known = shown_clues(states, subtitle=subtitle)
         for name in sorted(pairs.keys() & known):
-            rest = {key: value for key, value in states.items() if key not in INPUTS.get(name, ())}
+            rest = {key: value for key, value in states.items() if key not in BRANCHES.get(name, ())}
             for case, inputs in (("shown", states), ("hidden", rest)):
                 words = subtitle and (case == "shown" or name != "lexical")
                 rows = [encode_answer(processor, sample, inputs, text, question, words) for text in pairs[name]]

@@ -8,8 +8,6 @@ LoRA from a folder in which the adapters are merged, which is written on first u
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -18,10 +16,12 @@ from typing import Any
 from affectgpt.config import GenerateConfig
 from affectgpt.inference.answers import Answer, answer_of, answers, prompt_embeds, stop_ids
 from affectgpt.inference.loading import LoadedModel, refuse_for_omni
+from affectgpt.journal.locks import held
 from affectgpt.models.checkpoint import read_manifest
+from affectgpt.models.integrity import follow_umask
 from affectgpt.models.modeling_affectgpt import merge_lora_into
 from affectgpt.runs import TRAINED_MANIFEST
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, folder_at_once
 
 log = logging.getLogger("affectgpt")
 
@@ -132,12 +132,13 @@ def llm_of(loaded: LoadedModel, folder: Path) -> tuple[str, str | None]:
     if model.config.lora:
         merge_lora_into(model)
     if not out.is_dir():
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
-        try:
-            model.language_model.save_pretrained(temporary)
-            os.replace(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        n_bytes = sum(path.stat().st_size for path in out.iterdir())
-        log.info("%s: the LLM of %s for vLLM, %.2f GB", out, loaded.name, n_bytes / 1e9)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with held(out.with_name(f".{out.name}.lock"), what=f"the LLM of {loaded.name} is being written to {out}"):
+            if not out.is_dir():
+                with folder_at_once(out) as target:
+                    model.language_model.save_pretrained(target)
+                    for weights in target.glob("*.safetensors"):
+                        follow_umask(weights)
+                n_bytes = sum(path.stat().st_size for path in out.iterdir())
+                log.info("%s: the LLM of %s for vLLM, %.2f GB", out, loaded.name, n_bytes / 1e9)
     return str(out), None

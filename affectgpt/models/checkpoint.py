@@ -27,7 +27,7 @@ import affectgpt
 from affectgpt import bases
 from affectgpt.config import LoraConfig
 from affectgpt.models.assemble import build
-from affectgpt.models.integrity import CheckpointError, check_finite
+from affectgpt.models.integrity import CheckpointError, check_finite, follow_umask
 from affectgpt.models.modeling_affectgpt import AffectGPTForConditionalGeneration, is_of_base, part_of
 from affectgpt.models.processing_affectgpt import AffectGPTProcessor
 from affectgpt.models.spec import ModelSpec
@@ -102,21 +102,19 @@ def save_trained(
     }
     if sums := {name: value for name in model.modalities if (value := model.encoder_sum(name))}:
         manifest["encoder_sums"] = sums
-    manifest["manifest_sha256"] = _digest(manifest)
+    manifest["manifest_sha256"] = digest_of(manifest)
     os.replace(temporary, folder / TENSORS_NAME)
     write_text_atomic(folder / TRAINED_MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file with the permissions of any new file, on the disk when this returns."""
-    path.touch()
-    mode = path.stat().st_mode & 0o777
     save_file(dict(tensors), path)
-    path.chmod(mode)  # safetensors writes files that only their owner can read
+    follow_umask(path)
     sync(path)
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def digest_of(manifest: Mapping[str, Any]) -> str:
     """Of a manifest without its own checksum, as it is read back."""
     values = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return stable_hash(json.loads(json.dumps(values)))
@@ -147,7 +145,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != 1:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise CheckpointError(f"{path}: format {str(found)[:40]!r} is unknown; expected 1")
-    if "manifest_sha256" in manifest and manifest["manifest_sha256"] != _digest(manifest):
+    if "manifest_sha256" in manifest and manifest["manifest_sha256"] != digest_of(manifest):
         raise CheckpointError(
             f"{path} has changed since it was written; restore it, or use another checkpoint (base models that were "
             "moved are named with base_models=)"

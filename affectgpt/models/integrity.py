@@ -71,6 +71,9 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | os.PathLike[str]) -
         raise CheckpointError(f"{where}: {len(wrong)} tensors hold NaN or infinity: {shown}; use another checkpoint")
 
 
-def follow_umask(path: Path, like: Path) -> None:
-    """Give `path` the permissions of `like`; safetensors writes files that only their owner can read."""
-    path.chmod(like.stat().st_mode & 0o777)
+def follow_umask(path: Path) -> None:
+    """Give `path` the permissions of any new file; safetensors writes files that only their owner can read."""
+    other = path.with_name(f".{path.name}.permissions")
+    other.touch()
+    path.chmod(other.stat().st_mode & 0o777)
+    other.unlink()

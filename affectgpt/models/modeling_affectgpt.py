@@ -598,7 +598,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             return  # transformers then writes the adapters alone
         write_auto_file(folder)
         for path in folder.glob("*.safetensors"):
-            follow_umask(path, folder / "config.json")
+            follow_umask(path)
         write_sums(
             folder, ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.py")
         )

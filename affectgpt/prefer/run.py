@@ -53,13 +53,29 @@ def run(config: PreferConfig) -> int:
         limit=config.limit,
     )
     inputs = [*files, *([] if sees else [Path(str(config.descriptions))])]
-    record = RunRecord.start(folder, kind="prefer", config=asdict(config), inputs=inputs)
+    with RunRecord.start(folder, kind="prefer", config=asdict(config), inputs=inputs) as record:
+        n_missing = _run_recorded(config, pairs, sha256_of_file(files[0]), out, folder, record)
+    table = Path(config.folder) / config.file
+    if config.reversed:
+        log.info("next: python -m affectgpt.prefer score ANSWERS.csv references=%s reversed=%s", table, out)
+    elif config.file == PreferConfig.file:
+        log.info("next: python -m affectgpt.submit track=3 %s answer.zip candidates=%s", out, table)
+    else:
+        log.info("next: python -m affectgpt.prefer score %s references=%s", out, table)
+    return 3 if n_missing else 0
+
+
+def _run_recorded(
+    config: PreferConfig, pairs: Sequence[Pair], table_sha256: str, out: Path, folder: Path, record: RunRecord
+) -> int:
+    """Returns the number of rows that were not answered."""
+    sees = config.descriptions is None
     bad: list[BadSample] = []
     asker = _asker(config, folder)
     clips = _clips(pairs, asker, config, bad) if asker is not None and sees else {}
     settings = {
         "prompt_version": prompts.VERSION, "strategy": config.strategy, "reversed": config.reversed,
-        "lang": config.lang, "table": sha256_of_file(files[0]), "max_answer_tokens": config.max_answer_tokens,
+        "lang": config.lang, "table": table_sha256, "max_answer_tokens": config.max_answer_tokens,
     }  # fmt: skip
     steps = _Steps(config, folder, settings, bad)
     if config.strategy == "s1":
@@ -77,14 +93,7 @@ def run(config: PreferConfig) -> int:
     )
     report_bad(bad, folder)
     record.finish("finished", n=len(pairs), counts=counts, n_bad=len(bad))
-    table = Path(config.folder) / config.file
-    if config.reversed:
-        log.info("next: python -m affectgpt.prefer score ANSWERS.csv references=%s reversed=%s", table, out)
-    elif config.file == PreferConfig.file:
-        log.info("next: python -m affectgpt.submit track=3 %s answer.zip candidates=%s", out, table)
-    else:
-        log.info("next: python -m affectgpt.prefer score %s references=%s", out, table)
-    return 3 if n_missing else 0
+    return n_missing
 
 
 def check(config: PreferConfig) -> None:

@@ -68,7 +68,11 @@ def _versions() -> dict[str, str]:
 
 
 class RunRecord:
-    """`run.json` of an output folder: written at the start, updated with status and results at the end."""
+    """`run.json` of an output folder: written at the start, updated with status and results at the end.
+
+    As a context it ends the record of a command that an exception ends: "stopped" after Ctrl-C or an exit, "failed"
+    after an error.
+    """
 
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         self.folder = folder
@@ -113,6 +117,17 @@ class RunRecord:
 
     _started: float | None = None
 
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or self.values["status"] != "running":
+            return
+        try:
+            self.finish("stopped" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "failed")
+        except UserError as error:  # a full disk, say: what ended the command is the better message
+            log.warning("%s", error)
+
     def finish(self, status: str, **results: Any) -> None:
         """`status`: "finished", "stopped" (by a signal or limit, resumable) or "failed"."""
         self.values["status"] = status
@@ -138,7 +153,7 @@ _RUN_NAME = re.compile(r"[^\W_][\w.+=, -]*(?<! )")
 def runs_named(runs: Path, name: str) -> list[Path]:
     """Run folders `name`, `name-2`, `name-3` ... that have a record, oldest first."""
     numbered = {}
-    for folder in runs.glob(f"{name}*") if runs.is_dir() else ():
+    for folder in runs.iterdir() if runs.is_dir() else ():
         match = re.fullmatch(re.escape(name) + r"(?:-(\d+))?", folder.name)
         if match and (folder / RECORD).is_file():
             numbered[int(match.group(1) or 1)] = folder

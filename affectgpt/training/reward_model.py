@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.runtime import InputError
+from affectgpt.config import PathsConfig
+from affectgpt.models.checkpoint import read_manifest
+from affectgpt.runs import checkpoint_to_use
+from affectgpt.runtime import InputError, UserError
 from affectgpt.training.reference import Reference
 
 _VERDICT = {"en": ("\nDoes this fit the clip:", " yes"), "zh": ("\n是否符合这段视频：", "是")}
@@ -69,17 +72,23 @@ class RewardModel:
         return found
 
 
-def checkpoint_of(path: str | None) -> Path:
-    """The folder of `stage.objective_options.reward_model`: a checkpoint, or a run whose best or last one is used."""
-    from affectgpt.runs import BEST, complete_checkpoints
+def checkpoint_of(path: str | None, runs: Path | None = None) -> Path:
+    """The folder of `stage.objective_options.reward_model`: a checkpoint, or that of a run by `runs.chosen_checkpoint`.
 
+    Args:
+        runs: where a run is found by its name; None = the default of `paths.runs`.
+
+    Raises:
+        InputError: it is not set, or there is no complete checkpoint.
+    """
     if path is None:
         raise InputError(
             "reward model needs stage.objective_options.reward_model=runs/..., a run of stage=reward_model or one of "
             "its checkpoints"
         )
-    folder = Path(path)
-    if (folder / BEST).is_dir():
-        return folder / BEST
-    found = complete_checkpoints(folder) if folder.is_dir() else []
-    return found[-1] if found else folder
+    try:
+        folder = checkpoint_to_use(Path(PathsConfig.runs) if runs is None else runs, path)
+        read_manifest(folder)
+    except UserError as error:
+        raise InputError(f"stage.objective_options.reward_model: {error}") from error
+    return folder

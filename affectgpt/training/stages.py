@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,10 @@ def _run(
     names = config.stage.name, config.model.name, config.data.name
     log.info("run %s: stage %s, model %s, data %s", record.folder, *names)
     log.info("strategy %s: num_processes %d", config.strategy.name, processes.world_size)
-    with StopOnSignal(processes.any) as stop:
-        status, results = "failed", {}
-        try:
-            results = _train(config, objective, record, resume_from, sources, bad, stop, processes)
-            status = "stopped" if stop.stopped else "finished"
-        except (KeyboardInterrupt, SystemExit):
-            status = "stopped"
-            raise
-        finally:
-            if processes.is_main:
-                record.finish(status, **results)
+    with StopOnSignal(processes.any) as stop, record if processes.is_main else nullcontext():
+        results = _train(config, objective, record, resume_from, sources, bad, stop, processes)
+        if processes.is_main:
+            record.finish("stopped" if stop.stopped else "finished", **results)
     if stop.stopped:
         log.info("stopped; the same command with resume=true resumes the run")
     return StageResult(record.folder, stop.exit_code)

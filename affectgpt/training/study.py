@@ -25,7 +25,7 @@ from typing import Any
 from affectgpt.config import GenerateConfig, QuestionConfig, StudyConfig, StudyReportConfig, TrainConfig
 from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
-from affectgpt.runs import COMPLETE, best_checkpoint, complete_checkpoints
+from affectgpt.runs import COMPLETE, best_checkpoint, complete_checkpoints, mark_complete
 from affectgpt.runs.boards import boards, markdown_table
 from affectgpt.runtime import InputError, MissingLibrary, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
@@ -168,7 +168,7 @@ def _start_folder(config: TrainConfig, folder: Path) -> Path:
     with lock(folder):
         if not (folder / COMPLETE).exists():
             save_trained(*starting_model(config), folder)
-            (folder / COMPLETE).write_text("step 0\n", encoding="utf-8")
+            mark_complete(folder, "step 0")
     return folder
 
 

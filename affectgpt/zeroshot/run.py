@@ -54,7 +54,16 @@ def run(config: ZeroShotConfig) -> int:
         return 3 if bad else 0
 
     folder = out.with_name(f"{out.name}.steps")
-    record = RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=files)
+    with RunRecord.start(folder, kind="zeroshot", config=asdict(config), inputs=files) as record:
+        _run_recorded(config, samples, bad, out, folder, record)
+    truth = f"references={config.manifest}" if config.manifest else f"data={config.data.name}"
+    log.info("next: python eval.py predictions=%s %s", out, truth)
+    return 3 if bad else 0
+
+
+def _run_recorded(
+    config: ZeroShotConfig, samples: list[Sample], bad: list[BadSample], out: Path, folder: Path, record: RunRecord
+) -> None:
     models = _models_of(config)
     _warn_of_unknown_ids(models, {item.id for item in (*samples, *bad)})
     samples = _with_media(samples, config, bad)
@@ -78,9 +87,6 @@ def run(config: ZeroShotConfig) -> int:
         n_empty=n_empty,
         n_bad=len(bad),
     )
-    truth = f"references={config.manifest}" if config.manifest else f"data={config.data.name}"
-    log.info("next: python eval.py predictions=%s %s", out, truth)
-    return 3 if bad else 0
 
 
 def _warn_of_unknown_ids(models: Mapping[str, tuple[str, str | None]], known: set[str]) -> None:

@@ -419,7 +419,7 @@ def test_a_bug_in_a_step_ends_the_run_and_is_no_failed_clip(clips, tmp_path, mon
     assert not isinstance(caught.value, UserError)
     assert caught.traceback[-1].name == "broken"
     assert not rows_of(out / "store" / "failures.jsonl")
-    assert json.loads((out / "run.json").read_text())["status"] == "running"  # neither finished nor stopped
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
 
 
 def test_a_manifest_row_that_contradicts_its_media_fails_its_clip_alone(clips, tmp_path):

@@ -93,10 +93,22 @@ def test_unusable_rows_and_files_of_every_shard_are_listed(tmp_path):
     assert (report["n_clips"], report["made"], report["left"]) == (6, 3, 0)
 
 
-def test_the_error_of_a_shard_is_printed(tmp_path):
+def test_unusable_rows_are_listed_in_any_language_under_any_locale(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from affectgpt.annotate.shards import split_clips\n"
+        "from affectgpt.schema import BadSample\n"
+        "split_clips([BadSample('\\u7247\\u6bb5', 'line 1', 'no such file')], [Path(sys.argv[1], '00000')])"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={**os.environ, **locale}, check=True)
+    assert [row["id"] for row in rows_of(tmp_path / "bad.jsonl")] == ["片段"]
+
+
+def test_the_error_of_a_shard_is_printed_and_fails_the_run(tmp_path):
     clips = write_clips(tmp_path / "clips", 2)
     with ChatServer(fill_in, choose=lambda body: 401) as server, pytest.raises(UserError, match=r"shard 0.*HTTP 401"):
         annotate(clips, tmp_path / "out", *served(server.url), *QUIET, *SHARDED)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
 
 
 def test_a_sharded_run_is_alone_in_its_folder_and_stopped_resumes_without_repeating_a_call(tmp_path):

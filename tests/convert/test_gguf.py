@@ -85,6 +85,7 @@ def test_a_converted_file_has_the_weights_and_words_that_transformers_reads(file
     assert found.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "others can read all files, or none"
     text = "I'm so sad, 情绪"
     assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer(text).input_ids
     assert load(folder, device="cpu").answer([Request("Why?")], 4)[0].n_new_tokens <= 4

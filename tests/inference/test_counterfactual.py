@@ -1,13 +1,14 @@
 """What changes in answers when inputs change, on answers that are made by rule instead of a model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from affectgpt.config import EvalConfig
 from affectgpt.inference.counterfactual import analyse, contrasting, draw, run_faithfulness, table
 from affectgpt.metrics import load_lexicon
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import Prediction, Sample
 
 FEELINGS = {"a": ("happy",), "b": ("sad",), "c": ("angry",), "d": ("afraid",)}
@@ -81,6 +82,22 @@ def test_a_model_that_ignores_the_sound_is_found():
 
     row = analysed(deaf)["interventions"]["sound of another clip"]
     assert (row["exact"]["value"], row["changed"]["acoustic"]["value"]) == (0, 0)
+
+
+@pytest.mark.parametrize("branches", [("frames",), ("frames", "motion"), ("frames", "motion", "face")])
+def test_a_model_without_sound_is_asked_about_none_however_many_branches_see(branches):
+    seen = [replace(sample, modalities=("audio", "frames", "motion")) for sample in clips()]
+    result = analyse(seen, answering(), branches, EvalConfig(), load_lexicon(), {})
+    assert set(result["subsets"]) == {"visual+lexical", "visual", "lexical"}
+    assert set(result["interventions"]) == {"no pictures", "no subtitle", "subtitle of another clip"}
+
+
+def test_clips_of_which_the_model_can_be_shown_nothing_are_an_error():
+    heard = [replace(sample, modalities=("audio",), subtitle=None) for sample in clips()]
+    with pytest.raises(
+        InputError, match=r"none of the \d clips has a subtitle or an input that the model takes: frames"
+    ):
+        analyse(heard, answering(), ("frames",), EvalConfig(), load_lexicon(), {})
 
 
 def test_the_other_clip_has_other_emotions():

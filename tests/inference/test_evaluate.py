@@ -125,3 +125,22 @@ def test_clues_matched_by_a_chat_model_need_one(tmp_path):
     config.llm.clues = True
     with pytest.raises(UserError, match=r"llm\.clues=true needs a chat model: llm\.model=\.\.\."):
         run_evaluation(config)
+
+
+def test_a_missing_chat_model_is_named_before_a_checkpoint_predicts(tmp_path, monkeypatch):
+    monkeypatch.setattr("affectgpt.inference.evaluate._predict", lambda config: pytest.fail("predicted"))
+    config = explained(tmp_path)
+    config.predictions, config.checkpoint, config.llm.clues = None, "best", True
+    with pytest.raises(UserError, match=r"llm\.clues=true needs a chat model"):
+        run_evaluation(config)
+
+
+@pytest.mark.parametrize("benchmark", ["", "toy"])
+def test_an_evaluation_that_fails_says_so_in_its_record(tmp_path, benchmark):
+    config = explained(tmp_path)
+    config.llm.groups = "no/such.zip"
+    config.benchmark = conf.BenchmarkConfig(benchmark, "T", str(tmp_path), "truth.jsonl")
+    with pytest.raises(UserError, match=r"no/such\.zip: no such folder"):
+        run_evaluation(config)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["kind"], record["status"]) == ("benchmark" if benchmark else "eval", "failed")

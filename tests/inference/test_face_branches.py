@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from affectgpt.cache.reader import ClipReader, FeatureCache
 from affectgpt.cli import compose
 from affectgpt.config import FacesConfig, SamplingConfig
 from affectgpt.convert.conversion import convert
+from affectgpt.data import sources
 from affectgpt.data.clips import load_clip
 from affectgpt.data.faces import FaceNeeds, face_needs, read_faces_of
 from affectgpt.data.facts import FILE, MediaFacts
@@ -158,6 +160,34 @@ def test_a_sound_in_a_file_of_its_own_tells_the_speaker(films, talk, tmp_path):
     reader = ClipReader(replace(SAMPLING, faces=needs.settings), facts=facts)
     samples = [Sample(id="a", video=str(silent), audio=sound) for sound in (str(talk), str(films / "face0.mp4"), None)]
     assert len({reader._sha256(sample, "face") for sample in samples}) == 3
+
+
+def test_a_face_that_the_sound_of_another_file_tells_is_looked_for_once_over_all_starts(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "affectgpt.data.facts.read_faces_of", lambda path, *_: read_faces_of(path, FaceNeeds(FacesConfig()))
+    )
+    asked, original = [], sources.check_each
+    monkeypatch.setattr(
+        sources, "check_each", lambda *args, what, **more: asked.append(what) or original(*args, what=what, **more)
+    )
+    sound = shutil.copy(films / "face1.mp4", tmp_path / "sound.mp4")
+    rows = [Sample("a", video=str(films / "face0.mp4"), audio=str(sound), person="speaker")]
+    for _ in range(2):
+        probe_samples(rows, facts=MediaFacts(tmp_path / FILE), faces=NEEDS)
+    assert asked == ["looking for faces", "probing media", "probing media"]
+    sound.unlink()
+    _, bad = probe_samples(rows, facts=MediaFacts(tmp_path / FILE), faces=NEEDS, on_bad="skip")
+    assert "sound.mp4: no such file" in bad[0].reason
+
+
+def test_what_is_forgotten_of_a_video_includes_its_pictures_in_memory(films):
+    facts, film = MediaFacts(), str(films / "face0.mp4")
+    for is_forgotten in (False, True):
+        facts.faces_in(film, NEEDS, read_ahead=True)
+        if is_forgotten:
+            facts.forget(film)
+        assert (facts.read_ahead(film, NEEDS) is None) is is_forgotten
+        facts.forget(film)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
 
@@ -12,9 +14,10 @@ from affectgpt.cache.reader import Features
 from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.inference import answers as answering
 from affectgpt.inference import prediction
-from affectgpt.inference.prediction import predict
+from affectgpt.inference.prediction import predict, predict_to_file
 from affectgpt.media import MediaError
-from affectgpt.schema import Sample
+from affectgpt.runtime import UserError
+from affectgpt.schema import Prediction, Sample
 from affectgpt.spread import in_threads
 from tests.inference.test_answers import SHOWN, stop_early
 from tests.models import tiny
@@ -106,7 +109,8 @@ def test_a_single_clip_is_read_without_threads(built, monkeypatch):
 
 
 def test_clips_are_read_a_bounded_number_ahead(built, monkeypatch):
-    monkeypatch.setattr(prediction.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of the machine, of which this process may use two
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     reader, most = Reader(), 0
     for n_given, _ in enumerate(predicted(built, GenerateConfig(2, 4), reader=reader)):
         most = max(most, len(reader.read) - n_given)
@@ -139,3 +143,49 @@ def test_prompts_are_tokenized_alike_in_many_threads(built):
 
 def test_no_samples_give_no_predictions(built):
     assert list(predicted(built, GenerateConfig(), [])) == []
+
+
+def into_file(out, asked=None, **settings):
+    """The rows of three clips, answered by rule into `out`; adds to `asked` the clips that were asked about."""
+
+    def answer(samples):
+        for sample in samples:
+            if asked is not None:
+                asked.append(sample.id)
+            yield Prediction(sample.id, f"I am {sample.id}.")
+
+    return predict_to_file(answer, SAMPLES[:3], out, settings=settings)
+
+
+def test_a_predictions_file_is_continued_with_its_own_settings_alone(tmp_path):
+    out, asked = tmp_path / "p.jsonl", []
+    out.touch()  # an empty file is none
+    whole = into_file(out, seed=1)
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text(lines[0] + lines[1][:9])
+    assert into_file(out, asked, seed=1) == whole
+    assert asked == ["s1", "s2"]
+    assert out.read_text() == "".join(lines)
+    with pytest.raises(UserError, match=r"made with other settings \(seed\)"):
+        into_file(out, seed=2)
+
+
+@pytest.mark.parametrize("row", [{"id": "s0", "text": "Mine."}, {"name": "s0", "text": "Of another tool."}])
+def test_rows_without_the_settings_that_made_them_are_neither_continued_nor_changed(tmp_path, row):
+    out = tmp_path / "p.jsonl"
+    out.write_text(json.dumps(row))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"p\.jsonl has rows, but no p\.jsonl\.settings\.json .*restore .*out="):
+            into_file(out, seed=1)
+    assert out.read_text() == json.dumps(row)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_a_line_that_is_no_prediction_is_named_before_anything_is_asked(tmp_path):
+    out, asked = tmp_path / "p.jsonl", []
+    into_file(out, seed=1)
+    before = out.read_text().splitlines(keepends=True)
+    out.write_text(before[0] + '{"name": "s1", "text": "?"}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:2: not an object with the text 'id'"):
+        into_file(out, asked, seed=1)
+    assert not asked

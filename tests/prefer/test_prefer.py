@@ -175,6 +175,8 @@ def test_given_descriptions_need_no_clip_and_one_that_lacks_is_named(mer, tmp_pa
         given.write_text(json.dumps({"id": "v", "text": "glad"}) + "\n")
         with pytest.raises(UserError, match=r"row 2: no description of 'w' \(1 of 3 rows\)"):
             run(settings(alone, tmp_path, **judge, out=str(tmp_path / "x.csv")))
+    for name, status in (("out", "finished"), ("x", "failed")):
+        assert json.loads((tmp_path / f"{name}.csv.steps" / "run.json").read_text())["status"] == status
 
 
 @pytest.mark.parametrize(

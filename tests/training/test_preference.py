@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,12 +16,12 @@ from affectgpt.data.stream import Draw
 from affectgpt.journal import read_journal
 from affectgpt.models.checkpoint import CheckpointError, load_trained, save_trained
 from affectgpt.prompts import render
-from affectgpt.runs import complete_checkpoints
+from affectgpt.runs import COMPLETE, complete_checkpoints, mark_complete
 from affectgpt.runtime import InputError
 from affectgpt.schema import Clause, Sample, read_samples, write_jsonl
 from affectgpt.training import objectives
 from affectgpt.training.objectives.preference import Objective, pair_losses
-from affectgpt.training.reward_model import RewardModel, log_odds
+from affectgpt.training.reward_model import RewardModel, checkpoint_of, log_odds
 from affectgpt.training.stages import run_stage
 from affectgpt.training.trainer import StageTrainer
 from tests.conftest import make_train_config
@@ -215,6 +216,24 @@ def test_a_reward_model_ranks_pairs_and_rewards_answers_inside_the_model_that_wr
     )  # fmt: skip
     rollouts = read_journal(run_stage(learner).run / "rollouts.jsonl")
     assert len({row["rewards"]["model"] for row in rollouts}) > 1
+
+
+def test_a_reward_model_is_a_complete_checkpoint_or_a_run_by_path_or_name(finished, tmp_path):
+    run = shutil.copytree(finished[1], tmp_path / "runs" / "judge")
+    last = complete_checkpoints(run)[-1]
+    shutil.rmtree(run / "best", ignore_errors=True)
+    best = shutil.copytree(last, run / "best")
+    (best / COMPLETE).unlink()  # as a kill leaves it
+    assert checkpoint_of(str(run)) == checkpoint_of("judge", tmp_path / "runs") == checkpoint_of(str(last)) == last
+    with pytest.raises(InputError, match=rf"objective_options\.reward_model: .*best has no {COMPLETE}"):
+        checkpoint_of(str(best))
+    mark_complete(best, "step 1")
+    assert checkpoint_of(str(run)) == best
+    best.rename(run / ".best.old")  # between the two renames of `replace_best`
+    assert checkpoint_of(str(run)) == run / ".best.old"
+    for path in ("no/such/run", str(tmp_path)):
+        with pytest.raises(InputError, match=r"does not exist|is neither a checkpoint nor a run folder"):
+            checkpoint_of(path)
 
 
 def test_a_reward_model_whose_base_models_were_trained_otherwise_is_refused_and_changes_nothing(finished, tmp_path):

@@ -295,6 +295,16 @@ def test_a_gamed_reward_stops_the_run_and_says_why(base_models, manifest, tmp_pa
     ("stage", "message"),
     [
         ({"group_size": 1}, r"stage\.group_size is 1; expected at least 2; an answer is compared"),
+        ({"group_size": 0}, r"stage\.group_size is 0; expected at least 2"),
+        ({"objective_options": {"max_new_tokens": 0}}, r"max_new_tokens is 0; expected at least 1"),
+        (
+            {"rewards": {"judge": 1.0}, "objective_options": {"judge": {"model": "m", "timeout": 3}}},
+            "a chat model on a server has no setting 'timeout'; expected some of .*'timeout_s'",
+        ),
+        (
+            {"rewards": {"model": 1.0}, "objective_options": {"reward_model": "no/such/run"}},
+            "no/such/run",
+        ),
         ({"rewards": {"whel": 1.0}}, "no reward is named 'whel'; expected some of"),
         ({"rewards": {"wheel": 0.0}}, "at least one reward needs a weight other than 0"),
         ({"rewards": {"wheel": float("nan")}}, "expected finite numbers"),

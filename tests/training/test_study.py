@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from affectgpt.config import QuestionConfig, StudyConfig
 from affectgpt.journal import append_rows
 from affectgpt.metrics import read_predictions
 from affectgpt.metrics.clip_scores import read_scores, write_scores
+from affectgpt.runs import changed_files
 from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import write_jsonl
 from affectgpt.training import study, variants
@@ -50,6 +52,14 @@ def test_stage_2_starts_from_the_checkpoint_of_its_cell_and_ends_with_its_best_b
         assert record["init_from"].endswith(start)
         chosen = Path(cell(swept, f"random-stage1-{epochs}-stage2-best")["checkpoint"])
         assert chosen == swept / f"random-stage2-after-{epochs}" / "best"
+
+
+def test_a_damaged_start_is_noticed(swept, tmp_path):
+    start = shutil.copytree(swept / "random-start", tmp_path / "start")
+    assert changed_files(start) == []
+    with (start / "trained.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert changed_files(start) == ["trained.safetensors has changed since it was written"]
 
 
 def test_curves_score_the_start_and_every_checkpoint_on_each_set(swept):

@@ -146,10 +146,11 @@ def test_a_clip_that_the_server_refuses_is_a_bad_sample_and_a_refusal_is_counted
     assert f"next: python eval.py predictions={config.out}" in caplog.text
 
 
-def test_a_wrong_key_stops_the_run_also_with_on_bad_skip(config):
+def test_a_wrong_key_fails_the_run_also_with_on_bad_skip(config):
     with ChatServer(choose=lambda body: 401) as server, pytest.raises(UserError, match="HTTP 401"):
         run(replace(config, model="m", base_url=server.url, data=DataConfig(on_bad="skip"), concurrency=1))
     assert len(server.requests) == 1
+    assert json.loads(Path(f"{config.out}.steps/run.json").read_text())["status"] == "failed"
 
 
 def test_settings_of_the_request_are_sent_and_recorded_only_if_they_are_set(config, tmp_path):

@@ -107,7 +107,9 @@ class Hooks:
 
 def of_stage(stage: StageConfig) -> Objective:
     """The objective of a stage with its settings."""
-    given = {name: value for name in ("rewards", "group_size") if (value := getattr(stage, name))}
+    given: dict[str, Any] = {"rewards": stage.rewards} if stage.rewards else {}
+    if stage.group_size is not None:
+        given["group_size"] = stage.group_size
     if given and stage.objective != "reward":
         raise InputError(f"stage.{next(iter(given))} is for stage.objective=reward, not for {stage.objective!r}")
     return load(stage.objective, {**stage.objective_options, **given})

@@ -90,12 +90,13 @@ class Objective(Hooks):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"stage.objective_options.{name} is {value!r}; expected one of {list(known)}")
         at_least = {"group_size": 2, "passes": 1, "kl": 0, "clip": 0, "top_k": 0}
-        at_least |= {"limit_steps": 1, "sampled_together": 1}
+        at_least |= {"limit_steps": 1, "sampled_together": 1, "clip_high": 0, "max_new_tokens": 1}
         for name, low in at_least.items():
-            if not getattr(self, name) >= low:
+            value = getattr(self, name)
+            if value is not None and not value >= low:
                 where = "stage" if name == "group_size" else "stage.objective_options"
                 why = "; an answer is compared with the others to its prompt" if name == "group_size" else ""
-                raise InputError(f"{where}.{name} is {getattr(self, name)}; expected at least {low}{why}")
+                raise InputError(f"{where}.{name} is {value}; expected at least {low}{why}")
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise InputError(
                 f"temperature is {self.temperature} and top_p {self.top_p}; expected a temperature above 0 and top_p "
@@ -118,8 +119,10 @@ class Objective(Hooks):
             raise InputError("stage.objective=reward does not work with strategy=zero3; use single, ddp or zero2")
         if "judge" in self.rewards and not self.judge.get("model"):
             raise InputError("reward judge needs a chat model: stage.objective_options.judge.model=...")
+        if "judge" in self.rewards:
+            self._judge(Path())
         if "model" in self.rewards:
-            checkpoint_of(self.reward_model)
+            checkpoint_of(self.reward_model, Path(config.paths.runs))
         needs = {name: NEEDS.get(name, ()) for name in self.rewards}
         for name in self.rewards:
             if name not in NEEDS:
@@ -158,13 +161,13 @@ class Objective(Hooks):
         self._started = started
         needs_reference = self.kl > 0 or "kl" in self.limits
         self._reference = Reference(started.model) if needs_reference else None
-        judge = None
-        if "judge" in self.rewards:
-            judge = ChatClient(**{"cache": started.run / "judge-answers.jsonl", **self.judge})
+        judge = self._judge(started.run) if "judge" in self.rewards else None
         model = None
         if "model" in self.rewards:
-            model = RewardModel(started.model, started.processor, checkpoint_of(self.reward_model))
-        self._longest = self.max_new_tokens or started.config.generate.max_new_tokens
+            folder = checkpoint_of(self.reward_model, Path(started.config.paths.runs))
+            model = RewardModel(started.model, started.processor, folder)
+        default = started.config.generate.max_new_tokens
+        self._longest = default if self.max_new_tokens is None else self.max_new_tokens
         self._rollouts = Rollouts(
             started,
             Scorer(penalty=self.penalty, judge=judge),
@@ -180,6 +183,9 @@ class Objective(Hooks):
         self._buffer: list[Rollout] = []
         self._counts = (0, 0)  # answers and tokens of the buffer, in all processes
         self._updates = torch.zeros(3, dtype=torch.float64)  # sums over tokens: divergence, clipped ratios, 1
+
+    def _judge(self, run: Path) -> ChatClient:
+        return ChatClient(**{"cache": run / "judge-answers.jsonl", **self.judge})
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -256,7 +262,7 @@ class Objective(Hooks):
         old, reference = (batch[name][at] if name in batch else None for name in ("old", "reference"))
         return policy_loss(
             new, new.detach() if old is None else old, batch["advantages"][at], reference,
-            self.clip, self.clip_high or self.clip, self.kl,
+            self.clip, self.clip if self.clip_high is None else self.clip_high, self.kl,
         )  # fmt: skip
 
     # ---- log and checkpoints -----------------------------------------------------------------------------------------
