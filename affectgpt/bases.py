@@ -68,7 +68,7 @@ def fetch(name: str, what: str, revision: str | None = None) -> Path:
         info = HfApi().model_info(name, revision=revision)
         wanted = wanted_files([file.rfilename for file in info.siblings or []])
         folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted))
-    except (OSError, ValueError, OfflineModeIsEnabled, *_connection_errors()) as error:
+    except (OSError, ValueError, OfflineModeIsEnabled, *connection_errors()) as error:
         failure = error
         try:
             folder = Path(
@@ -81,7 +81,7 @@ def fetch(name: str, what: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
+def connection_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub lets through if the hub cannot be reached: errors of httpx, in newer versions httpx2."""
     return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 

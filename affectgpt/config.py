@@ -44,7 +44,9 @@ class EncoderConfig:
     path: str = "???"  # hub id or folder of a model that transformers' AutoModel builds, or timm:<name>
     revision: str | None = None  # hub revision; checkpoints store the commit
     layers: Any = -1  # hidden state to use: -1 = last, another index, or last4_mean (mean of the last four)
-    pool: str = "tokens"  # tokens, frame or window (mean of each), cls, pooled (model's own), mean, queries (BLIP-2's)
+    pool: str = (
+        "tokens"  # tokens, frame or window (means), cls, pooled (model's own), mean, pooled_mean, queries (BLIP-2's)
+    )
     dtype: str = "float32"  # float32 or bfloat16
     stride: int = 1  # audio, pool tokens: number of consecutive states averaged to one
     grid: int = 0  # pool tokens: patches are averaged to grid x grid per frame, audio to grid states; 0 = all
@@ -577,7 +579,7 @@ class PushConfig:
     dtype: str | None = None  # full only: LLM precision
     base_models: dict[str, str] = field(default_factory=dict)  # new locations of base models that were moved
     space: bool = False  # also write and push a Space of the same name with the studio (docs/studio.md)
-    package: str = "affectgpt[studio]"  # space only: what pip installs there; a git+https:// address also works
+    package: str = "affectgpt"  # what pip installs (card and Space): a name or a git+https:// address
     paths: PathsConfig = field(default_factory=PathsConfig)  # location of the runs
 
 

@@ -33,12 +33,13 @@ LOSES = {
 
 
 def records_in(path: Path) -> Iterator[Annotation]:
-    """The records of an output folder (the newest of each clip), or of a single records.jsonl file."""
+    """The newest record of each clip of an output folder, or of a single records.jsonl file, in file order."""
     file = path / "records.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a folder that `python -m affectgpt.annotate` wrote")
     if file is path:
-        yield from read_records(path)
+        newest = {record.id: number for number, record in enumerate(read_records(path))}
+        yield from (record for number, record in enumerate(read_records(path)) if newest.get(record.id) == number)
         return
     log = Journal(file, name=lambda row: row["id"])
     try:

@@ -156,11 +156,6 @@ def measure_sound(sound: Waveform, speech: Speech) -> tuple[list[Fact], list[str
     return facts + [fact for fact in measured if fact.name not in unreliable], unreliable
 
 
-def sound_facts(sound: Waveform, speech: Speech) -> list[Fact]:
-    """The facts of `measure_sound`."""
-    return measure_sound(sound, speech)[0]
-
-
 def method(speech: Speech) -> dict[str, Any]:
     """How the sound was measured: names, versions and thresholds, for records."""
     return {

@@ -13,7 +13,7 @@ from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.store import Store
 from affectgpt.annotate.words import words_of
 from affectgpt.journal import get_or_make
-from affectgpt.runtime import UserError, loading_models, stable_hash
+from affectgpt.runtime import UserError, loading_models, stable_hash, torch_device
 
 log = logging.getLogger("affectgpt")
 
@@ -94,9 +94,9 @@ class Transcriber:
     @loading_models()
     def _load(self) -> tuple[Any, Any, Any]:
         if self._loaded is None:
-            import torch
             import transformers
 
+            device = torch_device(self._device)
             log.info("loading %s", self.name)
             try:
                 model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(self.name, revision=self._revision)
@@ -107,7 +107,6 @@ class Transcriber:
                     f"transcriber={self.name}: no speech recognition model of transformers ({error}); expected a hub "
                     "id or a folder, such as openai/whisper-large-v3"
                 ) from error
-            device = "cuda" if self._device != "cpu" and torch.cuda.is_available() else "cpu"
             self._loaded = model.to(device).eval(), extractor, tokenizer
         return self._loaded
 

@@ -20,6 +20,7 @@ _FATAL_CODES = frozenset({"invalid_api_key", "model_not_found", "insufficient_qu
 _NO_MODEL = re.compile(
     r"model\b.{0,80}\bnot exist|(no such|unknown|invalid) model\b|model\b.{0,80}\bnot found", re.I | re.S
 )
+_STATUS = re.compile("[3-5][0-9][0-9]")
 _MOST_TOKENS = 10**9
 
 
@@ -183,7 +184,7 @@ def _error_in(data: bytes) -> tuple[str, str, str, int | None]:
     error = error if isinstance(error, dict) else {}
     words = error.get("message") or error.get("detail") or error.get("error")
     code, param = (error.get(name) for name in ("code", "param"))
-    number = code if isinstance(code, int) else int(code) if isinstance(code, str) and code.isdigit() else 0
+    number = code if isinstance(code, int) else int(code) if isinstance(code, str) and _STATUS.fullmatch(code) else 0
     return (
         words if isinstance(words, str) else text,
         code if isinstance(code, str) else "",

@@ -27,7 +27,7 @@ from affectgpt.chat.constrained import Grammars, SchemaLogits
 from affectgpt.chat.request import Reply, Request
 from affectgpt.chat.streaming import GenerateStreamer, StreamDecoder, TextCallback
 from affectgpt.chat.transport import RequestFailed
-from affectgpt.runtime import UserError, loading_models
+from affectgpt.runtime import UserError, loading_models, torch_device
 
 log = logging.getLogger("affectgpt")
 
@@ -304,8 +304,9 @@ def load(
     """
 
     name = str(name)
-    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserError(f"device={device} dtype={dtype}: expected auto, cpu or cuda, and auto or a float type")
+    target = torch_device(device)
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype is {dtype!r}; expected auto, float32, bfloat16 or float16")
     if name.endswith(".gguf"):
         raise UserError(
             f"{name} is a GGUF file; convert it once with `python -m affectgpt.convert {name} out=FOLDER`, and name "
@@ -336,9 +337,6 @@ def load(
         raise UserError(f"{name}: {len(wrong)} tensors are missing or have another shape, such as {wrong[:3]}")
     if report["unexpected_keys"]:
         log.info("%s: %d tensors are not used", name, len(report["unexpected_keys"]))
-    target = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if device == "cuda" and target == "cpu":
-        raise UserError("device=cuda, but torch finds no GPU; `python -m affectgpt.doctor` reports why")
     return TransformersChat(name, model.to(target).eval(), processor, kind)
 
 

@@ -17,7 +17,7 @@ from affectgpt.media.audio import Waveform
 from affectgpt.media.faces.follow import Crops, key_of
 from affectgpt.media.faces.mesh import Region
 from affectgpt.media.faces.reading import choose_crops, read_with_crops, read_with_faces, speech_in
-from affectgpt.media.faces.tracks import HEARD, PERSONS
+from affectgpt.media.faces.tracks import CHOICES, HEARD
 from affectgpt.media.video import Frames
 from affectgpt.runtime import stable_hash
 
@@ -54,7 +54,7 @@ class FaceNeeds:
     @property
     def fact(self) -> str:
         """The name under which `MediaFacts` stores where the crops are, or why there are none."""
-        is_always_told = self.settings.person in set(PERSONS) - set(HEARD)
+        is_always_told = self.settings.person in set(CHOICES) - set(HEARD)
         return f"{'faces' if is_always_told else 'person'} {self.key}"
 
 

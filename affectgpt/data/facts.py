@@ -74,7 +74,7 @@ class MediaFacts:
         facts = self._facts(path)
         if not read_ahead and (reading := self.read_ahead(path, needs, sound)) is not None:
             return reading
-        if (name := self._fact_of(needs, sound)) in facts:
+        if (name := self.fact_of(needs, sound)) in facts:
             return FaceReading.from_fact(facts[name])
         reading = read_faces_of(path, needs, sound)
         self._remember(path, facts, name, reading.to_fact())
@@ -84,25 +84,32 @@ class MediaFacts:
 
     def why_no_face(self, path: str, needs: FaceNeeds, sound: str | None = None) -> str:
         """Why `faces_in` has found no crops, in words."""
-        return ABSENT[FaceReading.from_fact(self._facts(path)[self._fact_of(needs, sound)]).crops.absent]
+        return ABSENT[FaceReading.from_fact(self._facts(path)[self.fact_of(needs, sound)]).crops.absent]
 
     def read_ahead(self, path: str, needs: FaceNeeds, sound: str | None = None) -> FaceReading | None:
         """What `faces_in` has decoded ahead of a video, once; None if there is nothing."""
         return self._ahead.pop(self._address(path, needs, sound))
 
-    def _fact_of(self, needs: FaceNeeds, sound: str | None) -> str:
-        """With a sound of its own that tells the person, where the crops are depends on that file, too."""
+    def fact_of(self, needs: FaceNeeds, sound: str | None) -> str:
+        """The name under which `faces_in` stores where the crops are.
+
+        With a sound of its own that tells the person, where they are depends on that file, too.
+
+        Raises:
+            MediaError: that file is missing or cannot be read.
+        """
         return f"{needs.fact} {self.sha256(sound)}" if sound is not None and needs.by_speech else needs.fact
 
     def _address(self, path: str, needs: FaceNeeds, sound: str | None) -> tuple[Any, ...]:
         self._facts(path)
         assert self._known is not None
-        return (path, *self._known[path][:2], self._fact_of(needs, sound))
+        return (path, *self._known[path][:2], self.fact_of(needs, sound))
 
     def forget(self, path: str) -> None:
         """Drop what is known about a file, for files that exist for a moment."""
-        if self._known is not None:
-            self._known.pop(path, None)
+        size, mtime_ns, facts = (self._known or {}).pop(path, (0, 0, {}))
+        for fact in list(facts):  # another request for the file may be adding some
+            self._ahead.pop((path, size, mtime_ns, fact))
         self._changed.pop(path, None)
 
     def sha256(self, path: str) -> str:
@@ -121,7 +128,7 @@ class MediaFacts:
         return facts["sha256"]
 
     def lists(self, path: str, fact: str) -> bool:
-        """Whether `fact` ("info", "faces", "sha256", `FaceNeeds.fact`) is stored for this path.
+        """Whether `fact` ("info", "faces", "sha256", `fact_of`) is stored for this path.
 
         The file may have changed since.
         """

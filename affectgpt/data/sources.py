@@ -19,6 +19,7 @@ from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds
 from affectgpt.data.facts import MediaFacts
 from affectgpt.data.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES, read_format
 from affectgpt.data.splits import hold_out
+from affectgpt.media import MediaError
 from affectgpt.runtime import InputError, NotFound
 from affectgpt.schema import MODALITIES, BadSample, Sample, bad_rows_error, check_id, listed, read_samples, write_jsonl
 from affectgpt.spread import in_threads
@@ -284,7 +285,7 @@ def probe_samples(
     facts = facts or MediaFacts()
     check = partial(probe_sample, facts=facts, faces=faces, later=later)
     faces = None if later else faces
-    unknown = [sample for sample in samples if not all(facts.lists(path, fact) for path, fact in _files(sample, faces))]
+    unknown = [sample for sample in samples if not _is_known(sample, facts, faces)]
     if unknown:  # files are opened in threads; then all facts are known, and threads would only slow the rest down
         check_each(unknown, check, on_bad="skip", what="probing media" if faces is None else "looking for faces")
     facts.save()
@@ -302,12 +303,20 @@ def probe_samples(
     return good, bad
 
 
-def _files(sample: Sample, faces: FaceNeeds | None) -> list[tuple[str, str]]:
-    """(path, fact) of everything that probing reads."""
-    found = [(sample.video, "info"), (sample.audio, "info"), (sample.face, "faces")]
-    if faces is not None and sample.face is None and _may_show_faces(sample):
-        found.append((sample.video, faces.of(sample.person).fact))
-    return [(path, fact) for path, fact in found if path is not None]
+def _is_known(sample: Sample, facts: MediaFacts, faces: FaceNeeds | None) -> bool:
+    """Whether everything that probing reads is stored."""
+    read = [(sample.video, "info"), (sample.audio, "info"), (sample.face, "faces")]
+    if not all(facts.lists(path, fact) for path, fact in read if path is not None):
+        return False
+    if faces is None or sample.video is None or sample.face is not None or not _may_show_faces(sample):
+        return True
+    needs, sound = faces.of(sample.person), sample.audio
+    if needs.by_speech and sound is not None and not facts.lists(sound, "sha256"):
+        return False  # hashed in threads, not here
+    try:
+        return facts.lists(sample.video, facts.fact_of(needs, sound))
+    except MediaError:  # the sound is gone
+        return False
 
 
 def report_bad(bad: Iterable[BadSample], folder: Path) -> int:

@@ -126,11 +126,6 @@ PROSODIES: dict[str, Prosody] = {
     "steady": Prosody(("calm", "firm", "measured"), 0.5, 1.0, 0.14, 4.2, fall=0.08, breathiness=0.05, brightness=0.1),
 }
 
-SITUATIONS = (
-    "news", "goodbye", "request", "thanks", "mistake", "waiting", "quarrel", "work", "reunion", "reassurance",
-)  # fmt: skip
-"""Topics of the subtitles, which are listed in `affectgpt.demo.text`."""
-
 
 @dataclass(frozen=True)
 class Feeling:

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.bases import connection_errors
 from affectgpt.hub.space import write_space
 from affectgpt.runs import TRAINED_MANIFEST, RunRecord, checkpoint_to_use
-from affectgpt.runtime import UserError, quiet_libraries, write_text_atomic
+from affectgpt.runtime import UserError, quiet_libraries, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from affectgpt.config import ModelConfig, PushConfig
@@ -56,6 +57,7 @@ def push(config: PushConfig) -> int:
         print(f"{out}: release written, not pushed (dry_run=true); review its README.md")
         return 0
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
@@ -67,10 +69,10 @@ def push(config: PushConfig) -> int:
             kind = {"repo_id": config.repo, "repo_type": "space"}
             api.create_repo(**kind, private=config.private, exist_ok=True, space_sdk="docker")
             api.upload_folder(**kind, folder_path=space, commit_message=message)
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, *connection_errors()) as error:
         raise UserError(
-            f"{config.repo} could not be pushed ({error}); run `hf auth login` with a token that has write access. "
-            f"The release is in {out}"
+            f"{config.repo} could not be pushed to {ENDPOINT} ({error}); check the network connection, and run "
+            f"`hf auth login` with a token that has write access. The release is in {out}"
         ) from error
     print(f"{config.repo}: pushed {out} as {commit.oid}")
     return 0
@@ -100,12 +102,23 @@ def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
         )
     else:
         out.mkdir(parents=True, exist_ok=True)
-        for path in [checkpoint / TRAINED_MANIFEST, *sorted(checkpoint.glob("trained*.safetensors"))]:
-            shutil.copy2(path, out / path.name)
+        _copy_trained(checkpoint, manifest, out)
     record = RunRecord.read(checkpoint.parent)
     report = _report_of(checkpoint)
     write_text_atomic(out / "README.md", model_card(manifest, record.values if record else {}, report, config))
     return out
+
+
+def _copy_trained(checkpoint: Path, manifest: Mapping[str, Any], out: Path) -> None:
+    """Copy the trained tensors and the manifest, which gets a new checksum if a path is taken out of it."""
+    from affectgpt.models.checkpoint import digest_of
+    from affectgpt.models.pretrained import without_path
+
+    for path in [*sorted(checkpoint.glob("trained*.safetensors")), checkpoint / TRAINED_MANIFEST]:
+        shutil.copy2(path, out / path.name)
+    if (init := without_path(manifest.get("init"))) != manifest.get("init"):
+        public = {**manifest, "init": init}
+        write_json_atomic(out / TRAINED_MANIFEST, {**public, "manifest_sha256": digest_of(public)})
 
 
 def base_models(spec: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
@@ -196,7 +209,7 @@ def _front_matter(models: list[tuple[str, str, str | None]], config: PushConfig)
 def _usage(config: PushConfig) -> str:
     command = f"python infer.py video.mp4 checkpoint={config.repo}"
     ask = (
-        "import affectgpt  # pip install affectgpt\n\n"
+        f"import affectgpt  # pip install '{config.package}'\n\n"
         f'model = affectgpt.load("{config.repo}")\n'
         'answer = model.ask("video.mp4", subtitle="what the person says")\n'
         "print(answer.text, answer.labels)"
@@ -215,7 +228,7 @@ def _usage(config: PushConfig) -> str:
         'print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])'
     )
     return (
-        f"{text}\n\nWith transformers (the trusted code imports the package `affectgpt`, which must be installed):\n\n"
+        f"{text}\n\nWith transformers; the trusted code imports the package (`pip install '{config.package}'`):\n\n"
         f"```python\n{loaded}\n```"
     )
 

@@ -55,7 +55,7 @@ def write_space(folder: Path, repo: str, package: str) -> Path:
     """Write README.md, app.py, Dockerfile and requirements.txt of a Space that shows the model `repo`.
 
     Args:
-        package: what pip installs there, such as "affectgpt[studio]" or "affectgpt[studio] @ git+https://...".
+        package: what pip installs there, with the extra studio: "affectgpt", or an address such as "git+https://...".
 
     Raises:
         UserError: the folder is not empty.
@@ -66,9 +66,18 @@ def write_space(folder: Path, repo: str, package: str) -> Path:
         "README.md": _README.format(repo=repo, title=repo.rpartition("/")[2]),
         "app.py": _APP.format(repo=repo),
         "Dockerfile": _DOCKERFILE,
-        "requirements.txt": f"{package}\n",
+        "requirements.txt": f"{_with_studio(package)}\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     return folder
+
+
+def _with_studio(package: str) -> str:
+    """The line of requirements.txt for a package with the extra studio.
+
+    >>> _with_studio("git+https://example.org/affectgpt"), _with_studio("affectgpt")
+    ('affectgpt[studio] @ git+https://example.org/affectgpt', 'affectgpt[studio]')
+    """
+    return f"affectgpt[studio] @ {package}" if "://" in package else f"{package}[studio]"

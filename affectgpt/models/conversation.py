@@ -396,9 +396,15 @@ def _listed(clips: Any) -> list[Any]:
     """Clips as a list with one entry for each text; transformers nests them, as one list for each text."""
     if clips is None:
         return []
-    is_many = isinstance(clips, (list, tuple)) and not (clips and isinstance(clips[0], Image.Image))
-    found = list(clips) if is_many else [clips]
-    nested = [each for each in found if isinstance(each, (list, tuple)) and not isinstance(each[0], Image.Image)]
-    if any(len(each) != 1 for each in nested):
-        raise InputError("several clips for one text; a text is about one clip")
-    return [each[0] if isinstance(each, (list, tuple)) and each in nested else each for each in found]
+    return [_only(each) if _are_many(each) else each for each in (clips if _are_many(clips) else [clips])]
+
+
+def _are_many(clips: Any) -> bool:
+    """Whether this is a list of clips; a list of images is one clip."""
+    return isinstance(clips, (list, tuple)) and not (clips and isinstance(clips[0], Image.Image))
+
+
+def _only(clips: Sequence[Any]) -> Any:
+    if len(clips) != 1:
+        raise InputError(f"{len(clips)} clips for one text; expected one (for a text without a clip, None)")
+    return clips[0]

@@ -127,7 +127,7 @@ def start_from(model: AffectGPTForConditionalGeneration, folder: str | os.PathLi
     parts = [f"projectors.{name}" for name in model.projectors] + ["lora"] * bool(adapters)
     result = {
         "init": "pretrained",
-        "folder": str(folder),
+        "folder": folder.resolve().name,  # checkpoints are published: no paths
         "pretrained": [part for part in parts if part in sources],
         "random": [part for part in parts if part not in sources] + stay_random,
         "sources": sources,
@@ -169,7 +169,14 @@ def save_start(
 
 def start_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The origin of the initial weights of a checkpoint's training, also over several stages; None = random."""
-    return read_manifest(checkpoint).get("init")
+    return without_path(read_manifest(checkpoint).get("init"))
+
+
+def without_path(init: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An origin with the name of its folder alone: older versions stored the path."""
+    if init is None:
+        return None
+    return {**init, "folder": Path(init["folder"]).name} if "folder" in init else dict(init)
 
 
 def _plain(value: Any) -> Any:

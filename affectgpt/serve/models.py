@@ -77,30 +77,29 @@ class AffectGPT:
             )
         task = options.task or "both"
         question = QuestionConfig(task, options.lang, list(options.candidates), options.modalities)
-        sample = probe_sample(
-            Sample(
-                id="request",
-                video=files.path(request.video),
-                audio=files.path(request.sound),
-                subtitle=options.subtitle,
-                person=options.person,
-                lang=options.lang,
-            ),
-            self._facts,
-            self._faces,
+        sample = Sample(
+            id="request",
+            video=files.path(request.video),
+            audio=files.path(request.sound),
+            subtitle=options.subtitle,
+            person=options.person,
+            lang=options.lang,
         )
-        no_face = self._why_no_face(sample)
-        if request.images:
-            has = {"frames", *(sample.modalities or ())}
-            sample = replace(sample, modalities=tuple(name for name in MODALITIES if name in has))
-        shown: tuple[str, ...] = ()
-        if sample.modalities or not asked:
-            shown = processor.visible(shown_modalities(sample, self.sees, question))
-        has_images = bool(request.images) and "frames" in shown
-        features = self._reader(sample, [name for name in shown if not (has_images and name == "frames")])
+        try:
+            sample = probe_sample(sample, self._facts, self._faces)
+            no_face = self._why_no_face(sample)
+            if request.images:
+                has = {"frames", *(sample.modalities or ())}
+                sample = replace(sample, modalities=tuple(name for name in MODALITIES if name in has))
+            shown: tuple[str, ...] = ()
+            if sample.modalities or not asked:
+                shown = processor.visible(shown_modalities(sample, self.sees, question))
+            has_images = bool(request.images) and "frames" in shown
+            features = self._reader(sample, [name for name in shown if not (has_images and name == "frames")])
+        finally:
+            for path in filter(None, (sample.video, sample.audio)):
+                self._facts.forget(path)
         media, media_facts = dict(features.media), dict(features.facts)
-        for path in filter(None, (sample.video, sample.audio)):
-            self._facts.forget(path)
         if has_images:
             n_frames = processor.branches["frames"]["n_frames"]
             media["frames"], indices = read_images(request.images, n_frames, self._config)

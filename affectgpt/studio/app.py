@@ -174,22 +174,22 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
         )
 
     async def media(request: HttpRequest) -> Response:
-        path = file_of(request)
+        path = await in_thread(file_of, request)
         shown = await in_thread(kept.get, (version_of(path), "played"), partial(playable, path, uploads.folder))
         return FileResponse(shown, media_type=_kind_of(shown), headers={"Cache-Control": "private, max-age=600"})
 
     async def evidence_values(request: HttpRequest) -> Response:
-        return JSONResponse((await in_thread(evidence, file_of(request))).values)
+        return JSONResponse((await in_thread(lambda: evidence(file_of(request)))).values)
 
     async def faces(request: HttpRequest) -> Response:
-        path = file_of(request)
+        path = await in_thread(file_of, request)
         times = (await in_thread(evidence, path)).values["frames"]
         if not times:
             return JSONResponse({"faces": []})
         return JSONResponse(await in_thread(kept.get, (version_of(path), "faces"), partial(faces_of, path, times)))
 
     async def units(request: HttpRequest) -> Response:
-        file_of(request)  # an id that is not shown has no table either
+        await in_thread(file_of, request)  # an id that is not shown has no table either
         group, key = request.path_params["group"], request.path_params["id"]
         table = openface_of(Sample(key), config.openface) if group in ("gallery", "review") else None
         if table is None:
@@ -205,10 +205,10 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
         lang = request.query_params.get("lang", "en")
         if lang not in LANGUAGES:
             raise APIError(400, f"lang is {lang!r}; expected one of {list(LANGUAGES)}")
-        return JSONResponse({"text": await hearing.subtitle(file_of(request), lang)})
+        return JSONResponse({"text": await hearing.subtitle(await in_thread(file_of, request), lang)})
 
     async def picture(request: HttpRequest) -> Response:
-        pictures = (await in_thread(evidence, file_of(request))).pictures
+        pictures = (await in_thread(lambda: evidence(file_of(request)))).pictures
         number = request.path_params["n"]
         if number >= len(pictures):
             raise APIError(404, f"no frame {number}; the clip has {len(pictures)} here")
@@ -216,7 +216,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
         return Response(pictures[number], media_type="image/jpeg", headers=headers)
 
     async def thumbnail(request: HttpRequest) -> Response:
-        path = file_of(request)
+        path = await in_thread(file_of, request)
         make = partial(thumbnail_of, path, backend=config.backend)
         found = await in_thread(thumbnails.get, version_of(path), make)
         if found is None:
@@ -264,9 +264,9 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
 
     async def user_error(request: HttpRequest, error: UserError) -> Response:
         text = str(error)
-        with contextlib.suppress(APIError):  # no path of this machine in a message
+        with contextlib.suppress(APIError, UserError):  # no path of this machine in a message
             if "group" in request.path_params:
-                text = text.replace(str(file_of(request)), "the clip")
+                text = text.replace(str(await in_thread(file_of, request)), "the clip")
         return APIError(400 if isinstance(error, InputError) else 500, text).response()
 
     async def http_error(request: HttpRequest, error: HTTPException) -> Response:

@@ -30,6 +30,7 @@ class Watch:
     _clips: dict[str, dict[str, Path]] = field(default_factory=dict)
     _rollouts: dict[str, Rollouts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _reading: threading.Lock = field(default_factory=threading.Lock)
 
     def runs(self) -> list[dict[str, Any]]:
         """A row for each run, the newest first."""
@@ -41,11 +42,13 @@ class Watch:
                 ]
         return sorted(rows, key=lambda row: row["started"] or "", reverse=True)
 
+    def _found(self, key: str) -> Path | None:
+        return next((Path(row["folder"]) for row in self.runs() if row["key"] == key), None)
+
     def _folder(self, key: str) -> Path:
-        found = next((row["folder"] for row in self.runs() if row["key"] == key), None)
-        if found is None:
+        if (found := self._found(key)) is None:
             raise InputError("no such run; has it been removed?")
-        return Path(found)
+        return found
 
     def run(self, key: str) -> dict[str, Any]:
         """Curves, and the steps with answers and rollouts."""
@@ -91,12 +94,12 @@ class Watch:
         return {"total": total, "part": PART, "rows": rows}
 
     def media_path(self, name: str) -> Path | None:
-        """The clip `<key of the run>.<id>`."""
+        """The clip `<key of the run>.<id>`; the first one of a run reads its training data."""
         key, _, clip = name.partition(".")
-        with self._lock:
-            if key not in self._clips:
-                self._clips[key] = _clips_of(self._folder(key))
-        return self._clips[key].get(clip)
+        with self._reading:  # once for all who ask
+            if key not in self._clips and (folder := self._found(key)) is not None:
+                self._clips[key] = _clips_of(folder)
+        return self._clips.get(key, {}).get(clip)
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float]) -> list[list[float]]:

@@ -14,7 +14,7 @@ from affectgpt.demo.voice import render_voice
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import LINE, write_sound
-from tests.annotate.toy import DROPPED, HEARD, SEEN, VOICE, au, record
+from tests.annotate.toy import DROPPED, HEARD, SEEN, VOICE, au, record, write_records
 
 
 @pytest.fixture
@@ -110,6 +110,14 @@ def test_label_studio_tasks_hold_clues_and_labels(records, tmp_path):
     assert task["data"]["clip"].endswith("media/a%20b.mp4")
     (task,) = json.loads((tmp_path / "out" / "labels.audio.json").read_text())
     assert [row["value"] for row in task["data"]["candidates"]] == ["confused", "puzzled"]
+
+
+def test_a_file_of_records_gives_the_newest_of_each_clip_as_its_folder_does(tmp_path):
+    written = [record(name, labels=(label,)) for name, label in (("a", "old"), ("b", "calm"), ("a", "new"))]
+    folder = write_records(tmp_path / "out", written)
+    of_folder, of_file = (list(records_in(path)) for path in (folder, folder / "records.jsonl"))
+    assert of_file == of_folder
+    assert [(one.id, one.labels) for one in of_file] == [("b", ("calm",)), ("a", ("new",))]
 
 
 def test_exports_can_be_repeated_and_an_unknown_format_is_an_error(records, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
-from affectgpt.annotate.sound import measure_sound, prosody, sound_facts, speaker_facts
+from affectgpt.annotate.sound import measure_sound, prosody, speaker_facts
 from affectgpt.demo.performance import Identity, Performance, Voice, syllables
 from affectgpt.demo.voice import render_voice
 from affectgpt.media import Waveform, read_audio
@@ -36,7 +36,7 @@ def waveform(samples) -> Waveform:
 
 def facts_in(samples) -> dict[str, Fact]:
     sound = waveform(samples)
-    return {fact.name: fact for fact in sound_facts(sound, find_speech(sound))}
+    return {fact.name: fact for fact in measure_sound(sound, find_speech(sound))[0]}
 
 
 def facts_of(performance: Performance) -> dict[str, Fact]:

@@ -9,6 +9,7 @@ import pytest
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.words import WORD_FACTS, Word, word_facts, words_of
 from affectgpt.media.speech import Speech
+from affectgpt.runtime import UserError
 from tests.annotate.conftest import annotate, rows_of, write_clips
 from tests.models import tiny
 
@@ -78,6 +79,18 @@ def recognisers(tmp_path_factory) -> dict[str, str]:
         file.write_text(json.dumps(settings))
         found[name] = str(folder)
     return found
+
+
+def test_a_recogniser_runs_on_the_device_that_is_asked_for_or_not_at_all(recognisers, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, message in (("cuda", "device=cuda, but torch finds no GPU"), ("gpu", "device is 'gpu'; expected")):
+        with pytest.raises(UserError, match=message):
+            annotate(
+                write_clips(tmp_path / device, 1, seconds=0.5, subtitle=None),
+                tmp_path / f"out-{device}",
+                f"transcriber='{recognisers['plain']}'",
+                f"annotator.device={device}",
+            )
 
 
 def test_a_recogniser_with_alignment_heads_gives_the_times_of_the_same_words(recognisers, tmp_path):

@@ -235,6 +235,16 @@ def test_an_unknown_name_is_an_error_with_the_download_command(tmp_path, monkeyp
         load("nobody/nothing")
 
 
+def test_a_device_or_a_precision_that_is_not_there_is_refused_first(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="device is 'gpu'; expected auto, cpu or cuda"):
+        load("nobody/nothing", device="gpu")
+    with pytest.raises(UserError, match="device=cuda, but torch finds no GPU"):
+        load("nobody/nothing", device="cuda")
+    with pytest.raises(UserError, match="dtype is 'int8'; expected auto, float32, bfloat16 or float16"):
+        load("nobody/nothing", device="cpu", dtype="int8")
+
+
 def test_instructblip_published_for_images_answers_about_videos(tmp_path):
     as_video = tiny_chat.write_instructblip_video(tmp_path / "video")
     shutil.copytree(as_video, tmp_path / "image")

@@ -11,7 +11,6 @@ from affectgpt.demo.emotions import (
     GESTURES,
     INTENSITIES,
     PROSODIES,
-    SITUATIONS,
     Scene,
     draw_scene,
     infer_feeling,
@@ -19,7 +18,7 @@ from affectgpt.demo.emotions import (
     perform,
 )
 from affectgpt.demo.performance import ACTION_UNITS, sample_curve
-from affectgpt.demo.text import N_LINES
+from affectgpt.demo.text import LINES, N_LINES
 
 SCENE = Scene("irony", "strong", "thanks", 0, opening=False, person=3, take=4)
 
@@ -56,7 +55,7 @@ def test_no_single_modality_determines_the_feeling_but_face_and_voice_together_d
             by_words[situation].append(feeling.name)
     assert set(by_face) == set(EXPRESSIONS)
     assert set(by_voice) == set(PROSODIES)
-    assert set(by_words) == set(SITUATIONS)
+    assert set(by_words) == set(LINES)
     assert min(map(len, by_face.values())) >= 3
     assert min(map(len, by_voice.values())) >= 3
     assert min(map(len, by_words.values())) >= 8

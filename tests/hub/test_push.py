@@ -17,8 +17,10 @@ from affectgpt.cli.table import COMMANDS
 from affectgpt.config import PathsConfig, PushConfig
 from affectgpt.hub.push import model_card, push, release
 from affectgpt.models import build, save_trained
+from affectgpt.models.checkpoint import verified_manifest
+from affectgpt.models.pretrained import start_of
 from affectgpt.runs import COMPLETE, TRAINED_MANIFEST, RunRecord
-from affectgpt.runtime import UserError
+from affectgpt.runtime import UserError, stable_hash
 from tests.data.conftest import write_clip
 from tests.hub.hub_server import Hub, serve
 from tests.models import tiny
@@ -192,6 +194,31 @@ def test_a_release_is_pushed_with_a_card_of_its_parts_data_scores_and_limits(hub
         "## Out of scope", "## Limits", "## Privacy and bias", "checkpoint=user/feeling", "Prompt version",
     ):  # fmt: skip
         assert words in card, card
+
+
+def test_without_a_network_a_push_says_so_and_where_the_release_is(hub, fetched, run_folder, tmp_path):
+    push = ("-m", "affectgpt.hub", "push", str(run_folder), "repo=user/feeling", f"out={tmp_path / 'out'}")
+    result = run(hub, fetched[1], *push, HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "could not be pushed to http://127.0.0.1:9" in result.stderr
+    assert f"The release is in {tmp_path / 'out'}" in result.stderr
+
+
+def test_a_release_of_an_older_checkpoint_reveals_no_path_and_is_verified(run_folder, tmp_path):
+    shutil.copytree(run_folder / "best", tmp_path / "best")
+    manifest = tmp_path / "best" / TRAINED_MANIFEST
+    values = json.loads(manifest.read_text()) | {
+        "init": {"init": "pretrained", "folder": "/home/me/base", "sources": {}}
+    }
+    del values["manifest_sha256"]
+    manifest.write_text(json.dumps(values | {"manifest_sha256": stable_hash(values)}))
+    assert start_of(tmp_path / "best")["folder"] == "base"
+    out = release(tmp_path / "best", tmp_path / "out", PushConfig(repo="user/x"))
+    assert "/home/me" not in "".join(path.read_text() for path in out.iterdir() if path.suffix != ".safetensors")
+    released = verified_manifest(out)
+    assert released["init"] == values["init"] | {"folder": "base"}
+    assert released["tensors"] == values["tensors"]
 
 
 def test_a_changed_checkpoint_is_not_released(run_folder, tmp_path):

@@ -7,7 +7,9 @@ from PIL import Image
 from affectgpt.config import FacesConfig
 from affectgpt.media import read_frame_sets
 from affectgpt.media.faces import FaceTracks, Person, read_with_faces, track
+from affectgpt.media.faces.tracks import HEARD, check_person
 from affectgpt.runtime import InputError
+from affectgpt.schema import PERSONS
 from tests.media.faces import IRISES, MOUTH, empty, real_clip, scene
 from tests.media.media_files import write_media
 
@@ -122,6 +124,13 @@ def test_the_speaker_moves_the_mouth_while_speech_is_heard_and_the_listener_is_a
     assert tracks.choose_or_say("2") == (None, "too_few_persons")
     alone = replace(tracks, persons=(speaks,))
     assert (alone.choose("speaker", speech), alone.choose_or_say("listener", speech)) == (0, (None, "nobody_else"))
+
+
+@pytest.mark.parametrize("word", ["²", "-1", "main speaker", ""])
+def test_a_person_who_is_not_known_is_refused_by_name(word):
+    with pytest.raises(InputError, match=r"faces\.person is '.*'; expected one of \['main', .*, or a number from 0"):
+        check_person(word)
+    assert HEARD == PERSONS
 
 
 def test_crops_have_the_eyes_at_the_places_of_the_template(films, moving):

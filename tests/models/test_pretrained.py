@@ -91,6 +91,8 @@ def test_a_checkpoint_remembers_what_its_training_started_from(spec, base, tmp_p
     model.config.init = start_from(model, base)
     save_trained(model, processor, tmp_path / "pretrained")
     assert start_of(tmp_path / "pretrained") == model.config.init
+    assert model.config.init["folder"] == base.name
+    assert str(base.parent) not in (tmp_path / "pretrained" / "affectgpt.json").read_text()
 
 
 @pytest.mark.parametrize(

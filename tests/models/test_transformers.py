@@ -151,6 +151,19 @@ def test_a_clip_may_be_a_path_an_address_or_arrays(built, clip, tmp_path):
     assert silent["input_ids"].shape[1] < expected["input_ids"].shape[1]
 
 
+def test_a_list_of_clips_for_each_text_is_as_good_as_a_list_of_clips(built, clip):
+    _, processor = built
+    frames = read_frames(clip, 10).images
+    plain, nested = (processor(text=["a", "b"], videos=way) for way in ([frames, str(clip)], [[frames], [str(clip)]]))
+    arrays = [processor(text=["a", "b"], videos=way)["pixel_values"] for way in ([frames] * 2, [[frames], [frames]])]
+    assert plain.keys() == nested.keys()
+    assert all(torch.equal(value, nested[key]) for key, value in plain.items())
+    assert torch.equal(*arrays)
+    for n, some in ((0, []), (2, [frames, frames])):
+        with pytest.raises(InputError, match=f"{n} clips for one text"):
+            processor(text=["a", "b"], videos=[[frames], some])
+
+
 def test_conversations_are_batched_and_each_gets_the_answer_that_it_gets_alone(built, clip, manifest):
     model, processor = built
     mute = manifest.parent / "clip11.mp4"

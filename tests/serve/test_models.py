@@ -13,6 +13,7 @@ from affectgpt.chat.local import load
 from affectgpt.chat.request import Request
 from affectgpt.chat.served import sound_part
 from affectgpt.media import Waveform, read_frames
+from affectgpt.serve.errors import APIError
 from affectgpt.serve.models import ChatModel, prepare
 from affectgpt.serve.request import read_request
 from tests.chat import tiny_chat
@@ -33,6 +34,15 @@ def test_a_video_gets_the_answer_of_infer_from_the_same_media(client, inferred, 
             assert told["labels"] == row.get("labels", [])
             assert (told["task"], told["prompt_version"]) == (row["task"], row["prompt_version"])
             assert told["left_out"] == ({} if name == "clip0" else {"audio": "not in the request"})
+
+
+def test_nothing_is_kept_of_a_request_whether_it_succeeds_or_fails(served, manifest):
+    config, clip = conf.ServeConfig(), video(uri(manifest.parent / "clip0.mp4"))
+    prepare(served, read_request(asking(clip), "tiny", config), config)
+    assert not served._facts._known
+    with pytest.raises(APIError, match="modalities"):
+        prepare(served, read_request(asking(clip, affectgpt={"modalities": ["face"]}), "tiny", config), config)
+    assert not served._facts._known
 
 
 def test_the_prompt_says_whom_it_is_about(client, manifest):

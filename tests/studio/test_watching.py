@@ -1,15 +1,20 @@
 """Runs for a page: nothing is left out without a word, and results that are kept are made once."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
+from affectgpt.config import PagesConfig
 from affectgpt.journal import append_rows
 from affectgpt.runs import RunRecord
 from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, write_jsonl
+from affectgpt.studio.app import Studio
 from affectgpt.studio.clips import Kept
 from affectgpt.studio.watching import PART, Watch
+from tests.studio.conftest import running
 
 N = PART + 3
 
@@ -46,6 +51,40 @@ def test_rollouts_of_a_clip_are_together_the_best_first(watched):
     watch, key = watched
     row = watch.rollouts(key, {"step": "2"})["rows"][1]
     assert ([one["text"] for one in row["answers"]], row["truth"]) == (["1 1", "1 0", "1 2"], ["sad"])
+
+
+def test_while_the_training_data_of_a_run_is_read_the_server_answers_everything_else(watched, monkeypatch):
+    watch, key = watched
+    begun, go_on = threading.Event(), threading.Event()
+
+    def clips_of(run):
+        begun.set()
+        go_on.wait(30)
+        return {}
+
+    monkeypatch.setattr("affectgpt.studio.watching._clips_of", clips_of)
+    with running(Studio(PagesConfig(n_decoders=2), watch=watch)) as url, ThreadPoolExecutor(1) as pool:
+        try:
+            media = pool.submit(httpx.get, f"{url}/media/watch/{key}.clip1/file", timeout=60)
+            assert begun.wait(10)
+            for path in ("health", f"api/runs/{key}", f"api/runs/{key}/rollouts?step=2"):
+                assert httpx.get(f"{url}/{path}", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert media.result().status_code == 404
+
+
+def test_media_of_an_unknown_run_are_not_found_and_an_error_of_a_user_is_told(watched, monkeypatch):
+    watch, key = watched
+
+    def damaged(run):
+        raise InputError("the table is damaged")
+
+    monkeypatch.setattr("affectgpt.studio.watching._clips_of", damaged)
+    with running(Studio(PagesConfig(), watch=watch)) as url:
+        unknown, told = (httpx.get(f"{url}/media/watch/{name}.clip1/file") for name in ("nobody", key))
+    assert (unknown.status_code, told.status_code) == (404, 400)
+    assert told.json()["error"]["message"] == "the table is damaged"
 
 
 def test_a_result_is_made_once_for_all_who_ask_and_a_failure_is_not_kept():

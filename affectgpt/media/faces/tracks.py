@@ -18,9 +18,10 @@ NOSE_TIP, MOUTH = 1, (61, 291)
 LIPS, EYE_LIDS = (13, 14), ((159, 145), (386, 374))
 """(upper, lower)"""
 
-PERSONS = ("main", "largest", "central", "speaker", "listener")
 HEARD = ("speaker", "listener")
-"""Persons who are told by the speech."""
+"""Who is told by the speech."""
+CHOICES = ("main", "largest", "central", *HEARD)
+"""Values of `faces.person` that are not numbers."""
 
 ABSENT = {
     "no_face": "no face is seen",
@@ -135,7 +136,7 @@ class FaceTracks:
         check_person(which)
         if not self.persons:
             return None, "no_face"
-        if which.isdigit():
+        if which.isdecimal():
             return (int(which), "") if int(which) < len(self.persons) else (None, "too_few_persons")
         if which in HEARD and not speech_s:
             return None, f"no_speech_for_{which}"
@@ -181,6 +182,6 @@ def five_points(points: np.ndarray) -> np.ndarray:
 
 
 def check_person(which: str) -> None:
-    """Raise InputError unless `which` is a number or one of `PERSONS`."""
-    if not which.isdigit() and which not in PERSONS:
-        raise InputError(f"faces.person is {which!r}; expected one of {list(PERSONS)}, or a number from 0")
+    """Raise InputError unless `which` is a number or one of `CHOICES`."""
+    if not which.isdecimal() and which not in CHOICES:
+        raise InputError(f"faces.person is {which!r}; expected one of {list(CHOICES)}, or a number from 0")
