@@ -26,7 +26,7 @@ from affectgpt.cli.parser import (
     resolved,
 )
 from affectgpt.cli.table import COMMANDS, Command, load
-from affectgpt.cli.words import from_hydra, quoted_values
+from affectgpt.cli.words import from_hydra, options_first, quoted_values
 from affectgpt.runtime import InputError, UserError, set_up_logging
 
 __all__ = ["compose", "main", "run", "script", "set_environment"]
@@ -74,7 +74,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
         if command.rewrite:
             words = load(command.rewrite)(words)
         if command.conf and any(word.startswith("-") and not Path(word).exists() for word in words):
-            return _run_by_hydra(command, composed_settings(command, words))
+            return _run_by_hydra(command, options_first(composed_settings(command, words)))
         return _run_job(command, parse(command, words), words)
     except UserError as error:
         return _report(error)

@@ -204,14 +204,18 @@ def resolved(settings: Any) -> Any:
 
 
 def _unused_data(settings: Any) -> list[config.SourceConfig]:
-    """The sources of training data of other stages; in an evaluation those of all, and of its test data if it has
-    references of its own."""
+    """The sources of training data of other stages; in an evaluation and zero-shot those of all, and of the test data
+    if references, or a manifest, take their place."""
     if isinstance(settings, config.TrainConfig):
         used = settings.stage.data or [settings.stage.name]
         return [row for name, rows in settings.data.training().items() if name not in used for row in rows]
-    if not isinstance(settings, config.EvalConfig):
+    if isinstance(settings, config.EvalConfig):
+        needs_no_test = bool(settings.references or settings.benchmark.name)
+    elif isinstance(settings, config.ZeroShotConfig):
+        needs_no_test = settings.manifest is not None
+    else:
         return []
-    test = settings.data.test if settings.references or settings.benchmark.name else []
+    test = settings.data.test if needs_no_test else []
     return [*(row for rows in settings.data.training().values() for row in rows), *test]
 
 

@@ -143,6 +143,19 @@ def split_plain(arguments: Sequence[str], schema: type) -> tuple[list[str], list
     return plain, rest
 
 
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Options of Hydra before the settings, which its parser takes in one piece.
+
+    >>> options_first(["stage=fine", "--cfg", "job", "seed=1", "-m"])
+    ['--cfg', 'job', '-m', 'stage=fine', 'seed=1']
+    """
+    options: list[str] = []
+    rest: list[str] = []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        (options if text.startswith("-") or before in HYDRA_OPTIONS else rest).append(text)
+    return [*options, *rest]
+
+
 def options_as_settings(arguments: Sequence[str], schema: type) -> list[str]:
     """`--json`, `--runs DIR` and `--runs=DIR` as settings, for names that the schema has.
 

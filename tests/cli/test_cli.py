@@ -55,7 +55,7 @@ def test_scoring_against_own_references_does_not_build_the_embedded_corpus(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stage_and_an_evaluation_build_only_the_clips_that_they_use(monkeypatch):
+def test_commands_build_only_the_clips_that_they_use(monkeypatch):
     monkeypatch.setattr("affectgpt.cli.parser.embedded", lambda text, cache: text.replace("demo:", "built:"))
 
     def manifests(command, *settings):
@@ -71,6 +71,8 @@ def test_a_stage_and_an_evaluation_build_only_the_clips_that_they_use(monkeypatc
     assert manifests("train", "stage=fine", "stage.data=[coarse,fine]") == ["built:coarse", "built:fine", "built:fine"]
     assert manifests("eval") == ["demo:coarse", "demo:fine", "built:fine"]
     assert manifests("eval", "benchmark=meld") == ["demo:coarse", "demo:fine", "demo:fine"]
+    assert manifests("zeroshot") == ["demo:coarse", "demo:fine", "built:fine"]
+    assert manifests("zeroshot", "manifest=own.jsonl") == ["demo:coarse", "demo:fine", "demo:fine"]
     assert manifests("cache") == ["built:coarse", "built:fine", "built:fine"]
 
 
@@ -299,7 +301,7 @@ def test_a_closed_pipe_is_no_error():
 
 
 def test_hydras_own_options_still_work(tmp_path):
-    shown = run("infer.py", "clip.mp4", "--cfg", "job", cwd=tmp_path)
+    shown = run("infer.py", "clip.mp4", "task=labels", "--cfg", "job", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "- clip.mp4" in shown.stdout
     assert list(tmp_path.iterdir()) == []
