@@ -44,9 +44,7 @@ class EncoderConfig:
     path: str = "???"  # hub id or folder of a model that transformers' AutoModel builds, or timm:<name>
     revision: str | None = None  # hub revision; checkpoints store the commit
     layers: Any = -1  # hidden state to use: -1 = last, another index, or last4_mean (mean of the last four)
-    pool: str = (
-        "tokens"  # tokens, frame or window (means), cls, pooled (model's own), mean, pooled_mean, queries (BLIP-2's)
-    )
+    pool: str = "tokens"  # tokens, frame or window (means), cls, pooled (its own), mean, pooled_mean, queries (BLIP-2)
     dtype: str = "float32"  # float32 or bfloat16
     stride: int = 1  # audio, pool tokens: number of consecutive states averaged to one
     grid: int = 0  # pool tokens: patches are averaged to grid x grid per frame, audio to grid states; 0 = all

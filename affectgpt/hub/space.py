@@ -38,8 +38,9 @@ if __name__ == "__main__":
     settings = ["{repo}", "host=0.0.0.0", f"port={{os.environ.get('PORT', 7860)}}", "browser=false"]
     sys.exit(run("studio", [*settings, "max_request_mb=50", "max_media_s=60", *(["public=true"] if PUBLIC else [])]))
 '''
+_GIT = "RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*\n"
 _DOCKERFILE = """FROM python:3.11-slim
-RUN useradd --create-home --uid 1000 user
+{packages}RUN useradd --create-home --uid 1000 user
 USER user
 WORKDIR /home/user
 ENV PATH="/home/user/.local/bin:$PATH"
@@ -65,7 +66,7 @@ def write_space(folder: Path, repo: str, package: str) -> Path:
     texts = {
         "README.md": _README.format(repo=repo, title=repo.rpartition("/")[2]),
         "app.py": _APP.format(repo=repo),
-        "Dockerfile": _DOCKERFILE,
+        "Dockerfile": _DOCKERFILE.format(packages=_GIT if package.startswith("git+") else ""),
         "requirements.txt": f"{_with_studio(package)}\n",
     }
     folder.mkdir(parents=True, exist_ok=True)

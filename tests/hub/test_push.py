@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from affectgpt.cli.parser import parse
 from affectgpt.cli.table import COMMANDS
 from affectgpt.config import PathsConfig, PushConfig
 from affectgpt.hub.push import model_card, push, release
+from affectgpt.hub.space import write_space
 from affectgpt.models import build, save_trained
 from affectgpt.models.checkpoint import verified_manifest
 from affectgpt.models.pretrained import start_of
@@ -259,6 +261,24 @@ def test_a_dry_run_pushes_nothing(run_folder, tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             runpy.run_path(str(tmp_path / "dry-space" / "app.py"), run_name="__main__")
     assert (asked[0].checkpoints, asked[0].host, asked[0].public) == (["user/dry"], "0.0.0.0", False)
+
+
+@pytest.mark.parametrize(
+    ("package", "line", "needs_git"),
+    [
+        ("affectgpt", "affectgpt[studio]", False),
+        ("git+https://example.org/a.git", "affectgpt[studio] @ git+https://example.org/a.git", True),
+        ("https://example.org/a.whl", "affectgpt[studio] @ https://example.org/a.whl", False),
+    ],
+)
+def test_a_space_installs_the_package_that_is_named_with_its_studio(tmp_path, package, line, needs_git):
+    folder = write_space(tmp_path / "space", "user/model", package)
+    assert Requirement((folder / "requirements.txt").read_text().strip()).extras == {"studio"}
+    assert (folder / "requirements.txt").read_text() == f"{line}\n"
+    steps = (folder / "Dockerfile").read_text().splitlines()
+    assert any("install" in step and " git " in step for step in steps) == needs_git
+    assert steps[0].startswith("FROM ")
+    assert steps.index("USER user") > steps.index("RUN useradd --create-home --uid 1000 user") >= 1 + needs_git
 
 
 def test_trained_tensors_with_local_base_models_are_not_published_alone(base_models, tmp_path):
