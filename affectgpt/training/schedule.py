@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from affectgpt.config import StageConfig
 from affectgpt.runtime import InputError
 
 
@@ -41,3 +42,10 @@ class Schedule:
         left = self.total_steps - 1 - self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / left) if left else 1.0
         return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def schedule_of(stage: StageConfig) -> Schedule:
+    """The schedule of a stage; raises InputError naming the setting that cannot be."""
+    n_steps = stage.epochs * stage.iterations_per_epoch
+    rates = stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
+    return Schedule(n_steps, stage.warmup_steps, *rates)

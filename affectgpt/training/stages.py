@@ -43,7 +43,7 @@ from affectgpt.training.memory import check_activation_gb
 from affectgpt.training.objectives import Hooks, Objective, Started
 from affectgpt.training.run_folder import open_run
 from affectgpt.training.samples import hold_out_validation, prepare_clips, training_sources
-from affectgpt.training.schedule import Schedule
+from affectgpt.training.schedule import schedule_of
 from affectgpt.training.setup import set_up, starting_model
 from affectgpt.training.trainer import StageTrainer, training_arguments
 from affectgpt.training.validation import Validation, metric_of
@@ -75,6 +75,7 @@ def run_stage(config: TrainConfig) -> StageResult:
             "strategy=ddp or zero2, or use_dora=false"
         )
     check_activation_gb(config.stage, config.strategy.name)
+    schedule_of(config.stage)  # refuses what cannot be, before there is a run folder
     objective = objectives.of_stage(config.stage)
     with Processes(config.strategy, torch_device(config.device)) as processes:
         if not processes.is_main:
@@ -215,9 +216,7 @@ def _train(
         callbacks=callbacks,
         objective=objective,
         processor=processor,
-        schedule=Schedule(
-            n_steps, stage.warmup_steps, stage.warmup_learning_rate, stage.learning_rate, stage.min_learning_rate
-        ),
+        schedule=schedule_of(stage),
         rates=stage.learning_rates,
         validate=validate,
     )

@@ -470,6 +470,14 @@ def test_an_error_in_a_manifest_leaves_no_run_folder(finished, tmp_path):
     assert not Path(config.paths.runs).exists()
 
 
+def test_a_warm_up_longer_than_the_run_leaves_no_run_folder(finished, tmp_path):
+    config = in_folder(finished[0], tmp_path)
+    config.stage.warmup_steps = 99
+    with pytest.raises(UserError, match=r"stage\.warmup_steps=99 must be smaller than the \d+ steps"):
+        run_stage(config)
+    assert not Path(config.paths.runs).exists()
+
+
 def test_holding_out_all_samples_is_refused_with_the_setting(finished, tmp_path):
     config = in_folder(finished[0], tmp_path)
     config.stage.n_validation = 64
