@@ -7,6 +7,7 @@ transformers fails with a misleading message.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -385,12 +386,12 @@ def check_caches(environment: Mapping[str, str] = os.environ) -> list[Finding]:
 
 
 def _size_gb(folder: Path) -> float:
-    """Size of all files; symbolic links, as in the model cache, are not followed."""
+    """Size of all files but those that vanish meanwhile; symbolic links, as in the model cache, are not followed."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            status = os.lstat(os.path.join(place, name))
-            total += status.st_size
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total / 1e9
 
 

@@ -51,6 +51,8 @@ def _some(names: Sequence[str]) -> str:
 
 def write_submission(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
     """Write .npz or .csv, by the suffix of `path`."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
     if path.suffix == ".npz":
         write_predictions_npz(path, labels)
     elif path.suffix == ".csv":
@@ -195,6 +197,8 @@ def submit_track(config: SubmitConfig) -> int:
     target = Path(config.files[-1])
     if target.suffix not in form.suffixes:
         raise InputError(f"{target}: track {track} takes a {' or '.join(form.suffixes)} file, found {target.suffix!r}")
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; name a file")
     candidates = read_candidates(track, Path(config.candidates))
     if len(candidates) != form.n_rows:
         print(f"{config.candidates}: {len(candidates)} rows; the published {form.candidates} has {form.n_rows}")
@@ -268,6 +272,8 @@ def _read_text(path: Path) -> str:
             return archive.read("answer.csv").decode()
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8 ({error})") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:

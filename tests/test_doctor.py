@@ -191,6 +191,12 @@ def test_caches_follow_the_environment_and_count_what_is_there(tmp_path):
     assert not (tmp_path / "own").exists()
 
 
+def test_a_file_that_vanishes_while_a_cache_is_measured_does_not_count(tmp_path, monkeypatch):
+    (tmp_path / "stays").write_bytes(bytes(1000))
+    monkeypatch.setattr(doctor.os, "walk", lambda folder: [(folder, [], ["vanished", "stays"])])
+    assert doctor._size_gb(tmp_path) == 1e-6
+
+
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("problem", 1)])
 def test_the_exit_code_tells_whether_there_is_a_problem(monkeypatch, capsys, level, code):
     monkeypatch.setattr(doctor, "examine", lambda: [Finding(level, "torch", "found", "fix it")])

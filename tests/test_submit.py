@@ -140,3 +140,17 @@ def test_a_track_needs_its_candidates_and_a_readable_file(tmp_path, capsys):
     (tmp_path / "bad.zip").write_bytes(b"PK no zip")
     assert track(2, tmp_path / "bad.zip", folder=tmp_path) == 2
     assert "not a readable zip file" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_a_file_is_named(predictions, tmp_path, capsys):
+    for name in ("s.zip", "s.csv", "s.npz"):
+        (tmp_path / name).mkdir()
+    calls = [
+        lambda: track(2, tmp_path / "s.zip", folder=tmp_path),
+        lambda: track(2, predictions, tmp_path / "s.zip", folder=tmp_path),
+        lambda: track(3, tmp_path / "t.csv", folder=tmp_path, candidates=tmp_path / "s.csv"),
+        lambda: run("submit", [str(predictions), str(tmp_path / "s.npz")]),
+    ]
+    for name, call in zip(("s.zip", "s.zip", "s.csv", "s.npz"), calls, strict=True):
+        assert call() == 2
+        assert str(tmp_path / name) in capsys.readouterr().err

@@ -197,8 +197,8 @@ def _merr(records: Iterator[Annotation], out: Path, found: Counter[str]) -> None
         emotion = record.ranking[0] if record.ranking else None
         if emotion:
             entry["pseu_emotion"] = emotion
-            if " " in emotion:
-                found["without a row in the index: the emotion has a space"] += 1
+            if spaced := [what for what, text in (("id", record.id), ("emotion", emotion)) if len(text.split()) != 1]:
+                found[f"without a row in the index: the {spaced[0]} has a space"] += 1
             else:
                 valence = -10 if record.valence is None else record.valence
                 index.append(f"{record.id} {_n_frames(record)} {emotion} {valence:g}\n")

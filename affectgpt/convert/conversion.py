@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,16 @@ def convert(
     """Convert published files to the new folder `folder`; returns the contents of its `report.json`.
 
     Incomplete outputs are not written, only reported; `report["complete"]` is true if all outputs are complete and no
-    tensor is unexpected. If no output is complete, no folder is made.
+    tensor is unexpected. If no output is complete, no folder is made. Only a complete conversion replaces what `folder`
+    holds.
 
     Args:
         image_size: as in `outputs_of`.
         visual: as in `recognise`.
 
     Raises:
-        ConvertError: a file cannot be read or is not recognised, or two files contain the same part.
+        ConvertError: a file cannot be read or is not recognised, two files contain the same part, or an incomplete
+            conversion would replace what `folder` holds.
     """
     files = [recognise(open_weights(path), visual) for path in paths]
     outputs = outputs_of(files, image_size=image_size)
@@ -64,6 +66,11 @@ def convert(
     }
     if not any(output.is_complete for output in outputs):
         return report
+    if not report["complete"] and folder.is_dir() and any(folder.iterdir()):
+        raise ConvertError(
+            f"{folder} is left as it was, because the new conversion is incomplete: {'; '.join(_lacks(report))}. Give "
+            "all files in one command, or name another folder with out="
+        )
     with folder_at_once(folder) as target:
         for output in outputs:
             if output.is_complete:
@@ -73,6 +80,16 @@ def convert(
         write_json_atomic(target / REPORT, report)
         write_sums(target)
     return report
+
+
+def _lacks(report: Mapping[str, Any]) -> list[str]:
+    """What keeps a conversion from being complete."""
+    parts = [(output["name"], what, output[what]) for output in report["outputs"] for what in ("missing", "misshapen")]
+    parts += [(file["path"], "unexpected", file["unexpected"]) for file in report["files"]]
+    return [
+        *(f"{output['name']} needs {need}" for output in report["outputs"] for need in output["needs"]),
+        *(f"{name} has {len(names)} {what} tensors ({names[0]} ...)" for name, what, names in parts if names),
+    ]
 
 
 def outputs_of(files: Sequence[Recognised], *, image_size: int | None = None) -> list[Output]:

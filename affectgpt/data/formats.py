@@ -219,10 +219,13 @@ class Subtitles:
 
 def _with_split(rows: Rows, test_share: float) -> Rows:
     """Set `split` to train or test by a seeded hash of the id: our own split, because the tables do not include one."""
+    if not 0 <= test_share <= 1:
+        raise FormatError(f"test_share is {test_share}; expected a share from 0 to 1")
     known = list(rows)
     samples = [row for row in known if isinstance(row, Sample)]
     n_test = round(len(samples) * test_share)
-    test = {sample.id for sample in hold_out(samples, n=n_test, seed=0)[1]} if n_test < len(samples) else set()
+    held_out = hold_out(samples, n=n_test, seed=0)[1] if n_test < len(samples) else samples
+    test = {sample.id for sample in held_out}
     for row in known:
         yield replace(row, split="test" if row.id in test else "train") if isinstance(row, Sample) else row
 
@@ -532,8 +535,13 @@ def _first_question(entry: Mapping[str, Any]) -> str:
     """The first question of a conversation, without the placeholders of its media."""
     for turn in entry.get("conversations") or entry.get("messages") or ():
         if turn.get("from", turn.get("role")) in ("human", "user"):
-            text = str(turn.get("value", turn.get("content")))
-            return re.sub(r"<(image|video|audio|ImageHere|Img|/Img)>", "", text).strip()
+            text = turn.get("value", turn.get("content"))
+            if isinstance(text, list):  # of parts, those of media without a text
+                texts = [part.get("text") for part in text if isinstance(part, dict)]
+                text = "\n".join(each for each in texts if isinstance(each, str)) or None
+            if isinstance(text, str):
+                return re.sub(r"<(image|video|audio|ImageHere|Img|/Img)>", "", text).strip()
+            break
     raise InputError("conversations have no question (from: human, value: text)")
 
 

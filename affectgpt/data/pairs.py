@@ -50,7 +50,7 @@ class PairMaker:
                 for lang in langs:
                     if not sample.in_language(lang, strict=False).description:
                         continue
-                    labels = frozenset(sample.labels or (sample.label or "",))
+                    labels = _labels(sample)
                     for clause in target_clauses(sample, lang):
                         if clause.modality in CLUES:
                             self._clues.setdefault((lang, clause.modality), []).append((sample.id, labels, clause))
@@ -90,9 +90,13 @@ class PairMaker:
     def _contradiction(self, sample: Sample, lang: str, clause: Clause, number: int) -> list[Clause] | None:
         """A clue of the same modality from another clip without a common label."""
         found = self._clues.get((lang, clause.modality), [])
-        labels = frozenset(sample.labels or (sample.label or "",))
+        labels = _labels(sample)
         for step in range(len(found)):
             name, others, other = found[(number + step) % len(found)]
             if name != sample.id and other.text != clause.text and not labels & others:
                 return [other]
         return None
+
+
+def _labels(sample: Sample) -> frozenset[str]:
+    return frozenset(label.strip().lower() for label in sample.labels or (sample.label or "",))

@@ -6,9 +6,8 @@ Questions and targets are those that a training stage of ours would use.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from affectgpt.data.pairs import PairMaker
 from affectgpt.data.stream import Draw
 from affectgpt.othertools.rewards import REWARD_COLUMN
 from affectgpt.prompts import render, target_clauses
-from affectgpt.runtime import json_line, write_json_atomic, write_lines_atomic
+from affectgpt.runtime import InputError, json_line, parse_json, write_json_atomic, write_lines_atomic
 from affectgpt.schema import Sample
 
 _TAG = re.compile(r"<(image|video|audio)>")
@@ -120,8 +119,13 @@ def write_ms_swift(out: Path, name: str, rows: Sequence[tuple[Draw, dict[str, An
 
 
 def write_llamafactory(out: Path, name: str, rows: Sequence[tuple[Draw, dict[str, Any]]]) -> list[Path]:
-    """`<name>.jsonl` and its entry in `dataset_info.json`, which keeps other entries; returns the files."""
+    """`<name>.jsonl` and its entry in `dataset_info.json`, which keeps other entries; returns the files.
+
+    Raises:
+        InputError: `dataset_info.json` cannot be read; nothing is written.
+    """
     table, index = out / f"{name}.jsonl", out / "dataset_info.json"
+    known = _entries(index) if index.exists() else {}
     lines, is_ranking = [], False
     for _, row in rows:
         if (rejected := row.pop("rejected", None)) is not None:
@@ -137,6 +141,15 @@ def write_llamafactory(out: Path, name: str, rows: Sequence[tuple[Draw, dict[str
         "columns": {column: column for column in columns},
         "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
     }
-    known: Mapping[str, Any] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
     write_json_atomic(index, {**known, name: entry | ({"ranking": True} if is_ranking else {})})
     return [table, index]
+
+
+def _entries(index: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(index.read_bytes())
+    except InputError as error:
+        raise InputError(f"{index}: {error}; repair or remove it") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{index}: expected an object, found {type(found).__name__}; repair or remove it")
+    return found

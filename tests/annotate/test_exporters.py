@@ -87,6 +87,15 @@ def test_merr_reads_back_through_its_reader(records, tmp_path):
     assert (tmp_path / "out" / "video" / "a.mp4").read_bytes() == b"video"
 
 
+@pytest.mark.parametrize(("name", "emotion", "what"), [("my clip", "happy", "id"), ("e", "very\u3000sad", "emotion")])
+def test_white_space_costs_a_row_of_the_index_and_nothing_else(records, tmp_path, name, emotion, what):
+    added = record(name, media=records[0].media, ranking=(emotion,))
+    found = write_export([*records, added], "merr", tmp_path / "out")
+    assert found[f"without a row in the index: the {what} has a space"] == 1
+    samples, _ = read_format("merr", tmp_path / "out", {})
+    assert {sample.id: sample.label for sample in samples} == {"a": "happy", "b": None, "c": None, name: emotion}
+
+
 def test_sharegpt_reads_back_through_its_reader_as_descriptions_or_labels(records, tmp_path):
     assert write_export(records, "sharegpt", tmp_path / "out")["written"] == 3
     samples, _ = read_format("llava", tmp_path / "out", {"file": "sharegpt.json"})

@@ -69,6 +69,19 @@ def test_an_earlier_conversion_is_replaced_only_when_asked_and_other_folders_nev
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 
 
+def test_an_incomplete_conversion_replaces_nothing(files, tmp_path, capsys):
+    out = tmp_path / "base"
+    assert run("convert", [str(files["eva"]), str(files["blip2"]), f"out={out}"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run("convert", [str(files["eva"]), str(files["audio"]), f"out={out}", "overwrite=true"]) == 2
+    error = capsys.readouterr().err
+    assert f"{out} is left as it was, because the new conversion is incomplete: eva_qformer needs BLIP-2" in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (tmp_path / "empty").mkdir()
+    assert run("convert", [str(files["eva"]), str(files["audio"]), f"out={tmp_path / 'empty'}"]) == 1
+    assert (tmp_path / "empty" / "projectors.safetensors").is_file()
+
+
 def test_a_failed_write_leaves_the_earlier_conversion_as_it_was(files, tmp_path, monkeypatch):
     out = tmp_path / "base"
     run("convert", [str(files["audio"]), f"out={out}"])

@@ -1,15 +1,18 @@
 """Files of two formats give the same, and none runs code, is half read or fills the memory."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from affectgpt.cli import run
 from affectgpt.convert.conversion import convert
+from affectgpt.convert.files import ConvertError, Entry, open_weights, write_safetensors
 from tests.models import foreign
 
 
@@ -50,6 +53,40 @@ def test_broken_and_absent_files_are_named(tmp_path, files, capsys):
     assert "half.pth cannot be read" in capsys.readouterr().err
     assert run("convert", [str(tmp_path / "none.pth"), f"out={tmp_path / 'base'}"]) == 2
     assert "none.pth does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_damage_to_a_file_ends_in_a_traceback(tmp_path, zipped):
+    draw = random.Random(0)
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    data = (tmp_path / "a.pth").read_bytes()
+    n_refused = 0
+    for _ in range(500):
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(data))] = draw.randrange(256)
+        (tmp_path / "b.pth").write_bytes(damaged[: draw.choice([len(data), draw.randrange(len(data))])])
+        try:
+            open_weights(tmp_path / "b.pth")
+        except ConvertError:
+            n_refused += 1
+    assert n_refused > 250
+
+
+def test_a_dtype_that_is_not_converted_is_named_with_its_tensor(tmp_path):
+    eighth = {"w": torch.ones(2).to(torch.float8_e4m3fn)}
+    save_file(eighth, tmp_path / "a.safetensors")
+    with pytest.raises(ConvertError, match=r"a\.safetensors: tensor w is F8_E4M3; expected one of F64, F32"):
+        open_weights(tmp_path / "a.safetensors")
+    entry = Entry("w", (2,), torch.float8_e4m3fn, lambda: eighth["w"])
+    with pytest.raises(ConvertError, match=r"tensor w is torch\.float8_e4m3fn; expected one of F64, F32"):
+        write_safetensors(tmp_path / "b.safetensors", [entry])
+
+
+def test_tensors_without_names_are_no_checkpoint(tmp_path):
+    torch.save({0: torch.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(ConvertError, match=r"a\.pth contains dict instead of a dictionary of named tensors"):
+        open_weights(tmp_path / "a.pth")
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

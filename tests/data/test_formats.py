@@ -80,6 +80,16 @@ def test_one_hot_labels_are_the_fixed_label(tmp_path):
     assert [sample.label for sample in read(tmp_path, "mer_onehot").values()] == ["neutral", "worried", "surprise"]
 
 
+def test_test_share_is_the_share_of_test_samples_up_to_all_of_them(tmp_path):
+    layouts.onehot(tmp_path)
+    for share, n_test in ((0, 0), (0.3, 1), (0.96, 3), (1.0, 3)):
+        samples = read(tmp_path, "mer_onehot", test_share=share).values()
+        assert sum(sample.split == "test" for sample in samples) == n_test, share
+    for share in (1.5, -0.1, float("nan")):
+        with pytest.raises(FormatError, match=f"test_share is {share}; expected a share from 0 to 1"):
+            read(tmp_path, "mer_onehot", test_share=share)
+
+
 def test_candidates_have_media_and_subtitles_and_no_truth(tmp_path):
     layouts.candidates(tmp_path)
     samples = read(tmp_path, "candidates")
@@ -149,6 +159,31 @@ def test_only_the_first_answer_of_a_llava_conversation_is_used_and_the_others_ar
     assert samples["0"].description == "He's glad."
     assert samples["0"].video == str(tmp_path / "video" / f"{NAMES[0]}.mp4")
     assert "3 further turns" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "question"),
+    [
+        ("<video>\nHow does he feel?", "How does he feel?"),
+        (
+            [{"type": "video"}, {"type": "text", "text": "<video>Look."}, {"type": "text", "text": "Why?"}],
+            "Look.\nWhy?",
+        ),
+        ([{"type": "video"}], None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_a_question_is_text_or_the_row_is_bad(tmp_path, content, question):
+    layouts.llava(tmp_path)
+    entries = json.loads((tmp_path / "train.json").read_text())
+    entries[0]["conversations"][0] = {"from": "human", "value": content}
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    first = read_format("llava", tmp_path, {"file": "train.json", "questions": True})[0][0]
+    if question is None:
+        assert first.reason == "conversations have no question (from: human, value: text)"
+    else:
+        assert first.question == question
 
 
 def test_sharegpt_answers_can_be_labels(tmp_path):

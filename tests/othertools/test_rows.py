@@ -85,6 +85,15 @@ def test_llamafactory_gets_the_same_messages_and_an_entry_that_names_the_columns
     assert "ranking" not in index["affectgpt"]
 
 
+@pytest.mark.parametrize(("text", "reason"), [('{"mine": {', "not JSON"), ("[]", "expected an object, found list")])
+def test_a_damaged_index_is_named_before_anything_is_written(manifest, tmp_path, capsys, text, reason):
+    (tmp_path / "dataset_info.json").write_text(text)
+    assert run("data", ["export", str(manifest), f"out={tmp_path}", "to=llamafactory"]) == 2
+    assert f"{tmp_path / 'dataset_info.json'}: {reason}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]
+    assert (tmp_path / "dataset_info.json").read_text() == text
+
+
 def test_pairs_are_those_of_people_and_those_made_from_clues(manifest, tmp_path):
     settings = ("task=description", "pairs=[judged,deleted]")
     judged, made = export(manifest, tmp_path / "swift", "to=ms-swift", *settings)

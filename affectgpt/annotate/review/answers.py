@@ -36,6 +36,8 @@ def _log(folder: Path) -> Journal:
 def import_exports(paths: Sequence[Path], folder: Path) -> Counter[str]:
     """Add the answers of exports to answers.jsonl, and count them; reading a file again changes nothing.
 
+    Of several answers to a task, in the files and in answers.jsonl, the one that was changed last counts.
+
     Raises:
         ReviewError: an answer to a task that was not assigned, or by the wrong person: each annotator of the review is
             one person, and no person is two annotators, in one round or across both.
@@ -65,6 +67,8 @@ def import_exports(paths: Sequence[Path], folder: Path) -> Counter[str]:
             row = _row_of(key, answer, person)
             if old.get(key) == row:
                 found["known already"] += 1
+            elif key in old and answer.at < old[key]["at"]:
+                found["older answers to the same task"] += 1
             else:
                 rows.append(row)
         for row in rows:  # only now, so that a file with an error adds nothing

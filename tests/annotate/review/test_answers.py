@@ -65,6 +65,20 @@ def test_skipped_tasks_are_counted_and_the_newest_answer_counts(tmp_path):
     assert rows_of(fine / "answers.jsonl")[0]["labels"] == []
 
 
+def test_an_older_export_never_takes_the_place_of_a_newer_answer(tmp_path):
+    source, fine = write_records(tmp_path / "coarse", RECORDS), tmp_path / "fine"
+    run("review", source, f"to={fine}", "round=1", "annotators=ann,bob")
+    task = next(task for task in json.loads(EXPORTS[0].read_text()) if task["data"]["about"]["screen"] == "labels")
+    (answer,) = task["annotations"]
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path, word, day in zip(paths, ("sad", "happy"), ("2026-01-01", "2026-02-01"), strict=True):
+        choice = {"from_name": "emotions", "type": "choices", "value": {"choices": [word]}}
+        path.write_text(json.dumps([{**task, "annotations": [{**answer, "updated_at": day, "result": [choice]}]}]))
+    found = [answers.import_exports([path], fine) for path in (*paths, paths[0])]
+    assert found == [{"new": 1}, {"new": 1}, {"older answers to the same task": 1}]
+    assert rows_of(fine / "answers.jsonl")[-1]["labels"] == ["happy"]
+
+
 def test_answers_of_a_deleted_user_and_with_relations_are_imported_and_counted(tmp_path):
     source, fine = write_records(tmp_path / "coarse", RECORDS), tmp_path / "fine"
     run("review", source, f"to={fine}", "round=1", "annotators=ann,bob")
