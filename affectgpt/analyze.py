@@ -58,7 +58,9 @@ log = logging.getLogger("affectgpt")
 
 
 def correlation_matrix(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], np.ndarray]:
-    """PCC between metrics over systems (OV-MER paper, Table 4).  system -> metric -> value gives [n_metrics, n_metrics]
+    """PCC between metrics over systems (OV-MER paper, Table 4); NaN for a constant metric.
+
+    system -> metric -> value gives [n_metrics, n_metrics].
 
     >>> names, matrix = correlation_matrix({"a": {"x": 1, "y": 2}, "b": {"x": 2, "y": 4}, "c": {"x": 3, "y": 6}})
     >>> names, matrix.round(6).tolist()
@@ -133,18 +135,24 @@ def correlation(config: AnalyzeConfig) -> dict[str, Any]:
     title = f"PCC over {len(scores)} systems"
     low = -1 if (matrix < 0).any() else 0
     _draw(config, plots.draw_heat_map, matrix, names, names, title=title, low=low, high=1)
-    return {"metrics": names, "pcc": matrix.tolist(), "systems": list(scores)}
+    shown = [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]  # JSON has no NaN
+    return {"metrics": names, "pcc": shown, "systems": list(scores)}
 
 
 def _read_scores(path: Path) -> dict[str, dict[str, float]]:
     """A table of system, metric, metric, ... as system -> metric -> value."""
-    scores = {}
+    scores: dict[str, dict[str, float]] = {}
     for where, row in read_rows(path):
-        (_, system), *values = row.items()
         try:
-            scores[str(system)] = {metric: float(value) for metric, value in values}
+            (_, system), *values = row.items()
+            found = {metric: float(value) for metric, value in values}
         except (TypeError, ValueError):
             raise InputError(f"{where}: expected a system and numbers, found {list(row.values())}") from None
+        if str(system) in scores:
+            raise InputError(f"{where}: system {str(system)!r} is there twice; expected one row for each system")
+        if scores and found.keys() != (metrics := next(iter(scores.values())).keys()):
+            raise InputError(f"{where}: expected the metrics of the first row, {[*metrics]}, found {[*found]}")
+        scores[str(system)] = found
     return scores
 
 
@@ -170,7 +178,7 @@ def language(config: AnalyzeConfig) -> dict[str, Any]:
 
 def onehot(config: AnalyzeConfig) -> dict[str, Any]:
     truth = _truth(config)
-    predictions = {key: [label] for key, label in _column(config, ("label", "discrete", "onehot")).items()}
+    predictions = {key: [label] for key, label in _column(config, ("label", "discrete", "onehot"), "emo").items()}
     report, by_sample = evaluate_samples(
         predictions, truth, lexicon=config.lexicon, seed=config.seed, n_bootstrap=config.n_bootstrap
     )
@@ -235,7 +243,7 @@ def wheel(config: AnalyzeConfig) -> dict[str, Any]:
 def confusion(config: AnalyzeConfig) -> dict[str, Any]:
     if not config.classes:
         raise InputError("classes= is missing: classes=happy,sad,neutral,angry")
-    truth = {key: value.lower() for key, value in _column(config, ("label", "discrete")).items()}
+    truth = {key: value.lower() for key, value in _column(config, ("label", "discrete"), "emo").items()}
     lexicon = load_lexicon(config.lexicon)
     predicted = _predicted_labels(config)
     answers = [to_class(predicted.get(key, ()), config.classes, lexicon) for key in truth]
@@ -322,7 +330,8 @@ def by_judge(config: AnalyzeConfig) -> dict[str, Any]:
 
 def discrete(config: AnalyzeConfig) -> dict[str, Any]:
     classes, lexicon = tuple(config.classes) or contents.CANDIDATES, load_lexicon(config.lexicon)
-    truth = {key: label.lower() for key, label in _column(config, ("label", "discrete", "emo", "emotions")).items()}
+    columns = ("label", "discrete", "emo", "emotions")
+    truth = {key: label.lower() for key, label in _column(config, columns, "emo").items()}
     if outside := sorted(set(truth.values()) - set(classes)):
         raise InputError(f"true labels {outside} are not among the classes {list(classes)}; set classes=")
     rankings: Mapping[str, tuple[str, ...] | None]
@@ -655,7 +664,7 @@ def _shared(
 
 def confidence(config: AnalyzeConfig) -> dict[str, Any]:
     """Stated confidence against correctness, as EmoCaliber's code counts them and as we do."""
-    truth = _column(config, ("label", "discrete", "emotion", "emo"))
+    truth = _column(config, ("label", "discrete", "emotion", "emo"), "emo")
     texts = {row.id: row.text for row in read_predictions(_prediction_file(config))}
     classes = config.classes or sorted({label.lower() for label in truth.values()})
     found = score_confidence(texts, truth, classes, load_lexicon(config.lexicon))
@@ -733,10 +742,12 @@ def _descriptions(config: AnalyzeConfig) -> tuple[dict[str, str], dict[str, str]
     return _column(config, ("description", "reason", "english" if config.lang == "en" else "chinese")), predicted
 
 
-def _column(config: AnalyzeConfig, names: Sequence[str], required: bool = True) -> dict[str, str]:
-    """id -> text, from the first of these columns that a row of the references has."""
+def _column(
+    config: AnalyzeConfig, names: Sequence[str], npz_key: str | None = None, *, required: bool = True
+) -> dict[str, str]:
+    """id -> text, from the first of these columns that a row of the references has; `npz_key` as in a label.npz."""
     try:
-        values = read_true_values(_references(config), _as_benchmark(config), names)
+        values = read_true_values(_references(config), _as_benchmark(config), names, npz_key)
         return {key: str(value) for key, value in values.items()}
     except ScoreFileError:
         if required:

@@ -66,6 +66,7 @@ NOT_MEASURED = "n/a"
 SMOOTH_FROM = 20
 """A curve with more points is smoothed, as loss curves are; one with fewer joins its points."""
 _NEIGHBOURS = 15  # points that a smoothed value is fitted to
+_MOST_DRAWN = 2000  # points of a curve: more than a panel has pixels across; 4,000 made an SVG file of 0.64 MB
 _CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -375,8 +376,8 @@ class Panel:
 def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
     """Panels of curves, every measured value a point; one colour, line style and marker per label.
 
-    The line joins the points; with more than `SMOOTH_FROM` points it is their `local_fit`. Panels with the same y label
-    share their y axis.
+    The line joins the points; with more than `SMOOTH_FROM` points it is their `local_fit`. Of more than
+    `_MOST_DRAWN` points, as many are drawn and all are fitted. Panels with the same y label share their y axis.
     """
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
@@ -390,8 +391,11 @@ def draw_curves(path: Path, panels: Sequence[Panel], *, n_columns: int) -> None:
                 line, marker = styles[i % len(styles)]
                 colour = COLOURS[i % len(COLOURS)]
                 if len(x) > SMOOTH_FROM:
-                    axes.plot(x, values, color=colour, linestyle="", marker=".", markersize=2.5, alpha=0.35)
-                    axes.plot(x, local_fit(x, values), color=colour, linestyle=line, linewidth=1.6, label=label)
+                    # About 2,000 points stay, spread evenly and with both ends: all of a long run lie on one another.
+                    kept = np.linspace(0, len(x) - 1, min(len(x), _MOST_DRAWN)).round().astype(int)
+                    at, points, fitted = (np.asarray(each)[kept] for each in (x, values, local_fit(x, values)))
+                    axes.plot(at, points, color=colour, linestyle="", marker=".", markersize=2.5, alpha=0.35)
+                    axes.plot(at, fitted, color=colour, linestyle=line, linewidth=1.6, label=label)
                 else:
                     axes.plot(x, values, color=colour, linestyle=line, marker=marker, markersize=3.5, label=label)
             axes.grid(axis="y")
@@ -407,19 +411,28 @@ def local_fit(x: Sequence[float], values: Sequence[float], n_neighbours: int = _
 
     Cleveland (1979), "Robust Locally Weighted Regression", degree 1, tricube weights, without his robust steps. Unlike
     a moving mean it does not bend towards the middle at the ends: a straight line stays one.  [n], [n] -> [n]
+    In the order of x the nearest points are neighbours, so that the time grows with n, not with n².
 
     >>> local_fit([0, 1, 2, 3], [1.0, 3.0, 5.0, 7.0], n_neighbours=3).round(6).tolist()
     [1.0, 3.0, 5.0, 7.0]
     """
-    places, heights = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
+    order = np.argsort(np.asarray(x, dtype=float), kind="stable")
+    places, heights = np.asarray(x, dtype=float)[order], np.asarray(values, dtype=float)[order]
     n_nearest = min(n_neighbours, len(places))
-    fitted = np.empty_like(heights)
+    reaches = np.empty_like(places)
+    start = 0
     for at, place in enumerate(places):
-        distance = np.abs(places - place)
-        reach = np.partition(distance, n_nearest - 1)[n_nearest - 1]
-        weights = np.clip(1 - (distance / (1.001 * reach)) ** 3, 0, None) ** 3 if reach > 0 else distance == 0
-        mean_x, mean = np.average(places, weights=weights), np.average(heights, weights=weights)
-        spread = np.average((places - mean_x) ** 2, weights=weights)
-        slope = np.average((places - mean_x) * (heights - mean), weights=weights) / spread if spread > 0 else 0.0
-        fitted[at] = mean + slope * (place - mean_x)
+        while start + n_nearest < len(places) and places[start + n_nearest] - place < place - places[start]:
+            start += 1
+        reaches[at] = 1.001 * max(place - places[start], places[start + n_nearest - 1] - place)
+    firsts, lasts = np.searchsorted(places, places - reaches), np.searchsorted(places, places + reaches, side="right")
+    fitted = np.empty_like(heights)
+    for at, (place, reach, first, last) in enumerate(zip(places, reaches, firsts, lasts, strict=True)):
+        near, high = places[first:last], heights[first:last]
+        weights = np.clip(1 - (np.abs(near - place) / reach) ** 3, 0, None) ** 3 if reach > 0 else np.ones(len(near))
+        weights = weights / weights.sum()
+        mean_x, mean = weights @ near, weights @ high
+        spread = weights @ (near - mean_x) ** 2
+        slope = weights @ ((near - mean_x) * (high - mean)) / spread if spread > 0 else 0.0
+        fitted[order[at]] = mean + slope * (place - mean_x)
     return fitted

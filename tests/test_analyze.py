@@ -264,6 +264,44 @@ def test_texts_of_single_modalities_are_written_asked_once_and_scored(folder, mo
     assert "subtitles= is missing" in capsys.readouterr().err
 
 
+def test_a_metric_that_is_the_same_for_all_systems_has_no_correlation_and_the_file_stays_json(folder):
+    (folder / "t.csv").write_text("system,x,y\na,1,5\nb,2,5\nc,4,5\n", encoding="utf-8")
+    assert run("analyze", ["correlation", f"table={folder / 't.csv'}", f"out={folder / 'out'}"]) == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    text = (folder / "out" / "correlation.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=refuse)["pcc"] == [[1.0, None], [None, None]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"system": "c", "x": 3}, "t.jsonl:3: expected the metrics of the first row, ['x', 'y'], found ['x']"),
+        ({"system": "c", "x": 3, "y": 1, "z": 1}, "found ['x', 'y', 'z']"),
+        ({"system": "a", "x": 3, "y": 1}, "t.jsonl:3: system 'a' is there twice"),
+        ({"system": "c", "x": "high", "y": 1}, "t.jsonl:3: expected a system and numbers"),
+        ({}, "t.jsonl:3: "),
+    ],
+)
+def test_a_table_of_systems_has_one_row_for_each_with_the_same_metrics(folder, capsys, row, message):
+    rows = [{"system": name, "x": n, "y": -n} for n, name in enumerate("ab")]
+    lines = [json.dumps(each) + "\n" for each in [*rows, row, {"system": "d", "y": 2, "x": 5}]]
+    (folder / "t.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert run("analyze", ["correlation", f"table={folder / 't.jsonl'}", f"out={folder / 'out'}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_texts_are_not_scored_against_the_one_word_labels_of_a_label_npz(folder, capsys):
+    corpus = {"a": {"emo": "happy", "val": 4.0}}
+    np.savez(folder / "label.npz", test_corpus=np.array(corpus, dtype=object))
+    call = [f"references={folder / 'label.npz'}", "array=test_corpus", f"out={folder / 'out'}"]
+    assert run("analyze", ["texts", *call, str(folder / "records.jsonl")]) == 2
+    assert "label.npz has emo and val only" in capsys.readouterr().err
+    assert run("analyze", ["discrete", *call, str(folder / "records.jsonl"), "classes=happy,angry"]) == 0
+
+
 def test_pictures_are_the_same_each_time(folder):
     for out in ("one", "two"):
         run("analyze", ["labels", f"references={folder / 'gt.csv'}", f"out={folder / out}"])

@@ -1,6 +1,7 @@
 import html
 import io
 import re
+import time
 
 import numpy as np
 import pytest
@@ -158,6 +159,57 @@ def test_a_local_fit_keeps_straight_lines_also_at_the_ends_where_a_moving_mean_b
     np.testing.assert_allclose(plots.local_fit([0, 1], [5.0, 1.0]), [5.0, 1.0])
     np.testing.assert_allclose(plots.local_fit([2], [5.0]), [5.0])
     np.testing.assert_allclose(plots.local_fit([1, 1, 1], [1.0, 2.0, 3.0]), [2.0] * 3)
+
+
+def fit_over_all_points(x, values, n_neighbours=15):
+    """The local fit by its definition, with the distances to all points."""
+    places, heights = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
+    fitted = []
+    for place in places:
+        distance = np.abs(places - place)
+        reach = np.sort(distance)[min(n_neighbours, len(places)) - 1]
+        weights = np.clip(1 - (distance / (1.001 * reach)) ** 3, 0, None) ** 3 if reach > 0 else distance == 0
+        mean_x, mean = np.average(places, weights=weights), np.average(heights, weights=weights)
+        spread = np.average((places - mean_x) ** 2, weights=weights)
+        slope = np.average((places - mean_x) * (heights - mean), weights=weights) / spread if spread > 0 else 0.0
+        fitted.append(mean + slope * (place - mean_x))
+    return fitted
+
+
+@pytest.mark.parametrize("n_neighbours", [2, 15, 80])
+@pytest.mark.parametrize("kind", ["even", "random", "tied", "gaps"])
+def test_a_local_fit_in_a_window_is_that_over_all_points_in_any_order(kind, n_neighbours):
+    rng = np.random.default_rng(0)
+    x = {
+        "even": np.arange(60.0),
+        "random": rng.uniform(0, 1, 60),
+        "tied": rng.integers(0, 5, 60),
+        "gaps": np.concatenate([np.arange(20), 1000 + np.arange(20), [5000]]),
+    }[kind]
+    x = rng.permutation(x)
+    values = rng.normal(size=len(x))
+    expected = fit_over_all_points(x, values, n_neighbours)
+    np.testing.assert_allclose(plots.local_fit(x, values, n_neighbours), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_local_fit_takes_time_that_grows_with_the_number_of_points():
+    def seconds(n):
+        began = time.process_time()
+        plots.local_fit(np.arange(n), np.zeros(n))
+        return time.process_time() - began
+
+    assert seconds(20_000) < 25 * seconds(2_000)  # 10 times as many points; their squares are 100 times as many
+
+
+def test_of_a_long_curve_some_points_are_drawn_and_all_are_fitted(tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(plots, "local_fit", lambda x, values: fitted.append(len(x)) or values)
+    sizes = {}
+    for n in (2_000, 20_000):
+        panel = plots.Panel("loss", "step", "loss", {"a": (range(n), [1 / (step + 1) for step in range(n)])})
+        sizes[n] = len(plots.picture(plots.draw_curves, [panel], n_columns=1).svg)
+    assert fitted == [2_000, 20_000]
+    assert sizes[20_000] < 1.2 * sizes[2_000]
 
 
 def test_a_local_fit_reduces_noise():

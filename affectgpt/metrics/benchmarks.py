@@ -139,7 +139,7 @@ def run_benchmark(
     labels, _ = labels_by_id(rows, lexicon)
     if config.kind == "sentiment":
         return _score_sentiment(config, true_scores(path, config), rows, labels, lexicon, client)
-    truths = {key: str(value).lower() for key, value in read_true_values(path, config, _LABEL_COLUMNS).items()}
+    truths = {key: str(value).lower() for key, value in read_true_values(path, config, _LABEL_COLUMNS, "emo").items()}
     details = {
         "missing": len(set(truths) - set(labels)),
         "without labels": sum(not found for found in labels.values()),
@@ -289,7 +289,7 @@ def _result(
 
 def true_scores(path: Path, config: BenchmarkConfig) -> dict[str, float]:
     """id -> true valence or sentiment score."""
-    return _numbers(path, read_true_values(path, config, _SCORE_COLUMNS))
+    return _numbers(path, read_true_values(path, config, _SCORE_COLUMNS, "val"))
 
 
 def _numbers(path: Path, values: Mapping[str, Any]) -> dict[str, float]:
@@ -358,10 +358,22 @@ def truth_files(config: BenchmarkConfig) -> list[Path]:
     return [path] if path.is_file() else question_files(config, path)
 
 
-def read_true_values(path: Path, config: BenchmarkConfig, columns: Sequence[str]) -> dict[str, Any]:
-    """id -> label or score, from CSV, JSONL, or a label.npz of MERBench, of the clips that the benchmark scores."""
+def read_true_values(
+    path: Path, config: BenchmarkConfig, columns: Sequence[str], npz_key: str | None
+) -> dict[str, Any]:
+    """id -> label, score or text, from CSV, JSONL, or a label.npz of MERBench, of the clips that the benchmark scores.
+
+    Args:
+        columns: those of a table; the first that a row has.
+        npz_key: "emo" or "val", the entries of a label.npz; None = it has none of these columns.
+
+    Raises:
+        ScoreFileError: no such value, or not what the file must hold.
+    """
     if path.suffix == ".npz":
-        values = _read_pickled(path, config, "val" if columns is _SCORE_COLUMNS else "emo")
+        if npz_key is None:
+            raise ScoreFileError(f"{path}: a label.npz has emo and val only; expected a table with one of {[*columns]}")
+        values = _read_pickled(path, config, npz_key)
     else:
         values = _read_columns(path, columns, _split_column(config), config.columns)
     return _scored(values, path, config)

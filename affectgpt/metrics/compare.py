@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,32 @@ def named_after_files(paths: Sequence[str | Path]) -> dict[str, Path]:
     ['a/predictions', 'b/predictions']
     """
     files = [Path(path) for path in paths]
-    depth = max((len(file.parts) for file in files), default=1)
+    names = _unique_names([file.with_suffix("") for file in files])
+    if names is None:
+        raise InputError(f"a prediction file is given twice: {[str(file) for file in files]}")
+    return dict(zip(names, files, strict=True))
+
+
+def named_after_folders(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """The same for folders, which keep a dot in their name; one that is given several times is named once.
+
+    >>> list(named_after_folders(["x/fine-1.5", "y/fine-1.5", "x/fine-1.5"]))
+    ['x/fine-1.5', 'y/fine-1.5']
+    """
+    folders = list(dict.fromkeys(Path(path).absolute() for path in paths))
+    names = _unique_names(folders)
+    assert names is not None  # absolute paths differ
+    return dict(zip(names, folders, strict=True))
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str] | None:
+    """The last parts of each path, as many as make all of them differ; None = two paths are equal."""
+    depth = max((len(path.parts) for path in paths), default=1)
     for n_parts in range(1, depth + 1):
-        names = ["/".join(file.with_suffix("").parts[-n_parts:]) for file in files]
-        if len(set(names)) == len(files):
-            return dict(zip(names, files, strict=True))
-    raise InputError(f"a prediction file is given twice: {[str(file) for file in files]}")
+        names = ["/".join(path.parts[-n_parts:]) for path in paths]
+        if len(set(names)) == len(paths):
+            return names
+    return None
 
 
 @dataclass(frozen=True)

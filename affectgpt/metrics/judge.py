@@ -342,7 +342,9 @@ def _parse_pairs(text: str, pair: CluePair) -> frozenset[tuple[int, int]]:
     numbers = re.findall(r"\[\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\]", text)
     found = {(int(ours), int(theirs)) for ours, theirs in numbers}
     return frozenset(
-        (ours, theirs) for ours, theirs in found if ours <= len(pair.predicted) and theirs <= len(pair.reference)
+        (ours, theirs)
+        for ours, theirs in found
+        if 1 <= ours <= len(pair.predicted) and 1 <= theirs <= len(pair.reference)
     )
 
 
@@ -393,9 +395,13 @@ def parse_score(text: str) -> int | None:
 
     >>> [parse_score(text) for text in ('{"score": 7, "reason": "x"}', "Score: 8.", "9/10", "10", "11", "great")]
     [7, 8, 9, 10, None, None]
+    >>> parse_score('{"score": "8"}')
+    8
     """
     value = _find_json(text, "{", "}")
     found: Any = value.get("score") if isinstance(value, dict) else None
+    if isinstance(found, str) and re.fullmatch(r"[0-9]{1,2}", found):
+        found = int(found)
     if found is None:
         named = re.search(r"score\W{0,4}(\d+)\b", text, re.IGNORECASE)
         match = named or re.fullmatch(r"\s*(\d+)\s*(?:/\s*10)?\.?\s*", text)

@@ -17,12 +17,12 @@ from affectgpt.inference.evaluate import (
 )
 from affectgpt.metrics import load_lexicon, read_predictions
 from affectgpt.metrics.clip_scores import SCORES, ClipScore, read_scores
-from affectgpt.metrics.compare import named_after_files
+from affectgpt.metrics.compare import named_after_files, named_after_folders
 from affectgpt.metrics.lexicon import Lexicon
 from affectgpt.runs import RECORD, RunRecord
 from affectgpt.runs.watch import Curve, curves
 from affectgpt.runtime import InputError, NotFound, UserError, parse_json
-from affectgpt.schema import Prediction, Sample
+from affectgpt.schema import Prediction, Sample, listed
 
 log = logging.getLogger("affectgpt")
 
@@ -75,13 +75,12 @@ def gather(config: ReportConfig) -> Content:
         raise InputError(
             "give run folders, or predictions= with references=; python -m affectgpt.report --help shows both"
         )
-    if files:
-        systems = {name: _scored(name, file, config, lexicon) for name, file in named_after_files(files).items()}
-        return Content(config.title or ", ".join(systems), lexicon, systems, {}, {})
-    records: dict[str, Mapping[str, Any]] = {}
-    found: dict[str, Mapping[str, Curve]] = {}
-    evaluations: list[Path] = []
     notes: list[str] = []
+    if files:
+        systems = {name: _scored(name, file, config, lexicon, notes) for name, file in named_after_files(files).items()}
+        return Content(config.title or ", ".join(systems), lexicon, systems, {}, {}, tuple(notes))
+    trained: dict[Path, Mapping[str, Any]] = {}
+    evaluations: list[Path] = []
     for folder in map(Path, config.runs):
         record = RunRecord.read(folder)
         if record is None:
@@ -98,12 +97,12 @@ def gather(config: ReportConfig) -> Content:
             evaluations += sorted(of_run, key=lambda path: (-_n_shown(path), path.name))
         else:
             raise InputError(f"{folder} is a run of {kind!r}; expected a training run or an evaluation")
-        if (trained := RunRecord.read(run)) is not None and trained.values["kind"].startswith("train"):
-            records[run.name] = trained.values
-            found[run.name] = curves(run)
-    systems = {}
-    for name, folder in _names(evaluations).items():
-        systems[name] = _evaluated(name, folder, notes)
+        if (of_training := RunRecord.read(run)) is not None and of_training.values["kind"].startswith("train"):
+            trained[run.absolute()] = of_training.values
+    runs = named_after_folders(trained)
+    records = {name: trained[run] for name, run in runs.items()}
+    found = {name: curves(run) for name, run in runs.items()}
+    systems = {name: _evaluated(name, path, notes) for name, path in named_after_folders(evaluations).items()}
     title = config.title or ", ".join(records) or ", ".join(systems)
     return Content(title, lexicon, systems, records, found, tuple(notes))
 
@@ -119,16 +118,7 @@ def _n_shown(folder: Path) -> int:
     return max((len(row.modalities) for row in rows), default=0)
 
 
-def _names(folders: list[Path]) -> dict[str, Path]:
-    """Names of evaluations: that of their folder, with its run where names repeat."""
-    short = [folder.name for folder in folders]
-    return {
-        folder.name if short.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": folder
-        for folder in folders
-    }
-
-
-def _scored(name: str, file: Path, config: ReportConfig, lexicon: Lexicon) -> System:
+def _scored(name: str, file: Path, config: ReportConfig, lexicon: Lexicon, notes: list[str]) -> System:
     """Score a predictions file, as eval.py does."""
     if config.references is None:
         raise InputError("references= is missing: a file with the true labels of predictions=")
@@ -143,7 +133,7 @@ def _scored(name: str, file: Path, config: ReportConfig, lexicon: Lexicon) -> Sy
     references, _ = references_of(scoring, published_splitting(lexicon))
     rows = read_predictions(file)
     report, clips = score_rows(scoring, lexicon, rows, references, file.parent)
-    return System(name, report.to_dict(), tuple(clips), {row.id: row for row in rows}, _samples(scoring, []))
+    return System(name, report.to_dict(), tuple(clips), {row.id: row for row in rows}, _samples(scoring, notes))
 
 
 def _evaluated(name: str, folder: Path, notes: list[str]) -> System:
@@ -202,11 +192,14 @@ def _samples(scoring: EvalConfig, notes: list[str]) -> dict[str, Sample]:
     from affectgpt.data.sources import read_source
 
     found: dict[str, Sample] = {}
+    new: list[str] = []
     try:
         for source in reference_sources(scoring):
             rows = read_source(source, scoring.data.folder, on_bad="skip")
             found |= {sample.id: sample.in_language(scoring.lang, strict=False) for sample in rows.samples}
+            if rows.bad:
+                new.append(f"{len(rows.bad)} clips of the references are not shown:{listed(rows.bad, 3)}")
     except UserError as error:
-        if (note := f"The clips of the references are not shown: {error}") not in notes:
-            notes.append(note)
+        new.append(f"The clips of the references are not shown: {error}")
+    notes += [note for note in new if note not in notes]
     return found

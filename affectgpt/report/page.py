@@ -168,11 +168,8 @@ def _setting(record: Mapping[str, Any], *path: str) -> str:
 
 
 def _records(content: Content) -> Html:
-    records = {
-        **content.records,
-        **{system.name: system.record for system in content.systems.values() if system.record},
-    }
-    return join(*(_record(name, record) for name, record in records.items()))
+    of_systems = [(system.name, system.record) for system in content.systems.values() if system.record]
+    return join(*(_record(name, record) for name, record in [*content.records.items(), *of_systems]))
 
 
 def _record(name: str, record: Mapping[str, Any]) -> Html:

@@ -92,8 +92,9 @@ def read_gallery(config: StudioConfig, runs: Sequence[Path]) -> Gallery:
     stored = _stored_scores(config, files)
     samples, n_bad = _samples(config, [file for file, scores in zip(files, stored, strict=True) if scores is None])
     predictions = {name: read_predictions(file) for name, file in named_after_files(files).items()}
-    if len(files) == 1 or all(file.parent.parent == files[0].parent.parent for file in files):
-        predictions = {_short(file): rows for file, rows in zip(files, predictions.values(), strict=True)}
+    short = [_short(file) for file in files]
+    if len(set(short)) == len(files) and all(file.parent.parent == files[0].parent.parent for file in files):
+        predictions = dict(zip(short, predictions.values(), strict=True))
     references = {key: true_labels(sample.in_language(config.lang, strict=False), config.lang)
                   for key, sample in samples.items()}  # fmt: skip
     if not references:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from affectgpt.config import LoggingConfig, TrainConfig
 from affectgpt.journal import append_rows
-from affectgpt.media import read_frames
+from affectgpt.media import NoVideoStream, read_frames
 from affectgpt.runs import COMPLETE, complete_checkpoints, mark_complete, remove_leftovers
 from affectgpt.runs.boards import TensorBoard, WandbBoard, start_wandb, tensorboard_writer
 from affectgpt.runtime import write_text_atomic
@@ -178,6 +178,14 @@ def _show_rollouts(
     board.videos("rollouts/videos", {row["id"]: row["video"] for row in rows if row["video"]}, step)
 
 
+def shown_frames(video: str | None) -> Any:
+    """Three frames of a clip, uint8 [3, H, W, 3]; None without a video, or of a file that holds only sound."""
+    try:
+        return None if video is None else read_frames(video, 3).images
+    except NoVideoStream:
+        return None
+
+
 def shown_generations(callbacks: Sequence[Any]) -> Callable[[int, Sequence[Shown]], None] | None:
     """Shows answers to validation clips on the dashboards; None = there are none."""
     boards = [board for board in callbacks if isinstance(board, BoardLog)]
@@ -202,8 +210,9 @@ def shown_rollouts(
         if step != 1 and step % every:
             return
         ids = list(dict.fromkeys(row["id"] for row in rows))[:n_prompts]
-        videos = {row["id"]: row["video"] for row in rows if row["id"] in ids and row["video"]}
-        frames = {name: read_frames(video, 3).images[1] for name, video in videos.items()}
+        videos = {row["id"]: row["video"] for row in rows if row["id"] in ids}
+        found = {name: shown_frames(video) for name, video in videos.items()}
+        frames = {name: images[len(images) // 2] for name, images in found.items() if images is not None}
         for board in boards:
             board.show_rollouts(step, [row for row in rows if row["id"] in ids], frames)
 

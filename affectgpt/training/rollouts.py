@@ -159,16 +159,16 @@ class Rollouts:
         first = turn * len(batches) * processes.world_size * size
 
         def mine() -> tuple[list[list[tuple[int, ...]]], list[list[Attempt]], np.ndarray, list[int], float, Any]:
-            groups: list[list[Answer]] = []
-            seeds = []
-            for number, batch in enumerate(batches):
-                # The number of a draw in the stream, which hands its batches to the processes in turn.
-                start = first + (number * processes.world_size + processes.rank) * size
-                drawn = [[seed_of(seed, start + n, k) for k in range(self._group_size)] for n in range(size)]
-                groups += sample_groups(
-                    started.model, started.processor, batch.rows, drawn, self._sampling, batch_size=self._batch_size
-                )
-                seeds += [each for group in drawn for each in group]
+            # The numbers of the draws in the stream, which hands its batches to the processes in turn.
+            starts = [first + (number * processes.world_size + processes.rank) * size for number in range(len(batches))]
+            drawn = [
+                [seed_of(seed, start + n, k) for k in range(self._group_size)] for start in starts for n in range(size)
+            ]
+            rows = [row for batch in batches for row in batch.rows]
+            groups = sample_groups(
+                started.model, started.processor, rows, drawn, self._sampling, batch_size=self._batch_size
+            )
+            seeds = [each for group in drawn for each in group]
             sampled_s = time.perf_counter() - begin
             draws = [draw for batch in batches for draw in batch.draws]
             attempts = [

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import GenerateConfig, QuestionConfig, StudyConfig, StudyReportConfig, TrainConfig
-from affectgpt.journal import read_journal
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.runs import COMPLETE, best_checkpoint, complete_checkpoints, mark_complete
 from affectgpt.runs.boards import boards, markdown_table
+from affectgpt.runs.watch import Curve, curves
 from affectgpt.runtime import InputError, MissingLibrary, UserError, stable_hash, write_json_atomic
 from affectgpt.schema import Sample, write_jsonl
 from affectgpt.tables import format_table
@@ -325,13 +325,12 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """The curves of one run: steps and Avg of its scored checkpoints by set, steps and values of its training loss."""
+    """The curves of one run: steps and Avg of its scored checkpoints by set, and its training loss."""
 
     title: str
     steps: list[int]
     avg: dict[str, list[float]]
-    loss_steps: list[int]
-    losses: list[float]
+    loss: Curve
 
 
 def _read_run(run: Path, title: str) -> _Run | None:
@@ -340,8 +339,7 @@ def _read_run(run: Path, title: str) -> _Run | None:
     points = json.loads((run / CURVE).read_text(encoding="utf-8"))
     steps = [0, *(int(point["checkpoint"].rpartition("-")[2]) for point in points[1:])]
     avg = {name: [50 * (point[name]["precision"] + point[name]["recall"]) for point in points] for name in SETS}
-    logged = [row for row in read_journal(run / "metrics.jsonl") if "loss" in row]
-    return _Run(title, steps, avg, [row["step"] for row in logged], [row["loss"] for row in logged])
+    return _Run(title, steps, avg, curves(run, ["loss"]).get("loss", Curve((), ())))
 
 
 def draw(folder: Path) -> list[str]:
@@ -352,7 +350,7 @@ def draw(folder: Path) -> list[str]:
         return Panel(title, "step", "Avg (%)", lines)
 
     def losses(title: str, runs: Sequence[_Run]) -> Panel:
-        lines = {run.title: (run.loss_steps, run.losses) for run in runs}
+        lines = {run.title: (run.loss.steps, run.loss.values) for run in runs}
         return Panel(title, "step", "training loss", lines)
 
     stage1 = {path.name.removesuffix("-stage1"): path for path in sorted(folder.glob("*-stage1"))}

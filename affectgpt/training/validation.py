@@ -11,16 +11,13 @@ from affectgpt.cache.reader import ClipReader
 from affectgpt.config import GenerateConfig, QuestionConfig, TrainConfig
 from affectgpt.data.mixture import Source
 from affectgpt.inference.prediction import predict
-from affectgpt.media import read_frames
 from affectgpt.metrics import evaluate
 from affectgpt.metrics.classification import classify
 from affectgpt.prompts import target_text
 from affectgpt.schema import Prediction, Sample, true_labels, write_jsonl
+from affectgpt.training.callbacks import Shown, shown_frames
 from affectgpt.training.distributed import Processes
 from affectgpt.training.samples import question_of
-
-Shown = tuple[Sample, Prediction, Any]
-"""A sample, its prediction, and frames uint8 [T, H, W, 3] or None."""
 
 
 class Validation:
@@ -146,6 +143,4 @@ def _open_scores(predictions: Sequence[Prediction], truths: Mapping[str, Any]) -
 
 
 def _frames(sample: Sample) -> Any:
-    if sample.video is None or "frames" not in (sample.modalities or ()):
-        return None
-    return read_frames(sample.video, 3).images
+    return shown_frames(sample.video) if "frames" in (sample.modalities or ()) else None

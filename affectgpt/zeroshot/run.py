@@ -65,10 +65,11 @@ def _run_recorded(
     config: ZeroShotConfig, samples: list[Sample], bad: list[BadSample], out: Path, folder: Path, record: RunRecord
 ) -> None:
     models = _models_of(config)
-    _warn_of_unknown_ids(models, {item.id for item in (*samples, *bad)})
+    is_merged = config.ask.strategy == "s2" or "whole" not in models
+    used = [*models.values(), *([(config.ask.merge_model or "", config.ask.merge_base_url)] if is_merged else [])]
+    _warn_of_unknown_ids(used, {item.id for item in (*samples, *bad)})
     samples = _with_media(samples, config, bad)
     notes = {kind: _ask(kind, *who, samples, out, folder, config, bad) for kind, who in models.items()}
-    is_merged = config.ask.strategy == "s2" or "whole" not in models
     rows = _merge(notes, samples, out, folder, config, bad) if is_merged else notes["whole"]
     n_unlabelled = sum(not row.labels for row in rows)
     n_refused = sum(row.finish in REFUSED for row in rows)
@@ -89,9 +90,9 @@ def _run_recorded(
     )
 
 
-def _warn_of_unknown_ids(models: Mapping[str, tuple[str, str | None]], known: set[str]) -> None:
+def _warn_of_unknown_ids(models: Sequence[tuple[str, str | None]], known: set[str]) -> None:
     """Warn of ids in answer files that are not among the clips: most often of another split or export."""
-    for name, base_url in models.values():
+    for name, base_url in models:
         if base_url is None and name.endswith(".jsonl") and (unknown := sorted(set(read_answers(Path(name))) - known)):
             log.warning("%s: %d ids are not among the clips, such as %r", name, len(unknown), unknown[0])
 
@@ -344,31 +345,33 @@ def merge_notes(
 ) -> Iterator[Prediction]:
     """One merged description per clip. A description of the whole clip without a subtitle to merge is kept as it is.
 
-    With on_bad=skip, clips whose merging a server does not answer are left out and listed in `bad`.
+    With on_bad=skip, clips whose merging a server or a file of answers does not answer are left out and listed in
+    `bad`.
     """
     if not samples:
         return
     system = make()
+
+    def merged_subtitle(sample: Sample) -> str | None:
+        return _subtitle(sample, config) if config.ask.strategy == "s2" else None
+
+    def prepare(sample: Sample) -> tuple[Sample, Request | None]:
+        parts, subtitle = notes[sample.id], merged_subtitle(sample)
+        if "whole" in parts and not subtitle:
+            return sample, None
+        texts = {kind: row.text for kind, row in parts.items()}
+        prompt = prompts.merge(texts, lang=config.ask.lang, subtitle=subtitle, person=sample.person)
+        return sample, system.request(sample, (), prompt)[0]
+
     for start in range(0, len(samples), system.batch_size):
         chunk = samples[start : start + system.batch_size]
-        subtitles = {item.id: _subtitle(item, config) if config.ask.strategy == "s2" else None for item in chunk}
-        asked = [item.id for item in chunk if "whole" not in notes[item.id] or subtitles[item.id]]
-        person = {item.id: item.person for item in chunk}
-        requests = [
-            Request(
-                prompts.merge(
-                    {kind: row.text for kind, row in notes[key].items()},
-                    lang=config.ask.lang,
-                    subtitle=subtitles[key],
-                    person=person[key],
-                )
-            )
-            for key in asked
-        ]
-        replies = dict(zip(asked, system.answer(asked, requests), strict=True)) if asked else {}
-        for sample in chunk:
+        prepared = _usable([attempt(prepare, sample, on_bad=config.data.on_bad) for sample in chunk], bad)
+        requests = {sample.id: request for sample, request in prepared if request is not None}
+        answers = system.answer([*requests], [*requests.values()]) if requests else []
+        replies = dict(zip(requests, answers, strict=True))
+        for sample, _ in prepared:
             parts = notes[sample.id]
-            reply, subtitle = replies.get(sample.id), subtitles[sample.id]
+            reply, subtitle = replies.get(sample.id), merged_subtitle(sample)
             if isinstance(reply, RequestFailed):
                 bad.append(unanswered(sample, system, reply))
                 continue

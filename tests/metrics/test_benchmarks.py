@@ -188,7 +188,8 @@ def test_emer_fine_is_scored_on_the_published_tables_alone(tmp_path, capsys):
     write(tmp_path, "list.txt", "\n".join(ids[:3]))
     assert scored("benchmark.split_file=list.txt")[0] == 3
     config = compose("eval", call).benchmark
-    assert set(read_true_values(tmp_path / "check-openset.csv", config, ("openset",))) == {sample.id for sample in test}
+    found = read_true_values(tmp_path / "check-openset.csv", config, ("openset",), None)
+    assert set(found) == {sample.id for sample in test}
 
 
 def test_a_split_that_cannot_be_made_is_named(tmp_path):
@@ -231,6 +232,15 @@ def label_npz(folder, references, array, entries):
     before = dict(np.load(path, allow_pickle=True)) if path.exists() else {}
     corpus = {name: {"emo": emo, "val": val} for name, (emo, val) in entries.items()}
     np.savez(path, **before, **{array: np.array(corpus, dtype=object)})
+
+
+def test_a_label_npz_has_emotions_and_valences_and_no_texts(tmp_path):
+    label_npz(tmp_path, "label.npz", "test_corpus", {"a": ("happy", 1.5)})
+    config, path = benchmark(tmp_path, "hit_rate", "label.npz"), tmp_path / "label.npz"
+    assert read_true_values(path, config, ("anything",), "emo") == {"a": "happy"}
+    assert read_true_values(path, config, ("anything",), "val") == {"a": 1.5}
+    with pytest.raises(ScoreFileError, match=r"label\.npz has emo and val only; expected a table .*'description'"):
+        read_true_values(path, config, ("description",), None)
 
 
 # As in the published files: MELD and IEMOCAP number their classes, MER2023 and MER2024 name them, sentiment sets have 0

@@ -1,12 +1,13 @@
 """Comparisons are paired and symmetric, and name the systems."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from affectgpt.metrics import evaluate, random_labels
-from affectgpt.metrics.compare import compare, mean_std, named_after_files, over_seeds
+from affectgpt.metrics.compare import compare, mean_std, named_after_files, named_after_folders, over_seeds
 from affectgpt.metrics.evaluate import evaluate_samples, mean_sample_f, neutral_aware, strict_extras
 
 REFERENCES = {
@@ -71,6 +72,14 @@ def test_files_of_the_same_name_are_different_systems():
     files = ["runs/a/predictions.jsonl", "runs/b/predictions.jsonl", "other/a/predictions.jsonl"]
     assert list(named_after_files(files)) == ["runs/a/predictions", "runs/b/predictions", "other/a/predictions"]
     assert list(named_after_files(["x/a.jsonl", "x/b.csv"])) == ["a", "b"]
+
+
+def test_folders_keep_the_dots_of_their_names_and_are_named_once(tmp_path):
+    x, y, z = (tmp_path / name for name in ("x/fine-1.5", "y/fine-1.5", "y/fine-2.5"))
+    assert named_after_folders([x, y, x]) == {"x/fine-1.5": x, "y/fine-1.5": y}
+    assert named_after_folders([y, z]) == {"fine-1.5": y, "fine-2.5": z}
+    assert list(named_after_folders(["."])) == [Path.cwd().name]
+    assert named_after_folders([]) == {}
 
 
 def test_one_file_given_twice_is_an_error():

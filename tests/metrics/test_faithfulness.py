@@ -116,6 +116,15 @@ def test_a_chat_model_decides_what_is_the_same(tmp_path):
     assert len(server.requests) == 2
 
 
+def test_numbers_of_clues_that_do_not_exist_match_nothing(tmp_path):
+    with ChatServer(lambda body: "[[0, 1], [1, 0], [0, 0], [2, 1]]") as server:
+        match = match_by_llm(ChatClient("m", base_url=server.url, cache=tmp_path / "answers.jsonl"))
+        score = clue_scores(
+            [answer("The mouth smiles.", "frames")], {"a": "The brows rise."}, match=match, n_bootstrap=0
+        )["visual"]
+    assert (score.precision, score.recall) == (0, 0)
+
+
 def test_intervals_surround_the_scores_and_shrink_with_samples():
     text, reference = "The brows rise and the nose wrinkles.", "The brows rise and the jaw drops."
 

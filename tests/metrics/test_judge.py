@@ -139,6 +139,12 @@ def test_a_score_that_is_no_finite_number_is_none(value):
     assert parse_score(f'{{"score": {value}}}') is None
 
 
+@pytest.mark.parametrize("score", ["1", "8", "10", "0", "11", "", "8.5", "123", "high"])
+def test_a_score_in_quotes_is_read_like_one_without(score):
+    expected = int(score) if score in ("1", "8", "10") else None
+    assert parse_score(json.dumps({"score": score, "reason": "x"})) == expected
+
+
 def test_numbers_of_thousands_of_digits_are_unreadable():
     number = "9" * 5000
     for text in (number, f"Score: {number}", f'{{"score": {number}}}'):

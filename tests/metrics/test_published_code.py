@@ -216,7 +216,7 @@ def test_the_published_label_files_are_read_with_their_classes(name, tmp_path, c
 
     options = [f"benchmark={name}", f"benchmark.folder={MERTOOLS / 'MERBench' / 'dataset'}", "n_bootstrap=0"]
     member = compose("eval", options).benchmark
-    truths = read_true_values(truth_path(member), member, _LABEL_COLUMNS)
+    truths = read_true_values(truth_path(member), member, _LABEL_COLUMNS, "emo")
     assert (len(truths), dict(Counter(truths.values()))) == COUNTS[name]
     perfect = table(tmp_path / "p.csv", "discrete", truths)
     options.append(f"predictions={perfect}")

@@ -14,6 +14,7 @@ from affectgpt import config as conf
 from affectgpt.cli import run as run_command
 from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.journal import append_rows
+from affectgpt.report.gather import gather
 from affectgpt.report.html import el, table, text
 from affectgpt.runs import RunRecord
 from tests.data.conftest import write_clip
@@ -167,6 +168,43 @@ def test_a_run_shows_its_evaluations_curves_and_record(folder, tmp_path):
         assert shown in page.text
     assert run_command("report", [str(run / "eval-one"), f"out={tmp_path / 'r.html'}", "pictures=false"]) == 0
     assert "eval-two" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_runs_of_one_name_in_different_folders_are_all_shown(folder, tmp_path):
+    runs = [tmp_path / parent / "fine-1.5" for parent in ("x", "y")]
+    for steps, run in enumerate(runs, 1):
+        RunRecord.start(run, kind="train fine", config={}).finish("finished", steps=steps)
+        append_rows(run / "metrics.jsonl", [{"step": steps, "loss": 2.0}])
+        run_evaluation(
+            conf.EvalConfig(
+                predictions=str(folder / "one.jsonl"), references=str(folder / "truth.jsonl"), n_bootstrap=0,
+                out=str(run / "eval"),
+            )
+        )  # fmt: skip
+    given = [str(path) for path in (*runs, runs[0] / "eval")]
+    content = gather(conf.ReportConfig(runs=given, n_bootstrap=0))
+    assert {name: record["steps"] for name, record in content.records.items()} == {"x/fine-1.5": 1, "y/fine-1.5": 2}
+    assert {name: found["loss"].steps for name, found in content.curves.items()} == {
+        "x/fine-1.5": (1,),
+        "y/fine-1.5": (2,),
+    }
+    assert list(content.systems) == ["x/fine-1.5/eval", "y/fine-1.5/eval"]
+    assert list(gather(conf.ReportConfig(runs=given[:1])).records) == ["fine-1.5"]
+
+
+def test_clips_that_the_references_do_not_show_are_counted_also_for_given_predictions(folder, tmp_path):
+    def notes(text):
+        (tmp_path / "truth.csv").write_text(text, encoding="utf-8")
+        files = [str(folder / f"{name}.jsonl") for name in ("one", "two")]
+        config = conf.ReportConfig(predictions=files, references=str(tmp_path / "truth.csv"), n_bootstrap=0)
+        return gather(config).notes
+
+    (note,) = notes('id,labels\na,"[sad]"\nb,"[happy]"\n')  # no media
+    assert note.startswith("The clips of the references are not shown: ")
+    (note,) = notes('id,video,labels\na,a.mp4,"[sad]"\nb,,"[happy]"\nd,,"[happy]"\n')
+    assert note.startswith("2 clips of the references are not shown:")
+    assert "sample 'b'" in note
+    assert notes('id,video,labels\na,a.mp4,"[sad]"\n') == ()
 
 
 def test_predictions_are_reported_without_torch(folder, tmp_path):

@@ -95,6 +95,17 @@ def test_scores_of_a_benchmark_are_shown_as_the_benchmark_gave_them(tmp_path):
         read_gallery(StudioConfig(predictions=str(tmp_path / "p.csv"), scores=["a.jsonl", "b.jsonl"]), [])
 
 
+def test_files_of_one_name_in_different_folders_are_different_systems(tmp_path, predictions):
+    files = [tmp_path / name / "out.jsonl" for name in ("m1", "m2")]
+    for file, source in zip(files, predictions, strict=True):
+        file.parent.mkdir()
+        file.write_bytes(source.read_bytes())
+    gallery = read_gallery(StudioConfig(predictions=[str(file) for file in files]), [])
+    assert list(gallery.systems) == ["m1/out", "m2/out"]
+    first, second = ([row.labels for row in system.predictions.values()] for system in gallery.systems.values())
+    assert first != second
+
+
 def test_action_units_of_a_table_are_curves_with_gaps_where_no_face_was_tracked(address):
     found = httpx.get(f"{address}/media/gallery/clip0/units").json()
     assert (found["of"], found["most"]) == ("intensity", 5)

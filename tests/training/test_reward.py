@@ -17,12 +17,15 @@ from affectgpt.models import build, model_spec
 from affectgpt.runs import complete_checkpoints
 from affectgpt.runtime import InputError
 from affectgpt.training import objectives, rollouts
+from affectgpt.training.callbacks import BoardLog, shown_rollouts
 from affectgpt.training.objectives.reward import Objective, policy_loss
 from affectgpt.training.reference import Reference
 from affectgpt.training.rollouts import RewardLimit
 from affectgpt.training.stages import run_stage
 from affectgpt.training.trainer import StageTrainer
 from tests.conftest import make_train_config
+from tests.data.conftest import write_clip
+from tests.media.media_files import sine, write_media
 
 WALL_CLOCK = {"samples_per_s", "tokens_per_s", "data_wait_share", "train_runtime", "train_samples_per_second",
               "train_steps_per_second", "sampled_s", "scored_s"}  # fmt: skip
@@ -103,6 +106,20 @@ def test_answers_and_rewards_are_shown_on_wandb_and_tensorboard_and_drawn(base_m
     assert any(tag.endswith(rows[0]["id"]) for tag in events.Tags()["images"])
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert (run / "rollouts.png").stat().st_size > 0
+
+
+def test_a_video_file_that_holds_only_sound_is_shown_without_frames(base_models, manifest, tmp_path):
+    heard, seen = write_media(tmp_path / "sound.mp4", sound=sine(0.5)), write_clip(tmp_path / "seen.mp4")
+    shown = []
+
+    class Board(BoardLog):
+        def show_rollouts(self, step, rows, frames):
+            shown.append((step, [row["id"] for row in rows], {name: image.shape for name, image in frames.items()}))
+
+    config = reward_config(base_models, manifest, tmp_path)
+    show = shown_rollouts(config, [Board()])
+    show(1, [{"id": "a", "video": str(heard)}, {"id": "b", "video": str(seen)}, {"id": "c", "video": None}])
+    assert shown == [(1, ["a", "b", "c"], {"b": (32, 32, 3)})]
 
 
 class Killed(Exception):

@@ -90,6 +90,20 @@ def test_the_report_has_the_scores_of_the_cells_and_draws_the_curves(swept):
     assert "| 1.5 epochs | best |" in (swept / "table.md").read_text()
 
 
+def test_a_loss_that_is_no_number_is_not_drawn_and_a_step_logged_twice_has_its_last_value(tmp_path, monkeypatch):
+    run = tmp_path / "random-stage1"
+    run.mkdir()
+    scores = {name: {"precision": 0.5, "recall": 0.5, "n": 1.0} for name in study.SETS}
+    (run / study.CURVE).write_text(json.dumps([{"checkpoint": "start", **scores}]), encoding="utf-8")
+    losses = [(1, 3.0), (2, float("nan")), (3, 2.0), (3, 1.0)]
+    append_rows(run / "metrics.jsonl", [{"step": step, "loss": loss} for step, loss in losses])
+    drawn = {}
+    monkeypatch.setattr(study, "draw_curves", lambda path, panels, **_: drawn.update({path.name: panels}))
+    study.draw(tmp_path)
+    steps, values = drawn["stage1-variants"][0].curves["random"]
+    assert (list(steps), list(values)) == ([1, 3], [3.0, 1.0])
+
+
 def test_other_settings_under_the_same_name_are_refused(swept, base_models, manifest):
     coarse, fine = stages(base_models, manifest, swept.parent.parent, stage1_share=1.0, stage2=False)
     coarse.stage.learning_rate = 0.5

@@ -294,6 +294,19 @@ def test_clips_without_an_answer_stop_the_import_or_are_listed(config, tmp_path,
     assert [json.loads(line)["id"] for line in listed] == ["clip10", "clip11"]
 
 
+def test_clips_without_an_answer_of_the_merger_stop_the_run_or_are_listed(config, tmp_path, caplog):
+    notes = answered(tmp_path, "seen", {f"clip{n}": "A smile." for n in (9, 10, 11)})
+    merged = answered(tmp_path, "merged", {"clip9": "Emotions: sad", "clip11": "Emotions: calm", "stranger": "?"})
+    merging = replace(config, model=notes, strategy="s2", merge_model=merged)
+    with pytest.raises(UserError, match=r"sample 'clip10': .*merged\.jsonl has no answer for it"):
+        run(merging)
+    assert run(replace(merging, data=DataConfig(name="toy", on_bad="skip"))) == 3
+    assert {row.id: row.labels for row in read_predictions(config.out)} == {"clip9": ("sad",), "clip11": ("calm",)}
+    assert "merged.jsonl: 1 ids are not among the clips, such as 'stranger'" in caplog.text
+    (bad,) = (tmp_path / "preds.jsonl.steps" / "bad_samples.jsonl").read_text().splitlines()
+    assert json.loads(bad)["id"] == "clip10"
+
+
 def test_a_bug_while_a_clip_is_read_ends_the_run_and_is_no_bad_sample(config, models, monkeypatch):
     def buggy(*_, **__):
         raise ValueError("too many values to unpack")
