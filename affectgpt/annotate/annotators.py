@@ -90,7 +90,7 @@ def estimate_tokens(text: str) -> int:
     return n_ascii // 4 + len(text) - n_ascii + 1
 
 
-def media_tokens(media: Sequence[Mapping[str, Any]], config: AnnotatorConfig, sound_s: float = 10.0) -> int:
+def media_tokens(media: Sequence[Mapping[str, Any]], config: AnnotatorConfig, sound_s: float) -> int:
     """Estimated tokens of what is shown, by the settings of the annotator."""
     return round(
         sum(
@@ -229,9 +229,11 @@ class Served:
 
     async def _ask(self, question: Question, request: dict[str, Any], reserved: list[float]) -> dict[str, Any]:
         self._stop.check()
-        n_in = estimate_tokens(json.dumps(request, ensure_ascii=False)) + media_tokens(question.media(), self.config)
+        n_in = estimate_tokens(json.dumps(request, ensure_ascii=False))
         async with self._slots:
             self._stop.check()
+            sound_s = (await asyncio.to_thread(question.clip.sound)).duration_s if "sound" in question.shows else 0.0
+            n_in += media_tokens(question.media(), self.config, sound_s)
             most = self.cost(n_in, self.config.max_tokens)
             await self._budget.reserve(most)
             reserved.append(most)

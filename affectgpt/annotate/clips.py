@@ -48,7 +48,8 @@ class Clips:
         self._manifest = next(iter(manifests(config)), None)
         if self._manifest and len(config.input) > 1:
             raise UserError(f"give one manifest, or media files and folders, not both; found {config.input}")
-        self._samples = [] if self._manifest else samples_from_paths(config.input)
+        found = [] if self._manifest else samples_from_paths(config.input)
+        self._samples = [replace(sample, lang=config.lang) for sample in found]  # files do not say what is spoken
         n_good = 0
         self.n = 0
         for item in self:

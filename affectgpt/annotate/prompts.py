@@ -15,6 +15,7 @@ from typing import Any
 from affectgpt.annotate.evidence import phrase
 from affectgpt.annotate.record import Fact
 from affectgpt.prompts import whose
+from affectgpt.runtime import InputError, check_text
 from affectgpt.schema import LANGUAGES, hears_other
 
 PROMPTS_VERSION = "annotate-2"
@@ -398,15 +399,22 @@ def _checked(key: str, kind: Any, value: Any) -> Any:
     if kind == "text":
         if not isinstance(value, str):
             raise BadAnswer(f"{key} must be a text, found {value!r}")
-        return value.strip()
+        return _text(key, value)
     if kind in ("words", "evidence"):
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise BadAnswer(f"{key} must be a list of words, found {value!r}")
-        return list(dict.fromkeys(word.strip() for word in value if word.strip()))
+        return list(dict.fromkeys(_text(key, word) for word in value if word.strip()))
     low, high = kind
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise BadAnswer(f"{key} must be a number from {low} to {high}, found {value!r}")
     return float(value)
+
+
+def _text(key: str, value: str) -> str:
+    try:
+        return check_text(value, key).strip()
+    except InputError as error:  # JSON can escape half of a surrogate pair
+        raise BadAnswer(str(error)) from None
 
 
 def repair(error: BadAnswer, lang: str) -> str:

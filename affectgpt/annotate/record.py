@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.prompts import whose
-from affectgpt.runtime import InputError, parse_json
+from affectgpt.runtime import InputError, check_text, parse_json
 from affectgpt.schema import LANGUAGES, PERSONS, Sample, check_id
 
 CLUE_MODALITIES = ("visual", "acoustic", "lexical")
@@ -132,9 +132,11 @@ def checked_record(record: Annotation) -> Annotation:
     _expect(set(record.description) <= set(LANGUAGES), name, "description", sorted(record.description), LANGUAGES)
     for text in (*record.description.values(), *record.labels, *record.ranking):
         _expect(isinstance(text, str) and bool(text.strip()), name, "texts", text, "a non-empty text")
+        _unicode(name, "texts", text)
     _expect(record.person in (None, *PERSONS), name, "person", record.person, f"one of {list(PERSONS)}, or null")
     transcript = record.transcript
     _expect(transcript is None or isinstance(transcript, str), name, "transcript", transcript, "a text or null")
+    _unicode(name, "transcript", transcript or "")
     for value, key, (low, high) in (
         (record.valence, "valence", VALENCE),
         (record.confidence, "confidence", (0.0, 1.0)),
@@ -154,6 +156,7 @@ def checked_record(record: Annotation) -> Annotation:
         _expect(
             isinstance(clue.text, str) and bool(clue.text.strip()), name, "clue text", clue.text, "a non-empty text"
         )
+        _unicode(name, "clue text", clue.text)
         _expect(bool(clue.source), name, "clue source", clue.source, "the name of a model")
         start, end = clue.start_s, clue.end_s
         is_interval = start is end is None or (_number(start) and _number(end) and 0 <= (start or 0) <= (end or 0))
@@ -169,6 +172,7 @@ def checked_record(record: Annotation) -> Annotation:
         _expect(not claimed, name, "clue text", sorted(claimed), "action units that were measured")
     for row in record.checks:
         _expect(set(row) >= {"check", "verdict"}, name, "checks", dict(row), "keys check, verdict, reason")
+        _unicode(name, "checks", *map(str, row.values()))
     for step in record.provenance:
         counts = (step.tokens_in, step.tokens_out)
         _expect(all(isinstance(n, int) and n >= 0 for n in counts), name, f"tokens of {step.step}", counts, "counts")
@@ -178,6 +182,14 @@ def checked_record(record: Annotation) -> Annotation:
 def _expect(condition: bool, record: str, key: str, found: Any, expected: Any) -> None:
     if not condition:
         raise RecordError(f"{record}: {key}: found {found!r}, expected {expected}")
+
+
+def _unicode(record: str, key: str, *texts: str) -> None:
+    for text in texts:
+        try:
+            check_text(text, f"{record}: {key}")
+        except InputError as error:
+            raise RecordError(str(error)) from None
 
 
 def _number(value: Any) -> bool:

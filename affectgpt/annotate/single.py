@@ -214,8 +214,9 @@ class _Run:
             given=self._given(sample),
             **{name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()},
         )
-        self.totals.count_record(record)
-        return record_to_row(record)
+        row = record_to_row(record)
+        self.totals.count_record(record)  # not before it is known to follow its schema
+        return row
 
     def _given(self, sample: Sample) -> dict[str, Any]:
         """What the manifest already says; one of checked clues is the output of another run, and says nothing."""

@@ -11,6 +11,8 @@ from affectgpt.annotate.record import CLUE_MODALITIES, Annotation
 from affectgpt.config import AnnotateConfig
 
 COMPLETE, SOME_FAILED, BUDGET = 0, 3, 4
+ANSWERED = ("unusable answer", "empty answer", "refusal", "record breaks its schema")
+"""Failures that stored answers decide, so that the same command ends in them again."""
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
 
 
@@ -88,7 +90,13 @@ def format_totals(totals: Totals, report: Mapping[str, Any], config: AnnotateCon
     elif report["stopped_by"]:
         lines.append(f"stopped by {report['stopped_by']}")
     lines.append(f"{config.out}: records.jsonl, manifest.jsonl ({report['manifest_rows']} rows), failed.jsonl")
-    again = totals.n_left or totals.failed or report["stopped_by"]
+    n_answered = sum(totals.failed[kind] for kind in ANSWERED)
+    if n_answered:
+        lines.append(
+            f"{n_answered} clips failed by answers that are kept, and a repeat reads the same ones: a larger "
+            "annotator.max_tokens, another annotator.seed or another model asks anew, in this folder about all clips"
+        )
+    again = totals.n_left or totals.failed.total() > n_answered or report["stopped_by"]
     lines.append(
         "next: " + ("repeat the command; then " if again else "") + f"python -m affectgpt.annotate check {config.out}"
     )

@@ -24,11 +24,13 @@ LANGUAGES = {"en": "english", "zh": "chinese"}
 class Transcriber:
     """A speech recognition model by hub id or folder, loaded on its first clip; transcripts are stored like answers.
 
+    Without a store, `transcribe` is all that can be asked.
+
     An answer has the field `words`, [text, start_s, end_s] each; null = the model's generation config has no
     `alignment_heads`, the sound is shorter than 0.2 s, or the attention has no path through it.
     """
 
-    def __init__(self, name: str, store: Store, *, revision: str | None = None, device: str = "auto") -> None:
+    def __init__(self, name: str, store: Store | None, *, revision: str | None = None, device: str = "auto") -> None:
         self.name, self._store, self._revision, self._device = name, store, revision, device
         self._lock = asyncio.Lock()
         self._loaded: tuple[Any, Any, Any] | None = None  # model, feature extractor, tokenizer
@@ -36,16 +38,18 @@ class Transcriber:
     async def answer(self, step: str, clip: ClipMedia, lang: str) -> tuple[dict[str, Any], bool]:
         """The stored or new transcript of a clip, and whether it is new."""
         request = {"model": self.name, "revision": self._revision, "language": lang}
+        assert self._store is not None
         key = stable_hash([CODE_VERSION, clip.sha256, step, request])
 
         async def make() -> dict[str, Any]:
             async with self._lock:  # one model, one clip at a time
-                found = await asyncio.to_thread(self._transcribe, clip, lang)
+                found = await asyncio.to_thread(self.transcribe, clip, lang)
             return {"step": step, "model": self.name, "media_sha256": clip.sha256, "request": request, **found}
 
         return await get_or_make(self._store.answers, self._store.claims, key, make)
 
-    def _transcribe(self, clip: ClipMedia, lang: str) -> dict[str, Any]:
+    def transcribe(self, clip: ClipMedia, lang: str) -> dict[str, Any]:
+        """A new transcript of a clip, for one caller at a time."""
         import torch
 
         model, extractor, tokenizer = self._load()

@@ -83,8 +83,8 @@ class MediaFacts:
         return reading
 
     def why_no_face(self, path: str, needs: FaceNeeds, sound: str | None = None) -> str:
-        """Why `faces_in` has found no crops, in words."""
-        return ABSENT[FaceReading.from_fact(self._facts(path)[self.fact_of(needs, sound)]).crops.absent]
+        """Why `faces_in` has found no crops, in words; what was forgotten since is looked for again."""
+        return ABSENT[self.faces_in(path, needs, sound=sound, read_ahead=True).crops.absent or "no_face"]
 
     def read_ahead(self, path: str, needs: FaceNeeds, sound: str | None = None) -> FaceReading | None:
         """What `faces_in` has decoded ahead of a video, once; None if there is nothing."""
@@ -101,9 +101,7 @@ class MediaFacts:
         return f"{needs.fact} {self.sha256(sound)}" if sound is not None and needs.by_speech else needs.fact
 
     def _address(self, path: str, needs: FaceNeeds, sound: str | None) -> tuple[Any, ...]:
-        self._facts(path)
-        assert self._known is not None
-        return (path, *self._known[path][:2], self.fact_of(needs, sound))
+        return (path, *self._entry(path)[:2], self.fact_of(needs, sound))
 
     def forget(self, path: str) -> None:
         """Drop what is known about a file, for files that exist for a moment."""
@@ -149,6 +147,10 @@ class MediaFacts:
 
     def _facts(self, path: str) -> dict[str, Any]:
         """The facts of the file as it is now; a new dictionary if it has changed."""
+        return self._entry(path)[2]
+
+    def _entry(self, path: str) -> tuple[int, int, dict[str, Any]]:
+        """(size, mtime_ns, facts) of the file as it is now; another thread may forget it at any time."""
         self._load()
         assert self._known is not None
         try:
@@ -158,7 +160,7 @@ class MediaFacts:
         known = self._known.get(path)
         if known is None or known[0] != status.st_size or known[1] != status.st_mtime_ns:
             known = self._known[path] = (status.st_size, status.st_mtime_ns, {})
-        return known[2]
+        return known
 
     def _load(self) -> None:
         if self._known is None:

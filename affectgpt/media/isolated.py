@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from affectgpt.media import limits
 from affectgpt.media.errors import DamagedMedia
-from affectgpt.runtime import UserError
+from affectgpt.runtime import InputError, UserError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -52,25 +52,51 @@ def isolated_media(
 ) -> Iterator[None]:
     """Within this context, read media in up to `n_processes` processes, in all threads of this process.
 
-    Processes start when they are needed and are kept. Contexts may be nested: the outermost one counts. Processes
-    that are forked from this one, and daemonic processes, which may have no children, read in themselves.
+    Processes start when they are needed and are kept. Contexts may be nested or overlap, as those of two servers do:
+    they share the processes of the first, which end with the last. Processes that are forked from this one, and
+    daemonic processes, which may have no children, read in themselves.
 
     Args:
         timeout_s: limit for one call.
         max_pixels: limit for a picture, instead of `limits.MAX_PIXELS`.
+
+    Raises:
+        InputError: a context that is open has another `max_pixels`.
     """
-    global _pool
-    if _pool is not None or multiprocessing.current_process().daemon:
+    if multiprocessing.current_process().daemon or (_pool is not None and _pool.owner != os.getpid()):
         yield
         return
-    _pool = _Pool(n_processes, timeout_s, max_pixels)
-    atexit.register(_pool.close)
+    pool = _enter(n_processes, timeout_s, max_pixels)
     try:
         yield
     finally:
-        pool, _pool = _pool, None
-        atexit.unregister(pool.close)
-        pool.close()
+        _leave(pool)
+
+
+def _enter(n_processes: int, timeout_s: float, max_pixels: int | None) -> _Pool:
+    global _pool
+    with _entering:
+        if _pool is None:
+            _pool = _Pool(n_processes, timeout_s, max_pixels)
+            atexit.register(_pool.close)
+        elif max_pixels not in (None, _pool.max_pixels):
+            raise InputError(
+                f"pictures of up to {max_pixels} pixels cannot be read next to a server of this process with the limit "
+                f"{_pool.max_pixels or limits.MAX_PIXELS}; give both the same (max_megapixels), or each its own process"
+            )
+        _pool.n_users += 1
+        return _pool
+
+
+def _leave(pool: _Pool) -> None:
+    global _pool
+    with _entering:
+        pool.n_users -= 1
+        if pool.n_users:
+            return
+        _pool = None
+    atexit.unregister(pool.close)
+    pool.close()
 
 
 def isolatable(function: Callable[Params, Result]) -> Callable[Params, Result]:
@@ -100,7 +126,9 @@ class _Ended(Exception):
 class _Pool:
     def __init__(self, n: int, timeout_s: float, max_pixels: int | None) -> None:
         self.owner = os.getpid()
-        self._timeout_s, self._max_pixels = timeout_s, max_pixels
+        self.max_pixels = max_pixels
+        self.n_users = 0  # open contexts
+        self._timeout_s = timeout_s
         self._slots = threading.Semaphore(n)
         self._idle: list[_Reader] = []
         self._lock = threading.Lock()
@@ -118,7 +146,7 @@ class _Pool:
     def _answer(self, task: Any, path: Any, n_tries: int = 3) -> _Answer:
         with self._lock:
             reader = self._idle.pop() if self._idle else None
-        reader = reader or _Reader(self._max_pixels)
+        reader = reader or _Reader(self.max_pixels)
         try:
             answer = reader.ask(task, self._timeout_s)
         except _Ended as ended:
@@ -146,6 +174,7 @@ class _Pool:
 
 
 _pool: _Pool | None = None
+_entering = threading.Lock()
 
 _ADVICE = "the file is probably damaged: copy or download it again, convert it (ffmpeg -i IN OUT.mp4), or leave it out"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.runtime import UserError
 from affectgpt.serve.errors import APIError
 
 if TYPE_CHECKING:
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "AFFECTGPT_API_KEY"
 BODY_TIMEOUT_S = 60.0
+
+
+def key_in_environment() -> str | None:
+    """The key that requests need, without white space around it, such as the end of a file's line; None = none.
+
+    Raises:
+        UserError: the variable is set but empty.
+    """
+    key = os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return None
+    if not key.strip():
+        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; set it to a key, or unset it")
+    return key.strip()
 
 
 def is_bearer(header: bytes, key: str) -> bool:

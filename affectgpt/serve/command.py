@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 from pathlib import Path
@@ -13,7 +12,7 @@ from affectgpt.config import ServeConfig
 from affectgpt.media import isolated_media
 from affectgpt.runtime import UserError
 from affectgpt.serve.app import build_app
-from affectgpt.serve.bodies import KEY_VARIABLE
+from affectgpt.serve.bodies import KEY_VARIABLE, key_in_environment
 from affectgpt.serve.connections import http_server
 from affectgpt.serve.models import load_served
 
@@ -28,9 +27,7 @@ def run_server(config: ServeConfig) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"serving needs {error.name}; pip install 'affectgpt[serve]'") from None
-    api_key = os.environ.get(KEY_VARIABLE)
-    if api_key is not None and not api_key.strip():
-        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; set it to a key, or unset it")
+    api_key = key_in_environment()
     listener = bind(config.host, config.port)
     with contextlib.closing(listener):
         served = load_served(config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,15 @@ from affectgpt.config import GenerateConfig, QuestionConfig, ServeConfig
 from affectgpt.data.faces import FACE_MODALITIES
 from affectgpt.data.facts import MediaFacts
 from affectgpt.prompts import Message
-from affectgpt.runtime import UserError, quiet_libraries, seed_everything
+from affectgpt.runtime import UserError, quiet_libraries
 from affectgpt.schema import MODALITIES
 from affectgpt.serve.errors import APIError, short
 from affectgpt.serve.media import MediaFiles, read_images
 from affectgpt.serve.request import ChatRequest, Decoding, Options
 
 if TYPE_CHECKING:
+    import torch
+
     from affectgpt.chat.local import TransformersChat
     from affectgpt.inference.loading import LoadedModel
     from affectgpt.schema import Sample
@@ -157,11 +160,10 @@ class AffectGPT:
         generate = GenerateConfig(len(items), decoding.max_new_tokens)
         if decoding.temperature:
             generate = replace(generate, do_sample=True, temperature=decoding.temperature, top_p=decoding.top_p)
-        if decoding.seed is not None:
-            seed_everything(decoding.seed)
         inputs = [item.inputs for item in items]
         replies = []
-        written = answers(self._model, self._processor, inputs, generate, _callbacks(items))
+        with _seeded(decoding.seed, self._model):
+            written = list(answers(self._model, self._processor, inputs, generate, _callbacks(items)))
         for item, (text, tokens, finish) in zip(items, written, strict=True):
             labels = {"labels": list(read_labels(text).labels)} if item.reads_labels else {}
             replies.append(Reply(text, len(item.inputs["input_ids"]), len(tokens), finish, {**item.facts, **labels}))
@@ -216,6 +218,20 @@ class ChatModel:
         inputs = [item.inputs for item in items]
         replies = self._chat.answer(inputs, items[0].decoding.max_new_tokens, _callbacks(items))
         return [replace(reply, facts=item.facts) for item, reply in zip(items, replies, strict=True)]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, model: torch.nn.Module) -> Iterator[None]:
+    """Draw from generators with this seed; those of requests without one go on as if nothing had been drawn."""
+    if seed is None:
+        yield
+        return
+    import torch
+
+    gpus = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(list(gpus)):
+        torch.manual_seed(seed)
+        yield
 
 
 def _callbacks(items: Sequence[Prepared]) -> dict[int, TextCallback]:

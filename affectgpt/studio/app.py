@@ -77,7 +77,7 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
     if studio.transcriber is not None and studio.models is not None:
         from affectgpt.studio.hearing import Hearing
 
-        hearing = Hearing(studio.transcriber, uploads.folder / "transcripts", studio.models.device)
+        hearing = Hearing(studio.transcriber, studio.models.device)
     lexicon = studio.gallery.lexicon or load_lexicon(config.lexicon, config.label_reading)
     wheels = galleries.wheels(lexicon)
 
@@ -104,7 +104,9 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
         given = body.get("key") if isinstance(body, dict) else None
         if api_key is None:
             return JSONResponse({"ok": True})
-        if not isinstance(given, str) or not hmac.compare_digest(given.strip().encode(), api_key.encode()):
+        if not isinstance(given, str) or not hmac.compare_digest(
+            check_text(given, "key").strip().encode(), api_key.encode()
+        ):
             await asyncio.sleep(0.5)  # slows down guessing
             raise APIError(401, "this is not the key", code="invalid_api_key")
         answer = JSONResponse({"ok": True})
@@ -175,7 +177,8 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
 
     async def media(request: HttpRequest) -> Response:
         path = await in_thread(file_of, request)
-        shown = await in_thread(kept.get, (version_of(path), "played"), partial(playable, path, uploads.folder))
+        copies = path.parent if request.path_params["group"] == "upload" else uploads.folder  # removed with the clip
+        shown = await in_thread(kept.get, (version_of(path), "played"), partial(playable, path, copies))
         return FileResponse(shown, media_type=_kind_of(shown), headers={"Cache-Control": "private, max-age=600"})
 
     async def evidence_values(request: HttpRequest) -> Response:
@@ -242,6 +245,9 @@ def build_app(studio: Studio, *, api_key: str | None = None) -> Starlette:
             raise APIError(400, "no model here: start the studio with a run or checkpoint folder")
         body = await read_json(request, MAX_JSON_MB)
         question, subtitle = read_question(body)
+        for name, texts in (("candidates", question.candidates), ("subtitle", [subtitle or ""])):
+            for text in texts:
+                check_text(text, name)
         place = body.get("model", 0)
         if not isinstance(place, int) or not 0 <= place < len(studio.models.names):
             raise APIError(400, f"model is {place!r}; expected 0 to {len(studio.models.names) - 1}")

@@ -82,7 +82,7 @@ def _is_hub_id(name: str | None) -> bool:
 
 def check(config: PagesConfig) -> str | None:
     """The key that requests need; UserError for settings out of range, a missing library, or an open door."""
-    from affectgpt.serve.bodies import KEY_VARIABLE
+    from affectgpt.serve.bodies import KEY_VARIABLE, key_in_environment
 
     try:
         import starlette  # noqa: F401
@@ -97,9 +97,7 @@ def check(config: PagesConfig) -> str | None:
             raise UserError(f"{name} is {getattr(config, name)}; expected at least 1")
     if isinstance(config, StudioConfig) and config.lang not in LANGUAGES:
         raise UserError(f"lang is {config.lang!r}; expected one of {list(LANGUAGES)}")
-    key = os.environ.get(KEY_VARIABLE)
-    if key is not None and not key.strip():
-        raise UserError(f"the environment variable {KEY_VARIABLE} is set but empty; set it to a key, or unset it")
+    key = key_in_environment()
     if key is None and config.host not in LOOPBACK and not config.public:
         raise UserError(
             f"host={config.host} is reachable from other machines, whose users would see the clips: set {KEY_VARIABLE} "

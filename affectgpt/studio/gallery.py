@@ -76,6 +76,16 @@ class Gallery:
             raise InputError(f"no system {name!r}; expected one of {list(self.systems)}")
         return self.systems[name]
 
+    def word_lists(self) -> Lexicon:
+        """The lexicon of the scores.
+
+        Raises:
+            InputError: there are no predictions, so nothing was scored.
+        """
+        if self.lexicon is None:
+            raise InputError("no predictions are shown here: start the studio with predictions=")
+        return self.lexicon
+
     def media_path(self, clip_id: str) -> Path | None:
         """The video, else the sound, of a clip."""
         sample = self.samples.get(clip_id)
@@ -317,11 +327,10 @@ def _line(gallery: Gallery, row: ClipScore, other: System | None) -> dict[str, A
 
 def confusion(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
     """The confusion matrix of the clips that the filters leave, without the filter by sector itself."""
-    assert gallery.lexicon is not None
     system, wheel = gallery.system(query.get("system", "")), whole_number(query, "wheel", 1)
     rest = {key: value for key, value in query.items() if key not in ("true_sector", "predicted_sector", "sort")}
     rows = chosen(gallery, system, rest)
-    return sector_confusion(rows, wheel, wheel_order(gallery.lexicon, wheel)).to_dict()
+    return sector_confusion(rows, wheel, wheel_order(gallery.word_lists(), wheel)).to_dict()
 
 
 def lengths(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
@@ -354,13 +363,13 @@ def difference(gallery: Gallery, query: Mapping[str, str]) -> dict[str, Any]:
 
 def clip(gallery: Gallery, clip_id: str) -> dict[str, Any]:
     """Everything about one clip: the reference, and what each system says."""
-    assert gallery.lexicon is not None
+    lexicon = gallery.word_lists()
     sample = gallery.samples.get(clip_id)
     answers, scored = [], [system.by_id[clip_id] for system in gallery.systems.values() if clip_id in system.by_id]
     for system in gallery.systems.values():
         if (prediction := system.predictions.get(clip_id)) is not None:
             score = system.by_id.get(clip_id)
-            answers.append({"system": system.name, **shown(prediction, gallery.lexicon, score)})
+            answers.append({"system": system.name, **shown(prediction, lexicon, score)})
     if sample is None and not answers and not scored:
         raise InputError(f"no clip {clip_id!r} in these predictions")
     texts = sample.in_language(gallery.lang, strict=False) if sample else None
@@ -371,7 +380,7 @@ def clip(gallery: Gallery, clip_id: str) -> dict[str, Any]:
         "subtitle": texts.subtitle if texts else None,
         "description": texts.description if texts else None,
         "true": truth,
-        "places": places(truth, gallery.lexicon),
+        "places": places(truth, lexicon),
         "answers": answers,
     }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 
+import numpy as np
 import pytest
 
 from affectgpt.annotate import annotators
@@ -12,12 +14,12 @@ from affectgpt.annotate.annotators import Budget, Question, make_annotator
 from affectgpt.annotate.clips import ClipMedia
 from affectgpt.annotate.exporters import records_in
 from affectgpt.annotate.store import Store
-from affectgpt.chat.concurrency import StopSignal
+from affectgpt.chat.concurrency import Stopped, StopSignal
 from affectgpt.chat.request import Reply
 from affectgpt.config import AnnotatorConfig
 from affectgpt.runtime import InputError, MissingLibrary, UserError
 from affectgpt.schema import Sample
-from tests.annotate.conftest import annotate, rows_of, served
+from tests.annotate.conftest import annotate, rows_of, served, write_sound
 from tests.chat.chat_server import ChatServer, fill_in
 from tests.chat.test_transport import newer
 
@@ -55,6 +57,27 @@ def test_a_question_has_the_key_of_earlier_releases(question, settings, key, tmp
     monkeypatch.setattr(annotators, "get_or_make", get_or_make)
     asyncio.run(main())
     assert found[0].startswith(key)
+
+
+@pytest.mark.parametrize(("seconds", "budget", "is_asked"), [(5, 400, True), (60, 400, False), (60, 2000, True)])
+def test_the_most_that_a_call_can_cost_depends_on_how_long_its_sound_is(seconds, budget, is_asked, tmp_path):
+    path = write_sound(tmp_path / "a.wav", np.zeros(16000 * seconds))
+    clip = ClipMedia(Sample("a", audio=str(path), modalities=("audio",)), "f" * 64)
+    prices = {"price_in": 1e6, "price_out": 0.0}  # the cost is the number of tokens: 25 for a second, and the text
+    with ChatServer() as server:
+        server.answer = lambda body: "{}"
+
+        async def main():
+            store, stop = Store(tmp_path / "out"), StopSignal()
+            config = AnnotatorConfig(kind="openai", model="m", base_url=server.url, **prices)
+            annotator = make_annotator(config, store, stop, Budget(budget, store, stop))
+            question = Question("acoustic", "What?", {"type": "object"}, clip, {"sound": {}})
+            with contextlib.nullcontext() if is_asked else pytest.raises(Stopped, match="budget"):
+                await annotator.answer(question)
+            await annotator.close()
+
+        asyncio.run(main())
+        assert len(server.requests) == is_asked
 
 
 def test_a_model_that_refuses_parameters_is_asked_without_them_under_the_same_keys(clips, tmp_path):

@@ -286,6 +286,16 @@ def test_a_speech_recogniser_transcribes_clips_without_a_subtitle(tmp_path):
     assert len(rows_of(out / "store" / "answers.jsonl")) == 2
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_files_without_a_manifest_are_heard_in_the_language_of_the_run(tmp_path, lang):
+    whisper = tiny.write_whisper(tmp_path / "whisper")
+    tiny.write_bpe_tokenizer(whisper, ["<|endoftext|>"], eos_token="<|endoftext|>")
+    folder = write_clips(tmp_path / "clips", 1).parent
+    annotate(folder, tmp_path / "out", f"transcriber='{whisper}'", f"lang={lang}")
+    (answer,) = rows_of(tmp_path / "out" / "store" / "answers.jsonl")
+    assert answer["request"]["language"] == lang
+
+
 def test_without_a_subtitle_and_a_recogniser_the_transcript_is_missing_and_counted(tmp_path, capsys):
     clips = write_clips(tmp_path / "clips", 2, subtitle=None)
     assert annotate(clips, tmp_path / "out") == 0

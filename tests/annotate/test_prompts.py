@@ -84,6 +84,8 @@ def test_a_good_answer_is_parsed_also_in_a_fence_or_between_words():
         ("acoustic", {"clue": 3, "evidence": []}, "clue must be a text, found 3"),
         ("acoustic", {"clue": "low", "evidence": ["AU12"]}, r"\['AU12'\] are no measured facts"),
         ("acoustic", {"clue": "low", "evidence": [], "more": 1}, r"\['more'\] were not asked for"),
+        ("acoustic", {"clue": "low \ud83d", "evidence": []}, "clue is not Unicode text: half of a surrogate pair"),
+        ("labels", {"labels": ["sad \ud83d"], "confidence": 1}, "labels is not Unicode text: half of a surrogate pair"),
         ("labels", {"labels": "sad", "confidence": 1}, "labels must be a list of words"),
         ("labels", {"labels": ["sad"], "confidence": 3}, "confidence must be a number from 0 to 1, found 3"),
         ("valence", {"valence": -6}, "valence must be a number from -5 to 5, found -6"),

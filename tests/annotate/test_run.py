@@ -163,11 +163,26 @@ def test_an_answer_of_the_wrong_form_is_repaired_once_or_fails_for_good(clips, t
         server.requests.clear()
         assert annotate(clips, tmp_path / "b", *served(server.url)) == 3
         assert len(server.requests) == 4 * 2  # acoustic twice; the steps that need it were not asked
+        said = capsys.readouterr().out
+        assert "4 clips failed by answers that are kept, and a repeat reads the same ones: a larger" in said
+        assert "repeat the command" not in said
         assert annotate(clips, tmp_path / "b", *served(server.url)) == 3
         assert len(server.requests) == 4 * 2  # the unusable answers are kept
     failed = rows_of(tmp_path / "b" / "failed.jsonl")
     assert len(failed) == 4
     assert "no usable answer of toy in two attempts: no JSON object in it" in failed[0]["reason"]
+
+
+@pytest.mark.parametrize("step", ["acoustic", "labels"])  # a later step is asked about it, or none is
+def test_an_answer_with_half_an_emoji_is_asked_for_again(clips, tmp_path, step):
+    def cut(body: dict) -> str:
+        wrong = body["response_format"]["json_schema"]["name"] == step and len(body["messages"]) == 1
+        return re.sub(r'("clue|"labels)": (\[?)"', r'\1": \2"\\ud83d ', fill_in(body)) if wrong else fill_in(body)
+
+    with ChatServer(cut) as server:
+        assert annotate(clips, tmp_path / "out", *served(server.url)) == 0
+        assert len(server.requests) == 4 * (len(STEPS) + 1)
+    assert len(rows_of(tmp_path / "out" / "manifest.jsonl")) == 4
 
 
 def test_evidence_that_was_not_measured_is_rejected(clips, tmp_path):
@@ -192,12 +207,13 @@ def test_errors_are_retried_and_never_stored(clips, tmp_path):
     assert len(rows_of(out / "store" / "answers.jsonl")) == 4 * len(STEPS)
 
 
-def test_a_refused_request_fails_its_clip_and_is_repeated_by_the_next_run(clips, tmp_path):
+def test_a_refused_request_fails_its_clip_and_is_repeated_by_the_next_run(clips, tmp_path, capsys):
     with ChatServer(fill_in) as server:
         server.faults = [400]
         out = tmp_path / "out"
         assert annotate(clips, out, *served(server.url, "annotator.concurrency=1")) == 3
         assert "HTTP 400" in rows_of(out / "failed.jsonl")[0]["reason"]
+        assert "next: repeat the command; then " in capsys.readouterr().out
         assert annotate(clips, out, *served(server.url)) == 0
         assert server.n_answered == 4 * len(STEPS)
 
@@ -420,6 +436,17 @@ def test_a_bug_in_a_step_ends_the_run_and_is_no_failed_clip(clips, tmp_path, mon
     assert caught.traceback[-1].name == "broken"
     assert not rows_of(out / "store" / "failures.jsonl")
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_record_that_breaks_its_schema_is_a_failed_clip_and_nothing_else(clips, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    half = "{'labels': ['sad \\ud83d']}"
+    (tmp_path / "my_labels.py").write_text(f"def cut(work, spec, about):\n    return {half}\n")
+    out = tmp_path / "out"
+    assert annotate(clips, out, "pipeline.steps=[{name: measure}, {name: cut, step: 'my_labels:cut'}]") == 3
+    report = json.loads((out / "report.json").read_text())
+    assert (report["failed"], report["without"]) == ({"record breaks its schema": 4}, {})
+    assert "texts is not Unicode text: half of a surrogate pair" in rows_of(out / "failed.jsonl")[0]["reason"]
 
 
 def test_a_manifest_row_that_contradicts_its_media_fails_its_clip_alone(clips, tmp_path):

@@ -190,6 +190,24 @@ def test_what_is_forgotten_of_a_video_includes_its_pictures_in_memory(films):
         facts.forget(film)
 
 
+def test_a_video_that_another_thread_forgets_is_looked_at_again(films):
+    facts, film = MediaFacts(), str(films / "none.mp4")
+    probe_sample(Sample(id="a", video=film), facts, NEEDS)
+    facts.forget(film)
+    assert facts.why_no_face(film, NEEDS) == "no face is seen"
+
+
+def test_a_question_about_a_video_that_is_forgotten_meanwhile_is_answered(films):
+    class Forgetting(dict):
+        def get(self, path):
+            return self.pop(path, None)
+
+    facts, film = MediaFacts(), str(films / "none.mp4")
+    facts.info(film)
+    facts._known = Forgetting(facts._known)
+    assert facts.read_ahead(film, NEEDS) is None
+
+
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory) -> Path:
     """A drawn face that speaks for 1.2 s."""

@@ -16,6 +16,7 @@ from affectgpt.media import (
     read_audio,
     read_frame_sets,
 )
+from affectgpt.runtime import InputError
 from affectgpt.spread import in_threads
 from tests.media.media_files import numbered_clip, sine, write_media
 
@@ -52,6 +53,19 @@ def test_before_and_after_the_context_files_are_read_in_this_process_and_no_proc
         read_frame_sets(path, {"frames": 2})
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
+
+
+def test_contexts_that_overlap_share_the_processes_until_the_last_one_ends():
+    first, second = isolated_media(1, max_pixels=100), isolated_media(1, max_pixels=100)
+    first.__enter__()
+    second.__enter__()
+    number = misbehave("a.mp4", "")
+    first.__exit__(None, None, None)
+    assert misbehave("a.mp4", "") == number != os.getpid()
+    with pytest.raises(InputError, match="next to a server of this process with the limit 100"):
+        isolated_media(1, max_pixels=50).__enter__()
+    second.__exit__(None, None, None)
+    assert misbehave("a.mp4", "") == os.getpid()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 
 from affectgpt import config as conf
 from affectgpt.runtime import UserError
+from affectgpt.serve.bodies import is_bearer, key_in_environment
 from affectgpt.serve.command import bind, run_server
 from tests.serve.conftest import N, ask, video
 
@@ -66,6 +67,14 @@ def test_a_port_in_use_and_an_empty_key_are_errors_before_anything_is_loaded(mon
     monkeypatch.setenv("AFFECTGPT_API_KEY", " ")
     with pytest.raises(UserError, match="AFFECTGPT_API_KEY is set but empty"):
         run_server(conf.ServeConfig(port=0))
+
+
+@pytest.mark.parametrize("key", ["k", "k\n", " k\t"])
+def test_white_space_around_the_key_of_the_environment_is_no_part_of_it(key, monkeypatch):
+    monkeypatch.setenv("AFFECTGPT_API_KEY", key)
+    given = key_in_environment()
+    assert given is not None
+    assert is_bearer(b"Bearer k", given)
 
 
 def test_without_the_extra_the_package_to_install_is_named(monkeypatch):

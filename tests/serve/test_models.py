@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from affectgpt import config as conf
@@ -140,6 +141,22 @@ def test_a_seeded_sample_is_reproduced_next_to_other_requests(client):
         drawn = list(pool.map(draw, [5, 6, 5, 7, 5, 8]))
     assert drawn[0] == drawn[2] == drawn[4] == alone
     assert len(set(drawn)) > 1
+
+
+def test_a_seed_is_for_its_request_alone(served, manifest):
+    config, clip = conf.ServeConfig(), video(uri(manifest.parent / "clip0.mp4"))
+
+    def draw(**more):
+        body = asking(clip, temperature=1.5, max_tokens=N, **more)
+        (reply,) = served.generate([prepare(served, read_request(body, "tiny", config), config)])
+        return reply.text
+
+    before = torch.get_rng_state()
+    seeded = draw(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    draw()
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert draw(seed=1) == seeded
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.inference.infer import run_inference
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample
-from affectgpt.studio.app import STATIC
+from affectgpt.studio.app import STATIC, Studio
 from affectgpt.studio.command import check, make_studio
 from affectgpt.studio.gallery import clip, difference, read_gallery
 from affectgpt.studio.uploads import PREFIX
+from tests.media.media_files import numbered_clip, sine, write_media
 from tests.studio.conftest import running
 
 
@@ -175,6 +176,23 @@ def test_an_upload_is_kept_for_a_while_and_its_file_removed_with_it(studio_confi
     assert not folder.parent.exists()
 
 
+def files_of_uploads() -> dict[Path, int]:
+    folders = Path(tempfile.gettempdir()).glob(f"{PREFIX}{os.getpid()}-*")
+    return {path: path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def test_with_an_upload_its_copy_for_browsers_and_its_transcript_are_removed(trying, tmp_path):
+    before = files_of_uploads()
+    clip = write_media(tmp_path / "clip.avi", numbered_clip(10), video_codec="mpeg4", sound=sine(1.0))
+    send = {"content": clip.read_bytes(), "headers": {"Content-Type": "video/x-msvideo"}}
+    key = httpx.post(f"{trying}/api/upload", **send).json()["id"]
+    played = httpx.get(f"{trying}/media/upload/{key}/file")
+    assert (played.status_code, played.headers["content-type"]) == (200, "video/mp4")
+    assert httpx.post(f"{trying}/media/upload/{key}/transcript", json={}, timeout=60).json()["text"]
+    assert httpx.delete(f"{trying}/api/upload/{key}").status_code == 200
+    assert files_of_uploads() == before
+
+
 def test_without_a_key_only_this_machine_under_its_own_name_and_its_own_pages_are_answered(address):
     assert httpx.get(f"{address}/api/about", headers={"Host": "evil.example"}).status_code == 403
     other = {"Origin": "http://evil.example", "Content-Type": "application/json"}
@@ -191,6 +209,8 @@ def test_with_a_key_nothing_is_shown_without_it(studio_config):
         assert httpx.get(f"{url}/api/about", headers={"Authorization": "Bearer secret key"}).status_code == 200
         with httpx.Client(base_url=url) as client:
             assert client.post("/api/login", json={"key": "wrong"}).status_code == 401
+            half = {"content": b'{"key": "\\ud83d"}', "headers": {"Content-Type": "application/json"}}
+            assert client.post("/api/login", **half).status_code == 400
             assert client.post("/api/login", json={"key": "secret key"}).status_code == 200
             assert "secret" not in str(dict(client.cookies))
             assert client.get("/api/about").status_code == 200
@@ -203,6 +223,16 @@ def test_other_machines_need_a_key_or_an_explicit_permission(studio_config, monk
     assert check(replace(studio_config, host="0.0.0.0", public=True)) is None
     monkeypatch.setenv("AFFECTGPT_API_KEY", "k")
     assert check(replace(studio_config, host="0.0.0.0")) == "k"
+    monkeypatch.setenv("AFFECTGPT_API_KEY", "k\n")  # as from a file; clients send no white space around it
+    assert check(replace(studio_config, host="0.0.0.0")) == "k"
+
+
+def test_a_studio_without_predictions_says_so(tmp_path):
+    with running(Studio(StudioConfig())) as url:
+        for path in ("/api/clip/x", "/api/confusion?system=a"):
+            reply = httpx.get(url + path)
+            assert reply.status_code == 400
+            assert re.search("no predictions are shown here|no system 'a'", reply.json()["error"]["message"])
 
 
 def test_an_answer_streams_and_is_that_of_infer(trying, trained, manifest, tmp_path):
@@ -230,6 +260,10 @@ def test_an_answer_streams_and_is_that_of_infer(trying, trained, manifest, tmp_p
     assert "modalities ['face'] asked for, but this model has" in wrong
     assert str(manifest.parent) not in wrong
     assert httpx.post(f"{trying}/api/ask", json={**body, "task": "x"}).status_code == 400
+    kind = {"Content-Type": "application/json"}
+    for given in ({"subtitle": "\ud83d"}, {"task": "fixed", "candidates": ["\ud83d", "sad"]}):
+        reply = httpx.post(f"{trying}/api/ask", content=json.dumps(body | given), headers=kind)
+        assert (reply.status_code, "half of a surrogate pair" in reply.text) == (400, True)
 
 
 def test_a_run_is_watched_by_its_key_with_curves_and_answers_over_steps(trying, trained):
