@@ -144,9 +144,7 @@ class _Pool:
         return result
 
     def _answer(self, task: Any, path: Any, n_tries: int = 3) -> _Answer:
-        with self._lock:
-            reader = self._idle.pop() if self._idle else None
-        reader = reader or _Reader(self.max_pixels)
+        reader = self._idle_reader() or _Reader(self.max_pixels)
         try:
             answer = reader.ask(task, self._timeout_s)
         except _Ended as ended:
@@ -164,6 +162,15 @@ class _Pool:
         if closed:
             reader.close()
         return answer
+
+    def _idle_reader(self) -> _Reader | None:
+        """One that waits for a file; those that ended meanwhile, killed from outside, are not the next file's fault."""
+        while True:
+            with self._lock:
+                reader = self._idle.pop() if self._idle else None
+            if reader is None or reader.is_alive:
+                return reader
+            reader.close()
 
     def close(self) -> None:
         with self._lock:
@@ -199,6 +206,10 @@ class _Reader:
         self._process.start()
         there.close()
         self._started = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
 
     def ask(self, task: Any, timeout_s: float) -> _Answer:
         try:

@@ -117,6 +117,13 @@ def test_a_process_that_is_stopped_from_outside_is_not_the_files_fault(processes
     assert misbehave(str(tmp_path / "marker"), "stop once") > 0
 
 
+def test_a_process_that_was_killed_while_it_waited_is_not_the_next_files_fault(processes):
+    waiting = misbehave("a.mp4", "")
+    os.kill(waiting, signal.SIGKILL)
+    os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
+    assert misbehave("b.mp4", "") != waiting
+
+
 def test_threads_share_the_processes(processes):
     found = list(in_threads(lambda name: misbehave(name, ""), map(str, range(20)), n_threads=6))
     assert 1 <= len(set(found)) <= 2
