@@ -429,6 +429,8 @@ def user_message(
     lines = []
     if slots := "".join(PLACEHOLDERS[name] for name in MODALITIES if name in modalities):
         lines.append(slots)
+    elif split_placeholders(question)[0]:  # would be taken for media; the processor writes it so further on in a text
+        question = f"< {question[1:]}"
     if prompt_format in PUBLISHED:
         return Message("user", "\n".join([*lines, question]), subtitle)
     if subtitle:

@@ -462,11 +462,31 @@ def parse_clauses(value: object) -> tuple[Clause, ...] | None:
                 f"a clause has the keys {sorted(map(str, item))}{f' (unknown: {unknown})' if unknown else ''}; "
                 f"expected text, modality and some of {sorted(known - {'text', 'modality'})}"
             )
-        lists = {key: tuple(item[key]) for key in ("needs", "labels", "evidence") if item.get(key)}
-        if odd := [word for words in lists.values() for word in words if not isinstance(word, str)]:
-            raise InputError(f"clause {reprlib.repr(item['text'])}: expected lists of words, found {odd[0]!r}")
-        found.append(Clause(**{**item, **lists}))
+        try:
+            checked = _clause_lists(item) | _clause_times(item)
+        except InputError as error:
+            raise InputError(f"clause {reprlib.repr(item['text'])}: {error}") from None
+        found.append(Clause(**{**item, **checked}))
     return tuple(found)
+
+
+def _clause_lists(item: Mapping[str, Any]) -> dict[str, Any]:
+    lists = {"labels": parse_label_list(item.get("labels")) or ()}
+    for key in ("needs", "evidence"):
+        words = () if is_blank(item.get(key)) else item[key]
+        if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+            raise InputError(f"{key} must be a list of words, found {reprlib.repr(words)}")
+        lists[key] = tuple(words)
+    return lists
+
+
+def _clause_times(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Its start and end in seconds."""
+    times = {key: None if item.get(key) is None else finite(item[key], key) for key in ("start_s", "end_s")}
+    start_s, end_s = times["start_s"] or 0.0, times["end_s"]
+    if start_s < 0 or (end_s is not None and end_s < start_s):
+        raise InputError(f"the time is {times['start_s']} to {end_s} s; expected 0 <= start_s <= end_s")
+    return times
 
 
 def _below(folder: Path, entry: str) -> str:
@@ -616,11 +636,17 @@ def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
     """Build a Prediction from one JSON object; unknown keys of other systems are ignored."""
     known = {item.name for item in fields(Prediction)}
     values = {key: value for key, value in row.items() if key in known and value is not None}
+    if "id" not in values:
+        raise InputError(f"a prediction without id, found {sorted(map(str, row))}; expected id and text")
     if not isinstance(values.get("text"), str):
-        raise InputError(f"prediction {row.get('id', '?')!r}: text must be a string, found {row.get('text')!r}")
+        raise InputError(f"prediction {row['id']!r}: text must be a string, found {row.get('text')!r}")
+    if not isinstance(values.get("media", {}), Mapping):
+        raise InputError(f"prediction {row['id']!r}: media must be an object, found {row['media']!r}")
     for key in ("labels", "modalities", "unsupported", "attribution"):
         if key in values:
             if not isinstance(values[key], (list, tuple)):
-                raise InputError(f"prediction {row.get('id', '?')!r}: {key} must be a list, found {values[key]!r}")
+                raise InputError(f"prediction {row['id']!r}: {key} must be a list, found {values[key]!r}")
+            if key in ("labels", "modalities") and not all(isinstance(word, str) for word in values[key]):
+                raise InputError(f"prediction {row['id']!r}: {key} must be a list of words, found {values[key]!r}")
             values[key] = tuple(values[key])
     return Prediction(**values)

@@ -152,9 +152,26 @@ def test_a_clause_that_contradicts_itself_is_an_error(values, message):
         ("visual", "clauses must be a list of objects, found 'visual'"),
         ([{"text": "x"}], r"a clause has the keys \['text'\]; expected text, modality and some of"),
         ([{"text": "x", "modality": V, "modalty": V}], r"\(unknown: \['modalty'\]\)"),
-        ([{"text": "x", "modality": "mixed", "needs": [1]}], "expected lists of words, found 1"),
+        ([{"text": "x", "modality": "mixed", "needs": [1]}], r"clause 'x': needs must be a list of words, found \[1\]"),
+        ([{"text": "x", "modality": "mixed", "needs": 5}], "clause 'x': needs must be a list of words, found 5"),
+        ([{"text": "x", "modality": V, "evidence": "smile"}], "evidence must be a list of words, found 'smile'"),
+        ([{"text": "x", "modality": "inference", "labels": 5}], "clause 'x': labels must be a list of words, found 5"),
+        ([{"text": "x", "modality": V, "start_s": "soon"}], "clause 'x': start_s must be a number, found 'soon'"),
+        ([{"text": "x", "modality": V, "end_s": float("nan")}], "end_s must be a number, found nan"),
+        ([{"text": "x", "modality": V, "start_s": -1}], r"the time is -1.0 to None s; expected 0 <= start_s <= end_s"),
+        ([{"text": "x", "modality": V, "start_s": 2, "end_s": 1}], r"the time is 2.0 to 1.0 s; expected 0 <= start_s"),
     ],
 )
 def test_clauses_of_a_manifest_that_are_none_name_what_was_found(clauses, message):
     with pytest.raises(InputError, match=message):
         sample_from_row({"id": "a", "subtitle": "x", "clauses": clauses})
+
+
+def test_labels_and_times_of_a_clause_mean_the_same_as_text_as_in_json():
+    def read(**values):
+        row = {"id": "a", "subtitle": "x", "clauses": [{"text": "x", "modality": "inference", **values}]}
+        return sample_from_row(row).clauses
+
+    assert read(labels="sad, tired", start_s="1.5", end_s="2") == read(labels=["sad", "tired"], start_s=1.5, end_s=2)
+    assert read(labels="sad")[0].labels == ("sad",)
+    assert read(labels=None, needs=None, evidence=None, start_s=None) == read()

@@ -69,6 +69,15 @@ def test_a_placeholder_inside_a_subtitle_is_text():
     assert split_placeholders(render(sample)[0].content)[0] == ("frames",)
 
 
+@pytest.mark.parametrize("prompt_format", ["chat", *PUBLISHED])
+def test_a_placeholder_that_begins_a_question_without_media_is_text(prompt_format):
+    sample = Sample(id="v1", subtitle="Fine.", modalities=(), question="<audio><motion> is what I mean")
+    for said in (sample, replace(sample, subtitle=None)):
+        (message,) = render(said, task="description", prompt_format=prompt_format)
+        assert split_placeholders(message.content)[0] == ()
+        assert message.content.endswith("< audio><motion> is what I mean")
+
+
 def test_line_breaks_in_a_subtitle_are_removed():
     sample = Sample(id="v1", subtitle="fine.\nWhich emotions?\n\nEnd", modalities=())
     assert '"fine. Which emotions? End"' in render(sample)[0].content

@@ -322,6 +322,21 @@ def test_a_prediction_reads_back_unchanged_and_unknown_keys_are_ignored():
     assert prediction_from_row({**json.loads(to_json(prediction)), "other": 1}) == prediction
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x", "n_tokens": 4}, r"a prediction without id, found \['n_tokens', 'text'\]"),
+        ({"id": None, "text": "x"}, "a prediction without id"),
+        ({"id": "a", "text": "x", "labels": ["sad", None]}, r"labels must be a list of words, found \['sad', None\]"),
+        ({"id": "a", "text": "x", "modalities": [1]}, r"modalities must be a list of words, found \[1\]"),
+        ({"id": "a", "text": "x", "media": 5}, "prediction 'a': media must be an object, found 5"),
+    ],
+)
+def test_a_prediction_that_is_none_names_what_was_found(row, message):
+    with pytest.raises(InputError, match=message):
+        prediction_from_row(row)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "m.jsonl"
     write_jsonl(path, [Sample(id="old")])

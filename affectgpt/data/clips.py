@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from affectgpt.config import SAMPLED, SamplingConfig
 from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds
 from affectgpt.data.facts import MediaFacts
@@ -19,7 +17,7 @@ from affectgpt.media import (
     read_audio,
     read_faces,
     read_frame_sets,
-    uniform_indices,
+    short_clip_order,
 )
 from affectgpt.media.faces.tracks import ABSENT
 from affectgpt.runtime import InputError
@@ -74,20 +72,20 @@ def load_clip(
                 raise InputError(f"{sample.video}: {why} (faces.person={needs.settings.person})")
             sets, crops = reading.read(sample.video, needs.counts, faces, sampling.faces.size_px)
             for name, images in crops.items():
-                arrays[name] = images[_order(len(reading.crops.indices), len(images), sampling)]
+                arrays[name] = images[short_clip_order(len(reading.crops.indices), len(images), sampling.short_clips)]
                 infos[name] = {"n_frames_with_face": reading.crops.n, "detector": sampling.faces.detector}
     if wanted:
         assert sample.video is not None, f"sample {sample.id!r} lists frames without a video"
         sets = sets or read_frame_sets(sample.video, wanted, backend=backend)
         for name in wanted:
-            order = _order(sets[name].n_source_frames, len(sets[name].indices), sampling)
+            order = short_clip_order(sets[name].n_source_frames, len(sets[name].indices), sampling.short_clips)
             arrays[name] = sets[name].images[order]
             infos[name] = {"times_s": [round(float(time), 3) for time in sets[name].times_s[order]]}
     if sample.face is not None:
         for name, n in faces.items():
             saved = read_faces(sample.face, n, order=sample.face_order)
             n_crops = probe_faces(sample.face)[0]
-            arrays[name] = saved[_order(n_crops, len(saved), sampling)]
+            arrays[name] = saved[short_clip_order(n_crops, len(saved), sampling.short_clips)]
             infos[name] = {"n_crops": n_crops}
     if "audio" in modalities:
         is_read = sound is not None and sound.rate_hz == sampling.rate_hz
@@ -96,13 +94,6 @@ def load_clip(
         heard_s, duration_s = _heard_s(len(waveform.samples), sampling), len(waveform.samples) / sampling.rate_hz
         infos["audio"] = {"heard_s": round(heard_s, 3), "duration_s": round(duration_s, 3)}
     return Clip(arrays, infos)
-
-
-def _order(n_source: int, n: int, sampling: SamplingConfig) -> Any:
-    """The order of `n` evenly sampled images: as they are, or each once and the last one for all that are lacking."""
-    if n_source >= n or sampling.short_clips == "even":
-        return slice(None)
-    return np.searchsorted(uniform_indices(n_source, n), np.minimum(np.arange(n), n_source - 1))
 
 
 def _heard_s(n_samples: int, sampling: SamplingConfig) -> float:

@@ -15,7 +15,7 @@ from affectgpt.media.faces import probe_faces, read_faces
 from affectgpt.media.isolated import DecoderCrashed, isolatable, isolated_media
 from affectgpt.media.openface import ActionUnits, read_openface
 from affectgpt.media.playback import why_not_played, write_playable
-from affectgpt.media.video import Frames, read_frame_sets, read_frames, uniform_indices
+from affectgpt.media.video import Frames, read_frame_sets, read_frames, short_clip_order, uniform_indices
 
 __all__ = [
     "ActionUnits",
@@ -41,6 +41,7 @@ __all__ = [
     "read_frame_sets",
     "read_frames",
     "read_openface",
+    "short_clip_order",
     "uniform_indices",
     "why_not_played",
     "write_playable",

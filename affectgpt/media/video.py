@@ -82,6 +82,17 @@ def uniform_indices(n_source: int, n: int) -> np.ndarray:
     return np.arange(n, dtype=np.int64) * n_source // n
 
 
+def short_clip_order(n_source: int, n: int, short_clips: str = "even") -> Any:
+    """The order of `n` evenly spaced images: with "last" and fewer source images than `n`, each once and then the last.
+
+    >>> uniform_indices(2, 4)[short_clip_order(2, 4, "last")].tolist()
+    [0, 1, 1, 1]
+    """
+    if n_source >= n or short_clips == "even":
+        return slice(None)
+    return np.searchsorted(uniform_indices(n_source, n), np.minimum(np.arange(n), n_source - 1))
+
+
 def read_frames(path: PathLike, n_frames: int, *, backend: str = "pyav", size_px: int | None = None) -> Frames:
     """`n_frames` evenly spaced frames of the video; see `read_frame_sets`."""
     return read_frame_sets(path, {"frames": n_frames}, backend=backend, size_px=size_px)["frames"]

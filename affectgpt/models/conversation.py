@@ -7,11 +7,13 @@ has branches for them.
 from __future__ import annotations
 
 import contextlib
+import os
+import reprlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from affectgpt.config import FacesConfig
-from affectgpt.media import Waveform, probe, read_audio, read_frame_sets, uniform_indices
+from affectgpt.media import Frames, Waveform, probe, read_audio, read_frame_sets, short_clip_order, uniform_indices
 from affectgpt.media.audio import resampled
 from affectgpt.media.faces.reading import choose_crops, read_with_faces, speech_in
 from affectgpt.media.faces.tracks import HEARD
@@ -47,6 +49,12 @@ class ModelInputs(BatchFeature):
         return super().to(*places, **kwargs) if places or kwargs else self
 
 
+class _Prompt(str):
+    """A finished prompt, also where it shows no media and so looks like a question."""
+
+    __slots__ = ()
+
+
 def messages_of(
     conversation: Sequence[Mapping[str, Any]],
     lang: str,
@@ -62,25 +70,27 @@ def messages_of(
         shown_of: kinds of clips in a turn -> the modalities that it shows.
 
     Raises:
-        InputError: another role or part, or more than one video or audio.
+        InputError: another role or part, a part without its text, more than one video or audio, or no user.
     """
     messages: list[Message] = []
     seen: set[str] = set()
     for number, turn in enumerate(conversation):
-        role, content = turn.get("role"), turn.get("content")
+        parts, role = _parts_of(number, turn), turn.get("role")
         if role not in ("system", "user", "assistant"):
             raise InputError(f"turn {number}: the role is {role!r}; expected system, user or assistant")
         here: set[str] = set()
         texts: list[str] = []
         subtitle: str | None = None
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+        for part in parts:
             kind = part.get("type")
             if kind not in _PARTS or (role != "user" and kind != "text"):
                 raise InputError(f"turn {number}: a part of type {kind!r} in the turn of {role}; expected {_PARTS}")
+            if kind not in _CLIPS and not isinstance(part.get("text"), str):
+                raise InputError(f"turn {number}: a part {reprlib.repr(dict(part))}; expected a string under 'text'")
             if kind == "text":
-                texts.append(str(part["text"]))
+                texts.append(part["text"])
             elif kind == "subtitle":
-                subtitle = str(part["text"])
+                subtitle = part["text"]
             elif kind in seen:
                 raise InputError(f"turn {number}: a second {kind}; a conversation is about one clip")
             else:
@@ -93,9 +103,25 @@ def messages_of(
             messages.append(user_message(shown, question, subtitle, lang, prompt_format))
         else:
             messages.append(Message(role, text))
-    if not messages:
-        raise InputError("an empty conversation; expected at least one turn of the user")
+    if not any(message.role == "user" for message in messages):
+        found = f"a conversation of {[message.role for message in messages]}" if messages else "an empty conversation"
+        raise InputError(f"{found}; expected at least one turn of the user")
     return messages
+
+
+def _parts_of(number: int, turn: Any) -> Sequence[Mapping[str, Any]]:
+    """The parts of a turn; a text is one."""
+    if not isinstance(turn, Mapping):
+        raise InputError(f"turn {number}: found {reprlib.repr(turn)}; expected a mapping with role and content")
+    content = turn.get("content") or ()
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
+        raise InputError(
+            f"turn {number}: the content is {reprlib.repr(content)}; expected a text, or a list of parts such as "
+            "{'type': 'text', 'text': ...}"
+        )
+    return content
 
 
 def clip_of(part: Mapping[str, Any]) -> Any:
@@ -108,8 +134,8 @@ def clip_of(part: Mapping[str, Any]) -> Any:
 
 def clips_of(conversation: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     """The video and the audio of a conversation; None where it has none."""
-    parts = [part for turn in conversation if isinstance(turn.get("content"), list) for part in turn["content"]]
-    found = {part["type"]: clip_of(part) for part in reversed(parts) if part.get("type") in ("video", "audio")}
+    parts = [part for number, turn in enumerate(conversation) for part in _parts_of(number, turn)]
+    found = {part["type"]: clip_of(part) for part in reversed(parts) if part.get("type") in _CLIPS}
     return found.get("video"), found.get("audio")
 
 
@@ -163,19 +189,33 @@ class ClipMedia:
             if self._faces:
                 raise InputError("video: this model looks for faces in files; give the path of the video")
             images = _frames(self._video)
-            self._media = {name: images[uniform_indices(len(images), n)] for name, n in self._counts.items()}
+            self._media = {
+                name: images[uniform_indices(len(images), n)[self._order(name, len(images), n)]]
+                for name, n in self._counts.items()
+            }
         elif self._media is None and self._faces:
             settings = FacesConfig(**next((s for n in self._faces if (s := self._branches[n].get("faces"))), {}))
             reading = read_with_faces(self._video, self._counts, settings)
             crops = reading.crops_of(settings.person, self._speech_s() if settings.person in HEARD else ())
-            self._media = {name: frames.images for name, frames in reading.sets.items()}
+            self._media = self._ordered(reading.sets)
             if crops.n and crops.images is not None:
                 ns = {name: self._branches[name]["n_frames"] for name in self._faces}
-                self._media |= {name: crops.images[choose_crops(crops, n)] for name, n in ns.items()}
+                self._media |= {
+                    name: crops.images[choose_crops(crops, n)[self._order(name, len(crops.indices), n)]]
+                    for name, n in ns.items()
+                }
         elif self._media is None:
-            sets = read_frame_sets(self._video, self._counts) if self._counts else {}
-            self._media = {name: frames.images for name, frames in sets.items()}
+            self._media = self._ordered(read_frame_sets(self._video, self._counts) if self._counts else {})
         return self._media
+
+    def _ordered(self, sets: Mapping[str, Frames]) -> dict[str, Any]:
+        return {
+            name: frames.images[self._order(name, frames.n_source_frames, len(frames.indices))]
+            for name, frames in sets.items()
+        }
+
+    def _order(self, name: str, n_source: int, n: int) -> Any:
+        return short_clip_order(n_source, n, self._branches[name].get("short_clips", "even"))
 
     def _speech_s(self) -> Sequence[tuple[float, float]]:
         """Where somebody speaks; the sound that the model takes is decoded in the same pass."""
@@ -202,7 +242,10 @@ class ClipMedia:
 
 def _frames(video: Any) -> np.ndarray:
     if isinstance(video, (list, tuple)):
-        video = np.stack([np.asarray(image) for image in video])
+        frames = [np.asarray(image) for image in video]
+        if len(shapes := sorted({frame.shape for frame in frames})) != 1:
+            raise InputError(f"video: {len(frames)} images of the shapes {shapes}; expected RGB images of one size")
+        video = np.stack(frames)
     images = video.cpu().numpy() if isinstance(video, torch.Tensor) else np.asarray(video)
     if images.ndim == 4 and images.shape[-1] != 3 and images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)
@@ -219,16 +262,26 @@ def local(*clips: Any) -> Iterator[list[Any]]:
     found: list[Any] = []
     with contextlib.ExitStack() as stack:
         for number, clip in enumerate(clips):
-            address = urlsplit(clip) if isinstance(clip, str) else None
+            address = _address_of(clip)
             if address is not None and address.scheme == "file":
                 clip = unquote(address.path)
-            elif address is not None and address.scheme in ("http", "https"):
+            elif address is not None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="affectgpt-"))
                 path = Path(folder) / f"clip{number}{Path(address.path).suffix[:8]}"
                 _download(str(clip), path)
                 clip = path
             found.append(clip)
         yield found
+
+
+def _address_of(clip: Any) -> SplitResult | None:
+    """The http(s) or file address of a clip; None for paths and arrays."""
+    if not isinstance(clip, str) or clip.partition(":")[0].lower() not in ("http", "https", "file"):
+        return None
+    try:
+        return urlsplit(clip)
+    except ValueError as error:
+        raise InputError(f"{clip}: {error}; expected an http(s) address, or the path of a file") from error
 
 
 def _download(url: str, path: Path) -> None:
@@ -246,7 +299,7 @@ def _download(url: str, path: Path) -> None:
                 if n_bytes > MAX_DOWNLOAD_BYTES:
                     raise InputError(f"{url}: more than {MAX_DOWNLOAD_BYTES >> 30} GB; download it and give its path")
                 file.write(chunk)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise InputError(f"{url}: {error}; check the address, or download it and give its path") from error
 
 
@@ -255,9 +308,14 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Write the processor's files, with the one by which Auto classes find this class."""
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
         write_auto_file(Path(save_directory))
         return saved
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """What `push_to_hub` calls inside `save_pretrained`: the folder is completed before it is uploaded."""
+        write_auto_file(Path(working_dir))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def __call__(
         self,
@@ -286,7 +344,8 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
             lang: of the model's own question.
 
         Raises:
-            InputError: images, several clips for one text, or soft tokens in a text that do not fit the clip.
+            InputError: images, neither text nor clip, several clips for one text, or soft tokens in a text that do not
+                fit the clip.
         """
         if images is not None or return_tensors not in (None, "pt") or padding not in (True, "longest"):
             raise InputError("the processor takes text, videos and audio, pads to the longest, returns torch tensors")
@@ -295,6 +354,8 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
         else:
             clips = [_listed(videos), _listed(audio)]
             texts = [text] if isinstance(text, str) else [None] * max(map(len, clips)) if text is None else list(text)
+            if not texts and not any(clips):
+                raise InputError("no text, videos or audio; expected at least one text or clip")
             answers = [answer] if isinstance(answer, str) else answer or [None] * len(texts)
             columns = [texts, *(each or [None] * len(texts) for each in clips), answers]
             if len({len(column) for column in columns}) != 1:
@@ -316,7 +377,7 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
 
     def _row(self, text: str | None, clip: ClipMedia, answer: str | None, lang: str) -> dict[str, Tensor]:
         """One encoded sample of `__call__`."""
-        if text is not None and (clip.is_empty or self._placeholder.search(text)):
+        if text is not None and (isinstance(text, _Prompt) or clip.is_empty or self._placeholder.search(text)):
             shown = [name for name in MODALITIES if PLACEHOLDERS[name] in text]
             if self.masks_absent and set(shown) < set(self.branches) - {"multi"}:
                 raise InputError("this model masks absent streams, which a text cannot show; ask with a question")
@@ -363,7 +424,11 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
         """
         if chat_template is not None:
             raise InputError("this model was trained with its own chat template; leave chat_template out")
-        single = bool(conversation) and isinstance(conversation[0], Mapping)
+        if isinstance(conversation, (str, Mapping)) or not conversation:
+            raise InputError(
+                f"the conversation is {reprlib.repr(conversation)}; expected a list of turns, or a list of such lists"
+            )
+        single = isinstance(conversation[0], Mapping)
         prompts, clips = [], []
         with contextlib.ExitStack() as stack:
             for each in [conversation] if single else conversation:
@@ -380,16 +445,16 @@ class ConversationMixin(InstalledCode, ProcessorMixin):
             batch = self(prompts, videos=clips, return_tensors=return_tensors, **(processor_kwargs or {}))
         return batch if return_dict else batch["input_ids"]
 
-    def _conversation_text(self, messages: Sequence[Message], add_generation_prompt: bool, continued: bool) -> str:
+    def _conversation_text(self, messages: Sequence[Message], add_generation_prompt: bool, continued: bool) -> _Prompt:
         is_answered = messages[-1].role == "assistant"
         if continued and not is_answered:
             raise InputError("continue_final_message needs a conversation that ends with a turn of the assistant")
         if continued:
             prompt = self.prompt_text(messages)
-            return prompt + ("" if prompt[-1:].isspace() else " ") + self.plain(messages[-1].content)
+            return _Prompt(prompt + ("" if prompt[-1:].isspace() else " ") + self.plain(messages[-1].content))
         if is_answered or not add_generation_prompt:
-            return self._format(self._turns(messages), answered=True)
-        return self.prompt_text(messages)
+            return _Prompt(self._format(self._turns(messages), answered=True))
+        return _Prompt(self.prompt_text(messages))
 
 
 def _listed(clips: Any) -> list[Any]:

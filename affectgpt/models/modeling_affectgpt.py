@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from affectgpt.config import SAMPLED
 from affectgpt.models import backend
@@ -360,7 +361,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             f"{name}_states": self._encoder(name)(row[MEDIA_KEYS[name]], lengths if name == "audio" else None)
             for name in names
         }
-        replaced = {MEDIA_KEYS[name] for name in names} | ({"input_lengths"} if "audio" in names else set())
+        replaced = media_keys(names)
         return {**{key: value for key, value in row.items() if key not in replaced}, **states}
 
     def soft_tokens(self, slot: str, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -427,6 +428,7 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
 
     # ---------------------------------------------------------------- LLM
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -449,7 +451,8 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         Args:
             logits_to_keep: 0 = logits of all positions; n = of the last n; a tensor = of these positions. None = all
                 without labels, and with labels only the positions that predict one [B, K, V], which saves most of the
-                output layer; a packed batch then gives no logits where the engine supports the LLM.
+                output layer; a packed batch then gives no logits where the engine supports the LLM. The loss is always
+                that of all labels: positions that leave out one that predicts a label are an error.
             copies: see `embed`.
             rope_ids: [3, B, L] positions in time, height and width of an LLM with multimodal rotary embedding.
             log_probs: return the log-probabilities of the labels, sample by sample and with gradients, instead of the
@@ -465,13 +468,15 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        continued = cache is not None and cache.get_seq_length() > 0
-        if inputs_embeds is None and continued and not batch:
+        n_cached = 0 if cache is None else int(cache.get_seq_length())
+        if inputs_embeds is None and n_cached and not batch:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # words only: skips the count of placeholders
         elif inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, batch, copies)
-        if position_ids is None and not continued and attention_mask is not None and attention_mask.ndim == 2:
+        n_new = inputs_embeds.shape[1]
+        if position_ids is None and attention_mask is not None and attention_mask.shape[1:] == (n_cached + n_new,):
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # left padding shifts nothing
+            position_ids = position_ids[:, n_cached:]
         is_packed = attention_mask is None and position_ids is not None and len(position_ids) == 1
         needs_logits = labels is None or logits_to_keep is not None or use_cache or kwargs.keys() - _LOSS_KEYS
         engine = backend.engine
@@ -485,6 +490,15 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
             if logits_to_keep is None:
                 logits_to_keep = (targets != -100).any(dim=0).nonzero()[:, 0]
                 targets = targets[:, logits_to_keep]
+            else:
+                n_targets = int((targets != -100).sum())
+                last = isinstance(logits_to_keep, int)
+                targets = targets[:, slice(-logits_to_keep, None) if last else logits_to_keep]
+                if (n_kept := int((targets != -100).sum())) != n_targets:
+                    raise ValueError(
+                        f"logits_to_keep keeps the positions that predict {n_kept} of {n_targets} labels; leave it "
+                        "out, or keep all of these"
+                    )
         if use_cache is None and (self.training or labels is not None):
             use_cache = False  # nothing is continued, and with a cache the LLM would not see that a batch is packed
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_KEYS if key in kwargs}
@@ -591,9 +605,17 @@ class AffectGPTForConditionalGeneration(InstalledCode, PreTrainedModel, Generati
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write a full folder, with the checksums of what is in it; after `add_adapter`, the adapter alone."""
-        folder = Path(save_directory)
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+        self._complete(Path(save_directory))
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """What `push_to_hub` calls inside `save_pretrained`: the folder is completed before it is uploaded."""
+        self._complete(Path(working_dir))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _complete(self, folder: Path) -> None:
+        """Add to a full folder what is ours."""
         if getattr(self, "_hf_peft_config_loaded", False):
             return  # transformers then writes the adapters alone
         write_auto_file(folder)
@@ -656,6 +678,15 @@ def _without_placeholders(input_ids: Tensor, slots: Mapping[str, Tensor]) -> Ten
     for slot in slots.values():
         input_ids = input_ids.masked_fill(slot, 0)
     return input_ids
+
+
+def media_keys(modalities: Collection[str]) -> set[str]:
+    """The keys of a row that only the encoders of these modalities read.
+
+    >>> sorted(media_keys(["frames"])), sorted(media_keys(["audio"]))
+    (['pixel_values'], ['input_lengths', 'input_values'])
+    """
+    return {MEDIA_KEYS[name] for name in modalities} | ({"input_lengths"} if "audio" in modalities else set())
 
 
 def part_of(name: str) -> str:

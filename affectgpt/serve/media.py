@@ -71,11 +71,16 @@ def _check_pixels(width: int, height: int, where: str, config: ServeConfig) -> N
         raise APIError(400, f"{where}: {width} x {height} pixels; expected at most {most}: shrink it", param=where)
 
 
-def read_images(images: Sequence[MediaPart], n: int | None, config: ServeConfig) -> tuple[np.ndarray, list[int]]:
+def read_images(
+    images: Sequence[MediaPart], n: int | None, config: ServeConfig, short_clips: str = "even"
+) -> tuple[np.ndarray, list[int]]:
     """`n` of the images, evenly spaced like frames of a video (None = all).
 
+    Args:
+        short_clips: with fewer than `n` images, "even" repeats them all and "last" the last one.
+
     Returns:
-        uint8 [T,H,W,3] RGB, and their T indices; with fewer than `n` images some repeat.
+        uint8 [T,H,W,3] RGB, and their T indices.
 
     Raises:
         APIError: an image cannot be read or is too large, or sizes differ.
@@ -83,7 +88,7 @@ def read_images(images: Sequence[MediaPart], n: int | None, config: ServeConfig)
     import numpy as np
     from PIL import Image, ImageOps
 
-    from affectgpt.media import uniform_indices
+    from affectgpt.media import short_clip_order, uniform_indices
 
     arrays = []
     for medium in images:
@@ -102,5 +107,6 @@ def read_images(images: Sequence[MediaPart], n: int | None, config: ServeConfig)
     if len(sizes := {array.shape for array in arrays}) > 1:
         found = sorted(f"{width} x {height}" for height, width, _ in sizes)
         raise APIError(400, f"images of {', '.join(found)} pixels; expected frames of one clip, all of one size")
-    indices = uniform_indices(len(arrays), n or len(arrays)).tolist()
+    n = n or len(arrays)
+    indices = uniform_indices(len(arrays), n)[short_clip_order(len(arrays), n, short_clips)].tolist()
     return np.stack([arrays[index] for index in indices]), indices

@@ -104,8 +104,9 @@ class AffectGPT:
                 self._facts.forget(path)
         media, media_facts = dict(features.media), dict(features.facts)
         if has_images:
-            n_frames = processor.branches["frames"]["n_frames"]
-            media["frames"], indices = read_images(request.images, n_frames, self._config)
+            branch = processor.branches["frames"]
+            n_frames, order = branch["n_frames"], branch.get("short_clips", "even")
+            media["frames"], indices = read_images(request.images, n_frames, self._config, order)
             media_facts["frames"] = {"pictures": indices}
         # `plain` turns placeholders in the client's texts into text.
         messages = render(

@@ -166,6 +166,32 @@ def test_the_loss_is_that_of_the_plain_llm_on_the_same_embeddings(built):
     torch.testing.assert_close(model(**batch, logits_to_keep=0).loss, theirs)
 
 
+def test_the_loss_is_that_of_all_labels_whatever_logits_are_kept(built):
+    model, processor = built
+    batch = processor.collate(rows(processor))
+    expected = model(**batch)
+    predicting = batch["labels"].ne(-100).any(dim=0).nonzero()[:, 0] - 1  # [K]
+    length = batch["labels"].shape[1]
+    for kept in (predicting, torch.arange(length), length - int(predicting[0]), length):
+        found = model(**batch, logits_to_keep=kept)
+        torch.testing.assert_close(found.loss, expected.loss)
+        torch.testing.assert_close(model(**batch, logits_to_keep=kept, log_probs=True).log_probs[1],
+                                   model(**batch, log_probs=True).log_probs[1])  # fmt: skip
+        assert found.logits.shape[1] == (kept if isinstance(kept, int) else len(kept))
+    for kept in (2, predicting[1:]):
+        with pytest.raises(ValueError, match=r"logits_to_keep keeps the positions that predict \d+ of \d+ labels"):
+            model(**batch, logits_to_keep=kept)
+
+
+def test_a_tuple_has_what_the_output_has(built):
+    model, processor = built
+    batch = processor.collate(rows(processor))
+    output = model(**batch, return_dict=True)
+    loss, logits = model(**batch, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
+
+
 def test_frozen_parts_are_bit_identical_after_training_and_encoders_stay_in_eval_mode(bases):
     model, processor = build(tiny.tiny_spec(bases, lora=LORA))
     model.train()
@@ -366,6 +392,29 @@ def test_left_padding_generates_what_the_sample_alone_generates(built):
         inputs = processor.collate([prompt], for_generation=True)
         alone = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
         assert answer[: len(alone)].tolist() == alone.tolist()
+
+
+def test_a_loop_of_ones_own_over_a_cache_gives_each_sample_of_a_padded_batch_its_own_logits(built):
+    model, processor = built
+    prompts = [processor.encode(tiny.question(*names), tiny.media(*names)) for names in SHOWN]
+    steps = torch.tensor([[5, 6, 7], [8, 9, 10]])
+
+    def decode(batch):
+        mask = batch["attention_mask"]
+        output = model(**batch, use_cache=True)
+        logits = [output.logits[:, -1:]]
+        for new in steps:
+            mask = torch.cat([mask, torch.ones(len(mask), len(new), dtype=mask.dtype)], dim=1)
+            key = "cache" if "cache" in output else "past_key_values"  # the name before transformers 5.24
+            cache = {key: output[key], "use_cache": True}
+            output = model(new.expand(len(mask), -1), attention_mask=mask, **cache)
+            logits.append(output.logits)
+        return torch.cat(logits, dim=1)  # [B, 7, V]
+
+    together = decode(processor.collate(prompts, for_generation=True))
+    for prompt, found in zip(prompts, together, strict=True):
+        alone = decode(processor.collate([prompt], for_generation=True))[0]
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_generating_with_a_cache_equals_taking_the_best_token_step_by_step(built):

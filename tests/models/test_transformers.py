@@ -5,12 +5,16 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,9 +24,12 @@ from transformers import (
     TextIteratorStreamer,
     Trainer,
     TrainingArguments,
+    modeling_utils,
     pipeline,
+    processing_utils,
 )
 from transformers.integrations import peft as peft_integration
+from transformers.utils.hub import PushToHubMixin
 from transformers.utils.peft_utils import check_peft_version
 
 from affectgpt.cache.reader import clip_reader
@@ -78,6 +85,26 @@ def test_the_auto_classes_load_a_full_folder(folder):
     assert type(AutoProcessor.from_pretrained(folder)) is AffectGPTProcessor
     for auto_class in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
         assert type(auto_class.from_pretrained(folder)) is AffectGPTForConditionalGeneration
+
+
+def test_what_is_pushed_to_the_hub_is_a_complete_folder(built, tmp_path, monkeypatch):
+    pushed = []
+
+    def upload(self, folder, repo_id, files_timestamps, **options):
+        pushed.append({path.name for path in Path(folder).iterdir()} - files_timestamps.keys())
+
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    monkeypatch.setattr(ModelCard, "load", lambda *args, **options: ModelCard("A model."))
+    for place in (HfApi, modeling_utils, processing_utils):  # of the modules before transformers 5.24
+        created = lambda *args, **options: SimpleNamespace(repo_id="me/model")  # noqa: E731
+        monkeypatch.setattr(place, "create_repo", created, raising=False)
+    for part in built:
+        part.save_pretrained(tmp_path / type(part).__name__, push_to_hub=True)
+        assert pushed.pop() == {path.name for path in (tmp_path / type(part).__name__).iterdir()}
+        part.save_pretrained(tmp_path / "both", push_to_hub=True)
+    assert {"affectgpt_auto.py", "SHA256SUMS", "model.safetensors"} <= pushed[0]
+    assert type(AutoProcessor.from_pretrained(tmp_path / "both")) is AffectGPTProcessor
+    assert AffectGPTForConditionalGeneration.from_pretrained(tmp_path / "both").config.auto_map
 
 
 CLEAN = """
@@ -202,6 +229,34 @@ def test_a_pipeline_answers_a_conversation(folder, built, clip):
     assert answer["generated_text"].strip() == expected.strip()
 
 
+def test_a_conversation_that_shows_nothing_of_its_clip_is_that_of_its_words(built, clip):
+    _, processor = built
+    ask = partial(processor.apply_chat_template, add_generation_prompt=True)
+    turns, words = conversation(video(clip), text(QUESTION)), conversation(text(QUESTION))
+    hidden, plain = (
+        ask(each, tokenize=True, return_dict=True, **options)
+        for each, options in ((turns, {"modalities": []}), (words, {}))
+    )
+    assert hidden.keys() == plain.keys() == {"input_ids", "attention_mask"}
+    assert torch.equal(hidden["input_ids"], plain["input_ids"])
+    again = processor(text=ask(turns, modalities=[]), videos=str(clip))
+    assert torch.equal(again["input_ids"], plain["input_ids"])
+
+
+def test_a_placeholder_in_any_turn_of_the_user_is_text(built, clip):
+    _, processor = built
+    later = {"role": "user", "content": "<audio> is what I mean"}
+    turns = [*conversation(video(clip), text(QUESTION), answer="sad"), later]
+    first = processor.apply_chat_template(turns[:2])
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
+    assert prompt.startswith(first)
+    assert "< audio> is what I mean" in prompt[len(first) :]
+    assert "<audio>" not in prompt[len(first) :]
+    inputs = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert "input_values" in inputs
+    assert "< audio> is" in processor.apply_chat_template([later])
+
+
 def test_an_answer_is_continued(built, clip):
     _, processor = built
     turns = conversation(video(clip), text(QUESTION), answer="The person")
@@ -216,13 +271,42 @@ def test_an_answer_is_continued(built, clip):
         (conversation({"type": "image", "image": "a.png"}), "a part of type 'image'"),
         (conversation(video("a.mp4"), video("b.mp4")), "a second video"),
         (conversation({"type": "video"}), "no video in a part"),
+        (conversation({"type": "text"}), r"turn 0: a part {'type': 'text'}; expected a string under 'text'"),
+        (conversation({"type": "subtitle", "text": None}), "expected a string under 'text'"),
+        (conversation("hello"), r"turn 0: the content is \['hello'\]; expected a text, or a list of parts"),
+        (["hello"], "turn 0: found 'h'; expected a mapping with role and content"),
+        (
+            [{"role": "system", "content": "Hello"}],
+            r"a conversation of \['system'\]; expected at least one turn of the",
+        ),
         ([{"role": "robot", "content": "Hello"}], "the role is 'robot'"),
-        ([], "an empty conversation"),
+        ([[]], "an empty conversation"),
+        ([], r"the conversation is \[\]; expected a list of turns"),
+        ({"role": "user", "content": "Hello"}, "expected a list of turns"),
     ],
 )
 def test_a_conversation_that_is_none_is_named(built, turns, message):
     with pytest.raises(InputError, match=message):
-        built[1].apply_chat_template(turns or [[]])
+        built[1].apply_chat_template(turns)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "no text, videos or audio"),
+        ({"text": []}, "no text, videos or audio"),
+        ({"videos": []}, "no text, videos or audio"),
+        ({"text": "a", "videos": "http://[x"}, r"http://\[x: Invalid IPv6 URL; expected an http\(s\) address"),
+        ({"text": "a", "videos": "http://a:b/c.mp4"}, r"http://a:b/c.mp4: .*check the address"),
+        (
+            {"text": "a", "videos": [[Image.new("RGB", size) for size in ((8, 8), (9, 8))]]},
+            r"video: 2 images of the shapes \[\(8, 8, 3\), \(8, 9, 3\)\]; expected RGB images of one size",
+        ),
+    ],
+)
+def test_what_is_no_clip_is_named(built, arguments, message):
+    with pytest.raises(InputError, match=message):
+        built[1](**arguments)
 
 
 def test_a_text_that_does_not_fit_its_clip_is_named(built, clip):

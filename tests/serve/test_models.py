@@ -53,6 +53,18 @@ def test_the_prompt_says_whom_it_is_about(client, manifest):
     assert n_tokens[0] < n_tokens[1] < n_tokens[2]
 
 
+@pytest.mark.parametrize(("short_clips", "order"), [("even", [0, 0, 1, 1]), ("last", [0, 1, 1, 1])])
+def test_fewer_images_than_the_model_takes_are_filled_up_as_in_training(
+    served, manifest, monkeypatch, short_clips, order
+):
+    branch = served._processor.branches["frames"]
+    monkeypatch.setitem(branch, "n_frames", 4)
+    monkeypatch.setitem(branch, "short_clips", short_clips)
+    config, pictures = conf.ServeConfig(), frames_of(manifest.parent / "clip3.mp4", 2)
+    prepared = prepare(served, read_request(asking(*pictures), "tiny", config), config)
+    assert prepared.facts["media"]["frames"]["pictures"] == order
+
+
 def test_frames_sent_as_images_leave_out_the_motion_branch_and_the_answer_reports_it(client, manifest):
     clip = manifest.parent / "clip3.mp4"
     told = ask(client, *frames_of(clip, 4), affectgpt={"task": "labels"}).affectgpt
