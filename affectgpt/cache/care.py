@@ -70,9 +70,13 @@ def verify(cache: Path, *, repair: bool) -> int:
 
 def collect(cache: Path, *, max_gb: float | None, unused_days: float | None, now_s: float | None = None) -> str:
     """Free space: first damaged and duplicate entries, then stores that were not used for `unused_days`, then the least
-    recently used ones until the rest is within `max_gb`. Returns what was done, one line each."""
+    recently used ones until the rest is within `max_gb`. Stores to which a running process writes are kept.
+
+    Returns:
+        what was done, one line each.
+    """
     now_s = time.time() if now_s is None else now_s
-    done = []
+    done: list[str] = []
     for folder in _old_folders(cache):
         n_bytes = folder_bytes(folder)
         shutil.rmtree(folder)
@@ -80,15 +84,18 @@ def collect(cache: Path, *, max_gb: float | None, unused_days: float | None, now
     kept = []
     for store in stores(cache):
         days = (now_s - store.last_used_s) / 86400
-        if unused_days is not None and days > unused_days:
-            done.append(_remove(store, f"unused for {days:.0f} days"))
+        if unused_days is not None and days > unused_days and _removed(store, f"unused for {days:.0f} days", done):
             continue
         if freed := store.compact():
             done.append(f"{store.folder}: {freed / GB:.3f} GB of damaged or duplicate entries")
         kept.append(store)
-    kept.sort(key=lambda store: store.last_used_s)
-    while max_gb is not None and kept and sum(store.n_bytes for store in kept) > max_gb * GB:
-        done.append(_remove(kept.pop(0), f"the least recently used, over max_gb={max_gb:g}"))
+    n_bytes = sum(store.n_bytes for store in kept)
+    for store in sorted(kept, key=lambda store: store.last_used_s):
+        if max_gb is None or n_bytes <= max_gb * GB:
+            break
+        size = store.n_bytes
+        if _removed(store, f"the least recently used, over max_gb={max_gb:g}", done):
+            n_bytes -= size
     return "\n".join(done or ["nothing to do"])
 
 
@@ -106,7 +113,11 @@ def _old_folders(cache: Path) -> list[Path]:
     return sorted(path for path in folders if any(path.glob("[0-9a-f][0-9a-f]/*.safetensors")))
 
 
-def _remove(store: StateStore, why: str) -> str:
-    n_bytes = store.n_bytes
-    shutil.rmtree(store.folder)
-    return f"removed {store.folder}: {why}, {n_bytes / GB:.3f} GB"
+def _removed(store: StateStore, why: str, done: list[str]) -> bool:
+    """Remove a store unless a running process writes to it, and add what was done to `done`."""
+    n_bytes, in_use = store.n_bytes, store.is_written
+    if not in_use:
+        shutil.rmtree(store.folder)
+    what = f"kept {store.folder}, to which a running process writes" if in_use else f"removed {store.folder}"
+    done.append(f"{what}: {why}, {n_bytes / GB:.3f} GB")
+    return not in_use

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affectgpt.cache.store import Quota, StateStore
+from affectgpt.cache.store import Quota, StateStore, is_finite
 from affectgpt.config import SAMPLED, FacesConfig, SamplingConfig
 from affectgpt.data.clips import load_clip
 from affectgpt.data.faces import FACE_MODALITIES, FaceNeeds, face_needs
 from affectgpt.data.facts import MediaFacts, facts_in
 from affectgpt.data.sources import check_each
 from affectgpt.journal.locks import NamedLocks
+from affectgpt.media.errors import DamagedMedia
 from affectgpt.runtime import InputError, gc_paused, n_cores, stable_hash
 from affectgpt.schema import PERSONS, BadSample, Sample
 
@@ -49,10 +50,11 @@ def cache_mode(value: bool | str) -> str:
 
 @dataclass(frozen=True)
 class CacheKey:
-    """The address of states that are not in the cache yet, and the facts to store with them."""
+    """The address of states that are not in the cache yet, the facts to store with them, and the media file."""
 
     sha256: str
     facts: dict[str, Any]
+    file: str | None
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class ClipReader:
         """Media of `sample` for `modalities`; with a cache as states, which are computed and stored if missing.
 
         Raises:
-            MediaError: the media cannot be decoded completely.
+            MediaError: the media cannot be decoded completely, or their states are not finite.
         """
         found = self.load(sample, modalities)
         if not found.missing:
@@ -228,12 +230,21 @@ class ClipReader:
         return Features(
             {name: media[name] for name in modalities},
             {name: facts[name] for name in modalities},
-            {name: CacheKey(hashes[name], facts[name]) for name in lacking if name in hashes},
+            {name: CacheKey(hashes[name], facts[name], self._file(sample, name)) for name in lacking if name in hashes},
         )
 
     def write(self, missing: Mapping[str, CacheKey], states: Mapping[str, Tensor]) -> bool:
-        """Store states under their keys; False if the cache is full."""
+        """Store states under their keys; False if the cache is full.
+
+        Raises:
+            DamagedMedia: states are not finite; nothing is stored.
+        """
         assert self._cache is not None
+        for name, key in missing.items():
+            if not is_finite(states[name]):
+                raise DamagedMedia(
+                    f"{key.file}: its {name} states are NaN or infinite; play it, then copy it again or leave it out"
+                )
         return all(self._cache.write(name, key.sha256, states[name], key.facts) for name, key in missing.items())
 
     def prepare(

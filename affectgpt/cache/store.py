@@ -7,13 +7,15 @@
 Each process appends to its own shards, so any number of processes can read and write one store. An entry exists once
 its record is written, which is after its bytes: a killed process leaves no partial entry, at worst bytes without a
 record. A process checks the checksum when it first reads an entry; a damaged entry is logged and counts as missing, so
-that it is recomputed. After a power failure, bytes that did not reach the disk are found in the same way.
+that it is recomputed; so does an entry with NaN or infinity. After a power failure, bytes that did not reach the disk
+are found in the same way.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import mmap
 import os
 import secrets
@@ -37,6 +39,7 @@ log = logging.getLogger("affectgpt")
 ABOUT = "about.json"
 SHARD_BYTES = 256 << 20
 _ALIGNMENT = 64
+_TOUCH_S = 3600.0
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # a record stores the index in this tuple: append only
 _RECORD = struct.Struct("<32sQQIIIII")  # `_Record`
 _CHECK = struct.Struct("<I")  # after each record: its crc32
@@ -140,6 +143,7 @@ class StateStore:
         self._inherited: _Writer | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        self._touched_s = -math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in ("folder", "_about", "_quota", "_entries", "_seen")}
@@ -195,9 +199,7 @@ class StateStore:
         """States [T, E], memory-mapped, and facts; None if there are none or they are damaged, which is logged."""
         if sha256 not in self:
             return None
-        if not self._maps:
-            with suppress(OSError):  # read-only storage: the time of last use is not recorded
-                os.utime(self.folder / ABOUT)
+        self._touch()
         key = bytes.fromhex(sha256)
         shard, record = self._record(key)
         buffer = self._map(shard, record.end)
@@ -208,10 +210,7 @@ class StateStore:
             log.warning("%s: the states of %s are damaged and will be recomputed", self.folder / shard, sha256)
             del self._entries[key]
             return None
-        dtype, count = _DTYPES[record.dtype], record.rows * record.width
-        states = torch.frombuffer(buffer, dtype=dtype, count=count, offset=record.offset) if count else torch.empty(0)
-        facts = json.loads(buffer[record.offset + record.n_bytes : record.end])
-        return states.to(dtype).view(record.rows, record.width), facts
+        return _states(record, buffer), json.loads(buffer[record.offset + record.n_bytes : record.end])
 
     def write(self, sha256: str, states: Tensor, facts: Mapping[str, Any]) -> bool:
         """Append states [T, E] and their facts; False if the quota does not allow it."""
@@ -243,6 +242,7 @@ class StateStore:
                     )
                 )
                 self._writer.append_record(record + _CHECK.pack(zlib.crc32(record)))
+                self._touch()
             except OSError as error:
                 self.close()  # an incomplete write may be at the end of the shard
                 raise UserError(
@@ -279,13 +279,21 @@ class StateStore:
             return True
         with memoryview(buffer) as view:
             intact = zlib.crc32(view[record.offset : record.end]) == record.crc32
+        intact = intact and is_finite(_states(record, buffer))
         if intact:
             self._checked.add(record.sha256)
         return intact
 
+    def _touch(self) -> None:
+        """Record that the store is used now, at most once in `_TOUCH_S`."""
+        if time.monotonic() - self._touched_s >= _TOUCH_S:
+            self._touched_s = time.monotonic()
+            with suppress(OSError):  # read-only storage: the time of last use is not recorded
+                os.utime(self.folder / ABOUT)
+
     @property
     def last_used_s(self) -> float:
-        """When a process last opened the store, in seconds since 1970."""
+        """When a process last used the store, in seconds since 1970; of a running one up to `_TOUCH_S` earlier."""
         path = self.folder / ABOUT
         return path.stat().st_mtime if path.exists() else 0.0
 
@@ -314,6 +322,7 @@ class StateStore:
         Shards to which a running process appends are skipped.
         """
         before = self.n_bytes
+        touched_s, self._touched_s = self._touched_s, math.inf  # compacting is no use
         bad = set(self.damaged())
         small = [path.stem for path in self.folder.glob("*.states") if path.stat().st_size < SHARD_BYTES // 2]
         if len(small) == 1:
@@ -348,13 +357,39 @@ class StateStore:
         self.close()
         self._entries = {key: found for key, found in self._entries.items() if key.hex() not in bad}
         self.refresh()
+        self._touched_s = touched_s
         return before - self.n_bytes
+
+    @property
+    def is_written(self) -> bool:
+        """Whether a running process appends to one of the shards."""
+        for path in self.folder.glob("*.states"):  # made after its lock: taking a new lock stops its writer
+            if (held := path.with_suffix(".lock")).exists():
+                lock = FileLock(held)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    return True
+                lock.release()
+        return False
 
     def close(self) -> None:
         """Close the shard of this process; the next write opens another."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def is_finite(states: Tensor) -> bool:
+    """Whether no value is NaN or infinite; takes a tenth of the time of `isfinite().all()`."""
+    return not states.numel() or all(math.isfinite(edge) for edge in states.aminmax())
+
+
+def _states(record: _Record, buffer: mmap.mmap) -> Tensor:
+    """The states of an entry [T, E], without a copy."""
+    dtype, count = _DTYPES[record.dtype], record.rows * record.width
+    states = torch.frombuffer(buffer, dtype=dtype, count=count, offset=record.offset) if count else torch.empty(0)
+    return states.to(dtype).view(record.rows, record.width)
 
 
 class _Writer:

@@ -44,6 +44,7 @@ class KeyValueBuffer:
         """`layers.attend`; also stores keys and values of the pack's prompts in `slot` and the slots after it."""
         rotated = kernels.rotate(key.unflatten(1, (-1, head_dim)), cos, sin)  # [T, Hk, d]
         keys, values = self.reserve(max(pack.lengths) + 1, rotated)
+        self.clear(slot, len(pack.lengths))
         plain = value.unflatten(1, (-1, head_dim))
         parts = zip(rotated.split(pack.lengths), plain.split(pack.lengths), strict=True)
         for at, (prompt_keys, prompt_values) in enumerate(parts, slot):
@@ -56,6 +57,16 @@ class KeyValueBuffer:
         assert self._keys is not None, "no prompt was stored"
         keys, values = self.reserve(n_tokens, self._keys)
         return (keys[:n], values[:n]) if complete else (keys[:n, :, :n_tokens], values[:n, :, :n_tokens])
+
+    def clear(self, start: int, n: int) -> None:
+        """Zero n slots from `start` on, which new rows take.
+
+        Where a row has no token yet, a bias of -inf and a weight of 0 hide any number of an earlier row but NaN and
+        infinity.
+        """
+        for buffer in (self._keys, self._values):
+            if buffer is not None:
+                buffer[start : start + n].zero_()
 
     def move(self, order: Sequence[int]) -> None:
         """Move the row in slot `order[i]` to slot i."""

@@ -196,6 +196,8 @@ class _Active:
         first = choose(torch.stack([row.prefix.logits for row in rows]), rows)
         for row, token in zip(rows, first.tolist(), strict=True):
             row.tokens.append(token)
+        for buffer in self._buffers:
+            buffer.clear(len(self.rows), len(rows))
         self.slots += range(len(self.rows), len(self.rows) + len(rows))
         self.rows += rows
         self.tokens = torch.cat([self.tokens, first])

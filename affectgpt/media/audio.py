@@ -37,6 +37,7 @@ class Waveform:
         rate_hz: sampling rate of `samples`.
         duration_s: S / rate_hz, the decoded length.
         source_rate_hz, n_channels: of the file.
+        start_s: the time of the first sample in the file, where another stream may start earlier or later.
     """
 
     samples: np.ndarray
@@ -44,6 +45,7 @@ class Waveform:
     duration_s: float
     source_rate_hz: int
     n_channels: int
+    start_s: float = 0.0
 
 
 @isolatable
@@ -150,6 +152,8 @@ class _Mixer:
             self.energies[: len(channels)] += np.square(channels, dtype=np.float64).sum(axis=1)
             one = self._channel
             chosen = channels.mean(axis=0) if one is None else channels[min(one, len(channels) - 1)].copy()
+            if not np.isfinite(chosen).all():  # float wav may hold anything
+                raise DamagedMedia(f"{path}: its audio has samples that are NaN or infinite; export it again")
             self.chunks.append(chosen)  # [C,S] -> [S]
             self.n_samples += len(chosen)
         if self.n_samples > MAX_AUDIO_S * self.rate_hz:
@@ -195,7 +199,7 @@ def _decode_mono(
     for asked_hz, mixer in mixers.items():
         rate_hz = mixer.rate_hz or source_rate_hz
         samples = np.concatenate(mixer.chunks)
-        waveform = Waveform(samples, rate_hz, mixer.n_samples / rate_hz, source_rate_hz, n_channels)
+        waveform = Waveform(samples, rate_hz, mixer.n_samples / rate_hz, source_rate_hz, n_channels, first_s)
         monos[asked_hz] = _Mono(waveform, index, mixer.energies[:n_channels], mixer.loudest)
     return monos
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from fractions import Fraction
@@ -65,7 +66,7 @@ def why_not_played(path: PathLike) -> str | None:
 def write_playable(source: PathLike, target: Path) -> None:
     """Write a copy of a clip that browsers play, atomically: mp4 with h264 and aac, upright and with square pixels.
 
-    Frames keep their times. The audio is what the models hear (`read_audio`), mono at 48 kHz.
+    Frames keep their times, also against the sound. The audio is what the models hear (`read_audio`), mono at 48 kHz.
 
     Raises:
         MediaError: the clip cannot be decoded; nothing is written.
@@ -79,27 +80,32 @@ def write_playable(source: PathLike, target: Path) -> None:
 
 def _write(source: PathLike, draft: Path) -> None:
     with open_media(source) as container:
-        has_video, audio = video_stream(container) is not None, audio_stream(container)
-        lag_s = max(0.0, _start_s(audio) - _start_s(video_stream(container))) if audio and has_video else 0.0
-    waveform = read_audio(source, _RATE_HZ).samples if audio else None
+        has_video, has_audio = video_stream(container) is not None, audio_stream(container) is not None
+    waveform = read_audio(source, _RATE_HZ) if has_audio else None
+    start_s = math.inf if waveform is None else waveform.start_s  # of the copy, in the source's time
     with av.open(str(draft), "w", options={"movflags": "+faststart"}) as out:
         encoder: Any = out.add_stream("libx264", options={"preset": "veryfast", "crf": "20"}) if has_video else None
         sound: Any = out.add_stream("aac", rate=_RATE_HZ, layout="mono") if waveform is not None else None
         if sound is not None:
             sound.bit_rate = _AAC_BIT_RATE
         if encoder is not None:
-            _write_video(source, out, encoder)
+            start_s = _write_video(source, out, encoder, start_s)
         if waveform is not None:
-            frame = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = _RATE_HZ, round(lag_s * _RATE_HZ)
+            frame = av.AudioFrame.from_ndarray(waveform.samples[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = _RATE_HZ, round((waveform.start_s - start_s) * _RATE_HZ)
             frame.time_base = Fraction(1, _RATE_HZ)
             out.mux(sound.encode(frame))
             out.mux(sound.encode())
 
 
-def _write_video(source: PathLike, out: Any, encoder: Any) -> None:
+def _write_video(source: PathLike, out: Any, encoder: Any, sound_s: float) -> float:
+    """Write the frames, the first one at 0 or as much later as the sound starts earlier (at `sound_s` in the source).
+
+    Returns:
+        the time in the source that is 0 in the copy.
+    """
     clock = Fraction(1, _CLOCK_HZ)
-    first_s, last = 0.0, -1
+    first_s, delay_s, last = 0.0, 0.0, -1
     with open_media(source) as container:
         stream = video_stream(container)
         assert stream is not None  # the caller has found it
@@ -112,8 +118,9 @@ def _write_video(source: PathLike, out: Any, encoder: Any) -> None:
                 encoder.width, encoder.height, encoder.pix_fmt = max(width, 2), max(height, 2), "yuv420p"
                 encoder.codec_context.time_base = clock
                 first_s = float(frame.pts * stream.time_base) if frame.pts is not None else 0.0
+                delay_s = max(0.0, first_s - sound_s)
             time_s = float(frame.pts * stream.time_base) - first_s if frame.pts is not None else index / rate_hz
-            last = max(last + 1, round(time_s * _CLOCK_HZ))  # an encoder refuses times that do not grow
+            last = max(last + 1, round((delay_s + time_s) * _CLOCK_HZ))  # an encoder refuses times that do not grow
             fresh = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             fresh = fresh.reformat(width=encoder.width, height=encoder.height, format="yuv420p")
             fresh.pts, fresh.time_base = last, clock
@@ -121,7 +128,4 @@ def _write_video(source: PathLike, out: Any, encoder: Any) -> None:
         if last < 0:
             raise EmptyMedia(f"{source}: its video stream has no frames; copy or download it again, or leave it out")
         out.mux(encoder.encode())
-
-
-def _start_s(stream: Any) -> float:
-    return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+    return first_s - delay_s

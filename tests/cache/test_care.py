@@ -5,9 +5,11 @@ import os
 import time
 
 import pytest
+import torch
 
 from affectgpt.cache.build import run_build
 from affectgpt.cache.care import collect, list_stores, stores
+from affectgpt.cache.store import StateStore
 from affectgpt.cli import run
 from tests.cache.conftest import N_STATES
 
@@ -55,6 +57,25 @@ def test_gc_removes_old_layouts_and_the_least_recently_used_stores(cache):
     size = sum(store.n_bytes for store in stores(cache)) / 1e9
     assert "least recently used" in collect(cache, max_gb=size - 1e-9, unused_days=None, now_s=now)
     assert [store.folder.parent.name for store in stores(cache)] == ["motion"]
+
+
+def test_gc_keeps_a_store_to_which_a_process_writes_and_says_so(tmp_path):
+    names = ("audio", "frames")
+    written, idle = (StateStore(tmp_path / "features" / name / "abc", {"encoder": None}) for name in names)
+    for store in (written, idle):
+        store.write("00" * 32, torch.zeros(2, 3), {})
+        os.utime(store.folder / "about.json", (1, 1))
+    idle.close()
+    said = collect(tmp_path, max_gb=0, unused_days=None).splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        f"kept {written.folder}, to which a running process writes", f"removed {idle.folder}"
+    ]  # fmt: skip
+    os.utime(written.folder / "about.json", (1, 1))
+    assert "to which a running process writes: unused for" in collect(tmp_path, max_gb=None, unused_days=30)
+    assert written.write("11" * 32, torch.zeros(2, 3), {})
+    assert len(StateStore(written.folder)) == 2
+    written.close()
+    assert "removed" in collect(tmp_path, max_gb=None, unused_days=30)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from affectgpt.cache.reader import ClipReader, FeatureCache
 from affectgpt.config import SamplingConfig
 from affectgpt.data.clips import load_clip
 from affectgpt.data.sources import probe_sample
+from affectgpt.media import DamagedMedia
 from affectgpt.schema import Sample
 from tests.data.conftest import write_clip
 
@@ -101,6 +102,30 @@ def test_prepare_fills_the_cache_once_and_finds_clips_that_cannot_be_decoded(tmp
     assert encoder.calls == 1
     with pytest.raises(ValueError, match="sample 'cut'"):
         read.prepare([bad_sample], MODALITIES, on_bad="raise")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_clip_whose_states_are_not_finite_is_a_bad_sample_and_nothing_of_it_is_stored(tmp_path, sample, value):
+    loud = write_clip(tmp_path / "loud.mp4", seed=5)
+    other = probe_sample(Sample(id="loud", video=str(loud)))
+    unwanted = load_clip(other, ("audio",), SAMPLING).arrays["audio"].samples
+
+    def encode(media):
+        states = Encoder()(media)
+        if np.array_equal(media["audio"].samples, unwanted):
+            states["audio"][1, 2] = value
+        return states
+
+    read = reader(tmp_path / "cache", encode)
+    for _ in range(2):
+        prepared = read.prepare([sample, other], MODALITIES, on_bad="skip")
+        assert [item.id for item in prepared.good] == ["a"]
+        (bad,) = prepared.bad
+        assert (bad.id, bad.where) == ("loud", str(loud))
+        assert f"{loud}: its audio states are NaN or infinite" in bad.reason
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.index")) == 72 * len(MODALITIES)
+    with pytest.raises(DamagedMedia):
+        read(other, MODALITIES)
 
 
 def test_garbage_is_collected_while_clips_are_encoded(tmp_path, sample):

@@ -113,6 +113,19 @@ def test_a_flipped_byte_is_noticed_and_the_entry_counts_as_missing(store, caplog
     assert torch.equal(StateStore(store.folder).read(address(1))[0], some(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_stored_states_that_are_not_finite_count_as_missing_and_are_deleted(store, caplog, dtype, value):
+    fill(store, [1])
+    store.write(address(2), some(2, dtype).index_fill(1, torch.tensor([3]), value), {})
+    store.close()
+    assert StateStore(store.folder).read(address(2)) is None
+    assert "are damaged and will be recomputed" in caplog.text
+    assert StateStore(store.folder).damaged() == [address(2)]
+    StateStore(store.folder).compact()
+    assert list(StateStore(store.folder)) == [address(1)]
+
+
 def test_a_damaged_record_is_ignored_and_the_others_are_found(store, caplog):
     fill(store, [1, 2, 3])
     (path,) = store.folder.glob("*.index")
@@ -238,6 +251,28 @@ def test_a_shard_in_use_is_not_compacted(store):
     assert StateStore(store.folder).compact() == 0
     fill(store, [2])
     assert torch.equal(StateStore(store.folder).read(address(2))[0], some(2))
+
+
+def test_a_store_in_use_is_touched_now_and_then_and_compacting_is_no_use(store, monkeypatch):
+    long_ago = 1e9
+
+    def touched_by(use) -> bool:
+        os.utime(store.folder / "about.json", (long_ago, long_ago))
+        use()
+        return store.last_used_s != long_ago
+
+    fill(store, [1])
+    reader = StateStore(store.folder)
+    for use in (lambda: fill(store, [2]), lambda: reader.read(address(1))):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_TOUCH_S", 0.0)
+            assert touched_by(use)
+        assert not touched_by(use)  # not each time
+    fill(store, [1])
+    store.close()
+    other = StateStore(store.folder)
+    assert not touched_by(other.compact)
+    assert touched_by(lambda: other.read(address(1)))
 
 
 def test_a_store_is_pickled_without_its_open_files(store):

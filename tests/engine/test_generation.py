@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ LLMS = {
     "qwen2-bias-tied": tiny.write_qwen2,
     "qwen3-head-norms": tiny.write_qwen3,
 }
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with g++")
 
 
 @pytest.fixture(scope="module", params=[(name, lora) for name in LLMS for lora in (False, True)], ids=str)
@@ -101,7 +104,7 @@ def test_every_batch_size_gives_the_tokens_of_each_prompt_alone_with_limits_and_
         assert [together[key] for key in range(len(rows))] == alone, f"batch size {batch_size}"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with g++")
+@NEEDS_COMPILER
 @pytest.mark.parametrize("family", ["llama3-gqa", "qwen3-head-norms"])
 def test_compiled_layers_give_the_same_tokens_and_run_while_more_than_half_of_the_rows_are_active(
     family, tmp_path, monkeypatch
@@ -127,6 +130,33 @@ def test_compiled_layers_give_the_same_tokens_and_run_while_more_than_half_of_th
             assert n_steps == sum(limit - 1 for limit in limits)
         else:
             assert 10 < n_steps < 80  # not while the last row is alone
+
+
+def random_embeds(model, length: int, seed: int) -> Tensor:
+    width = model.get_input_embeddings().weight.shape[1]
+    return torch.randn(length, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=NEEDS_COMPILER)], ids=["plain", "compiled"])
+def test_a_prompt_that_is_not_finite_changes_no_answer_to_another(tmp_path, compiled):
+    model, _ = with_adapters("llama3-gqa", tmp_path, lora=False)
+    good = [Prompt(key, random_embeds(model, 10 + key, seed=key), 12 - key) for key in range(5)]
+    bad = Prompt("bad", torch.full_like(random_embeds(model, 50, seed=0), float("nan")), 3)
+
+    def answers(prompts: list[Prompt], **options) -> dict:
+        waiting = iter(prompts)
+        found = greedy(
+            model.language_model, lambda n: list(islice(waiting, n)), stop_ids=[], compiled=compiled, **options
+        )
+        return dict(found)
+
+    alone = answers(good, batch_size=1)
+    assert len({tuple(tokens[:4]) for tokens in alone.values()}) > 1
+    for place in range(4):  # each slot, also one from which a row moves
+        for batch_size in (1, 2, 3):
+            found = answers([*good[:place], bad, *good[place:]], batch_size=batch_size)
+            assert len(found.pop("bad")) == 3
+            assert found == alone, f"place {place}, batch size {batch_size}"
 
 
 def test_more_buffer_sizes_than_torch_compiles_of_one_function_are_all_compiled(tmp_path, monkeypatch):

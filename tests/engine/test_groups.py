@@ -7,7 +7,7 @@ import torch
 
 from affectgpt.engine import groups, layers
 from affectgpt.engine.groups import Group, attend_shared, continue_groups
-from tests.engine.test_generation import LLMS, encoded, with_adapters
+from tests.engine.test_generation import LLMS, encoded, random_embeds, with_adapters
 from tests.engine.test_generation import by_engine as greedy_alone
 
 
@@ -65,6 +65,27 @@ def test_answers_that_differ_keep_their_own_tokens_while_others_end(built):
     assert len({len(tokens) for tokens in alone.values()}) > 3
     for batch_size in (2, 5):
         assert by_groups(model, processor, rows, sizes, limits, stops, batch_size, choose) == alone
+
+
+def test_a_prompt_that_is_not_finite_changes_no_answer_to_another(built):
+    model, _ = built
+    good = [Group([(key, 0), (key, 1)], random_embeds(model, 10 + key, seed=key), 12 - key) for key in range(4)]
+    bad = Group(["bad", "worse"], torch.full_like(random_embeds(model, 30, seed=0), float("nan")), 9)
+
+    def answers(made, batch_size):
+        waiting = iter(made)
+        return dict(
+            continue_groups(
+                model.language_model, lambda: next(waiting, None), most_likely, batch_size=batch_size, stop_ids=[]
+            )
+        )
+
+    alone = answers(good, 1)
+    for place in range(3):
+        for batch_size in (1, 3, 4):
+            found = answers([*good[:place], bad, *good[place:]], batch_size)
+            assert [len(found.pop(key)) for key in bad.keys] == [9, 9]
+            assert found == alone, f"place {place}, batch size {batch_size}"
 
 
 def test_a_prompt_goes_through_the_llm_once_and_a_step_has_at_most_the_batch_of_rows(built, monkeypatch):

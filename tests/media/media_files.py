@@ -108,6 +108,21 @@ def write_media(
     return path
 
 
+def remuxed(path: Path, *sources: tuple[Path, float]) -> Path:
+    """The first streams of some files in one, each as many seconds later as is given with it."""
+    inputs = [(av.open(str(source)), later_s) for source, later_s in sources]
+    with av.open(str(path), "w") as container:
+        outputs = [container.add_stream_from_template(source.streams[0]) for source, _ in inputs]
+        for (source, later_s), output in zip(inputs, outputs, strict=True):
+            for packet in source.demux(source.streams[0]):
+                if packet.size:
+                    later = round(later_s / packet.time_base)
+                    packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, output
+                    container.mux(packet)
+            source.close()
+    return path
+
+
 def cut(path: Path, share: float) -> Path:
     """The first `share` of a file's bytes, as a file next to it."""
     data = path.read_bytes()

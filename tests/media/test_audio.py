@@ -1,11 +1,10 @@
 import logging
 
-import av
 import numpy as np
 import pytest
 
 from affectgpt.media import DamagedMedia, EmptyMedia, MediaError, NoAudioStream, audio, audio_windows, probe, read_audio
-from tests.media.media_files import numbered_clip, sine, write_media
+from tests.media.media_files import numbered_clip, remuxed, sine, write_media
 
 
 def amplitude_of(samples: np.ndarray, frequency_hz: float, rate_hz: int = 16000) -> float:
@@ -133,18 +132,9 @@ def test_a_header_without_samples_is_empty(tmp_path):
 def several_tracks(path, *tracks):
     """One mov with a PCM stream for each of `tracks` (float32 [S] or [C,S])."""
     inputs = [
-        av.open(str(write_media(path.with_name(f"{i}.mov"), sound=sound, audio_codec="pcm_s16le")))
-        for i, sound in enumerate(tracks)
+        write_media(path.with_name(f"{i}.mov"), sound=sound, audio_codec="pcm_s16le") for i, sound in enumerate(tracks)
     ]
-    with av.open(str(path), "w") as container:
-        outputs = [container.add_stream_from_template(source.streams.audio[0]) for source in inputs]
-        for source, output in zip(inputs, outputs, strict=True):
-            for packet in source.demux(source.streams.audio[0]):
-                if packet.size:
-                    packet.stream = output
-                    container.mux(packet)
-            source.close()
-    return path
+    return remuxed(path, *((source, 0.0) for source in inputs))
 
 
 def test_a_track_without_a_decoder_does_not_hide_another(tmp_path):
@@ -220,6 +210,25 @@ def test_audio_above_the_limit_is_not_decoded_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr("affectgpt.media.audio.MAX_AUDIO_S", 1)
     with pytest.raises(MediaError, match=r"a\.wav: its audio is longer than the limit"):
         read_audio(write_media(tmp_path / "a.wav", sound=sine(2), audio_codec="pcm_s16le"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_samples_that_are_no_finite_numbers_are_damage(tmp_path, value, n_channels):
+    sound = np.stack([sine(1)] * n_channels)
+    sound[0, 30000] = value
+    path = write_media(tmp_path / "a.wav", sound=sound, audio_codec="pcm_f32le")
+    for rate_hz in (16000, 44100):
+        with pytest.raises(DamagedMedia, match=r"a\.wav: its audio has samples that are NaN or infinite"):
+            read_audio(path, rate_hz)
+
+
+def test_the_start_of_the_sound_is_that_of_the_stream_which_is_read(tmp_path):
+    loud = write_media(tmp_path / "loud.mov", sound=sine(1), audio_codec="pcm_s16le")
+    silent = write_media(tmp_path / "silent.mov", sound=np.zeros((6, 44100), np.float32), audio_codec="pcm_s16le")
+    path = remuxed(tmp_path / "a.mov", (silent, 0.0), (loud, 0.5))
+    assert read_audio(path).start_s == pytest.approx(0.5, abs=0.001)
+    assert read_audio(loud).start_s == 0
 
 
 def test_short_audio_is_one_window_of_its_own_length():

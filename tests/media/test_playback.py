@@ -10,7 +10,15 @@ import pytest
 from av.video.stream import VideoStream
 
 from affectgpt.media import MediaError, probe, read_audio, read_frames, why_not_played, write_playable
-from tests.media.media_files import corner_colours, four_corners, frame_numbers, numbered_clip, sine, write_media
+from tests.media.media_files import (
+    corner_colours,
+    four_corners,
+    frame_numbers,
+    numbered_clip,
+    remuxed,
+    sine,
+    write_media,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,38 @@ def test_a_copy_has_the_frames_at_their_times_and_the_audio(tmp_path):
     heard = read_audio(copy).samples
     assert np.sqrt((heard**2).mean()) == pytest.approx(np.sqrt((sound**2).mean()), rel=0.05)
     assert probe(copy).audio_duration_s == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("video_s", [0.0, 1.0])
+@pytest.mark.parametrize("sound_s", [0.0, 0.4])
+@pytest.mark.parametrize("has_silent_track", [False, True])
+def test_sound_and_picture_of_a_copy_start_as_far_apart_as_those_of_the_clip(
+    tmp_path, video_s, sound_s, has_silent_track
+):
+    video = write_media(tmp_path / "video.mkv", numbered_clip(10))
+    sound = write_media(tmp_path / "sound.mkv", sound=sine(2.0), audio_codec="pcm_s16le")
+    tracks = [(video, video_s), (sound, sound_s)]
+    if has_silent_track:  # which a player would choose, and `read_audio` does not
+        silent = write_media(tmp_path / "silent.mkv", sound=np.zeros((6, 88200), np.float32), audio_codec="pcm_s16le")
+        tracks.insert(1, (silent, 0.0))
+    copy = tmp_path / "copy.mp4"
+    write_playable(remuxed(tmp_path / "a.mkv", *tracks), copy)
+    assert frame_numbers(read_frames(copy, 10).images) == list(range(10))
+    picture_s, heard_s = starts_of(copy)
+    first_s = min(video_s, sound_s)
+    assert (picture_s, heard_s) == pytest.approx((video_s - first_s, sound_s - first_s), abs=0.03)
+
+
+def starts_of(path) -> tuple[float, float]:
+    """When the first picture is shown, and the first sample above a tenth of full scale."""
+    with av.open(str(path)) as container:
+        picture_s = next(container.decode(video=0)).time
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            loud = np.flatnonzero(np.abs(frame.to_ndarray()[0]) > 0.1)
+            if len(loud):
+                return picture_s, frame.time + loud[0] / frame.sample_rate
+    raise AssertionError("no sound")
 
 
 @pytest.mark.skipif(not hasattr(VideoStream, "set_display_rotation"), reason="this PyAV cannot write rotated files")
