@@ -244,6 +244,7 @@ class GenerateConfig:
     do_sample: bool = False  # false = greedy, repeatable
     temperature: float = 1.0  # only with do_sample
     top_p: float = 1.0  # only with do_sample
+    top_k: int = 50  # only with do_sample: the most likely tokens to draw from; 0 = all (50 is transformers' default)
     num_beams: int = 1  # 1 = no beam search
     constrain: bool = False  # task=fixed: true = only the candidates can be written; false = free answers, as published
     compile: bool = False  # greedy: layers compiled by torch, some seconds at first, then faster; needs a C++ compiler

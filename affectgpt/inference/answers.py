@@ -51,6 +51,9 @@ class Answer(NamedTuple):
 CHOICES = "choices"
 """Key of an encoded sample: the ids of all answers that may be given to it (`processor.answer_ids`)."""
 
+SAMPLE_ID = "sample_id"
+"""Key of an encoded sample: its id, for engines that draw each answer with a seed of its own."""
+
 AnswerFunction = Callable[[Any, Any, Iterable[Mapping[str, Any]], GenerateConfig], Iterator[Answer]]
 """(model, processor, encoded samples, generation settings) -> their answers, in order."""
 
@@ -113,15 +116,15 @@ def prompt_embeds(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]])
             f"prompt_format {processor.prompt_format!r} masks absent modalities, but this generation takes embeddings; "
             "give it samples with all modalities of the model, or leave engine=vllm out"
         )
-    batch = processor.collate(list(map(_without_choices, rows)), for_generation=True)
+    batch = processor.collate(list(map(_tensors, rows)), for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     with torch.no_grad():
         embeds = model.embed(batch.pop("input_ids"), batch)  # [B, L, D], padded on the left
     return [padded[-len(row["input_ids"]) :] for padded, row in zip(embeds, rows, strict=True)]
 
 
-def _without_choices(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != CHOICES}
+def _tensors(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in (CHOICES, SAMPLE_ID)}
 
 
 def stop_ids(model: Any) -> list[int]:
@@ -234,12 +237,13 @@ def _batch_by_transformers(
     generate: GenerateConfig,
     streamer: GenerateStreamer | None,
 ) -> list[Answer]:
-    batch = processor.collate(list(map(_without_choices, rows)), for_generation=True)
+    batch = processor.collate(list(map(_tensors, rows)), for_generation=True)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     n_prompt = batch["input_ids"].shape[1]
     options: dict[str, Any] = {"max_new_tokens": generate.max_new_tokens, "num_beams": generate.num_beams}
     if generate.do_sample:
-        options |= {"do_sample": True, "temperature": generate.temperature, "top_p": generate.top_p}
+        drawn = {"temperature": generate.temperature, "top_p": generate.top_p, "top_k": generate.top_k}
+        options |= {"do_sample": True, **drawn}
     else:
         # None also overrides sampling values in the generation config of a chat model, which would cause warnings.
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

@@ -4,7 +4,8 @@
   no subtitle. This is a change of the input, so it says what the model used, not what is true.
 - Time: |gradient x state| of the clause's log-probability with respect to the encoder states (Shrikumar et al. 2017,
   "Not Just a Black Box"), summed over dimensions, as shares over time. For a Q-Former also its attention: the weight of
-  every state, averaged over layers, heads and queries.
+  every state, averaged over layers, heads and queries. States of sound stand where their window is in the clip; those
+  of pictures follow each other in equal parts, as the frames were taken.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from affectgpt.clauses import BRANCHES, shown_clues, split
 from affectgpt.config import QuestionConfig
+from affectgpt.media import audio_windows
 from affectgpt.metrics.faithfulness import explanation_of
 from affectgpt.models.projectors import CrossAttention
 from affectgpt.prompts import render
@@ -35,7 +37,7 @@ class ClauseAttribution:
     Attributes:
         modality: of the clause, see `clauses.split`.
         drop: clue modality that was shown -> fall of the clause's log-probability without it, in nats per token.
-        over_time: modality -> [N_BINS] shares of the clip's duration, which sum to 1.
+        over_time: modality -> [N_BINS] shares over the duration of the clip's sound or film, which sum to 1.
         attention: modality -> [N_BINS], the attention of its Q-Former; the same for all clauses.
     """
 
@@ -56,12 +58,19 @@ class ClauseAttribution:
 
 
 def attribute(
-    model: Any, processor: Any, sample: Sample, media: Mapping[str, Any], text: str, question: QuestionConfig
+    model: Any,
+    processor: Any,
+    sample: Sample,
+    media: Mapping[str, Any],
+    text: str,
+    question: QuestionConfig,
+    facts: Mapping[str, Any] | None = None,
 ) -> list[ClauseAttribution]:
     """Attribution of each clause of `text`, an answer of this model to `sample`.
 
     Args:
-        media: modality -> decoded media or states [T, E], as `ClipReader` returns them.
+        media, facts: as `ClipReader` returns them: decoded media or states [T, E] by modality; without facts, sound
+            counts as one window.
     """
     subtitle = question.use_subtitle and bool(sample.in_language(question.lang, strict=False).subtitle)
     states = encoder_states(model, processor, media)
@@ -70,7 +79,11 @@ def attribute(
     leaves = {name: states[name].detach().clone().requires_grad_() for name in states}
     with _attention_weights(model) as weights:
         found_probs = log_probs(model, processor, {**row, **{f"{name}_states": leaf for name, leaf in leaves.items()}})
-    attention = {name: _bins(weights[name]) for name in leaves if name in weights}
+    sound_s = (facts or {}).get("audio", {}).get("duration_s")
+    places = {}
+    if sound_s and "audio" in states:
+        places["audio"] = _places_of_sound(len(states["audio"]), sound_s, processor.branches["audio"])
+    attention = {name: _bins(weights[name], places.get(name)) for name in leaves if name in weights}
     shown = shown_clues(states, subtitle=subtitle)
     without = {}
     for clue in sorted(shown):
@@ -81,9 +94,13 @@ def attribute(
     found = []
     for clause_text, modality, start, stop in spans:
         part = found_probs[start:stop]
-        gradients = torch.autograd.grad(part.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
+        gradients = (
+            torch.autograd.grad(part.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
+            if leaves
+            else ()
+        )
         over_time = {
-            name: _bins((gradient * leaf).sum(dim=-1).abs().detach())
+            name: _bins((gradient * leaf).sum(dim=-1).abs().detach(), places.get(name))
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
             if gradient is not None
         }
@@ -147,13 +164,37 @@ def _letters(text: str) -> str:
     return "".join(text.split())
 
 
-def _bins(values: Tensor) -> list[float]:
-    """Non-negative values [T] over the duration of a clip as N_BINS shares."""
+def _places_of_sound(n_states: int, duration_s: float, branch: Mapping[str, Any]) -> Tensor | None:
+    """Start and end [2, T] of the states of sound, as shares of its duration: windows lie apart or overlap in longer
+    sound, and reach beyond the end of shorter sound that is padded. None if a state is a mean over windows."""
+    rate_hz, window_s, mode = branch["rate_hz"], branch["window_s"], branch["window_mode"]
+    n_samples = max(1, round(duration_s * rate_hz))
+    windows = audio_windows(n_samples, rate_hz, window_s=window_s, max_windows=branch["max_windows"], mode=mode)
+    if n_states < len(windows):
+        return None
+    width = len(windows) / n_states  # of a state, in windows, which are of one length and follow each other
+    states = torch.arange(n_states, dtype=torch.float64) * width
+    starts = torch.tensor([start for start, _ in windows])
+    number = (states + 1e-9).long()  # of the window that a state is in
+    length = windows[0][1] - windows[0][0]
+    first = (starts[number] + (states - number) * length) / n_samples
+    return torch.stack([first, first + width * length / n_samples]).float()
+
+
+def _bins(values: Tensor, places: Tensor | None = None) -> list[float]:
+    """Non-negative values [T] over the duration of a clip as N_BINS shares.
+
+    Args:
+        places: start and end [2, T] of the values as shares of the duration; None = equal parts of it.
+    """
     values = values.float().flatten()
-    edges = torch.linspace(0, len(values), N_BINS + 1)
-    places = torch.arange(len(values), dtype=torch.float32)
-    overlap = (torch.minimum(edges[1:, None], places + 1) - torch.maximum(edges[:-1, None], places)).clamp(min=0)
-    shares = overlap @ values.cpu()
+    if places is None:
+        bounds = torch.arange(len(values) + 1, dtype=torch.float32) / len(values)
+        places = torch.stack([bounds[:-1], bounds[1:]])
+    starts, ends = places
+    edges = torch.linspace(0, 1, N_BINS + 1)
+    overlap = (torch.minimum(edges[1:, None], ends) - torch.maximum(edges[:-1, None], starts)).clamp(min=0)
+    shares = (overlap / (ends - starts)) @ values.cpu()
     return (shares / shares.sum().clamp(min=1e-12)).tolist()
 
 

@@ -148,7 +148,7 @@ def _predict(config: EvalConfig) -> Path:
     from affectgpt.data.sources import report_bad
     from affectgpt.inference.infer import check_engine, check_question
     from affectgpt.inference.loading import load, settings_of
-    from affectgpt.inference.prediction import predict, predict_to_file
+    from affectgpt.inference.prediction import check_modalities, predict, predict_to_file
     from affectgpt.inference.vllm import engine_named
     from affectgpt.runtime import seed_everything
 
@@ -158,6 +158,7 @@ def _predict(config: EvalConfig) -> Path:
         config.checkpoint, Path(config.paths.runs), device=config.device, base_models=config.base_models,
         model=config.model,
     )  # fmt: skip
+    check_modalities(config, loaded.model.modalities)
     samples, bad = read_test_samples(config, loaded.face_needs(config.data.backend))
     cache = None if cache_mode(config.data.cache_features) == "off" else Path(config.paths.cache)
     predictions = partial(
@@ -175,12 +176,12 @@ def _predict(config: EvalConfig) -> Path:
         name=loaded.name,
         on_bad=config.data.on_bad,
         bad=bad,
-        answer=engine_named(config.engine, loaded, Path(config.paths.cache), config.vllm),
+        answer=engine_named(config.engine, loaded, Path(config.paths.cache), config.vllm, config.seed),
     )
     seed_everything(config.seed)
     out = Path(config.out) if config.out else loaded.folder.parent / f"eval-{loaded.folder.name}"
     file = out / "predictions.jsonl"
-    settings = settings_of(loaded, config, config.generate, config.seed, config.engine)
+    settings = settings_of(loaded, config, config.generate, config.seed, config.engine, config.data.backend)
     if config.person is not None:
         settings["person"] = config.person
     predict_to_file(predictions, samples, file, settings=settings)

@@ -40,7 +40,7 @@ def run_inference(config: InferConfig) -> int:
     samples, bad = _samples(config, facts)  # unreadable files are named before the model is loaded
     with gc_paused():  # importing torch and transformers takes a sixth longer with it
         from affectgpt.inference.loading import load, refuse_for_omni, settings_of
-        from affectgpt.inference.prediction import predict, predict_to_file
+        from affectgpt.inference.prediction import check_modalities, predict, predict_to_file
         from affectgpt.inference.vllm import engine_named
     loaded = load(
         config.checkpoint,
@@ -56,6 +56,7 @@ def run_inference(config: InferConfig) -> int:
         facts = facts_in(cache)
     if (faces := loaded.face_needs(config.backend)) is not None:
         samples, bad = _samples(config, facts, faces)
+    check_modalities(config, loaded.model.modalities)
     refuse_for_omni(loaded.model, {"attribute=true": config.attribute})
     predictions = partial(
         predict,
@@ -70,7 +71,7 @@ def run_inference(config: InferConfig) -> int:
         on_bad=config.on_bad,
         bad=bad,
         attribution=config.attribute,
-        answer=engine_named(config.engine, loaded, Path(config.paths.cache), config.vllm),
+        answer=engine_named(config.engine, loaded, Path(config.paths.cache), config.vllm, config.seed),
     )
     seed_everything(config.seed)
     if config.out is None:
@@ -78,7 +79,7 @@ def run_inference(config: InferConfig) -> int:
         for prediction in predictions(samples):
             print(to_json(prediction) if config.json else f"{format_prediction(prediction, by_id[prediction.id])}\n")
     else:
-        settings = settings_of(loaded, config, config.generate, config.seed, config.engine)
+        settings = settings_of(loaded, config, config.generate, config.seed, config.engine, config.backend)
         if config.person is not None:
             settings["person"] = config.person
         done = predict_to_file(predictions, samples, Path(config.out), settings=settings)
@@ -186,20 +187,28 @@ def format_prediction(prediction: Prediction, sample: Sample) -> str:
     return "\n".join(lines)
 
 
+def _duration_s(name: str, media: Mapping[str, Any]) -> float | None:
+    """Seconds over which the shares of a modality run: of the sound, or of the film."""
+    sound_s = media.get("audio", {}).get("duration_s")
+    if name == "audio":
+        return sound_s
+    times = next((media[key]["times_s"] for key in (name, "frames", "motion") if "times_s" in media.get(key, {})), [])
+    n = len(set(times))  # each frame begins one of as many equal parts
+    return max(times) * n / (n - 1) if n > 1 else sound_s
+
+
 _INPUT_NAMES = {"visual": "pictures", "acoustic": "sound", "lexical": "words"}
 
 
 def _attribution_lines(prediction: Prediction, media: Mapping[str, Any]) -> list[str]:
     """One line per clause: the loss of log-probability without each input, and the most used part of sound and film."""
-    duration_s = media.get("audio", {}).get("heard_s") or max(
-        (times[-1] for name in ("frames", "motion") if (times := media.get(name, {}).get("times_s"))), default=None
-    )
     rows = [
         ("  rests on (nats per token)", *(_INPUT_NAMES[name] for name in prediction.attribution[0]["drop"]), "most at")
     ]
     for clause in prediction.attribution:
         places = []
         for name, shares in clause["over_time"].items():
+            duration_s = _duration_s(name, media)
             if duration_s and clause["drop"].get("acoustic" if name == "audio" else "visual", 0.0) >= 0.1:
                 best = max(range(len(shares)), key=shares.__getitem__)
                 start, stop = (duration_s * place / len(shares) for place in (best, best + 1))

@@ -49,6 +49,7 @@ class LoadedModel:
         name: the model's name in predictions: run and folder of the checkpoint, or its hub id.
         weights_sha256: of the file with the trained tensors, or of the weights of a full model (of several files: of
             their names and hashes).
+        dtype: precision of the LLM, if it was loaded in another one than its checkpoint or preset names.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class LoadedModel:
     model: Any
     processor: Any
     weights_sha256: str
+    dtype: str | None = None
 
     def reader(
         self,
@@ -181,21 +183,28 @@ def load(
                 "A trained checkpoint has its own model: leave model= out"
             )
         spec = respecified(model_spec(model, seed=0), base_models, llm_dtype=dtype, llm_quantization=quantization)
-        return _load_converted(Path(str(checkpoint)), model.name, spec, device)
+        converted_model = _load_converted(Path(str(checkpoint)), model.name, spec, device)
+        return replace(converted_model, dtype=_unless_same(dtype, model.llm.dtype))
     published = None if checkpoint is None or (runs / checkpoint).exists() else bases.release(checkpoint)
     folder, why = (published, "downloaded") if published else chosen_checkpoint(runs, checkpoint)
     log.info("checkpoint %s (%s)", folder, why)
+    other_dtype = None
     if (folder / TRAINED_MANIFEST).is_file():
         loaded, processor = load_trained(
             folder, base_models=base_models, llm_dtype=dtype, llm_quantization=quantization
         )
+        other_dtype = _unless_same(dtype, ModelSpec.from_dict(read_manifest(folder)["spec"]).llm.dtype)
     else:
         _refuse_for_full_model(folder, dtype, quantization, base_models)
         loaded = AffectGPTForConditionalGeneration.from_pretrained(folder)
         processor = AffectGPTProcessor.from_pretrained(folder)
     _ready(loaded, device)
     name = f"{folder.resolve().parent.name}/{folder.name}" if published is None else str(checkpoint)
-    return LoadedModel(folder, name, loaded, processor, _weights_sha256(folder))
+    return LoadedModel(folder, name, loaded, processor, _weights_sha256(folder), other_dtype)
+
+
+def _unless_same(dtype: str | None, own: str) -> str | None:
+    return None if dtype == own else dtype
 
 
 def _load_published(
@@ -213,7 +222,8 @@ def _load_published(
     model, processor = build(spec)
     _ready(model, device)
     weights = model.config.base_fingerprints["llm"]
-    return LoadedModel(runs / config.name / "published", config.name, model, processor, weights)
+    other_dtype = _unless_same(dtype, config.llm.dtype)
+    return LoadedModel(runs / config.name / "published", config.name, model, processor, weights, other_dtype)
 
 
 def _refuse_for_full_model(
@@ -266,23 +276,41 @@ def _weights_sha256(folder: Path) -> str:
     return next(iter(found.values())) if len(found) == 1 else stable_hash(found)
 
 
+def is_omni(model: Any) -> bool:
+    return "omni" in (model.config.spec or {})
+
+
 def refuse_for_omni(model: Any, asked: Mapping[str, bool]) -> None:
     """Raise UserError if something is asked for that is not built for omni models: its name -> whether it is."""
-    if (name := next((name for name, wanted in asked.items() if wanted), None)) and "omni" in (model.config.spec or {}):
+    if (name := next((name for name, wanted in asked.items() if wanted), None)) and is_omni(model):
         raise UserError(f"{name} is not built for omni models (docs/models.md); leave it out")
 
 
 def settings_of(
-    loaded: LoadedModel, question: QuestionConfig, generate: GenerateConfig, seed: int, engine: str = "auto"
+    loaded: LoadedModel,
+    question: QuestionConfig,
+    generate: GenerateConfig,
+    seed: int,
+    engine: str = "auto",
+    backend: str = "pyav",
 ) -> dict[str, Any]:
-    """Everything that decides the answers, for `prediction.predict_to_file`; batch size and speed do not."""
+    """Everything that decides the answers, for `prediction.predict_to_file`; batch size and speed do not.
+
+    Settings that older files do not name are left out where they are as they were then.
+    """
     values = {field.name: getattr(question, field.name) for field in fields(QuestionConfig)}
     values |= {key: value for key, value in asdict(generate).items() if key not in ("batch_size", "compile")}
     values |= {"prompt_version": PROMPT_VERSION, "model": loaded.name, "weights": loaded.weights_sha256, "seed": seed}
-    if not generate.constrain:  # older files do not name it
+    if not generate.constrain:
         del values["constrain"]
+    if generate.top_k == GenerateConfig.top_k and not (engine == "vllm" and generate.do_sample):  # vLLM had none
+        del values["top_k"]
     if quantization := (loaded.model.config.spec or {}).get("llm_quantization"):
         values["quantization"] = quantization
     if engine != "auto":
         values["engine"] = engine
+    if loaded.dtype is not None:
+        values["dtype"] = loaded.dtype
+    if backend != "pyav":
+        values["backend"] = backend
     return values

@@ -19,10 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from affectgpt.cache.reader import ClipReader
+from affectgpt.cache.reader import ClipReader, Features
 from affectgpt.config import GenerateConfig, QuestionConfig
 from affectgpt.data.sources import attempt
-from affectgpt.inference.answers import CHOICES, AnswerFunction, answers
+from affectgpt.inference.answers import CHOICES, SAMPLE_ID, AnswerFunction, answers
 from affectgpt.inference.attribution import attribute
 from affectgpt.journal import Journal
 from affectgpt.journal.locks import held
@@ -38,17 +38,23 @@ log = logging.getLogger("affectgpt")
 _MAX_READERS = 8
 
 
+def check_modalities(question: QuestionConfig, model_has: Sequence[str]) -> None:
+    """Raise InputError for modalities that the model does not have: no clip is at fault."""
+    if odd := [name for name in question.modalities or () if name not in model_has]:
+        raise InputError(f"modalities {odd} asked for, but this model has {list(model_has)}")
+
+
 def shown_modalities(sample: Sample, model_has: Sequence[str], question: QuestionConfig) -> tuple[str, ...]:
     """The soft-token branches that the model is shown of `sample`.
 
     Raises:
         InputError: a modality is asked for that the model does not have, or there is nothing to show at all.
     """
-    if odd := [name for name in question.modalities or () if name not in model_has]:
-        raise InputError(f"modalities {odd} asked for, but this model has {list(model_has)}")
+    check_modalities(question, model_has)
     wanted = model_has if question.modalities is None else question.modalities
     shown = tuple(name for name in MODALITIES if name in wanted and name in (sample.modalities or ()))
-    if not shown and not (question.use_subtitle and sample.subtitle):
+    subtitle = sample.in_language(question.lang, strict=False).subtitle
+    if not shown and not (question.use_subtitle and subtitle):
         has = list(sample.modalities or ())
         raise InputError(
             f"sample {sample.id!r} has nothing to show: its media have {has}, modalities is {list(wanted)}, and "
@@ -85,7 +91,7 @@ def predict(
     """
     model.eval()
 
-    def read(sample: Sample) -> tuple[Prediction, dict[str, Any], tuple[Sample, Mapping[str, Any]] | None]:
+    def read(sample: Sample) -> tuple[Prediction, dict[str, Any], tuple[Sample, Features] | None]:
         """The prediction without its answer, the encoded sample, and what attribution needs."""
         shown = processor.visible(shown_modalities(sample, model.modalities, question))
         features = reader(sample, shown)
@@ -112,10 +118,11 @@ def predict(
             person=sample.person,
         )
         encoded = processor.encode(messages, features.media, facts=features.facts)
+        encoded[SAMPLE_ID] = sample.id
         if generate.constrain and question.task == "fixed":
             texts = candidate_texts(question.candidates, question.lang, processor.prompt_format)
             encoded[CHOICES] = processor.answer_ids(messages, texts)
-        return unanswered, encoded, (sample, features.media) if attribution else None
+        return unanswered, encoded, (sample, features) if attribution else None
 
     def results() -> Iterator[tuple[Prediction, dict[str, Any], Any] | BadSample]:
         read_or_skip = partial(attempt, read, on_bad=on_bad)
@@ -140,7 +147,8 @@ def predict(
             unanswered, shown_to_it = pending.popleft()
             prediction = marked(replace(unanswered, text=text, labels=labels, n_tokens=len(tokens), finish=finish))
             if shown_to_it is not None and text:
-                clauses = attribute(model, processor, *shown_to_it, text, question)
+                asked, features = shown_to_it
+                clauses = attribute(model, processor, asked, features.media, text, question, features.facts)
                 prediction = replace(prediction, attribution=tuple(clause.to_dict() for clause in clauses))
             yield prediction
 

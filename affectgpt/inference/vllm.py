@@ -7,6 +7,7 @@ LoRA from a folder in which the adapters are merged, which is written on first u
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config import GenerateConfig
-from affectgpt.inference.answers import Answer, answer_of, answers, prompt_embeds, stop_ids
+from affectgpt.inference.answers import SAMPLE_ID, Answer, answer_of, answers, prompt_embeds, stop_ids
 from affectgpt.inference.loading import LoadedModel, refuse_for_omni
 from affectgpt.journal.locks import held
 from affectgpt.models.checkpoint import read_manifest
@@ -36,12 +37,15 @@ class VllmEngine:
         loaded: its LLM must not be quantized. Adapters are merged into it, in place.
         folder: where an LLM that differs from its base model is written, once for each checkpoint.
         options: further arguments of `vllm.LLM`.
+        seed: of sampled answers. Each has a seed of its own, made of this one and the sample's id.
 
     Raises:
         UserError: vLLM is not installed, it cannot run this model, or `options` names what is set here.
     """
 
-    def __init__(self, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None, seed: int = 42
+    ) -> None:
         try:
             import vllm
         except ImportError as error:
@@ -61,6 +65,7 @@ class VllmEngine:
         model.language_model.to("cpu")
         model.get_input_embeddings().to(device)
         self._vllm = vllm
+        self._seed = seed
         self._llm = vllm.LLM(**values, **(options or {}))
 
     def __call__(
@@ -74,9 +79,14 @@ class VllmEngine:
             raise UserError(
                 "engine=vllm cannot constrain answers to candidates; leave out generate.constrain, or engine"
             )
-        parameters = self._vllm.SamplingParams(**sampling_values(model, generate))
-        source = iter(inputs)
-        while rows := list(islice(source, _BATCHES_AT_ONCE * generate.batch_size)):
+        values, make = sampling_values(model, generate), self._vllm.SamplingParams
+        source = enumerate(inputs)
+        while taken := list(islice(source, _BATCHES_AT_ONCE * generate.batch_size)):
+            rows = [row for _, row in taken]
+            parameters = make(**values)
+            if generate.do_sample:
+                ids = (row.get(SAMPLE_ID, number) for number, row in taken)
+                parameters = [make(**values, seed=_seed_of(self._seed, name)) for name in ids]
             prompts = []
             for start in range(0, len(rows), generate.batch_size):
                 prompts += prompt_embeds(model, processor, rows[start : start + generate.batch_size])
@@ -86,12 +96,18 @@ class VllmEngine:
             yield from (answer_of(processor, list(output.outputs[0].token_ids)) for output in outputs)
 
 
+def _seed_of(seed: int, sample_id: Any) -> int:
+    """Seed from 0 to 2**63 - 1 of the answer to a sample."""
+    digest = hashlib.blake2b(f"{seed} {sample_id}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def engine_named(
-    name: str, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None
+    name: str, loaded: LoadedModel, folder: Path, options: Mapping[str, Any] | None = None, seed: int = 42
 ) -> Callable[..., Iterator[Answer]]:
     """The `answer` of `predict` for engine=auto or engine=vllm; the rest as for `VllmEngine`."""
     refuse_for_omni(loaded.model, {f"engine={name}": name == "vllm"})
-    return VllmEngine(loaded, folder, options) if name == "vllm" else answers
+    return VllmEngine(loaded, folder, options, seed) if name == "vllm" else answers
 
 
 def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def sampling_values(model: Any, generate: GenerateConfig) -> dict[str, Any]:
         "detokenize": False,
     }
     if generate.do_sample:
-        values["top_p"] = generate.top_p
+        values |= {"top_p": generate.top_p, "top_k": generate.top_k or -1}  # -1 = all, in every version
     if suppressed := model.generation_config.suppress_tokens:
         values["logit_bias"] = dict.fromkeys(suppressed, -100.0)
     return values

@@ -79,6 +79,8 @@ class Models:
     ) -> AsyncIterator[str]:
         """Server-sent events: {"text"} while an answer is written, then {"answer"} with what it rests on; or {"error"}.
 
+        Of an omni model, the answer alone.
+
         Args:
             hide: paths of this machine -> what to call them in messages.
         """
@@ -119,6 +121,7 @@ class Models:
             raise UserError(self._errors[place])
         from affectgpt.data.sources import probe_sample
         from affectgpt.inference.answers import answers
+        from affectgpt.inference.loading import is_omni
         from affectgpt.inference.prediction import predict
 
         loaded = self._loaded[place]
@@ -135,7 +138,7 @@ class Models:
             generate=GenerateConfig(batch_size=1, max_new_tokens=self._config.max_new_tokens),
             name=loaded.name,
             answer=answer,
-            attribution=True,
+            attribution=not is_omni(loaded.model),
         )
         return prediction
 

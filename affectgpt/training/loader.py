@@ -22,7 +22,8 @@ from torch import Tensor
 
 from affectgpt.cache.reader import CacheKey, ClipReader, Features
 from affectgpt.data.stream import Draw
-from affectgpt.models.processing_affectgpt import MEDIA_KEYS, TEXT_KEYS
+from affectgpt.models.modeling_affectgpt import media_keys
+from affectgpt.models.processing_affectgpt import TEXT_KEYS
 from affectgpt.prompts import Message, render
 from affectgpt.training.objectives import Objective, Row
 
@@ -154,7 +155,7 @@ class Batches:
         """The rows of one draw with encoder states instead of the missing media; the cache stores them."""
         if not missing:
             return rows
-        media = {MEDIA_KEYS[name] for name in missing} | ({"input_lengths"} & rows[0].keys())
+        media = media_keys(missing)
         states = self._model.encode({key: rows[0][key] for key in media})
         states = {name: state.cpu() for name, state in states.items()}
         self._reader.write(missing, states)

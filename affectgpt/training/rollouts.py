@@ -26,7 +26,7 @@ from affectgpt.journal import append_rows, read_journal
 from affectgpt.metrics.rewards import Attempt, Scorer, advantages, repetition, watched
 from affectgpt.plots import Panel, draw_curves
 from affectgpt.prompts import target_clauses
-from affectgpt.runtime import UserError, sync
+from affectgpt.runtime import UserError, json_line, sync, write_lines_atomic
 from affectgpt.training.objectives import Row, Started
 from affectgpt.training.reward_model import RewardModel
 
@@ -302,8 +302,7 @@ class Rollouts:
         """Drop the rows of steps after `step`, which are sampled again."""
         if self._started.processes.is_main and self._file.exists():
             kept = [row for row in read_journal(self._file) if row["step"] <= step]
-            self._file.unlink()
-            append_rows(self._file, kept)
+            write_lines_atomic(self._file, map(json_line, kept))
 
     def force_to_disk(self) -> None:
         """Before a checkpoint counts as complete: a power failure must not leave fewer rows than its steps have."""

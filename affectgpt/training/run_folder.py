@@ -22,7 +22,7 @@ from affectgpt.runs import (
     next_order,
     runs_named,
 )
-from affectgpt.runtime import UserError, write_text_atomic
+from affectgpt.runtime import UserError, sha256_of_file, write_text_atomic
 
 # Settings that do not affect the weights, so they may change when a run is resumed.
 _FREE_ON_RESUME = (
@@ -30,7 +30,10 @@ _FREE_ON_RESUME = (
     "logging",
     "paths",
     "device",
+    "offline",
     "data.cache_features",
+    "generate.batch_size",
+    "generate.compile",
     "stage.activation_gb",
     "stage.gradient_checkpointing",
     "stage.n_workers",
@@ -49,15 +52,15 @@ def open_run(
     A run with status "finished" has nothing left to train; only `resume` finds one.
 
     Args:
-        files: inputs of the run, whose hashes are recorded.
+        files: inputs of the run, whose hashes are recorded, and compared when it is resumed.
         stack: holds the run for this process until it is closed.
 
     Raises:
-        UserError: there is no run to resume, it has other settings, or another process trains it.
+        UserError: there is no run to resume, it has other settings or data, or another process trains it.
     """
     pretrained.folder_of(config.model.init, config.model.init_from)  # raises if there are no pretrained projectors
     if config.resume:
-        return _resumed_run(config, n_processes, stack)
+        return _resumed_run(config, files, n_processes, stack)
     runs, init_from = Path(config.paths.runs), config.stage.init_from
     checkpoint = checkpoint_to_start_from(runs, init_from) if init_from else None
     folder = new_run_folder(runs, config.name or config.stage.name)
@@ -80,7 +83,9 @@ def _held(run: Path) -> AbstractContextManager[None]:
     return held(run / ".lock", what=f"{run} is being trained")
 
 
-def _resumed_run(config: TrainConfig, n_processes: int, stack: ExitStack) -> tuple[RunRecord, Path | None]:
+def _resumed_run(
+    config: TrainConfig, files: Sequence[str], n_processes: int, stack: ExitStack
+) -> tuple[RunRecord, Path | None]:
     """The last run of that name, if it can be resumed with these settings, and its last complete checkpoint."""
     runs, name = Path(config.paths.runs), config.name or config.stage.name
     named = runs_named(runs, name)
@@ -94,6 +99,11 @@ def _resumed_run(config: TrainConfig, n_processes: int, stack: ExitStack) -> tup
         raise UserError(f"{run} was started with other settings, so it cannot be resumed:\n{changed}")
     if record.values["status"] == "finished":
         return record, None
+    if wrong := changed_inputs(record, files):
+        raise UserError(
+            f"{run} was started with other data, so it cannot be resumed: {', '.join(wrong[:5])}. Restore it, or start "
+            "another run by leaving resume out"
+        )
     if (before := record.values["num_processes"]) != n_processes:
         raise UserError(
             f"{run} was trained by {before} processes, now there are {n_processes}: batches would differ, and the "
@@ -108,6 +118,21 @@ def _resumed_run(config: TrainConfig, n_processes: int, stack: ExitStack) -> tup
         )
     record.resume()
     return record, checkpoint
+
+
+def changed_inputs(record: RunRecord, files: Sequence[str]) -> list[str]:
+    """How the inputs of a run differ from `files` by their content, one text for each; files may have been moved.
+
+    A run of an older version may have recorded none, which differ in nothing.
+    """
+    before: dict[str, str] = record.values.get("inputs") or {}
+    now = {str(path): sha256_of_file(path) for path in files}
+    if not before or sorted(before.values()) == sorted(now.values()):
+        return []
+    changed = [f"{path} has changed" for path, digest in now.items() if before.get(path, digest) != digest]
+    more = [f"{path} is new" for path in now if path not in before and now[path] not in before.values()]
+    less = [f"{path} is missing" for path in before if path not in now and before[path] not in now.values()]
+    return changed + more + less
 
 
 def changed_settings(record: RunRecord, config: TrainConfig) -> str:

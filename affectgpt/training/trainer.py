@@ -196,6 +196,11 @@ class StageTrainer(Trainer):
         """Of all steps of the run, also of those before it was resumed; complete when training has ended."""
         return self._total_loss_scalar / max(self.state.global_step - self._unknown_steps, 1)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # The Trainer adds the steps after the last line of the log as process 0 has them; the lines are means.
+        self._tr_loss = self.accelerator.gather(self._tr_loss.detach().reshape(1)).mean()
+        return super()._finalize_training(*args, **kwargs)
+
     # ---------------------------------------------------------------- validation
 
     def validate_if_due(self) -> None:

@@ -104,6 +104,20 @@ def test_an_answer_is_cut_at_the_first_stop_token_and_keeps_its_tokens(built):
     assert answering.answer_of(processor, words).n_tokens == len(words)
 
 
+def test_of_sampled_answers_only_the_most_likely_tokens_are_drawn(built, monkeypatch):
+    model, processor = built
+    rows = encoded(processor, 5)
+    greedy = list(answers(model, processor, rows, GenerateConfig(2, 6)))
+    hot = {"do_sample": True, "temperature": 1e6}
+    assert list(answers(model, processor, rows, GenerateConfig(2, 6, top_k=1, **hot))) == greedy
+    passed = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **each: passed.append(each["top_k"]) or generate(**each))
+    for top_k in (GenerateConfig.top_k, 0):
+        assert list(answers(model, processor, rows, GenerateConfig(5, 6, top_k=top_k, **hot))) != greedy
+    assert passed == [50, 0]
+
+
 def test_no_inputs_give_no_answers(built):
     assert list(answers(*built, [], GenerateConfig())) == []
 

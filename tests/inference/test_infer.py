@@ -112,6 +112,16 @@ def test_continuing_with_another_question_is_refused(infer_config, manifest, tmp
         run_inference(infer_config)
 
 
+def test_a_file_is_continued_only_in_the_precision_of_its_answers(infer_config, manifest, tmp_path):
+    infer_config.input, infer_config.split, infer_config.out = [str(manifest)], "test", str(tmp_path / "p.jsonl")
+    run_inference(infer_config)
+    infer_config.dtype = "float32"  # as trained
+    run_inference(infer_config)
+    infer_config.dtype = "bfloat16"
+    with pytest.raises(UserError, match=r"other settings \(dtype\)"):
+        run_inference(infer_config)
+
+
 def test_batch_size_and_cache_do_not_change_an_answer(infer_config, manifest, tmp_path):
     infer_config.input = [str(manifest)]
     answers = []
@@ -133,11 +143,13 @@ def test_the_modalities_that_were_used_are_reported(infer_config, manifest, tmp_
     assert used["clip11"] == ["frames", "text"]  # has no sound
 
 
-def test_a_modality_that_the_model_lacks_is_an_error(infer_config, manifest):
-    infer_config.input = [str(manifest)]
+@pytest.mark.parametrize("on_bad", ["raise", "skip"])
+def test_a_modality_that_the_model_lacks_is_an_error_and_no_clip_is_at_fault(infer_config, manifest, tmp_path, on_bad):
+    infer_config.input, infer_config.on_bad, infer_config.out = [str(manifest)], on_bad, str(tmp_path / "p.jsonl")
     infer_config.modalities = ["smell"]
-    with pytest.raises(ValueError, match=r"modalities \['smell'\] asked for, but this model has"):
+    with pytest.raises(ValueError, match=r"^modalities \['smell'\] asked for, but this model has"):
         run_inference(infer_config)
+    assert not (tmp_path / "p.jsonl").exists()
 
 
 def test_bad_inputs_raise_or_are_left_out_with_exit_code_3(infer_config, tmp_path, monkeypatch):
@@ -224,6 +236,20 @@ def test_attribution_is_printed_stored_and_refused_with_another_engine(infer_con
     infer_config.engine = "vllm"
     with pytest.raises(UserError, match="attribute=true needs the model in this process"):
         run_inference(infer_config)
+
+
+@pytest.mark.parametrize(
+    ("heard", "expected"), [(True, "audio 5.4-6.0 s, frames 3.8-4.0 s"), (False, "frames 3.8-4.0 s")]
+)
+def test_the_printed_seconds_are_those_of_the_sound_and_of_the_film(heard, expected):
+    media = {"frames": {"times_s": [0.0, 1.0, 2.0, 3.0]}}  # a film of 4 s
+    shares = {"frames": [0.0] * 19 + [1.0]}
+    if heard:
+        media["audio"] = {"heard_s": 10.0, "duration_s": 12.0}
+        shares = {"audio": [0.0] * 9 + [1.0] + [0.0] * 10, **shares}
+    clause = {"text": "She smiles.", "drop": {"visual": 1.0, "acoustic": 1.0}, "over_time": shares}
+    prediction = Prediction("a", "She smiles.", media=media, attribution=(clause,))
+    assert format_prediction(prediction, Sample("a", video="a.mp4")).splitlines()[-1].endswith(f"1.00  {expected}")
 
 
 def test_a_statement_about_what_was_not_shown_is_printed_with_the_reason():

@@ -141,6 +141,15 @@ def test_prompts_are_tokenized_alike_in_many_threads(built):
     assert together == alone * 5
 
 
+def test_a_subtitle_in_the_asked_language_alone_is_shown(built):
+    sample = Sample("s0", video="s0.mp4", modalities=(), translations={"zh": {"subtitle": "你好"}})
+    settings = {"question": QuestionConfig(lang="zh"), "generate": GenerateConfig(1, 4)}
+    (row,) = predict(*built, [sample], Reader(), **settings)
+    assert (row.modalities, row.subtitle) == (("text",), "你好")
+    with pytest.raises(UserError, match=r"nothing to show: .* it has no subtitle"):
+        list(predicted(built, GenerateConfig(1, 4), [sample]))
+
+
 def test_no_samples_give_no_predictions(built):
     assert list(predicted(built, GenerateConfig(), [])) == []
 

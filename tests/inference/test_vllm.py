@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from affectgpt.config import EvalConfig, GenerateConfig, InferConfig, LoraConfig
 from affectgpt.hub.export import export
-from affectgpt.inference.answers import answers
+from affectgpt.inference.answers import SAMPLE_ID, answers
 from affectgpt.inference.evaluate import evaluate_config
 from affectgpt.inference.infer import run_inference
 from affectgpt.inference.loading import LoadedModel, load
-from affectgpt.inference.vllm import VllmEngine, sampling_values
+from affectgpt.inference.vllm import VllmEngine, engine_named, sampling_values
 from affectgpt.models import build, save_trained
 from affectgpt.runtime import UserError
 from affectgpt.schema import Sample, write_jsonl
@@ -62,6 +62,8 @@ class SamplingParams:
         assert all(isinstance(token, int) for token in stop_token_ids)
         self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
         self.stop_token_ids, self.logit_bias, self.detokenize = stop_token_ids, logit_bias or {}, detokenize
+        assert top_k >= -1
+        self.seed = seed
 
 
 class LLM:
@@ -84,16 +86,19 @@ class LLM:
 
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None, priority=None):
         vocabulary = self.llm.config.vocab_size
-        assert all(0 <= token < vocabulary for token in sampling_params.logit_bias)
-        assert self.has_tokenizer or not sampling_params.detokenize
         outputs = []
-        for prompt in prompts:
+        each = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(prompts)
+        for prompt, sampling_params in zip(prompts, each, strict=True):
+            assert all(0 <= token < vocabulary for token in sampling_params.logit_bias)
+            assert self.has_tokenizer or not sampling_params.detokenize
             assert self.takes_embeds
             assert prompt.keys() <= {"prompt_embeds", "prompt", "prompt_token_ids", "cache_salt"}
             embeds = prompt["prompt_embeds"]
             assert embeds.ndim == 2
             assert embeds.shape[1] == self.llm.config.hidden_size
             self.seen.append(embeds)
+            if sampling_params.seed is not None:
+                torch.manual_seed(sampling_params.seed)
             new = self.llm.generate(
                 inputs_embeds=embeds[None],
                 max_new_tokens=sampling_params.max_tokens,
@@ -156,7 +161,25 @@ def test_generation_settings_become_sampling_parameters(tmp_path):
     assert greedy["stop_token_ids"] == given.processor.stop_token_ids
     assert set(greedy["logit_bias"]) == set(given.model.generation_config.suppress_tokens)
     sampled = sampling_values(given.model, GenerateConfig(4, 30, do_sample=True, temperature=0.7, top_p=0.9))
-    assert (sampled["temperature"], sampled["top_p"]) == (0.7, 0.9)
+    assert (sampled["temperature"], sampled["top_p"], sampled["top_k"]) == (0.7, 0.9, 50)
+    assert sampling_values(given.model, GenerateConfig(do_sample=True, top_k=0))["top_k"] == -1
+
+
+def test_a_sampled_answer_is_a_function_of_the_seed_and_its_sample(tmp_path):
+    given = loaded(checkpoint(tmp_path))
+    rows = [{**row, SAMPLE_ID: f"s{number}"} for number, row in enumerate(rows_of(given.processor))]
+    generate = GenerateConfig(2, 7, do_sample=True)
+
+    def sampled(seed, rows):
+        engine = engine_named("vllm", loaded(tmp_path / "trained"), tmp_path / "cache", None, seed)
+        return [answer.tokens for answer in engine(given.model, given.processor, rows, generate)]
+
+    once = sampled(1, rows)
+    assert sampled(1, rows) == once
+    assert sampled(1, rows[:1:-1]) == once[:1:-1], "those that a stopped run has left, in another order"
+    assert sampled(2, rows) != once
+    alike = [{**rows[0], SAMPLE_ID: name} for name in ("a", "b", "c")]
+    assert len(set(sampled(1, alike))) > 1
 
 
 def test_what_vllm_cannot_run_is_refused_with_the_reason(tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ def pairs(base_models, manifest, tmp_path_factory):
             {**stopped, "stop_rank": 1, "stop_at": 7},
             {**stopped, "fields": {**noisy["fields"], "resume": True}},
             {"folder": folder / "other", "fields": {**fields, "strategy.num_processes": 3}},
+            {"folder": folder / "rarely", "fields": {**fields, "stage.log_every": 4}},
         ]
     answers = launch(2, base_models, manifest, jobs)
     n_each = len(jobs) // len(folders)
@@ -129,6 +130,13 @@ def test_two_processes_log_the_losses_of_one(alone, pair):
     assert [answer["exit_code"] for answer in answers[0]] == [0, 0]
     for key in ("loss", "grad_norm", "learning_rate"):
         assert column(folder / "whole", key) == pytest.approx(column(alone, key), abs=1e-5)
+
+
+def test_the_mean_loss_of_a_run_is_that_of_all_processes_also_after_the_last_line_of_the_log(pair):
+    folder, _ = pair
+    losses = [RunRecord.read(folder / name / "runs" / "coarse").values["loss"] for name in ("whole", "rarely")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[0] == pytest.approx(sum(column(folder / "whole", "loss")) / 6, rel=1e-6)
 
 
 def test_two_processes_validate_like_one(alone, pair):

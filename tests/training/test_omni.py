@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from dataclasses import replace
@@ -16,9 +17,12 @@ from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.inference.infer import run_inference
 from affectgpt.inference.loading import load
 from affectgpt.journal import read_journal
+from affectgpt.metrics import load_lexicon
 from affectgpt.models.omni.modeling import Tower
 from affectgpt.runs import complete_checkpoints
 from affectgpt.runtime import InputError, UserError
+from affectgpt.schema import Sample
+from affectgpt.studio.asking import Models
 from affectgpt.training.stages import run_stage
 from affectgpt.training.trainer import StageTrainer
 from tests.conftest import make_train_config
@@ -97,6 +101,22 @@ def test_a_checkpoint_is_evaluated_and_asked_like_any_other(finished, manifest, 
         manifest.parent / "clip9.mp4", "I see.", generate=config.generate
     )
     assert alone.text == rows[0]["text"]
+
+
+def test_the_studio_shows_its_answer_without_what_it_rests_on(finished, manifest):
+    config, run = finished
+    models = Models(conf.StudioConfig(device="cpu", max_new_tokens=3, paths=config.paths), [str(run)])
+    sample = Sample("clip9", video=str(manifest.parent / "clip9.mp4"), subtitle="I see.")
+
+    async def events():
+        return [row async for row in models.answer(0, sample, conf.QuestionConfig(), load_lexicon("builtin"), {})]
+
+    last = json.loads(asyncio.run(events())[-1].removeprefix("data: "))
+    models.close()
+    alone = load(str(run), run.parent, device="cpu").ask(sample, generate=conf.GenerateConfig(max_new_tokens=3))
+    assert last["answer"]["text"] == alone.text
+    assert last["answer"]["labels_rest_on"] is None
+    assert not any("drop" in row for row in last["answer"]["sentences"])
 
 
 def test_the_published_model_answers_without_training(omni, manifest, tmp_path):

@@ -159,6 +159,25 @@ def test_a_run_killed_in_rollout_scoring_or_update_resumes_bit_identical(
     assert outcome(run_stage(config).run) == outcome(finished[1])
 
 
+def test_a_kill_while_a_run_resumes_loses_no_answers(base_models, manifest, finished, tmp_path, monkeypatch):
+    config = reward_config(base_models, manifest, tmp_path, {"passes": 2, "kl": 0.1})
+    with monkeypatch.context() as patch:
+        dies_at(patch, rollouts, "sample_groups", 2)
+        with pytest.raises(Killed):
+            run_stage(copy.deepcopy(config))
+    config.resume = True
+    (file,) = tmp_path.glob("runs/*/rollouts.jsonl")
+    before = file.read_text()
+    with monkeypatch.context() as patch:
+        dies_at(patch, rollouts, "append_rows", 1)
+        dies_at(patch, rollouts, "write_lines_atomic", 1)
+        with pytest.raises(Killed):
+            run_stage(copy.deepcopy(config))
+    assert before
+    assert file.read_text() == before
+    assert outcome(run_stage(config).run) == outcome(finished[1])
+
+
 def test_a_run_stopped_between_two_passes_resumes_bit_identical(base_models, manifest, finished, tmp_path, monkeypatch):
     config = reward_config(base_models, manifest, tmp_path, {"passes": 2, "kl": 0.1})
     train, n_steps = StageTrainer.training_step, itertools.count(1)

@@ -36,6 +36,7 @@ from affectgpt.runs import (
 from affectgpt.runtime import UserError
 from affectgpt.schema import ManifestError, Prediction, Sample
 from affectgpt.training.callbacks import StopOnSignal
+from affectgpt.training.run_folder import changed_inputs, changed_settings
 from affectgpt.training.samples import hold_out_validation
 from affectgpt.training.setup import starting_model
 from affectgpt.training.stages import next_commands, run_stage
@@ -405,6 +406,42 @@ def test_a_run_is_not_resumed_from_a_state_that_changed(base_models, manifest, t
         run_stage(copy.deepcopy(config))
     shutil.rmtree(state.parent)
     assert run_stage(config).exit_code == 0
+
+
+def test_a_run_is_not_resumed_on_data_that_changed(base_models, manifest, tmp_path, monkeypatch):
+    own = shutil.copytree(manifest.parent, tmp_path / "clips") / manifest.name
+    config = make_train_config(base_models, own, tmp_path)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4)
+        run_stage(copy.deepcopy(config))
+    config.resume, text = True, own.read_text()
+    own.write_text(text.replace('"labels"', '"labels" ', 1))
+    with pytest.raises(UserError, match=rf"{own} has changed\. Restore it, or start another run"):
+        run_stage(copy.deepcopy(config))
+    own.write_text(text)
+    assert run_stage(config).exit_code == 0
+
+
+def test_inputs_are_compared_by_content_wherever_they_are(tmp_path):
+    for name in ("a", "b", "new"):
+        (tmp_path / name).write_text(name)
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    record = RunRecord.start(tmp_path / "run", kind="train", config={}, inputs=paths)
+    assert changed_inputs(record, paths) == []
+    assert changed_inputs(RunRecord(tmp_path, {}), paths) == []  # of an older version
+    moved = shutil.move(paths[0], tmp_path / "moved")
+    assert changed_inputs(record, [moved, paths[1]]) == []
+    new = str(tmp_path / "new")
+    assert changed_inputs(record, [paths[1], new]) == [f"{new} is new", f"{paths[0]} is missing"]
+
+
+def test_what_decides_neither_weights_nor_answers_may_change_when_a_run_is_resumed(finished):
+    config, run = finished
+    record, now = RunRecord.read(run), copy.deepcopy(config)
+    now.offline, now.generate.batch_size, now.generate.compile = True, 3, True
+    assert changed_settings(record, now) == ""
+    now.generate.max_new_tokens = 9
+    assert changed_settings(record, now) == "  generate.max_new_tokens: was 8, now 9"
 
 
 def test_resuming_a_finished_run_changes_nothing_and_is_no_error(finished, caplog):

@@ -68,6 +68,15 @@ def test_a_later_stage_starts_from_the_trained_encoder_which_is_then_cached(coar
     assert "audio" in cached(config)
 
 
+def test_media_that_the_cache_lacks_are_encoded_beside_those_of_an_encoder_that_trains(
+    coarse, base_models, manifest, tmp_path
+):
+    config = config_of(base_models, manifest, tmp_path)
+    config.data.cache_features = "first_epoch"
+    assert outcome(run_stage(config).run) == outcome(coarse[1])
+    assert cached(config) == ["frames", "motion"]
+
+
 def test_the_start_of_a_run_says_what_trains_and_what_it_costs(coarse, caplog):
     config = copy.deepcopy(coarse[0])
     config.name, config.stage.iterations_per_epoch, config.stage.n_validation = "said", 1, 0
