@@ -171,6 +171,7 @@ class ClipReader:
     Args:
         sampling: how many frames and audio windows are taken of a clip.
         encode: decoded media of one sample -> encoder states; only with a cache.
+        check: raises InputError for decoded media that the model cannot take; `encode` does, too.
         cache: None = always decode; the model then runs its encoders in the batch.
         facts: known hashes of files.
         n_threads: number of clips that `prepare` processes at once. Decoding releases the interpreter lock, so one clip
@@ -184,6 +185,7 @@ class ClipReader:
         backend: str = "pyav",
         cache: FeatureCache | None = None,
         encode: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] | None = None,
+        check: Callable[[Mapping[str, Any]], object] | None = None,
         facts: MediaFacts | None = None,
         n_threads: int = 2,
     ) -> None:
@@ -192,12 +194,13 @@ class ClipReader:
         self._backend = backend
         self._cache = cache
         self._encode = encode
+        self._check = check
         self._facts = facts or MediaFacts()
         self._n_threads = n_threads
         self._faces = {person: FaceNeeds(sampling.faces).of(person) for person in (None, *PERSONS)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encode": None}  # a model; loader processes do not encode
+        return {**self.__dict__, "_encode": None, "_check": None}  # loader processes have no model
 
     def __call__(self, sample: Sample, modalities: Sequence[str]) -> Features:
         """Media of `sample` for `modalities`; with a cache as states, which are computed and stored if missing.
@@ -308,7 +311,9 @@ class ClipReader:
                 finally:
                     claims.release(claim)
             elif on_bad == "skip":
-                load_clip(sample, wanted, self._sampling, backend=self._backend, facts=self._facts)
+                clip = load_clip(sample, wanted, self._sampling, backend=self._backend, facts=self._facts)
+                if self._check is not None:
+                    self._check(clip.arrays)
                 written.extend([True] * (encode and not stored))  # nothing of it is ever in the cache
             return given
 
@@ -399,14 +404,20 @@ def clip_reader(
     if short := {settings["short_clips"] for settings in processor.branches.values() if "short_clips" in settings}:
         (sampled["short_clips"],) = short
     sampling = SamplingConfig(**sampled, faces=faces_of(processor))
-    if cache_folder is None or not model.cacheable:
+    if not model.cacheable:
         return ClipReader(sampling, backend=backend, facts=facts)
 
-    def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:
+    def tensors_of(media: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name, value in media.items():
             tensors |= processor.media(name, value)
-        return model.encode(tensors)
+        return tensors
+
+    if cache_folder is None:
+        return ClipReader(sampling, backend=backend, check=tensors_of, facts=facts)
+
+    def encode(media: Mapping[str, Any]) -> dict[str, Tensor]:
+        return model.encode(tensors_of(media))
 
     # The processor's settings (sizes, normalisation, audio windows) decide what the encoder's input is.
     inputs = {
@@ -430,6 +441,7 @@ def clip_reader(
         backend=backend,
         cache=cache,
         encode=encode,
+        check=tensors_of,
         facts=facts or facts_in(cache_folder),
         n_threads=n_threads,
     )

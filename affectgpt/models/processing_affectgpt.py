@@ -398,6 +398,10 @@ class AffectGPTProcessor(ConversationMixin):
             features.update(self.media(name, media[name]))
         return features
 
+    def check_length(self, messages: Sequence[Message], answer: str) -> None:
+        """Raise InputError if prompt and answer have more tokens than `max_tokens`; no media are needed."""
+        self._tokens(*self._prompt(list(messages)), answer)
+
     def _shown(self, messages: Sequence[Message], media: Mapping[str, Any]) -> list[str]:
         """The modalities whose placeholders the messages show; raises ValueError unless they are those of `media`."""
         asked = [message.content for message in messages if message.role == "user"]

@@ -25,6 +25,7 @@ from affectgpt.data.stream import Draw
 from affectgpt.models.modeling_affectgpt import media_keys
 from affectgpt.models.processing_affectgpt import TEXT_KEYS
 from affectgpt.prompts import Message, render
+from affectgpt.runtime import InputError
 from affectgpt.training.objectives import Objective, Row
 
 _MAX_TOKENS = 8_000_000  # of texts that a loader process keeps: 64 MB
@@ -135,13 +136,14 @@ class Batches:
             with_subtitle=draw.with_subtitle,
             prompt_format=draw.prompt_format,
         )
-        return self._objective.rows(draw, lambda answer: self._row(prompt, found, answer)), found.missing
+        try:
+            rows = self._objective.rows(draw, lambda answer: self._row(prompt, found, answer))
+        except InputError as error:
+            raise InputError(f"sample {draw.sample.id!r}: {error}") from error
+        return rows, found.missing
 
     def _row(self, prompt: Sequence[Message], found: Features, answer: str | None) -> Row:
-        texts = [text for message in prompt for text in (message.content, message.subtitle or "")] + (
-            [] if answer is None else [answer]
-        )
-        key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
+        key = hashlib.blake2b(repr((list(prompt), answer)).encode(), digest_size=16).digest()
         known = self._texts.get(key)
         text = None if known is None else {name: ids.long() for name, ids in known.items()}
         row = self._processor.encode(prompt, found.media, answer=answer, text=text, facts=found.facts)

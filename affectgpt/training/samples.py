@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from affectgpt.cache.reader import ClipReader, cache_mode
 from affectgpt.config import DataConfig, QuestionConfig, SourceConfig, TrainConfig
@@ -14,10 +15,12 @@ from affectgpt.data.faces import face_needs
 from affectgpt.data.facts import facts_in
 from affectgpt.data.mixture import Source, read_mixture
 from affectgpt.data.splits import hold_out
-from affectgpt.runtime import UserError
+from affectgpt.prompts import render, target_text
+from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import BadSample, Sample, true_labels
 from affectgpt.training.distributed import Processes
 
+_OF_PROMPT = 1000  # tokens of a prompt besides the texts of its sample: the question, the system's words
 _LARGE_SHARE = 1 / 3  # of the training data, held out for validation without being a mistake
 
 log = logging.getLogger("affectgpt")
@@ -75,6 +78,50 @@ def prepare_clips(
             )
         usable.append(replace(source, samples=good))
     return usable, bad, n_uncached
+
+
+def check_texts(sources: Sequence[Source], processor: Any, on_bad: str) -> tuple[list[Source], list[BadSample]]:
+    """Find texts that the LLM cannot take before the first step: (sources without them, their samples).
+
+    Raises:
+        InputError: such a text, with `on_bad="raise"`; or no sample of a source is left.
+    """
+    usable: list[Source] = []
+    bad: list[BadSample] = []
+    for source in sources:
+        good = []
+        for sample in source.samples:
+            try:
+                _check_text(sample, source, processor)
+                good.append(sample)
+            except InputError as error:
+                if on_bad == "raise":
+                    raise InputError(f"sample {sample.id!r}: {error}") from error
+                bad.append(BadSample(sample.id, "text", str(error)))
+        if not good:
+            raise InputError(f"no sample of a source has a text that the LLM can take; the first: {bad[-1].reason}")
+        usable.append(replace(source, samples=good))
+    return usable, bad
+
+
+def _check_text(sample: Sample, source: Source, processor: Any) -> None:
+    if processor.max_tokens is None:
+        return
+    n_soft = sum(branch["n_tokens"] for branch in processor.branches.values())
+    shown = processor.visible(name for name in sample.modalities or () if name in processor.branches)
+    for lang in source.langs:
+        own = sample.in_language(lang, strict=False)
+        texts = (own.subtitle, own.description, *(own.labels or ()), own.question, *source.candidates)
+        # A token has at least one byte: what is much shorter than the limit need not be counted.
+        n_bytes = sum(len(text.encode()) for text in texts if text)
+        if n_bytes + n_soft + _OF_PROMPT < processor.max_tokens:
+            continue
+        format_ = processor.prompt_format
+        for task in source.tasks:
+            prompt = render(
+                sample, task=task, lang=lang, candidates=source.candidates, modalities=shown, prompt_format=format_
+            )
+            processor.check_length(prompt, target_text(sample, task, lang, None, format_))
 
 
 def question_of(source: Source) -> QuestionConfig:

@@ -42,7 +42,7 @@ from affectgpt.training.loader import Batches
 from affectgpt.training.memory import check_activation_gb
 from affectgpt.training.objectives import Hooks, Objective, Started
 from affectgpt.training.run_folder import open_run
-from affectgpt.training.samples import hold_out_validation, prepare_clips, training_sources
+from affectgpt.training.samples import check_texts, hold_out_validation, prepare_clips, training_sources
 from affectgpt.training.schedule import schedule_of
 from affectgpt.training.setup import set_up, starting_model
 from affectgpt.training.trainer import StageTrainer, training_arguments
@@ -154,7 +154,8 @@ def _train(
     if n_uncached == 0:  # all encoder states are in the cache, so the GPU needs no encoders
         for encoder in model.encoders_aside.values():
             encoder.to("cpu")
-    bad = [*bad, *bad_clips]
+    sources, bad_texts = check_texts(sources, processor, config.data.on_bad)
+    bad = [*bad, *bad_clips, *bad_texts]
     if processes.is_main:
         record.values["n_bad_samples"] = report_bad(bad, run)
     training, validation = hold_out_validation(sources, stage.n_validation, config.seed)

@@ -1,9 +1,32 @@
-"""Batches whose media are not encoded yet."""
+"""Batches whose media are not encoded yet, and texts that are tokenised once."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from accelerate.utils import send_to_device
 
-from affectgpt.training.loader import Uncollated
+from affectgpt.cache.reader import Features
+from affectgpt.models import build
+from affectgpt.prompts import render
+from affectgpt.schema import Sample
+from affectgpt.training.loader import Batches, Uncollated
+from tests.models import tiny
+
+
+@pytest.mark.parametrize("prompt_format", ["vicuna", "affectgpt_v2"])
+@pytest.mark.parametrize("subtitle", [None, "Oh."])
+def test_a_text_that_was_tokenised_before_is_the_text_that_is_asked_for(base_models, prompt_format, subtitle):
+    spec = tiny.tiny_spec(base_models)
+    _, processor = build(replace(spec, llm=replace(spec.llm, prompt_format=prompt_format)))
+    batches = Batches(None, processor, None, None, packed=False)
+    sample = Sample(id="a", subtitle=subtitle, description="She is sad.", modalities=())
+    for _ in range(2):
+        for with_subtitle in (True, False):
+            for answer in ("She is sad.", None):
+                prompt = render(sample, task="description", with_subtitle=with_subtitle, prompt_format=prompt_format)
+                found = batches._row(prompt, Features({}, {}), answer)["input_ids"]
+                assert torch.equal(found.long(), processor.encode(prompt, {}, answer=answer)["input_ids"])
 
 
 def test_an_uncollated_batch_is_not_moved_to_the_gpu():

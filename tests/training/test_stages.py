@@ -6,12 +6,14 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import pytest
@@ -645,6 +647,32 @@ def test_bad_clips_are_left_out_counted_and_listed(base_models, manifest, tmp_pa
     run = run_stage(config).run
     assert RunRecord.read(run).values["n_bad_samples"] == 1
     assert json.loads((run / "bad_samples.jsonl").read_text())["id"] == "clip0"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("sound", "audio: 50 samples .* are too few"), ("text", r"the text has \d+ tokens, the LLM takes")],
+)
+@pytest.mark.parametrize("mode", ["off", "first_epoch"])
+def test_what_the_model_cannot_take_is_found_before_the_first_step(
+    base_models, manifest, tmp_path, fault, reason, mode
+):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["video"] = str(manifest.parent / row["video"])
+    with wave.open(str(tmp_path / "short.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 50, "NONE", ""))
+        file.writeframes(bytes(100))
+    rows[0] |= {"audio": str(tmp_path / "short.wav")} if fault == "sound" else {"subtitle": "word " * 20_000}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_train_config(base_models, tmp_path / "m.jsonl", tmp_path, n_validation=0, modality_dropout=0.0)
+    config.data.cache_features, config.stage.epochs = mode, 4
+    with pytest.raises(UserError, match=f"sample 'clip0': {reason}"):
+        run_stage(copy.deepcopy(config))
+    config.data.on_bad = "skip"
+    (bad,) = (json.loads(line) for line in (run_stage(config).run / "bad_samples.jsonl").read_text().splitlines())
+    assert bad["id"] == "clip0"
+    assert re.search(reason, bad["reason"])
 
 
 def wandb_log(path, expected, timeout_s=60):
