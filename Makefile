@@ -20,7 +20,7 @@ gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m affectgpt.confdoc > docs/configuration.md
+	$(BIN)/python -m affectgpt.confdoc > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 # Without --no-compile, pip compiles every module of torch and transformers; Python compiles those that are imported, once,
 # unless this variable (which container images like to set) makes every process compile them again.

@@ -131,6 +131,9 @@ def difference(name: str, value: float, clean: float) -> float:
 def main(arguments: list[str]) -> None:
     options = dict(item.split("=", 1) for item in arguments if "=" in item)
     folders = [item for item in arguments if "=" not in item]
+    known = options.keys() <= {"music", "reference"} and options.get("reference", "own") in ("own", "praat", "pyin")
+    if not known or len(folders) > 1 or any(item.startswith("-") for item in folders):
+        sys.exit(__doc__)
     music = read_audio(options["music"], RATE_HZ).samples if "music" in options else None
     voices = recordings(Path(folders[0])) if folders else demo_voices()
     frames: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)

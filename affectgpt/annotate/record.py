@@ -179,6 +179,10 @@ def checked_record(record: Annotation) -> Annotation:
     return record
 
 
+class _HalfPair(RecordError):
+    """A text holds half of a surrogate pair."""
+
+
 def _expect(condition: bool, record: str, key: str, found: Any, expected: Any) -> None:
     if not condition:
         raise RecordError(f"{record}: {key}: found {found!r}, expected {expected}")
@@ -189,7 +193,7 @@ def _unicode(record: str, key: str, *texts: str) -> None:
         try:
             check_text(text, f"{record}: {key}")
         except InputError as error:
-            raise RecordError(str(error)) from None
+            raise _HalfPair(str(error)) from None
 
 
 def _number(value: Any) -> bool:
@@ -212,9 +216,26 @@ def record_to_row(record: Annotation) -> dict[str, Any]:
 def record_from_row(row: Mapping[str, Any]) -> Annotation:
     """The record of a JSON object; unknown and missing keys are errors.
 
+    Halves of surrogate pairs, which older versions stored as a model wrote them, are read as U+FFFD.
+
     Raises:
         RecordError: the object is no record.
     """
+    try:
+        return _record_of(row)
+    except _HalfPair:
+        return _record_of(_without_halves(row))
+
+
+def _without_halves(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, Mapping):
+        return {key: _without_halves(item) for key, item in value.items()}
+    return [_without_halves(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _record_of(row: Mapping[str, Any]) -> Annotation:
     name = f"record {row.get('id', '?')!r}" if isinstance(row, Mapping) else "record"
     values = _known(Annotation, row, name)
     for key, kind in _NESTED.items():
@@ -241,7 +262,7 @@ def _known(kind: type, row: Any, name: str) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[Annotation]:
-    """The records of a JSONL file in which each id occurs once; errors name file and line."""
+    """The records of a JSONL file in its order; errors name file and line."""
     with path.open("rb") as file:
         for line_no, line in enumerate(file, 1):
             if not line.strip():

@@ -246,7 +246,8 @@ class ClipReader:
         for name, key in missing.items():
             if not is_finite(states[name]):
                 raise DamagedMedia(
-                    f"{key.file}: its {name} states are NaN or infinite; play it, then copy it again or leave it out"
+                    f"{key.file}: the encoder of {name} gives NaN or infinity for it; if other clips fail too, the "
+                    "weights of the encoder or its dtype are at fault, else leave the clip out"
                 )
         return all(self._cache.write(name, key.sha256, states[name], key.facts) for name, key in missing.items())
 

@@ -305,7 +305,7 @@ class StateStore:
         return folder_bytes(self.folder)
 
     def damaged(self) -> list[str]:
-        """Read all entries; return the addresses of those that do not match their checksum."""
+        """Read all entries; return the addresses of those that do not match their checksum, or hold NaN or infinity."""
         self.refresh()
         bad = []
         for key in list(self._entries):

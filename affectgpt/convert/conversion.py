@@ -11,6 +11,7 @@ from affectgpt.convert.images import eva, eva_qformer, eva_video
 from affectgpt.convert.outputs import Output, Source
 from affectgpt.convert.parts import Recognised, recognise
 from affectgpt.convert.trained import MINIGPT_IMAGE_SIZE, lora, projectors
+from affectgpt.journal.locks import held
 from affectgpt.models.integrity import write_sums
 from affectgpt.runtime import folder_at_once, write_json_atomic
 
@@ -71,7 +72,8 @@ def convert(
             f"{folder} is left as it was, because the new conversion is incomplete: {'; '.join(_lacks(report))}. Give "
             "all files in one command, or name another folder with out="
         )
-    with folder_at_once(folder) as target:
+    what = f"another conversion to {folder} is running"
+    with held(folder.with_name(f".{folder.name}.lock"), what=what), folder_at_once(folder) as target:
         for output in outputs:
             if output.is_complete:
                 _write(output, target)

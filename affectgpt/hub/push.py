@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.bases import connection_errors
-from affectgpt.hub.space import write_space
+from affectgpt.hub.space import with_studio, write_space
 from affectgpt.runs import TRAINED_MANIFEST, RunRecord, checkpoint_to_use
 from affectgpt.runtime import UserError, quiet_libraries, write_json_atomic, write_text_atomic
 
@@ -46,6 +46,7 @@ def fetch_models(config: ModelConfig) -> int:
 
 def push(config: PushConfig) -> int:
     """Write the release folder and, unless `dry_run`, upload it."""
+    with_studio(config.package)  # refuses what pip could not install, before anything is written
     checkpoint = checkpoint_to_use(Path(config.paths.runs), config.checkpoint)
     run = checkpoint.parent
     out = Path(config.out) if config.out else run / f"release-{checkpoint.name}"
@@ -112,11 +113,11 @@ def release(checkpoint: Path, out: Path, config: PushConfig) -> Path:
 def _copy_trained(checkpoint: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """Copy the trained tensors and the manifest, which gets a new checksum if a path is taken out of it."""
     from affectgpt.models.checkpoint import digest_of
-    from affectgpt.models.pretrained import without_path
+    from affectgpt.models.pretrained import init_without_path
 
     for path in [*sorted(checkpoint.glob("trained*.safetensors")), checkpoint / TRAINED_MANIFEST]:
         shutil.copy2(path, out / path.name)
-    if (init := without_path(manifest.get("init"))) != manifest.get("init"):
+    if (init := init_without_path(manifest.get("init"))) != manifest.get("init"):
         public = {**manifest, "init": init}
         write_json_atomic(out / TRAINED_MANIFEST, {**public, "manifest_sha256": digest_of(public)})
 

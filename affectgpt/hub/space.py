@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from affectgpt.runtime import UserError, write_text_atomic
 
@@ -59,15 +62,15 @@ def write_space(folder: Path, repo: str, package: str) -> Path:
         package: what pip installs there, with the extra studio: "affectgpt", or an address such as "git+https://...".
 
     Raises:
-        UserError: the folder is not empty.
+        UserError: the folder is not empty, or pip cannot install that package.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new out=, or delete it first")
     texts = {
         "README.md": _README.format(repo=repo, title=repo.rpartition("/")[2]),
         "app.py": _APP.format(repo=repo),
-        "Dockerfile": _DOCKERFILE.format(packages=_GIT if package.startswith("git+") else ""),
-        "requirements.txt": f"{_with_studio(package)}\n",
+        "Dockerfile": _DOCKERFILE.format(packages=_GIT if "git+" in package else ""),
+        "requirements.txt": f"{with_studio(package)}\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
@@ -75,10 +78,18 @@ def write_space(folder: Path, repo: str, package: str) -> Path:
     return folder
 
 
-def _with_studio(package: str) -> str:
+def with_studio(package: str) -> str:
     """The line of requirements.txt for a package with the extra studio.
 
-    >>> _with_studio("git+https://example.org/affectgpt"), _with_studio("affectgpt")
-    ('affectgpt[studio] @ git+https://example.org/affectgpt', 'affectgpt[studio]')
+    >>> with_studio("git+https://example.org/affectgpt"), with_studio("affectgpt>=1")
+    ('affectgpt[studio] @ git+https://example.org/affectgpt', 'affectgpt[studio]>=1')
     """
-    return f"affectgpt[studio] @ {package}" if "://" in package else f"{package}[studio]"
+    is_address = re.match(r"[a-z+]+://", package) is not None
+    try:
+        required = Requirement(f"affectgpt @ {package}" if is_address else package)
+    except InvalidRequirement as error:
+        raise UserError(
+            f"package={package}: {str(error).splitlines()[0]}; expected a name, or an address (git+https://...)"
+        ) from error
+    extras = ",".join(sorted({*required.extras, "studio"}))
+    return f"{required.name}[{extras}]" + (f" @ {required.url}" if required.url else str(required.specifier))

@@ -188,7 +188,12 @@ def format_prediction(prediction: Prediction, sample: Sample) -> str:
 
 
 def _duration_s(name: str, media: Mapping[str, Any]) -> float | None:
-    """Seconds over which the shares of a modality run: of the sound, or of the film."""
+    """Seconds over which the shares of a modality run: of the sound, or of the film; None for crops, which are taken
+    only of the frames that show the face."""
+    from affectgpt.data.faces import FACE_MODALITIES
+
+    if name in FACE_MODALITIES:
+        return None
     sound_s = media.get("audio", {}).get("duration_s")
     if name == "audio":
         return sound_s

@@ -296,21 +296,19 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that decides the answers, for `prediction.predict_to_file`; batch size and speed do not.
 
-    Settings that older files do not name are left out where they are as they were then.
+    Settings that older files do not name are left out where they are as they were then; of `prediction.LATER` it is
+    not known.
     """
     values = {field.name: getattr(question, field.name) for field in fields(QuestionConfig)}
     values |= {key: value for key, value in asdict(generate).items() if key not in ("batch_size", "compile")}
     values |= {"prompt_version": PROMPT_VERSION, "model": loaded.name, "weights": loaded.weights_sha256, "seed": seed}
     if not generate.constrain:
         del values["constrain"]
-    if generate.top_k == GenerateConfig.top_k and not (engine == "vllm" and generate.do_sample):  # vLLM had none
+    # With vLLM, older versions drew from all tokens.
+    if generate.top_k == GenerateConfig.top_k and not (engine == "vllm" and generate.do_sample):
         del values["top_k"]
     if quantization := (loaded.model.config.spec or {}).get("llm_quantization"):
         values["quantization"] = quantization
     if engine != "auto":
         values["engine"] = engine
-    if loaded.dtype is not None:
-        values["dtype"] = loaded.dtype
-    if backend != "pyav":
-        values["backend"] = backend
-    return values
+    return {**values, "dtype": loaded.dtype, "backend": backend}

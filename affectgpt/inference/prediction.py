@@ -29,13 +29,15 @@ from affectgpt.journal.locks import held
 from affectgpt.metrics.extract import read_labels
 from affectgpt.metrics.faithfulness import marked
 from affectgpt.prompts import PROMPT_VERSION, candidate_texts, render
-from affectgpt.runtime import InputError, UserError, n_cores, remove_unfinished, stable_hash, write_json_atomic
+from affectgpt.runtime import InputError, UserError, n_cores, remove_unfinished, write_json_atomic
 from affectgpt.schema import MODALITIES, BadSample, Prediction, Sample, prediction_from_row, to_row
 from affectgpt.spread import in_threads
 
 log = logging.getLogger("affectgpt")
 
 _MAX_READERS = 8
+LATER = ("dtype", "backend")
+"""Settings that older files do not tell: files without them are continued with any."""
 
 
 def check_modalities(question: QuestionConfig, model_has: Sequence[str]) -> None:
@@ -199,8 +201,9 @@ def _append_missing(
         done = {row["id"]: prediction_from_row(row) for row in journal.rows()}
         if done:
             before = json.loads(sidecar.read_text(encoding="utf-8"))
-            if stable_hash(before) != stable_hash(settings):
-                differing = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+            now = json.loads(json.dumps(settings, default=str))
+            keys = {*before, *(key for key in now if key not in LATER)}
+            if differing := sorted(key for key in keys if before.get(key) != now.get(key)):
                 raise UserError(f"{out} was made with other settings ({', '.join(differing)}); name another out= file")
         remove_unfinished(sidecar)
         write_json_atomic(sidecar, json.loads(json.dumps(settings, default=str)))

@@ -210,12 +210,19 @@ def label_scores(truths: Sequence[str], found: Sequence[str]) -> LabelScores:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One file of labels. `published` leaves out rows without a true or a predicted label; None if that leaves none."""
+    """One file of labels. `published` leaves out rows without a predicted label; None if that leaves none.
+
+    `right` has all questions, `readable` those that `published` scores.
+    """
 
     published: LabelScores | None
     strict: LabelScores
-    left_out: int
     right: Mapping[str, bool]
+    readable: Sequence[str]
+
+    @property
+    def left_out(self) -> int:
+        return len(self.right) - len(self.readable)
 
 
 def score_scenario(questions: Sequence[Question], answers: Mapping[str, str]) -> Scenario:
@@ -229,7 +236,7 @@ def score_scenario(questions: Sequence[Question], answers: Mapping[str, str]) ->
     published = label_scores([truths[name] for name in kept], [found[name] for name in kept]) if kept else None
     strict = label_scores(list(truths.values()), list(found.values()))
     right = {name: found[name] == truth for name, truth in truths.items()}
-    return Scenario(published, strict, len(truths) - len(kept), right)
+    return Scenario(published, strict, right, kept)
 
 
 _LAUGHTER = {

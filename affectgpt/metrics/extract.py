@@ -37,8 +37,9 @@ class Reading:
 
 _HEADS = "|".join(re.escape(head.strip().rstrip(":：")) for head in LABEL_LINE.values())
 _LABEL_LINE = re.compile(
-    r"(?:^|\n|[.!?。！？]\s*|\*\*)[\s>*_#\-–•]*"
-    r"(?:the\s+|final\s+|overall\s+|predicted\s+|main\s+|open-vocabulary\s+|最终|主要|所以|因此)*"
+    # Bounded, because a model that repeats itself writes thousands of marks or words, from each of which it is tried.
+    r"(?:^|\n|[.!?。！？]\s{0,20}|\*\*)[\s>*_#\-–•]{0,40}"
+    r"(?:the\s+|final\s+|overall\s+|predicted\s+|main\s+|open-vocabulary\s+|最终|主要|所以|因此){0,6}"
     rf"(?:{_HEADS}|emotions?(?:al)?\s*(?:labels?|words?|states?|categor(?:y|ies)|list)?|labels?|answer|"
     r"output|result|prediction|response|assistant|"
     r"情绪状态|情绪标签|情绪词|情感标签|情感状态|情感词|情感|标签|答案)(?:\(s\))?(?:[ \t]*[(（][^()（）\n]{1,40}[)）])?"
@@ -53,14 +54,24 @@ _ITEM = re.compile(
     re.MULTILINE,
 )
 _REFUSAL = re.compile(
-    r"\b(?:i'?m sorry|i am sorry|i apologi[sz]e)\b.*\b(?:can'?t|cannot|can not|unable|not able|won'?t|don'?t)\b|"
     r"\b(?:cannot|can not|can'?t|unable to|not able to|impossible to|not possible to|difficult to|hard to|"
     r"could not|couldn'?t)\s+(?:\w+ly\s+)?(?:be\s+)?(?:judge|determine|identify|infer|tell|assist|provide|analy[sz]e|"
     r"assess|recogni[sz]e|help|ascertain|say|see|watch|view|access|answer|detect|conclude)|\bas an ai\b|"
     r"\b(?:there is|there's) (?:not enough|insufficient|no) (?:information|evidence|clue)|\bnot enough information\b|"
     r"(?:无法|不能|难以|没法|没有办法)(?:从\S{0,12})?(?:准确|直接|明确)?(?:判断|确定|识别|推断|得知|回答|分析|看出|提供)|"
-    r"(?:抱歉|对不起)[，,].*(?:无法|不能)|作为(?:一个|一名)?(?:人工智能|AI)",
+    r"作为(?:一个|一名)?(?:人工智能|AI)",
     re.IGNORECASE | re.DOTALL,
+)
+# An apology, and anywhere after it what cannot be done. One pattern with .* would try every apology to the text's end.
+_APOLOGIES = tuple(
+    tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+    for patterns in (
+        (
+            r"\b(?:i'?m sorry|i am sorry|i apologi[sz]e)\b",
+            r"\b(?:can'?t|cannot|can not|unable|not able|won'?t|don'?t)\b",
+        ),
+        (r"(?:抱歉|对不起)[，,]", r"无法|不能"),
+    )
 )
 _SENTENCES = (
     r"\bemotion(?:al|s)?(?: \w+){0,6}? (?:is|are|was|were|be|as|include|includes|including|seems? to be|appears? to be|"
@@ -227,16 +238,23 @@ def _labels_in(kind: str, text: str) -> tuple[str, ...]:
 
 def _refuses(text: str) -> bool:
     """Whether `text` declines to answer; a list of states, `confused, unable to answer`, does not."""
-    if not _REFUSAL.search(text):
+    if not _declines(text):
         return False
     parts = [part for part in _STRONG_SEPARATOR.split(text.strip(" .。")) if part]
     if (match := _SENTENCE_PATTERNS[0].search(parts[0])) or (match := _SENTENCE_PATTERNS[5].search(parts[0])):
         parts[0] = match.group(1)
     return (
         len(parts) < 2
-        or bool(_REFUSAL.search(parts[0]))
+        or _declines(parts[0])
         or any(_APOLOGY.search(part) or _JUDGEMENT.search(part) or not _is_short(part) for part in parts)
     )
+
+
+def _declines(text: str) -> bool:
+    if _REFUSAL.search(text):
+        return True
+    apologies = ((apology.search(text), cannot) for apology, cannot in _APOLOGIES)
+    return any(found is not None and cannot.search(text, found.end()) for found, cannot in apologies)
 
 
 def _from_label_line(line: str) -> tuple[str, ...]:

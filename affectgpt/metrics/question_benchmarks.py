@@ -274,10 +274,9 @@ def _emobench_m(
     strata = []
     for name in of_dimension:
         present = [file for file in EMOBENCH[name].values() if file in accuracies]
-        strata += [
-            (1 / len(of_dimension) / len(present), [float(right) for right in found.scenarios[file].right.values()])
-            for file in present if file in found.scenarios
-        ]  # fmt: skip
+        for scenario in (found.scenarios[file] for file in present if file in found.scenarios):
+            rights = [float(scenario.right[key]) for key in scenario.readable]
+            strata.append((1 / len(of_dimension) / len(present), rights))
     rows = (
         _row(q, given.get(q.id), right=found.scenarios[q.task].right[q.id] if q.task in found.scenarios else None)
         for q in asked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import reprlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -276,7 +277,7 @@ def local(*clips: Any) -> Iterator[list[Any]]:
 
 def _address_of(clip: Any) -> SplitResult | None:
     """The http(s) or file address of a clip; None for paths and arrays."""
-    if not isinstance(clip, str) or clip.partition(":")[0].lower() not in ("http", "https", "file"):
+    if not isinstance(clip, str) or not re.match("(https?|file):", clip, re.IGNORECASE):
         return None
     try:
         return urlsplit(clip)

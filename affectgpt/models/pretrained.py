@@ -169,10 +169,10 @@ def save_start(
 
 def start_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The origin of the initial weights of a checkpoint's training, also over several stages; None = random."""
-    return without_path(read_manifest(checkpoint).get("init"))
+    return init_without_path(read_manifest(checkpoint).get("init"))
 
 
-def without_path(init: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def init_without_path(init: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """An origin with the name of its folder alone: older versions stored the path."""
     if init is None:
         return None

@@ -398,8 +398,8 @@ class AffectGPTProcessor(ConversationMixin):
             features.update(self.media(name, media[name]))
         return features
 
-    def check_length(self, messages: Sequence[Message], answer: str) -> None:
-        """Raise InputError if prompt and answer have more tokens than `max_tokens`; no media are needed."""
+    def check_length(self, messages: Sequence[Message], answer: str | None) -> None:
+        """Raise InputError if prompt and answer (None = the prompt alone) have more than `max_tokens` tokens."""
         self._tokens(*self._prompt(list(messages)), answer)
 
     def _shown(self, messages: Sequence[Message], media: Mapping[str, Any]) -> list[str]:

@@ -198,7 +198,9 @@ def _samples(scoring: EvalConfig, notes: list[str]) -> dict[str, Sample]:
             rows = read_source(source, scoring.data.folder, on_bad="skip")
             found |= {sample.id: sample.in_language(scoring.lang, strict=False) for sample in rows.samples}
             if rows.bad:
-                new.append(f"{len(rows.bad)} clips of the references are not shown:{listed(rows.bad, 3)}")
+                new.append(
+                    f"{len(rows.bad)} clips of the references are not shown:{listed(rows.bad, 3)}".replace("\n", " ")
+                )
     except UserError as error:
         new.append(f"The clips of the references are not shown: {error}")
     notes += [note for note in new if note not in notes]

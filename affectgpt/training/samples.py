@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from affectgpt.data.faces import face_needs
 from affectgpt.data.facts import facts_in
 from affectgpt.data.mixture import Source, read_mixture
 from affectgpt.data.splits import hold_out
-from affectgpt.prompts import render, target_text
+from affectgpt.prompts import render
 from affectgpt.runtime import InputError, UserError
 from affectgpt.schema import BadSample, Sample, true_labels
 from affectgpt.training.distributed import Processes
@@ -24,6 +24,8 @@ _OF_PROMPT = 1000  # tokens of a prompt besides the texts of its sample: the que
 _LARGE_SHARE = 1 / 3  # of the training data, held out for validation without being a mistake
 
 log = logging.getLogger("affectgpt")
+
+Answers = Callable[[Sample, str, str, str], Sequence[str | None]]
 
 
 def sources_of_stage(config: TrainConfig) -> list[SourceConfig]:
@@ -80,8 +82,13 @@ def prepare_clips(
     return usable, bad, n_uncached
 
 
-def check_texts(sources: Sequence[Source], processor: Any, on_bad: str) -> tuple[list[Source], list[BadSample]]:
+def check_texts(
+    sources: Sequence[Source], processor: Any, answers: Answers, on_bad: str
+) -> tuple[list[Source], list[BadSample]]:
     """Find texts that the LLM cannot take before the first step: (sources without them, their samples).
+
+    Args:
+        answers: sample, task, language -> the answers that are trained on, None for a prompt alone.
 
     Raises:
         InputError: such a text, with `on_bad="raise"`; or no sample of a source is left.
@@ -89,39 +96,42 @@ def check_texts(sources: Sequence[Source], processor: Any, on_bad: str) -> tuple
     usable: list[Source] = []
     bad: list[BadSample] = []
     for source in sources:
-        good = []
+        good, n_before = [], len(bad)
         for sample in source.samples:
             try:
-                _check_text(sample, source, processor)
+                _check_text(sample, source, processor, answers)
                 good.append(sample)
             except InputError as error:
                 if on_bad == "raise":
                     raise InputError(f"sample {sample.id!r}: {error}") from error
                 bad.append(BadSample(sample.id, "text", str(error)))
-        if not good:
-            raise InputError(f"no sample of a source has a text that the LLM can take; the first: {bad[-1].reason}")
+        if source.samples and not good:
+            raise InputError(
+                f"no sample of a source has a text that the LLM can take; the first: {bad[n_before].reason}"
+            )
         usable.append(replace(source, samples=good))
     return usable, bad
 
 
-def _check_text(sample: Sample, source: Source, processor: Any) -> None:
+def _check_text(sample: Sample, source: Source, processor: Any, answers: Answers) -> None:
     if processor.max_tokens is None:
         return
     n_soft = sum(branch["n_tokens"] for branch in processor.branches.values())
     shown = processor.visible(name for name in sample.modalities or () if name in processor.branches)
     for lang in source.langs:
         own = sample.in_language(lang, strict=False)
-        texts = (own.subtitle, own.description, *(own.labels or ()), own.question, *source.candidates)
+        texts = (own.subtitle, own.description, sample.rejected, *(own.labels or ()), own.question, *source.candidates)
         # A token has at least one byte: what is much shorter than the limit need not be counted.
         n_bytes = sum(len(text.encode()) for text in texts if text)
         if n_bytes + n_soft + _OF_PROMPT < processor.max_tokens:
             continue
-        format_ = processor.prompt_format
         for task in source.tasks:
             prompt = render(
-                sample, task=task, lang=lang, candidates=source.candidates, modalities=shown, prompt_format=format_
-            )
-            processor.check_length(prompt, target_text(sample, task, lang, None, format_))
+                sample, task=task, lang=lang, candidates=source.candidates, modalities=shown,
+                prompt_format=processor.prompt_format,
+            )  # fmt: skip
+            for answer in answers(sample, task, lang, processor.prompt_format):
+                processor.check_length(prompt, answer)
 
 
 def question_of(source: Source) -> QuestionConfig:

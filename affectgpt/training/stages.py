@@ -154,7 +154,9 @@ def _train(
     if n_uncached == 0:  # all encoder states are in the cache, so the GPU needs no encoders
         for encoder in model.encoders_aside.values():
             encoder.to("cpu")
-    sources, bad_texts = check_texts(sources, processor, config.data.on_bad)
+    sources, bad_texts = check_texts(
+        sources, processor, (objective if isinstance(objective, Hooks) else Hooks()).answers, config.data.on_bad
+    )
     bad = [*bad, *bad_clips, *bad_texts]
     if processes.is_main:
         record.values["n_bad_samples"] = report_bad(bad, run)

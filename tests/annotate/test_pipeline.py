@@ -183,7 +183,9 @@ def test_a_role_can_have_its_own_annotator(films, tmp_path):
 def test_the_clips_of_a_speaker_give_the_usual_values(tmp_path):
     clips = write_clips(tmp_path / "clips", 3, seconds=1.6)
     annotate(clips, tmp_path / "out", "speaker='^(clip)'")
-    for record in records_in(tmp_path / "out"):
+    records = list(records_in(tmp_path / "out"))
+    assert len(records) == 3
+    for record in records:
         relative = {fact.name: fact.value for fact in record.evidence if "speaker" in fact.name}
         assert relative == {"pitch_vs_speaker_st": 0.0, "loudness_vs_speaker_db": 0.0, "rate_vs_speaker": 1.0}
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from affectgpt.annotate.exporters import records_in
-from affectgpt.annotate.record import record_from_row
+from affectgpt.annotate.record import record_from_row, record_to_row
 from affectgpt.cli import compose
 from affectgpt.cli.words import folders_as_data
 from affectgpt.runtime import UserError
 from affectgpt.schema import read_samples
 from tests.annotate.conftest import QUIET, annotate, rows_of, served, settings, write_clips
+from tests.annotate.toy import record
 from tests.chat.chat_server import ChatServer, fill_in
 from tests.media.crashing import read_audio_at_or_crash
 
@@ -171,6 +172,15 @@ def test_an_answer_of_the_wrong_form_is_repaired_once_or_fails_for_good(clips, t
     failed = rows_of(tmp_path / "b" / "failed.jsonl")
     assert len(failed) == 4
     assert "no usable answer of toy in two attempts: no JSON object in it" in failed[0]["reason"]
+
+
+def test_half_an_emoji_that_an_older_version_stored_is_read_as_a_replacement_character(tmp_path):
+    row = record_to_row(record("a", description={"en": "She is sad X."}))
+    line = json.dumps(row).replace("sad X", "sad \\ud83d")
+    (tmp_path / "records.jsonl").write_text(line + "\n", encoding="utf-8")
+    (found,) = records_in(tmp_path)
+    assert found.description == {"en": "She is sad \ufffd."}
+    record_to_row(found)  # it can be written
 
 
 @pytest.mark.parametrize("step", ["acoustic", "labels"])  # a later step is asked about it, or none is

@@ -122,7 +122,7 @@ def test_a_clip_whose_states_are_not_finite_is_a_bad_sample_and_nothing_of_it_is
         assert [item.id for item in prepared.good] == ["a"]
         (bad,) = prepared.bad
         assert (bad.id, bad.where) == ("loud", str(loud))
-        assert f"{loud}: its audio states are NaN or infinite" in bad.reason
+        assert f"{loud}: the encoder of audio gives NaN or infinity" in bad.reason
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.index")) == 72 * len(MODALITIES)
     with pytest.raises(DamagedMedia):
         read(other, MODALITIES)

@@ -65,7 +65,9 @@ def test_syllables_come_at_the_rate_of_the_voice_until_the_clip_ends(rate_hz):
 
 def test_no_syllable_reaches_into_a_break():
     breaks = ((0.9, 1.3), (1.2, 1.5), (2.0, 2.05))  # they may overlap
-    for syllable in syllables(speaking(breaks=breaks)):
+    spoken = syllables(speaking(breaks=breaks))
+    assert spoken
+    for syllable in spoken:
         for start_s, stop_s in breaks:
             assert syllable.stop_s <= start_s or syllable.start_s >= stop_s
 

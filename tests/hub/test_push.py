@@ -267,6 +267,8 @@ def test_a_dry_run_pushes_nothing(run_folder, tmp_path, monkeypatch):
     ("package", "line", "needs_git"),
     [
         ("affectgpt", "affectgpt[studio]", False),
+        ("affectgpt[studio]>=1", "affectgpt[studio]>=1", False),
+        ("affectgpt[studio] @ git+https://e.org/a", "affectgpt[studio] @ git+https://e.org/a", True),
         ("git+https://example.org/a.git", "affectgpt[studio] @ git+https://example.org/a.git", True),
         ("https://example.org/a.whl", "affectgpt[studio] @ https://example.org/a.whl", False),
     ],
@@ -279,6 +281,13 @@ def test_a_space_installs_the_package_that_is_named_with_its_studio(tmp_path, pa
     assert any("install" in step and " git " in step for step in steps) == needs_git
     assert steps[0].startswith("FROM ")
     assert steps.index("USER user") > steps.index("RUN useradd --create-home --uid 1000 user") >= 1 + needs_git
+
+
+def test_a_package_that_pip_cannot_install_is_refused_before_anything_is_written(run_folder, tmp_path):
+    config = PushConfig(checkpoint=str(run_folder), repo="a/b", out=str(tmp_path / "new"), package="affect gpt")
+    with pytest.raises(UserError, match=r"package=affect gpt: .*expected a name, or an address"):
+        push(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_trained_tensors_with_local_base_models_are_not_published_alone(base_models, tmp_path):

@@ -252,6 +252,13 @@ def test_the_printed_seconds_are_those_of_the_sound_and_of_the_film(heard, expec
     assert format_prediction(prediction, Sample("a", video="a.mp4")).splitlines()[-1].endswith(f"1.00  {expected}")
 
 
+def test_no_seconds_are_printed_for_crops_which_are_only_of_frames_with_the_face():
+    media = {"face": {"n_crops": 2, "times_s": [2.0, 3.0]}, "frames": {"times_s": [0.0, 1.0]}}
+    clause = {"text": "She smiles.", "drop": {"visual": 1.0}, "over_time": {"face": [0.0, 1.0]}}
+    prediction = Prediction("a", "She smiles.", media=media, attribution=(clause,))
+    assert format_prediction(prediction, Sample("a", video="a.mp4")).splitlines()[-1].endswith("1.00")
+
+
 def test_a_statement_about_what_was_not_shown_is_printed_with_the_reason():
     row = {"sentence": "The voice trembles.", "modality": "acoustic"}
     prediction = Prediction("a", "The voice trembles.", modalities=("frames",), unsupported=(row,))

@@ -32,7 +32,7 @@ def test_settings_that_a_full_model_cannot_follow_are_errors(tmp_path, settings,
 def test_settings_that_older_files_do_not_name_are_named_only_where_they_decide_other_answers(trained):
     loaded = load(str(trained[1]), trained[1].parent, device="cpu")
     before = settings_of(loaded, QuestionConfig(), GenerateConfig(), 42)
-    assert not {"top_k", "dtype", "backend", "engine", "constrain"} & before.keys()
+    assert not {"top_k", "engine", "constrain"} & before.keys()
 
     def more(generate=None, *arguments, dtype=None):
         found = settings_of(

@@ -179,6 +179,14 @@ def test_a_predictions_file_is_continued_with_its_own_settings_alone(tmp_path):
         into_file(out, seed=2)
 
 
+def test_a_file_that_does_not_tell_its_precision_is_continued_and_one_that_does_is_not_mixed(tmp_path):
+    out = tmp_path / "p.jsonl"
+    into_file(out, seed=1)
+    into_file(out, seed=1, dtype="bfloat16", backend="decord")  # older versions did not write them
+    with pytest.raises(UserError, match=r"made with other settings \(backend, dtype\)"):
+        into_file(out, seed=1, dtype=None, backend="pyav")
+
+
 @pytest.mark.parametrize("row", [{"id": "s0", "text": "Mine."}, {"name": "s0", "text": "Of another tool."}])
 def test_rows_without_the_settings_that_made_them_are_neither_continued_nor_changed(tmp_path, row):
     out = tmp_path / "p.jsonl"

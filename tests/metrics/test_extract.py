@@ -147,6 +147,11 @@ def test_no_label_contains_markup_and_random_text_is_read_without_an_error():
         "1. " * 30_000,
         "[ ] " * 20_000,
         "=" * 99_999,
+        "*" * 99_999,
+        "*" * 20_000 + "emotion",
+        "**- " * 20_000,
+        "\nthe " * 20_000,
+        "i'm sorry " * 10_000,
     ],
 )
 def test_hostile_text_is_read_fast(text):

@@ -203,6 +203,18 @@ def conversation(number, answer, asked="<video>\nWhich emotion?"):
     return {"id": str(number), "video": f"videos/X/{number}.mp4", "conversations": turns}
 
 
+def test_the_interval_of_emobench_is_that_of_the_answers_that_are_scored(tmp_path):
+    write(tmp_path / "benchmark_json" / "MOSI.json", [conversation(n, "positive") for n in range(40)])
+    right = {f"mosi~{n}": "positive" for n in range(20)}  # half of the questions have no answer
+    result = run_benchmark(config(tmp_path, "emobench_m"), right, n_bootstrap=100)
+    assert (result.value, result.intervals["accuracy"]) == (1.0, (1.0, 1.0))
+    wrong = {f"mosi~{n}": "negative" for n in range(20, 30)}
+    result = run_benchmark(config(tmp_path, "emobench_m"), right | wrong, n_bootstrap=100)
+    low, high = result.intervals["accuracy"]
+    assert result.value == pytest.approx(2 / 3)
+    assert 0.4 < low < result.value < high < 0.9
+
+
 def test_accuracies_of_files_become_dimensions_and_explanations_of_laughter_are_rated(tmp_path, server):
     folder = tmp_path / "benchmark_json"
     write(folder / "MOSI.json", [conversation(n, label) for n, label in enumerate(["positive", "negative", "neutral"])])

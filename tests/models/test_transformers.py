@@ -1,6 +1,7 @@
 """The model as users of transformers, peft and datasets type it."""
 
 import http.server
+import shutil
 import subprocess
 import sys
 import threading
@@ -152,6 +153,16 @@ def test_a_conversation_gives_the_inputs_of_inference(built, clip):
     again = processor(text=[prompt], videos=[[str(clip)]])  # the two steps that transformers' examples have
     assert all(torch.equal(value, again[key]) for key, value in inputs.items())
     assert again.to("cpu", torch.bfloat16)["pixel_values"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["http", "https.mp4", "file"])
+def test_a_file_whose_name_is_that_of_a_protocol_is_a_file(built, clip, tmp_path, monkeypatch, name):
+    _, processor = built
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, name)
+    expected = processor(text=QUESTION, videos=str(clip))
+    found = processor(text=QUESTION, videos=name)
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
 def test_a_clip_may_be_a_path_an_address_or_arrays(built, clip, tmp_path):

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from affectgpt.config import StageConfig, TrainConfig
 from affectgpt.data.mixture import Source
 from affectgpt.data.stream import Draw
+from affectgpt.prompts import target_text
 from affectgpt.runtime import InputError
+from affectgpt.schema import Sample
 from affectgpt.training.distributed import Processes
 
 Row = dict[str, Any]
@@ -83,6 +85,10 @@ class Hooks:
     def select(self, config: TrainConfig, sources: Sequence[Source]) -> Sequence[Source]:
         """The samples that the objective can use, before there is a run folder; called in every process."""
         return sources
+
+    def answers(self, sample: Sample, task: str, lang: str, prompt_format: str) -> Sequence[str | None]:
+        """The answers to a prompt that are trained on, for the check of their length; None = the prompt alone."""
+        return [target_text(sample, task, lang, None, prompt_format)]
 
     def start(self, started: Started) -> None:
         """Before the first step, also of a resumed run."""

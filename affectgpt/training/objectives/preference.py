@@ -139,6 +139,10 @@ class Objective(Hooks):
             )
         return kept
 
+    def answers(self, sample: Sample, task: str, lang: str, prompt_format: str) -> list[str | None]:
+        judged = [] if sample.rejected is None else [sample.rejected]
+        return [*super().answers(sample, task, lang, prompt_format), *judged]
+
     def start(self, started: Started) -> None:
         turn_dropout_off(started.model)
         self._started = started

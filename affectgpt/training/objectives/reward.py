@@ -32,6 +32,7 @@ from affectgpt.metrics.rewards import ADVANTAGES, NEEDS, PENALTIES, Scorer, user
 from affectgpt.metrics.wheel import LEVEL1, WheelGrouping
 from affectgpt.prompts import target_labels
 from affectgpt.runtime import InputError, MissingLibrary
+from affectgpt.schema import Sample
 from affectgpt.training.objectives import Hooks, Row, Started
 from affectgpt.training.reference import Reference, turn_dropout_off
 from affectgpt.training.reward_model import RewardModel, checkpoint_of
@@ -155,6 +156,9 @@ class Objective(Hooks):
                 "%d of %d samples have no label on an emotion wheel, such as neutral: rewards by wheels are 0 for all "
                 "answers to them, so they teach nothing", n_off_wheel, n,
             )  # fmt: skip
+
+    def answers(self, sample: Sample, task: str, lang: str, prompt_format: str) -> list[None]:
+        return [None]  # the model writes them, and generation has a limit of its own
 
     def start(self, started: Started) -> None:
         turn_dropout_off(started.model)
