@@ -103,8 +103,9 @@ class Watch:
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float]) -> list[list[float]]:
-    every = max(1, -(-len(steps) // MAX_POINTS))
-    return [[step, value] for step, value in zip(steps[::every], values[::every], strict=True)]
+    every = max(1, -(-(len(steps) - 1) // (MAX_POINTS - 1)))
+    points = list(zip(steps, values, strict=True))
+    return [[step, value] for step, value in points[:-1:every] + points[-1:]]  # the last one is the present state
 
 
 def _clips_of(run: Path) -> dict[str, Path]:

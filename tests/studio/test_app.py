@@ -14,14 +14,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+import affectgpt
 from affectgpt.annotate.clips import ClipMedia
+from affectgpt.annotate.face import MOVEMENTS
 from affectgpt.annotate.store import Store
 from affectgpt.annotate.transcribe import Transcriber
 from affectgpt.config import BenchmarkConfig, EvalConfig, GenerateConfig, InferConfig, StudioConfig
 from affectgpt.inference.evaluate import run_evaluation
 from affectgpt.inference.infer import run_inference
+from affectgpt.metrics import clip_scores
+from affectgpt.runs import overview
 from affectgpt.runtime import UserError
-from affectgpt.schema import Sample
+from affectgpt.schema import MODALITIES, TASKS, Sample
 from affectgpt.studio.app import STATIC, Studio
 from affectgpt.studio.command import check, make_studio
 from affectgpt.studio.gallery import clip, difference, read_gallery
@@ -291,4 +295,10 @@ def test_every_word_of_the_pages_has_a_chinese_one():
     known = set(re.findall(r'"([^"]+)": "', scripts["words.js"]))
     used = {word for text in scripts.values() for word in re.findall(r'\bt\("([^"]+)"\)', text)}
     assert len(used) > 50
-    assert used <= known
+    shown = {*TASKS, *MODALITIES, *clip_scores.SORT_KEYS, *clip_scores.FAULTS, *clip_scores.STATES, *overview.STATES}
+    shown |= {name.replace("_", " ") for name in (*MOVEMENTS, "blink")}
+    package = Path(affectgpt.__file__).parent
+    starts = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    kinds = {kind for text in starts for kind in re.findall(r"RunRecord\.start\([^)]*?\bkind=f?\"(\w+)", text)}
+    assert {"train", "eval", "benchmark", "annotate", "prefer", "zeroshot"} <= kinds
+    assert used | shown | kinds <= known

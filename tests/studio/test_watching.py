@@ -13,7 +13,7 @@ from affectgpt.runtime import InputError
 from affectgpt.schema import Prediction, write_jsonl
 from affectgpt.studio.app import Studio
 from affectgpt.studio.clips import Kept
-from affectgpt.studio.watching import PART, Watch
+from affectgpt.studio.watching import MAX_POINTS, PART, Watch, _thinned
 from tests.studio.conftest import running
 
 N = PART + 3
@@ -118,3 +118,12 @@ def test_a_result_is_made_once_for_all_who_ask_and_a_failure_is_not_kept():
     assert found == ["damaged"] * 3
     assert kept.get("key", make) == kept.get("key", make) == 2
     assert kept._making == {}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, MAX_POINTS, MAX_POINTS + 1, 3 * MAX_POINTS - 1, 300_000])
+def test_a_thinned_curve_ends_where_the_run_is(n):
+    steps, values = tuple(range(1, n + 1)), tuple(1 / step for step in range(1, n + 1))
+    points = _thinned(steps, values)
+    assert points[:1] + points[-1:] == [[step, 1 / step] for step in (*steps[:1], *steps[-1:])]
+    assert [step for step, _ in points] == sorted({step for step, _ in points})
+    assert min(n, MAX_POINTS // 2) <= len(points) <= MAX_POINTS

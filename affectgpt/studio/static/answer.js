@@ -30,6 +30,6 @@ export function answerView(answer, about, view, truth, state) {
     answer.sentences.length ? h("p", { class: "text", lang: answer.lang }, answer.sentences.map(sentence)) : answer.labels.length ? null : h("p", { class: "text" }, answer.text),
     labels, rests,
     answer.finish === "length" ? h("p", { class: "warn" }, t("cut: the answer reached its longest length")) : null,
-    answer.modalities.length ? h("p", { class: "hint" }, `${t("Inputs")}: ${answer.modalities.join(", ")}`) : null,
+    answer.modalities.length ? h("p", { class: "hint" }, `${t("Inputs")}: ${answer.modalities.map((one) => t(one)).join(", ")}`) : null,
     answer.labels.length || truth ? wheelWithChoice(about.wheels, groups, state) : null);
 }

@@ -26,6 +26,27 @@ export function replace(parent, ...children) {
   return fill(parent, null, children);
 }
 
+// Draws anew; the focus goes to the new element with the `data-key` of the one that had it.
+export function redraw(parent, ...children) {
+  const key = parent.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  replace(parent, ...children);
+  if (key !== undefined) [...parent.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key)?.focus({ preventScroll: true });
+}
+
+// Asks every `pause_ms` and draws what has changed; returns what ends it.
+export function follow(ask, draw, pause_ms) {
+  let last = null;
+  const timer = setInterval(() => ask().then((found) => {
+    const now = JSON.stringify(found);
+    if (now !== last) draw(found);
+    last = now;
+  }, () => {}), pause_ms);
+  return () => clearInterval(timer);
+}
+
+// A key that an input method takes, such as the Enter that chooses Chinese characters; Safari only tells by the code.
+export const composing = (event) => event.isComposing || event.keyCode === 229;
+
 export class Refused extends Error {
   constructor(status, body) {
     super(body?.error?.message || `the server answered ${status}`);

@@ -1,6 +1,6 @@
 // The gallery: a list that loads only what is in view, filters in the address, and the confusion matrix.
 
-import { get, h, notice, percent, replace, s } from "./dom.js";
+import { composing, get, h, notice, percent, redraw, replace, s } from "./dom.js";
 import { language, t } from "./words.js";
 import { colourOf } from "./wheel.js";
 
@@ -11,6 +11,11 @@ export async function galleryPage(page, about, query) {
   const state = { system: gallery.systems[0].name, sort: "f", wheel: "1", ...query };
   const names = gallery.systems.map((one) => one.name);
   const abort = new AbortController();
+  const fit = () => { // only two systems differ
+    if (state.other === state.system) delete state.other;
+    if (!state.other && state.sort === "difference") { state.sort = "f"; delete state.descending; }
+  };
+  fit();
 
   const listBox = h("div", { class: "list", role: "listbox", tabindex: 0, "aria-label": t("clips") });
   const space = h("div", { class: "space" });
@@ -99,6 +104,7 @@ export async function galleryPage(page, about, query) {
 
   listBox.addEventListener("scroll", draw, { passive: true });
   listBox.addEventListener("keydown", (event) => {
+    if (composing(event)) return;
     const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 6, PageUp: -6, j: 1, k: -1 }[event.key];
     if (step) { choose(current + step); event.preventDefault(); }
     else if (event.key === "Home") { choose(0); event.preventDefault(); }
@@ -108,56 +114,61 @@ export async function galleryPage(page, about, query) {
 
   // ---- filters ----
   const select = (name, words, options, all = t("any")) => {
-    const element = h("select", { onchange: (event) => change(name, event.target.value) },
+    const element = h("select", { data: { key: name }, onchange: (event) => change(name, event.target.value) },
       all === null ? null : h("option", { value: "" }, all), options.map(([value, text]) => h("option", { value }, text)));
     element.value = state[name] ?? "";
     return h("label", {}, h("span", {}, words), element);
   };
-  const typed = (name, words, type = "search") => {
-    let wait = null;
-    return h("label", {}, h("span", {}, words), h("input", { type, value: state[name] ?? "", oninput: (event) => {
-      clearTimeout(wait);
-      wait = setTimeout(() => change(name, event.target.value), 250);
+  let typing = {}, pause = null; // what was typed, until somebody stops typing or changes something else
+  const typed = (name, words, type = "search") =>
+    h("label", {}, h("span", {}, words), h("input", { type, value: state[name] ?? "", data: { key: name }, oninput: (event) => {
+      typing[name] = event.target.value;
+      clearTimeout(pause);
+      pause = setTimeout(reload, 250);
     } }));
-  };
+  const set = (name, value) => { if (value === "") delete state[name]; else state[name] = value; };
+  function take() {
+    clearTimeout(pause);
+    for (const [name, value] of Object.entries(typing)) set(name, value);
+    typing = {};
+  }
   const filters = h("form", { class: "filters", onsubmit: (event) => event.preventDefault() });
 
   function drawFilters() {
+    take();
     const sectors = wheels[Number(state.wheel) - 1].map((one) => [one.name, one.name]).concat([["none", t("none")]]);
     const keys = gallery.sort_keys.map((key) => [key, t(key)]).concat(state.other ? [["difference", t("difference")]] : []);
-    replace(filters,
+    redraw(filters,
       select("system", t("System"), gallery.systems.map((one) => [one.name, `${one.name} (${percent(one.mean_f)})`]), null),
       names.length > 1 ? select("other", t("Compare with"), names.filter((one) => one !== state.system).map((one) => [one, one]), t("none")) : null,
       h("span", { class: "pair wide" }, select("sort", t("Sort by"), keys, null),
-        h("label", { class: "tick" }, h("input", { type: "checkbox", checked: state.descending === "true",
+        h("label", { class: "tick" }, h("input", { type: "checkbox", checked: state.descending === "true", data: { key: "descending" },
           onchange: (event) => change("descending", event.target.checked ? "true" : "") }), t("descending"))),
       typed("text", t("Search id, text, subtitle")),
       typed("label", t("Label")),
       select("wheel", t("Wheel"), wheels.map((_, place) => [String(place + 1), `${place + 1}`]), null),
       select("true_sector", t("True"), sectors),
       select("predicted_sector", t("Predicted"), sectors),
-      gallery.modalities.length > 1 ? select("modalities", t("Inputs"), gallery.modalities.map((one) => [one.join(","), one.join(" + ")])) : null,
+      gallery.modalities.length > 1 ? select("modalities", t("Inputs"), gallery.modalities.map((one) => [one.join(","), one.map((name) => t(name)).join(" + ")])) : null,
       select("state", t("State"), gallery.states.map((one) => [one, t(one)])),
       select("fault", t("Fault"), gallery.faults.map((one) => [one, t(one)])),
       h("span", { class: "pair" }, typed("lowest", "F ≥", "number"), typed("highest", "F ≤", "number")),
-      h("button", { type: "button", onclick: () => { for (const key of Object.keys(state)) if (!["system", "other", "wheel", "sort", "descending"].includes(key)) delete state[key]; drawFilters(); reload(); } }, t("Clear")));
+      h("button", { type: "button", data: { key: "clear" }, onclick: () => { typing = {}; for (const key of Object.keys(state)) if (!["system", "other", "wheel", "sort", "descending"].includes(key)) delete state[key]; drawFilters(); reload(); } }, t("Clear")));
   }
 
   function change(name, value) {
-    if (value === "") delete state[name]; else state[name] = value;
+    set(name, value);
     if (name === "wheel") { delete state.true_sector; delete state.predicted_sector; }
     if (["wheel", "system", "other"].includes(name)) {
-      if (state.other === state.system) delete state.other;
-      if (name === "other") {
-        if (state.other) Object.assign(state, { sort: "difference", descending: "true" });
-        else if (state.sort === "difference") { state.sort = "f"; delete state.descending; }
-      }
+      fit();
+      if (name === "other" && state.other) Object.assign(state, { sort: "difference", descending: "true" });
       drawFilters();
     }
     reload();
   }
 
   function reload() {
+    take();
     history.replaceState(null, "", `#/gallery?${new URLSearchParams(state)}`);
     generation += 1;
     parts = new Map();
@@ -185,7 +196,7 @@ export async function galleryPage(page, about, query) {
         const n = found.counts[row][column];
         const [real, guess] = [found.sectors[row], found.sectors[column]];
         const on = state.true_sector === real && state.predicted_sector === guess;
-        return h("td", {}, h("button", { class: `cell${row === column ? " same" : ""}${on ? " on" : ""}`, disabled: !n,
+        return h("td", {}, h("button", { class: `cell${row === column ? " same" : ""}${on ? " on" : ""}`, disabled: !n, data: { key: `${real}/${guess}` },
           "aria-pressed": on ? "true" : "false", title: `${t("True")} ${real}, ${t("Predicted")} ${guess}: ${n}`, style: { "--share": n / most },
           onclick: () => {
             if (on) { delete state.true_sector; delete state.predicted_sector; } else Object.assign(state, { true_sector: real, predicted_sector: guess });
@@ -193,7 +204,7 @@ export async function galleryPage(page, about, query) {
             reload();
           } }, n || ""));
       };
-      replace(matrixBox, h("summary", {}, `${t("Confusion between sectors")} (${t("Wheel")} ${found.wheel})`),
+      redraw(matrixBox, h("summary", { data: { key: "summary" } }, `${t("Confusion between sectors")} (${t("Wheel")} ${found.wheel})`),
         h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, ""), found.sectors.map((one) => h("th", { scope: "col" }, name(one))))),
           h("tbody", {}, found.sectors.map((one, row) => h("tr", {}, h("th", { scope: "row" }, name(one)), found.sectors.map((_, column) => cell(row, column)))))),
         h("p", { class: "hint" }, t("rows: true, columns: predicted; a click filters")));
@@ -248,5 +259,5 @@ export async function galleryPage(page, about, query) {
   const resized = new ResizeObserver(draw);
   resized.observe(listBox);
   listBox.focus({ preventScroll: true });
-  return () => { abort.abort(); resized.disconnect(); clearTimeout(settle); };
+  return () => { abort.abort(); resized.disconnect(); clearTimeout(settle); clearTimeout(pause); };
 }

@@ -11,6 +11,7 @@ import { runsPage } from "./runs.js";
 const page = document.getElementById("page");
 const header = document.getElementById("header");
 let leave = null; // ends what a page has running
+let turn = 0; // of the pages that were asked for: one that is ready after the next was asked for is not shown
 
 const PAGES = {
   gallery: { title: "Gallery", show: galleryPage, there: (about) => about.gallery.systems.length > 0 },
@@ -49,19 +50,24 @@ function loginPage() {
 
 async function show(about) {
   const { name, rest, query } = parsed();
+  const own = ++turn;
   leave?.();
   leave = null;
   const first = Object.keys(PAGES).find((one) => PAGES[one].there(about));
   const chosen = name === "clip" ? "gallery" : PAGES[name]?.there(about) ? name : first;
   showHeader(about, chosen);
   document.title = `${t(PAGES[chosen]?.title ?? "")} – AffectGPT studio`;
-  replace(page);
-  if (!chosen) { replace(page, h("p", { class: "empty" }, t("There is nothing to show: name a run, predictions= or a review."))); return; }
+  const place = h("div", { class: "page" }); // its own: a late page draws where nobody looks
+  replace(page, place);
+  if (!chosen) { replace(place, h("p", { class: "empty" }, t("There is nothing to show: name a run, predictions= or a review."))); return; }
   try {
-    leave = await (name === "clip" ? clipPage(page, about, rest[0], query) : PAGES[chosen].show(page, about, query, rest)) || null;
+    const end = await (name === "clip" ? clipPage(place, about, rest[0], query) : PAGES[chosen].show(place, about, query, rest)) || null;
+    if (own === turn) leave = end;
+    else end?.();
   } catch (error) {
+    if (own !== turn) return;
     if (error.status === 401) loginPage();
-    else replace(page, h("p", { class: "empty error" }, error.message));
+    else replace(place, h("p", { class: "empty error" }, error.message));
   }
 }
 

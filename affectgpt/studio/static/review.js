@@ -1,6 +1,6 @@
 // Review: an annotator's tasks one by one, by keyboard; or, for the person in charge, links, progress and agreement.
 
-import { get, h, notice, post, replace } from "./dom.js";
+import { composing, follow, get, h, notice, post, redraw, replace } from "./dom.js";
 import { t } from "./words.js";
 import { clipView } from "./evidence.js";
 
@@ -26,9 +26,9 @@ function chargePage(page, first) {
   const people = h("div"), table = h("div"), outcome = h("div", { role: "status" });
   const draw = (found) => {
     replace(table, figures(found.progress));
-    if (found.people) replace(people, h("table", { class: "figures" }, h("thead", {}, h("tr", {}, ["round", "annotator", "done", "link"].map((one) => h("th", {}, t(one))))),
+    if (found.people) redraw(people, h("table", { class: "figures" }, h("thead", {}, h("tr", {}, ["round", "annotator", "done", "link"].map((one) => h("th", {}, t(one))))),
       h("tbody", {}, found.people.map((one) => h("tr", {}, h("td", {}, one.round), h("td", {}, one.name), h("td", {}, `${one.done} / ${one.n}`),
-        h("td", {}, h("a", { href: one.link }, new URL(one.link, location.href).href)))))));
+        h("td", {}, h("a", { href: one.link, data: { key: one.link } }, new URL(one.link, location.href).href)))))));
   };
   const write = h("button", { class: "main", onclick: async () => {
     try {
@@ -40,16 +40,15 @@ function chargePage(page, first) {
   replace(page, h("section", { class: "charge" }, h("h1", {}, t("Review")), h("p", { class: "hint" }, t("Give each annotator their own link. Opening one here makes this browser that annotator's.")),
     people, h("h2", {}, t("Agreement")), table, h("p", {}, write), outcome));
   draw(first);
-  const timer = setInterval(() => get("/api/review/overview").then(draw, () => {}), 4000);
-  return () => clearInterval(timer);
+  return follow(() => get("/api/review/overview"), draw, 4000);
 }
 
 // ---- an annotator ----
 function tasksPage(page, found) {
   const { annotator, tasks } = found;
   const box = h("div", { class: "task" });
-  const bar = h("div", { class: "review-bar" });
-  let at = Math.max(0, tasks.findIndex((task) => !task.done)), task = null, view = null, draft = null, begun = 0, spent = 0, progress = found.progress, busy = false;
+  // tasks[at] is shown; `aim` is the one that was asked for last, whose reply may be on its way or have failed.
+  let at = Math.max(0, tasks.findIndex((task) => !task.done)), aim = at, turn = 0, task = null, view = null, draft = null, begun = 0, spent = 0, progress = found.progress, busy = false;
 
   const draftKey = () => `studio.draft.${annotator}.${task.round}.${task.screen}.${task.id}`;
   const keep = () => { try { localStorage.setItem(draftKey(), JSON.stringify({ ...draft, spent: time() })); } catch { /* full or forbidden: the answer is still on the page */ } };
@@ -57,22 +56,38 @@ function tasksPage(page, found) {
   const seen = () => { if (document.visibilityState === "visible") begun = performance.now(); else spent += (performance.now() - begun) / 1000; };
   document.addEventListener("visibilitychange", seen);
 
-  function drawBar() {
+  const tally = h("progress", { max: tasks.length, "aria-label": t("done") }), counted = h("span", { class: "done-count" }), agreed = h("span", { class: "alpha" });
+  const chooser = h("select", { "aria-label": t("clips"), onchange: () => open(Number(chooser.value)) }, tasks.map((_, place) => h("option", { value: place })));
+  const bar = h("div", { class: "review-bar" }, h("b", {}, annotator), tally, counted, agreed, chooser,
+    h("button", { class: "plain", onclick: async () => { await post("/api/review/leave", {}); location.reload(); } }, t("Leave")));
+
+  function drawBar() { // in place: the focus stays
     const n = tasks.filter((one) => one.done).length;
     const own = progress.find((one) => one.round === tasks[at]?.round && one.screen === "labels");
     const alpha = own?.agreement?.alpha_jaccard;
-    replace(bar, h("b", {}, annotator), h("progress", { max: tasks.length, value: n, "aria-label": t("done") }), h("span", { class: "done-count" }, `${n} / ${tasks.length}`),
-      alpha === null || alpha === undefined ? null : h("span", { class: "alpha" }, `${t("Agreement")} α = ${alpha.toFixed(3)}`),
-      h("select", { "aria-label": t("clips"), onchange: (event) => open(Number(event.target.value)) }, tasks.map((one, place) =>
-        h("option", { value: place, selected: place === at }, `${one.done ? "✓" : "○"} ${one.id} · ${t(one.screen)}`))),
-      h("button", { class: "plain", onclick: async () => { await post("/api/review/leave", {}); location.reload(); } }, t("Leave")));
+    tally.value = n;
+    counted.textContent = `${n} / ${tasks.length}`;
+    agreed.hidden = alpha === null || alpha === undefined;
+    agreed.textContent = agreed.hidden ? "" : `${t("Agreement")} α = ${alpha.toFixed(3)}`;
+    tasks.forEach((one, place) => {
+      const words = `${one.done ? "✓" : "○"} ${one.id} · ${t(one.screen)}`;
+      if (chooser.options[place].text !== words) chooser.options[place].text = words;
+    });
+    if (tasks.length) chooser.value = at;
   }
 
   async function open(place) {
-    at = Math.max(0, Math.min(tasks.length - 1, place));
-    const { screen, id } = tasks[at];
+    const own = ++turn, wanted = aim = Math.max(0, Math.min(tasks.length - 1, place));
+    const { screen, id } = tasks[wanted];
     let fresh;
-    try { fresh = await get("/api/review/task", { screen, id }); } catch (error) { notice(error.message, true); return; }
+    try {
+      fresh = await get("/api/review/task", { screen, id });
+    } catch (error) {
+      if (own === turn) { notice(error.message, true); drawBar(); } // the task before stays
+      return;
+    }
+    if (own !== turn) return; // another one was asked for since
+    at = wanted;
     const sameClip = task?.id === fresh.id;
     task = fresh;
     let stored = null;
@@ -97,7 +112,7 @@ function tasksPage(page, found) {
       h("div", { class: "left" }, view.element, h("p", { class: "subtitle", lang: task.lang }, h("i", {}, words.says), task.said || "—")),
       h("div", { class: "right" }, h("h1", {}, `${task.id} · ${t("round")} ${task.round}`), h("p", { class: "instruction", lang: task.lang }, words[task.screen]),
         task.screen === "clues" ? cluesForm(words) : labelsForm(words),
-        h("div", { class: "pair" }, h("button", { class: "main save", onclick: save }, `${t("Save")} (Ctrl + ↵)`), h("button", { onclick: () => open(at + 1) }, `${t("Skip")} (]`, ")"),
+        h("div", { class: "pair" }, h("button", { class: "main save", onclick: save }, `${t("Save")} (Ctrl + ↵)`), h("button", { onclick: () => open(aim + 1) }, `${t("Skip")} (]`, ")"),
           task.answer ? h("span", { class: "good" }, `✓ ${t("Saved")}`) : null),
         h("details", { class: "keys" }, h("summary", {}, `${t("Keyboard")} (?)`), keysTable()))));
     drawBar();
@@ -138,6 +153,7 @@ function tasksPage(page, found) {
     const chips = h("div", { class: "ticks", role: "group", "aria-label": words.candidates });
     const others = h("div", { class: "chips other" });
     const field = h("input", { id: "other", "aria-label": words.other, placeholder: words.add, lang: task.lang, oninput: () => { draft.writing = field.value; keep(); }, onkeydown: (event) => {
+      if (composing(event)) return;
       if (event.key === "Enter" && !event.ctrlKey && field.value.trim()) {
         draft.other.push(field.value.trim());
         field.value = draft.writing = "";
@@ -148,10 +164,12 @@ function tasksPage(page, found) {
       } else if (event.key === "Backspace" && !field.value && draft.other.length) { draft.other.pop(); drawChips(); keep(); }
     } });
     field.value = draft.writing || "";
+    const buttons = task.candidates.map((label, place) => h("button", { class: "tick-label", lang: task.lang, data: { label }, onclick: () => tick(label) },
+      place < KEYS.length ? h("kbd", {}, KEYS[place]) : null, label));
+    replace(chips, buttons);
     function drawChips() {
-      replace(chips, task.candidates.map((label, place) => h("button", { class: "tick-label", "aria-pressed": draft.labels.includes(label) ? "true" : "false", lang: task.lang, data: { label },
-        onclick: () => tick(label) }, place < KEYS.length ? h("kbd", {}, KEYS[place]) : null, label)));
-      replace(others, draft.other.map((label, place) => h("span", { class: "chip" }, label, h("button", { class: "plain", "aria-label": `${t("remove")} ${label}`, onclick: () => { draft.other.splice(place, 1); drawChips(); keep(); } }, "✕"))));
+      for (const button of buttons) button.setAttribute("aria-pressed", draft.labels.includes(button.dataset.label) ? "true" : "false");
+      replace(others, draft.other.map((label, place) => h("span", { class: "chip" }, label, h("button", { class: "plain", "aria-label": `${t("remove")} ${label}`, onclick: () => { draft.other.splice(place, 1); drawChips(); keep(); (others.querySelectorAll("button")[place] || field).focus(); } }, "✕"))));
     }
     function tick(label) {
       draft.labels = draft.labels.includes(label) ? draft.labels.filter((one) => one !== label) : [...draft.labels, label];
@@ -169,17 +187,19 @@ function tasksPage(page, found) {
   }
 
   async function save() {
-    if (busy) return;
+    if (busy || !task) return;
     busy = true;
+    const own = turn, shown = task, saved = tasks[at], key = draftKey();
     const body = { screen: task.screen, id: task.id, seconds: time() };
     if (task.screen === "clues") body.clues = draft.clues;
     else Object.assign(body, { labels: draft.labels, other: draft.writing?.trim() ? [...draft.other, draft.writing.trim()] : draft.other });
     keep();
     try {
       ({ progress } = await post("/api/review/answer", body));
-      localStorage.removeItem(draftKey());
-      tasks[at].done = true;
-      notice(`${t("Saved")}: ${task.id}, ${t(task.screen)}`);
+      localStorage.removeItem(key);
+      saved.done = true;
+      notice(`${t("Saved")}: ${saved.id}, ${t(saved.screen)}`);
+      if (own !== turn || task !== shown) { drawBar(); return; } // the annotator has gone on meanwhile
       const next = tasks.findIndex((one, place) => place > at && !one.done);
       const open_ = next >= 0 ? next : tasks.findIndex((one) => !one.done);
       if (open_ >= 0) await open(open_);
@@ -190,6 +210,8 @@ function tasksPage(page, found) {
   }
 
   const keys = (event) => {
+    if (composing(event)) return undefined;
+    if (!task && (event.altKey || !"[]".includes(event.key))) return undefined; // none could be loaded: another one can be
     const target = event.target, inField = /^(TEXTAREA|INPUT|SELECT)$/.test(target.tagName);
     const act = (work) => { event.preventDefault(); work(); };
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return act(save);
@@ -211,8 +233,8 @@ function tasksPage(page, found) {
     }
     if (event.key === "Escape") return act(() => { target.blur(); });
     if (inField || event.ctrlKey || event.metaKey) return undefined;
-    if (event.key === "[") return act(() => open(at - 1));
-    if (event.key === "]") return act(() => open(at + 1));
+    if (event.key === "[") return act(() => open(aim - 1));
+    if (event.key === "]") return act(() => open(aim + 1));
     if (event.key === "?") return act(() => { const details = box.querySelector(".keys"); details.open = !details.open; });
     if (task.screen === "labels") {
       const place = KEYS.indexOf(event.key.toLowerCase());
@@ -224,12 +246,13 @@ function tasksPage(page, found) {
   };
   document.addEventListener("keydown", keys);
   replace(page, h("section", { class: "review" }, bar, box));
-  const timer = setInterval(() => get("/api/review/progress").then((now) => { ({ progress } = now); drawBar(); }, () => {}), 8000);
-  const opened = tasks.length ? open(at) : replace(box, h("p", { class: "empty" }, t("There are no tasks for you.")));
-  return Promise.resolve(opened).then(() => () => {
-    clearInterval(timer);
+  const end = follow(() => get("/api/review/progress"), (now) => { ({ progress } = now); drawBar(); }, 8000);
+  if (tasks.length) open(at); else replace(box, h("p", { class: "empty" }, t("There are no tasks for you.")));
+  return () => {
+    turn += 1;
+    end();
     document.removeEventListener("keydown", keys);
     document.removeEventListener("visibilitychange", seen);
     view?.stop();
-  });
+  };
 }

@@ -1,6 +1,6 @@
 // Runs: a list of all, and of one its curves, its answers to validation clips over steps, and its rollouts.
 
-import { get, h, notice, percent, replace, s } from "./dom.js";
+import { follow, get, h, notice, percent, redraw, replace, s } from "./dom.js";
 import { t } from "./words.js";
 
 const WIDTH = 320, HEIGHT = 130, LEFT = 44, BOTTOM = 18, TOP = 8;
@@ -13,7 +13,7 @@ function curve(name, points) {
   const py = (y) => TOP + (HEIGHT - TOP - BOTTOM) * (y1 > y0 ? (y1 - y) / (y1 - y0) : 0.5);
   const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1000 || Math.abs(value) < 0.01 ? value.toExponential(1) : value.toPrecision(3));
   return h("figure", { class: "curve" }, h("figcaption", {}, t(name), h("b", {}, ` ${short(ys.at(-1))}`)),
-    s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${name}: ${short(ys[0])} – ${short(ys.at(-1))}` },
+    s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${t(name)}: ${short(ys[0])} – ${short(ys.at(-1))}` },
       s("line", { x1: LEFT, x2: LEFT, y1: TOP, y2: HEIGHT - BOTTOM, class: "axis-line" }), s("line", { x1: LEFT, x2: WIDTH, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM, class: "axis-line" }),
       [y0, y1].map((y) => s("text", { x: LEFT - 4, y: py(y) + 4, class: "axis", "text-anchor": "end" }, short(y))),
       [x0, x1].map((x, place) => s("text", { x: px(x), y: HEIGHT - 4, class: "axis", "text-anchor": place ? "end" : "start" }, x)),
@@ -36,16 +36,15 @@ export function runsPage(page, about, query, rest) {
 
 async function listPage(page) {
   const box = h("div", { class: "charge" });
-  const draw = (runs) => replace(box, runs.length ? h("table", { class: "figures runs" },
+  const draw = (runs) => redraw(box, runs.length ? h("table", { class: "figures runs" },
     h("thead", {}, h("tr", {}, ["run", "kind", "status", "data", "model", "score", "step", "started"].map((one) => h("th", {}, t(one))))),
-    h("tbody", {}, runs.map((run) => h("tr", {}, h("td", {}, h("a", { href: `#/runs/${run.key}` }, run.name)), h("td", {}, run.stage ? `${run.kind} ${run.stage}` : run.kind),
-      h("td", { class: `status ${run.status}` }, run.problem ? `⚠ ${run.problem}` : run.status), h("td", {}, run.data || "–"), h("td", { class: "long", title: run.model || "" }, (run.model || "–").split("/").slice(-2).join("/")),
+    h("tbody", {}, runs.map((run) => h("tr", {}, h("td", {}, h("a", { href: `#/runs/${run.key}`, data: { key: run.key } }, run.name)), h("td", {}, run.stage ? `${t(run.kind)} ${run.stage}` : t(run.kind)),
+      h("td", { class: `status ${run.status}` }, run.problem ? `⚠ ${run.problem}` : t(run.status)), h("td", {}, run.data || "–"), h("td", { class: "long", title: run.model || "" }, (run.model || "–").split("/").slice(-2).join("/")),
       h("td", {}, run.score === null ? "–" : `${percent(run.score)} (${run.score_of})`), h("td", {}, run.steps === null ? "–" : `${run.steps} / ${run.planned_steps ?? "?"}`), h("td", {}, (run.started || "").slice(0, 16).replace("T", " "))))))
     : h("p", { class: "empty" }, t("none")));
   draw(await get("/api/runs"));
   replace(page, h("h1", {}, t("Runs")), box);
-  const timer = setInterval(() => get("/api/runs").then(draw, () => {}), 5000);
-  return () => clearInterval(timer);
+  return follow(() => get("/api/runs"), draw, 5000);
 }
 
 // The clips of one step: a slider over steps, which stays at the newest one, and pages of clips.
@@ -110,6 +109,5 @@ async function onePage(page, key) {
   const found = await get(`/api/runs/${key}`);
   replace(page, h("section", {}, h("nav", { class: "steps" }, h("a", { href: "#/runs" }, `← ${t("Back")}`), h("h1", {}, found.name)), plots, samples.element, rollouts.element));
   draw(found);
-  const timer = setInterval(() => get(`/api/runs/${key}`).then(draw, () => {}), 5000);
-  return () => clearInterval(timer);
+  return follow(() => get(`/api/runs/${key}`), draw, 5000);
 }

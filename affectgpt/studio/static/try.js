@@ -9,7 +9,9 @@ const KINDS = { mp4: "video/mp4", m4v: "video/mp4", webm: "video/webm", mov: "vi
   wav: "audio/wav", mp3: "audio/mpeg", ogg: "audio/ogg", flac: "audio/flac", m4a: "audio/mp4" };
 
 export async function tryPage(page, about, query) {
+  const named = query.id ? await get(`/api/clip/${encodeURIComponent(query.id)}`) : null;
   const state = { clip: null, view: null, wheel: 0, answers: [], running: null, recorder: null };
+  let turn = 0; // of what the left side shows: replies to an earlier one come too late
   const clipBox = h("div", { class: "left" });
   const answersBox = h("div", { class: "answers", "aria-live": "polite" });
   const field = (words, element) => h("label", {}, h("span", {}, words), element);
@@ -26,18 +28,18 @@ export async function tryPage(page, about, query) {
   const candidatesField = field(t("Candidates"), candidates);
   candidatesField.hidden = true;
   const inputs = h("fieldset", {}, h("legend", {}, t("Inputs to use")));
-  const ask = h("button", { class: "main", disabled: true, onclick: () => (state.running ? stop() : start()) }, t("Ask"));
+  const ask = h("button", { class: "main", disabled: true }, t("Ask"));
   const wait = h("span", { class: "hint", role: "status" });
-  const form = h("form", { class: "ask", onsubmit: (event) => { event.preventDefault(); if (!state.running && state.clip) start(); } },
+  const form = h("form", { class: "ask", onsubmit: (event) => { event.preventDefault(); if (state.running) stop(); else if (state.clip) start(); } },
     field(t("Subtitle"), subtitle), about.hears ? h("div", { class: "pair" }, listen, heard) : null, h("div", { class: "pair" }, field(t("Task"), task), field(t("Language"), lang)), candidatesField, inputs,
     h("div", { class: "pair" }, ask, wait));
 
   // ---- the models ----
-  let poll = null, models = about.models;
+  let poll = null, left = false, models = about.models;
   function drawInputs() {
     const names = [...new Set(models.flatMap((model) => model.modalities || []))];
     if (inputs.childElementCount > 1 || !names.length) return;
-    for (const name of names) inputs.append(h("label", { class: "tick" }, h("input", { type: "checkbox", value: name, checked: true }), name));
+    for (const name of names) inputs.append(h("label", { class: "tick" }, h("input", { type: "checkbox", value: name, checked: true }), t(name)));
   }
   async function watch() {
     drawInputs();
@@ -45,8 +47,8 @@ export async function tryPage(page, about, query) {
     for (const model of models) if (model.error) notice(`${model.name}: ${model.error}`, true);
     wait.textContent = waiting.length ? t("the model is being loaded ...") : "";
     if (waiting.length) poll = setTimeout(async () => {
-      try { ({ models } = await get("/api/about")); about.models = models; } catch (error) { notice(error.message, true); return; }
-      watch();
+      try { ({ models } = await get("/api/about")); about.models = models; } catch (error) { if (!left) notice(error.message, true); return; }
+      if (!left) watch();
     }, 1000);
   }
 
@@ -66,38 +68,42 @@ export async function tryPage(page, about, query) {
     const file = event.dataTransfer?.files[0];
     if (file) upload(file);
   };
-  page.addEventListener("drop", dropped);
-  page.addEventListener("dragover", (event) => event.preventDefault());
+  const taken = (event) => event.preventDefault(); // or the browser would leave for a file that is dropped beside the field
+  document.addEventListener("drop", dropped);
+  document.addEventListener("dragover", taken);
 
   async function upload(file, kind = null) {
     const ending = (file.name || "").split(".").pop().toLowerCase();
     const type = kind || KINDS[ending] || file.type || "application/octet-stream";
     const bar = h("progress", { max: 1, value: 0 });
+    forget();
+    const own = turn;
     replace(clipBox, h("p", { class: "empty" }, file.name || "", h("br"), bar));
+    let found;
     try {
-      const old = state.clip;
-      const found = await send(`/api/upload?${new URLSearchParams({ name: file.name || "recording" })}`, file, type, (share) => { bar.value = share; });
-      if (old?.group === "upload") fetch(`/api/upload/${old.id}`, { method: "DELETE" });
-      show(found.group, found.id, found.name, type.startsWith("audio/"));
+      found = await send(`/api/upload?${new URLSearchParams({ name: file.name || "recording" })}`, file, type, (share) => { bar.value = share; });
     } catch (error) {
-      state.clip = null;
-      ask.disabled = true;
+      if (own !== turn) return;
       notice(error.message, true);
       replace(clipBox, drop);
+      return;
     }
+    if (own === turn) show(found.group, found.id, found.name, type.startsWith("audio/"));
+    else remove(found);
   }
 
+  const remove = ({ group, id }) => { if (group === "upload") fetch(`/api/upload/${id}`, { method: "DELETE" }).catch(() => {}); };
+
   function show(group, id, name, isSound = false) {
-    state.view?.stop();
-    stop();
+    const own = turn;
     if (subtitle.value && subtitle.value === state.proposed) subtitle.value = ""; // it was of another clip
     state.clip = { group, id };
     state.view = clipView(group, id, { isSound });
     state.view.done.then((values) => {
-      if (!about.hears || state.clip?.id !== id) return;
+      if (!about.hears || own !== turn) return;
       listen.disabled = !values.wave;
       if (values.wave) propose(false);
-    }, (error) => notice(error.message, true));
+    }, (error) => { if (own === turn) notice(error.message, true); });
     replace(clipBox, h("p", { class: "clip-name" }, h("b", {}, name), " ", h("button", { class: "plain", onclick: () => { forget(); replace(clipBox, drop); } }, "✕")), state.view.element);
     replace(answersBox, h("p", { class: "hint" }, t("Point at a sentence to see what it rests on.")));
     ask.disabled = false;
@@ -106,21 +112,28 @@ export async function tryPage(page, about, query) {
   // Writes what the speech recogniser hears into the field, unless somebody has written there meanwhile.
   async function propose(again) {
     if (!again && subtitle.value.trim()) return;
-    const { group, id } = state.clip, before = subtitle.value;
+    const own = turn, { group, id } = state.clip, before = subtitle.value;
     heard.textContent = t("listening ...");
     try {
       const { text } = await post(`/media/${group}/${encodeURIComponent(id)}/transcript?lang=${lang.value}`, {});
-      if (state.clip?.id !== id) return;
+      if (own !== turn) return;
       if (text && subtitle.value === before) subtitle.value = state.proposed = text;
       heard.textContent = text ? `${t("proposed by")} ${about.hears}; ${t("correct it if it is wrong")}` : t("nothing was heard");
-    } catch (error) { heard.textContent = error.message; }
+    } catch (error) { if (own === turn) heard.textContent = error.message; }
   }
 
+  // Ends all that is about the clip: its answers, its player, a recording, and replies that have not come.
   function forget() {
+    turn += 1;
     stop();
+    if (state.recorder) {
+      state.recorder.onstop = null;
+      for (const track of state.recorder.stream.getTracks()) track.stop();
+      state.recorder = null;
+    }
     state.view?.stop();
     state.view = null;
-    if (state.clip?.group === "upload") fetch(`/api/upload/${state.clip.id}`, { method: "DELETE" });
+    if (state.clip) remove(state.clip);
     state.clip = null;
     ask.disabled = listen.disabled = true;
     heard.textContent = "";
@@ -128,8 +141,18 @@ export async function tryPage(page, about, query) {
 
   async function record() {
     if (!navigator.mediaDevices?.getUserMedia) { notice(t("recording needs https or 127.0.0.1"), true); return; }
+    const own = ++turn;
     let media;
-    try { media = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 }, audio: true }); } catch (error) { notice(error.message, true); return; }
+    try {
+      media = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 }, audio: true });
+    } catch (error) {
+      if (own === turn) notice(error.message, true);
+      return;
+    }
+    if (own !== turn) { // the page was left, or a file was dropped, while the browser asked for permission
+      for (const track of media.getTracks()) track.stop();
+      return;
+    }
     const preview = h("video", { class: "player", autoplay: true, playsinline: true });
     preview.muted = true;
     preview.srcObject = media;
@@ -189,6 +212,11 @@ export async function tryPage(page, about, query) {
       }, signal);
     } catch (error) {
       if (error.name !== "AbortError") replace(one.card, h("p", { class: "error" }, error.message));
+      else if (one.card.contains(one.text)) { // an answer that is whole stays as it is
+        one.text.classList.remove("writing");
+        if (one.text.dataset.first) one.card.append(h("p", { class: "hint" }, t("stopped")));
+        else one.text.textContent = t("stopped");
+      }
     }
   }
 
@@ -201,15 +229,15 @@ export async function tryPage(page, about, query) {
   replace(page, h("section", { class: "try" }, h("div", { class: "columns" }, clipBox, h("div", { class: "right" }, form, answersBox))));
   replace(clipBox, drop);
   watch();
-  if (query.id) {
-    const found = await get(`/api/clip/${encodeURIComponent(query.id)}`);
-    subtitle.value = found.subtitle || "";
+  if (named) {
+    subtitle.value = named.subtitle || "";
     show("gallery", query.id, query.id);
   }
   return () => {
+    left = true;
+    document.removeEventListener("drop", dropped);
+    document.removeEventListener("dragover", taken);
     clearTimeout(poll);
-    page.removeEventListener("drop", dropped);
-    if (state.recorder) { state.recorder.onstop = null; state.recorder.stream.getTracks().forEach((track) => track.stop()); }
     forget();
   };
 }

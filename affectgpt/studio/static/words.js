@@ -12,8 +12,8 @@ const ZH = {
   "not shown to the model": "模型未得到该输入", "pictures": "画面", "sound": "声音", "words": "文字",
   "visual": "视觉", "acoustic": "听觉", "lexical": "文字", "mixed": "混合", "inference": "推断", "labels": "标签",
   "Drop a video here, or choose one": "将视频拖到这里，或选择文件", "Choose a file": "选择文件", "Record": "录制", "Stop recording": "停止录制",
-  "Task": "任务", "Language": "语言", "description": "描述", "both": "描述与标签", "fixed": "固定标签", "Candidates": "候选标签",
-  "Ask": "提问", "Stop": "停止", "asking ...": "正在回答……", "the model is being loaded ...": "正在载入模型……",
+  "Task": "任务", "Language": "语言", "description": "描述", "both": "描述与标签", "think": "思考", "fixed": "固定标签", "Candidates": "候选标签",
+  "Ask": "提问", "Stop": "停止", "asking ...": "正在回答……", "stopped": "已停止", "the model is being loaded ...": "正在载入模型……",
   "Answer": "回答", "rests on (nats per token)": "依据（每词 nats）", "Point at a sentence to see what it rests on.": "将鼠标移到句子上，查看其依据。",
   "uploaded clips are temporary": "上传的视频只临时保存", "Edit the subtitle if it is wrong or missing": "字幕有误或缺失时可修改",
   "precision": "精确率", "recall": "召回率", "first better": "前者更好", "second better": "后者更好", "equal": "相同",
@@ -39,6 +39,9 @@ const ZH = {
   "Rollouts": "采样回答", "reward": "奖励", "rows of the references cannot be used": "行标注无法使用", "recording needs https or 127.0.0.1": "录制需要 https 或 127.0.0.1",
   "There is nothing to show: name a run, predictions= or a review.": "没有可显示的内容：请指定训练记录、predictions= 或人工复核。", "Labels and lengths": "标签数与长度", "Labels of a clip": "每个视频的标签数", "Characters of an explanation": "描述字符数", "from": "自", "Action units": "动作单元", "intensity": "强度", "probability": "概率", "at most": "最高", "hardly active": "几乎无动作", "Listen": "识别语音", "listening ...": "正在识别……", "proposed by": "识别模型：", "correct it if it is wrong": "如有误请修改", "nothing was heard": "没有听到语音", "advantage": "优势", "f": "F 值", "n_true": "标注标签数", "n_predicted": "预测标签数", "n_characters": "描述长度", "n_tokens": "词元数",
   "clue_precision": "线索精确率", "clue_recall": "线索召回率", "absent": "提到未提供的输入", "unsupported": "标签无依据", "contradicting": "描述与标签矛盾", "id": "编号",
+  "audio": "声音", "frames": "画面", "motion": "动态", "face": "面部", "face_motion": "面部动态",
+  "running": "进行中", "finished": "已结束", "failed": "失败", "unfinished": "未完成", "unreadable": "无法读取",
+  "train": "训练", "eval": "评估", "benchmark": "基准测试", "annotate": "标注", "prefer": "偏好比较", "zeroshot": "零样本", "learning_rate": "学习率", "eval_score": "验证得分",
   "scored": "已评分", "missing": "缺预测", "unparsed": "无标签", "right": "全对", "wrong": "全错",
 };
 
