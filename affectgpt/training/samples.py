@@ -127,10 +127,13 @@ def _check_text(sample: Sample, source: Source, processor: Any, answers: Answers
             continue
         for task in source.tasks:
             prompt = render(
-                sample, task=task, lang=lang, candidates=source.candidates if task == "fixed" else (),
+                sample,
+                task=task,
+                lang=lang,
+                candidates=source.candidates if task == "fixed" else (),
                 modalities=shown,
                 prompt_format=processor.prompt_format,
-            )  # fmt: skip
+            )
             for answer in answers(sample, task, lang, processor.prompt_format):
                 processor.check_length(prompt, answer)
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -54,6 +55,18 @@ def test_two_files_with_the_same_part_are_refused(files, tmp_path, capsys):
     other = foreign.save(foreign.audio_branch(seed=9), tmp_path / "b.pth")
     assert run("convert", [str(files["audio"]), str(other), f"out={tmp_path / 'base'}"]) == 2
     assert "both contain: Q-Former projector of the audio" in capsys.readouterr().err
+
+
+def test_two_conversions_to_one_folder_do_not_run_at_once(files, tmp_path, capsys):
+    lock = tmp_path / ".base.lock"
+    hold = "import sys, time; from pathlib import Path; from affectgpt.journal.locks import held\n"
+    hold += "with held(Path(sys.argv[1]), what=''): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        assert run("convert", [str(files["audio"]), f"out={tmp_path / 'base'}"]) == 2
+        other.kill()
+    assert f"another conversion to {tmp_path / 'base'} is running" in capsys.readouterr().err
+    assert not (tmp_path / "base").exists()
 
 
 def test_an_earlier_conversion_is_replaced_only_when_asked_and_other_folders_never(files, tmp_path, capsys):
