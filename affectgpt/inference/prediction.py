@@ -199,14 +199,14 @@ def _append_missing(
     made: dict[str, Prediction] = {}
     with contextlib.closing(Journal(out, key="id", fsync=True)) as journal:
         done = {row["id"]: prediction_from_row(row) for row in journal.rows()}
+        now = json.loads(json.dumps(settings, default=str))
         if done:
             before = json.loads(sidecar.read_text(encoding="utf-8"))
-            now = json.loads(json.dumps(settings, default=str))
             keys = {*before, *(key for key in now if key not in LATER)}
             if differing := sorted(key for key in keys if before.get(key) != now.get(key)):
                 raise UserError(f"{out} was made with other settings ({', '.join(differing)}); name another out= file")
         remove_unfinished(sidecar)
-        write_json_atomic(sidecar, json.loads(json.dumps(settings, default=str)))
+        write_json_atomic(sidecar, now)
         todo = [sample for sample in samples if sample.id not in done]
         n_done = len(samples) - len(todo)
         if done:
