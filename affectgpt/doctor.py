@@ -44,6 +44,7 @@ CORE: Mapping[str, tuple[str, str | None]] = {
     "pillow": ("10.3", None),
     "tqdm": ("4.66", None),
     "filelock": ("3.12", None),
+    "packaging": ("23", None),
 }
 # extra: (purpose, packages), as in pyproject.toml; a test compares them.
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
